@@ -1,0 +1,1 @@
+"""Large linear algebra as batch jobs: planned, checkpointed, certified."""

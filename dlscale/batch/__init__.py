@@ -1,0 +1,1 @@
+"""Jobs: spec, plan, run, certify, publish."""

@@ -1,0 +1,1 @@
+"""The patterns of parallel work, and where they run."""

@@ -1,0 +1,88 @@
+"""The exceptions that dlscale raises on purpose.
+
+DlscaleError
+├── SpecError               the job file or an argument is wrong; nothing was started (exit code 2)
+│   └── DoesNotFitError     the plan needs more memory or disk than it was given
+├── InputError              the matrix cannot be computed on (exit code 2)
+│   ├── MissingChunkError   a chunk that the metadata promises is absent or truncated
+│   └── NonFiniteError      a NaN or an infinity, with its row and column
+├── CorruptionError         stored data fails its checksum (exit code 1)
+├── NumericalError          the mathematics cannot be completed as asked (exit code 1)
+├── CertificateError        the answer was computed and failed its own check (exit code 1)
+├── StalledError            no progress within the stated time (exit code 1)
+└── Interrupted             SIGINT or SIGTERM; checkpointed, can be resumed (exit code 75)
+
+Every message says what was required, what was got and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class DlscaleError(Exception):
+    """Base class of every error that dlscale raises on purpose."""
+
+    exit_code = 1
+
+
+class SpecError(DlscaleError, ValueError):
+    """A job file or an argument is wrong; no work was started."""
+
+    exit_code = 2
+
+
+class DoesNotFitError(SpecError):
+    """The plan needs more memory or disk than the job was given."""
+
+
+class InputError(DlscaleError, ValueError):
+    """The input matrix cannot be computed on."""
+
+    exit_code = 2
+
+
+class MissingChunkError(InputError):
+    """A chunk that the array's metadata promises is absent or truncated."""
+
+
+class NonFiniteError(InputError):
+    """The matrix holds a NaN or an infinity.
+
+    Parameters
+    ----------
+    row, column : int
+        Position of the first non-finite entry found, counted from 0.
+    value : complex or float
+        What stands there.
+    """
+
+    def __init__(self, row: int, column: int, value: complex) -> None:
+        super().__init__(
+            f"Input contains NaN or infinity: {value} at row {row}, column {column}. "
+            "Every entry must be finite; replace or drop the row and run again."
+        )
+        self.row, self.column, self.value = row, column, value
+
+    def __reduce__(self) -> tuple[type[NonFiniteError], tuple[int, int, complex]]:
+        return type(self), (self.row, self.column, self.value)
+
+
+class CorruptionError(DlscaleError):
+    """Stored data fails its checksum."""
+
+
+class NumericalError(DlscaleError, ArithmeticError):
+    """The computation cannot be completed as asked (overflow, loss of rank)."""
+
+
+class CertificateError(DlscaleError):
+    """The answer was computed, and it failed its own check."""
+
+
+class StalledError(DlscaleError):
+    """The job made no progress within the stated time."""
+
+
+class Interrupted(DlscaleError):
+    """SIGINT or SIGTERM arrived; what was finished is checkpointed."""
+
+    exit_code = 75

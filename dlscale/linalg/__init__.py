@@ -1,0 +1,1 @@
+"""One algorithm a file, each a short piece of mathematics on a pattern."""

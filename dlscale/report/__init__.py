@@ -1,0 +1,1 @@
+"""Figures and HTML from the plain data of a finished job."""

@@ -1,0 +1,1 @@
+"""Matrices, results and checkpoints at rest."""
