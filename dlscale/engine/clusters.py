@@ -1,0 +1,266 @@
+"""Where a job runs: one noun, `Cluster`, that computes a task graph and says how large it is.
+
+``local`` is one worker process with a thread per core; ``tcp://host:port`` is a running Dask cluster; ``threads`` is this
+process itself, for arrays that are in its memory.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+
+from dlscale.engine.progress import Emit, ignore
+from dlscale.errors import SpecError, StalledError
+
+#: Resident memory of a process that has imported the libraries and read nothing.
+BASELINE_BYTES = 300 * 2**20
+
+
+@dataclass(frozen=True)
+class ClusterFacts:
+    """What a plan needs to know of a cluster.
+
+    Parameters
+    ----------
+    kind : str
+        ``local``, ``tcp`` or ``threads``.
+    n_workers, threads_per_worker : int
+    memory_bytes : int
+        What one worker process may use, all in all.
+    address : str
+        Of the scheduler, for ``tcp``.
+    """
+
+    kind: str
+    n_workers: int
+    threads_per_worker: int
+    memory_bytes: int
+    address: str = ""
+
+    @property
+    def n_threads(self) -> int:
+        return self.n_workers * self.threads_per_worker
+
+    @property
+    def work_bytes(self) -> int:
+        """What is left of a worker's memory for a job's arrays."""
+        return self.memory_bytes - (BASELINE_BYTES if self.kind != "threads" else 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def n_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe_cluster(spec: str | Mapping[str, Any] = "local") -> ClusterFacts:
+    """Facts about a cluster; starts nothing.
+
+    Parameters
+    ----------
+    spec : str or mapping
+        ``"local"``, ``"threads"``, ``"tcp://host:port"``, or a mapping with ``type`` and, for a local cluster, ``workers``,
+        ``threads`` (of each worker) and ``memory`` (of all processes together: bytes, or text such as ``"4GB"``).
+
+    Raises
+    ------
+    SpecError
+        If the kind is unknown, a number is not positive, the memory is less than the processes need to start, or
+        nothing answers at the address.
+    """
+    options: dict[str, Any] = {"type": spec} if isinstance(spec, str) else dict(spec)
+    kind = str(options.pop("type", "local"))
+    if kind.startswith(("tcp://", "tls://")):
+        return _remote_facts(kind)
+    if kind not in ("local", "threads"):
+        raise SpecError(f"cluster must be local, threads or tcp://host:port; got {kind!r}.")
+    n_workers = int(options.pop("workers", None) or 1)
+    threads = int(options.pop("threads", None) or max(1, n_cores() // n_workers))
+    memory = _bytes(options.pop("memory", None)) or psutil.virtual_memory().total * 6 // 10
+    if options:
+        raise SpecError(f"cluster: unknown key {next(iter(options))!r}; allowed: type, workers, threads, memory.")
+    if min(n_workers, threads, memory) < 1:
+        raise SpecError(f"cluster: workers, threads and memory must be positive; got {n_workers}, {threads}, {memory}.")
+    if kind == "threads":
+        return ClusterFacts("threads", 1, threads, memory)
+    per_worker = (memory - BASELINE_BYTES) // n_workers
+    if per_worker < BASELINE_BYTES + 32 * 2**20:
+        needed = (BASELINE_BYTES * (n_workers + 1) + n_workers * 32 * 2**20) / 1e9
+        raise SpecError(f"cluster: memory must be at least {needed:.2f} GB for {n_workers} worker(s); got {memory / 1e9:.2f} GB.")
+    return ClusterFacts("local", n_workers, threads, per_worker)
+
+
+def _bytes(text: Any) -> int:
+    from dask.utils import parse_bytes
+
+    return int(parse_bytes(text)) if text else 0
+
+
+def _remote_facts(address: str) -> ClusterFacts:
+    with _client(address) as client:
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        if not workers:
+            raise SpecError(f"cluster: the scheduler at {address} has no workers; start some with `dask worker {address}`.")
+        memory = min(worker["memory_limit"] or psutil.virtual_memory().total for worker in workers)
+        return ClusterFacts("tcp", len(workers), min(worker["nthreads"] for worker in workers), int(memory), address)
+
+
+def _client(address: str) -> Any:
+    from distributed import Client
+
+    try:
+        return Client(address, timeout="10s", set_as_default=False)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise SpecError(f"cluster: nothing answers at {address} ({error}); start a scheduler, or use `cluster: local`.") from error
+
+
+class Cluster:
+    """A place that computes task graphs; a context manager.
+
+    Parameters
+    ----------
+    facts : ClusterFacts
+    """
+
+    def __init__(self, facts: ClusterFacts) -> None:
+        self.facts = facts
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of what was started."""
+
+    def share(self, value: Any) -> Any:
+        """Put a value where all tasks can use it; the return value stands for it as an argument of a task."""
+        return value
+
+    def compute(self, graph: dict[Any, Any], key: Any, *, token: str, listener: Emit, stalled: Callable[[], str]) -> Any:
+        """Compute one key of a task graph.
+
+        Parameters
+        ----------
+        graph : dict
+            Keys to Dask tasks.
+        key
+            What to return.
+        token, listener
+            Events that tasks send under the token reach the listener.
+        stalled : callable
+            Asked about once a second; a sentence ends the computation with `StalledError`.
+        """
+        raise NotImplementedError
+
+
+class ThreadCluster(Cluster):
+    """This process, through Dask's threaded scheduler."""
+
+    def compute(self, graph: dict[Any, Any], key: Any, *, token: str, listener: Emit, stalled: Callable[[], str]) -> Any:
+        import dask.threaded
+
+        from dlscale.engine import progress
+
+        progress.listen(token, listener)
+        try:
+            return dask.threaded.get(graph, key, num_workers=self.facts.threads_per_worker)
+        finally:
+            progress.unlisten(token)
+
+
+class DaskCluster(Cluster):
+    """A Dask cluster: one that was started for this job, or a running one."""
+
+    def __init__(self, facts: ClusterFacts) -> None:
+        super().__init__(facts)
+        _quieten()
+        self.local: Any = None
+        if facts.kind == "local":
+            self.local = _start_workers(facts)
+        self.client = _client(self.local.scheduler_address if self.local else facts.address)
+
+    def close(self) -> None:
+        self.client.close(timeout=5)
+        if self.local is not None:
+            self.local.close(timeout=5)
+
+    def share(self, value: Any) -> Any:
+        return self.client.scatter(value, hash=False)
+
+    def compute(self, graph: dict[Any, Any], key: Any, *, token: str, listener: Emit, stalled: Callable[[], str]) -> Any:
+        from distributed import TimeoutError as DaskTimeoutError
+
+        self.client.subscribe_topic(token, lambda event: listener(event[1]))
+        future = None
+        try:
+            future = self.client.get(graph, key, sync=False)
+            while True:
+                try:
+                    return future.result(timeout=1.0)
+                except (DaskTimeoutError, TimeoutError):
+                    if future.status == "error":
+                        raise
+                    if reason := stalled():
+                        raise StalledError(reason + f" Waiting for: {self._running()}.") from None
+        finally:
+            if future is not None:
+                future.release()
+            self.client.unsubscribe_topic(token)
+
+    def _running(self) -> str:
+        tasks = [f"{task} on {worker}" for worker, names in self.client.processing().items() for task in names]
+        return ", ".join(tasks[:4]) or "workers to start"
+
+
+def _start_workers(facts: ClusterFacts) -> Any:
+    import dask
+    from distributed import LocalCluster
+
+    # The plan bounds memory; Dask's own reactions to a full worker (spill, pause, kill) would only hide a wrong plan.
+    limits = {f"distributed.worker.memory.{what}": False for what in ("target", "spill", "pause", "terminate")}
+    with dask.config.set(limits):
+        return LocalCluster(
+            n_workers=facts.n_workers,
+            threads_per_worker=facts.threads_per_worker,
+            memory_limit=facts.memory_bytes,
+            dashboard_address=None,
+            silence_logs=logging.CRITICAL,
+        )
+
+
+def _quieten() -> None:
+    """Dask's log lines and notes say nothing that the user of a job can act on; failures arrive as exceptions."""
+    for name in ("distributed", "bokeh", "tornado.application", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def open_cluster(spec: str | Mapping[str, Any] | ClusterFacts = "local") -> Cluster:
+    """Start or join a cluster (see `describe_cluster` for the forms)."""
+    facts = spec if isinstance(spec, ClusterFacts) else describe_cluster(spec)
+    return ThreadCluster(facts) if facts.kind == "threads" else DaskCluster(facts)
+
+
+def watchdog(seconds: float | None) -> tuple[Emit, Callable[[], str]]:
+    """A pair: call the first on every event; the second says so when none came for that long (None: never)."""
+    if seconds is None:
+        return ignore, lambda: ""
+    last = time.monotonic()
+
+    def touch(_: dict[str, Any]) -> None:
+        nonlocal last
+        last = time.monotonic()
+
+    def check() -> str:
+        return f"No progress for {seconds:g} s." if time.monotonic() - last > seconds else ""
+
+    return touch, check

@@ -1,0 +1,99 @@
+"""The block grid of a pass: which rows are read, computed and added up together.
+
+A grid is part of a job's plan and never depends on how many workers run it: the sums of a pass are taken in the grid's
+order, so the same grid gives the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+#: Bytes of a block: large enough that reading it is one long disk access, small enough to stay near the caches.
+BLOCK_BYTES = 16 * 2**20
+#: Leaves of a pass: enough to keep workers busy to the end, few enough that task overhead does not show.
+N_LEAVES = 64
+
+
+@dataclass(frozen=True)
+class RowGrid:
+    """Rows cut into blocks, and blocks grouped into leaves (one task each).
+
+    Parameters
+    ----------
+    n_rows, block_rows, leaf_rows : int
+        ``leaf_rows`` is a multiple of ``block_rows``; the last block and the last leaf may be shorter.
+    """
+
+    n_rows: int
+    block_rows: int
+    leaf_rows: int
+
+    @property
+    def n_leaves(self) -> int:
+        return -(-self.n_rows // self.leaf_rows)
+
+    @property
+    def n_blocks(self) -> int:
+        return -(-self.n_rows // self.block_rows)
+
+    def leaves(self) -> list[tuple[int, int]]:
+        """Rows (start, stop) of each leaf."""
+        return [(i, min(i + self.leaf_rows, self.n_rows)) for i in range(0, self.n_rows, self.leaf_rows)]
+
+    def output_chunk_rows(self, row_bytes: int) -> int:
+        """Rows of an output chunk: a multiple of the block, at most a leaf, about `BLOCK_BYTES`."""
+        n_blocks = max(1, min(self.leaf_rows, BLOCK_BYTES // row_bytes) // self.block_rows)
+        per_leaf = self.leaf_rows // self.block_rows
+        return self.block_rows * max(d for d in range(1, n_blocks + 1) if per_leaf % d == 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"n_rows": self.n_rows, "block_rows": self.block_rows, "leaf_rows": self.leaf_rows, "n_leaves": self.n_leaves}
+
+
+def blocks(start: int, stop: int, step: int) -> Iterator[tuple[int, int]]:
+    """Cut ``start:stop`` in pieces of ``step``."""
+    return ((i, min(i + step, stop)) for i in range(start, stop, step))
+
+
+def plan_grid(
+    shape: tuple[int, int], row_bytes: int, *, row_unit: int = 1, max_block_bytes: int, block_rows: int | None = None
+) -> RowGrid:
+    """Choose the grid of a pass.
+
+    Parameters
+    ----------
+    shape : (m, n)
+    row_bytes : int
+        Bytes of one row in the compute dtype.
+    row_unit : int
+        Rows that the store reads together; blocks are made of whole units where ``max_block_bytes`` allows.
+    max_block_bytes : int
+        What memory allows one block to take.
+    block_rows : int, optional
+        A block height to use as it is, such as the one in a finished job's plan.
+
+    Returns
+    -------
+    RowGrid
+    """
+    m = shape[0]
+    unit = min(row_unit, m)
+    if block_rows is None:
+        target = max(1, min(BLOCK_BYTES, max_block_bytes) // row_bytes)
+        if unit == 1:
+            block_rows = 2 ** int(math.log2(target))
+        elif unit <= target:
+            block_rows = unit * (target // unit)
+        elif unit * row_bytes <= max_block_bytes:
+            block_rows = unit
+        else:
+            block_rows = 2 ** int(math.log2(target))
+    block_rows = min(block_rows, m)
+    per_leaf = max(1, -(-m // (block_rows * N_LEAVES)))
+    if unit > block_rows and unit % block_rows == 0:
+        # Leaves of whole units: a chunk is then read by one leaf alone.
+        per_leaf = -(-per_leaf * block_rows // unit) * unit // block_rows
+    return RowGrid(m, block_rows, block_rows * per_leaf)

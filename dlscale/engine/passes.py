@@ -1,0 +1,372 @@
+"""The pass: one sweep over the rows of a matrix.
+
+    total = tree-reduce(merge, map(fold, row blocks)),   optionally with one output block per row block
+
+An algorithm supplies a `Fold` (what to do with a block, how two partial results merge) and gets from here: blocks read
+inside the task that uses them, the next block read while this one is computed, memory bounded by threads times blocks in
+flight, sums in an order that the grid alone decides, retry of the leaves that a dead worker held, progress, and a
+checkpoint after each pass. A pass whose result is in the checkpoint is not run again: it returns what was stored, so an
+algorithm resumes by simply being run once more.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from dask._task_spec import DataNode, Task, TaskRef
+
+from dlscale.engine.clusters import Cluster, watchdog
+from dlscale.engine.grids import RowGrid, blocks
+from dlscale.engine.progress import Emit, Event, Meter, ignore
+from dlscale.errors import NonFiniteError, NumericalError
+from dlscale.kernels import one_blas_thread, workspace
+from dlscale.storage.checkpoints import Checkpoint
+from dlscale.storage.matrices import Array, ArrayMatrix, Matrix
+from dlscale.storage.results import ArrayWriter, ResultGroup
+
+State = dict[str, Array]
+
+_readers = threading.local()
+
+
+class Fold(ABC):
+    """What a pass does with each block; picklable, and the same for all tasks."""
+
+    #: Floating point operations for one row of the matrix.
+    flops_per_row: float = 0.0
+
+    @abstractmethod
+    def start(self) -> State:
+        """The partial result of no rows."""
+
+    @abstractmethod
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        """Add a block of rows to a partial result, in place.
+
+        Returns
+        -------
+        One block of rows for each output of the pass; may be workspaces.
+        """
+
+    def finish(self, state: State) -> State:
+        """Complete the partial result of a leaf."""
+        return state
+
+    def merge(self, left: State, right: State) -> State:
+        """Combine the partial results of neighbouring rows, left above right; may reuse either."""
+        for name, value in right.items():
+            left[name] += value
+        return left
+
+
+class RowOutput(Protocol):
+    """Where the output blocks of a pass go."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def write(self, start_row: int, block: Array) -> None: ...
+
+    def matrix(self) -> Matrix: ...
+
+
+@dataclass
+class ArrayOutput:
+    """A NumPy array that tasks of this process fill."""
+
+    array: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    def write(self, start_row: int, block: Array) -> None:
+        self.array[start_row : start_row + len(block)] = block
+
+    def matrix(self) -> Matrix:
+        return ArrayMatrix(self.array)
+
+
+class Passes:
+    """Runs passes on a cluster and keeps their results.
+
+    Parameters
+    ----------
+    cluster : Cluster
+    checkpoint : Checkpoint, optional
+        Where the result of each pass, and scratch arrays, are kept; without one, in memory.
+    result : ResultGroup, optional
+        Where outputs that belong to the job's result are written; without one, in memory (`Passes.outputs`).
+    emit : callable
+        Receives events.
+    stall_seconds : float, optional
+        A pass that reports nothing for so long fails.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        checkpoint: Checkpoint | None = None,
+        result: ResultGroup | None = None,
+        emit: Emit = ignore,
+        stall_seconds: float | None = None,
+    ) -> None:
+        self.cluster, self.checkpoint, self.result, self.emit = cluster, checkpoint, result, emit
+        self.stall_seconds = stall_seconds
+        self.outputs: dict[str, RowOutput] = {}
+        self.bytes_read = 0
+
+    def scratch(self, name: str, shape: tuple[int, int], dtype: np.dtype[Any], grid: RowGrid) -> RowOutput:
+        """An array for the outputs of a pass that later passes read."""
+        if self.checkpoint is None:
+            return ArrayOutput(np.empty(shape, dtype))
+        chunks = (grid.output_chunk_rows(shape[1] * dtype.itemsize), shape[1])
+        return self.checkpoint.scratch(name, shape, dtype, chunks=chunks)
+
+    def output(self, name: str, shape: tuple[int, int], dtype: np.dtype[Any], grid: RowGrid) -> RowOutput:
+        """An array of the job's result, written by row blocks."""
+        if self.result is None:
+            self.outputs[name] = ArrayOutput(np.empty(shape, dtype))
+        else:
+            chunks = (grid.output_chunk_rows(shape[1] * dtype.itemsize), shape[1])
+            self.outputs[name] = self.result.create(name, shape, dtype, chunks=chunks)
+        return self.outputs[name]
+
+    def sweep(self, step: str, A: Matrix, fold: Fold, grid: RowGrid, *, outputs: Sequence[RowOutput] = ()) -> State:
+        """Run one pass, or return its result if the checkpoint has it.
+
+        Parameters
+        ----------
+        step : str
+            The name of the pass, unique in the job.
+        A : Matrix (m, n)
+        fold : Fold
+        grid : RowGrid of m rows
+        outputs : sequence of RowOutput
+            Filled with the row blocks that ``fold.update`` returns, in this order.
+
+        Returns
+        -------
+        State
+            The merged partial results.
+
+        Raises
+        ------
+        NonFiniteError
+            If the matrix holds a NaN or an infinity.
+        NumericalError
+            If finite entries overflowed.
+        StalledError
+        """
+        n_bytes = grid.n_rows * A.shape[1] * A.stored_dtype.itemsize
+        cost = {"flops": fold.flops_per_row * grid.n_rows, "bytes": n_bytes}
+        self.emit({"event": "pass_started", "step": step, **cost})
+        started = time.perf_counter()
+        state = self.checkpoint.load(step) if self.checkpoint else None
+        resumed = state is not None
+        if state is None:
+            state = self._compute(step, A, fold, grid, outputs)
+            self._save(step, state, outputs)
+            self.bytes_read += n_bytes
+        seconds = time.perf_counter() - started
+        self.emit(
+            {
+                "event": "pass_finished",
+                "step": step,
+                "seconds": seconds,
+                "bytes_read": n_bytes,
+                "flops": cost["flops"],
+                "resumed": resumed,
+            }
+        )
+        return state
+
+    def _compute(self, step: str, A: Matrix, fold: Fold, grid: RowGrid, outputs: Sequence[RowOutput]) -> State:
+        token = f"dlscale-{uuid.uuid4().hex[:12]}"
+        touch, stalled = watchdog(self.stall_seconds)
+        flops_per_row = fold.flops_per_row
+
+        def listener(event: Event) -> None:
+            touch(event)
+            rss_bytes = event.pop("rss_bytes")
+            self.emit(event | {"flops": flops_per_row * event["rows"]})
+            self.emit({"event": "memory", "process": event["worker"], "rss_bytes": rss_bytes})
+
+        shared = self.cluster.share(_Sweep(token, step, A, fold, grid.block_rows, tuple(outputs)))
+        graph, root = _reduction_tree(token, shared, fold, grid)
+        state: State = self.cluster.compute(graph, root, token=token, listener=listener, stalled=stalled)
+        return state
+
+    def _save(self, step: str, state: State, outputs: Sequence[RowOutput]) -> None:
+        if self.checkpoint is None:
+            return
+        started = time.perf_counter()
+        writers = [output for output in outputs if isinstance(output, ArrayWriter)]
+        n_bytes = self.checkpoint.save(step, state, writers=writers)
+        self.emit({"event": "checkpoint", "step": step, "bytes": n_bytes, "seconds": time.perf_counter() - started})
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    """What every leaf of a pass needs, shipped to each worker once."""
+
+    token: str
+    step: str
+    A: Matrix
+    fold: Fold
+    block_rows: int
+    outputs: tuple[RowOutput, ...]
+
+
+def _reduction_tree(token: str, sweep: Any, fold: Fold, grid: RowGrid) -> tuple[dict[Any, Any], Any]:
+    """One task a leaf, and a binary tree of merges whose shape the grid alone decides."""
+    graph: dict[Any, Any] = {}
+    fold_key = f"{token}-sweep"
+    graph[fold_key] = DataNode(fold_key, sweep) if isinstance(sweep, _Sweep) else Task(fold_key, _same, sweep)
+    level: list[Any] = []
+    for i, (start, stop) in enumerate(grid.leaves()):
+        key = (token, 0, i)
+        graph[key] = Task(key, _run_leaf, TaskRef(fold_key), start, stop)
+        level.append(key)
+    for depth in itertools.count(1):
+        if len(level) == 1:
+            return graph, level[0]
+        above = []
+        for i in range(0, len(level) - 1, 2):
+            key = (token, depth, i)
+            graph[key] = Task(key, _merge, TaskRef(fold_key), TaskRef(level[i]), TaskRef(level[i + 1]))
+            above.append(key)
+        level = above + level[len(level) // 2 * 2 :]
+    raise AssertionError("unreachable")
+
+
+def _same(sweep: _Sweep) -> _Sweep:
+    return sweep
+
+
+def _merge(sweep: _Sweep, left: State, right: State) -> State:
+    # A merge may be repeated after a worker died, so it must not change its arguments.
+    with one_blas_thread():
+        return sweep.fold.merge({name: value.copy() for name, value in left.items()}, right)
+
+
+def _run_leaf(sweep: _Sweep, start: int, stop: int) -> State:
+    """Fold the rows ``start:stop`` of the matrix, block by block."""
+    meter = Meter(sweep.token, sweep.step)
+    row_bytes = sweep.A.shape[1] * sweep.A.stored_dtype.itemsize
+    fold, state = sweep.fold, sweep.fold.start()
+    collectors = [_Collector(output, start, stop, sweep.block_rows) for output in sweep.outputs]
+    before = time.perf_counter()
+    with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
+        for first_row, block in _read_ahead(sweep.A, start, stop, sweep.block_rows):
+            read = time.perf_counter()
+            for collector, rows in zip(collectors, fold.update(state, block, first_row), strict=True):
+                collector.add(first_row, rows)
+            now = time.perf_counter()
+            meter.add(rows=len(block), n_bytes=len(block) * row_bytes, read_seconds=read - before, compute_seconds=now - read)
+            before = now
+        state = fold.finish(state)
+    meter.flush()
+    if not all(np.isfinite(value).all() for value in state.values()):
+        _find_non_finite(sweep, start, stop)
+    return state
+
+
+def _find_non_finite(sweep: _Sweep, start: int, stop: int) -> None:
+    """Say which entry spoilt the sums of a leaf."""
+    for first, last in blocks(start, stop, sweep.block_rows):
+        block = sweep.A.read(first, last)
+        bad = np.argwhere(~np.isfinite(block))
+        if len(bad):
+            i, j = (int(index) for index in bad[0])
+            raise NonFiniteError(first + i, j, block[i, j].item())
+    raise NumericalError(
+        f"Rows {start} to {stop} are finite, but their products overflow {sweep.A.dtype}; "
+        "divide the matrix by its largest entry and run again."
+    )
+
+
+def _read_ahead(A: Matrix, start: int, stop: int, block_rows: int) -> Iterator[tuple[int, Array]]:
+    """Blocks of rows, the next one being read while the caller works on this one."""
+    if A.in_memory:
+        for first, last in blocks(start, stop, block_rows):
+            yield first, A.read(first, last)
+        return
+    reader = _reader()
+    shape = (min(block_rows, stop - start), A.shape[1])
+    buffers = itertools.cycle([workspace("read-0", shape, A.dtype), workspace("read-1", shape, A.dtype)])
+    source: Callable[[int, int, Array], Array] = A.read
+    if block_rows % A.row_unit and A.row_unit > 1:
+        source = _UnitReader(A, start, stop).read
+    spans = list(blocks(start, stop, block_rows))
+    ahead = reader.submit(source, *spans[0], next(buffers)[: spans[0][1] - spans[0][0]])
+    for i, (first, _) in enumerate(spans):
+        block = ahead.result()
+        if i + 1 < len(spans):
+            following = spans[i + 1]
+            ahead = reader.submit(source, *following, next(buffers)[: following[1] - following[0]])
+        yield first, block
+
+
+def _reader() -> ThreadPoolExecutor:
+    """The reading thread that belongs to the calling thread."""
+    reader: ThreadPoolExecutor | None = getattr(_readers, "pool", None)
+    if reader is None:
+        reader = _readers.pool = ThreadPoolExecutor(1, thread_name_prefix="dlscale-read")
+    return reader
+
+
+class _UnitReader:
+    """Serves blocks out of whole stored units, each read once, when blocks and units do not line up."""
+
+    def __init__(self, A: Matrix, start: int, stop: int) -> None:
+        self.A, self.start, self.stop = A, start, stop
+        self.unit: tuple[int, Array] = (0, np.empty((0, A.shape[1]), A.dtype))
+
+    def read(self, first: int, last: int, out: Array) -> Array:
+        row = first
+        while row < last:
+            top, unit = self.unit
+            if not top <= row < top + len(unit):
+                top = max(self.start, row // self.A.row_unit * self.A.row_unit)
+                bottom = min(self.stop, (row // self.A.row_unit + 1) * self.A.row_unit)
+                buffer = workspace("unit", (bottom - top, self.A.shape[1]), self.A.dtype)
+                unit = self.A.read(top, bottom, buffer)
+                self.unit = (top, unit)
+            end = min(last, top + len(unit))
+            out[row - first : end - first] = unit[row - top : end - top]
+            row = end
+        return out
+
+
+class _Collector:
+    """Gathers the output blocks of a leaf into whole chunks, and writes each once."""
+
+    def __init__(self, output: RowOutput, start: int, stop: int, block_rows: int) -> None:
+        self.output, self.stop = output, stop
+        chunks = getattr(output, "chunks", None)
+        self.chunk_rows = chunks[0] if chunks else block_rows
+        self.parts: list[Array] = []
+        self.first_row, self.n_rows = start, 0
+
+    def add(self, first_row: int, rows: Array) -> None:
+        self.n_rows += len(rows)
+        complete = self.n_rows == self.chunk_rows or first_row + len(rows) == self.stop
+        if complete and not self.parts:
+            self.output.write(first_row, rows)
+        else:
+            self.parts.append(rows.copy())
+            if complete:
+                self.output.write(self.first_row, np.concatenate(self.parts))
+        if complete:
+            self.first_row, self.n_rows, self.parts = first_row + len(rows), 0, []

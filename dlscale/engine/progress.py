@@ -1,0 +1,119 @@
+"""Messages from tasks to the driver: rows read, bytes, flops, seconds, memory.
+
+A task calls `send` with the token of its pass. In the driver's own process the message goes straight to the listener; on
+a Dask worker it travels as a worker event, which the driver's client receives.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+
+Event = dict[str, Any]
+Emit = Callable[[Event], None]
+
+_listeners: dict[str, Emit] = {}
+_process = psutil.Process()
+
+
+def ignore(event: Event) -> None:
+    """A listener that does nothing."""
+
+
+def listen(token: str, listener: Emit) -> None:
+    """Receive what tasks in this process send under this token."""
+    _listeners[token] = listener
+
+
+def unlisten(token: str) -> None:
+    _listeners.pop(token, None)
+
+
+def send(token: str, event: Event) -> None:
+    """Send an event from a task to whoever listens to the token."""
+    listener = _listeners.get(token)
+    if listener is not None:
+        listener(event)
+        return
+    from distributed import get_worker
+
+    get_worker().log_event(token, event)
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process."""
+    return int(_process.memory_info().rss)
+
+
+def worker_name() -> str:
+    """A short name of the process that runs a task."""
+    from distributed import get_worker
+
+    try:
+        return str(get_worker().name)
+    except ValueError:
+        return f"pid {os.getpid()}"
+
+
+class Meter:
+    """Adds up what a task does and sends it at most four times a second.
+
+    Parameters
+    ----------
+    token, step : str
+        Where to send, and the pass it belongs to.
+    """
+
+    interval_seconds = 0.25
+
+    def __init__(self, token: str, step: str) -> None:
+        self.token, self.step = token, step
+        self.worker = worker_name()
+        self._start()
+
+    def _start(self) -> None:
+        self.since = time.perf_counter()
+        self.rows, self.bytes, self.read_seconds, self.compute_seconds = 0, 0, 0.0, 0.0
+
+    def add(self, *, rows: int, n_bytes: int, read_seconds: float, compute_seconds: float) -> None:
+        self.rows += rows
+        self.bytes += n_bytes
+        self.read_seconds += read_seconds
+        self.compute_seconds += compute_seconds
+        if time.perf_counter() - self.since > self.interval_seconds:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.rows:
+            send(
+                self.token,
+                {
+                    "event": "blocks",
+                    "step": self.step,
+                    "worker": self.worker,
+                    "rows": self.rows,
+                    "bytes": self.bytes,
+                    "read_seconds": self.read_seconds,
+                    "compute_seconds": self.compute_seconds,
+                    "rss_bytes": resident_bytes(),
+                },
+            )
+        self._start()
+
+
+class MemorySampler(threading.Thread):
+    """Emits the resident memory of the driver once a second, until stopped."""
+
+    def __init__(self, emit: Emit) -> None:
+        super().__init__(name="memory-sampler", daemon=True)
+        self.emit = emit
+        self.stopped = threading.Event()
+
+    def run(self) -> None:
+        while not self.stopped.wait(1.0):
+            self.emit({"event": "memory", "process": "driver", "rss_bytes": resident_bytes()})

@@ -1,0 +1,190 @@
+"""Block functions on NumPy arrays, each with its flop count.
+
+They trust their arguments. Each runs on one thread: the parallelism of dlscale is between blocks, so that the bits of a
+result do not depend on how many threads or workers there were (`one_blas_thread`). Temporary arrays come from
+`workspace`, because memory touched for the first time is slow.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from scipy.linalg import cython_blas
+from threadpoolctl import ThreadpoolController
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+#: Rows of a tile are chosen so that it stays in a core's share of the cache while it is used twice.
+TILE_BYTES = 4 * 2**20
+
+_local = threading.local()
+
+
+def workspace(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """An uninitialised array of this thread, kept and reused from call to call under its name."""
+    n_bytes = int(np.prod(shape)) * dtype.itemsize
+    store: Array | None = getattr(_local, name, None)
+    if store is None or store.nbytes < n_bytes:
+        store = np.empty(n_bytes, np.uint8)
+        setattr(_local, name, store)
+    return store[:n_bytes].view(dtype).reshape(shape)
+
+
+class _Limiter:
+    """Counts who asked for one BLAS thread: the first to enter sets the limit, the last to leave lifts it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.n_inside = 0
+        self.controller: ThreadpoolController | None = None
+        self.limit: Any = None
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self.lock:
+            if self.n_inside == 0:
+                self.controller = self.controller or ThreadpoolController()
+                self.limit = self.controller.limit(limits=1, user_api="blas")
+            self.n_inside += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.n_inside -= 1
+                if self.n_inside == 0:
+                    self.limit.restore_original_limits()
+
+
+#: Context in which BLAS runs on one thread, in the whole process; may be entered by many threads at once.
+one_blas_thread = _Limiter()
+
+
+def accumulator_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of sums over many blocks: double precision, real or complex."""
+    return np.dtype(np.complex128 if dtype.kind == "c" else np.float64)
+
+
+def tile_rows(n_columns: int, itemsize: int) -> int:
+    """Rows of a cache-sized tile, a multiple of 64, at least 64."""
+    return max(64, TILE_BYTES // (n_columns * itemsize) // 64 * 64)
+
+
+def tiles(A: Array, mean: Array | None = None, *, at_least: int = 1) -> Iterator[tuple[int, Array]]:
+    """Cut a block into cache-sized tiles ``A[i:i+b] - mean`` of ``at_least`` so many rows; without a mean they are views.
+
+    Yields
+    ------
+    (i, tile)
+        The tile is overwritten by the next one when a mean is subtracted.
+    """
+    m, n = A.shape
+    step = max(at_least, tile_rows(n, A.itemsize))
+    for i in range(0, m, step):
+        tile = A[i : i + step]
+        yield i, tile if mean is None else np.subtract(tile, mean, out=workspace("tile", tile.shape, A.dtype))
+
+
+def add_normal_product(A: Array, W: Array, ZH: Array, *, mean: Array | None = None) -> Array:
+    """``Z += (A - 1 mean)^H Y`` with ``Y = (A - 1 mean) W``: one step of a power iteration, in one read of A.
+
+    Parameters
+    ----------
+    A : (b, n)
+    W : (n, l), of A's dtype, C order
+    ZH : (l, n), double precision, updated in place
+        The conjugate transpose of Z.
+    mean : (n,), optional
+
+    Returns
+    -------
+    Y : (b, l)
+        A workspace, overwritten by the next call.
+
+    Notes
+    -----
+    4 b n l flops.
+    """
+    Y = workspace("Y", (A.shape[0], W.shape[1]), A.dtype)
+    update = workspace("ZH", ZH.shape, A.dtype)
+    for i, tile in tiles(A, mean):
+        Y_tile = np.matmul(tile, W, out=Y[i : i + len(tile)])
+        ZH += np.matmul(Y_tile.conj().T, tile, out=update)
+    return Y
+
+
+def add_gram(A: Array, G: Array, *, mean: Array | None = None) -> None:
+    """``G += (A - 1 mean)^H (A - 1 mean)``, by the symmetric rank-k product.
+
+    Parameters
+    ----------
+    A : (b, n)
+    G : (n, n), double precision, updated in place
+    mean : (n,), optional
+
+    Notes
+    -----
+    b n^2 flops (b n (n + 1) multiplications and additions, one triangle). Tiles have at least 2 n rows, so that the
+    product outweighs adding it up.
+    """
+    update = workspace("G", G.shape, A.dtype)
+    for _, tile in tiles(A, mean, at_least=2 * A.shape[1]):
+        G += np.matmul(tile.conj().T, tile, out=update)
+
+
+def sum_of_squares(A: Array) -> float:
+    """``||A||_F^2`` of a tile, summed in double precision over its rows."""
+    flat = A.reshape(-1) if A.flags.c_contiguous else A.ravel(order="K")
+    return float(np.vdot(flat, flat).real)
+
+
+_TRSM = {np.dtype(code): f"{letter}trsm" for code, letter in (("f4", "s"), ("f8", "d"), ("c8", "c"), ("c16", "z"))}
+
+
+def solve_triangular_right(B: Array, R: Array) -> Array:
+    """``B <- B R^-1`` in place, for an upper triangular R.
+
+    Parameters
+    ----------
+    B : (b, n), C order, overwritten
+    R : (n, n), upper triangular, of B's dtype
+
+    Returns
+    -------
+    B
+
+    Notes
+    -----
+    b n^2 flops. Called through the C pointer that SciPy exports, which, unlike SciPy's Python wrapper, lets other
+    threads run.
+
+    References
+    ----------
+    BLAS ``trsm``. In C order, ``X R = B`` is ``R' X' = B'``: a lower triangular R' from the left, in Fortran order.
+    """
+    b, n = B.shape
+    routine = _blas(_TRSM[B.dtype])
+    one = np.ones(1, B.dtype)
+    R = np.ascontiguousarray(R, B.dtype)
+    rows, columns = ctypes.c_int(n), ctypes.c_int(b)
+    size = ctypes.c_int(n)
+    routine(
+        b"L", b"L", b"N", b"N", ctypes.byref(rows), ctypes.byref(columns),
+        one.ctypes.data, R.ctypes.data, ctypes.byref(size), B.ctypes.data, ctypes.byref(size),
+    )  # fmt: skip
+    return B
+
+
+def _blas(name: str) -> Any:
+    """A BLAS routine as a ctypes function (which releases the interpreter lock)."""
+    capsule = cython_blas.__pyx_capi__[name]
+    api = ctypes.pythonapi
+    api.PyCapsule_GetName.restype, api.PyCapsule_GetName.argtypes = ctypes.c_char_p, [ctypes.py_object]
+    api.PyCapsule_GetPointer.restype, api.PyCapsule_GetPointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    address = api.PyCapsule_GetPointer(capsule, api.PyCapsule_GetName(capsule))
+    void = ctypes.c_void_p
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_char_p] * 4, void, void, void, void, void, void, void)(address)

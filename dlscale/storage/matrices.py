@@ -1,0 +1,235 @@
+"""A matrix at rest, read by blocks of rows, whatever holds it.
+
+`open_matrix` gives one noun, `Matrix`, for a Zarr array behind any URL, a NumPy array and a Dask array. A matrix is read
+in a compute dtype (float32, float64, complex64, complex128); integers are converted on the fly. It says how many rows to
+read at once so that no stored chunk is read twice (`row_unit`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlscale.errors import InputError, SpecError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype in which a stored dtype is computed: itself for f4 f8 c8 c16, float64 for the other real ones.
+
+    Raises
+    ------
+    InputError
+        If the dtype is not numeric.
+    """
+    if dtype.kind in "fc" and dtype.itemsize in ((4, 8) if dtype.kind == "f" else (8, 16)):
+        return dtype.newbyteorder("=")
+    if dtype == np.float16:
+        return np.dtype(np.float32)
+    if dtype.kind in "biu" or dtype.kind == "f":
+        return np.dtype(np.float64)
+    raise InputError(f"A matrix must hold numbers (integers, floats or complex); got dtype {dtype}.")
+
+
+class Matrix(ABC):
+    """A two-dimensional array that is read by blocks of rows.
+
+    Attributes
+    ----------
+    shape : (m, n)
+    stored_dtype, dtype : numpy.dtype
+        As stored, and as read (see `compute_dtype`).
+    uri : str
+        Where it is, for people.
+    in_memory : bool
+        Whether `read` costs nothing (a view).
+    row_unit, column_unit : int
+        Reading whole multiples of these never reads a stored chunk twice; 1 means that any range is free of re-reading.
+    """
+
+    shape: tuple[int, int]
+    stored_dtype: np.dtype[Any]
+    uri: str
+    in_memory = False
+    row_unit = 1
+    column_unit = 1
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return compute_dtype(self.stored_dtype)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of one read of the whole matrix in its compute dtype."""
+        return self.shape[0] * self.shape[1] * self.dtype.itemsize
+
+    @property
+    def n_stored_bytes(self) -> int:
+        """Bytes of the stored matrix, before compression."""
+        return self.shape[0] * self.shape[1] * self.stored_dtype.itemsize
+
+    @property
+    def T(self) -> Matrix:
+        """The transpose (not conjugated), as a view."""
+        return Transposed(self)
+
+    @abstractmethod
+    def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
+        """Read a rectangle.
+
+        Parameters
+        ----------
+        rows, columns : (start, stop)
+        out : ndarray, optional
+            C-contiguous buffer of the rectangle's shape and of the compute dtype to read into.
+
+        Returns
+        -------
+        ndarray (stop - start rows, stop - start columns), in the compute dtype; a view where the matrix is in memory.
+        """
+
+    def read(self, start: int, stop: int, out: Array | None = None) -> Array:
+        """Read rows ``start:stop``, all columns, in the compute dtype."""
+        return self.region((start, stop), (0, self.shape[1]), out)
+
+    def check(self) -> None:
+        """Look up every chunk that the metadata promises, without reading it.
+
+        Raises
+        ------
+        MissingChunkError
+            Naming the first chunk that is absent or truncated.
+        """
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What dlscale wrote beside the matrix (the shape of an image patch, the true spectrum), or nothing."""
+        return {}
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know before computing on it."""
+        if self.dtype == self.stored_dtype:
+            return []
+        return [f"{self.stored_dtype} is converted to {self.dtype} on the fly"]
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for a plan or for `dlscale info`."""
+        return {
+            "uri": self.uri,
+            "shape": list(self.shape),
+            "dtype": str(self.dtype),
+            "stored_dtype": str(self.stored_dtype),
+            "stored_bytes": self.n_stored_bytes,
+            "notes": self.notes,
+        }
+
+
+class Transposed(Matrix):
+    """The transpose of a matrix: its rows are the other one's columns."""
+
+    def __init__(self, base: Matrix) -> None:
+        self.base = base
+        self.shape = (base.shape[1], base.shape[0])
+        self.stored_dtype, self.uri, self.in_memory = base.stored_dtype, base.uri, base.in_memory
+        self.row_unit, self.column_unit = base.column_unit, base.row_unit
+
+    @property
+    def T(self) -> Matrix:
+        return self.base
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        return self.base.attributes
+
+    def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
+        buffer = None if out is None else out.reshape(out.shape[1], out.shape[0])
+        return self.base.region(columns, rows, buffer).T
+
+    def check(self) -> None:
+        self.base.check()
+
+    def describe(self) -> dict[str, Any]:
+        return self.base.describe() | {"shape": list(self.shape), "transposed": True}
+
+
+class ArrayMatrix(Matrix):
+    """A NumPy array; reading is a view where its dtype allows."""
+
+    in_memory = True
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+        self.shape = (array.shape[0], array.shape[1])
+        self.stored_dtype = array.dtype
+        self.uri = "NumPy array"
+
+    def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
+        return self.array[slice(*rows), slice(*columns)].astype(self.dtype, copy=False)
+
+
+class DaskMatrix(Matrix):
+    """A Dask array; each read computes just its rows, in the calling thread."""
+
+    def __init__(self, array: Any) -> None:
+        if any(np.isnan(length) for length in array.shape):
+            raise InputError("The Dask array has unknown chunk sizes; call array.compute_chunk_sizes() first.")
+        self.array = array
+        self.shape = (int(array.shape[0]), int(array.shape[1]))
+        self.stored_dtype = array.dtype
+        self.uri = f"Dask array {array.name}"
+        self.row_unit, self.column_unit = array.chunksize
+
+    def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
+        block = self.array[slice(*rows), slice(*columns)].compute(scheduler="synchronous")
+        return np.ascontiguousarray(block, dtype=self.dtype)
+
+
+def open_matrix(source: Any) -> Matrix:
+    """Open a matrix from whatever holds it.
+
+    Parameters
+    ----------
+    source : str, Path, zarr.Array, numpy.ndarray, dask.array.Array or Matrix
+        A string is a path or any URL that fsspec opens, and must lead to a Zarr array (v2 or v3).
+
+    Returns
+    -------
+    Matrix (m, n)
+
+    Raises
+    ------
+    InputError
+        If nothing is there, or it is not a two-dimensional array of numbers.
+    """
+    if isinstance(source, Matrix):
+        return source
+    if isinstance(source, str | Path):
+        from dlscale.storage.zarr_matrices import ZarrMatrix
+
+        matrix: Matrix = ZarrMatrix.open(str(source))
+    elif isinstance(source, np.ndarray):
+        _require_two_dimensions(source.shape, "The array")
+        matrix = ArrayMatrix(source)
+    elif type(source).__module__.startswith("dask."):
+        _require_two_dimensions(source.shape, "The Dask array")
+        matrix = DaskMatrix(source)
+    elif type(source).__module__.startswith("zarr."):
+        from dlscale.storage.zarr_matrices import ZarrMatrix
+
+        matrix = ZarrMatrix.wrap(source)
+    else:
+        raise SpecError(f"A matrix must be a NumPy, Dask or Zarr array, a path or a URL; got {type(source).__name__}.")
+    compute_dtype(matrix.stored_dtype)
+    if 0 in matrix.shape:
+        raise InputError(f"A matrix must have at least one row and one column; {matrix.uri} has shape {matrix.shape}.")
+    return matrix
+
+
+def _require_two_dimensions(shape: tuple[int, ...], what: str) -> None:
+    if len(shape) != 2:
+        raise InputError(f"A matrix has two dimensions (rows, columns); {what} has shape {tuple(shape)}.")
