@@ -66,9 +66,9 @@ class SpectrumMatrix:
 
     Notes
     -----
-    A block of b rows costs O(b (r + n log n)) operations and, beyond the block itself, a few MB (for more than
-    2,000 columns, a few times 64 rows); the tables that are kept hold 128 r + n numbers. The factors are orthonormal to a few units of rounding for any m: angles are reduced
-    in integer arithmetic before a cosine is taken.
+    A block of b rows costs O(b (r + n log n)) operations and, beyond the block itself, a few MB (for more than 2,000
+    columns, a few times 64 rows); the tables that are kept hold 128 r + n numbers. The factors are orthonormal to a few
+    units of rounding for any m: angles are reduced in integer arithmetic before a cosine is taken.
     """
 
     shape: tuple[int, int]
@@ -165,7 +165,7 @@ class SpectrumMatrix:
         m = self.shape[0]
         if self._complex:
             return np.full(self.singular_values.size, m**-0.5)
-        return np.where(self._left == 0, m**-0.5, (2 / m) ** 0.5)
+        return np.asarray(np.where(self._left == 0, m**-0.5, (2 / m) ** 0.5))
 
     def _rotations(self, steps: Array) -> Array:
         """exp(2 pi i k f / N) for integer steps k and all frequencies f; the angle is reduced exactly, in integers."""
