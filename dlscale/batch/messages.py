@@ -1,0 +1,73 @@
+"""What is wrong with a job file, in words: place, key, what was got, what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from dlscale.batch.document import Document, KeyPath, describe_type
+
+
+def explain(error: ValidationError, model: type[BaseModel], document: Document) -> str:
+    """One line for each fault.
+
+    Parameters
+    ----------
+    error : ValidationError
+        What pydantic found.
+    model : type
+        The model of the job's kind.
+    document : Document
+        The data with the place of each key.
+
+    Returns
+    -------
+    str
+    """
+    messages: dict[KeyPath, str] = {}
+    for fault in error.errors(include_url=False):
+        path, section = _locate(fault["loc"], model, unknown_key=fault["type"] == "extra_forbidden")
+        message = _sentence(fault["type"], path, section, document.data)
+        messages.setdefault(path, f"{document.where(path)}: {'.'.join(map(str, path))}: {message}")
+    # Each member of a union reports its fault; the deepest one is about the member that was meant.
+    return "\n".join(
+        text for path, text in messages.items() if not any(path == deeper[: len(path)] for deeper in messages if deeper != path)
+    )
+
+
+def _locate(loc: tuple[int | str, ...], model: type[BaseModel], *, unknown_key: bool) -> tuple[KeyPath, type[BaseModel]]:
+    """The key path of a fault, without the names that pydantic gives to union members, and the model of its section."""
+    path: list[int | str] = []
+    section, inner = model, model
+    for step in loc:
+        annotations = {field.alias or name: field.annotation for name, field in inner.model_fields.items()}
+        if step in annotations:
+            path.append(step)
+            section, inner = inner, _model_in(annotations[step]) or inner
+    if unknown_key:
+        path.append(loc[-1])
+        section = inner
+    return tuple(path), section
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for member in get_args(annotation) if (found := _model_in(member))), None)
+
+
+def _sentence(fault: str, path: KeyPath, section: type[BaseModel], data: Any) -> str:
+    allowed = {field.alias or name: field.description for name, field in section.model_fields.items()}
+    key = str(path[-1])
+    if fault == "extra_forbidden":
+        close = difflib.get_close_matches(key, allowed, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        return f"unknown key; {hint}allowed here: {', '.join(allowed)}."
+    if fault == "missing":
+        return f"missing; allowed: {allowed[key]}."
+    for step in path:
+        data = data[step]
+    shown = describe_type(data) if data is None or isinstance(data, list | dict) else f"{data!r} ({describe_type(data)})"
+    return f"got {shown}; allowed: {allowed[key]}."
