@@ -1,0 +1,225 @@
+"""Checkpoints that are whole or do not count.
+
+``<directory>/steps/<step>/`` is a Zarr group with the arrays of a step (`zarr.open` reads it), ``scratch/<name>`` holds
+large arrays that tasks write, and ``manifests/<step>.json`` lists every file of the step with its size and checksum. A step
+is written beside and flushed to the disk; it counts from the rename of its manifest on. Damage found later is reported, and
+the step counts no more, so that the caller goes back to the one before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from dlscale.errors import CorruptionError, SpecError
+from dlscale.storage.durable import crc32c, fsync_path, fsync_tree, make_folder, read_chunk, read_whole, write_atomically
+from dlscale.storage.writers import ArrayWriter, Shape, check_name, create_array, make_group, place_node, put_array
+
+_VERSION = 1
+
+#: A step that is saved again goes to the other of two folders: its own name, or that with this behind it.
+_OTHER = "~"
+
+
+class Checkpoint:
+    """The saved state of a job: named steps, each of them complete, and scratch arrays.
+
+    Parameters
+    ----------
+    directory : Path
+        Made at the first `save` or `scratch`.
+    fsync : bool
+        For the scratch arrays; see `ArrayWriter`.
+
+    Attributes
+    ----------
+    problems : list of str
+        A sentence for each damaged step that was met.
+    """
+
+    def __init__(self, directory: Path, *, fsync: bool = False) -> None:
+        self.directory = Path(directory).absolute()
+        self.problems: list[str] = []
+        self._fsync = fsync
+        self._steps = self.directory / "steps"
+        self._manifests = self.directory / "manifests"
+
+    def save(self, step: str, arrays: Mapping[str, NDArray[Any]], *, writers: Sequence[ArrayWriter] = ()) -> int:
+        """Save a step; the one of that name before it counts until this one is complete.
+
+        Parameters
+        ----------
+        step : str
+        arrays : mapping of str to ndarray
+            The small state; any shape, booleans, integers, floats or complex numbers.
+        writers : sequence of ArrayWriter
+            What they have written so far belongs to the step: flushed to the disk here, looked up (not read) by `load`.
+
+        Returns
+        -------
+        int
+            Bytes of the step, without those of the writers.
+
+        Raises
+        ------
+        DoesNotFitError
+            If the disk is full.
+        """
+        if "/" in check_name(step):
+            raise SpecError(f"The name of a step must have no /, got {step!r}.")
+        before = self._manifest(step)
+        folder = step + _OTHER if before and before["folder"] == step else step
+        number = 1 + max((manifest["number"] for manifest in self._counting()), default=0)
+        target = self._steps / folder
+        _remove(target)
+        try:
+            make_group(self._steps)
+            make_group(target)
+            layouts, crcs = self._write(target, arrays)
+            sizes = fsync_tree(target, {})
+            fsync_path(self._steps)
+            written = {os.path.relpath(writer.path, self.directory): writer.flush() for writer in writers}
+        except BaseException:
+            _remove(target)
+            raise
+        manifest = {
+            "version": _VERSION,
+            "step": step,
+            "number": number,
+            "folder": folder,
+            "arrays": layouts,
+            "files": {key: [size, crcs[key]] for key, size in sizes.items()},
+            "writers": written,
+        }
+        make_folder(self._manifests)
+        write_atomically(self._manifests / f"{step}.json", _sealed(manifest))
+        if before:
+            _remove(self._steps / before["folder"])
+        return sum(sizes.values())
+
+    def load(self, step: str) -> dict[str, NDArray[Any]] | None:
+        """The arrays of a step, every byte verified; None if it was never completed, or is damaged (see `problems`)."""
+        manifest = self._manifest(step)
+        if manifest is None:
+            return None
+        folder = self._steps / manifest["folder"]
+        try:
+            for path, files in manifest["writers"].items():
+                for key, size in files.items():
+                    _require_size(self.directory / path / key, size)
+            for key, (size, crc) in manifest["files"].items():
+                if key.endswith("zarr.json") and crc32c(read_whole(folder / key, size)) != crc:
+                    raise CorruptionError(f"{folder / key} is corrupted: its checksum must be {crc:08x}")
+            return {name: _read_array(folder, name, manifest) for name in manifest["arrays"]}
+        except CorruptionError as error:
+            self._report(step, error)
+            return None
+
+    def scratch(self, name: str, shape: Shape, dtype: DTypeLike, *, chunks: Shape) -> ArrayWriter:
+        """A large array for tasks to write, opened where it is there with the same layout; see `create_array`."""
+        path = place_node(self.directory / "scratch", name)
+        return create_array(path, shape, dtype=dtype, chunks=chunks, name=name, fsync=self._fsync)
+
+    def steps(self) -> list[str]:
+        """Names of the steps that count, the oldest first; their arrays are verified by `load`."""
+        return [manifest["step"] for manifest in sorted(self._counting(), key=lambda manifest: int(manifest["number"]))]
+
+    def drop(self, step: str) -> None:
+        """Remove a step that is needed no more."""
+        manifest = self._manifests / f"{step}.json"
+        if manifest.exists():
+            manifest.unlink()
+            fsync_path(self._manifests)
+        for folder in (step, step + _OTHER):
+            _remove(self._steps / folder)
+
+    def discard(self) -> None:
+        """Remove all steps and scratch arrays."""
+        _remove(self._manifests)  # first, so that a kill in between leaves nothing that seems to count
+        _remove(self.directory)
+
+    def _write(self, target: Path, arrays: Mapping[str, NDArray[Any]]) -> tuple[dict[str, Any], dict[str, int]]:
+        """Write the arrays; how each is laid out, and the checksum of every file."""
+        layouts: dict[str, Any] = {}
+        crcs: dict[str, int] = {}
+        for name, array in arrays.items():
+            writer, chunk_crcs = put_array(place_node(target, name), np.asarray(array))
+            layouts[name] = [writer.shape, writer.dtype.name, writer.chunks, list(chunk_crcs)]
+            crcs |= {f"{name}/{key}": crc for key, crc in chunk_crcs.items()}
+        for path in target.rglob("zarr.json"):
+            crcs[path.relative_to(target).as_posix()] = crc32c(path.read_bytes())
+        return layouts, crcs
+
+    def _counting(self) -> Iterator[dict[str, Any]]:
+        for path in self._manifests.glob("*.json"):
+            manifest = self._manifest(path.stem)
+            if manifest is not None:
+                yield manifest
+
+    def _manifest(self, step: str) -> dict[str, Any] | None:
+        path = self._manifests / f"{step}.json"
+        try:
+            return _unsealed(path.read_bytes(), step)
+        except FileNotFoundError:
+            return None
+        except (CorruptionError, OSError) as error:
+            self._report(step, CorruptionError(f"its manifest {path} is damaged ({error})"))
+            return None
+
+    def _report(self, step: str, error: CorruptionError) -> None:
+        problem = f"Checkpoint step '{step}' does not count: {error}."
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+
+def _read_array(folder: Path, name: str, manifest: dict[str, Any]) -> NDArray[Any]:
+    shape, dtype, chunk, keys = manifest["arrays"][name]
+    array: NDArray[Any] = np.empty(shape, dtype)
+    for i, key in enumerate(keys):
+        _, crc = manifest["files"][f"{name}/{key}"]
+        part = read_chunk(folder / name / key, array.dtype, tuple(chunk), crc)
+        if not shape:
+            return part.copy()
+        rows = array[i * chunk[0] : (i + 1) * chunk[0]]
+        rows[...] = part[: len(rows)]
+    return array
+
+
+def _sealed(manifest: dict[str, Any]) -> bytes:
+    """The manifest with its own checksum; names and integers only, so that it is written again in the same bytes."""
+    return json.dumps({"crc32c": crc32c(json.dumps(manifest).encode()), "manifest": manifest}).encode()
+
+
+def _unsealed(data: bytes, step: str) -> dict[str, Any]:
+    try:
+        sealed = json.loads(data)
+        manifest: dict[str, Any] = sealed["manifest"]
+        crc = sealed["crc32c"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptionError("it cannot be parsed") from error
+    if crc32c(json.dumps(manifest).encode()) != crc:
+        raise CorruptionError("it does not match its checksum")
+    if (manifest["version"], manifest["step"]) != (_VERSION, step):
+        raise CorruptionError(f"it must be of version {_VERSION}, step {step}; got {manifest['version']}, {manifest['step']}")
+    return manifest
+
+
+def _require_size(path: Path, size: int) -> None:
+    try:
+        got = path.stat().st_size
+    except OSError as error:
+        raise CorruptionError(f"{path} is missing ({error.strerror})") from error
+    if got != size:
+        raise CorruptionError(f"{path} is torn: it must have {size} bytes, got {got}")
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)

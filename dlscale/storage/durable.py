@@ -1,0 +1,231 @@
+"""Files that survive a crash: atomic writes, fsync of whole trees, checksummed chunk files, free space.
+
+Every file is written beside its final name (``.<name>.<unique>.partial``) and renamed over it, so that a reader sees the
+old file, the new file or none, and never half of one. The rename survives a killed process; `fsync_tree` makes it survive
+a power cut too.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from dlscale.errors import CorruptionError, DoesNotFitError
+
+#: Ending of the names of files that are being written; what a killed process leaves behind carries it too.
+PARTIAL = ".partial"
+
+_CRC_BYTES = 4
+
+#: Inode, modification time in nanoseconds and size in bytes: equal stamps mean the same version of a file.
+Stamp = tuple[int, int, int]
+
+
+def crc32c(buffer: bytes | memoryview | NDArray[Any]) -> int:
+    """CRC-32C (Castagnoli) of a contiguous buffer, without copying it."""
+    if isinstance(buffer, bytes):
+        return int(google_crc32c.value(buffer))
+    return int(google_crc32c.value(np.frombuffer(buffer, dtype=np.uint8)))
+
+
+def fsync_path(path: str | os.PathLike[str]) -> None:
+    """Flush a file's data, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_tree(root: Path, synced: dict[str, Stamp]) -> dict[str, int]:
+    """Flush every file and folder under a folder to the disk, the folder included.
+
+    Parameters
+    ----------
+    root : Path
+        Other threads and processes may go on replacing files in it; files that are being written are left out.
+    synced : dict
+        Path to stamp of the files that are on the disk already; they are not flushed again, and the others are added.
+
+    Returns
+    -------
+    dict
+        Path relative to `root` (with ``/``) to size in bytes, of every file.
+    """
+    sizes = {}
+    for folder, _, names in os.walk(root, topdown=False, onerror=_reraise):
+        prefix = os.path.relpath(folder, root).replace(os.sep, "/")
+        for name in sorted(names):
+            if name.endswith(PARTIAL):
+                continue
+            file = os.path.join(folder, name)
+            stat = os.stat(file)
+            stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+            if synced.get(file) != stamp:
+                fsync_path(file)
+                synced[file] = stamp
+            sizes[name if prefix == "." else f"{prefix}/{name}"] = stat.st_size
+        fsync_path(folder)
+    return sizes
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and its parents where they are absent, and flush the names of the new ones to the disk."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    fsync_path(path.parent)
+
+
+def write_atomically(path: Path, data: bytes, *, fsync: bool = True) -> None:
+    """Replace a file as one step: afterwards it is the new one, after a crash at any time the old or the new one.
+
+    Parameters
+    ----------
+    path : Path
+        Its folder must exist.
+    data : bytes
+    fsync : bool
+        Flush the file and its folder to the disk before returning; False where a later `fsync_tree` does it.
+
+    Raises
+    ------
+    DoesNotFitError
+        If the disk is full; the old file stays.
+    """
+    _replace(path, [data], fsync)
+    if fsync:
+        fsync_path(path.parent)
+
+
+def write_chunk(path: Path, block: NDArray[Any], chunk_shape: tuple[int, ...], *, fsync: bool = False) -> int:
+    """Write one Zarr chunk file with the codecs ``bytes`` (little endian) and ``crc32c``, atomically.
+
+    Parameters
+    ----------
+    path : Path
+        Folders up to it are created.
+    block : ndarray
+        In any memory order. Where it is smaller than `chunk_shape` (at an edge of the array) it is padded with zeros.
+    chunk_shape : tuple of int
+    fsync : bool
+        Flush the file to the disk before it gets its name.
+
+    Returns
+    -------
+    int
+        crc32c of the elements. (Of the whole file it would say nothing: the CRC of data followed by its CRC is a constant.)
+    """
+    if block.shape != chunk_shape:
+        padded = np.zeros(chunk_shape, block.dtype)
+        padded[tuple(slice(n) for n in block.shape)] = block
+        block = padded
+    elements = np.ascontiguousarray(block, dtype=block.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
+    crc = crc32c(elements)
+    parts: list[bytes | memoryview] = [elements.data, crc.to_bytes(_CRC_BYTES, "little")]
+    try:
+        _replace(path, parts, fsync)
+    except FileNotFoundError:  # the first chunk of its row of chunks
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, parts, fsync)
+    return crc
+
+
+def read_chunk(path: Path, dtype: np.dtype[Any], chunk_shape: tuple[int, ...], crc: int) -> NDArray[Any]:
+    """Read a chunk file that `write_chunk` wrote, as a read-only array of shape `chunk_shape`.
+
+    Raises
+    ------
+    CorruptionError
+        If it is absent, has another size, or its elements have another checksum than `crc`.
+    """
+    data = read_whole(path, int(np.prod(chunk_shape)) * dtype.itemsize + _CRC_BYTES)
+    elements = np.frombuffer(data, np.uint8)[:-_CRC_BYTES]
+    got = crc32c(elements)
+    if got != crc or data[-_CRC_BYTES:] != crc.to_bytes(_CRC_BYTES, "little"):
+        raise CorruptionError(f"{path} is corrupted: its checksum must be {crc:08x}, got {got:08x}")
+    return elements.view(dtype.newbyteorder("<")).astype(dtype.newbyteorder("="), copy=False).reshape(chunk_shape)
+
+
+def read_whole(path: Path, size: int) -> bytes:
+    """Read a file that must have the given size in bytes.
+
+    Raises
+    ------
+    CorruptionError
+        If it cannot be read or has another size.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise CorruptionError(f"{path} is missing") from None
+    except OSError as error:
+        raise CorruptionError(f"{path} cannot be read: {error}") from error
+    if len(data) != size:
+        raise CorruptionError(f"{path} is torn: it must have {size} bytes, got {len(data)}")
+    return data
+
+
+def require_free_space(path: str | os.PathLike[str], n_bytes: int) -> None:
+    """Check that a file system has room.
+
+    Parameters
+    ----------
+    path : path
+        Where the bytes will be written; it and its parents need not exist yet.
+    n_bytes : int
+
+    Raises
+    ------
+    DoesNotFitError
+        If less than `n_bytes` are free.
+    """
+    place = Path(path).absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < n_bytes:
+        raise DoesNotFitError(
+            f"{path} requires {_gb(n_bytes)} of free disk, got {_gb(free)} free on its file system; "
+            "free some space, or choose a path on another file system."
+        )
+
+
+def _replace(path: Path, parts: Sequence[bytes | memoryview], fsync: bool) -> None:
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+    try:
+        with open(partial, "xb") as file:
+            for part in parts:
+                file.write(part)
+            if fsync:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            size = sum(len(part) for part in parts)
+            free = shutil.disk_usage(path.parent).free
+            raise DoesNotFitError(
+                f"{path} requires {size} bytes of disk, got {os.strerror(error.errno)} ({_gb(free)} free); "
+                "free some space or raise the quota, and resume."
+            ) from error
+        raise
+
+
+def _gb(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.3f} GB ({n_bytes} bytes)"
+
+
+def _reraise(error: OSError) -> None:
+    raise error

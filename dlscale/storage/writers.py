@@ -1,0 +1,383 @@
+"""Zarr arrays that many tasks write at once.
+
+Two tasks that write parts of one Zarr chunk corrupt it silently, so a writer takes whole chunks only (whole shards where
+the array has them). All arrays are uncompressed Zarr v3 with a crc32c behind every chunk; `zarr.open` reads them. Chunk
+files are encoded here, without copying the block; zarr-python writes the sharded arrays.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+from numpy.typing import DTypeLike, NDArray
+from zarr.codecs import BytesCodec, Crc32cCodec
+from zarr.core.buffer import default_buffer_prototype
+
+from dlscale.errors import SpecError
+from dlscale.storage.durable import PARTIAL, Stamp, fsync_path, fsync_tree, make_folder, write_atomically, write_chunk
+
+if TYPE_CHECKING:
+    from dlscale.storage.matrices import Matrix
+
+Shape = tuple[int, ...]
+
+#: Bytes of a chunk of an array that is written whole: few files, and a copy of one chunk is cheap.
+_CHUNK_BYTES = 64 * 2**20
+
+#: The metadata that decide which bytes stand in which file.
+_LAYOUT = ("node_type", "shape", "data_type", "chunk_grid", "chunk_key_encoding", "fill_value", "codecs")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+
+
+@dataclass(frozen=True)
+class ArrayWriter:
+    """A Zarr array that many tasks, threads and processes write, each of them whole chunks. `create_array` makes one.
+
+    It can be pickled; each process opens the array at its first write.
+
+    Parameters
+    ----------
+    name : str
+        For messages.
+    path : Path
+        The array's folder.
+    shape, chunks : tuple of int
+    dtype : numpy.dtype
+    shards : tuple of int or None
+    fsync : bool
+        Flush each chunk file to the disk as it is written, in the process that writes it. `flush` does it later and for
+        less, but only for what this machine's kernel holds; on a file system shared by several machines, use True.
+    """
+
+    name: str
+    path: Path
+    shape: Shape
+    dtype: np.dtype[Any]
+    chunks: Shape
+    shards: Shape | None = None
+    fsync: bool = False
+
+    def __reduce__(self) -> tuple[type[ArrayWriter], tuple[Any, ...]]:
+        return type(self), (self.name, self.path, self.shape, self.dtype, self.chunks, self.shards, self.fsync)
+
+    @property
+    def unit(self) -> Shape:
+        """Shape of what one task must write as a whole: the shard, or the chunk."""
+        return self.shards or self.chunks
+
+    def check_grid(self, block_shape: Shape) -> None:
+        """Check, before anything is written, that a grid of equal blocks from the origin splits no chunk.
+
+        Parameters
+        ----------
+        block_shape : tuple of int
+            One length for each axis; the last block of an axis may be shorter.
+
+        Raises
+        ------
+        SpecError
+            If two blocks would share a chunk (or a shard).
+        """
+        if len(block_shape) != len(self.shape):
+            raise SpecError(f"A block of {self._words} must have {len(self.shape)} axes, got shape {tuple(block_shape)}.")
+        for axis, (block, unit, length) in enumerate(zip(block_shape, self.unit, self.shape, strict=True)):
+            if block < 1 or (block % unit and block < length):
+                raise SpecError(
+                    f"Blocks of {self._words} must be whole {self._unit_name}s along axis {axis}: "
+                    f"a multiple of {unit} or at least {length} long, got {block}. "
+                    f"Choose such a block, or {self._unit_name}s that divide {block}."
+                )
+
+    def write(self, start_row: int, block: NDArray[Any], start_column: int = 0) -> None:
+        """Write a block of whole chunks; each chunk file is replaced as one step.
+
+        Parameters
+        ----------
+        start_row, start_column : int
+            Where the block's first element goes along axes 0 and 1.
+        block : ndarray
+            In any memory order, of a dtype that converts to the array's without loss.
+
+        Raises
+        ------
+        SpecError
+            If the block splits a chunk (or a shard), does not lie inside the array, or would lose digits.
+        DoesNotFitError
+            If the disk is full.
+        """
+        region = self._region(block, (start_row, start_column))
+        if block.size == 0:
+            return
+        block = block.astype(self.dtype, copy=False)
+        if self._is_plain:
+            for key, part in self._files(region):
+                write_chunk(self.path / key, block[part], self.chunks, fsync=self.fsync)
+        else:
+            self._array[region] = block
+            if self.fsync:
+                for key, _ in self._files(region):
+                    fsync_path(self.path / key)
+
+    def flush(self) -> dict[str, int]:
+        """Flush all that was written to the disk; files that this object has flushed before are left out.
+
+        Returns
+        -------
+        dict
+            File relative to `path` to size in bytes, of every file of the array.
+        """
+        return fsync_tree(self.path, self.synced)
+
+    def matrix(self) -> Matrix:
+        """The written array, opened for reading (two axes only)."""
+        from dlscale.storage.matrices import open_matrix  # a reader's module; loaded only where one reads back
+
+        return open_matrix(self.path)
+
+    @cached_property
+    def _array(self) -> zarr.Array[Any]:
+        # Chunks of zeros are written too: an absent file means damage here.
+        array = zarr.open_array(self.path, mode="r+", config={"write_empty_chunks": True})
+        if (array.shape, array.chunks, array.shards) != (self.shape, self.chunks, self.shards) or array.dtype != self.dtype:
+            raise SpecError(
+                f"{self.path} must hold {self._words}, got shape {array.shape}, dtype {array.dtype}, chunks {array.chunks}, "
+                f"shards {array.shards}; it was replaced after this writer was made. Make a new one."
+            )
+        return array
+
+    @cached_property
+    def _is_plain(self) -> bool:
+        """Whether a chunk file is its elements, little endian, and their crc32c."""
+        codecs = getattr(self._array.metadata, "codecs", ())
+        match codecs:
+            case (BytesCodec() as elements, Crc32cCodec()):
+                return elements.endian is None or elements.endian.value == "little"
+        return False
+
+    @cached_property
+    def synced(self) -> dict[str, Stamp]:
+        """The files that this object has flushed."""
+        return {}
+
+    def _files(self, region: tuple[slice, ...]) -> Iterator[tuple[str, tuple[slice, ...]]]:
+        """The chunk (or shard) files of a region, and the part of a block at that region that each one holds."""
+        counts = [range(r.start // unit, -(-r.stop // unit)) for r, unit in zip(region, self.unit, strict=True)]
+        for index in itertools.product(*counts):
+            starts = [i * unit - r.start for i, unit, r in zip(index, self.unit, region, strict=True)]
+            part = tuple(slice(start, start + unit) for start, unit in zip(starts, self.unit, strict=True))
+            yield self._array.metadata.encode_chunk_key(index), part
+
+    @property
+    def _unit_name(self) -> str:
+        return "shard" if self.shards else "chunk"
+
+    @property
+    def _words(self) -> str:
+        return f"array '{self.name}' (shape {self.shape}, dtype {self.dtype}, {self._unit_name}s {self.unit})"
+
+    def _region(self, block: NDArray[Any], origin: tuple[int, int]) -> tuple[slice, ...]:
+        starts = (*origin, *(0 for _ in self.shape))[: len(self.shape)]
+        if block.ndim != len(self.shape) or any(origin[len(self.shape) :]):
+            raise SpecError(f"A block of {self._words} must have {len(self.shape)} axes, got shape {block.shape} at {origin}.")
+        if not np.can_cast(block.dtype, self.dtype, "safe"):
+            raise SpecError(f"{self._words} takes what converts to its dtype without loss, got {block.dtype}; convert it first.")
+        region = tuple(slice(start, start + n) for start, n in zip(starts, block.shape, strict=True))
+        for axis, (r, unit, length) in enumerate(zip(region, self.unit, self.shape, strict=True)):
+            if r.start < 0 or r.stop > length:
+                raise SpecError(f"A block of {self._words} must lie inside it, got {r.start}:{r.stop} along axis {axis}.")
+            if r.start % unit or (r.stop % unit and r.stop != length):
+                raise SpecError(
+                    f"A block of {self._words} must be whole {self._unit_name}s: along axis {axis} from a multiple of {unit} "
+                    f"to a multiple of {unit} or to {length}, got {r.start}:{r.stop}. Call check_grid before the first write."
+                )
+        return region
+
+
+def create_array(
+    path: str | os.PathLike[str],
+    shape: Shape,
+    *,
+    dtype: DTypeLike,
+    chunks: Shape,
+    shards: Shape | None = None,
+    name: str | None = None,
+    fsync: bool = False,
+    overwrite: bool = False,
+) -> ArrayWriter:
+    """Create a Zarr array, or open the one that is there if it has the same layout (what was written stays).
+
+    Parameters
+    ----------
+    path : str or path
+        Its folder; parents are created.
+    shape, chunks, shards : tuple of int
+        Chunks longer than the array are cut to its length, unless it is sharded.
+    dtype : dtype
+        Boolean, integer, float or complex, as NumPy names them.
+    name : str, optional
+        For messages; by default the last part of the path.
+    fsync : bool
+        See `ArrayWriter`.
+    overwrite : bool
+        Remove the Zarr array or group that is there first, whatever its layout.
+
+    Raises
+    ------
+    SpecError
+        If the shape, chunks, shards or dtype are not possible, or the place is taken by something else.
+    """
+    path = Path(path).absolute()  # a writer is pickled to processes with other working folders
+    dtype = _storable(np.dtype(dtype), path)
+    if not len(shape) == len(chunks) == len(shards or chunks) or min(shape, default=0) < 0 or min(chunks, default=1) < 1:
+        raise SpecError(f"{path}: chunks and shards must have a positive length for each axis of {shape}, got {chunks}, {shards}.")
+    if shards and any(s < 1 or s % c for s, c in zip(shards, chunks, strict=True)):
+        raise SpecError(f"{path}: shards must be multiples of chunks along every axis, got shards {shards} of chunks {chunks}.")
+    if not shards:
+        chunks = tuple(min(c, max(n, 1)) for c, n in zip(chunks, shape, strict=True))
+    writer = ArrayWriter(name or path.name, path, tuple(shape), dtype, tuple(chunks), tuple(shards) if shards else None, fsync)
+    wanted = _array_metadata(writer)
+    if overwrite:
+        remove_node(path)
+    found = find_node(path)
+    if found is None:
+        try:
+            make_folder(path)
+            if any(not entry.name.endswith(PARTIAL) for entry in path.iterdir()):
+                raise SpecError(f"{path} must be free for a Zarr array, got a folder with other files in it; choose another path.")
+            write_atomically(path / "zarr.json", wanted, fsync=fsync)
+        except OSError as error:
+            raise SpecError(f"{path} must be a place where files can be written: {error}. Choose another path.") from error
+    elif any(found.get(key) != value for key, value in json.loads(wanted).items() if key in _LAYOUT):
+        raise SpecError(
+            f"{path} must be free or hold {writer._words}, got another {found.get('node_type')} there; "
+            "remove it, overwrite it, or choose another path."
+        )
+    return writer
+
+
+def put_array(path: Path, array: NDArray[Any], *, name: str | None = None) -> tuple[ArrayWriter, dict[str, int]]:
+    """Write a small array whole, in place of the Zarr node that is there; `fsync_tree` is left to the caller.
+
+    Returns
+    -------
+    ArrayWriter
+        The layout; cut into chunks along the first axis only.
+    dict
+        Chunk file relative to `path` to the crc32c of its elements, in order.
+    """
+    row_bytes = array.nbytes // max(1, len(array)) if array.ndim else array.nbytes
+    rows = max(1, _CHUNK_BYTES // max(1, row_bytes))
+    chunks = tuple(max(1, min(n, rows) if axis == 0 else n) for axis, n in enumerate(array.shape))
+    writer = create_array(path, array.shape, dtype=array.dtype, chunks=chunks, name=name, overwrite=True)
+    array = array.astype(writer.dtype, copy=False)
+    crcs = {}
+    if array.size:
+        for i in range(math.ceil(len(array) / chunks[0]) if chunks else 1):
+            key = "/".join(["c", *(str(i if axis == 0 else 0) for axis in range(array.ndim))])
+            crcs[key] = write_chunk(path / key, array[i * rows : (i + 1) * rows] if chunks else array, chunks)
+    return writer, crcs
+
+
+def check_name(name: str) -> str:
+    """Check that a name, or a path of names with ``/``, is safe as one of a Zarr node and of a folder."""
+    if all(_NAME.fullmatch(part) and not part.endswith(PARTIAL) and part != "zarr.json" for part in name.split("/")):
+        return name
+    raise SpecError(f"A name must begin with a letter or digit and go on with those and _ . - (at most 100), got {name!r}.")
+
+
+def place_node(root: Path, name: str) -> Path:
+    """Folder of the node `name` under `root`; `root` and the folders between become Zarr groups."""
+    parts = check_name(name).split("/")
+    for i in range(len(parts)):
+        make_group(root.joinpath(*parts[:i]))
+    return root.joinpath(*parts)
+
+
+def make_group(path: Path) -> None:
+    """Make a folder a Zarr group where it is not one.
+
+    Raises
+    ------
+    SpecError
+        If it is a Zarr array.
+    """
+    found = find_node(path)
+    if found is None:
+        make_folder(path)
+        write_atomically(path / "zarr.json", group_metadata({}), fsync=False)
+    elif found.get("node_type") != "group":
+        raise SpecError(f"{path} must be a Zarr group, got an array there; choose another name.")
+
+
+def remove_node(path: Path) -> None:
+    """Remove a Zarr array or group, as one step for whoever reads it; anything else stays."""
+    aside = set_aside(path) if find_node(path) is not None else None
+    if aside:
+        shutil.rmtree(aside)
+
+
+def set_aside(path: Path) -> Path | None:
+    """Give a file or folder a hidden name beside its own, for removal; None where there is none."""
+    if not os.path.lexists(path):
+        return None
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+    os.rename(path, aside)
+    return aside
+
+
+def find_node(path: Path) -> dict[str, Any] | None:
+    """Metadata of the Zarr node at a path, or None where there is none."""
+    try:
+        found = json.loads((path / "zarr.json").read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        old = any((path / name).is_file() for name in (".zarray", ".zgroup"))
+        return {"node_type": "array or group of format 2"} if old else None
+    except ValueError:
+        return {"node_type": "unreadable node"}
+    return found if isinstance(found, dict) else {}
+
+
+def group_metadata(attributes: dict[str, Any]) -> bytes:
+    """Content of the ``zarr.json`` of a group; NumPy numbers and arrays in its attributes become JSON's."""
+    group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+    return json.dumps(group, indent=2, default=_plain).encode()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"An attribute must be what JSON can hold, got {type(value).__name__}")
+
+
+def _array_metadata(writer: ArrayWriter) -> bytes:
+    array = zarr.create_array(
+        store={},
+        shape=writer.shape,
+        dtype=writer.dtype,
+        chunks=writer.chunks,
+        shards=writer.shards,
+        filters=None,
+        compressors=[Crc32cCodec()],
+        fill_value=0,
+    )
+    return array.metadata.to_buffer_dict(default_buffer_prototype())["zarr.json"].to_bytes()
+
+
+def _storable(dtype: np.dtype[Any], path: Path) -> np.dtype[Any]:
+    if dtype.kind not in "biufc" or dtype in (np.longdouble, np.clongdouble):
+        raise SpecError(f"{path} must hold booleans, integers, floats or complex numbers of a width Zarr knows, got dtype {dtype}.")
+    return dtype.newbyteorder("=")
