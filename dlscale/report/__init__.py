@@ -1,1 +1,1 @@
-"""Figures and HTML from the plain data of a finished job."""
+"""One self-contained HTML page a job, drawn from plain data; knows no spec classes and no cluster."""

@@ -1,0 +1,256 @@
+"""What each kind of job shows of its answer: a sentence on what was asked, its key numbers, its figures.
+
+A new kind is one entry of `KINDS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from dlscale.report import figures, pictures, words
+from dlscale.report.markup import NOTHING, Markup, div, join, tag
+from dlscale.report.sections import Job, pair, section
+
+_N_PICTURES = 24
+_N_LINES = 8
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A key number with its name, and a line below it."""
+
+    name: str
+    value: str
+    below: str = ""
+    bar: Markup = NOTHING
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a kind of job is told: `title` heads the page, `goal` says what was computed, then its numbers and its sections."""
+
+    title: str
+    goal: Callable[[Job], str]
+    tiles: Callable[[Job], list[Tile]]
+    answer: tuple[Callable[[Job], Markup | None], ...]
+
+
+def title(kind: str) -> str:
+    """A kind's full name."""
+    return KINDS[kind].title if kind in KINDS else kind
+
+
+def sentence(job: Job) -> str:
+    """What was asked, in words."""
+    record, matrix = job.record, job.record.matrix
+    source = (record.spec.get("input") or {}).get("matrix") or matrix.get("uri") or "the matrix"
+    kind = KINDS.get(record.kind)
+    goal = kind.goal(job) if kind else f"A job of kind {record.kind}"
+    said = f"{goal} of {source}"
+    if matrix.get("shape"):
+        rows, columns = matrix["shape"]
+        said += f", a matrix of {words.count(rows)} rows and {words.count(columns)} columns"
+        stored, computed = matrix.get("stored_dtype"), matrix.get("dtype")
+        if computed:
+            said += f", stored as {stored} and computed in {computed}" if stored and stored != computed else f" in {computed}"
+    said += "."
+    algorithm = record.plan.get("algorithm")
+    return f"{said} Method: {algorithm}." if algorithm else said
+
+
+def tiles(job: Job) -> list[Tile]:
+    """The key numbers of the kind, then those of the run."""
+    record, line = job.record, job.timeline
+    kind = KINDS.get(record.kind)
+    shown = []
+    if record.matrix.get("shape"):
+        below = [str(record.matrix[key]) for key in ("stored_dtype", "dtype") if record.matrix.get(key)][:1]
+        if record.matrix.get("stored_bytes"):
+            below.append(f"{words.size(record.matrix['stored_bytes'])} stored")
+        shown.append(Tile("Matrix", words.shape(record.matrix["shape"]), ", ".join(below)))
+    shown += kind.tiles(job) if kind else []
+    expected = record.plan.get("expected_seconds")
+    if job.seconds is not None:
+        shown.append(Tile("Wall time", words.duration(job.seconds), f"planned {words.duration(expected)}" if expected else ""))
+    if line and line.pass_seconds > 0:
+        for name, done, unit, key in (
+            ("Reading", line.bytes_read, "B", "read_bytes_per_second"),
+            ("Computing", line.flops, "FLOP", "matmul_flops_per_second"),
+        ):
+            limit = record.rate(key)
+            beside = f"machine's limit {words.quantity(limit, unit + '/s')}" if limit else f"{words.quantity(done, unit)} in all"
+            shown.append(Tile(name, words.quantity(done / line.pass_seconds, unit + "/s"), beside))
+    if line and line.peak_bytes:
+        limit = record.limit_bytes
+        bar = figures.meter(line.peak_bytes / limit) if limit else NOTHING
+        shown.append(Tile("Peak memory", words.size(line.peak_bytes), f"of {words.size(limit)}" if limit else "all processes", bar))
+    return shown
+
+
+def _error_tiles(job: Job) -> list[Tile]:
+    """A posteriori errors, under the names that the job gave them."""
+    known = {
+        "relative_frobenius_error": ("Approximation error", "Frobenius norm, relative"),
+        "frobenius_error": ("Approximation error", "Frobenius norm"),
+        "relative_spectral_error": ("Approximation error", "spectral norm, relative"),
+        "spectral_error": ("Approximation error", "spectral norm"),
+    }
+    for key, (name, below) in known.items():
+        value = job.record.estimates.get(key)
+        if isinstance(value, int | float):
+            return [Tile(name, words.number(float(value)), below)]
+    return []
+
+
+def _array(job: Job, *names: str) -> np.ndarray | None:
+    """The first of these arrays that the result has."""
+    found = next((job.record.arrays[name] for name in names if job.record.arrays.get(name) is not None), None)
+    return np.asarray(found) if found is not None and np.size(found) else None
+
+
+def _singular_values(job: Job) -> np.ndarray | None:
+    return _array(job, "s", "singular_values")
+
+
+def _spectrum_tile(job: Job) -> list[Tile]:
+    s = _singular_values(job)
+    return (
+        []
+        if s is None
+        else [Tile("Singular values", words.number(float(s[0])), f"down to {words.number(float(s[-1]))} at number {len(s)}")]
+    )
+
+
+def _pca_tiles(job: Job) -> list[Tile]:
+    components, shares = _array(job, "components"), _array(job, "explained_variance_ratio")
+    shown = []
+    if components is not None:
+        shown.append(Tile("Components", words.count(len(components)), f"of {words.count(components.shape[1])} columns"))
+    if shares is not None:
+        shown.append(Tile("Variance explained", words.share(float(shares.sum())), f"{words.share(float(shares[0]))} by the first"))
+    return shown + _error_tiles(job)
+
+
+def _svd_tiles(job: Job) -> list[Tile]:
+    s = _singular_values(job)
+    shown = [Tile("Components", words.count(len(s)), "singular triplets")] if s is not None else []
+    return shown + _spectrum_tile(job) + _error_tiles(job)
+
+
+def _diagonal(job: Job) -> np.ndarray | None:
+    """Magnitudes of the diagonal of R."""
+    r = _array(job, "r", "r_diagonal")
+    return None if r is None else np.abs(np.diagonal(r) if r.ndim == 2 else r)
+
+
+def _qr_tiles(job: Job) -> list[Tile]:
+    r, condition = _diagonal(job), job.record.estimates.get("condition")
+    shown = []
+    if isinstance(condition, int | float):
+        shown.append(Tile("Condition of R", words.number(float(condition)), "largest over smallest singular value"))
+    elif r is not None and r.min() > 0:
+        shown.append(Tile("Condition of R", f"≥ {words.number(float(r.max() / r.min()))}", "from its diagonal"))
+    if r is not None:
+        shown.append(Tile("Diagonal of R", words.number(float(r.max())), f"down to {words.number(float(r.min()))}"))
+    return shown + _error_tiles(job)
+
+
+def _rank_words(job: Job, one: str) -> str:
+    n = job.record.params.get("n_components")
+    if n is None:
+        return f"All {one}s"
+    if isinstance(n, float) and 0 < n < 1:
+        return f"As many {one}s as explain {words.share(n)} of the variance"
+    return f"The first {n} {one}s" if n != 1 else f"The first {one}"
+
+
+def variance(job: Job) -> Markup | None:
+    """Scree plot and cumulative share."""
+    amounts, shares = _array(job, "explained_variance"), _array(job, "explained_variance_ratio")
+    drawn = []
+    if amounts is not None:
+        unit = "" if shares is None else " of variance"
+        drawn.append(figures.spectrum(amounts, "variance along each component", "component", unit=unit))
+    if shares is not None:
+        drawn.append(figures.cumulative(shares))
+    lead = "How much of the data's spread each component carries, and how much the first ones carry together."
+    return section("Variance", lead, pair(*drawn)) if drawn else None
+
+
+def singular_values(job: Job) -> Markup | None:
+    """Singular values with their error bounds, and the bounds by themselves, which are mostly too small for error bars."""
+    s = _singular_values(job)
+    if s is None:
+        return None
+    given = job.record.estimates.get("singular_value_errors")
+    errors = np.asarray(given, dtype=float) if given is not None and len(given) == len(s) else None
+    drawn = [figures.spectrum(s, "singular values", "number", errors=errors, style="s3")]
+    lead = "The singular values on a logarithmic axis."
+    if errors is not None:
+        relative = np.divide(errors, s, out=np.full(len(s), np.nan), where=s > 0)
+        drawn.append(figures.spectrum(relative, "error bound of each, relative to its value", "number", style="s4"))
+        lead = "The singular values on a logarithmic axis, with the error bound that this run measured for each of them."
+    return section("Singular values", lead, pair(*drawn))
+
+
+def components(job: Job) -> Markup | None:
+    """The first components, as pictures where rows are pictures and as lines elsewhere."""
+    rows = _array(job, "components", "vh")
+    if rows is None or rows.ndim != 2:
+        return None
+    shares, centre, shape = _array(job, "explained_variance_ratio"), _array(job, "mean"), job.record.image_shape
+    name = "component" if "components" in job.record.arrays else "right singular vector"
+    if shape is not None and pictures.drawable(shape, rows.shape[1]):
+        cells = [] if centre is None else [_picture(pictures.mean(centre, shape, "mean"), "mean", "")]
+        for i, row in enumerate(rows[: _N_PICTURES - len(cells)]):
+            below = words.share(float(shares[i])) if shares is not None else ""
+            cells.append(_picture(pictures.component(row, shape, f"{name} {i + 1}"), str(i + 1), below))
+        shown = len(cells) - (centre is not None)
+        size = " × ".join(str(side) for side in shape[:2])
+        zero = "mid-grey is zero" if len(shape) == 3 and shape[2] == 3 else "white is zero, red positive, blue negative"
+        lead = f"The first {shown} of {len(rows)} {name}s as pictures of {size} pixels, each at its own full contrast; {zero}."
+        return section("Components", lead, div("pictures", *cells))
+    drawn = [] if centre is None else [figures.vector(centre, "mean", style="s5")]
+    for i, row in enumerate(rows[: _N_LINES - len(drawn)]):
+        part = f", {words.share(float(shares[i]))} of the variance" if shares is not None else ""
+        drawn.append(figures.vector(row, f"{name} {i + 1}{part}"))
+    lead = f"The first {name}s over the columns of the matrix."
+    lead += " Magnitudes are shown, since the entries are complex." if np.iscomplexobj(rows) else ""
+    return section("Components", lead, pair(*drawn))
+
+
+def _picture(image: Markup, label: str, below: str) -> Markup:
+    caption = [tag("b", None, label), *([tag("span", None, below)] if below else [])]
+    return tag("figure", None, image, tag("figcaption", None, *caption))
+
+
+def triangle(job: Job) -> Markup | None:
+    """The diagonal of R, and the whole of R by orders of magnitude."""
+    r = _diagonal(job)
+    if r is None:
+        return None
+    drawn = [figures.spectrum(r, "magnitude of each diagonal entry of R", "column", style="s3")]
+    whole = _array(job, "r")
+    if whole is not None and whole.ndim == 2:
+        image = pictures.magnitudes(whole, "R by orders of magnitude")
+        said = "R by orders of magnitude: yellow is the largest entry, dark is 16 decades below it, clear is exactly zero."
+        drawn.append(join([div("triangle", image), tag("figcaption", None, said)]))
+    lead = "Small diagonal entries mark columns that nearly depend on those before them."
+    return section("The triangle R", lead, pair(*drawn))
+
+
+KINDS: Mapping[str, Kind] = {
+    "svd": Kind(
+        "Singular value decomposition", lambda job: _rank_words(job, "singular triplet"), _svd_tiles, (singular_values, components)
+    ),
+    "pca": Kind(
+        "Principal component analysis",
+        lambda job: _rank_words(job, "principal component"),
+        _pca_tiles,
+        (components, variance, singular_values),
+    ),
+    "qr": Kind("QR factorization", lambda job: "The QR factorization", _qr_tiles, (triangle,)),
+}

@@ -1,0 +1,279 @@
+"""Sections that every job's report has, whatever its kind; each returns None when it has nothing to show."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import yaml
+
+from dlscale.report import figures, running, words
+from dlscale.report.markup import NOTHING, Markup, div, join, tag
+from dlscale.report.record import STOPPED, JobRecord
+from dlscale.report.timeline import Timeline, read_timeline
+
+#: Events listed at the end of the page; blocks and memory are in the figures.
+_MOST_EVENTS = 200
+_MOST_PASSES = 60
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A record with what is derived from its events, once."""
+
+    record: JobRecord
+
+    @cached_property
+    def timeline(self) -> Timeline | None:
+        return read_timeline(self.record.events)
+
+    @property
+    def seconds(self) -> float | None:
+        """Wall time; the running time of its events where the record does not say."""
+        return self.record.seconds if self.record.seconds is not None else (self.timeline.seconds if self.timeline else None)
+
+
+def section(title: str, lead: str, *children: str) -> Markup:
+    """A titled part of the page with one sentence on how to read it."""
+    intro = [tag("p", {"class": "lead"}, lead)] if lead else []
+    return tag("section", None, tag("h2", None, title), *intro, *children)
+
+
+def pair(*figures_: Markup) -> Markup:
+    """Figures beside each other, below each other on a narrow page."""
+    return div("pair", *(tag("figure", None, figure) for figure in figures_))
+
+
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, style: str = "") -> Markup:
+    """A table; the first column is its row's name, the others are numbers."""
+    header = tag("tr", None, *(tag("th", {"scope": "col"}, cell) for cell in head))
+    body = [tag("tr", None, tag("th", {"scope": "row"}, row[0]), *(tag("td", None, cell) for cell in row[1:])) for row in rows]
+    return div("wide", tag("table", {"class": style}, tag("thead", None, header), tag("tbody", None, *body)))
+
+
+def stopped(job: Job) -> Markup | None:
+    """Why the job has no answer, and how to go on."""
+    record = job.record
+    if record.state == "succeeded":
+        return None
+    if record.state not in STOPPED:
+        what = f"This job is not finished: its state was “{record.state}” when this page was written."
+        return div("banner waiting", tag("p", None, tag("strong", None, what)))
+    what = "This job failed." if record.state == "failed" else "This job was interrupted."
+    parts = [tag("p", None, tag("strong", None, what), " ", record.reason or "No reason was recorded; the log has the details.")]
+    if record.resume_command:
+        steps = [step for _, step in job.timeline.checkpoints] if job.timeline else []
+        from_where = f"It goes on after the checkpoint of step “{steps[-1]}”:" if steps else "To start it again with the same plan:"
+        parts.append(tag("p", None, from_where, " ", tag("code", {"class": "command"}, record.resume_command)))
+    return div("banner bad", *parts)
+
+
+def asked(job: Job) -> Markup:
+    """The spec as it was written, what was found about its matrix, and where its result lies."""
+    record = job.record
+    written = record.spec_yaml or yaml.safe_dump(json.loads(json.dumps(record.spec, default=str)), sort_keys=False)
+    parts = []
+    if record.matrix:
+        facts = [words.fact(key, value) for key, value in record.matrix.items() if key != "notes" and value not in (None, "", [])]
+        parts += [tag("h3", None, "The matrix"), _list(facts)]
+        parts += [tag("p", None, str(note)) for note in record.matrix.get("notes") or ()]
+    if record.result:
+        opened = tag("code", None, f'zarr.open("{record.result}")')
+        parts.append(tag("p", None, "The result is a Zarr group that any Zarr reader opens: ", opened))
+    return section("What was asked", "", div("asked", tag("pre", None, written.strip()), div("words", *parts)))
+
+
+def certificate(job: Job) -> Markup | None:
+    """Each check: what it means, how far from its limit it is, whether it passed."""
+    record = job.record
+    checks = (record.certificate or {}).get("checks") or ()
+    if not checks:
+        return None
+    n_passed = sum(bool(check["passed"]) for check in checks)
+    if n_passed == len(checks):
+        lead = "After the work was done, the answer was measured against the matrix itself. Every check passed."
+    else:
+        lead = f"{len(checks) - n_passed} of {len(checks)} checks failed. The answer must not be used, and it was not published."
+    rows = [_check(check) for check in checks]
+    reading = "Bars show the measured value over its limit, on a logarithmic scale: shorter is better, and red begins at the limit."
+    scalars = [(key, value) for key, value in record.estimates.items() if isinstance(value, int | float)]
+    parts = [div("checks", *rows), tag("p", {"class": "legend"}, reading)]
+    if scalars:
+        parts += [tag("h3", None, "Estimates"), div("facts", *(_list([words.fact(key, value)]) for key, value in scalars))]
+    return section("Certificate", lead, *parts)
+
+
+def _check(check: Mapping[str, Any]) -> Markup:
+    passed, value, threshold = bool(check["passed"]), float(check["value"]), float(check["threshold"])
+    if not math.isfinite(value):
+        margin = "the measured value is not a finite number"
+    elif value == 0:
+        margin = "exactly zero"
+    elif passed:
+        margin = f"{words.number(threshold / value)} times under its limit"
+    else:
+        margin = f"{words.number(value / threshold)} times over its limit" if threshold > 0 else "over its limit"
+    badge = tag("span", {"class": "badge good" if passed else "badge bad"}, "passed" if passed else "failed")
+    measured = tag("p", {"class": "measured"}, tag("b", None, words.number(value)), f" of at most {words.number(threshold)}")
+    return div(
+        "check",
+        div("verdict", badge),
+        div("says", tag("p", None, str(check["meaning"])), tag("p", {"class": "formula"}, str(check["name"]))),
+        div("gauge", figures.check_bar(check), measured, tag("p", {"class": "margin"}, margin)),
+    )
+
+
+def timeline(job: Job) -> Markup | None:
+    """Passes and throughput over time, and a table of the passes."""
+    line = job.timeline
+    if line is None or not line.passes:
+        return None
+    read, flops = job.record.rate("read_bytes_per_second"), job.record.rate("matmul_flops_per_second")
+    lead = "Each pass reads the matrix once. Where a curve meets its dashed line, the machine could not have gone faster."
+    parts = [running.throughput(line, read, flops), _passes(line, read, flops)]
+    return section("How it ran", lead, *parts)
+
+
+def _passes(line: Timeline, read_limit: float | None, flops_limit: float | None) -> Markup:
+    rows = []
+    for run in line.passes[:_MOST_PASSES]:
+        took = max(run.seconds, 1e-9)
+        parts = [
+            (part, name)
+            for part, name in (
+                (run.bytes_read / took / read_limit if read_limit else None, "reading"),
+                (run.flops / took / flops_limit if flops_limit else None, "computing"),
+            )
+            if part is not None
+        ]
+        worked = run.outcome != "loaded" and (run.bytes_read > 0 or run.flops > 0)
+        most = max(parts) if parts and worked else None
+        bound = f"{words.share(most[0])} of the limit of {most[1]}" if most else words.MISSING
+        if run.outcome != "done":
+            bound = {"loaded": "loaded from its checkpoint", "cut": "the job stopped inside it"}[run.outcome]
+        rate = [
+            words.quantity(v / took, unit) if worked else words.MISSING
+            for v, unit in ((run.bytes_read, "B/s"), (run.flops, "FLOP/s"))
+        ]
+        amounts = [words.size(run.bytes_read), words.quantity(run.flops, "FLOP")] if worked else [words.MISSING] * 2
+        rows.append((run.step, words.duration(run.seconds), *amounts, *rate, bound))
+    head = ("pass", "time", "read", "work", "reading", "computing", "how close to the machine's limit")
+    shown = table(head, rows, style="passes")
+    left_out = len(line.passes) - len(rows)
+    return join([shown, tag("p", {"class": "legend"}, f"{left_out} more passes are not listed.")]) if left_out > 0 else shown
+
+
+def memory(job: Job) -> Markup | None:
+    """Memory of all processes against the limit."""
+    line = job.timeline
+    if line is None or len(line.memory_times) < 2:
+        return None
+    limit, peak = job.record.limit_bytes, line.peak_bytes or 0.0
+    lead = f"The resident memory of all processes together peaked at {words.size(peak)}"
+    lead += f", {words.share(peak / limit)} of the limit." if limit else "."
+    return section("Memory", lead, running.memory(line, limit))
+
+
+def planned(job: Job) -> Markup | None:
+    """The plan beside what was measured."""
+    plan, line = job.record.plan, job.timeline
+    if not plan:
+        return None
+    passes = plan.get("passes") or ()
+    done = [run for run in line.passes if run.outcome == "done"] if line else []
+    written = sum(e.get("bytes_written", 0) for e in job.record.events if e.get("event") == "pass_finished") or None
+    work = "floating-point work"
+    rows: list[tuple[str, float | None, float | None, str]] = [
+        ("passes over the matrix", len(passes), len({run.step for run in done}) or None, ""),
+        (work, sum(p["flops"] for p in passes), line.flops if line and line.passes else None, "FLOP"),
+        ("read from storage", sum(p["bytes_read"] for p in passes), line.bytes_read if line and line.passes else None, "B"),
+        ("written to storage", sum(p["bytes_written"] for p in passes), written, "B"),
+        ("time", plan.get("expected_seconds"), job.seconds, "s"),
+        ("peak memory", job.record.planned_peak_bytes, line.peak_bytes if line else None, "B"),
+    ]
+    cells = []
+    for name, want, got, unit in rows:
+        if want is None or (want == 0 and not got):
+            continue
+        bar = figures.overrun(got, want) if want and got is not None else NOTHING
+        cells.append((name, _amount(want, unit), _amount(got, unit), words.ratio(got, want), bar))
+    lead = "The plan was made before anything ran, from the sizes of the matrix and the rates measured on this machine. "
+    lead += "Measured memory counts every process with its program and libraries."
+    grid = plan.get("grid") or {}
+    if grid.get("block_rows"):
+        n_rows, high = grid.get("n_rows"), grid["block_rows"]
+        cut = f"{words.count(-(-n_rows // high))} blocks of {words.count(high)}" if n_rows else f"blocks of {words.count(high)}"
+        lead += f" The rows are read in {cut}, by {plan.get('n_workers', 1)} × {plan.get('threads_per_worker', 1)} threads."
+    shown = table(("", "planned", "measured", "ratio", "less   |   more than planned"), cells, style="planned")
+    notes = [tag("li", None, str(note)) for note in plan.get("notes") or ()]
+    return section("Plan and measurement", lead, shown, *([tag("ul", {"class": "notes"}, *notes)] if notes else []))
+
+
+def _amount(value: float | None, unit: str) -> str:
+    if value is None:
+        return words.MISSING
+    return words.duration(value) if unit == "s" else words.quantity(value, unit) if unit else words.count(int(value))
+
+
+def notes(job: Job) -> Markup | None:
+    """Notes, warnings, and the events that changed the job's course."""
+    warnings = [str(e.get("message", "")) for e in job.record.events if e.get("event") == "warning"]
+    items = [tag("li", {"class": "warn"}, text) for text in dict.fromkeys(warnings)]
+    items += [tag("li", None, str(note)) for note in job.record.notes]
+    told = [e for e in job.record.events if e.get("event") in ("state", "checkpoint", "warning", "pass_finished")]
+    if not items and not told:
+        return None
+    parts = [tag("ul", {"class": "notes"}, *items)] if items else []
+    if told:
+        start = next((e["time"] for e in told if "time" in e), 0.0)
+        lines = [(_clock(e.get("time"), start), str(e["event"]).replace("_", " "), _told(e)) for e in told[-_MOST_EVENTS:]]
+        parts.append(
+            tag(
+                "details", None, tag("summary", None, f"Events ({len(told)})"), table(("after", "event", ""), lines, style="events")
+            )
+        )
+    return section("Notes and events", "", *parts)
+
+
+def _clock(time: float | None, start: float) -> str:
+    return words.MISSING if time is None else words.duration(round(time - start, 3))
+
+
+def _told(event: Mapping[str, Any]) -> str:
+    match event["event"]:
+        case "state":
+            return " – ".join(str(event[key]) for key in ("state", "message") if event.get(key))
+        case "checkpoint":
+            return f"{event.get('step', '')}, {words.size(event.get('bytes'))} in {words.duration(event.get('seconds'))}"
+        case "pass_finished":
+            return f"{event.get('step', '')}, {words.duration(event.get('seconds'))}"
+    return str(event.get("message", ""))
+
+
+def environment(job: Job) -> Markup | None:
+    """Where it ran, and with what."""
+    record = job.record
+    groups = [
+        ("Machine", [words.fact(key, value) for key, value in record.machine.items() if key != "versions"]),
+        ("Rates the plan used", [words.fact(key, value) for key, value in (record.plan.get("rates") or {}).items()]),
+        ("Software", [(key, str(value)) for key, value in (record.versions or record.machine.get("versions") or {}).items()]),
+    ]
+    lists = [
+        tag(
+            "div",
+            None,
+            tag("h3", None, title),
+            tag("dl", None, *(join([tag("dt", None, k), tag("dd", None, v)]) for k, v in facts)),
+        )
+        for title, facts in groups
+        if facts
+    ]
+    return section("Environment", "", div("facts", *lists)) if lists else None
+
+
+def _list(facts: Sequence[tuple[str, str]]) -> Markup:
+    return tag("dl", None, *(join([tag("dt", None, name), tag("dd", None, value)]) for name, value in facts))

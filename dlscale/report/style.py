@@ -1,0 +1,172 @@
+"""The page's style sheet: one set of colours for light, one for dark, light again on paper."""
+
+STYLE = """
+:root {
+  --page: #eef1f4; --sheet: #ffffff; --ink: #16212e; --soft: #566373; --line: #dbe1e8; --track: #e6eaef;
+  --s1: #1f6fb2; --s2: #c2601c; --s3: #5b4fa8; --s4: #a23b72; --s5: #3c7d7a; --s6: #8a7a2c;
+  --good: #1d7a4f; --bad: #b3261e; --warn: #96640a; --bad-tint: #fbe9e7; --warn-tint: #fdf3df; --code: #f3f5f8;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --page: #0d1218; --sheet: #151c25; --ink: #e4eaf1; --soft: #9aa8b7; --line: #2a3542; --track: #28323e;
+    --s1: #62aeea; --s2: #ee9a58; --s3: #a69af0; --s4: #e583b4; --s5: #6cc0ba; --s6: #cdbb5e;
+    --good: #54c28b; --bad: #f2837a; --warn: #e2b04f; --bad-tint: #341b1b; --warn-tint: #32270f; --code: #1c2531;
+  }
+}
+* { box-sizing: border-box; }
+html { -webkit-text-size-adjust: 100%; }
+body {
+  margin: 0; background: var(--page); color: var(--ink); font-size: 15px; line-height: 1.5;
+  font-family: "Inter", "Segoe UI", "Helvetica Neue", "Noto Sans", "Liberation Sans", Arial, sans-serif;
+  font-variant-numeric: tabular-nums;
+}
+main {
+  max-width: 1160px; margin: 32px auto; padding: 44px 50px 56px; background: var(--sheet); border: 1px solid
+  var(--line); border-radius: 6px;
+}
+h1, h2, h3, p, ul, dl, dd, figure, pre { margin: 0; padding: 0; }
+h1 { font-size: 38px; line-height: 1.15; letter-spacing: -0.02em; font-weight: 700; overflow-wrap: anywhere; }
+h2 { font-size: 22px; line-height: 1.25; letter-spacing: -0.01em; margin-bottom: 4px; }
+h3 { font-size: 13px; font-weight: 600; color: var(--soft); }
+section { margin-top: 44px; }
+.lead { color: var(--soft); max-width: 96ch; margin-bottom: 18px; }
+code, pre, .formula {
+  font-family: "JetBrains Mono", "Cascadia Mono", Menlo, Consolas, "DejaVu Sans Mono", "Liberation Mono",
+  monospace; font-size: 13px;
+}
+code { background: var(--code); padding: 2px 6px; border-radius: 4px; overflow-wrap: anywhere; }
+
+header { display: flex; justify-content: space-between; align-items: center; gap: 32px; }
+.title { min-width: 0; }
+.eyebrow { color: var(--s1); font-weight: 600; margin-bottom: 6px; }
+.facts-line { display: flex; flex-wrap: wrap; gap: 4px 18px; align-items: center; margin-top: 14px; color: var(--soft); }
+.badge {
+  display: inline-block; padding: 1px 11px 2px; border-radius: 999px; font-size: 13px; font-weight: 600;
+  border: 1.5px solid currentColor;
+}
+.badge.good { color: var(--good); }
+.badge.bad { color: var(--bad); }
+.badge.warn { color: var(--warn); }
+.badge.plain { color: var(--soft); }
+.sealed { flex: none; text-align: center; color: var(--soft); font-size: 13px; }
+.seal { width: 132px; height: 132px; display: block; margin: 0 auto 4px; }
+.rosette { fill: none; stroke-width: 0.7; }
+.glyph { fill: none; stroke: var(--sheet); stroke-width: 6.5; stroke-linecap: round; stroke-linejoin: round; }
+.rosette.good { stroke: var(--good); } .rosette.bad { stroke: var(--bad); } .rosette.plain { stroke: var(--soft); }
+.disc.good { fill: var(--good); } .disc.bad { fill: var(--bad); } .disc.plain { fill: var(--soft); }
+
+.intro { margin-top: 20px; max-width: 96ch; font-size: 16.5px; overflow-wrap: anywhere; }
+.banner {
+  margin-top: 26px; padding: 16px 20px; border-radius: 6px; display: grid; gap: 8px; overflow-wrap: anywhere;
+  white-space: pre-line;
+}
+.banner.bad { background: var(--bad-tint); } .banner.waiting { background: var(--warn-tint); }
+.banner.bad strong { color: var(--bad); }
+.command { background: var(--sheet); border: 1px solid var(--line); white-space: nowrap; user-select: all; }
+
+.tiles {
+  display: flex; flex-wrap: wrap; gap: 1px; background: var(--line); border: 1px solid var(--line);
+  border-radius: 6px; overflow: hidden; margin-top: 28px;
+}
+.tile { flex: 1 1 23%; min-width: 205px; background: var(--sheet); padding: 15px 18px 17px; }
+.tile .meter { margin-top: 7px; }
+.tile .value { font-size: 25px; font-weight: 650; line-height: 1.25; letter-spacing: -0.015em; white-space: nowrap; }
+.tile .below { color: var(--soft); font-size: 13px; }
+
+.checks { border-top: 1px solid var(--line); }
+.check {
+  display: grid; grid-template-columns: 86px minmax(0, 1fr) 330px; gap: 8px 22px; align-items: center;
+  padding: 15px 0; border-bottom: 1px solid var(--line);
+}
+.formula { color: var(--soft); margin-top: 4px; overflow-wrap: anywhere; }
+.gauge { display: grid; grid-template-columns: auto auto; align-items: baseline; font-size: 13px; }
+.gauge { margin: 0 2px; } .gauge .margin { text-align: right; }
+.gauge .chart { grid-column: 1 / -1; } .margin { color: var(--soft); }
+
+.chart { display: block; width: 100%; height: auto; overflow: visible; }
+.chart text { font-size: 11.5px; fill: var(--soft); }
+.chart .title { font-weight: 600; fill: var(--ink); font-size: 12px; }
+.chart .note { fill: var(--ink); }
+.grid { stroke: var(--line); stroke-width: 1; } .axis { stroke: var(--soft); stroke-width: 1; }
+.limit { stroke: var(--ink); stroke-width: 1.3; stroke-dasharray: 6 4; }
+.chart .limit-text { fill: var(--ink); font-weight: 600; }
+.pause { stroke: var(--warn); stroke-width: 1.4; stroke-dasharray: 2 3; }
+.mark { stroke: var(--ink); stroke-width: 1.5; }
+.track { fill: var(--track); }
+.beyond { fill: var(--bad); opacity: 0.22; }
+rect.good { fill: var(--good); }
+rect.bad { fill: var(--bad); }
+.s1 { --c: var(--s1); }
+.s2 { --c: var(--s2); }
+.s3 { --c: var(--s3); }
+.s4 { --c: var(--s4); }
+.s5 { --c: var(--s5); }
+.s6 { --c: var(--s6); }
+.curve { fill: none; stroke: var(--c); stroke-width: 1.8; stroke-linejoin: round; }
+.thin { fill: none; stroke: var(--c); stroke-width: 1.2; stroke-linejoin: round; }
+.bar { stroke: var(--c); stroke-width: 2.2; opacity: 0.65; } .stem { stroke: var(--c); stroke-width: 1.5; }
+.dot, rect.solid { fill: var(--c); } .soft { fill: var(--c); opacity: 0.16; } .band { fill: var(--c); opacity: 0.75; }
+.outline { fill: none; stroke: var(--ink); stroke-width: 1.2; }
+.pass-0 { fill: var(--s3); opacity: 0.85; }
+.pass-1 { fill: var(--s3); opacity: 0.6; }
+.pass-cut { fill: var(--bad); opacity: 0.75; }
+.chart .pass-label { fill: #fff; font-weight: 600; }
+.diamond { fill: var(--s5); }
+.wide { overflow-x: auto; } .wide .chart { min-width: 760px; }
+.legend { color: var(--soft); font-size: 13px; display: flex; flex-wrap: wrap; gap: 4px 20px; margin: 8px 0 16px; }
+.key { display: inline-flex; align-items: center; gap: 7px; }
+.key i { width: 12px; height: 12px; border-radius: 2px; background: var(--c); }
+.key i.limit-key { height: 0; width: 20px; background: none; border-top: 1.6px dashed var(--ink); border-radius: 0; }
+.key i.diamond-key { background: var(--s5); transform: rotate(45deg) scale(0.75); border-radius: 0; }
+
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 22px 40px; }
+.pictures { display: grid; grid-template-columns: repeat(8, 1fr); gap: 16px 12px; }
+.pictures img { width: 100%; display: block; image-rendering: pixelated; border-radius: 3px; border: 1px solid var(--line); }
+.triangle img { width: 232px; display: block; image-rendering: pixelated; border: 1px solid var(--line); }
+figcaption { font-size: 13px; color: var(--soft); margin-top: 4px; display: flex; justify-content: space-between; gap: 8px; }
+.sealed figcaption { display: block; margin: 0; } figcaption b { color: var(--ink); }
+
+table { border-collapse: collapse; width: 100%; font-size: 14px; }
+th, td {
+  text-align: right; padding: 7px 0 7px 18px; border-bottom: 1px solid var(--line); white-space: nowrap;
+  vertical-align: middle;
+}
+th:first-child { text-align: left; padding-left: 0; font-weight: 500; }
+thead th { color: var(--soft); font-weight: 600; font-size: 13px; white-space: pre; }
+.planned td:last-child, .planned th:last-child { width: 176px; text-align: center; }
+.ratio-chart { width: 140px; min-width: 0 !important; display: inline-block; vertical-align: middle; }
+.passes td:last-child, .passes th:last-child { padding-left: 34px; text-align: left; }
+.events td, .events th { text-align: left; white-space: normal; } .events th:first-child { white-space: nowrap; }
+
+.asked { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 34px; margin-top: 12px; }
+.words { display: grid; gap: 12px; align-content: start; overflow-wrap: anywhere; }
+.asked ul, .notes { padding-left: 20px; display: grid; gap: 5px; }
+.notes { margin-top: 12px; } .notes .warn::marker { color: var(--warn); } .notes .warn { color: var(--warn); font-weight: 600; }
+pre {
+  background: var(--code); padding: 14px 18px; border-radius: 6px; white-space: pre-wrap; overflow-wrap:
+  anywhere; line-height: 1.55;
+}
+details { margin-top: 14px; } summary { cursor: pointer; font-weight: 600; } details .wide { margin-top: 10px; }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(270px, 1fr)); gap: 24px 44px; margin-top: 12px; }
+.facts h3 { margin-bottom: 6px; }
+dl { display: grid; grid-template-columns: auto minmax(0, 1fr); gap: 3px 18px; font-size: 14px; }
+dt { color: var(--soft); } dd { text-align: right; overflow-wrap: anywhere; }
+
+@media (max-width: 800px) {
+  main { margin: 0; padding: 26px 20px 40px; border: 0; border-radius: 0; }
+  h1 { font-size: 28px; } header { align-items: flex-start; gap: 16px; } .seal { width: 84px; height: 84px; }
+  .check, .asked { grid-template-columns: minmax(0, 1fr); } .pictures { grid-template-columns: repeat(4, 1fr); }
+  .tile { flex-basis: 45%; min-width: 140px; } .tile .value { font-size: 20px; white-space: normal; }
+}
+@media print {
+  :root {
+    --page: #fff; --sheet: #fff; --ink: #111; --soft: #444; --line: #ccc; --track: #e6e6e6; --code: #f4f4f4;
+    --s1: #1f6fb2; --s2: #c2601c; --s3: #5b4fa8; --s4: #a23b72; --s5: #3c7d7a; --s6: #8a7a2c;
+    --good: #1d7a4f; --bad: #b3261e; --warn: #96640a; --bad-tint: #fbe9e7; --warn-tint: #fdf3df;
+  }
+  * { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
+  main { border: 0; margin: 0; padding: 0; max-width: none; } body { font-size: 12px; }
+  .check, .tile, figure, tr { break-inside: avoid; } h2, .lead { break-after: avoid; }
+  .wide .chart { min-width: 0; } .wide { overflow: visible; }
+}
+"""

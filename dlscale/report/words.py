@@ -1,0 +1,129 @@
+"""Numbers and facts as a person reads them: three significant digits and a unit."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from typing import Any
+
+MISSING = "–"
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_PREFIXES = ("", "k", "M", "G", "T", "P", "E")
+
+
+def number(value: float | None) -> str:
+    """Three significant digits; powers of ten outside 0.001 .. 100,000."""
+    if value is None or math.isnan(value):
+        return MISSING if value is None else "not a number"
+    if math.isinf(value):
+        return "−∞" if value < 0 else "∞"
+    if value == 0:
+        return "0"
+    if 1e-3 <= abs(value) < 1e5:
+        digits = max(0, 2 - math.floor(math.log10(abs(value))))
+        text = f"{value:,.{digits}f}" if abs(value) < 1e3 else f"{float(f'{value:.3g}'):,.0f}"
+        return text.replace("-", "−")
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPT)}".replace("-", "−")
+
+
+def power_of_ten(exponent: int) -> str:
+    """``10⁻³`` for an axis; 0.1 to 1000 stay as they are."""
+    return f"{10.0**exponent:g}" if -1 <= exponent <= 3 else f"10{str(exponent).translate(_SUPERSCRIPT)}"
+
+
+def count(value: int | None) -> str:
+    """A whole number, exact, in groups of three digits."""
+    return MISSING if value is None else f"{value:,}"
+
+
+def quantity(value: float | None, unit: str) -> str:
+    """A value with a metric prefix before `unit`: ``1.23 GB``, ``45.6 GFLOP/s``."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    scaled, step = float(value), 0
+    while abs(scaled) >= 999.5 and step < len(_PREFIXES) - 1:
+        scaled, step = scaled / 1000, step + 1
+    if step == 0:
+        return f"{scaled:.3g} {unit}"
+    return f"{number(scaled)} {_PREFIXES[step]}{unit}"
+
+
+def size(n_bytes: float | None) -> str:
+    """Bytes with a decimal prefix."""
+    return quantity(n_bytes, "B")
+
+
+def duration(seconds: float | None) -> str:
+    """``12.3 ms``, ``4.56 s``, ``2 min 03 s``, ``1 h 05 min``, ``2 d 3 h``."""
+    if seconds is None or not math.isfinite(seconds):
+        return MISSING
+    if seconds == 0:
+        return "0 s"
+    if abs(seconds) < 1e-3:
+        return f"{number(seconds * 1e6)} µs"
+    if abs(seconds) < 1:
+        return f"{number(seconds * 1e3)} ms"
+    if seconds < 60:
+        return f"{number(seconds)} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def share(fraction: float | None) -> str:
+    """A fraction as percent; what is nearly but not quite everything is not rounded up to 100."""
+    if fraction is None or not math.isfinite(fraction):
+        return MISSING
+    percent = 100 * fraction
+    if 99.9 <= percent < 100:
+        return f"{math.floor(percent * 1000) / 1000:g} %"
+    return f"{number(percent)} %"
+
+
+def ratio(measured: float | None, planned: float | None) -> str:
+    """How many times the plan was measured."""
+    if not planned or measured is None:
+        return MISSING
+    return f"{number(measured / planned)} ×"
+
+
+def moment(unix_seconds: float | None) -> str:
+    """A time of day in UTC, to the minute."""
+    if unix_seconds is None:
+        return MISSING
+    return datetime.fromtimestamp(unix_seconds, tz=UTC).strftime("%-d %B %Y, %H:%M UTC")
+
+
+def shape(dimensions: Any) -> str:
+    """``60,000 × 192``."""
+    return " × ".join(count(int(d)) for d in dimensions)
+
+
+def fact(key: str, value: Any) -> tuple[str, str]:
+    """A fact of the machine as a label and a text; the unit comes from the key's suffix."""
+    formatted = {
+        "_flops_per_second": lambda v: quantity(v, "FLOP/s"),
+        "_bytes_per_second": lambda v: quantity(v, "B/s"),
+        "_bytes": size,
+        "_seconds": duration,
+    }
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        for suffix, text in formatted.items():
+            if key.endswith(suffix):
+                return label(key.removesuffix(suffix)), text(value)
+        return label(key), count(value) if isinstance(value, int) else number(value)
+    if isinstance(value, list | tuple):
+        return label(key), ", ".join(str(item) for item in value)
+    if isinstance(value, dict):
+        return label(key), ", ".join(f"{item} {fact(item, inner)[1]}" for item, inner in value.items())
+    return label(key), MISSING if value is None else str(value)
+
+
+def label(key: str) -> str:
+    """``n_workers`` as ``Workers``."""
+    text = key.removeprefix("n_").replace("_", " ").strip()
+    return text[:1].upper() + text[1:]
