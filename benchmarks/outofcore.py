@@ -1,0 +1,96 @@
+"""The 16 GB store, jobs through the command line, peers' clusters, and the bound that all are held against."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import harness
+import matrices
+import numpy as np
+from harness import Bench
+
+
+def stored(bench: Bench, shape: tuple[int, int] | None = None) -> tuple[Path, tuple[int, int]]:
+    """The known matrix as a Zarr store, float64: 1,000,000 x 2,000 unless told."""
+    m, n = shape or bench.pick(full=(1_000_000, 2_000), quick=(30_000, 500))
+    path = matrices.store(bench.data, (m, n), "f8")
+    size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    bench.fact(shape=[m, n], dtype="f8", matrix_bytes=8 * m * n, stored_bytes=size)
+    return path, (m, n)
+
+
+def strips(path: Path) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Row blocks of a store."""
+    import zarr
+
+    Z = zarr.open_array(path, mode="r")
+    for start in range(0, Z.shape[0], Z.chunks[0]):
+        yield start, min(start + Z.chunks[0], Z.shape[0]), Z[start : start + Z.chunks[0]]
+
+
+def measure_bound(bench: Bench, path: Path, *, n_reads: int, flops: float, width: int) -> None:
+    """What no program can beat: reading the store as often, from a cold start, or the flops at the matrix-product rate.
+
+    The rate of the product with a matrix of `width` columns, which is what subspace methods can use, is kept beside it.
+    """
+    harness.forget(path)
+    watch = Bench(bench.size, bench.data)
+    watch.time(lambda: [harness.read_raw(path) for _ in range(n_reads)])
+    read = watch.record["seconds"][0]
+    compute = flops / harness.matmul_flops("f8", bench.pick(full=4096, quick=1024))
+    skinny = flops / harness.skinny_flops(bench.record["facts"]["shape"][1], width)
+    bench.fact(flops=flops, raw_read_seconds=read, flops_seconds=compute, skinny_seconds=skinny, bound_seconds=max(read, compute))
+
+
+def run_dlscale(bench: Bench, path: Path, kind: str, params: dict[str, Any], *, memory: str) -> Path:
+    """`dlscale run` with this memory for all its processes together, from a cold page cache; returns the result's path.
+
+    On the clock is the whole command: start of the processes, plan, work, certificate, durable result and report.
+    """
+    work = bench.data / "job"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    result = work / "result.zarr"
+    cluster = {"type": "local", "memory": memory}
+    spec = {"kind": kind, "input": {"matrix": str(path)}, "params": params, "output": str(result), "cluster": cluster}
+    (work / "spec.yaml").write_text(json.dumps(spec))  # JSON is YAML
+    program = str(Path(sys.executable).with_name("dlscale"))
+
+    def run() -> dict[str, Any]:
+        command = [program, "run", str(work / "spec.yaml"), "--json", "--workspace", str(work / "workspace")]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"exit code {done.returncode}: {(done.stderr + done.stdout)[-1500:]}")
+        answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+        return answer
+
+    bench.limit_memory(float(memory.removesuffix("GB")) * 1e9)
+    plan = bench.time(run, before=lambda: harness.forget(path), subprocess_only=True).get("plan") or {}
+    bench.fact(algorithm=plan.get("algorithm"), plan_flops=sum(p["flops"] for p in plan.get("passes", [])))
+    if "bound_seconds" in bench.record["facts"]:
+        bench.fact(bound_ratio=bench.record["seconds"][-1] / bench.record["facts"]["bound_seconds"])
+    return result
+
+
+@contextmanager
+def dask_cluster(bench: Bench) -> Iterator[None]:
+    """LocalCluster 1 x 2 for a peer: half of this machine's memory, spilling to the data folder beyond it."""
+    import dask
+    from distributed import Client, LocalCluster
+
+    spill = bench.data / "dask-spill"
+    limit = harness.psutil.virtual_memory().total // 2
+    with (
+        dask.config.set({"temporary-directory": str(spill)}),
+        LocalCluster(n_workers=1, threads_per_worker=2, memory_limit=limit, dashboard_address=None) as cluster,
+        Client(cluster),
+    ):
+        yield
+    shutil.rmtree(spill, ignore_errors=True)
