@@ -133,7 +133,7 @@ class Checkpoint:
 
     def drop(self, step: str) -> None:
         """Remove a step that is needed no more."""
-        manifest = self._manifests / f"{step}.json"
+        manifest = self._manifests / f"{check_name(step)}.json"
         if manifest.exists():
             manifest.unlink()
             fsync_path(self._manifests)

@@ -150,8 +150,8 @@ class ArrayWriter:
 
     @cached_property
     def _array(self) -> zarr.Array[Any]:
-        # Chunks of zeros are written too: an absent file means damage here.
-        array = zarr.open_array(self.path, mode="r+", config={"write_empty_chunks": True})
+        # Chunks of zeros are written too: an absent file means damage here. (`open_array` takes the setting and drops it.)
+        array = zarr.open_array(self.path, mode="r+").with_config({"write_empty_chunks": True})
         if (array.shape, array.chunks, array.shards) != (self.shape, self.chunks, self.shards) or array.dtype != self.dtype:
             raise SpecError(
                 f"{self.path} must hold {self._words}, got shape {array.shape}, dtype {array.dtype}, chunks {array.chunks}, "
