@@ -7,7 +7,7 @@ stranger can neither execute nor explode.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,9 +161,14 @@ def _lines(node: yaml.Node, path: KeyPath) -> Iterable[tuple[KeyPath, int]]:
 def _override(document: Document, override: str) -> Document:
     name, separator, text = override.partition("=")
     keys = name.strip().split(".")
+    place = f"--set {name.strip()}"
     if not separator or not all(keys):
         raise SpecError(f"--set {override}: must read section.key=value, such as params.n_components=20.")
-    place = f"--set {name.strip()}"
+    return set_value(document, keys, parse_scalar(text, place), place)
+
+
+def set_value(document: Document, keys: Sequence[str], value: Any, place: str) -> Document:
+    """A document with one key set, and the sections above it made where they are absent (SpecError if one is no section)."""
     data = _plain(document.data)
     section = data
     for depth, key in enumerate(keys[:-1]):
@@ -174,7 +179,7 @@ def _override(document: Document, override: str) -> Document:
             raise SpecError(f"{place}: {'.'.join(keys[: depth + 1])} is {inner!r}, not a section with keys.")
         section[key] = inner = inner or {}
         section = inner
-    section[keys[-1]] = parse_scalar(text, place)
+    section[keys[-1]] = _plain(value)
     return Document(data, {**document.places, tuple(keys): place}, document.source)
 
 

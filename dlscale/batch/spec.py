@@ -79,7 +79,9 @@ class InputSpec(Section):
 class ClusterSpec(Section):
     """An embedded local cluster with stated resources."""
 
-    type: Literal["local"] = Field(default="local", description="local (or write cluster: tcp://host:port)")
+    type: Literal["local", "threads"] = Field(
+        default="local", description="local (worker processes) or threads (this process; nothing to start, for small jobs)"
+    )
     workers: Positive | None = Field(default=None, description="an integer of at least 1: worker processes")
     threads: Positive | None = Field(default=None, description="an integer of at least 1: threads per worker")
     memory: Size | None = Field(default=None, description="a size such as 4GB: the limit of the whole job, all processes together")
@@ -154,8 +156,8 @@ class _Job(Section):
         default=None, min_length=1, description="a local path for the result; the job's own result.zarr when absent"
     )
     overwrite: bool = Field(default=False, description="true or false: replace an earlier result at output")
-    cluster: Annotated[str, Field(pattern=r"^(local|tcp://.+|tls://.+)$")] | ClusterSpec = Field(
-        default="local", description="local, tcp://host:port, or a section with workers, threads, memory"
+    cluster: Annotated[str, Field(pattern=r"^(local|threads|tcp://.+|tls://.+)$")] | ClusterSpec = Field(
+        default="local", description="local, threads, tcp://host:port, or a section with workers, threads, memory"
     )
     checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec, description="a section with the key every")
     stall: Annotated[Duration, Field(gt=0)] = Field(

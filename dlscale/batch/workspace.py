@@ -75,6 +75,8 @@ class JobState:
         Where the result was published.
     summary : dict
         Of the outcome: certificate, estimates, notes, image_shape, machine.
+    final : bool
+        The job failed in a way that another run would only repeat.
     """
 
     job: str
@@ -87,6 +89,11 @@ class JobState:
     message: str = ""
     result: str | None = None
     summary: dict[str, Any] = field(default_factory=dict)
+    final: bool = False
+
+    @property
+    def resumable(self) -> bool:
+        return self.state in RESUMABLE and not self.final
 
     @property
     def certificate(self) -> dict[str, Any] | None:

@@ -1,0 +1,100 @@
+"""Synthetic matrices from a description: shape, spectrum or condition, dtype, seed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, Field, ValidationError
+
+from dlscale.batch.document import Document
+from dlscale.batch.messages import explain
+from dlscale.batch.prepare import cluster_request
+from dlscale.batch.spec import ClusterSpec, Positive, Section
+from dlscale.engine.clusters import open_cluster
+from dlscale.engine.passes import Passes
+from dlscale.engine.progress import Emit, ignore
+from dlscale.errors import SpecError
+from dlscale.gallery import SpectrumMatrix, flat, geometric, power, step
+from dlscale.linalg.synthesis import generate_matrix
+from dlscale.storage.durable import require_free_space
+
+_CHUNK_BYTES = 16 * 2**20
+
+
+class GenerateSpec(Section):
+    """What `dlscale generate` makes."""
+
+    shape: tuple[Positive, Positive] = Field(strict=False, description="[rows, columns]")
+    spectrum: str | None = Field(
+        default=None,
+        pattern=r"^(power:-?\d+(\.\d+)?|step:\d+|flat)$",
+        description="power:-0.5 (singular values i**-0.5), step:20 (20 large ones) or flat",
+    )
+    condition: float | None = Field(
+        default=None, ge=1, description="a number of at least 1: singular values fall geometrically to 1/condition"
+    )
+    rank: Positive | None = Field(default=None, description="an integer of at least 1: singular values that are not zero")
+    dtype: Literal["f4", "f8", "c8", "c16"] = Field(default="f8", description="f4, f8, c8 or c16")
+    seed: int = Field(default=0, ge=0, description="an integer of at least 0")
+    offset: float = Field(default=0.0, description="a number added to every entry")
+    chunks: tuple[Positive, Positive] | None = Field(default=None, strict=False, description="[rows, columns] of a stored chunk")
+    cluster: Annotated[str, Field(pattern=r"^(local|threads|tcp://.+|tls://.+)$")] | ClusterSpec = Field(
+        default="local", description="local, threads, tcp://host:port, or a section with workers, threads, memory"
+    )
+
+
+def parse_generate(document: Document) -> GenerateSpec:
+    """Validate a description (SpecError naming each faulty key)."""
+    model: type[BaseModel] = GenerateSpec
+    try:
+        spec = GenerateSpec.model_validate(document.data)
+    except ValidationError as error:
+        raise SpecError(explain(error, model, document)) from error
+    if (spec.spectrum is None) == (spec.condition is None):
+        raise SpecError(f"{document.source}: give one of spectrum (such as power:-0.5) and condition (such as 1e8).")
+    return spec
+
+
+def generate(spec: GenerateSpec, destination: Path, *, emit: Emit = ignore) -> Path:
+    """Write the matrix as a Zarr array, in parallel, its exact singular values in its attributes.
+
+    Raises
+    ------
+    SpecError
+        If the description contradicts itself, or something is at the destination.
+    DoesNotFitError
+        If the disk has no room for it.
+    """
+    dtype = np.dtype(spec.dtype)
+    matrix = SpectrumMatrix(spec.shape, _singular_values(spec), spec.seed, dtype, spec.offset)
+    row_bytes = spec.shape[1] * dtype.itemsize
+    rows = 1 << max(0, (_CHUNK_BYTES // row_bytes).bit_length() - 1)
+    chunks = spec.chunks or (min(rows, spec.shape[0]), spec.shape[1])
+    require_free_space(destination, spec.shape[0] * row_bytes)
+    with open_cluster(cluster_request(spec.cluster)) as cluster:
+        return Path(generate_matrix(Passes(cluster, emit=emit), matrix, destination, chunks=chunks))
+
+
+def _singular_values(spec: GenerateSpec) -> Any:
+    k = min(spec.rank or min(spec.shape), *spec.shape)
+    if spec.condition is not None:
+        return geometric(k, spec.condition)
+    name, _, argument = (spec.spectrum or "").partition(":")
+    if name == "power":
+        if float(argument) > 0:
+            raise SpecError(
+                f"spectrum: got {spec.spectrum}; singular values descend, so the power must be at most 0, such as power:-0.5."
+            )
+        return power(k, -float(argument))
+    return step(k, min(int(argument), k)) if name == "step" else flat(k)
+
+
+def parse_pair(text: str, what: str) -> list[int]:
+    """``1000x200`` as two numbers (SpecError if it is not)."""
+    match = re.fullmatch(r"\s*(\d[\d_]*)\s*[x,×]\s*(\d[\d_]*)\s*", text)
+    if not match:
+        raise SpecError(f"{what}: got {text!r}; allowed: ROWSxCOLUMNS, such as 100000x500.")
+    return [int(match[1]), int(match[2])]

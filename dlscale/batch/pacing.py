@@ -1,0 +1,46 @@
+"""How often finished passes are made safe."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dlscale.storage.checkpoints import Checkpoint
+from dlscale.storage.matrices import Array
+from dlscale.storage.writers import ArrayWriter
+
+
+class PacedCheckpoint(Checkpoint):
+    """A checkpoint that saves at most every so many seconds; the passes between are saved together with the next one.
+
+    Parameters
+    ----------
+    directory : Path
+    every_seconds : float
+        0 saves every pass at its end.
+    fsync : bool
+        See `Checkpoint`.
+    """
+
+    def __init__(self, directory: Path, *, every_seconds: float = 0.0, fsync: bool = False) -> None:
+        super().__init__(directory, fsync=fsync)
+        self._every_seconds = every_seconds
+        self._last = time.monotonic()
+        self._waiting: list[tuple[str, dict[str, Array], Sequence[ArrayWriter]]] = []
+
+    def save(self, step: str, arrays: Mapping[str, Array], *, writers: Sequence[ArrayWriter] = ()) -> int:
+        if not self._every_seconds:
+            return super().save(step, arrays, writers=writers)
+        self._waiting.append((step, {name: array.copy() for name, array in arrays.items()}, writers))
+        return self.flush() if time.monotonic() - self._last >= self._every_seconds else 0
+
+    def flush(self) -> int:
+        """Save what waits; its bytes."""
+        n_bytes = 0
+        while self._waiting:
+            step, arrays, writers = self._waiting[0]
+            n_bytes += super().save(step, arrays, writers=writers)
+            del self._waiting[0]
+        self._last = time.monotonic()
+        return n_bytes

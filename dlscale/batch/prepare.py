@@ -1,0 +1,192 @@
+"""From a spec to a plan: everything that can be refused is refused here, before anything is created."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dlscale.batch.document import Document, KeyPath
+from dlscale.batch.kinds import KINDS
+from dlscale.batch.spec import ClusterSpec, ImportSpec, Spec, absolute, to_data
+from dlscale.batch.workspace import Workspace
+from dlscale.engine.clusters import ClusterFacts, describe_cluster
+from dlscale.engine.costs import Plan
+from dlscale.errors import DlscaleError, DoesNotFitError, InputError, SpecError
+from dlscale.storage.durable import require_free_space
+from dlscale.storage.groups import result_attributes
+from dlscale.storage.importers import import_matrix
+from dlscale.storage.matrices import Matrix, open_matrix
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job that can start.
+
+    Parameters
+    ----------
+    spec : Spec
+    data : dict
+        The spec as plain data with absolute paths: what spec.yaml and the result's attributes hold.
+    matrix : Matrix
+        Opened, all its chunks found.
+    facts : ClusterFacts
+    options
+        The options of the kind's algorithm.
+    plan : Plan
+    output : Path or None
+        Where the result goes; None is the job's own folder.
+    """
+
+    spec: Spec
+    data: dict[str, Any]
+    matrix: Matrix
+    facts: ClusterFacts
+    options: Any
+    plan: Plan
+    output: Path | None
+
+    @property
+    def name(self) -> str:
+        return self.spec.name or self.spec.kind
+
+
+def prepare(
+    spec: Spec, document: Document, workspace: Workspace, *, plan: Plan | None = None, progress: Progress | None = None
+) -> Prepared:
+    """Open and check the matrix, plan the job, and refuse what cannot work.
+
+    Parameters
+    ----------
+    spec, document
+        From one file; the document gives the places for messages.
+    workspace : Workspace
+        An imported matrix is kept there; nothing else is written.
+    plan : Plan, optional
+        Of an earlier run, to go on with the same blocks.
+    progress : callable, optional
+        Receives (done, total) of an import.
+
+    Raises
+    ------
+    SpecError, InputError
+        Naming the key, what was got, and what is allowed.
+    """
+    data = to_data(spec)
+    output = Path(data["output"].removeprefix("file://")) if data.get("output") else None
+    if output is not None:
+        with _blame(document, "output"):
+            _check_output(output, overwrite=spec.overwrite)
+    with _blame(document):
+        _check_writable(workspace.root)
+    with _blame(document, "cluster"):
+        facts = describe_cluster(cluster_request(spec.cluster))
+    with _blame(document, "input", "matrix"):
+        matrix = _open(data["input"]["matrix"], spec, workspace, progress)
+    options = KINDS[spec.kind].options(**spec.params.model_dump())
+    if plan is None:
+        with _blame_params(document, type(spec.params).model_fields):
+            plan = KINDS[spec.kind].plan(matrix, options, facts)
+        n_bytes = sum(step.bytes_written for step in plan.passes)
+        with _blame(document, "output"):
+            require_free_space(output or workspace.root, n_bytes)
+    return Prepared(spec, data, matrix, facts, options, plan, output)
+
+
+def cluster_request(cluster: str | ClusterSpec) -> str | dict[str, Any]:
+    """A spec's cluster as `describe_cluster` takes it."""
+    return cluster.model_dump() if isinstance(cluster, ClusterSpec) else cluster
+
+
+def _open(location: Any, spec: Spec, workspace: Workspace, progress: Progress | None) -> Matrix:
+    request = spec.input.matrix
+    if isinstance(request, ImportSpec):
+        location = _imported(location, request, workspace, progress)
+    matrix = open_matrix(location)
+    matrix.check()
+    return matrix
+
+
+def _imported(data: dict[str, Any], request: ImportSpec, workspace: Workspace, progress: Progress | None) -> Path:
+    """The imported matrix of a request; the first job that needs it makes it, others wait for that."""
+    source = absolute(request.source)
+    if "://" not in source and not source.startswith("sample:") and not os.path.exists(source):
+        raise InputError(f"There is nothing to import at {source}: no such file or directory.")
+    destination = workspace.import_path(data)
+    if destination.exists():
+        return destination
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with open(destination.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not destination.exists():
+            import_matrix(
+                source,
+                destination,
+                chunks=request.chunks,
+                dtype=request.dtype,
+                patches=request.patches,
+                stride=request.stride,
+                dataset=request.dataset,
+                columns=request.columns,
+                progress=progress,
+            )
+    return destination
+
+
+def _check_output(output: Path, *, overwrite: bool) -> None:
+    if "://" in str(output):
+        raise SpecError(f"got {output}; allowed: a path on a file system of this machine.")
+    if os.path.lexists(output):
+        if not overwrite:
+            raise SpecError(f"{output} exists already; choose another path, or set overwrite: true.")
+        if result_attributes(str(output)) is None:
+            raise SpecError(f"{output} is not a result of dlscale, and only such a result is overwritten; choose another path.")
+    _check_writable(output.parent)
+
+
+def _check_writable(folder: Path) -> None:
+    """Try to create something in the nearest folder that exists, and remove it again."""
+    place = folder
+    while not os.path.lexists(place):
+        place = place.parent
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".dlscale-", dir=place))
+    except OSError as error:
+        raise SpecError(f"got {folder}, where nothing can be written ({error.strerror}); choose a folder that is yours.") from error
+
+
+@contextmanager
+def _blame(document: Document, *path: str) -> Iterator[None]:
+    """Put the place and the key before the message of what went wrong inside."""
+    try:
+        yield
+    except (SpecError, InputError) as error:
+        raise _placed(error, document, path) from error
+
+
+@contextmanager
+def _blame_params(document: Document, names: Any) -> Iterator[None]:
+    """As `_blame`, for the parameter or the resource that the message itself names first."""
+    try:
+        yield
+    except (SpecError, InputError) as error:
+        words = re.findall(r"[a-z_]+", str(error))
+        key = next((word for word in words if word in names), None)
+        if isinstance(error, DoesNotFitError):
+            path: KeyPath = ("cluster",)
+        else:
+            path = ("params", key) if key else ("input", "matrix")
+        raise _placed(error, document, path) from error
+
+
+def _placed(error: DlscaleError, document: Document, path: KeyPath) -> DlscaleError:
+    key = ".".join(map(str, path)) or "--workspace"
+    return type(error)(f"{document.where(path)}: {key}: {error}")

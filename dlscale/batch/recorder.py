@@ -1,0 +1,148 @@
+"""What a running job leaves behind while it runs: its state with a heartbeat, its events, its log."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from dlscale.batch.workspace import HEARTBEAT_SECONDS, Heartbeat, Job, JobState
+from dlscale.engine.progress import Emit, Event, MemorySampler
+
+_LOGGERS = ("dlscale", "distributed")
+
+
+class Recorder:
+    """Writes a job's files as a context manager; `emit` and `change` may be called from any thread.
+
+    Parameters
+    ----------
+    job : Job
+        Its folder exists.
+    state : JobState
+    listener : callable
+        Receives every event too.
+    """
+
+    def __init__(self, job: Job, state: JobState, listener: Emit) -> None:
+        self.job, self.state, self.listener = job, state, listener
+        self.started = time.monotonic()
+        self.seconds_before = state.seconds
+        self._lock = threading.RLock()
+        self._stopped = threading.Event()
+        self._pulse = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._sampler = MemorySampler(self.emit)
+        self._log = logging.getLogger("dlscale.job")
+
+    def __enter__(self) -> Recorder:
+        self._claim = self.job.claim()
+        self._events = os.open(self.job.events, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._handler = logging.FileHandler(self.job.log, encoding="utf-8")
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._before = [(logger, logger.level, logger.propagate) for logger in map(logging.getLogger, _LOGGERS)]
+        for logger, _, _ in self._before:
+            logger.addHandler(self._handler)
+            logger.propagate = False
+        logging.getLogger("dlscale").setLevel(logging.INFO)
+        self._pulse.start()
+        self._sampler.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stopped.set()
+        self._sampler.stopped.set()
+        self._pulse.join()
+        self._sampler.join()
+        for logger, level, propagate in self._before:
+            logger.removeHandler(self._handler)
+            logger.setLevel(level)
+            logger.propagate = propagate
+        self._handler.close()
+        os.close(self._events)
+        os.close(self._claim)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time over all runs of the job."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def emit(self, event: Event) -> None:
+        """Append an event, with its time, to events.jsonl, and say the telling ones in the log."""
+        event = {"time": time.time(), **event}
+        # One write: a kill cannot mix two lines.
+        os.write(self._events, (json.dumps(plain(event)) + "\n").encode())
+        if line := _sentence(event):
+            self._log.log(logging.WARNING if event["event"] == "warning" else logging.INFO, line)
+        self.listener(event)
+
+    def change(
+        self,
+        state: str,
+        message: str = "",
+        *,
+        result: str | None = None,
+        summary: Mapping[str, Any] | None = None,
+        final: bool = False,
+    ) -> None:
+        """Go over to another state."""
+        with self._lock:
+            self.state = replace(
+                self.state,
+                state=state,
+                message=message,
+                result=result or self.state.result,
+                summary=self.state.summary | plain(dict(summary or {})),
+                final=final,
+            )
+            self._write(fsync=True)
+        self.emit({"event": "state", "state": state, "message": message})
+
+    def failure(self, error: BaseException) -> None:
+        """Keep the traceback for whoever must find out."""
+        self._log.error("The job failed.", exc_info=error)
+
+    def _beat(self) -> None:
+        while not self._stopped.wait(HEARTBEAT_SECONDS):
+            with self._lock:
+                self._write(fsync=False)
+
+    def _write(self, *, fsync: bool) -> None:
+        self.state = replace(self.state, heartbeat=Heartbeat.now(), seconds=self.seconds)
+        self.job.write_state(self.state, fsync=fsync)
+
+
+def _sentence(event: Event) -> str:
+    name, step = event["event"], event.get("step", "")
+    if name == "state":
+        return f"{event['state']}{': ' if event.get('message') else ''}{event.get('message', '')}"
+    if name == "pass_started":
+        return f"pass {step}: {event['flops'] / 1e9:.3g} GFLOP, {event['bytes'] / 1e9:.3g} GB"
+    if name == "pass_finished":
+        return f"pass {step}: taken from the checkpoint" if event.get("resumed") else f"pass {step}: {event['seconds']:.2f} s"
+    if name == "checkpoint":
+        return f"checkpoint {step}: {event['bytes'] / 1e6:.3g} MB in {event['seconds']:.2f} s"
+    return str(event.get("message", "")) if name == "warning" else ""
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: NumPy numbers as Python's, what is not finite as null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, complex):
+        return [value.real, value.imag]
+    return value if value is None or isinstance(value, str | int | bool) else str(value)

@@ -1,0 +1,264 @@
+"""One job from start to end: compute, certify, publish, report; and the same again from its checkpoint.
+
+`run` is the Python entry. The command line calls `prepare` and `start` itself, to show the plan in between.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dlscale.batch.document import read_document
+from dlscale.batch.kinds import KINDS
+from dlscale.batch.pacing import PacedCheckpoint
+from dlscale.batch.prepare import Prepared, Progress, prepare
+from dlscale.batch.recorder import Recorder, plain
+from dlscale.batch.reporting import write_report
+from dlscale.batch.signals import Signals, Stop
+from dlscale.batch.spec import parse_spec
+from dlscale.batch.workspace import Heartbeat, Job, JobState, Workspace
+from dlscale.engine.clusters import open_cluster
+from dlscale.engine.costs import Plan
+from dlscale.engine.machine import describe_machine
+from dlscale.engine.passes import Passes
+from dlscale.engine.progress import Emit, ignore
+from dlscale.errors import CertificateError, DlscaleError, InputError, Interrupted, NumericalError, SpecError
+from dlscale.linalg.outcome import Outcome
+from dlscale.storage.groups import open_arrays, result_attributes
+from dlscale.storage.results import ResultGroup
+
+#: Running the job again from its checkpoint would end in the same way.
+FINAL_ERRORS = (InputError, NumericalError, CertificateError)
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """How a job ended.
+
+    Parameters
+    ----------
+    job, state, kind : str
+        Id; succeeded, failed or interrupted; svd, pca or qr.
+    result : str or None
+        Path of the published result, a Zarr group.
+    seconds : float
+        Wall time over all runs of the job.
+    certificate : dict or None
+    plan : dict
+    folder : Path
+        Where the job's files are.
+    error : Exception or None
+        Why it did not succeed.
+    """
+
+    job: str
+    state: str
+    kind: str
+    result: str | None
+    seconds: float
+    certificate: dict[str, Any] | None
+    plan: dict[str, Any]
+    folder: Path
+    error: Exception | None = None
+
+    def open(self) -> dict[str, Any]:
+        """The result's arrays by name, opened for reading; ``np.asarray`` brings one to memory.
+
+        Raises
+        ------
+        InputError
+            If the job has no result.
+        """
+        if self.result is None:
+            raise InputError(f"Job {self.job} has no result; it is {self.state}.")
+        return open_arrays(self.result)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON: job state kind result seconds certificate plan, and the error if there is one."""
+        record = {key: value for key, value in asdict(self).items() if key not in ("folder", "error")}
+        return plain(record | ({"error": str(self.error)} if self.error else {}))  # type: ignore[no-any-return]
+
+
+def run(
+    spec: str | Path | Mapping[str, Any],
+    overrides: Iterable[str] = (),
+    *,
+    workspace: str | Path | None = None,
+    listener: Emit = ignore,
+) -> JobResult:
+    """Plan, compute, certify and publish a job in this process.
+
+    Parameters
+    ----------
+    spec : str, Path or mapping
+        A YAML file, YAML text, or the same as a mapping.
+    overrides : iterable of str
+        ``section.key=value``.
+    workspace : path, optional
+        Where jobs are kept; by default DLSCALE_WORKSPACE or ``./dlscale-workspace``.
+    listener : callable, optional
+        Receives the job's events as they happen.
+
+    Returns
+    -------
+    JobResult
+
+    Raises
+    ------
+    SpecError, InputError
+        Before anything is created.
+    DlscaleError
+        If the job failed or was interrupted; a note of the exception names the job.
+    """
+    document = read_document(spec, overrides)
+    root = Workspace(workspace)
+    prepared = prepare(parse_spec(document), document, root)
+    result = start(root.new_job(prepared.name), prepared, listener=listener)
+    if result.error:
+        result.error.add_note(f"Job {result.job}; its files are in {result.folder}.")
+        raise result.error
+    return result
+
+
+def start(job: Job, prepared: Prepared, *, listener: Emit = ignore) -> JobResult:
+    """Create a job's folder, whole or not at all, and run the job."""
+    state = JobState(job.id, prepared.name, prepared.spec.kind, "planned", time.time(), Heartbeat.now())
+    draft = Job(job.folder.with_name(f".{job.id}.partial"))
+    draft.folder.mkdir(parents=True)
+    try:
+        draft.spec.write_text(yaml.safe_dump(prepared.data, sort_keys=False), encoding="utf-8")
+        draft.plan.write_text(json.dumps(plain(prepared.plan.to_dict()), indent=1), encoding="utf-8")
+        draft.write_state(state)
+        os.rename(draft.folder, job.folder)
+    except BaseException:
+        shutil.rmtree(draft.folder)
+        raise
+    if prepared.output is not None:
+        # A job that was given up may have left a beginning there.
+        ResultGroup(prepared.output, overwrite=prepared.spec.overwrite).discard()
+    return _execute(job, state, prepared, listener)
+
+
+def reopen(job: Job, workspace: Workspace, *, progress: Progress | None = None) -> Prepared:
+    """A stopped job as it was planned.
+
+    Raises
+    ------
+    SpecError
+        If the job runs, has succeeded, or its files are damaged.
+    """
+    state = job.read_state()
+    if state.state == "succeeded":
+        raise SpecError(f"Job {job.id} has succeeded; its result is {state.result}.")
+    if state.final:
+        raise SpecError(f"Job {job.id} would fail again: {state.message} Change the spec or the matrix and run it anew.")
+    os.close(job.claim())
+    document = read_document(job.spec)
+    return prepare(parse_spec(document), document, workspace, plan=Plan.from_dict(job.read_plan()), progress=progress)
+
+
+def resume(job: Job, prepared: Prepared, *, listener: Emit = ignore) -> JobResult:
+    """Go on with a stopped job from its checkpoint, to the same bits as without the stop."""
+    return _execute(job, job.read_state(), prepared, listener)
+
+
+def _execute(job: Job, state: JobState, prepared: Prepared, listener: Emit) -> JobResult:
+    output = prepared.output or job.result
+    error: Exception | None = None
+    with Recorder(job, state, listener) as recorder, Signals() as signals:
+        try:
+            if (published := result_attributes(str(output))) and published.get("job") == job.id:
+                recorder.change("succeeded", result=str(output))  # killed between publishing and saying so
+            else:
+                _compute(job, prepared, output, recorder, signals)
+        except Stop:
+            signals.stopping()
+            error = Interrupted(f"{signals.received}: stopped after the last finished pass; go on with `dlscale resume {job.id}`.")
+            recorder.change("interrupted", str(error))
+        except Exception as reason:
+            signals.stopping()
+            error = reason
+            recorder.failure(reason)
+            final = isinstance(reason, FINAL_ERRORS)
+            if final:
+                _result_group(output, prepared).discard()
+                PacedCheckpoint(job.checkpoint).discard()
+            recorder.change("failed", _message(reason), final=final)
+        signals.stopping()
+        try:
+            write_report(job)
+        except Exception as trouble:
+            recorder.failure(trouble)
+            recorder.emit({"event": "warning", "message": f"The report could not be written ({_message(trouble)}); see {job.log}."})
+        ended = recorder.state
+    return JobResult(
+        job=job.id,
+        state=ended.state,
+        kind=ended.kind,
+        result=ended.result,
+        seconds=ended.seconds,
+        certificate=ended.certificate,
+        plan=plain(prepared.plan.to_dict()),
+        folder=job.folder,
+        error=error,
+    )
+
+
+def _compute(job: Job, prepared: Prepared, output: Path, recorder: Recorder, signals: Signals) -> None:
+    """Run the algorithm, check its answer, and publish it."""
+    shared = prepared.facts.kind == "tcp"
+    recorder.change(
+        "running", summary={"machine": describe_machine(), "image_shape": prepared.matrix.attributes.get("image_shape")}
+    )
+    checkpoint = PacedCheckpoint(job.checkpoint, every_seconds=prepared.spec.checkpoint.every, fsync=shared)
+    result = _result_group(output, prepared)
+    try:
+        with open_cluster(prepared.facts) as cluster:
+            passes = Passes(cluster, checkpoint=checkpoint, result=result, emit=recorder.emit, stall_seconds=prepared.spec.stall)
+            outcome = KINDS[prepared.spec.kind].compute(passes, prepared.matrix, prepared.options, prepared.plan)
+    except Stop:
+        checkpoint.flush()
+        raise
+    finally:
+        for problem in checkpoint.problems:
+            recorder.emit({"event": "warning", "message": problem})
+    recorder.change("certifying", summary=_summary(outcome))
+    outcome.certificate.require()
+    with signals.shield():
+        for name, array in outcome.arrays.items():
+            result.put(name, array)
+        path = result.publish(_attributes(job, prepared, outcome, recorder.seconds))
+        recorder.change("succeeded", result=str(path))
+        checkpoint.discard()
+
+
+def _result_group(output: Path, prepared: Prepared) -> ResultGroup:
+    return ResultGroup(output, overwrite=prepared.spec.overwrite, fsync=prepared.facts.kind == "tcp")
+
+
+def _summary(outcome: Outcome) -> dict[str, Any]:
+    return {"certificate": outcome.certificate.to_dict(), "estimates": outcome.estimates, "notes": list(outcome.notes)}
+
+
+def _attributes(job: Job, prepared: Prepared, outcome: Outcome, seconds: float) -> dict[str, Any]:
+    attributes = {
+        "kind": prepared.spec.kind,
+        "version": describe_machine()["versions"]["dlscale"],
+        "job": job.id,
+        "spec": prepared.data,
+        "plan": prepared.plan.to_dict(),
+        "seconds": seconds,
+    }
+    return plain(attributes | _summary(outcome))  # type: ignore[no-any-return]
+
+
+def _message(error: BaseException) -> str:
+    return str(error) if isinstance(error, DlscaleError) else f"{type(error).__name__}: {error}"

@@ -1,0 +1,241 @@
+"""What a person sees of a job in a terminal: the plan, the progress, the result."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.table import Table
+
+from dlscale.report import words
+
+if TYPE_CHECKING:
+    from dlscale.batch.run import JobResult
+    from dlscale.batch.workspace import Job, JobState
+
+Event = dict[str, Any]
+
+_STYLES = {"succeeded": "green", "failed": "red", "lost": "red", "interrupted": "yellow"}
+
+#: The array of a result whose first entries say most about it.
+_TELLING = {"explained_variance_ratio": "variance explained", "s": "singular values"}
+
+
+def rows(pairs: Sequence[tuple[str, str]]) -> Table:
+    """Labels and texts in two columns."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, text in pairs:
+        table.add_row(label, escape(text))
+    return table
+
+
+def plan_panel(title: str, plan: Mapping[str, Any]) -> Panel:
+    """The plan of a job, before it runs."""
+    matrix, rates = plan["matrix"], plan["rates"]
+    names = ", ".join(str(step["name"]) for step in plan["passes"])
+    cluster = f"{plan['cluster']['kind']}, {plan['n_workers']} worker(s) with {plan['threads_per_worker']} threads"
+    pairs = [
+        (
+            "matrix",
+            f"{words.shape(matrix['shape'])} {matrix['dtype']}, {words.size(matrix['stored_bytes'])}, {shown_path(matrix['uri'])}",
+        ),
+        ("passes", f"{len(plan['passes'])}: {names}"),
+        ("work", f"{words.quantity(plan['flops'], 'FLOP')}, {words.size(plan['bytes_read'])} read"),
+        ("memory", f"{words.size(plan['peak_bytes_per_worker'])} of {words.size(plan['memory_limit_bytes'])} per worker"),
+        ("cluster", cluster),
+        (
+            "expected",
+            f"{words.duration(plan['expected_seconds'])} at {words.quantity(rates['matmul_flops_per_second'], 'FLOP/s')} "
+            f"and {words.quantity(rates['read_bytes_per_second'], 'B/s')}",
+        ),
+        *(("note", str(note)) for note in plan["notes"]),
+    ]
+    return Panel(
+        rows(pairs), title=f"{escape(title)}: {plan['kind']} by {plan['algorithm']}", title_align="left", border_style="cyan"
+    )
+
+
+class JobProgress:
+    """Follows a job's events: a live bar in a terminal, one line a pass elsewhere. A listener for `start` and `resume`.
+
+    Parameters
+    ----------
+    console : Console
+    flops : float
+        Of the whole plan; the bar moves by flops done, so that its rate and remaining time mean something.
+    """
+
+    def __init__(self, console: Console, flops: float) -> None:
+        self.console, self.flops = console, flops
+        self.done, self.resumed, self.n_bytes, self.in_pass = 0.0, 0.0, 0, 0.0
+        self.started = time.monotonic()
+        self._lock = threading.Lock()
+        columns = (
+            TextColumn("{task.description}", justify="left"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[rate]}"),
+        )
+        self._bar = Progress(*columns, console=console, transient=True) if console.is_terminal else None
+        self._task = self._bar.add_task("starting", total=max(flops, 1.0), rate="") if self._bar else None
+
+    @contextmanager
+    def live(self) -> Iterator[JobProgress]:
+        """Show the bar while the body runs."""
+        if self._bar is None:
+            yield self
+            return
+        with self._bar:
+            yield self
+
+    def __call__(self, event: Event) -> None:
+        with self._lock:
+            self._follow(event)
+
+    def _follow(self, event: Event) -> None:
+        name = event["event"]
+        if name == "pass_started":
+            self.in_pass = 0.0
+            self._show(event["step"])
+        elif name == "blocks":
+            self.in_pass += event["flops"]
+            self.n_bytes += event["bytes"]
+            self._show(event["step"])
+        elif name == "pass_finished":
+            self.done, self.in_pass = self.done + event["flops"], 0.0
+            self.resumed += event["flops"] if event["resumed"] else 0.0
+            self._finished(event)
+        elif name == "state" and event["state"] in ("running", "certifying"):
+            self._show({"running": "starting workers", "certifying": "checking the answer"}[event["state"]])
+        elif name == "warning":
+            self.console.print(f"[yellow]warning[/] {escape(event['message'])}")
+
+    def _show(self, what: str) -> None:
+        if self._bar is None or self._task is None:
+            return
+        seconds = max(time.monotonic() - self.started, 1e-3)
+        done = self.done + self.in_pass
+        rate = (done - self.resumed) / seconds
+        remaining = max(self.flops - done, 0.0) / rate if rate > 0 else None
+        texts = [words.quantity(rate, "FLOP/s"), words.quantity(self.n_bytes / seconds, "B/s")]
+        if remaining is not None:
+            texts.append(f"{words.duration(round(remaining) or None)} left" if remaining >= 1 else "nearly done")
+        self._bar.update(self._task, description=what, completed=min(done, self.flops), rate=", ".join(texts) if done else "")
+
+    def _finished(self, event: Event) -> None:
+        seconds = max(event["seconds"], 1e-9)
+        if event["resumed"]:
+            text = "from the checkpoint"
+        else:
+            rates = f"{words.quantity(event['flops'] / seconds, 'FLOP/s')}, {words.quantity(event['bytes_read'] / seconds, 'B/s')}"
+            text = f"{words.duration(seconds)}, {rates}"
+        self.console.print(f"  [dim]pass[/] {escape(event['step'])}  {text}", highlight=False)
+
+
+def show_result(console: Console, result: JobResult) -> None:
+    """How a job ended: its first values, its certificate, and where everything is."""
+    tick = "✓" if "utf" in console.encoding.lower() else "ok"
+    cross = "✗" if "utf" in console.encoding.lower() else "FAILED"
+    style = _STYLES.get(result.state, "cyan")
+    console.print(f"[{style}]{result.state}[/] {result.job} after {words.duration(result.seconds)}", highlight=False)
+    pairs = []
+    if result.result:
+        arrays = result.open()
+        for name, label in _TELLING.items():
+            if name in arrays:
+                values = arrays[name][:6]
+                pairs.append(
+                    (label, "  ".join(words.number(float(value)) for value in values) + ("  …" if len(arrays[name]) > 6 else ""))
+                )
+                break
+        pairs.append(("arrays", ", ".join(f"{name} ({words.shape(array.shape)})" for name, array in sorted(arrays.items()))))
+    for check in (result.certificate or {}).get("checks", ()):
+        mark = tick if check["passed"] else cross
+        pairs.append(
+            (
+                f"check {mark}",
+                f"{check['meaning']}: {check['name']} = {words.number(check['value'])}, limit {words.number(check['threshold'])}",
+            )
+        )
+    if result.result:
+        pairs.append(("result", shown_path(result.result)))
+    report = result.folder / "report.html"
+    if report.exists():
+        pairs.append(("report", shown_path(str(report))))
+    console.print(rows(pairs))
+
+
+def jobs_table(states: Sequence[JobState]) -> Table:
+    """All jobs of a workspace, one a line."""
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for column in ("job", "kind", "state", "started", "time", "message"):
+        table.add_column(column, no_wrap=column != "message", overflow="fold")
+    for state in states:
+        table.add_row(
+            state.job,
+            state.kind,
+            f"[{_STYLES.get(state.state, 'cyan')}]{state.state}[/]",
+            words.moment(state.created),
+            words.duration(state.seconds),
+            escape(state.message),
+        )
+    return table
+
+
+def status_rows(job: Job, state: JobState) -> Table:
+    """One job: how far it is, why it stopped, how to go on."""
+    pairs = [
+        ("state", state.state),
+        ("kind", state.kind),
+        ("started", words.moment(state.created)),
+        ("time", words.duration(state.seconds)),
+    ]
+    finished = [event for event in job.read_events() if event["event"] == "pass_finished"]
+    planned = job.read_plan().get("passes", [])
+    pairs.append(("passes", f"{len({event['step'] for event in finished})} finished of {len(planned)} planned"))
+    if state.message:
+        pairs.append(("reason", state.message))
+    if state.result:
+        pairs.append(("result", shown_path(state.result)))
+    if state.resumable:
+        pairs.append(("go on", f"dlscale resume {job.id}"))
+    pairs.append(("files", shown_path(str(job.folder))))
+    return rows(pairs)
+
+
+def facts_rows(facts: Mapping[str, Any]) -> Table:
+    """A mapping of facts, the units of its keys' suffixes applied."""
+    return rows([words.fact(key, value) for key, value in facts.items() if value not in ([], {}, None)])
+
+
+def result_facts(uri: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """What `dlscale info` says of a result: its arrays, what was asked, what was checked."""
+    from dlscale.storage.groups import open_arrays
+
+    arrays = {name: f"{words.shape(array.shape)} {array.dtype}" for name, array in sorted(open_arrays(uri).items())}
+    facts: dict[str, Any] = {"uri": uri, "kind": attributes["kind"], "job": attributes["job"], "arrays": arrays}
+    facts |= {"params": attributes["spec"].get("params"), "seconds": attributes["seconds"], "estimates": attributes["estimates"]}
+    for check in attributes["certificate"]["checks"]:
+        facts[f"check: {check['name']}"] = (
+            f"{words.number(check['value'])}, limit {words.number(check['threshold'])}: {check['meaning']}"
+        )
+    return facts | {"notes": attributes["notes"]}
+
+
+def shown_path(path: str) -> str:
+    """A path relative to the current folder where that is shorter; anything else as it is."""
+    if "://" in path or not Path(path).is_absolute():
+        return path
+    relative = os.path.relpath(path)
+    return path if relative.startswith("..") else relative
