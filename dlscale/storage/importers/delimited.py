@@ -1,0 +1,156 @@
+"""CSV and TSV, plain or gzipped: parsed by Arrow block by block; what it refuses is found again by line and column."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlscale.errors import InputError, SpecError
+from dlscale.storage.importers.tables import Blocks, Request, Table, need, open_text
+
+Array = NDArray[Any]
+
+PARSE_BYTES = 4 << 20  # of text at a time; Arrow reads a few such blocks ahead
+
+
+@dataclass(frozen=True)
+class Head:
+    """The first line: how cells are separated, what the columns are called, how many lines to skip before the numbers."""
+
+    delimiter: str
+    names: tuple[str, ...]
+    n_skipped: int
+    n_bytes: int
+
+
+@contextmanager
+def read_delimited(request: Request) -> Iterator[Table]:
+    """A table of numbers as float64 (or parsed straight into the dtype asked for), with or without a line of names.
+
+    Columns of a file without names are called 0, 1, ... An empty cell is an error: a matrix has no missing entries.
+    """
+    need("pyarrow.csv", request.source)
+    head = _head(request)
+    chosen = _chosen(request, head)
+    dtype = np.dtype(np.float64)
+    if request.dtype is not None and request.dtype.kind in "iuf" and request.dtype != np.float16:
+        dtype = request.dtype
+    with open_text(request.source) as (stream, position):
+        blocks = _blocks(request, head, stream=stream, chosen=chosen, dtype=dtype)
+        yield Table(None, len(chosen), dtype, blocks, position=position)
+
+
+def _head(request: Request) -> Head:
+    n_skipped = 0
+    with open_text(request.source) as (stream, _):
+        for line in iter(stream.readline, b""):
+            if text := line.decode("utf-8-sig").rstrip("\r\n"):
+                break
+            n_skipped += 1
+        else:
+            raise InputError(f"{request.source} is empty; a matrix needs at least one row.")
+    delimiter = (
+        "\t" if request.source.lower().removesuffix(".gz").endswith(".tsv") else ";" if ";" in text and "," not in text else ","
+    )
+    cells = [cell.strip() for cell in next(csv.reader([text], delimiter=delimiter))]
+    if not _names_columns(cells, request, line=n_skipped + 1):
+        return Head(delimiter, tuple(str(j) for j in range(len(cells))), n_skipped, len(line))
+    cells[0] = cells[0].removeprefix("#").strip()  # numpy.savetxt marks its header so
+    return Head(delimiter, tuple(cells), n_skipped + 1, len(line))
+
+
+def _names_columns(cells: list[str], request: Request, *, line: int) -> bool:
+    """Whether the first line names the columns; where that is open, the user must say, for a row would be lost or made up."""
+    if request.header is not None:
+        return request.header
+    say = "Set header to true if the line names the columns, to false if it is the first row."
+    numbers = [_is_number(cell, np.dtype(np.float64)) for cell in cells]
+    counted = cells[not cells[0] :]  # pandas writes an empty name over its row numbers
+    if len(counted) > 2 and counted == [str(j) for j in range(len(counted))]:
+        raise SpecError(f"{request.source}, line {line}: 0, 1, ..., {len(counted) - 1} can be names or numbers. {say}")
+    named = [j for j, cell in enumerate(cells) if cell and not numbers[j]]
+    if any(numbers) and named:
+        j = named[0]
+        raise InputError(f"{request.source}, line {line}, column {j + 1}: {cells[j]!r} stands in a line with numbers. {say}")
+    if not any(numbers) and not named:
+        raise InputError(f"{request.source}, line {line}: all cells are empty; the first line must hold names or numbers.")
+    return bool(named)
+
+
+def _chosen(request: Request, head: Head) -> list[int]:
+    if request.columns is None:
+        return list(range(len(head.names)))
+    for name in request.columns:
+        if head.names.count(name) != 1:
+            fault = "no column" if name not in head.names else "more than one column"
+            shown = ", ".join(head.names[:20]) + (", ..." if len(head.names) > 20 else "")
+            raise SpecError(f"{request.source} has {fault} {name!r}; its columns are: {shown}.")
+    return [head.names.index(name) for name in request.columns]
+
+
+def _blocks(request: Request, head: Head, *, stream: Any, chosen: list[int], dtype: np.dtype[Any]) -> Blocks:
+    arrow, arrow_csv = need("pyarrow", request.source), need("pyarrow.csv", request.source)
+    keys = [str(j) for j in range(len(head.names))]  # names in the file may be empty or repeated
+    wanted = [keys[j] for j in chosen]
+    n_done = 0
+    try:
+        reader = arrow_csv.open_csv(
+            arrow.PythonFile(stream, mode="r"),
+            # One thread: the parser keeps up with a disk, and memory stays at a few blocks.
+            read_options=arrow_csv.ReadOptions(
+                use_threads=False, block_size=max(PARSE_BYTES, 4 * head.n_bytes), skip_rows=head.n_skipped, column_names=keys
+            ),
+            parse_options=arrow_csv.ParseOptions(delimiter=head.delimiter),
+            convert_options=arrow_csv.ConvertOptions(
+                column_types=dict.fromkeys(wanted, arrow.from_numpy_dtype(dtype)),
+                include_columns=wanted,
+                null_values=[],
+                strings_can_be_null=False,
+            ),
+        )
+        with reader:
+            for batch in reader:
+                yield np.stack([column.to_numpy() for column in batch.columns], axis=1)
+                n_done += batch.num_rows
+    except arrow.ArrowInvalid as error:
+        if "Empty CSV" in str(error):
+            return
+        raise _fault(request, head, chosen=chosen, dtype=dtype, n_done=n_done, error=error) from None
+
+
+def _fault(request: Request, head: Head, *, chosen: list[int], dtype: np.dtype[Any], n_done: int, error: Exception) -> InputError:
+    """Look for the line that the parser refused, from the first row it has not delivered."""
+    n_columns = len(head.names)
+    with open_text(request.source) as (stream, _):
+        for number, line in enumerate(iter(stream.readline, b""), 1):
+            if number <= head.n_skipped or not line.strip():
+                continue
+            n_done -= 1
+            if n_done >= 0:
+                continue
+            where = f"{request.source}, line {number}"
+            cells = next(csv.reader([line.decode("utf-8-sig", "replace").rstrip("\r\n")], delimiter=head.delimiter))
+            if len(cells) != n_columns:
+                return InputError(f"{where}: every line must have {n_columns} cells like the first; this one has {len(cells)}.")
+            for j in chosen:
+                if not _is_number(cells[j], dtype):
+                    what = f"{cells[j]!r} is not a {dtype} number" if cells[j].strip() else "the cell is empty"
+                    advice = "Correct or fill it, or choose other columns."
+                    return InputError(f"{where}, column {j + 1} ({head.names[j]!r}): {what}. {advice}")
+    return InputError(f"{request.source} cannot be parsed: {error}")
+
+
+def _is_number(cell: str, dtype: np.dtype[Any]) -> bool:
+    try:
+        if dtype.kind == "f":
+            float(cell)
+            return True
+        return bool(np.iinfo(dtype).min <= int(cell) <= np.iinfo(dtype).max)
+    except ValueError:
+        return False

@@ -1,0 +1,110 @@
+"""The Zarr v3 array that an import writes: strips of whole chunks, plain bytes, from the top to the bottom."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from dlscale.errors import InputError, SpecError
+from dlscale.storage.importers.tables import rows_per_block
+
+Array = NDArray[Any]
+
+MAX_CHUNK_BYTES = 64 << 20
+MAX_STRIP_BYTES = 1 << 30  # a strip of whole chunks is gathered in memory before it is written
+
+
+def default_chunks(n_columns: int, itemsize: int) -> tuple[int, int]:
+    """A power of two of rows of all columns in about 16 MiB; columns are split where one row passes 64 MiB."""
+    n_splits = -(-n_columns * itemsize // MAX_CHUNK_BYTES)
+    return rows_per_block(n_columns, itemsize), max(1, -(-n_columns // n_splits))
+
+
+class StripWriter:
+    """Writes blocks of rows, of any height, one strip of whole chunks at a time.
+
+    The array is made at the first full strip (or at the end, if there is none), so that the number of rows need not be
+    known and a small matrix gets a small chunk; it grows strip by strip.
+
+    Parameters
+    ----------
+    path : Path
+        Folder of the new array.
+    n_columns, dtype :
+        Of the array; blocks are converted as they are copied.
+    chunks : (int, int), optional
+        Rows and columns of a chunk; None means `default_chunks`.
+    attributes : dict
+        Of the array.
+
+    Raises
+    ------
+    SpecError
+        If a chunk is empty or a strip of such chunks would take more than 1 GiB of memory.
+    """
+
+    def __init__(
+        self, path: Path, n_columns: int, *, dtype: np.dtype[Any], chunks: tuple[int, int] | None, attributes: dict[str, Any]
+    ) -> None:
+        rows, columns = chunks or default_chunks(n_columns, dtype.itemsize)
+        if rows < 1 or columns < 1:
+            raise SpecError(f"chunks must be two positive numbers, rows and columns; got {rows} x {columns}.")
+        strip_bytes = rows * n_columns * dtype.itemsize
+        if chunks and strip_bytes > MAX_STRIP_BYTES:
+            raise SpecError(
+                f"Chunks of {rows} rows of {n_columns} columns are written {strip_bytes} bytes at a time; the limit is "
+                f"{MAX_STRIP_BYTES}. Ask for at most {max(1, MAX_STRIP_BYTES // (n_columns * dtype.itemsize))} rows a chunk."
+            )
+        self._path, self._dtype, self._attributes = path, dtype, attributes
+        self._rows, self._columns, self._n_columns = rows, min(columns, n_columns), n_columns
+        self._strip: Array | None = None
+        self._fill = 0  # rows of the strip that are filled
+        self._array: zarr.Array[Any] | None = None
+        self.n_rows = 0  # rows received
+
+    def append(self, block: Array) -> None:
+        """Add rows below; a block that starts and fills a strip is written without a copy."""
+        self.n_rows += len(block)
+        while len(block):
+            if not self._fill and len(block) >= self._rows:
+                self._write(np.ascontiguousarray(block[: self._rows], dtype=self._dtype))
+                block = block[self._rows :]
+                continue
+            if self._strip is None:
+                self._strip = np.empty((self._rows, self._n_columns), self._dtype)
+            taken = min(self._rows - self._fill, len(block))
+            self._strip[self._fill : self._fill + taken] = block[:taken]
+            self._fill += taken
+            block = block[taken:]
+            if self._fill == self._rows:
+                self._write(self._strip)
+                self._fill = 0
+
+    def finish(self) -> None:
+        """Write the last strip, whose chunks may reach below the last row."""
+        if not self.n_rows:
+            raise InputError("The source holds no rows; a matrix needs at least one.")
+        if self._fill and self._strip is not None:
+            self._write(self._strip[: self._fill])
+
+    def _write(self, strip: Array) -> None:
+        if self._array is None:
+            self._array = zarr.create_array(
+                self._path,
+                shape=(0, self._n_columns),
+                chunks=(min(self._rows, self.n_rows), self._columns),
+                dtype=self._dtype,
+                compressors=None,
+                filters=None,
+                fill_value=0,
+                zarr_format=3,
+                attributes=self._attributes,
+                config={"write_empty_chunks": True},  # a chunk of zeros must exist: an absent one means a lost one
+            )
+        start = self._array.shape[0]
+        self._array.resize((start + len(strip), self._n_columns))
+        self._array[start : start + len(strip)] = strip

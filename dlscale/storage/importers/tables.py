@@ -1,0 +1,146 @@
+"""What a reader of a foreign format is asked for, and what it hands over: a request in, a table of row blocks out."""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import io
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import fsspec
+import numpy as np
+from numpy.typing import NDArray
+
+from dlscale.errors import InputError, SpecError
+
+Array = NDArray[Any]
+Blocks = Generator[Array, None, None]
+
+BLOCK_BYTES = 16 << 20  # of a block of rows, and of a chunk in the store: large enough to read at the disk's full speed
+TEXT_BUFFER_BYTES = 1 << 20
+KEPT_DTYPES = frozenset(["b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"])
+
+
+@dataclass(frozen=True)
+class Request:
+    """One import as a reader sees it: the source, its options, and a folder for files of its own."""
+
+    source: str
+    scratch: Path
+    dataset: str | None = None
+    columns: tuple[str, ...] | None = None
+    patches: int | None = None
+    stride: int = 1
+    header: bool | None = None
+    dtype: np.dtype[Any] | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """An m x n matrix that is read once, from the top, in blocks of whole rows.
+
+    `n_rows` is None when only reading to the end tells. `position` gives (bytes read, bytes in all) of the source where
+    that says more about progress than rows do.
+    """
+
+    n_rows: int | None
+    n_columns: int
+    dtype: np.dtype[Any]
+    blocks: Blocks
+    attributes: dict[str, Any] = field(default_factory=dict)
+    position: Callable[[], tuple[int, int]] | None = None
+
+
+Reader = Callable[[Request], AbstractContextManager[Table]]
+
+
+def rows_per_block(n_columns: int, itemsize: int) -> int:
+    """The power of two of rows that fills a block (at least one row)."""
+    fitting = max(1, BLOCK_BYTES // max(1, n_columns * itemsize))
+    return 1 << (fitting.bit_length() - 1)
+
+
+def row_ranges(n_rows: int, step: int) -> Iterator[tuple[int, int]]:
+    return ((start, min(start + step, n_rows)) for start in range(0, n_rows, step))
+
+
+def matrix_layout(shape: tuple[int, ...], dtype: np.dtype[Any], *, what: str) -> tuple[int, int, np.dtype[Any]]:
+    """Rows, columns and kept dtype of an n-dimensional array; n numbers in one dimension are an n x 1 column.
+
+    Raises
+    ------
+    InputError
+        If the array has no or more than two dimensions, or holds something other than numbers.
+    """
+    if len(shape) not in (1, 2):
+        raise InputError(
+            f"{what} must have two dimensions (or one: n numbers become an n x 1 column); got shape {shape}. "
+            "Reshape it first, for example with array.reshape(len(array), -1)."
+        )
+    if dtype.str[1:] not in KEPT_DTYPES:
+        raise InputError(
+            f"{what} must hold integers, floats or complex numbers of at most 64 bits a part; got dtype {dtype}. "
+            "Convert it first, for example with array.astype('float64')."
+        )
+    n_columns = shape[1] if len(shape) == 2 else 1
+    kept = np.dtype(np.uint8) if dtype.kind == "b" else dtype.newbyteorder("=")
+    return shape[0], n_columns, kept
+
+
+def is_url(source: str) -> bool:
+    return "://" in source
+
+
+def open_binary(source: str) -> AbstractContextManager[BinaryIO]:
+    """The bytes of a local path (at full speed) or of any URL that fsspec opens."""
+    if not is_url(source):
+        return cast(AbstractContextManager[BinaryIO], open(source, "rb"))
+    return cast(AbstractContextManager[BinaryIO], fsspec.open(source, "rb"))
+
+
+class CountedBytes(io.RawIOBase):
+    """The bytes of another stream, counted as they are handed out; that stream is closed by whoever opened it."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.n_bytes = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        n_read: int = self._stream.readinto(buffer)  # type: ignore[attr-defined]
+        self.n_bytes += n_read
+        return n_read
+
+
+@contextmanager
+def open_text(source: str) -> Iterator[tuple[BinaryIO, Callable[[], tuple[int, int]]]]:
+    """A text file as bytes, unpacked if it ends in .gz, with the position in the file as stored."""
+    with open_binary(source) as raw:
+        n_total = raw.seek(0, io.SEEK_END)
+        raw.seek(0)
+        counted = CountedBytes(raw)
+        with io.BufferedReader(counted, TEXT_BUFFER_BYTES) as text:
+
+            def position() -> tuple[int, int]:
+                return counted.n_bytes, n_total
+
+            if source.lower().endswith(".gz"):
+                with gzip.open(text, "rb") as unpacked:
+                    yield cast(BinaryIO, unpacked), position
+            else:
+                yield text, position
+
+
+def need(module: str, source: str) -> Any:
+    """An optional package, or an error that says how to get it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise SpecError(f"Reading {source} needs the package {package}: pip install 'dlscale[formats]'") from error
