@@ -48,8 +48,7 @@ def sentence(job: Job) -> str:
     record, matrix = job.record, job.record.matrix
     source = (record.spec.get("input") or {}).get("matrix") or matrix.get("uri") or "the matrix"
     kind = KINDS.get(record.kind)
-    goal = kind.goal(job) if kind else f"A job of kind {record.kind}"
-    said = f"{goal} of {source}"
+    said = f"{kind.goal(job)} of {source}" if kind else f"A job of kind {record.kind} on {source}"
     if matrix.get("shape"):
         rows, columns = matrix["shape"]
         said += f", a matrix of {words.count(rows)} rows and {words.count(columns)} columns"

@@ -123,11 +123,10 @@ def vector(values: np.ndarray, label: str, *, style: str = "s1") -> Markup:
 
 
 def _signed(value: float) -> str:
-    return (
-        f"{value:.2g}".replace("-", "−")
-        if 1e-3 <= abs(value) < 1e4 or value == 0
-        else f"{value:.0e}".replace("e-0", "e-").replace("-", "−")
-    )
+    """Two digits in the width of an axis label."""
+    plain = value == 0 or 1e-3 <= abs(value) < 1e4
+    text = f"{float(f'{value:.2g}'):g}" if plain else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+    return text.replace("-", "−")
 
 
 #: The decades of value / limit that a certificate's bar spans.
@@ -150,9 +149,9 @@ def check_bar(check: Mapping[str, Any]) -> Markup:
     return svg.drawing(320, 46, f"{words.number(part)} of the limit", marks, style="chart bar-chart")
 
 
-def seal(passed: bool | None, seed: str) -> Markup:
-    """A rosette as on printed certificates, its number of petals from the job's id; with a tick, a cross or nothing inside."""
-    style = {True: "good", False: "bad", None: "plain"}[passed]
+def seal(passed: bool, seed: str) -> Markup:
+    """A rosette as on printed certificates, its number of petals from the job's id; with a tick or a cross inside."""
+    style = "good" if passed else "bad"
     petals = 9 + sum(seed.encode()) % 7
     angle = np.linspace(0.0, 2 * math.pi, 40 * petals + 1)
     marks = []
@@ -161,10 +160,9 @@ def seal(passed: bool | None, seed: str) -> Markup:
         points = " ".join(f"{60 + r * math.cos(a):.1f},{60 + r * math.sin(a):.1f}" for r, a in zip(radius, angle, strict=True))
         marks.append(tag("polyline", {"class": f"{style} rosette", "points": points}))
     marks.append(tag("circle", {"class": f"{style} disc", "cx": 60, "cy": 60, "r": 35}))
-    glyph = {True: "M44 61 L55 72 L77 48", False: "M47 47 L73 73 M73 47 L47 73", None: "M46 60 L74 60"}[passed]
+    glyph = "M44 61 L55 72 L77 48" if passed else "M47 47 L73 73 M73 47 L47 73"
     marks.append(tag("path", {"class": "glyph", "d": glyph}))
-    said = {True: "Certified", False: "Failed its certificate", None: "No certificate"}[passed]
-    return svg.drawing(120, 120, said, marks, style="seal")
+    return svg.drawing(120, 120, "Certified" if passed else "Failed its certificate", marks, style="seal")
 
 
 def overrun(measured: float, planned: float) -> Markup:
@@ -181,12 +179,8 @@ def overrun(measured: float, planned: float) -> Markup:
 
 def meter(part: float) -> Markup:
     """A thin bar for a share of a limit."""
-    width = 160 * min(max(part, 0.0), 1.0)
-    marks = [
-        svg.box(0, 0, 160, 5, "track", radius=2.5),
-        svg.box(0, 0, max(width, 3), 5, "good" if part <= 1 else "bad", radius=2.5),
-    ]
-    return svg.drawing(160, 5, f"{words.share(part)} of the limit", marks, style="chart meter")
+    filled = {"class": "good" if part <= 1 else "bad", "style": f"width:{100 * min(max(part, 0.02), 1.0):.0f}%"}
+    return tag("div", {"class": "meter", "role": "img", "aria-label": f"{words.share(part)} of the limit"}, tag("i", filled))
 
 
 def legend(items: Sequence[tuple[str, str]]) -> Markup:

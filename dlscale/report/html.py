@@ -68,18 +68,18 @@ def _header(job: Job) -> Markup:
     if job.seconds is not None:
         facts.append(f"took {words.duration(job.seconds)}")
     state = tag("span", {"class": f"badge {_STATES.get(record.state, 'plain')}"}, record.state)
-    checks = (record.certificate or {}).get("checks") or ()
-    passed = bool(record.certificate["passed"]) if record.certificate and checks else None
-    n_passed = sum(bool(check["passed"]) for check in checks)
-    below = f"{n_passed} of {len(checks)} checks passed" if checks else "no certificate"
-    sealed = tag("figure", {"class": "sealed"}, figures.seal(passed, record.id), tag("figcaption", None, below))
     title = div(
         "title",
         tag("p", {"class": "eyebrow"}, answers.title(record.kind)),
         tag("h1", None, record.name or record.id),
         tag("p", {"class": "facts-line"}, state, *(tag("span", None, fact) for fact in facts)),
     )
-    return tag("header", None, title, sealed)
+    checks = (record.certificate or {}).get("checks") or ()
+    if not checks:
+        return tag("header", None, title)
+    n_passed = sum(bool(check["passed"]) for check in checks)
+    below = tag("figcaption", None, f"{n_passed} of {len(checks)} checks passed")
+    return tag("header", None, title, tag("figure", {"class": "sealed"}, figures.seal(n_passed == len(checks), record.id), below))
 
 
 def _tiles(job: Job) -> Markup | None:
@@ -93,4 +93,6 @@ def _tiles(job: Job) -> Markup | None:
         )
         for tile in answers.tiles(job)
     ]
-    return tag("section", {"class": "tiles"}, join(shown)) if shown else None
+    # The number of columns that leaves the fewest places of the last row empty.
+    n_columns = min((4, 5, 3), key=lambda n: -len(shown) % n)
+    return tag("section", {"class": f"tiles of-{n_columns}"}, join(shown)) if shown else None

@@ -101,7 +101,12 @@ class JobRecord:
 
     @property
     def resume_command(self) -> str:
-        """The command that goes on with a stopped job; empty when there is none."""
+        """The command that goes on with a stopped job; empty when there is none.
+
+        A job that failed its certificate would fail it again: it has none unless `resume` says so.
+        """
+        if self.resume == "" and self.certificate and not self.certificate.get("passed", True):
+            return ""
         return f"dlscale resume {self.id}" if self.resume == "" else self.resume or ""
 
     def rate(self, key: str) -> float | None:

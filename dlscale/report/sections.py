@@ -69,12 +69,14 @@ def stopped(job: Job) -> Markup | None:
         steps = [step for _, step in job.timeline.checkpoints] if job.timeline else []
         from_where = f"It goes on after the checkpoint of step “{steps[-1]}”:" if steps else "To start it again with the same plan:"
         parts.append(tag("p", None, from_where, " ", tag("code", {"class": "command"}, record.resume_command)))
-    return div("banner bad", *parts)
+    return div("banner bad" if record.state == "failed" else "banner waiting", *parts)
 
 
-def asked(job: Job) -> Markup:
+def asked(job: Job) -> Markup | None:
     """The spec as it was written, what was found about its matrix, and where its result lies."""
     record = job.record
+    if not record.spec and not record.spec_yaml:
+        return None
     written = record.spec_yaml or yaml.safe_dump(json.loads(json.dumps(record.spec, default=str)), sort_keys=False)
     parts = []
     if record.matrix:
@@ -207,10 +209,15 @@ def planned(job: Job) -> Markup | None:
     if grid.get("block_rows"):
         n_rows, high = grid.get("n_rows"), grid["block_rows"]
         cut = f"{words.count(-(-n_rows // high))} blocks of {words.count(high)}" if n_rows else f"blocks of {words.count(high)}"
-        lead += f" The rows are read in {cut}, by {plan.get('n_workers', 1)} × {plan.get('threads_per_worker', 1)} threads."
-    shown = table(("", "planned", "measured", "ratio", "less   |   more than planned"), cells, style="planned")
+        lead += f" The rows are read in {cut}, by {_workers(plan)}."
+    shown = table(("", "planned", "measured", "ratio", "less  |  more"), cells, style="planned")
     notes = [tag("li", None, str(note)) for note in plan.get("notes") or ()]
     return section("Plan and measurement", lead, shown, *([tag("ul", {"class": "notes"}, *notes)] if notes else []))
+
+
+def _workers(plan: Mapping[str, Any]) -> str:
+    n_workers, n_threads = plan.get("n_workers") or 1, plan.get("threads_per_worker") or 1
+    return f"{n_workers} worker{'s' if n_workers > 1 else ''} with {n_threads} thread{'s' if n_threads > 1 else ''} each"
 
 
 def _amount(value: float | None, unit: str) -> str:

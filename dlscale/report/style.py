@@ -52,8 +52,8 @@ header { display: flex; justify-content: space-between; align-items: center; gap
 .seal { width: 132px; height: 132px; display: block; margin: 0 auto 4px; }
 .rosette { fill: none; stroke-width: 0.7; }
 .glyph { fill: none; stroke: var(--sheet); stroke-width: 6.5; stroke-linecap: round; stroke-linejoin: round; }
-.rosette.good { stroke: var(--good); } .rosette.bad { stroke: var(--bad); } .rosette.plain { stroke: var(--soft); }
-.disc.good { fill: var(--good); } .disc.bad { fill: var(--bad); } .disc.plain { fill: var(--soft); }
+.rosette.good { stroke: var(--good); } .rosette.bad { stroke: var(--bad); }
+.disc.good { fill: var(--good); } .disc.bad { fill: var(--bad); }
 
 .intro { margin-top: 20px; max-width: 96ch; font-size: 16.5px; overflow-wrap: anywhere; }
 .banner {
@@ -61,15 +61,17 @@ header { display: flex; justify-content: space-between; align-items: center; gap
   white-space: pre-line;
 }
 .banner.bad { background: var(--bad-tint); } .banner.waiting { background: var(--warn-tint); }
-.banner.bad strong { color: var(--bad); }
+.banner.bad strong { color: var(--bad); } .banner.waiting strong { color: var(--warn); }
 .command { background: var(--sheet); border: 1px solid var(--line); white-space: nowrap; user-select: all; }
 
 .tiles {
   display: flex; flex-wrap: wrap; gap: 1px; background: var(--line); border: 1px solid var(--line);
   border-radius: 6px; overflow: hidden; margin-top: 28px;
 }
-.tile { flex: 1 1 23%; min-width: 205px; background: var(--sheet); padding: 15px 18px 17px; }
-.tile .meter { margin-top: 7px; }
+.of-3 { --basis: 31%; } .of-4 { --basis: 23%; } .of-5 { --basis: 18.5%; }
+.tile { flex: 1 1 var(--basis); min-width: 196px; background: var(--sheet); padding: 15px 18px 17px; }
+.meter { margin-top: 8px; height: 5px; border-radius: 3px; background: var(--track); overflow: hidden; }
+.meter i { display: block; height: 100%; } .meter .good { background: var(--good); } .meter .bad { background: var(--bad); }
 .tile .value { font-size: 25px; font-weight: 650; line-height: 1.25; letter-spacing: -0.015em; white-space: nowrap; }
 .tile .below { color: var(--soft); font-size: 13px; }
 
@@ -107,10 +109,10 @@ rect.bad { fill: var(--bad); }
 .bar { stroke: var(--c); stroke-width: 2.2; opacity: 0.65; } .stem { stroke: var(--c); stroke-width: 1.5; }
 .dot, rect.solid { fill: var(--c); } .soft { fill: var(--c); opacity: 0.16; } .band { fill: var(--c); opacity: 0.75; }
 .outline { fill: none; stroke: var(--ink); stroke-width: 1.2; }
-.pass-0 { fill: var(--s3); opacity: 0.85; }
-.pass-1 { fill: var(--s3); opacity: 0.6; }
+.pass-0 { fill: var(--s3); }
+.pass-1 { fill: var(--s3); opacity: 0.78; }
 .pass-cut { fill: var(--bad); opacity: 0.75; }
-.chart .pass-label { fill: #fff; font-weight: 600; }
+.chart .pass-label { fill: var(--sheet); font-weight: 600; }
 .diamond { fill: var(--s5); }
 .wide { overflow-x: auto; } .wide .chart { min-width: 760px; }
 .legend { color: var(--soft); font-size: 13px; display: flex; flex-wrap: wrap; gap: 4px 20px; margin: 8px 0 16px; }
@@ -147,7 +149,7 @@ pre {
   anywhere; line-height: 1.55;
 }
 details { margin-top: 14px; } summary { cursor: pointer; font-weight: 600; } details .wide { margin-top: 10px; }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(270px, 1fr)); gap: 24px 44px; margin-top: 12px; }
+.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 290px), 1fr)); gap: 24px 44px; margin-top: 12px; }
 .facts h3 { margin-bottom: 6px; }
 dl { display: grid; grid-template-columns: auto minmax(0, 1fr); gap: 3px 18px; font-size: 14px; }
 dt { color: var(--soft); } dd { text-align: right; overflow-wrap: anywhere; }

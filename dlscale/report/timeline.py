@@ -98,9 +98,16 @@ def _running_seconds(timed: list[Mapping[str, Any]]) -> tuple[list[float], list[
     seconds: list[float] = []
     pauses: list[tuple[float, float]] = []
     skipped, before = timed[0]["time"], timed[0]["time"]
-    for event in timed:
+    # From behind: whether a run begins at an event, or soon after it and before any pass (planning may log and take memory first).
+    begins, ahead = [], False
+    for event in reversed(timed):
+        if event.get("event") == "state":
+            ahead = event.get("state") in ("planned", "running")
+        elif event.get("event") in ("pass_started", "blocks", "pass_finished"):
+            ahead = False
+        begins.append(ahead)
+    for event, starts in zip(timed, reversed(begins), strict=True):
         gap = event["time"] - before
-        starts = event.get("event") == "state" and event.get("state") in ("planned", "running")
         if starts and gap > PAUSE_SECONDS:
             pauses.append((before - skipped, gap))
             skipped += gap

@@ -17,12 +17,12 @@ def number(value: float | None) -> str:
         return MISSING if value is None else "not a number"
     if math.isinf(value):
         return "−∞" if value < 0 else "∞"
+    value = float(f"{value:.3g}")
     if value == 0:
         return "0"
     if 1e-3 <= abs(value) < 1e5:
         digits = max(0, 2 - math.floor(math.log10(abs(value))))
-        text = f"{value:,.{digits}f}" if abs(value) < 1e3 else f"{float(f'{value:.3g}'):,.0f}"
-        return text.replace("-", "−")
+        return f"{value:,.{digits}f}".replace("-", "−")
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPT)}".replace("-", "−")
 
@@ -117,7 +117,8 @@ def fact(key: str, value: Any) -> tuple[str, str]:
                 return label(key.removesuffix(suffix)), text(value)
         return label(key), count(value) if isinstance(value, int) else number(value)
     if isinstance(value, list | tuple):
-        return label(key), ", ".join(str(item) for item in value)
+        whole = bool(value) and all(isinstance(item, int) for item in value)
+        return label(key), shape(value) if whole else ", ".join(str(item) for item in value)
     if isinstance(value, dict):
         return label(key), ", ".join(f"{item} {fact(item, inner)[1]}" for item, inner in value.items())
     return label(key), MISSING if value is None else str(value)
@@ -126,4 +127,5 @@ def fact(key: str, value: Any) -> tuple[str, str]:
 def label(key: str) -> str:
     """``n_workers`` as ``Workers``."""
     text = key.removeprefix("n_").replace("_", " ").strip()
+    text = text.replace("uri", "URI").replace("dtype", "type").replace("frobenius", "Frobenius")
     return text[:1].upper() + text[1:]

@@ -1,0 +1,162 @@
+import re
+import time
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from job_records import START, certificate, pca_record, qr_record, run_events, svd_record
+from sklearn.datasets import load_sample_images
+
+from dlscale.report.html import render
+from dlscale.report.record import JobRecord
+
+VOID = {"meta", "img", "br", "hr"}
+
+
+class Page(HTMLParser):
+    """Checks that tags balance, and collects visible text and the values of attributes that load something."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "xlink:href", "action")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text += data + " "
+
+
+def photo_patches(n: int = 1500, side: int = 8) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    photos = load_sample_images().images
+    corners = rng.integers(0, 400, (n, 2))
+    return np.array([photos[i % 2][r : r + side, c : c + side].ravel() for i, (r, c) in enumerate(corners)], dtype=float)
+
+
+PATCHES = photo_patches()
+
+
+def records() -> dict[str, JobRecord]:
+    stopped = [e for e in run_events(["sketch", "power-1"]) if e["time"] < START + 4]
+    return {
+        "pca of pictures": pca_record(PATCHES, image_shape=(8, 8, 3)),
+        "pca of grey pictures": pca_record(PATCHES[:, ::3], image_shape=(8, 8)),
+        "pca of columns": pca_record(PATCHES[:, :40], image_shape=None),
+        "pca of two columns": pca_record(PATCHES[:, :2], image_shape=None),
+        "wrong image shape": pca_record(PATCHES, image_shape=(8, 8)),
+        "svd": svd_record(),
+        "svd, complex": svd_record(arrays={"s": np.array([3.0, 0.0]), "vh": np.eye(2, 9) * 1j}, estimates={}),
+        "svd, one value": svd_record(
+            arrays={"s": np.array([2.0]), "vh": np.ones((1, 1))}, estimates={"singular_value_errors": [0.1]}
+        ),
+        "svd, all zero": svd_record(arrays={"s": np.zeros(3), "vh": np.eye(3)}, estimates={"singular_value_errors": [0.0] * 3}),
+        "svd, a thousand": svd_record(arrays={"s": np.geomspace(1, 1e-12, 1000), "vh": np.ones((3, 5000))}, estimates={}),
+        "qr": qr_record(),
+        "qr, singular": qr_record(arrays={"r": np.diag([1.0, 0.0])}),
+        "no events": svd_record(events=[]),
+        "no plan": svd_record(plan={}),
+        "no arrays": pca_record(PATCHES, image_shape=(8, 8, 3), arrays={}),
+        "in memory": svd_record(
+            plan=svd_record().plan | {"rates": {"read_bytes_per_second": float("inf"), "matmul_flops_per_second": None}}
+        ),
+        "interrupted": svd_record(state="interrupted", certificate=None, arrays={}, seconds=None, events=stopped),
+        "unknown kind": JobRecord(id="a", name="", kind="permanent", state="running"),
+    }
+
+
+@pytest.mark.parametrize("name", records())
+def test_a_page_is_whole_and_needs_nothing_else(name: str) -> None:
+    started = time.perf_counter()
+    html = render(records()[name])
+    assert time.perf_counter() - started < 4
+    assert len(html.encode()) < 3_000_000
+    page = Page(html)
+    assert all(source.startswith("data:image/png;base64,") for source in page.loads)
+    assert not re.search(r"https?://|url\(|@import|<script|<link", html)
+    assert not re.search(r"\bnan\b|\binf\b", re.sub(r"base64,[^\"]*", "", html))
+
+
+def test_a_pca_of_pictures_shows_its_components_as_pictures() -> None:
+    page = Page(render(pca_record(PATCHES, image_shape=(8, 8, 3))))
+    assert page.tags.count("img") == 24
+    assert "The first 32 principal components of data/photos.zarr" in page.text
+    assert "Variance explained" in page.text
+    assert Page(render(records()["pca of columns"])).tags.count("img") == 0
+
+
+def test_the_certificate_is_told_in_words() -> None:
+    record = svd_record()
+    page = Page(render(record))
+    assert record.certificate is not None
+    for check in record.certificate["checks"]:
+        assert check["meaning"] in page.text
+        assert check["name"] in page.text
+    assert "Every check passed." in page.text
+    assert "2 of 2 checks passed" in page.text
+
+
+@pytest.mark.parametrize("value", [412.0, float("inf"), float("nan")])
+def test_a_failed_certificate_is_shown_as_failed(value: float) -> None:
+    page = Page(
+        render(svd_record(state="failed", certificate=certificate(0.8, value), reason="The answer failed its certificate."))
+    )
+    assert "This job failed." in page.text
+    assert "The answer failed its certificate." in page.text
+    assert "1 of 2 checks failed" in page.text
+    assert "Every check passed." not in page.text
+    assert "dlscale resume" not in page.text
+
+
+def test_an_interrupted_job_says_why_and_how_to_go_on() -> None:
+    stopped = [e for e in run_events(["sketch", "power-1"]) if e["time"] < START + 4]
+    page = Page(render(svd_record(state="interrupted", certificate=None, arrays={}, reason="SIGTERM arrived.", events=stopped)))
+    assert "This job was interrupted." in page.text
+    assert "SIGTERM arrived." in page.text
+    assert "after the checkpoint of step “sketch”" in page.text
+    assert "dlscale resume 20260812-1511-spectrum-11bc" in page.text
+    assert "the job stopped inside it" in page.text
+
+
+def test_text_from_a_job_cannot_become_markup() -> None:
+    evil = "</style><script>alert('x')</script>&\"<b"
+    events = [*run_events([evil]), {"time": START + 1, "event": "warning", "message": evil}]
+    record = svd_record(
+        id=evil,
+        name=evil,
+        spec={"kind": "svd", "input": {"matrix": evil}, "params": {"n_components": evil}},
+        reason=evil,
+        notes=[evil],
+        events=events,
+        machine={evil: evil},
+        versions={evil: evil},
+        result=evil,
+        certificate={"passed": True, "checks": [{"name": evil, "value": 1.0, "threshold": 30.0, "passed": True, "meaning": evil}]},
+    )
+    html = render(record)
+    assert "<script" not in html
+    assert html.count("</style>") == 1
+    assert Page(html).text.count("<script>alert('x')</script>") > 6
+
+
+def test_plan_and_measurement_stand_side_by_side() -> None:
+    page = Page(render(svd_record()))
+    for word in ("planned", "measured", "floating-point work", "peak memory", "worker 0", "limit 800 MB/s"):
+        assert word in page.text
+
+
+def test_the_same_record_gives_the_same_page() -> None:
+    assert render(svd_record()) == render(svd_record())
