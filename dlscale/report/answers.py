@@ -5,6 +5,7 @@ A new kind is one entry of `KINDS`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -46,7 +47,10 @@ def title(kind: str) -> str:
 def sentence(job: Job) -> str:
     """What was asked, in words."""
     record, matrix = job.record, job.record.matrix
-    source = (record.spec.get("input") or {}).get("matrix") or matrix.get("uri") or "the matrix"
+    asked = (record.spec.get("input") or {}).get("matrix")
+    # The name is enough for a sentence; the whole address stands further down.
+    address = asked if isinstance(asked, str) else str(matrix.get("uri") or "")
+    source = address.rstrip("/").rsplit("/", 1)[-1] or "a matrix"
     kind = KINDS.get(record.kind)
     said = f"{kind.goal(job)} of {source}" if kind else f"A job of kind {record.kind} on {source}"
     if matrix.get("shape"):
@@ -90,18 +94,14 @@ def tiles(job: Job) -> list[Tile]:
 
 
 def _error_tiles(job: Job) -> list[Tile]:
-    """A posteriori errors, under the names that the job gave them."""
-    known = {
-        "relative_frobenius_error": ("Approximation error", "Frobenius norm, relative"),
-        "frobenius_error": ("Approximation error", "Frobenius norm"),
-        "relative_spectral_error": ("Approximation error", "spectral norm, relative"),
-        "spectral_error": ("Approximation error", "spectral norm"),
-    }
-    for key, (name, below) in known.items():
-        value = job.record.estimates.get(key)
-        if isinstance(value, int | float):
-            return [Tile(name, words.number(float(value)), below)]
-    return []
+    """What the answer leaves of the matrix, as a part of it: ``||A||² = Σ s² + ||A - U S V'||²``."""
+    left, s = job.record.estimates.get("frobenius_error"), _singular_values(job)
+    if not isinstance(left, int | float) or s is None:
+        return []
+    whole = math.hypot(float(np.linalg.norm(s)), left)
+    part = left / whole if whole > 0 else 0.0
+    of_what = "of the centred matrix" if job.record.kind == "pca" else "of the matrix"
+    return [Tile("Left unexplained", words.share(part) if part >= 1e-4 else words.number(part), f"{of_what}, in Frobenius norm")]
 
 
 def _array(job: Job, *names: str) -> np.ndarray | None:
@@ -185,7 +185,7 @@ def singular_values(job: Job) -> Markup | None:
     if s is None:
         return None
     given = job.record.estimates.get("singular_value_errors")
-    errors = np.asarray(given, dtype=float) if given is not None and len(given) == len(s) else None
+    errors = np.nan_to_num(np.asarray(given, dtype=float)) if given is not None and len(given) == len(s) else None
     drawn = [figures.spectrum(s, "singular values", "number", errors=errors, style="s3")]
     lead = "The singular values on a logarithmic axis."
     if errors is not None:

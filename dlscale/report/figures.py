@@ -133,9 +133,14 @@ def _signed(value: float) -> str:
 _SPAN = (1e-6, 1e2)
 
 
+def measured(check: Mapping[str, Any]) -> float:
+    """A check's value; JSON has no NaN and holds null in its place."""
+    return math.nan if check["value"] is None else float(check["value"])
+
+
 def check_bar(check: Mapping[str, Any]) -> Markup:
     """Value over limit on a logarithmic bar; all bars share one axis, so that the limits stand under each other."""
-    value, threshold = float(check["value"]), float(check["threshold"])
+    value, threshold = measured(check), float(check["threshold"])
     part = value / threshold if threshold > 0 and math.isfinite(value) else (0.0 if value == 0 else math.inf)
     scale = Scale(*_SPAN, 4.0, 316.0, log=True)
     at, limit = scale(part if math.isfinite(part) else _SPAN[1]), scale(1.0)

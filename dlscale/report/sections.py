@@ -110,7 +110,7 @@ def certificate(job: Job) -> Markup | None:
 
 
 def _check(check: Mapping[str, Any]) -> Markup:
-    passed, value, threshold = bool(check["passed"]), float(check["value"]), float(check["threshold"])
+    passed, value, threshold = bool(check["passed"]), figures.measured(check), float(check["threshold"])
     if not math.isfinite(value):
         margin = "the measured value is not a finite number"
     elif value == 0:
