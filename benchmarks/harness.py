@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 CORES = len(os.sched_getaffinity(0))
 SAMPLE_SECONDS = 0.05
 PACKAGES = [
