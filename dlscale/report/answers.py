@@ -76,8 +76,11 @@ def tiles(job: Job) -> list[Tile]:
         shown.append(Tile("Matrix", words.shape(record.matrix["shape"]), ", ".join(below)))
     shown += kind.tiles(job) if kind else []
     expected = record.plan.get("expected_seconds")
+    in_passes = f"{words.duration(line.pass_seconds)} in passes" if line and line.pass_seconds > 0 else ""
+    if expected:
+        in_passes += f"{', ' if in_passes else ''}planned {words.duration(expected)}"
     if job.seconds is not None:
-        shown.append(Tile("Wall time", words.duration(job.seconds), f"planned {words.duration(expected)}" if expected else ""))
+        shown.append(Tile("Wall time", words.duration(job.seconds), in_passes))
     if line and line.pass_seconds > 0:
         for name, done, unit, key in (
             ("Reading", line.bytes_read, "B", "read_bytes_per_second"),
@@ -180,7 +183,7 @@ def variance(job: Job) -> Markup | None:
 
 
 def singular_values(job: Job) -> Markup | None:
-    """Singular values with their error bounds, and the bounds by themselves, which are mostly too small for error bars."""
+    """Singular values with their estimated errors, and the errors by themselves, which are mostly too small for error bars."""
     s = _singular_values(job)
     if s is None:
         return None
@@ -190,8 +193,8 @@ def singular_values(job: Job) -> Markup | None:
     lead = "The singular values on a logarithmic axis."
     if errors is not None:
         relative = np.divide(errors, s, out=np.full(len(s), np.nan), where=s > 0)
-        drawn.append(figures.spectrum(relative, "error bound of each, relative to its value", "number", style="s4"))
-        lead = "The singular values on a logarithmic axis, with the error bound that this run measured for each of them."
+        drawn.append(figures.spectrum(relative, "estimated error of each, relative to its value", "number", style="s4"))
+        lead = "The singular values on a logarithmic axis, with the error that this run estimated for each of them."
     return section("Singular values", lead, pair(*drawn))
 
 

@@ -39,7 +39,7 @@ def spectrum(
     values : ndarray of shape (k,)
         Non-negative. Zeros cannot be drawn; the label says how many there are.
     errors : ndarray of shape (k,), optional
-        Absolute bounds.
+        Absolute.
     """
     values = np.asarray(values, dtype=float)
     index = np.arange(1, len(values) + 1)

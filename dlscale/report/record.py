@@ -30,7 +30,7 @@ class JobRecord:
     certificate : mapping or None
         ``Certificate.to_dict()``; None when the job did not get so far.
     estimates : mapping
-        Error estimates, such as ``frobenius_error``, ``spectral_error``, ``singular_value_errors`` (one absolute bound a value).
+        Error estimates, such as ``frobenius_error``, ``spectral_error``, ``singular_value_errors`` (absolute, one a value).
     notes : sequence of str
         What the job wants its reader to know.
     seconds : float or None

@@ -52,24 +52,28 @@ def throughput(timeline: Timeline, read_limit: float | None, flops_limit: float 
     return join([tag("div", {"class": "wide"}, figure), legend(keys)])
 
 
-def memory(timeline: Timeline, limit: float | None) -> Markup:
-    """Resident memory of the processes on top of each other, against the limit of them all together."""
+def memory(timeline: Timeline, limit: float | None, planned: float | None) -> Markup:
+    """Resident memory of the processes on top of each other, against the plan and the limit of them all together."""
     x, unit = _time_scale(timeline.seconds)
     per = _unit_seconds(timeline.seconds)
     times, bands = _bands(timeline)
     peak = timeline.peak_bytes or 1.0
-    high = max(peak, limit or 0.0) * 1.12
+    shown = [value for value in (limit, planned) if value and value <= _FAR_LIMIT * peak]
+    high = max(peak, *shown, 0.0) * 1.15
     prefix, scale = _prefix(high)
     panel = Panel(x, Scale(0.0, high / scale, 206.0, 34.0))
-    panel.axes(x_label=unit, y_label=f"resident memory, {prefix}B")
+    far = f" (limit {words.size(limit)}, above the chart)" if limit and limit not in shown else ""
+    panel.axes(x_label=unit, y_label=f"resident memory, {prefix}B{far}")
     ground = np.zeros(len(times))
     for i, (_, band) in enumerate(bands):
         top = ground + band / scale
         panel.area((times / per).tolist(), ground.tolist(), top.tolist(), f"s{i + 1} band")
         ground = top
     panel.polyline(times / per, ground, "outline")
-    if limit:
+    if limit in shown and limit:
         panel.rule(limit / scale, f"limit {words.size(limit)}")
+    if planned in shown and planned:
+        panel.rule(planned / scale, f"planned peak {words.size(planned)}", "plan", anchor="start")
     figure = svg.drawing(_WIDTH, 252, f"Memory over time, peak {words.size(peak)}", panel.marks)
     return join([tag("div", {"class": "wide"}, figure), legend([(f"s{i + 1} solid", name) for i, (name, _) in enumerate(bands)])])
 
@@ -147,4 +151,4 @@ def _bands(timeline: Timeline) -> tuple[np.ndarray, list[tuple[str, np.ndarray]]
 
 
 def _process(name: str, i: int) -> str:
-    return name if name == "driver" else f"worker {name}" if name.isdigit() else f"worker {i} ({name})"
+    return name if name == "driver" else f"worker {name}" if name.isdigit() else f"worker {i} ({name.removeprefix('tcp://')})"

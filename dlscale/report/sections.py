@@ -124,7 +124,7 @@ def _check(check: Mapping[str, Any]) -> Markup:
     return div(
         "check",
         div("verdict", badge),
-        div("says", tag("p", None, str(check["meaning"])), tag("p", {"class": "formula"}, str(check["name"]))),
+        div("says", tag("p", None, words.sentence(str(check["meaning"]))), tag("p", {"class": "formula"}, str(check["name"]))),
         div("gauge", figures.check_bar(check), measured, tag("p", {"class": "margin"}, margin)),
     )
 
@@ -135,7 +135,7 @@ def timeline(job: Job) -> Markup | None:
     if line is None or not line.passes:
         return None
     read, flops = job.record.rate("read_bytes_per_second"), job.record.rate("matmul_flops_per_second")
-    lead = "Each pass reads the matrix once. Where a curve meets its dashed line, the machine could not have gone faster."
+    lead = "Each bar is one pass over the rows. Where a curve meets its dashed line, the machine could not have gone faster."
     parts = [running.throughput(line, read, flops), _passes(line, read, flops)]
     return section("How it ran", lead, *parts)
 
@@ -177,7 +177,7 @@ def memory(job: Job) -> Markup | None:
     limit, peak = job.record.limit_bytes, line.peak_bytes or 0.0
     lead = f"The resident memory of all processes together peaked at {words.size(peak)}"
     lead += f", {words.share(peak / limit)} of the limit." if limit else "."
-    return section("Memory", lead, running.memory(line, limit))
+    return section("Memory", lead, running.memory(line, limit, job.record.planned_peak_bytes))
 
 
 def planned(job: Job) -> Markup | None:
@@ -190,11 +190,11 @@ def planned(job: Job) -> Markup | None:
     written = sum(e.get("bytes_written", 0) for e in job.record.events if e.get("event") == "pass_finished") or None
     work = "floating-point work"
     rows: list[tuple[str, float | None, float | None, str]] = [
-        ("passes over the matrix", len(passes), len({run.step for run in done}) or None, ""),
+        ("passes over the rows", len(passes), len({run.step for run in done}) or None, ""),
         (work, sum(p["flops"] for p in passes), line.flops if line and line.passes else None, "FLOP"),
         ("read from storage", sum(p["bytes_read"] for p in passes), line.bytes_read if line and line.passes else None, "B"),
         ("written to storage", sum(p["bytes_written"] for p in passes), written, "B"),
-        ("time", plan.get("expected_seconds"), job.seconds, "s"),
+        ("time in passes", plan.get("expected_seconds"), line.pass_seconds if line and line.passes else None, "s"),
         ("peak memory", job.record.planned_peak_bytes, line.peak_bytes if line else None, "B"),
     ]
     cells = []

@@ -89,9 +89,11 @@ header { display: flex; justify-content: space-between; align-items: center; gap
 .chart text { font-size: 11.5px; fill: var(--soft); }
 .chart .title { font-weight: 600; fill: var(--ink); font-size: 12px; }
 .chart .note { fill: var(--ink); }
+.chart .limit-text, .chart .plan-text { paint-order: stroke; stroke: var(--sheet); stroke-width: 3.5px; stroke-linejoin: round; }
 .grid { stroke: var(--line); stroke-width: 1; } .axis { stroke: var(--soft); stroke-width: 1; }
 .limit { stroke: var(--ink); stroke-width: 1.3; stroke-dasharray: 6 4; }
 .chart .limit-text { fill: var(--ink); font-weight: 600; }
+.plan { stroke: var(--soft); stroke-width: 1.3; stroke-dasharray: 2 4; }
 .pause { stroke: var(--warn); stroke-width: 1.4; stroke-dasharray: 2 3; }
 .mark { stroke: var(--ink); stroke-width: 1.5; }
 .track { fill: var(--track); }
@@ -141,6 +143,7 @@ thead th { color: var(--soft); font-weight: 600; font-size: 13px; white-space: p
 .events td, .events th { text-align: left; white-space: normal; } .events th:first-child { white-space: nowrap; }
 
 .asked { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 34px; margin-top: 12px; }
+.asked pre { align-self: start; }
 .words { display: grid; gap: 12px; align-content: start; overflow-wrap: anywhere; }
 .asked ul, .notes { padding-left: 20px; display: grid; gap: 5px; }
 .notes { margin-top: 12px; } .notes .warn::marker { color: var(--warn); } .notes .warn { color: var(--warn); font-weight: 600; }

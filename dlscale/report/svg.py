@@ -145,11 +145,12 @@ class Panel:
             at: dict[str, str | float] = {"class": style, "cx": float(self.x(a)), "cy": float(self.y(b)), "r": radius}
             self.marks.append(tag("circle", at, tag("title", None, title)))
 
-    def rule(self, y: float, label: str, style: str = "limit") -> None:
-        """A horizontal line across the panel with its label above the right end."""
+    def rule(self, y: float, label: str, style: str = "limit", *, anchor: str = "end") -> None:
+        """A horizontal line across the panel with its label above one end."""
         at = self.y(y)
         self.marks.append(line(self.x.start, at, self.x.stop, at, style))
-        self.marks.append(text(self.x.stop, at - 6, label, f"{style}-text", anchor="end"))
+        edge = self.x.stop if anchor == "end" else self.x.start + 6
+        self.marks.append(text(edge, at - 6, label, f"{style}-text", anchor=anchor))
 
 
 def text(x: float, y: float, content: str, style: str, *, anchor: str = "start") -> Markup:

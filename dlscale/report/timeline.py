@@ -11,7 +11,7 @@ import numpy as np
 #: A run that starts this long after the last event left a pause behind it, which the time axis leaves out.
 PAUSE_SECONDS = 5.0
 _N_BINS = 160
-_BIN_SECONDS = 0.25
+_BIN_SECONDS = 0.1
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,12 @@ def shape(dimensions: Any) -> str:
     return " × ".join(count(int(d)) for d in dimensions)
 
 
+def sentence(text: str) -> str:
+    """Text with a capital at its start and a full stop at its end."""
+    text = text.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?", "…")) else ".")
+
+
 def fact(key: str, value: Any) -> tuple[str, str]:
     """A fact of the machine as a label and a text; the unit comes from the key's suffix."""
     formatted = {
@@ -125,7 +131,8 @@ def fact(key: str, value: Any) -> tuple[str, str]:
 
 
 def label(key: str) -> str:
-    """``n_workers`` as ``Workers``."""
-    text = key.removeprefix("n_").replace("_", " ").strip()
+    """``n_workers`` as ``Number of workers``."""
+    text = f"number of {key[2:]}" if key.startswith("n_") else key
+    text = text.replace("_", " ").strip()
     text = text.replace("uri", "URI").replace("dtype", "type").replace("frobenius", "Frobenius")
     return text[:1].upper() + text[1:]

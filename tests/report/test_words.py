@@ -48,6 +48,6 @@ def test_nearly_everything_is_not_called_everything() -> None:
 def test_units_of_facts_come_from_their_names() -> None:
     assert words.fact("read_bytes_per_second", 8e8) == ("Read", "800 MB/s")
     assert words.fact("memory_bytes", 4_000_000_000) == ("Memory", "4.00 GB")
-    assert words.fact("n_workers", 12) == ("Workers", "12")
+    assert words.fact("n_workers", 12) == ("Number of workers", "12")
     assert words.fact("chunks", [4096, 192]) == ("Chunks", "4,096 × 192")
     assert words.fact("shards", None) == ("Shards", "–")
