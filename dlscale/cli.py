@@ -39,6 +39,7 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
+            os.environ["PYTHONWARNINGS"] = "ignore"  # for worker processes
         # Until a job runs and handles it better, SIGTERM cleans up as Ctrl-C does.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:

@@ -28,6 +28,8 @@ _STYLES = {"succeeded": "green", "failed": "red", "lost": "red", "interrupted": 
 
 #: The array of a result whose first entries say most about it.
 _TELLING = {"explained_variance_ratio": "variance explained", "s": "singular values"}
+_N_VALUES = 6
+_N_PASSES = 10
 
 
 def rows(pairs: Sequence[tuple[str, str]]) -> Table:
@@ -43,14 +45,17 @@ def rows(pairs: Sequence[tuple[str, str]]) -> Table:
 def plan_panel(title: str, plan: Mapping[str, Any]) -> Panel:
     """The plan of a job, before it runs."""
     matrix, rates = plan["matrix"], plan["rates"]
-    names = ", ".join(str(step["name"]) for step in plan["passes"])
+    names = [str(step["name"]) for step in plan["passes"]]
+    if len(names) > _N_PASSES:
+        names = [*names[:3], "…", *names[-3:]]
     cluster = f"{plan['cluster']['kind']}, {plan['n_workers']} worker(s) with {plan['threads_per_worker']} threads"
     pairs = [
+        ("method", str(plan["algorithm"])),
         (
             "matrix",
             f"{words.shape(matrix['shape'])} {matrix['dtype']}, {words.size(matrix['stored_bytes'])}, {shown_path(matrix['uri'])}",
         ),
-        ("passes", f"{len(plan['passes'])}: {names}"),
+        ("passes", f"{len(plan['passes'])}: {', '.join(names)}"),
         ("work", f"{words.quantity(plan['flops'], 'FLOP')}, {words.size(plan['bytes_read'])} read"),
         ("memory", f"{words.size(plan['peak_bytes_per_worker'])} of {words.size(plan['memory_limit_bytes'])} per worker"),
         ("cluster", cluster),
@@ -61,9 +66,7 @@ def plan_panel(title: str, plan: Mapping[str, Any]) -> Panel:
         ),
         *(("note", str(note)) for note in plan["notes"]),
     ]
-    return Panel(
-        rows(pairs), title=f"{escape(title)}: {plan['kind']} by {plan['algorithm']}", title_align="left", border_style="cyan"
-    )
+    return Panel(rows(pairs), title=f"{escape(title)} ({plan['kind']})", title_align="left", border_style="cyan")
 
 
 class JobProgress:
@@ -152,22 +155,14 @@ def show_result(console: Console, result: JobResult) -> None:
     pairs = []
     if result.result:
         arrays = result.open()
-        for name, label in _TELLING.items():
-            if name in arrays:
-                values = arrays[name][:6]
-                pairs.append(
-                    (label, "  ".join(words.number(float(value)) for value in values) + ("  …" if len(arrays[name]) > 6 else ""))
-                )
-                break
+        name = next((name for name in _TELLING if name in arrays), None)
+        if name:
+            values = "  ".join(words.number(float(value)) for value in arrays[name][:_N_VALUES])
+            pairs.append((_TELLING[name], values + ("  …" if arrays[name].shape[0] > _N_VALUES else "")))
         pairs.append(("arrays", ", ".join(f"{name} ({words.shape(array.shape)})" for name, array in sorted(arrays.items()))))
     for check in (result.certificate or {}).get("checks", ()):
-        mark = tick if check["passed"] else cross
-        pairs.append(
-            (
-                f"check {mark}",
-                f"{check['meaning']}: {check['name']} = {words.number(check['value'])}, limit {words.number(check['threshold'])}",
-            )
-        )
+        mark, limit = tick if check["passed"] else cross, words.number(check["threshold"])
+        pairs.append((f"check {mark}", f"{check['meaning']} ({words.number(check['value'])}, limit {limit})"))
     if result.result:
         pairs.append(("result", shown_path(result.result)))
     report = result.folder / "report.html"
@@ -225,7 +220,8 @@ def result_facts(uri: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
 
     arrays = {name: f"{words.shape(array.shape)} {array.dtype}" for name, array in sorted(open_arrays(uri).items())}
     facts: dict[str, Any] = {"uri": uri, "kind": attributes["kind"], "job": attributes["job"], "arrays": arrays}
-    facts |= {"params": attributes["spec"].get("params"), "seconds": attributes["seconds"], "estimates": attributes["estimates"]}
+    facts |= {"params": attributes["spec"].get("params"), "seconds": attributes["seconds"]}
+    facts["estimates"] = {key: value for key, value in attributes["estimates"].items() if not isinstance(value, list)}
     for check in attributes["certificate"]["checks"]:
         facts[f"check: {check['name']}"] = (
             f"{words.number(check['value'])}, limit {words.number(check['threshold'])}: {check['meaning']}"

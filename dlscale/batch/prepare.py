@@ -189,4 +189,5 @@ def _blame_params(document: Document, names: Any) -> Iterator[None]:
 
 def _placed(error: DlscaleError, document: Document, path: KeyPath) -> DlscaleError:
     key = ".".join(map(str, path)) or "--workspace"
-    return type(error)(f"{document.where(path)}: {key}: {error}")
+    message = str(error).removeprefix(f"{key}:").removeprefix(key).lstrip()
+    return type(error)(f"{document.where(path)}: {key}: {message}")

@@ -18,8 +18,6 @@ import numpy as np
 from dlscale.batch.workspace import HEARTBEAT_SECONDS, Heartbeat, Job, JobState
 from dlscale.engine.progress import Emit, Event, MemorySampler
 
-_LOGGERS = ("dlscale", "distributed")
-
 
 class Recorder:
     """Writes a job's files as a context manager; `emit` and `change` may be called from any thread.
@@ -41,18 +39,16 @@ class Recorder:
         self._stopped = threading.Event()
         self._pulse = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._sampler = MemorySampler(self.emit)
-        self._log = logging.getLogger("dlscale.job")
+        self._log = logging.getLogger(f"dlscale.job.{job.id}")
 
     def __enter__(self) -> Recorder:
         self._claim = self.job.claim()
         self._events = os.open(self.job.events, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self._handler = logging.FileHandler(self.job.log, encoding="utf-8")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        self._before = [(logger, logger.level, logger.propagate) for logger in map(logging.getLogger, _LOGGERS)]
-        for logger, _, _ in self._before:
-            logger.addHandler(self._handler)
-            logger.propagate = False
-        logging.getLogger("dlscale").setLevel(logging.INFO)
+        self._log.addHandler(self._handler)
+        self._log.setLevel(logging.INFO)
+        self._log.propagate = False
         self._pulse.start()
         self._sampler.start()
         return self
@@ -62,10 +58,7 @@ class Recorder:
         self._sampler.stopped.set()
         self._pulse.join()
         self._sampler.join()
-        for logger, level, propagate in self._before:
-            logger.removeHandler(self._handler)
-            logger.setLevel(level)
-            logger.propagate = propagate
+        self._log.removeHandler(self._handler)
         self._handler.close()
         os.close(self._events)
         os.close(self._claim)

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import dask
 import yaml
 
 from dlscale.batch.document import read_document
@@ -29,11 +30,14 @@ from dlscale.engine.clusters import open_cluster
 from dlscale.engine.costs import Plan
 from dlscale.engine.machine import describe_machine
 from dlscale.engine.passes import Passes
-from dlscale.engine.progress import Emit, ignore
+from dlscale.engine.progress import Emit, Event, ignore
 from dlscale.errors import CertificateError, DlscaleError, InputError, Interrupted, NumericalError, SpecError
 from dlscale.linalg.outcome import Outcome
 from dlscale.storage.groups import open_arrays, result_attributes
 from dlscale.storage.results import ResultGroup
+
+#: Ctrl-C in a terminal reaches every process; this one acts on it, and the workers must not die of it first.
+_QUIET_WORKERS = {"distributed.worker.preload": ["import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"]}
 
 #: Running the job again from its checkpoint would end in the same way.
 FINAL_ERRORS = (InputError, NumericalError, CertificateError)
@@ -178,21 +182,19 @@ def _execute(job: Job, state: JobState, prepared: Prepared, listener: Emit) -> J
             if (published := result_attributes(str(output))) and published.get("job") == job.id:
                 recorder.change("succeeded", result=str(output))  # killed between publishing and saying so
             else:
-                _compute(job, prepared, output, recorder, signals)
-        except Stop:
-            signals.stopping()
-            error = Interrupted(f"{signals.received}: stopped after the last finished pass; go on with `dlscale resume {job.id}`.")
-            recorder.change("interrupted", str(error))
-        except Exception as reason:
-            signals.stopping()
-            error = reason
-            recorder.failure(reason)
-            final = isinstance(reason, FINAL_ERRORS)
-            if final:
-                _result_group(output, prepared).discard()
+                with signals.raising():
+                    outcome, group = _compute(job, prepared, output, recorder, signals)
+                path = group.publish(_attributes(job, prepared, outcome, recorder.seconds))
+                recorder.change("succeeded", result=str(path))
                 PacedCheckpoint(job.checkpoint).discard()
-            recorder.change("failed", _message(reason), final=final)
-        signals.stopping()
+        except (Stop, Exception) as reason:
+            if signals.received:
+                error = Interrupted(
+                    f"{signals.received}: stopped after the last finished pass; go on with `dlscale resume {job.id}`."
+                )
+                recorder.change("interrupted", str(error))
+            else:
+                error = _failed(reason, job, prepared, output, recorder)
         try:
             write_report(job)
         except Exception as trouble:
@@ -212,17 +214,21 @@ def _execute(job: Job, state: JobState, prepared: Prepared, listener: Emit) -> J
     )
 
 
-def _compute(job: Job, prepared: Prepared, output: Path, recorder: Recorder, signals: Signals) -> None:
-    """Run the algorithm, check its answer, and publish it."""
-    shared = prepared.facts.kind == "tcp"
-    recorder.change(
-        "running", summary={"machine": describe_machine(), "image_shape": prepared.matrix.attributes.get("image_shape")}
-    )
-    checkpoint = PacedCheckpoint(job.checkpoint, every_seconds=prepared.spec.checkpoint.every, fsync=shared)
-    result = _result_group(output, prepared)
+def _compute(job: Job, prepared: Prepared, output: Path, recorder: Recorder, signals: Signals) -> tuple[Outcome, ResultGroup]:
+    """Run the algorithm and check its answer; the result group that comes back is complete."""
+
+    def emit(event: Event) -> None:
+        recorder.emit(event)
+        signals.check()
+
+    image_shape = prepared.matrix.attributes.get("image_shape")
+    recorder.change("running", summary={"machine": describe_machine(), "image_shape": image_shape})
+    every, shared = prepared.spec.checkpoint.every, prepared.facts.kind == "tcp"
+    checkpoint = PacedCheckpoint(job.checkpoint, every_seconds=every, fsync=shared)
+    group = _result_group(output, prepared)
     try:
-        with open_cluster(prepared.facts) as cluster:
-            passes = Passes(cluster, checkpoint=checkpoint, result=result, emit=recorder.emit, stall_seconds=prepared.spec.stall)
+        with dask.config.set(_QUIET_WORKERS), open_cluster(prepared.facts) as cluster:
+            passes = Passes(cluster, checkpoint=checkpoint, result=group, emit=emit, stall_seconds=prepared.spec.stall)
             outcome = KINDS[prepared.spec.kind].compute(passes, prepared.matrix, prepared.options, prepared.plan)
     except Stop:
         checkpoint.flush()
@@ -232,12 +238,21 @@ def _compute(job: Job, prepared: Prepared, output: Path, recorder: Recorder, sig
             recorder.emit({"event": "warning", "message": problem})
     recorder.change("certifying", summary=_summary(outcome))
     outcome.certificate.require()
-    with signals.shield():
-        for name, array in outcome.arrays.items():
-            result.put(name, array)
-        path = result.publish(_attributes(job, prepared, outcome, recorder.seconds))
-        recorder.change("succeeded", result=str(path))
-        checkpoint.discard()
+    for name, array in outcome.arrays.items():
+        group.put(name, array)
+    return outcome, group
+
+
+def _failed(reason: BaseException, job: Job, prepared: Prepared, output: Path, recorder: Recorder) -> Exception:
+    """Note why a job failed; what another run could not use is removed."""
+    error = reason if isinstance(reason, Exception) else DlscaleError(str(reason))
+    recorder.failure(error)
+    final = isinstance(error, FINAL_ERRORS)
+    if final:
+        _result_group(output, prepared).discard()
+        PacedCheckpoint(job.checkpoint).discard()
+    recorder.change("failed", _message(error), final=final)
+    return error
 
 
 def _result_group(output: Path, prepared: Prepared) -> ResultGroup:

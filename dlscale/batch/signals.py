@@ -14,15 +14,14 @@ class Stop(KeyboardInterrupt):
 
 
 class Signals:
-    """A context in which the first SIGINT or SIGTERM raises `Stop`; later ones change nothing once it is being handled.
+    """A context that notes the first SIGINT or SIGTERM; inside `raising` it raises `Stop`. Later ones change nothing.
 
     Outside the main thread, where Python handles no signals, it does nothing.
     """
 
     def __init__(self) -> None:
         self.received = ""
-        self._shielded = False
-        self._stopping = False
+        self._raising = False
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Signals:
@@ -35,19 +34,22 @@ class Signals:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     @contextmanager
-    def shield(self) -> Iterator[None]:
-        """Let the body finish whatever arrives; it is short and must not be torn."""
-        self._shielded = True
+    def raising(self) -> Iterator[None]:
+        """The body may be left at any point; everything outside is short and must not be torn."""
+        self._raising = True
         try:
+            self.check()
             yield
         finally:
-            self._shielded = False
+            self._raising = False
 
-    def stopping(self) -> None:
-        """From now on signals change nothing: the job is on its way out."""
-        self._stopping = True
+    def check(self) -> None:
+        """Raise `Stop` if a signal came that did not: before `raising`, or swallowed by a library on its way."""
+        if self.received and self._raising and threading.current_thread() is threading.main_thread():
+            raise Stop(self.received)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
-        if not self._shielded and not self._stopping:
+        first = not self.received
+        self.received = self.received or signal.Signals(number).name
+        if first and self._raising:
             raise Stop(self.received)

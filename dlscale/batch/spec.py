@@ -103,7 +103,7 @@ class SVDParams(Section):
         default=None, gt=0, lt=1, description="a number between 0 and 1: stop at this relative error instead of at n_components"
     )
     oversampling: int = Field(default=10, ge=0, description="an integer of at least 0: extra random directions")
-    power_iterations: int = Field(default=2, ge=0, le=100, description="an integer from 0 to 100: one read of the matrix each")
+    power_iterations: int = Field(default=4, ge=0, le=100, description="an integer from 0 to 100: one read of the matrix each")
     method: Literal["randomized", "krylov", "streaming", "exact"] = Field(
         default="randomized", description="randomized, krylov, streaming or exact"
     )
@@ -125,7 +125,7 @@ class PCAParams(Section):
     whiten: bool = Field(default=False, description="true or false: scores with unit variance")
     scores: bool = Field(default=False, description="true or false: also write the scores (m, k)")
     oversampling: int = Field(default=10, ge=0, description="an integer of at least 0: extra random directions")
-    power_iterations: int = Field(default=2, ge=0, le=100, description="an integer from 0 to 100: one read of the matrix each")
+    power_iterations: int = Field(default=4, ge=0, le=100, description="an integer from 0 to 100: one read of the matrix each")
     tolerance: float | None = Field(default=None, gt=0, lt=1, description="a number between 0 and 1: stop at this relative error")
     method: Literal["randomized", "krylov"] = Field(default="randomized", description="randomized or krylov")
     seed: int = Field(default=0, ge=0, description="an integer of at least 0")
