@@ -110,8 +110,9 @@ def import_matrix(
 
     Notes
     -----
-    Memory: a few strips of whole chunks (16 MiB each by default), whatever the size of the source; one whole image at a
-    time. Disk: Matrix Market files, and column-major arrays in .npz, take scratch space beside the destination.
+    Memory: below 200 MB with the default chunks, whatever the size of the source, as long as a row is below 16 MiB; of
+    images, one at a time. Disk: Matrix Market files, and column-major arrays in .npz, take scratch space beside the
+    destination.
     """
     source, destination = os.fspath(source), Path(destination)
     given = {

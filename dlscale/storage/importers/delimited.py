@@ -6,27 +6,24 @@ import csv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dlscale.errors import InputError, SpecError
-from dlscale.storage.importers.tables import Blocks, Request, Table, need, open_text
+from dlscale.storage.importers.tables import Blocks, Request, Table, line_pieces, need, open_text
 
-Array = NDArray[Any]
-
-PARSE_BYTES = 4 << 20  # of text at a time; Arrow reads a few such blocks ahead
+PIECE_BYTES = 8 << 20  # of text at a time; it takes about 15 times that while parsed, and less is slow with many columns
 
 
 @dataclass(frozen=True)
 class Head:
-    """The first line: how cells are separated, what the columns are called, how many lines to skip before the numbers."""
+    """How cells are separated, what the columns are called, and the first line of numbers if it is read already."""
 
     delimiter: str
     names: tuple[str, ...]
-    n_skipped: int
-    n_bytes: int
+    first: bytes
+    first_line: int
 
 
 @contextmanager
@@ -36,33 +33,29 @@ def read_delimited(request: Request) -> Iterator[Table]:
     Columns of a file without names are called 0, 1, ... An empty cell is an error: a matrix has no missing entries.
     """
     need("pyarrow.csv", request.source)
-    head = _head(request)
-    chosen = _chosen(request, head)
     dtype = np.dtype(np.float64)
     if request.dtype is not None and request.dtype.kind in "iuf" and request.dtype != np.float16:
         dtype = request.dtype
     with open_text(request.source) as (stream, position):
+        head = _head(stream, request)
+        chosen = _chosen(request, head)
         blocks = _blocks(request, head, stream=stream, chosen=chosen, dtype=dtype)
         yield Table(None, len(chosen), dtype, blocks, position=position)
 
 
-def _head(request: Request) -> Head:
-    n_skipped = 0
-    with open_text(request.source) as (stream, _):
-        for line in iter(stream.readline, b""):
-            if text := line.decode("utf-8-sig").rstrip("\r\n"):
-                break
-            n_skipped += 1
-        else:
-            raise InputError(f"{request.source} is empty; a matrix needs at least one row.")
-    delimiter = (
-        "\t" if request.source.lower().removesuffix(".gz").endswith(".tsv") else ";" if ";" in text and "," not in text else ","
-    )
+def _head(stream: BinaryIO, request: Request) -> Head:
+    number, text = 0, ""
+    while not text and (line := stream.readline()):
+        number, text = number + 1, line.decode("utf-8-sig").strip()
+    if not text:
+        raise InputError(f"{request.source} is empty; a matrix needs at least one row.")
+    tabs = request.source.lower().removesuffix(".gz").endswith(".tsv")
+    delimiter = "\t" if tabs else ";" if ";" in text and "," not in text else ","
     cells = [cell.strip() for cell in next(csv.reader([text], delimiter=delimiter))]
-    if not _names_columns(cells, request, line=n_skipped + 1):
-        return Head(delimiter, tuple(str(j) for j in range(len(cells))), n_skipped, len(line))
+    if not _names_columns(cells, request, line=number):
+        return Head(delimiter, tuple(str(j) for j in range(len(cells))), text.encode() + b"\n", number)
     cells[0] = cells[0].removeprefix("#").strip()  # numpy.savetxt marks its header so
-    return Head(delimiter, tuple(cells), n_skipped + 1, len(line))
+    return Head(delimiter, tuple(cells), b"", number + 1)
 
 
 def _names_columns(cells: list[str], request: Request, *, line: int) -> bool:
@@ -94,55 +87,49 @@ def _chosen(request: Request, head: Head) -> list[int]:
     return [head.names.index(name) for name in request.columns]
 
 
-def _blocks(request: Request, head: Head, *, stream: Any, chosen: list[int], dtype: np.dtype[Any]) -> Blocks:
+def _blocks(request: Request, head: Head, *, stream: BinaryIO, chosen: list[int], dtype: np.dtype[Any]) -> Blocks:
     arrow, arrow_csv = need("pyarrow", request.source), need("pyarrow.csv", request.source)
     keys = [str(j) for j in range(len(head.names))]  # names in the file may be empty or repeated
     wanted = [keys[j] for j in chosen]
-    n_done = 0
-    try:
-        reader = arrow_csv.open_csv(
-            arrow.PythonFile(stream, mode="r"),
-            # One thread: the parser keeps up with a disk, and memory stays at a few blocks.
-            read_options=arrow_csv.ReadOptions(
-                use_threads=False, block_size=max(PARSE_BYTES, 4 * head.n_bytes), skip_rows=head.n_skipped, column_names=keys
-            ),
-            parse_options=arrow_csv.ParseOptions(delimiter=head.delimiter),
-            convert_options=arrow_csv.ConvertOptions(
-                column_types=dict.fromkeys(wanted, arrow.from_numpy_dtype(dtype)),
-                include_columns=wanted,
-                null_values=[],
-                strings_can_be_null=False,
-            ),
-        )
-        with reader:
-            for batch in reader:
-                yield np.stack([column.to_numpy() for column in batch.columns], axis=1)
-                n_done += batch.num_rows
-    except arrow.ArrowInvalid as error:
-        if "Empty CSV" in str(error):
-            return
-        raise _fault(request, head, chosen=chosen, dtype=dtype, n_done=n_done, error=error) from None
+    parse = arrow_csv.ParseOptions(delimiter=head.delimiter)
+    convert = arrow_csv.ConvertOptions(
+        column_types=dict.fromkeys(wanted, arrow.from_numpy_dtype(dtype)),
+        include_columns=wanted,
+        null_values=[],
+        strings_can_be_null=False,
+    )
+    line = head.first_line
+    # Arrow's own streaming reader would read up to 32 blocks ahead of a slow disk; a piece at a time keeps the bound.
+    for piece in line_pieces(stream, PIECE_BYTES, first=head.first):
+        if piece.strip():
+            read = arrow_csv.ReadOptions(block_size=len(piece) + 1, column_names=keys, use_threads=False)
+            try:
+                table = arrow_csv.read_csv(
+                    arrow.BufferReader(piece), read_options=read, parse_options=parse, convert_options=convert
+                )
+            except arrow.ArrowInvalid as error:
+                raise _fault(piece, line, request=request, head=head, chosen=chosen, dtype=dtype, error=error) from None
+            yield np.stack([column.to_numpy() for column in table.columns], axis=1)
+        line += piece.count(b"\n")
 
 
-def _fault(request: Request, head: Head, *, chosen: list[int], dtype: np.dtype[Any], n_done: int, error: Exception) -> InputError:
-    """Look for the line that the parser refused, from the first row it has not delivered."""
+def _fault(
+    piece: bytes, line: int, *, request: Request, head: Head, chosen: list[int], dtype: np.dtype[Any], error: Exception
+) -> InputError:
+    """Look for the first line that the parser refused, in a piece that begins at that line number."""
     n_columns = len(head.names)
-    with open_text(request.source) as (stream, _):
-        for number, line in enumerate(iter(stream.readline, b""), 1):
-            if number <= head.n_skipped or not line.strip():
-                continue
-            n_done -= 1
-            if n_done >= 0:
-                continue
-            where = f"{request.source}, line {number}"
-            cells = next(csv.reader([line.decode("utf-8-sig", "replace").rstrip("\r\n")], delimiter=head.delimiter))
-            if len(cells) != n_columns:
-                return InputError(f"{where}: every line must have {n_columns} cells like the first; this one has {len(cells)}.")
-            for j in chosen:
-                if not _is_number(cells[j], dtype):
-                    what = f"{cells[j]!r} is not a {dtype} number" if cells[j].strip() else "the cell is empty"
-                    advice = "Correct or fill it, or choose other columns."
-                    return InputError(f"{where}, column {j + 1} ({head.names[j]!r}): {what}. {advice}")
+    for number, raw in enumerate(piece.splitlines(), line):
+        if not raw.strip():
+            continue
+        where = f"{request.source}, line {number}"
+        cells = next(csv.reader([raw.decode("utf-8", "replace")], delimiter=head.delimiter))
+        if len(cells) != n_columns:
+            return InputError(f"{where}: every line must have {n_columns} cells like the first; this one has {len(cells)}.")
+        for j in chosen:
+            if not _is_number(cells[j], dtype):
+                what = f"{cells[j]!r} is not a {dtype} number" if cells[j].strip() else "the cell is empty"
+                advice = "Correct or fill it, or choose other columns."
+                return InputError(f"{where}, column {j + 1} ({head.names[j]!r}): {what}. {advice}")
     return InputError(f"{request.source} cannot be parsed: {error}")
 
 

@@ -25,11 +25,11 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 from dlscale.errors import InputError
-from dlscale.storage.importers.tables import Blocks, Request, Table, open_text, row_ranges, rows_per_block
+from dlscale.storage.importers.tables import Blocks, Request, Table, line_pieces, open_text, row_ranges, rows_per_block
 
 Array = NDArray[Any]
 
-PIECE_BYTES = 8 << 20
+PIECE_BYTES = 2 << 20  # of text; an entry takes up to 40 times its two shortest characters while it is sorted
 DTYPES = {"real": "f8", "double": "f8", "integer": "i8", "complex": "c16", "pattern": "u1"}
 MIRRORED: dict[str, Callable[[Array], Array]] = {"symmetric": np.positive, "skew-symmetric": np.negative, "hermitian": np.conj}
 
@@ -90,7 +90,7 @@ def _banner(stream: BinaryIO, source: str) -> Banner:
 
 def _blocks(stream: BinaryIO, banner: Banner, *, request: Request) -> Blocks:
     m, n = banner.n_rows, banner.n_columns
-    step = rows_per_block(n, banner.dtype.itemsize)
+    step = max(1, rows_per_block(n, banner.dtype.itemsize) // 4)  # an entry of a strip takes up to 6 times its value
     entry = np.dtype([("i", "i8"), ("j", "i8"), ("value", banner.dtype)])
     request.scratch.mkdir(parents=True, exist_ok=True)
     for i, j, values in _entries(stream, banner, request=request):
@@ -122,7 +122,7 @@ def _entries(stream: BinaryIO, banner: Banner, *, request: Request) -> Iterator[
     """Rows, columns and values, piece by piece, with the mirrored half of a symmetric matrix."""
     starts, first = banner.column_starts() if banner.layout == "array" else (np.empty(0), np.empty(0))
     n_done, line = 0, banner.next_line
-    for piece in _pieces(stream):
+    for piece in filter(None, map(_tidy, line_pieces(stream, PIECE_BYTES))):
         n_lines = piece.count(b"\n")
         parsed = _parse(piece, banner, n_lines=n_lines, line=line, source=request.source)
         n_done, line = n_done + n_lines, line + n_lines
@@ -144,24 +144,11 @@ def _entries(stream: BinaryIO, banner: Banner, *, request: Request) -> Iterator[
         raise InputError(f"{request.source} promises {banner.n_entries} entries and holds {found}: truncated or damaged.")
 
 
-def _pieces(stream: BinaryIO) -> Iterator[bytes]:
-    """Whole lines, without empty ones."""
-    rest = b""
-    while chunk := stream.read(PIECE_BYTES):
-        head, newline, tail = chunk.rpartition(b"\n")
-        if not newline:
-            rest += chunk
-            continue
-        yield from _tidy(rest + head + newline)
-        rest = tail
-    yield from _tidy(rest + b"\n")
-
-
-def _tidy(piece: bytes) -> Iterator[bytes]:
+def _tidy(piece: bytes) -> bytes:
+    """The same lines without empty ones, ended by a line feed alone."""
     if b"\r" in piece or b"\n\n" in piece or piece.startswith(b"\n"):
-        piece = b"".join(line.strip() + b"\n" for line in piece.split(b"\n") if line.strip())
-    if piece:
-        yield piece
+        return b"".join(line.strip() + b"\n" for line in piece.split(b"\n") if line.strip())
+    return piece
 
 
 def _parse(piece: bytes, banner: Banner, *, n_lines: int, line: int, source: str) -> Any:

@@ -79,8 +79,9 @@ def _rowwise(stream: BinaryIO, m: int, n: int, *, dtype: np.dtype[Any], what: st
 def _columnwise(stream: BinaryIO, m: int, n: int, *, dtype: np.dtype[Any], what: str) -> Blocks:
     origin = stream.tell()
     step = FORTRAN_BLOCKS * rows_per_block(n, dtype.itemsize)
+    buffer = np.empty(n * min(step, m), dtype)
     for start, stop in row_ranges(m, step):
-        columns = np.empty((n, stop - start), dtype)
+        columns = buffer[: n * (stop - start)].reshape(n, stop - start)
         for j in range(n):
             stream.seek(origin + (j * m + start) * dtype.itemsize)
             _fill(stream, columns[j], what)

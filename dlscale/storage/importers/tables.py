@@ -137,6 +137,20 @@ def open_text(source: str) -> Iterator[tuple[BinaryIO, Callable[[], tuple[int, i
                 yield text, position
 
 
+def line_pieces(stream: BinaryIO, size: int, *, first: bytes = b"") -> Iterator[bytes]:
+    """The rest of a text in pieces of whole lines, about `size` bytes each, after the line `first`; none is empty."""
+    rest = first
+    while chunk := stream.read(size):
+        cut = chunk.rfind(b"\n") + 1
+        piece = b"".join([rest, memoryview(chunk)[:cut]]) if cut else b""
+        rest = chunk[cut:] if cut else rest + chunk
+        del chunk  # one copy of a piece at a time
+        if piece:
+            yield piece
+    if rest:
+        yield rest + b"\n"
+
+
 def need(module: str, source: str) -> Any:
     """An optional package, or an error that says how to get it."""
     try:
