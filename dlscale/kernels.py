@@ -181,7 +181,7 @@ def solve_triangular_right(B: Array, R: Array) -> Array:
 
 def _blas(name: str) -> Any:
     """A BLAS routine as a ctypes function (which releases the interpreter lock)."""
-    capsule = cython_blas.__pyx_capi__[name]
+    capsule = vars(cython_blas)["__pyx_capi__"][name]
     api = ctypes.pythonapi
     api.PyCapsule_GetName.restype, api.PyCapsule_GetName.argtypes = ctypes.c_char_p, [ctypes.py_object]
     api.PyCapsule_GetPointer.restype, api.PyCapsule_GetPointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]

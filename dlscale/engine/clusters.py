@@ -117,7 +117,7 @@ def _client(address: str) -> Any:
     from distributed import Client
 
     try:
-        return Client(address, timeout="10s", set_as_default=False)
+        return Client(address, timeout="10s", set_as_default=False)  # type: ignore[no-untyped-call]
     except (OSError, TimeoutError, ValueError) as error:
         raise SpecError(f"cluster: nothing answers at {address} ({error}); start a scheduler, or use `cluster: local`.") from error
 
@@ -229,7 +229,7 @@ def _start_workers(facts: ClusterFacts) -> Any:
     # The plan bounds memory; Dask's own reactions to a full worker (spill, pause, kill) would only hide a wrong plan.
     limits = {f"distributed.worker.memory.{what}": False for what in ("target", "spill", "pause", "terminate")}
     with dask.config.set(limits):
-        return LocalCluster(
+        return LocalCluster(  # type: ignore[no-untyped-call]
             n_workers=facts.n_workers,
             threads_per_worker=facts.threads_per_worker,
             memory_limit=facts.memory_bytes,

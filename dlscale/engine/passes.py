@@ -41,8 +41,10 @@ _readers = threading.local()
 class Fold(ABC):
     """What a pass does with each block; picklable, and the same for all tasks."""
 
-    #: Floating point operations for one row of the matrix.
-    flops_per_row: float = 0.0
+    @property
+    def flops_per_row(self) -> float:
+        """Floating point operations for one row of the matrix."""
+        return 0.0
 
     @abstractmethod
     def start(self) -> State:
@@ -87,13 +89,34 @@ class ArrayOutput:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.array.shape
+        return tuple(self.array.shape)
 
     def write(self, start_row: int, block: Array) -> None:
         self.array[start_row : start_row + len(block)] = block
 
     def matrix(self) -> Matrix:
         return ArrayMatrix(self.array)
+
+
+@dataclass
+class TransposedOutput:
+    """Writes row blocks as column blocks of the array that holds the transpose."""
+
+    writer: ArrayWriter
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.writer.shape[::-1]
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        return self.writer.chunks[::-1]
+
+    def write(self, start_row: int, block: Array) -> None:
+        self.writer.write(0, np.ascontiguousarray(block.T), start_row)
+
+    def matrix(self) -> Matrix:
+        return self.writer.matrix().T
 
 
 class Passes:
@@ -123,7 +146,7 @@ class Passes:
     ) -> None:
         self.cluster, self.checkpoint, self.result, self.emit = cluster, checkpoint, result, emit
         self.stall_seconds = stall_seconds
-        self.outputs: dict[str, RowOutput] = {}
+        self.outputs: dict[str, Array] = {}
         self.bytes_read = 0
 
     def scratch(self, name: str, shape: tuple[int, int], dtype: np.dtype[Any], grid: RowGrid) -> RowOutput:
@@ -133,14 +156,18 @@ class Passes:
         chunks = (grid.output_chunk_rows(shape[1] * dtype.itemsize), shape[1])
         return self.checkpoint.scratch(name, shape, dtype, chunks=chunks)
 
-    def output(self, name: str, shape: tuple[int, int], dtype: np.dtype[Any], grid: RowGrid) -> RowOutput:
-        """An array of the job's result, written by row blocks."""
+    def output(
+        self, name: str, shape: tuple[int, int], dtype: np.dtype[Any], grid: RowGrid, *, transposed: bool = False
+    ) -> RowOutput:
+        """An array of the job's result, written by row blocks; stored as its transpose on request."""
+        chunk_rows = grid.output_chunk_rows(shape[1] * dtype.itemsize)
+        stored_shape = shape[::-1] if transposed else shape
         if self.result is None:
-            self.outputs[name] = ArrayOutput(np.empty(shape, dtype))
-        else:
-            chunks = (grid.output_chunk_rows(shape[1] * dtype.itemsize), shape[1])
-            self.outputs[name] = self.result.create(name, shape, dtype, chunks=chunks)
-        return self.outputs[name]
+            array = self.outputs[name] = np.empty(stored_shape, dtype)
+            return ArrayOutput(array.T if transposed else array)
+        chunks = (shape[1], chunk_rows) if transposed else (chunk_rows, shape[1])
+        writer = self.result.create(name, stored_shape, dtype, chunks=chunks)
+        return TransposedOutput(writer) if transposed else writer
 
     def sweep(self, step: str, A: Matrix, fold: Fold, grid: RowGrid, *, outputs: Sequence[RowOutput] = ()) -> State:
         """Run one pass, or return its result if the checkpoint has it.
@@ -211,7 +238,7 @@ class Passes:
         if self.checkpoint is None:
             return
         started = time.perf_counter()
-        writers = [output for output in outputs if isinstance(output, ArrayWriter)]
+        writers = [writer for output in outputs if isinstance(writer := getattr(output, "writer", output), ArrayWriter)]
         n_bytes = self.checkpoint.save(step, state, writers=writers)
         self.emit({"event": "checkpoint", "step": step, "bytes": n_bytes, "seconds": time.perf_counter() - started})
 

@@ -292,6 +292,15 @@ def put_array(path: Path, array: NDArray[Any], *, name: str | None = None) -> tu
     return writer, crcs
 
 
+def publish_array(writer: ArrayWriter, destination: Path, attributes: dict[str, Any]) -> Path:
+    """Give a written array its attributes and, by one rename, its final place; everything is on the disk first."""
+    zarr.open_array(writer.path, mode="r+").update_attributes({"dlscale": _plain(attributes)})
+    writer.flush()
+    os.rename(writer.path, destination)
+    fsync_path(destination.parent)
+    return destination
+
+
 def check_name(name: str) -> str:
     """Check that a name, or a path of names with ``/``, is safe as one of a Zarr node and of a folder."""
     if all(_NAME.fullmatch(part) and not part.endswith(PARTIAL) and part != "zarr.json" for part in name.split("/")):

@@ -1,0 +1,73 @@
+"""Matrices less their means, centred as they are read; storage keeps what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dlscale.engine.passes import Fold, State
+from dlscale.kernels import accumulator_dtype
+from dlscale.linalg.products import block_mean, combine_means
+from dlscale.storage.matrices import Array, Matrix
+
+
+class Centered(Matrix):
+    """``A - 1 mean`` for known column means; or, for ``mean=None``, every row less its own mean (a transposed matrix)."""
+
+    def __init__(self, base: Matrix, mean: Array | None) -> None:
+        self.base = base
+        self.mean = None if mean is None else mean.astype(base.dtype)
+        self.shape, self.stored_dtype, self.uri = base.shape, base.stored_dtype, base.uri
+        self.row_unit, self.column_unit = base.row_unit, base.column_unit
+
+    def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
+        block = self.base.region(rows, columns, out)
+        if not self.base.in_memory:
+            out = block  # it is ours, so it is centred in place
+        mean = row_means(block)[:, None] if self.mean is None else self.mean[slice(*columns)]
+        return np.subtract(block, mean, out=out)
+
+
+def row_means(A: Array) -> Array:
+    """The mean of each row, refined by the mean of the differences, which a large offset needs."""
+    first = A.mean(axis=1)
+    return np.asarray(first + (A - first[:, None]).mean(axis=1))
+
+
+@dataclass(frozen=True)
+class RowMeans(Fold):
+    """The mean of every row, one below the other."""
+
+    dtype: np.dtype[Any]
+
+    def start(self) -> State:
+        return {"mean": np.zeros(0, self.dtype)}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        state["mean"] = np.concatenate([state["mean"], row_means(A)])
+        return ()
+
+    def merge(self, left: State, right: State) -> State:
+        return {"mean": np.concatenate([left["mean"], right["mean"]])}
+
+
+@dataclass(frozen=True)
+class ColumnMeans(Fold):
+    """The mean of every column."""
+
+    n: int
+    dtype: np.dtype[Any]
+
+    def start(self) -> State:
+        return {"count": np.zeros(1), "mean": np.zeros(self.n, accumulator_dtype(self.dtype))}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        self.merge(state, {"count": np.array([float(len(A))]), "mean": block_mean(A)})
+        return ()
+
+    def merge(self, left: State, right: State) -> State:
+        combine_means(left, right)
+        return left

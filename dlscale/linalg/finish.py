@@ -1,0 +1,147 @@
+"""From a right subspace to singular triplets, their errors and their certificate, in one more read of the matrix."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check, orthogonality
+from dlscale.engine.grids import RowGrid
+from dlscale.engine.passes import Passes
+from dlscale.kernels import one_blas_thread
+from dlscale.linalg.estimates import estimate_errors
+from dlscale.linalg.left_factor import LeftFactor, Peaks, largest_entries, phases_of
+from dlscale.linalg.orthogonal import find_basis
+from dlscale.linalg.products import NormalProduct
+from dlscale.linalg.projection import Projection, project
+from dlscale.linalg.subspace import Subspace, gaussian
+from dlscale.linalg.triplets import LeftOutput, Triplets
+from dlscale.storage.matrices import Array, Matrix
+
+#: The width of the last product is padded with probes to a multiple of this, at which matrix products are fastest.
+WIDTH_MULTIPLE = 8
+MIN_PROBES = 6
+_N_CHECKS = 4
+
+
+def n_probes(width: int) -> int:
+    """How many probes go along with ``width`` columns."""
+    return MIN_PROBES + -(width + MIN_PROBES) % WIDTH_MULTIPLE
+
+
+def coarse_grid(grid: RowGrid, row_bytes: int) -> RowGrid:
+    """The grid for passes over a narrow matrix written on ``grid``: its blocks are whole chunks."""
+    return RowGrid(grid.n_rows, grid.output_chunk_rows(row_bytes), grid.leaf_rows)
+
+
+def finish(
+    passes: Passes,
+    A: Matrix,
+    grid: RowGrid,
+    space: Subspace,
+    *,
+    n_components: int | None,
+    tolerance: float | None,
+    seed: int,
+    left: LeftOutput,
+) -> Triplets:
+    """Read A once more and turn the subspace into singular triplets.
+
+    Parameters
+    ----------
+    space : Subspace of width l
+    n_components : int, optional
+        k; or else the fewest that leave singular values below ``tolerance * sigma_1`` only.
+
+    Returns
+    -------
+    Triplets
+
+    Notes
+    -----
+    One read of A with 4 m n l flops; two or three reads of ``[A W, A probes]`` (m, l + p), which is small.
+    """
+    dtype = A.dtype
+    n, width = space.W.shape
+    probes = gaussian(n, n_probes(width), seed + 1_000_003, dtype).astype(dtype)
+    W = np.hstack([space.W, probes])
+    fold = NormalProduct(W, squares=space.squares is None, keep_Y=True)
+    Y_output = passes.scratch("range", (A.shape[0], W.shape[1]), dtype, grid)
+    state = passes.sweep("range", A, fold, grid, outputs=[Y_output])
+    Y, Y_grid = Y_output.matrix(), coarse_grid(grid, W.shape[1] * dtype.itemsize)
+    squares = float(state["squares"][0]) if space.squares is None else space.squares
+    Z, gram = state["ZH"].conj().T, state["gram"][:width, :width]
+
+    basis, how = find_basis(passes, Y, Y_grid, gram, step="basis")
+    with one_blas_thread():
+        found = project(basis, space.W, Z[:, :width], gram, dtype, n_iterations=space.n_iterations)
+        k = n_components or max(1, int((found.s > (tolerance or 0.0) * found.s[0]).sum()))
+        s, V, X = found.s[:k], found.V[:, :k], found.X[:, :k]
+        if not left.decides_sign:
+            phases = phases_of(largest_entries(V.T))
+    if left.decides_sign:
+        peaks = passes.sweep("signs", Y, Peaks(basis, np.ascontiguousarray(X, dtype), width), Y_grid)
+        phases = phases_of(peaks["peak"])
+    V, X = V * phases, X * phases
+
+    probe_map, expected, n_checks = _checks(found, s, V, phases, probes, width, seed)
+    fold_U = LeftFactor(
+        basis,
+        np.ascontiguousarray(X, dtype),
+        width,
+        probe_map.astype(dtype),
+        np.ascontiguousarray(expected, dtype),
+        scale=left.scale(s).astype(dtype),
+        keep_U=left.name is not None,
+    )
+    outputs = [passes.output(left.name, (A.shape[0], k), dtype, Y_grid, transposed=left.transposed)] if left.name else []
+    measured = passes.sweep("left", Y, fold_U, Y_grid, outputs=outputs)
+
+    with one_blas_thread():
+        error = estimate_errors(
+            found,
+            k,
+            squares=squares,
+            gram=gram,
+            history=space.ritz,
+            residual=measured["residual"][-probes.shape[1] :],
+            probes=probes,
+            Z_probes=Z[:, width:],
+            eps=float(np.finfo(dtype).eps),
+        )
+        certificate = _certify(V, measured, expected, n_checks, s, A)
+    return Triplets(s, V, error, certificate, squares, (how, found.note))
+
+
+def _checks(found: Projection, s: Array, V: Array, phases: Array, probes: Array, width: int, seed: int) -> tuple[Array, Array, int]:
+    """What the pass over ``[Y, A probes]`` is multiplied by, what ``U^H`` of that must be, and how many columns must agree.
+
+    Behind the projection on the range, ``U^H A = S V^H`` must hold on the probes. Behind the projection on W,
+    ``A V = U S`` must hold: it is checked on random combinations of V, which are put in front of the probes.
+    """
+    p, k = probes.shape[1], len(s)
+    expected = (s[:, None] * V.conj().T) @ probes
+    select = np.vstack([np.zeros((width, p)), np.eye(p)])
+    if found.coordinates is None:
+        return select, expected, p
+    combination = gaussian(k, _N_CHECKS, seed + 2_000_003, V.dtype)
+    inside = np.vstack([found.coordinates[:, :k] * phases @ combination, np.zeros((p, _N_CHECKS))])
+    return np.hstack([inside, select]), np.hstack([s[:, None] * combination, expected]), _N_CHECKS
+
+
+def _certify(V: Array, measured: dict[str, Array], expected: Array, n_checks: int, s: Array, A: Matrix) -> Certificate:
+    eps = float(np.finfo(A.dtype).eps)
+    difference = np.linalg.norm(measured["met"][:, :n_checks] - expected[:, :n_checks])
+    # A probe of unit variance has length sqrt(n), and n_checks of them are met by k vectors.
+    scale = max(float(s[0]), np.finfo(float).tiny) * np.sqrt(n_checks * A.shape[1]) * max(V.shape) * eps
+    return Certificate(
+        (
+            orthogonality("U", measured["gram"], A.dtype, "the left singular vectors are orthonormal to working precision"),
+            orthogonality("V", V.conj().T @ V, A.dtype, "the right singular vectors are orthonormal to working precision"),
+            Check(
+                "||(U'A - S V')x|| / (s_1 ||x|| n eps)",
+                float(difference / scale),
+                LAPACK_THRESHOLD,
+                "on random vectors, the factors act as the matrix does",
+            ),
+        )
+    )

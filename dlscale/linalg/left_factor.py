@@ -1,0 +1,117 @@
+"""The tall factor of a decomposition, written block by block: U = Q X with Q an orthonormal basis of the tall matrix.
+
+One pass writes U and measures it: its Gram matrix, how it meets the probes, and the residual on the probes. The sign of
+each column is scikit-learn's: its entry of largest modulus is positive.
+
+References
+----------
+``sklearn.utils.extmath.svd_flip``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dlscale.engine.passes import Fold, State
+from dlscale.kernels import accumulator_dtype
+from dlscale.linalg.orthogonal import Basis
+from dlscale.storage.matrices import Array
+
+
+def phases_of(peaks: Array) -> Array:
+    """Unit factors that make the given entries real and positive; 1 where an entry is zero."""
+    modulus = np.abs(peaks)
+    return np.where(modulus > 0, peaks.conj() / np.where(modulus > 0, modulus, 1), 1).astype(peaks.dtype)
+
+
+def largest_entries(V: Array) -> Array:
+    """The entry of largest modulus of each row of V, the first of equals."""
+    return np.asarray(np.take_along_axis(V, np.abs(V).argmax(axis=1)[:, None], axis=1)[:, 0])
+
+
+@dataclass(frozen=True)
+class Peaks(Fold):
+    """The entry of largest modulus in each column of ``Q X``, the first of equals."""
+
+    basis: Basis
+    X: Array
+    n_columns: int
+
+    @property
+    def flops_per_row(self) -> float:
+        return 2.0 * self.X.size
+
+    def start(self) -> State:
+        return {"peak": np.zeros(self.X.shape[1], self.X.dtype)}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        U = self.basis.apply(A[:, : self.n_columns], first_row) @ self.X
+        state["peak"] = self.merge(state, {"peak": largest_entries(U.T)})["peak"]
+        return ()
+
+    def merge(self, left: State, right: State) -> State:
+        larger = np.abs(right["peak"]) > np.abs(left["peak"])
+        return {"peak": np.where(larger, right["peak"], left["peak"])}
+
+
+@dataclass(frozen=True)
+class LeftFactor(Fold):
+    """Blocks of ``U = Q X`` (times ``scale``), and what certifies them.
+
+    Parameters
+    ----------
+    basis : Basis
+        Of the first ``n_columns`` columns of the matrix that is read.
+    X : (n_columns, k), optional
+        None stands for the identity: U = Q.
+    n_columns : int
+    probe_map : (n, p), optional
+        The probes, where the pass reads A itself; None where it reads ``[Y, A probes]``.
+    expected : (k, p)
+        ``S V^H probes``: then ``A probes - U expected`` is the residual on the probes.
+    scale : (k,), optional
+        Written is ``U scale`` (the scores of a PCA); U itself where it is None.
+    keep_U : bool
+        Whether the pass has an output.
+
+    Notes
+    -----
+    State: ``gram`` U^H U (k, k); ``met`` U^H (A probes) (k, p); ``residual`` squared norms of the residual (p,).
+    """
+
+    basis: Basis
+    X: Array | None
+    n_columns: int
+    probe_map: Array | None
+    expected: Array
+    scale: Array | None = None
+    keep_U: bool = True
+
+    @property
+    def flops_per_row(self) -> float:
+        k = self.expected.shape[0]
+        rotation = 0.0 if self.X is None else 2.0 * self.X.size
+        return float(rotation + self.n_columns**2 + k * k + 4.0 * self.expected.size)
+
+    def start(self) -> State:
+        k, p = self.expected.shape
+        wide = accumulator_dtype(self.expected.dtype)
+        return {"gram": np.zeros((k, k), wide), "met": np.zeros((k, p), wide), "residual": np.zeros(p)}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        rows = []
+        for i, tile in self.basis.pieces(A):
+            U = self.basis.apply(tile[:, : self.n_columns], first_row + i)
+            if self.X is not None:
+                U = U @ self.X
+            probes = tile[:, self.n_columns :] if self.probe_map is None else tile @ self.probe_map
+            U_wide = U.astype(state["gram"].dtype, copy=False)
+            state["gram"] += U_wide.conj().T @ U_wide
+            state["met"] += U_wide.conj().T @ probes
+            state["residual"] += (np.abs(probes - U @ self.expected) ** 2).sum(axis=0)
+            if self.keep_U:
+                rows.append(U.copy() if self.scale is None else U * self.scale)
+        return (rows[0] if len(rows) == 1 else np.concatenate(rows),) if self.keep_U else ()

@@ -1,0 +1,221 @@
+"""An orthonormal basis of a tall matrix, as a recipe: Q = A X, applied block by block.
+
+Cholesky QR costs two matrix products and is accurate as long as the squared condition number is harmless; a second and a
+third round, the first of them shifted, carry it further; beyond, TSQR works at any condition. The condition is measured,
+and decides.
+
+References
+----------
+Yamamoto, Nakatsukasa, Yanagisawa, Fukaya (2015), CholeskyQR2; Fukaya et al. (2020), shifted CholeskyQR3, algorithm 4.2;
+Demmel, Grigori, Hoemmen, Langou (2012), TSQR, section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from dlscale.engine.grids import RowGrid
+from dlscale.engine.passes import Fold, Passes, State
+from dlscale.kernels import accumulator_dtype, add_gram, one_blas_thread, solve_triangular_right, tiles, workspace
+from dlscale.storage.matrices import Array, Matrix
+
+#: A factor of a matrix of this condition leaves an orthogonality of about eps * 100: no further round is needed.
+WELL_CONDITIONED = 10.0
+#: Above this the Gram matrix, which squares it, is no longer safely positive definite in double precision.
+GRAM_LIMIT = 2e6
+MAX_ROUNDS = 3
+
+
+class Basis(Protocol):
+    """How to turn blocks of A into blocks of an orthonormal Q with A = Q R."""
+
+    @property
+    def R(self) -> Array: ...
+
+    def pieces(self, A: Array) -> Iterator[tuple[int, Array]]:
+        """The pieces of a block that `apply` takes: (offset, rows)."""
+        ...
+
+    def apply(self, A: Array, first_row: int) -> Array:
+        """Rows of Q for a piece of A; may be a workspace."""
+        ...
+
+
+@dataclass(frozen=True)
+class TriangularBasis:
+    """``Q = A R_1^-1 R_2^-1 ...`` by triangular solves.
+
+    Parameters
+    ----------
+    factors : tuple of (n, n) upper triangular arrays
+    dtype : numpy.dtype
+        Of A.
+    """
+
+    factors: tuple[Array, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def R(self) -> Array:
+        R = self.factors[0]
+        for factor in self.factors[1:]:
+            R = factor @ R
+        return R
+
+    def pieces(self, A: Array) -> Iterator[tuple[int, Array]]:
+        return tiles(A, at_least=2 * A.shape[1])
+
+    def apply(self, A: Array, first_row: int) -> Array:
+        Q = workspace("Q", A.shape, self.dtype)
+        np.copyto(Q, A)
+        for factor in self.factors:
+            solve_triangular_right(Q, factor)
+        return Q
+
+
+@dataclass(frozen=True)
+class TreeBasis:
+    """TSQR: each block's own Q times its part of the Q of the stacked R factors.
+
+    Parameters
+    ----------
+    R : (n, n)
+    coefficients : (n_blocks, n, n)
+    block_rows : int
+    """
+
+    R: Array
+    coefficients: Array
+    block_rows: int
+
+    def pieces(self, A: Array) -> Iterator[tuple[int, Array]]:
+        # The coefficients belong to whole blocks.
+        yield 0, A
+
+    def apply(self, A: Array, first_row: int) -> Array:
+        Q = np.linalg.qr(A).Q
+        return np.asarray(Q @ self.coefficients[first_row // self.block_rows, : Q.shape[1]].astype(A.dtype))
+
+
+@dataclass(frozen=True)
+class BasisGram(Fold):
+    """``Q^H Q`` of a basis as it stands after the factors found so far."""
+
+    basis: TriangularBasis
+
+    @property
+    def flops_per_row(self) -> float:
+        n = int(self.basis.factors[0].shape[0])
+        return float(n) * n * (1 + len(self.basis.factors))
+
+    def start(self) -> State:
+        n = self.basis.factors[0].shape[0]
+        return {"gram": np.zeros((n, n), accumulator_dtype(self.basis.dtype))}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        for i, tile in self.basis.pieces(A):
+            add_gram(self.basis.apply(tile, first_row + i), state["gram"])
+        return ()
+
+
+@dataclass(frozen=True)
+class BlockQR(Fold):
+    """The R factors of all blocks, one below the other: (n_blocks, n, n)."""
+
+    n: int
+    dtype: np.dtype[Any]
+
+    @property
+    def flops_per_row(self) -> float:
+        return 2.0 * self.n * self.n
+
+    def start(self) -> State:
+        return {"stack": np.zeros((0, self.n, self.n), self.dtype)}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        R = np.zeros((1, self.n, self.n), self.dtype)
+        factor = np.linalg.qr(A, mode="r")
+        R[0, : len(factor)] = factor
+        state["stack"] = np.concatenate([state["stack"], R])
+        return ()
+
+    def merge(self, left: State, right: State) -> State:
+        return {"stack": np.concatenate([left["stack"], right["stack"]])}
+
+
+def scaled_condition(gram: Array) -> float:
+    """Condition number of A with its columns scaled to unit length, from ``A^H A``; infinite if that is numerically singular.
+
+    Notes
+    -----
+    Column scaling does not change how well Cholesky QR does (van der Sluis): only the scaled condition matters.
+    """
+    lengths = np.sqrt(np.diag(gram).real)
+    if not (lengths > 0).all():
+        return float("inf")
+    eigenvalues = np.linalg.eigvalsh(gram / np.outer(lengths, lengths))
+    smallest = eigenvalues[0]
+    noise = len(gram) * np.finfo(float).eps * eigenvalues[-1]
+    return float(np.sqrt(eigenvalues[-1] / smallest)) if smallest > noise else float("inf")
+
+
+def cholesky_factor(gram: Array, *, shift: float = 0.0) -> Array:
+    """Upper triangular R with ``R^H R = gram``, plus a shift relative to the columns' lengths."""
+    lengths = np.sqrt(np.diag(gram).real)
+    scaled = gram / np.outer(lengths, lengths) + shift * np.eye(len(gram))
+    return np.asarray(np.linalg.cholesky(scaled).conj().T * lengths)
+
+
+def find_basis(passes: Passes, A: Matrix, grid: RowGrid, gram: Array, *, step: str) -> tuple[Basis, str]:
+    """Find an orthonormal basis of the columns of a tall matrix.
+
+    Parameters
+    ----------
+    passes : Passes
+    A : Matrix (m, n)
+    grid : RowGrid
+        Of the passes over A.
+    gram : (n, n)
+        ``A^H A``, which the caller has summed already.
+    step : str
+        Prefix of the names of the passes.
+
+    Returns
+    -------
+    basis : Basis
+    method : str
+        What was used and why, in words.
+
+    Notes
+    -----
+    0 to 2 further reads of A for Cholesky QR with 1 to 3 rounds; one for TSQR.
+    """
+    factors: list[Array] = []
+    first_condition = 0.0
+    while True:
+        with one_blas_thread():
+            condition = scaled_condition(gram)
+            first_condition = first_condition or condition
+            if condition > GRAM_LIMIT and (factors or (np.diag(gram).real == 0).any()):
+                break
+            shift = 30 * len(gram) * float(np.finfo(float).eps) if condition > GRAM_LIMIT else 0.0
+            factors.append(cholesky_factor(gram, shift=shift))
+        basis = TriangularBasis(tuple(factors), A.dtype)
+        if condition <= WELL_CONDITIONED:
+            shifted = "shifted " if first_condition > GRAM_LIMIT else ""
+            return basis, f"{shifted}Cholesky QR, {len(factors)} round(s); condition of the scaled columns {first_condition:.2g}"
+        if len(factors) == MAX_ROUNDS:
+            break
+        gram = passes.sweep(f"{step}-round-{len(factors) + 1}", A, BasisGram(basis), grid)["gram"]
+    stack = passes.sweep(f"{step}-tsqr", A, BlockQR(A.shape[1], A.dtype), grid)["stack"]
+    with one_blas_thread():
+        n_blocks, n, _ = stack.shape
+        Q, R = np.linalg.qr(stack.reshape(n_blocks * n, n))
+        phases = np.where(np.diag(R) == 0, 1.0, np.sign(np.diag(R)))
+    # The diagonal of R is made positive, as Cholesky QR leaves it.
+    tree = TreeBasis(phases.conj()[:, None] * R, (Q * phases).reshape(n_blocks, n, n), grid.block_rows)
+    return tree, f"TSQR: condition of the scaled columns {first_condition:.2g}, too large for Gram matrices"

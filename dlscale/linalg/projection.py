@@ -1,0 +1,88 @@
+"""Singular triplets from Y = A W = Q R and Z = A^H Y: projection on the range of Y, or on W.
+
+The projection on the range, ``Q^H A = R^-H Z^H``, takes the half step that a textbook makes in a read of its own.
+Dividing by R costs the digits of R's condition (columns scaled to unit length); where that is too much, the projection on
+W is used, ``A W = Q R``, which divides by nothing.
+
+References
+----------
+Halko, Martinsson, Tropp (2011), algorithm 5.1; Yu et al. (2017), single-pass PCA, for the division by R.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dlscale.kernels import solve_triangular_right
+from dlscale.linalg.orthogonal import Basis, TriangularBasis, scaled_condition
+from dlscale.storage.matrices import Array
+
+
+@dataclass(frozen=True)
+class Projection:
+    """``A ~ (Q X) diag(s) V^H``.
+
+    Parameters
+    ----------
+    s : (l,)
+    V : (n, l)
+    X : (l, l)
+    normal : (n, l)
+        ``A^H A V`` where V is in the span of W, ``V s^2`` where U is in the span of Y.
+    coordinates : (l, l), optional
+        ``V = W coordinates``, for the projection on W.
+    note : str
+        Which projection it is, in words.
+    """
+
+    s: Array
+    V: Array
+    X: Array
+    normal: Array
+    coordinates: Array | None
+    note: str
+
+    def residual_on(self, probes: Array, Z_probes: Array, k: int) -> Array:
+        """``E^H E probes`` for ``E = A - U_k S_k V_k^H``, from ``Z_probes = A^H A probes``."""
+        V = self.V[:, :k]
+        H = Z_probes - self.normal[:, :k] @ (V.conj().T @ probes)
+        return np.asarray(H if self.coordinates is None else H - V @ (V.conj().T @ H))
+
+
+def project(basis: Basis, W: Array, Z: Array, gram: Array, dtype: np.dtype[Any], *, n_iterations: int) -> Projection:
+    """Choose the projection by R's condition, and make it.
+
+    Parameters
+    ----------
+    basis : Basis
+        Of Y (m, l): holds R.
+    W, Z : (n, l)
+    gram : (l, l)
+        ``Y^H Y``.
+    dtype : numpy.dtype
+        Of A.
+    n_iterations : int
+        Power iterations that W has seen; a W that has seen none is random, and not to be projected on.
+    """
+    eps = float(np.finfo(dtype).eps)
+    condition = scaled_condition(gram)
+    if isinstance(basis, TriangularBasis) and condition < eps**-0.3:
+        BH = np.ascontiguousarray(Z)
+        for factor in basis.factors:
+            solve_triangular_right(BH, factor)
+        return _on_range(BH, f"projected on the range of A W (condition {condition:.2g})")
+    if n_iterations == 0:
+        BH = Z @ np.linalg.pinv(basis.R, rcond=np.sqrt(eps))
+        return _on_range(BH, "the sketch is numerically rank deficient: projected on its well-conditioned part")
+    U, s, VH = np.linalg.svd(basis.R)
+    coordinates = VH.conj().T
+    note = f"the range of A W is ill-conditioned ({condition:.2g}): projected on W instead"
+    return Projection(s, W @ coordinates, U, Z @ coordinates, coordinates, note)
+
+
+def _on_range(BH: Array, note: str) -> Projection:
+    V, s, XH = np.linalg.svd(BH, full_matrices=False)
+    return Projection(s, V, XH.conj().T, V * s**2, None, note)

@@ -1,0 +1,156 @@
+"""The right subspace: W (n, l), orthonormal, close to the leading right singular vectors of A.
+
+Every iteration is one read of A: it gives Z = A^H (A W), whose columns span the next subspace, and, through the Ritz
+values of A^H A on W, estimates of the leading singular values.
+
+References
+----------
+Halko, Martinsson, Tropp (2011), algorithm 4.4; Musco and Musco (2015), algorithm 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dlscale.engine.grids import RowGrid
+from dlscale.engine.passes import Passes
+from dlscale.errors import NumericalError
+from dlscale.kernels import one_blas_thread
+from dlscale.linalg.centering import Centered
+from dlscale.linalg.products import NormalProduct
+from dlscale.storage.matrices import Array, Matrix
+
+
+@dataclass
+class Subspace:
+    """What the iterations found.
+
+    Parameters
+    ----------
+    W : (n, l)
+        Orthonormal; its columns in the order of decreasing Ritz values once an iteration was made.
+    mean : (n,), optional
+        Column means of A, for a centred matrix.
+    squares : float, optional
+        ``||A||_F^2`` (centred).
+    n_iterations : int
+    ritz : list of arrays
+        Estimates of the leading singular values, one array an iteration.
+    """
+
+    W: Array
+    mean: Array | None = None
+    squares: float | None = None
+    n_iterations: int = 0
+    ritz: list[Array] = field(default_factory=list)
+
+
+def gaussian(n: int, width: int, seed: int, dtype: np.dtype[Any]) -> Array:
+    """A Gaussian test matrix; column j depends on (seed, j) only through the seed's stream."""
+    generator = np.random.default_rng(seed)
+    real = generator.standard_normal((width, n))
+    if dtype.kind == "c":
+        return np.asarray(real + 1j * generator.standard_normal((width, n))).T
+    return real.T
+
+
+def orthonormal(Z: Array) -> Array:
+    """An orthonormal basis of the columns of Z, in their order."""
+    return np.asarray(np.linalg.qr(Z).Q)
+
+
+def start_subspace(n: int, width: int, seed: int, dtype: np.dtype[Any]) -> Array:
+    """A random orthonormal W (n, width); the identity where that is all of the space."""
+    with one_blas_thread():
+        return orthonormal(gaussian(n, min(width, n), seed, dtype)).astype(dtype)
+
+
+def iterate(
+    passes: Passes, A: Matrix, grid: RowGrid, space: Subspace, *, n_iterations: int, center: bool, krylov: bool = False
+) -> Subspace:
+    """Make power iterations, or grow a block Krylov space, one read of A each.
+
+    Parameters
+    ----------
+    space : Subspace
+        Where to start; not changed.
+    n_iterations : int
+    center : bool
+        Subtract the column means of A (found in the first read).
+    krylov : bool
+        Keep all iterates: W grows by its first width each time.
+
+    Returns
+    -------
+    Subspace
+
+    Notes
+    -----
+    4 m n l flops an iteration.
+    """
+    W, basis = space.W, [space.W]
+    mean, squares, ritz = space.mean, space.squares, list(space.ritz)
+    for i in range(space.n_iterations, space.n_iterations + n_iterations):
+        first = squares is None
+        fold = NormalProduct(np.ascontiguousarray(W), center=center and mean is None, squares=first)
+        state = passes.sweep(f"iteration-{i + 1}", A if mean is None else Centered(A, mean), fold, grid)
+        if first:
+            squares = float(state["squares"][0])
+        mean = state.get("mean", mean)
+        with one_blas_thread():
+            Z = state["ZH"].conj().T
+            values, rotation = ritz_pairs(W, Z)
+            ritz.append(values)
+            Z = Z @ rotation
+            if krylov:
+                Z = _orthogonal_to(Z, basis)
+            W = orthonormal(Z).astype(A.dtype)
+            basis.append(W)
+    return Subspace(np.hstack(basis) if krylov else W, mean, squares, space.n_iterations + n_iterations, ritz)
+
+
+def ritz_pairs(W: Array, Z: Array) -> tuple[Array, Array]:
+    """Singular value estimates, decreasing, and the rotation of W that belongs to them, from ``W^H (A^H A) W``."""
+    T = W.conj().T @ Z
+    if not np.isfinite(T).all():
+        raise NumericalError("The products of the matrix overflow; divide it by its largest entry and run again.")
+    values, rotation = np.linalg.eigh((T + T.conj().T) / 2)
+    return np.sqrt(np.maximum(values[::-1], 0)), rotation[:, ::-1]
+
+
+def _orthogonal_to(Z: Array, basis: list[Array]) -> Array:
+    """Z without its components in the blocks found before (twice, for what rounding leaves)."""
+    K = np.hstack(basis).astype(Z.dtype)
+    for _ in range(2):
+        Z = orthonormal(Z)
+        Z = Z - K @ (K.conj().T @ Z)
+    return Z
+
+
+def iterate_to_tolerance(
+    passes: Passes, A: Matrix, grid: RowGrid, *, tolerance: float, oversampling: int, n_iterations: int, seed: int, center: bool
+) -> Subspace:
+    """Widen W until the singular values behind it are below ``tolerance * sigma_1``, then make the power iterations.
+
+    Notes
+    -----
+    The width doubles from 32; the last ``oversampling`` columns do not count. Where the matrix has no such gap, W ends
+    as the whole space.
+    """
+    n = A.shape[1]
+    width = min(32 + oversampling, n)
+    space = Subspace(start_subspace(n, width, seed, A.dtype))
+    settled = 0
+    while settled < n_iterations or space.n_iterations == 0:
+        space = iterate(passes, A, grid, space, n_iterations=1, center=center)
+        s, width = space.ritz[-1], space.W.shape[1]
+        enough = width == n or s[max(width - oversampling, 1) - 1] <= tolerance * s[0] / 2
+        settled = settled + 1 if enough else 0
+        if not enough:
+            more = start_subspace(n, min(width, n - width), seed + space.n_iterations, A.dtype)
+            with one_blas_thread():
+                space.W = orthonormal(np.hstack([space.W, more])).astype(A.dtype)
+    return space

@@ -1,0 +1,230 @@
+"""Singular value decomposition: randomized, block Krylov, in one read, or exact.
+
+A ~ U S V^H,   U (m, k), S (k), V (n, k)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.costs import PassCost, Plan, bytes_of, lay_out, measured_rates
+from dlscale.engine.passes import Passes
+from dlscale.errors import SpecError
+from dlscale.kernels import accumulator_dtype
+from dlscale.linalg.exact_svd import exact_svd
+from dlscale.linalg.finish import finish, n_probes
+from dlscale.linalg.outcome import Outcome
+from dlscale.linalg.subspace import Subspace, iterate, iterate_to_tolerance, start_subspace
+from dlscale.linalg.triplets import LeftOutput
+from dlscale.storage.matrices import Array, Matrix
+
+Method = Literal["randomized", "krylov", "streaming", "exact"]
+
+
+@dataclass(frozen=True)
+class SVDOptions:
+    """What to compute.
+
+    Parameters
+    ----------
+    n_components : int, optional
+        k. Exactly one of this and ``tolerance`` is given (none: all, for ``exact``).
+    tolerance : float, optional
+        Stop when ``||A - U S V^H||_2 <= tolerance * ||A||_2``; k comes out.
+    oversampling : int
+        Columns beyond k that the iterations carry.
+    power_iterations : int
+        q; the matrix is read q + 1 times.
+    method : str
+        ``randomized``; ``krylov`` (keeps all iterates: more accurate for the same reads); ``streaming`` (one read);
+        ``exact``.
+    seed : int
+    block_rows : int, optional
+        Rows of a block, instead of the planner's choice.
+    """
+
+    n_components: int | None = None
+    tolerance: float | None = None
+    oversampling: int = 10
+    power_iterations: int = 4
+    method: Method = "randomized"
+    seed: int = 0
+    block_rows: int | None = None
+
+    def check(self, shape: tuple[int, int]) -> None:
+        """Check the options against the matrix.
+
+        Raises
+        ------
+        SpecError
+            Naming the parameter, what it may be and what was got.
+        """
+        most = min(shape)
+        if self.method not in get_args(Method):
+            raise SpecError(f"params.method must be one of {', '.join(get_args(Method))}; got {self.method!r}.")
+        if self.n_components is not None and not 1 <= self.n_components <= most:
+            raise SpecError(
+                f"params.n_components must be between 1 and {most} for a {shape[0]} x {shape[1]} matrix; got {self.n_components}."
+            )
+        if self.tolerance is not None and not 0 < self.tolerance < 1:
+            raise SpecError(f"params.tolerance must lie between 0 and 1; got {self.tolerance}.")
+        if self.method != "exact" and (self.n_components is None) == (self.tolerance is None):
+            raise SpecError("params must hold exactly one of n_components and tolerance.")
+        if self.method in ("krylov", "streaming") and self.tolerance is not None:
+            raise SpecError(f"params.tolerance goes with method randomized or exact; got {self.method}.")
+        for name, value in (("oversampling", self.oversampling), ("power_iterations", self.power_iterations), ("seed", self.seed)):
+            if value < 0:
+                raise SpecError(f"params.{name} must not be negative; got {value}.")
+
+    @property
+    def n_iterations(self) -> int:
+        return 0 if self.method == "streaming" else self.power_iterations
+
+    def width(self, most: int) -> int:
+        """Columns that the iterations carry."""
+        if self.n_components is None:
+            return min(most, 64 + self.oversampling)
+        # With no second look at the matrix, a wider sketch is the only way to accuracy (Tropp et al. 2019, section 5.4).
+        wider = self.n_components if self.method == "streaming" else 0
+        return min(most, self.n_components + self.oversampling + wider)
+
+
+def plan_svd(A: Matrix, options: SVDOptions, facts: ClusterFacts) -> Plan:
+    """Plan an SVD: the method's passes, their flops and bytes, memory and time.
+
+    Raises
+    ------
+    SpecError
+        If an option does not suit the matrix.
+    DoesNotFitError
+        If a worker's memory does not hold what the passes need.
+    """
+    options.check(A.shape)
+    tall, transposed = orient(A)
+    m, n = tall.shape
+    wide = accumulator_dtype(A.dtype)
+    read, item = A.n_stored_bytes, A.dtype.itemsize
+    if options.method == "exact":
+        k = options.n_components or n
+        layout = lay_out(
+            tall, facts, state_bytes=bytes_of(n, n, dtype=wide), operand_bytes=2 * n * n * item, block_rows=options.block_rows
+        )
+        costs = [
+            PassCost("gram", m * n * n, read),
+            PassCost("basis-round-2", 2.0 * m * n * n, read),
+            PassCost("left", m * n * (n + 2.0 * k), read, m * k * item),
+        ]
+        algorithm = "exact SVD: orthonormal basis (Cholesky QR, or TSQR where the condition asks for it), then the SVD of R"
+    else:
+        width = options.width(n)
+        final = width * (options.n_iterations + 1 if options.method == "krylov" else 1)
+        final = min(final, n)
+        last = final + n_probes(final)
+        layout = lay_out(
+            tall,
+            facts,
+            state_bytes=bytes_of(last, n + last, dtype=wide),
+            operand_bytes=3 * n * last * item,
+            block_factor=2.5 + last / n,
+            block_rows=options.block_rows,
+        )
+        k = options.n_components or width
+        costs = [PassCost(f"iteration-{i + 1}", 4.0 * m * n * width, read) for i in range(options.n_iterations)]
+        costs += [
+            PassCost("range", m * (4.0 * n * last + last * last), read, m * last * item),
+            PassCost("signs", m * (final * final + 2.0 * final * k), m * last * item),
+            PassCost("left", m * (final * final + 2.0 * final * k + k * k), m * last * item, m * k * item),
+        ]
+        if transposed:
+            costs.pop(-2)
+        words = {"randomized": "randomized SVD", "krylov": "block Krylov SVD", "streaming": "one-read randomized SVD"}
+        algorithm = (
+            f"{words[options.method]}: {options.n_iterations} power iterations on {width} columns, {options.n_iterations + 1} reads"
+        )
+    notes = (*layout.notes, *A.notes, *(["passes go over the columns: the matrix is wide"] if transposed else []))
+    return Plan(
+        kind="svd",
+        algorithm=algorithm,
+        matrix=A.describe(),
+        grid=layout.grid,
+        transposed=transposed,
+        passes=tuple(costs),
+        peak_bytes_per_worker=layout.peak_bytes,
+        memory_limit_bytes=facts.memory_bytes,
+        cluster=facts,
+        rates=measured_rates(tall, facts),
+        notes=notes,
+    )
+
+
+def orient(A: Matrix) -> tuple[Matrix, bool]:
+    """The matrix or its transpose, whichever is tall."""
+    return (A.T, True) if A.shape[1] > A.shape[0] else (A, False)
+
+
+def right_subspace(passes: Passes, tall: Matrix, options: SVDOptions, plan: Plan, *, center: bool = False) -> Subspace:
+    """Make the power iterations that the options ask for."""
+    n = tall.shape[1]
+    if options.tolerance is not None:
+        return iterate_to_tolerance(
+            passes,
+            tall,
+            plan.grid,
+            tolerance=options.tolerance,
+            oversampling=options.oversampling,
+            n_iterations=options.n_iterations,
+            seed=options.seed,
+            center=center,
+        )
+    space = Subspace(start_subspace(n, options.width(n), options.seed, tall.dtype))
+    krylov = options.method == "krylov"
+    return iterate(passes, tall, plan.grid, space, n_iterations=options.n_iterations, center=center, krylov=krylov)
+
+
+def compute_svd(passes: Passes, A: Matrix, options: SVDOptions, plan: Plan) -> Outcome:
+    """Compute an SVD by its plan.
+
+    Parameters
+    ----------
+    passes : Passes
+        The tall one of the factors is written to its outputs: ``u`` (m, k), or ``vh`` (k, n) of a wide matrix.
+    A : Matrix (m, n)
+    options : SVDOptions
+    plan : Plan
+        From `plan_svd`.
+
+    Returns
+    -------
+    Outcome
+        With ``s`` (k,) and the small one of ``u`` (m, k) and ``vh`` (k, n).
+    """
+    tall = A.T if plan.transposed else A
+    name = "vh" if plan.transposed else "u"
+    left = LeftOutput(name, transposed=plan.transposed, decides_sign=not plan.transposed)
+    if options.method == "exact":
+        found = exact_svd(passes, tall, plan.grid, n_components=options.n_components, tolerance=options.tolerance, left=left)
+    else:
+        space = right_subspace(passes, tall, options, plan)
+        found = finish(
+            passes,
+            tall,
+            plan.grid,
+            space,
+            n_components=options.n_components,
+            tolerance=options.tolerance,
+            seed=options.seed,
+            left=left,
+        )
+    arrays = small_factors(found.s, found.V, plan.transposed, A.dtype)
+    return Outcome(arrays, (name,), found.certificate, found.error.to_dict(), found.notes)
+
+
+def small_factors(s: Array, V: Array, transposed: bool, dtype: np.dtype[Any]) -> dict[str, Array]:
+    """``s`` and the small singular vectors under their names; of a wide matrix these are the left ones, conjugated."""
+    real = np.dtype(dtype.char.lower())
+    small = V.astype(dtype)
+    return {"s": s.astype(real)} | ({"u": small.conj()} if transposed else {"vh": small.conj().T})

@@ -1,0 +1,134 @@
+"""QR of a tall matrix: A = Q R with Q (m, n) orthonormal and R (n, n) upper triangular, its diagonal positive."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check, orthogonality
+from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.costs import PassCost, Plan, bytes_of, lay_out, measured_rates
+from dlscale.engine.passes import Passes
+from dlscale.errors import SpecError
+from dlscale.kernels import accumulator_dtype, one_blas_thread
+from dlscale.linalg.left_factor import LeftFactor
+from dlscale.linalg.orthogonal import find_basis
+from dlscale.linalg.outcome import Outcome
+from dlscale.linalg.products import Gram
+from dlscale.linalg.subspace import gaussian
+from dlscale.storage.matrices import Matrix
+
+Mode = Literal["reduced", "r"]
+_N_PROBES = 4
+
+
+@dataclass(frozen=True)
+class QROptions:
+    """What to compute.
+
+    Parameters
+    ----------
+    mode : str
+        ``reduced``: Q (m, n) and R; ``r``: R alone (Q is still formed block by block, to certify R).
+    block_rows : int, optional
+        Rows of a block, instead of the planner's choice.
+    """
+
+    mode: Mode = "reduced"
+    block_rows: int | None = None
+
+    def check(self, shape: tuple[int, int]) -> None:
+        """Check the options against the matrix.
+
+        Raises
+        ------
+        SpecError
+        """
+        if self.mode not in get_args(Mode):
+            raise SpecError(f"params.mode must be one of {', '.join(get_args(Mode))}; got {self.mode!r}.")
+        if shape[0] < shape[1]:
+            raise SpecError(f"kind qr needs a tall matrix (rows >= columns); got {shape[0]} x {shape[1]}.")
+
+
+def plan_qr(A: Matrix, options: QROptions, facts: ClusterFacts) -> Plan:
+    """Plan a QR factorization.
+
+    Raises
+    ------
+    SpecError
+        If the matrix is wide.
+    DoesNotFitError
+    """
+    options.check(A.shape)
+    m, n = A.shape
+    item, read = A.dtype.itemsize, A.n_stored_bytes
+    layout = lay_out(
+        A,
+        facts,
+        state_bytes=bytes_of(n, n, dtype=accumulator_dtype(A.dtype)),
+        operand_bytes=3 * n * n * item,
+        block_factor=5.0,
+        block_rows=options.block_rows,
+    )
+    written = m * n * item if options.mode == "reduced" else 0
+    return Plan(
+        kind="qr",
+        algorithm="Cholesky QR in as many rounds as the measured condition asks for, or TSQR where it is too large",
+        matrix=A.describe(),
+        grid=layout.grid,
+        transposed=False,
+        passes=(
+            PassCost("gram", float(m) * n * n, read),
+            PassCost("basis-round-2", 2.0 * m * n * n, read),
+            PassCost("q", 3.0 * m * n * n, read, written),
+        ),
+        peak_bytes_per_worker=layout.peak_bytes,
+        memory_limit_bytes=facts.memory_bytes,
+        cluster=facts,
+        rates=measured_rates(A, facts),
+        notes=(*layout.notes, *A.notes),
+    )
+
+
+def compute_qr(passes: Passes, A: Matrix, options: QROptions, plan: Plan) -> Outcome:
+    """Compute a QR factorization by its plan; Q goes to the outputs of the passes as ``q``.
+
+    Returns
+    -------
+    Outcome
+        With ``r`` (n, n).
+
+    Notes
+    -----
+    2 to 4 reads of A, or 3 with TSQR; each round of Cholesky QR costs 2 m n^2 flops.
+    """
+    m, n = A.shape
+    dtype, grid = A.dtype, plan.grid
+    gram = passes.sweep("gram", A, Gram(n, dtype), grid)["gram"]
+    basis, how = find_basis(passes, A, grid, gram, step="basis")
+    probes = gaussian(n, _N_PROBES, 0, dtype).astype(dtype)
+    with one_blas_thread():
+        R = np.triu(basis.R)
+        expected = R @ probes
+    keep = options.mode == "reduced"
+    fold = LeftFactor(basis, None, n, probes, np.ascontiguousarray(expected, dtype), keep_U=keep)
+    outputs = [passes.output("q", (m, n), dtype, grid)] if keep else []
+    measured = passes.sweep("q", A, fold, grid, outputs=outputs)
+    eps = float(np.finfo(dtype).eps)
+    size = np.sqrt(max(float(np.trace(gram).real), np.finfo(float).tiny))
+    certificate = Certificate(
+        (
+            orthogonality("Q", measured["gram"], dtype, "the columns of Q are orthonormal to working precision"),
+            Check(
+                "||(A - QR)x|| / (||A|| ||x|| n eps)",
+                float(np.sqrt(measured["residual"].sum()) / (size * np.linalg.norm(probes) * n * eps)) * np.sqrt(n),
+                LAPACK_THRESHOLD,
+                "on random vectors, Q R acts as the matrix does",
+            ),
+        )
+    )
+    s = np.linalg.svd(R, compute_uv=False)
+    estimates = {"condition": float(s[0] / s[-1]) if s[-1] > 0 else float("inf")}
+    return Outcome({"r": R.astype(dtype)}, ("q",) if keep else (), certificate, estimates, (how,))

@@ -1,0 +1,63 @@
+"""Singular triplets, and what to do with the tall one of the two factors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dlscale.certificates import Certificate
+from dlscale.linalg.estimates import ErrorEstimate
+from dlscale.storage.matrices import Array
+
+
+@dataclass(frozen=True)
+class LeftOutput:
+    """What to write of the tall factor U.
+
+    Parameters
+    ----------
+    name : str, optional
+        The output array; None writes nothing.
+    times_s : bool
+        Write U S (the scores of a PCA) instead of U.
+    factor : float
+        Multiplies what is written.
+    transposed : bool
+        Write the transpose, by blocks of columns.
+    decides_sign : bool
+        Whether the largest entry of each column of U is made positive, or that of V.
+    """
+
+    name: str | None
+    times_s: bool = False
+    factor: float = 1.0
+    transposed: bool = False
+    decides_sign: bool = True
+
+    def scale(self, s: Array) -> Array:
+        """What each column of U is multiplied by before it is written."""
+        return np.asarray((s if self.times_s else np.ones_like(s)) * self.factor)
+
+
+@dataclass(frozen=True)
+class Triplets:
+    """``A ~ U S V^H``; U is in the output of the passes, if it was asked for.
+
+    Parameters
+    ----------
+    s : (k,)
+    V : (n, k)
+    error : ErrorEstimate
+    certificate : Certificate
+    squares : float
+        ``||A||_F^2``.
+    notes : tuple of str
+    """
+
+    s: Array
+    V: Array
+    error: ErrorEstimate
+    certificate: Certificate
+    squares: float
+    notes: tuple[str, ...]
