@@ -1,1 +1,39 @@
-"""Large linear algebra as batch jobs: planned, checkpointed, certified."""
+"""Large linear algebra as batch jobs: planned, checkpointed, certified.
+
+import dlscale
+dlscale.randomized_svd(A, 50)          # u, s, vh of a NumPy, Dask or Zarr array, a path or a URL
+dlscale.svd(A)                         # exact, tall or wide
+dlscale.qr(A)                          # q, r of a tall matrix
+dlscale.PCA(20).fit(A)                 # scikit-learn's estimator contract
+dlscale.run("jobs/photo-pca.yaml")     # a job, as `dlscale run` would
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dlscale.batch.run import run as run
+    from dlscale.linalg.estimator import PCA as PCA
+    from dlscale.linalg.functions import qr as qr
+    from dlscale.linalg.functions import randomized_svd as randomized_svd
+    from dlscale.linalg.functions import svd as svd
+
+__version__ = "0.1.0"
+
+_PLACES = {
+    "randomized_svd": "dlscale.linalg.functions",
+    "svd": "dlscale.linalg.functions",
+    "qr": "dlscale.linalg.functions",
+    "PCA": "dlscale.linalg.estimator",
+    "run": "dlscale.batch.run",
+}
+__all__ = ["PCA", "qr", "randomized_svd", "run", "svd"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what is asked for: importing dlscale alone must stay fast."""
+    if name not in _PLACES:
+        raise AttributeError(f"module 'dlscale' has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)

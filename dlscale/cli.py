@@ -33,15 +33,20 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 EXIT_FAILED = 1
 
 
+def main() -> None:
+    """The entry point: this process belongs to the command."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+        os.environ["PYTHONWARNINGS"] = "ignore"  # for worker processes
+    # Until a job runs and handles it better, SIGTERM cleans up as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    commands(prog_name="dlscale")
+
+
 class _Group(click.Group):
     """Says errors in one line and turns them into exit codes."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        if not sys.warnoptions:
-            warnings.simplefilter("ignore")
-            os.environ["PYTHONWARNINGS"] = "ignore"  # for worker processes
-        # Until a job runs and handles it better, SIGTERM cleans up as Ctrl-C does.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             return super().invoke(ctx)
         except DlscaleError as error:
@@ -83,11 +88,11 @@ def _spec_options(command: Command) -> Command:
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="dlscale")
-def main() -> None:
+def commands() -> None:
     """Large linear algebra as batch jobs: planned, checkpointed, certified."""
 
 
-@main.command()
+@commands.command()
 @_spec_options
 @_workspace_option
 @_json_option
@@ -104,7 +109,7 @@ def run(
     _follow(console, job.id, prepared, lambda listener: start(job, prepared, listener=listener), as_json=as_json)
 
 
-@main.command()
+@commands.command()
 @click.argument("job_id", metavar="ID")
 @_workspace_option
 @_json_option
@@ -120,7 +125,7 @@ def resume(job_id: str, workspace: str | None, as_json: bool) -> None:
     _follow(console, job.id, prepared, lambda listener: jobs.resume(job, prepared, listener=listener), as_json=as_json)
 
 
-@main.command()
+@commands.command()
 @_spec_options
 @_workspace_option
 @_json_option
@@ -138,7 +143,7 @@ def plan(
     console.print(plan_panel(prepared.name, prepared.plan.to_dict()))
 
 
-@main.command()
+@commands.command()
 @_spec_options
 def validate(spec: Path, overrides: tuple[str, ...], cluster: str | None, output: str | None) -> None:
     """Check the file SPEC: keys, types, ranges. Reads no matrix."""
@@ -148,7 +153,7 @@ def validate(spec: Path, overrides: tuple[str, ...], cluster: str | None, output
     click.echo(f"{spec} is a valid job of kind {kind}.")
 
 
-@main.command()
+@commands.command()
 def schema() -> None:
     """Print the JSON Schema of job files, for editors."""
     from dlscale.batch.spec import json_schema
@@ -156,7 +161,7 @@ def schema() -> None:
     click.echo(json.dumps(json_schema(), indent=2))
 
 
-@main.command(name="import")
+@commands.command(name="import")
 @click.argument("source")
 @click.argument("destination", type=click.Path(path_type=Path))
 @click.option("--chunks", metavar="ROWSxCOLUMNS", help="Shape of a stored chunk.")
@@ -198,7 +203,7 @@ def import_(
     _show_info(str(destination))
 
 
-@main.command()
+@commands.command()
 @click.argument("paths", nargs=-1, required=True, metavar="[SPEC] DESTINATION")
 @click.option("--shape", metavar="ROWSxCOLUMNS", help="Such as 1000000x2000.")
 @click.option("--spectrum", help="power:-0.5, step:20 or flat.")
@@ -230,7 +235,7 @@ def generate(paths: tuple[str, ...], shape: str | None, chunks: str | None, **op
     _show_info(paths[-1])
 
 
-@main.command()
+@commands.command()
 @click.argument("uri")
 @_json_option
 def info(uri: str, as_json: bool) -> None:
@@ -238,7 +243,7 @@ def info(uri: str, as_json: bool) -> None:
     _show_info(uri, as_json=as_json)
 
 
-@main.command()
+@commands.command()
 @_workspace_option
 @_json_option
 def jobs(workspace: str | None, as_json: bool) -> None:
@@ -252,7 +257,7 @@ def jobs(workspace: str | None, as_json: bool) -> None:
     _console().print(jobs_table(states) if states else "No jobs yet.")
 
 
-@main.command()
+@commands.command()
 @click.argument("job_id", metavar="[ID]", required=False)
 @_workspace_option
 @_json_option
@@ -270,7 +275,7 @@ def status(job_id: str | None, workspace: str | None, as_json: bool) -> None:
     console.print(status_rows(job, state))
 
 
-@main.command()
+@commands.command()
 @click.argument("job_id", metavar="[ID]", required=False)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the job ends.")
 @_workspace_option
@@ -288,7 +293,7 @@ def logs(job_id: str | None, follow: bool, workspace: str | None) -> None:
             time.sleep(0.5)
 
 
-@main.command()
+@commands.command()
 @click.argument("job_id", metavar="[ID]", required=False)
 @click.option("--open", "show", is_flag=True, help="Open it in the browser.")
 @_workspace_option

@@ -11,6 +11,7 @@ import numpy as np
 
 from dlscale.engine.grids import N_LEAVES, RowGrid
 from dlscale.engine.passes import Fold, Passes, State
+from dlscale.errors import SpecError
 from dlscale.gallery import SpectrumMatrix
 from dlscale.storage.matrices import Array, Matrix
 from dlscale.storage.writers import create_array, publish_array

@@ -294,7 +294,7 @@ def put_array(path: Path, array: NDArray[Any], *, name: str | None = None) -> tu
 
 def publish_array(writer: ArrayWriter, destination: Path, attributes: dict[str, Any]) -> Path:
     """Give a written array its attributes and, by one rename, its final place; everything is on the disk first."""
-    zarr.open_array(writer.path, mode="r+").update_attributes({"dlscale": _plain(attributes)})
+    zarr.open_array(writer.path, mode="r+").update_attributes({"dlscale": attributes})
     writer.flush()
     os.rename(writer.path, destination)
     fsync_path(destination.parent)

@@ -1,0 +1,162 @@
+"""The functions of the Python interface: arrays or URIs in, named results out, in this process.
+
+A job file runs the same algorithms on a cluster, with checkpoints (`dlscale.run`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from dlscale.engine.clusters import describe_cluster, open_cluster
+from dlscale.engine.passes import Passes
+from dlscale.linalg.outcome import Outcome
+from dlscale.linalg.svd import Method, SVDOptions, compute_svd, plan_svd
+from dlscale.linalg.tall_qr import QROptions, compute_qr, plan_qr
+from dlscale.storage.matrices import Array, open_matrix
+
+
+class SVDResult(NamedTuple):
+    """``A ~ u diag(s) vh``.
+
+    Parameters
+    ----------
+    u : (m, k)
+    s : (k,), decreasing
+    vh : (k, n)
+    """
+
+    u: Array
+    s: Array
+    vh: Array
+
+
+class QRResult(NamedTuple):
+    """``A = q r``.
+
+    Parameters
+    ----------
+    q : (m, n), orthonormal columns
+    r : (n, n), upper triangular, its diagonal positive
+    """
+
+    q: Array
+    r: Array
+
+
+def randomized_svd(
+    A: Any, n_components: int, *, oversampling: int = 10, power_iterations: int = 4, method: Method = "randomized", seed: int = 0
+) -> SVDResult:
+    """Leading singular triplets of a matrix, ``A ~ U S V^H``.
+
+    Parameters
+    ----------
+    A : (m, n) NumPy, Dask or Zarr array, path or URL
+    n_components : int
+        k.
+    oversampling : int
+        Columns beyond k that the iterations carry.
+    power_iterations : int
+        q; A is read q + 1 times.
+    method : str
+        ``randomized``, ``krylov`` or ``streaming`` (`dlscale.linalg.svd.SVDOptions`).
+    seed : int
+
+    Returns
+    -------
+    SVDResult
+        ``u`` (m, k) and ``vh`` (k, n) orthonormal, ``s`` (k,); the signs of scikit-learn.
+
+    Raises
+    ------
+    SpecError, InputError
+        If an argument does not suit the matrix, or it cannot be read.
+    NonFiniteError
+        Naming the row and column of a NaN or infinity.
+    CertificateError
+        If the answer fails its own check.
+
+    Notes
+    -----
+    4 m n (k + oversampling) (q + 1) flops.
+
+    References
+    ----------
+    Halko, Martinsson, Tropp (2011), algorithms 4.4 and 5.1.
+    """
+    return _svd(
+        A,
+        SVDOptions(
+            n_components=n_components, oversampling=oversampling, power_iterations=power_iterations, method=method, seed=seed
+        ),
+    )
+
+
+def svd(A: Any) -> SVDResult:
+    """Exact thin SVD of a tall or wide matrix, ``A = U S V^H``.
+
+    Parameters
+    ----------
+    A : (m, n) NumPy, Dask or Zarr array, path or URL
+
+    Returns
+    -------
+    SVDResult
+        With k = min(m, n).
+
+    Raises
+    ------
+    SpecError, InputError, CertificateError
+        As for `randomized_svd`.
+
+    Notes
+    -----
+    2 to 5 reads of A; about 6 m n^2 flops.
+    """
+    return _svd(A, SVDOptions(method="exact"))
+
+
+def qr(A: Any, *, mode: Literal["reduced", "r"] = "reduced") -> QRResult | Array:
+    """QR factorization of a tall matrix, ``A = Q R``.
+
+    Parameters
+    ----------
+    A : (m, n) NumPy, Dask or Zarr array, path or URL, m >= n
+    mode : str
+        ``reduced`` for Q and R, ``r`` for R alone.
+
+    Returns
+    -------
+    QRResult, or the array R
+
+    Raises
+    ------
+    SpecError, InputError, CertificateError
+        As for `randomized_svd`.
+
+    Notes
+    -----
+    2 to 4 reads of A; 3 m n^2 flops and up.
+    """
+    matrix, options, facts = open_matrix(A), QROptions(mode=mode), describe_cluster("threads")
+    plan = plan_qr(matrix, options, facts)
+    with open_cluster(facts) as cluster:
+        passes = Passes(cluster)
+        arrays = _certified(compute_qr(passes, matrix, options, plan), passes)
+    return QRResult(arrays["q"], arrays["r"]) if mode == "reduced" else arrays["r"]
+
+
+def _svd(A: Any, options: SVDOptions) -> SVDResult:
+    matrix, facts = open_matrix(A), describe_cluster("threads")
+    plan = plan_svd(matrix, options, facts)
+    with open_cluster(facts) as cluster:
+        passes = Passes(cluster)
+        arrays = _certified(compute_svd(passes, matrix, options, plan), passes)
+    return SVDResult(arrays["u"], arrays["s"], arrays["vh"])
+
+
+def _certified(outcome: Outcome, passes: Passes) -> dict[str, np.ndarray[Any, Any]]:
+    """All arrays of a result, once its certificate is good."""
+    outcome.certificate.require()
+    return outcome.arrays | passes.outputs
