@@ -276,7 +276,7 @@ def end_tree(process: subprocess.Popen[bytes]) -> None:
 
 def run_case(script: Path, item: Case, size: str, data: Path, limit: float) -> dict[str, Any]:
     """Run one case in a fresh process, watch it, and return its record with a verdict."""
-    load = os.getloadavg()[0]  # above 0.5 before the case starts: somebody else is using the machine
+    busy = psutil.cpu_percent(interval=0.5)  # of all cores, before the case starts: is somebody else using the machine?
     with tempfile.TemporaryDirectory() as folder:
         answer, log = Path(folder) / "record.json", Path(folder) / "log.txt"
         command = [sys.executable, str(script), "--child", f"{item.group}/{item.library}", "--size", size, "--data", str(data)]
@@ -306,7 +306,7 @@ def run_case(script: Path, item: Case, size: str, data: Path, limit: float) -> d
     wrong = [name for name, (value, bound) in record.get("checks", {}).items() if not value <= bound]
     if status == "ok" and wrong:
         status = "wrong"
-    record |= {"status": status, "limit_seconds": limit, "load_before": load}
+    record |= {"status": status, "limit_seconds": limit, "busy_before_percent": busy}
     if status == "ok" and record["seconds"]:
         record["median_seconds"] = statistics.median(record["seconds"])
     return record
