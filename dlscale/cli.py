@@ -117,10 +117,11 @@ def resume(job_id: str, workspace: str | None, as_json: bool) -> None:
     """Go on with the interrupted, lost or failed job ID from its last finished pass."""
     console, root = _console(as_json), _workspace(workspace)
     from dlscale.batch import run as jobs
+    from dlscale.terminal import import_bar
 
     with _refusal_as_json(as_json):
         job = root.find(job_id)
-        with _import_bar(console) as bar:
+        with import_bar(console) as bar:
             prepared = jobs.reopen(job, root, progress=bar)
     _follow(console, job.id, prepared, lambda listener: jobs.resume(job, prepared, listener=listener), as_json=as_json)
 
@@ -185,9 +186,10 @@ def import_(
     """Turn .npy, .npz, CSV, Parquet, HDF5, Matrix Market or images (SOURCE) into a Zarr array (DESTINATION)."""
     from dlscale.batch.generate import parse_pair
     from dlscale.storage.importers import import_matrix
+    from dlscale.terminal import import_bar
 
     shape = parse_pair(chunks, "--chunks") if chunks else None
-    with _import_bar(_console()) as bar:
+    with import_bar(_console()) as bar:
         import_matrix(
             source,
             destination,
@@ -333,8 +335,9 @@ def _prepare(document: Document, root: Workspace, console: Console) -> Prepared:
 
     spec = parse_spec(document)  # before the slow imports, so that a bad file is refused at once
     from dlscale.batch.prepare import prepare
+    from dlscale.terminal import import_bar
 
-    with _import_bar(console) as bar:
+    with import_bar(console) as bar:
         return prepare(spec, document, root, progress=bar)
 
 
@@ -366,25 +369,6 @@ def _refusal_as_json(as_json: bool) -> Iterator[None]:
             empty = dict.fromkeys(("job", "kind", "result", "seconds", "certificate", "plan"))
             _print_json({"state": "refused", **empty, "error": str(error)})
         raise
-
-
-@contextmanager
-def _import_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar that appears with the first news of an import."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    columns = (TextColumn("importing"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    task = bar.add_task("importing", total=None, visible=False)
-
-    def update(done: int, total: int) -> None:
-        bar.start()
-        bar.update(task, completed=done, total=total or None, visible=True)
-
-    try:
-        yield update
-    finally:
-        bar.stop()
 
 
 def _show_info(uri: str, *, as_json: bool = False) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
 from dlscale.report import words
@@ -144,6 +144,23 @@ class JobProgress:
             rates = f"{words.quantity(event['flops'] / seconds, 'FLOP/s')}, {words.quantity(event['bytes_read'] / seconds, 'B/s')}"
             text = f"{words.duration(seconds)}, {rates}"
         self.console.print(f"  [dim]pass[/] {escape(event['step'])}  {text}", highlight=False)
+
+
+@contextmanager
+def import_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar that appears with the first news of an import."""
+    columns = (TextColumn("importing"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    task = bar.add_task("importing", total=None, visible=False)
+
+    def update(done: int, total: int) -> None:
+        bar.start()
+        bar.update(task, completed=done, total=total or None, visible=True)
+
+    try:
+        yield update
+    finally:
+        bar.stop()
 
 
 def show_result(console: Console, result: JobResult) -> None:

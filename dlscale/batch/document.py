@@ -173,8 +173,8 @@ def set_value(document: Document, keys: Sequence[str], value: Any, place: str) -
     section = data
     for depth, key in enumerate(keys[:-1]):
         inner = section.get(key)
-        if key == "cluster" and (inner is None or inner == "local"):
-            inner = {"type": "local"}
+        if key == "cluster" and inner in (None, "local", "threads"):
+            inner = {"type": inner or "local"}
         if inner is not None and not isinstance(inner, dict):
             raise SpecError(f"{place}: {'.'.join(keys[: depth + 1])} is {inner!r}, not a section with keys.")
         section[key] = inner = inner or {}

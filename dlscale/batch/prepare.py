@@ -81,10 +81,8 @@ def prepare(
         Naming the key, what was got, and what is allowed.
     """
     data = to_data(spec)
-    output = Path(data["output"].removeprefix("file://")) if data.get("output") else None
-    if output is not None:
-        with _blame(document, "output"):
-            _check_output(output, overwrite=spec.overwrite)
+    with _blame(document, "output"):
+        output = _check_output(data.get("output"), overwrite=spec.overwrite)
     with _blame(document):
         _check_writable(workspace.root)
     with _blame(document, "cluster"):
@@ -141,15 +139,19 @@ def _imported(data: dict[str, Any], request: ImportSpec, workspace: Workspace, p
     return destination
 
 
-def _check_output(output: Path, *, overwrite: bool) -> None:
-    if "://" in str(output):
-        raise SpecError(f"got {output}; allowed: a path on a file system of this machine.")
+def _check_output(location: str | None, *, overwrite: bool) -> Path | None:
+    if location is None:
+        return None
+    output = Path(location.removeprefix("file://"))
+    if "://" in location and not location.startswith("file://"):
+        raise SpecError(f"got {location}; allowed: a path on a file system of this machine.")
     if os.path.lexists(output):
         if not overwrite:
             raise SpecError(f"{output} exists already; choose another path, or set overwrite: true.")
         if result_attributes(str(output)) is None:
             raise SpecError(f"{output} is not a result of dlscale, and only such a result is overwritten; choose another path.")
     _check_writable(output.parent)
+    return output
 
 
 def _check_writable(folder: Path) -> None:

@@ -1,0 +1,83 @@
+"""Specs: what is accepted, and what a wrong one is told."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlscale.batch.kinds import KINDS
+from dlscale.batch.spec import MODELS, json_schema, load_spec, to_data
+from dlscale.errors import SpecError
+
+HEAD = "kind: pca\ninput: {matrix: a.zarr}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (HEAD + "params:\n  n_componets: 4\n", ["job.yaml:4", "params.n_componets", "did you mean n_components?", "whiten"]),
+        (HEAD + "outptu: x\n", ["job.yaml:3", "outptu", "did you mean output?"]),
+        (HEAD + "params: {n_components: many}\n", ["job.yaml:3", "params.n_components", "got 'many' (text)", "an integer"]),
+        (HEAD + "params: {n_components: 1.5}\n", ["params.n_components", "got 1.5", "between 0 and 1"]),
+        (HEAD + "params: {n_components: 0}\n", ["params.n_components", "got 0"]),
+        (HEAD + "params: {scores: 1}\n", ["params.scores", "got 1 (an integer)", "true or false"]),
+        (HEAD + "params: {solver: best}\n", ["params.solver", "got 'best'", "covariance"]),
+        (HEAD + "params:\n", ["params", "got nothing"]),
+        (HEAD + "cluster: mpi\n", ["job.yaml:3", "cluster", "got 'mpi'", "tcp://"]),
+        (HEAD + "cluster: {memory: lots}\n", ["cluster.memory", "got 'lots'", "4GB"]),
+        (HEAD + "cluster: {memory: 4}\nstall: 1GB\n", ["stall", "got '1GB'", "30min"]),
+        (HEAD + "checkpoint: {every: soon}\n", ["checkpoint.every", "got 'soon'", "10min"]),
+        (HEAD + "name: a/b\n", ["name", "got 'a/b'", "letters"]),
+        ("kind: pca\ninput: {matrix: {import: 'sample:photos', patchs: 8}}\n", ["job.yaml:2", "input.matrix.patchs", "patches?"]),
+        ("kind: pca\ninput: {matrix: {patches: 8}}\n", ["input.matrix.import", "missing"]),
+        ("kind: pca\ninput: {matrix: 4}\n", ["input.matrix", "got 4", "path or URL"]),
+        ("kind: pca\n", ["job.yaml", "input", "missing"]),
+        ("kind: pac\ninput: {matrix: a.zarr}\n", ["job.yaml:1", "kind", "got 'pac'", "svd, pca, qr"]),
+        ("input: {matrix: a.zarr}\n", ["kind", "missing"]),
+    ],
+)
+def test_an_error_names_line_key_got_and_allowed(text: str, words: list[str], tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text(text)
+    with pytest.raises(SpecError) as caught:
+        load_spec(job)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_all_faults_are_told_at_once() -> None:
+    with pytest.raises(SpecError) as caught:
+        load_spec(HEAD + "params: {seed: x}\nname: 3\n")
+    assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("kind", list(MODELS))
+def test_defaults_are_those_of_the_algorithm(kind: str) -> None:
+    spec = load_spec({"kind": kind, "input": {"matrix": "a.zarr"}})
+    assert spec.params.model_dump() == dataclasses.asdict(KINDS[kind].options())
+
+
+def test_sizes_and_durations() -> None:
+    data: dict[str, Any] = {"kind": "svd", "input": {"matrix": "a.zarr"}, "cluster": {"memory": "1.5GiB"}, "stall": "1.5h"}
+    spec = load_spec(data | {"checkpoint": {"every": "10min"}})
+    assert not isinstance(spec.cluster, str)
+    assert (spec.cluster.memory, spec.stall, spec.checkpoint.every) == (1610612736, 5400.0, 600.0)
+
+
+def test_data_means_the_same_from_any_folder() -> None:
+    spec = load_spec({"kind": "qr", "input": {"matrix": Path("a.zarr")}, "output": "out.zarr"})
+    data = to_data(spec)
+    assert data == {"kind": "qr", "input": {"matrix": os.path.abspath("a.zarr")}, "output": os.path.abspath("out.zarr")}
+    assert to_data(load_spec(data)) == data
+    remote = to_data(load_spec({"kind": "qr", "input": {"matrix": {"import": "s3://bucket/a.npy"}}}))
+    assert remote["input"]["matrix"] == {"import": "s3://bucket/a.npy"}
+
+
+def test_the_schema_tells_kinds_apart() -> None:
+    schema = json_schema()
+    assert set(schema["discriminator"]["mapping"]) == {"svd", "pca", "qr"}
+    assert "n_components" in schema["$defs"]["PCAParams"]["properties"]

@@ -1,0 +1,100 @@
+"""Job folders: names, states, who may take a job."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dlscale.batch.workspace import Heartbeat, Job, JobState, Workspace
+from dlscale.errors import SpecError
+
+
+def make_job(workspace: Workspace, name: str = "try", state: str = "running", heartbeat: Heartbeat | None = None) -> Job:
+    job = workspace.new_job(name)
+    job.folder.mkdir(parents=True)
+    job.spec.write_text("kind: svd\n")
+    job.write_state(JobState(job.id, name, "svd", state, time.time(), heartbeat or Heartbeat.now()))
+    return job
+
+
+def test_ids_say_name_and_time(tmp_path: Path) -> None:
+    assert re.fullmatch(r"photo-\d{8}-\d{6}-[0-9a-f]{4}", Workspace(tmp_path).new_job("photo").id)
+
+
+def test_the_environment_names_the_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DLSCALE_WORKSPACE", str(tmp_path / "w"))
+    assert Workspace().root == tmp_path / "w"
+
+
+def test_a_job_whose_process_vanished_is_lost(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    started = psutil.Process(process.pid).create_time()
+    heartbeat = replace_heartbeat(pid=process.pid, started=started)
+    job = make_job(Workspace(tmp_path), heartbeat=heartbeat)
+    assert job.read_state().state == "running"
+    process.kill()
+    process.wait()
+    state = job.read_state()
+    assert state.state == "lost"
+    assert state.resumable
+    assert str(process.pid) in state.message
+
+
+def replace_heartbeat(**changes: object) -> Heartbeat:
+    return Heartbeat.now()._replace(**changes)
+
+
+def test_a_process_id_that_came_round_is_not_the_job(tmp_path: Path) -> None:
+    job = make_job(Workspace(tmp_path), heartbeat=replace_heartbeat(started=1.0))
+    assert job.read_state().state == "lost"
+
+
+def test_another_machine_counts_as_alive_while_it_beats(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    assert make_job(workspace, heartbeat=replace_heartbeat(host="elsewhere")).read_state().state == "running"
+    silent = replace_heartbeat(host="elsewhere", time=time.time() - 120)
+    assert make_job(workspace, heartbeat=silent).read_state().state == "lost"
+
+
+def test_a_state_that_ended_is_not_lost(tmp_path: Path) -> None:
+    job = make_job(Workspace(tmp_path), state="succeeded", heartbeat=replace_heartbeat(started=1.0))
+    assert job.read_state().state == "succeeded"
+    job.write_state(replace(job.read_state(), state="failed", final=True))
+    assert not job.read_state().resumable
+
+
+def test_a_job_is_found_by_the_beginning_of_its_id(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    one, two = make_job(workspace, "one"), make_job(workspace, "two")
+    assert workspace.find("one").id == one.id
+    assert workspace.find(two.id).id == two.id
+    make_job(workspace, "one")
+    with pytest.raises(SpecError, match="2 jobs"):
+        workspace.find("one")
+    with pytest.raises(SpecError, match="no job three"):
+        workspace.find("three")
+
+
+def test_a_torn_event_is_left_out(tmp_path: Path) -> None:
+    job = make_job(Workspace(tmp_path))
+    job.events.write_text('{"event": "state", "time": 1}\n{"event": "blo')
+    assert [event["event"] for event in job.read_events()] == ["state"]
+
+
+def test_only_one_process_has_a_job(tmp_path: Path) -> None:
+    job = make_job(Workspace(tmp_path))
+    job.claim()
+    with pytest.raises(SpecError, match="running already"):
+        job.claim()
+
+
+def test_a_folder_without_a_job_is_told(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="not the folder of a job"):
+        Job(tmp_path).read_state()

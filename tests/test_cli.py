@@ -1,0 +1,299 @@
+"""The command line as a user meets it: exit codes, messages, JSON, signals, quiet."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from click.testing import CliRunner, Result
+
+from dlscale.cli import commands
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}
+
+#: Many short passes, so that a signal always meets one.
+MANY_PASSES = ("--set", "params.power_iterations=24", "--set", "params.block_rows=500")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current folder with a matrix of 4000 x 60, a wide one, and a job."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for name, shape in (("a.zarr", (4000, 60)), ("wide.zarr", (60, 400))):
+        array = zarr.create_array(tmp_path / name, shape=shape, chunks=(500, shape[1]), dtype="f8")
+        array[:] = rng.standard_normal(shape)
+    zarr.create_array(tmp_path / "line.zarr", shape=(10,), dtype="f8")[:] = 1.0
+    (tmp_path / "file.txt").write_text("not a folder")
+    (tmp_path / "job.yaml").write_text(
+        "kind: svd\nname: try\ninput: {matrix: a.zarr}\nparams: {n_components: 5}\ncluster: threads\n"
+    )
+    return tmp_path
+
+
+def call(*arguments: str) -> Result:
+    """A command in this process."""
+    return CliRunner().invoke(commands, arguments)
+
+
+def spawn(*arguments: str) -> subprocess.Popen[str]:
+    """A command in a process group of its own, as a shell starts it."""
+    command = [sys.executable, "-m", "dlscale", *arguments]
+    return subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def tree(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def make_huge_matrix(folder: Path) -> Path:
+    """A matrix of bytes in a sparse file, whose Q in float64 is twice the free disk."""
+    n_rows = 2 * shutil.disk_usage(folder).free // (8 * 64)
+    path = folder / "huge.zarr"
+    zarr.create_array(path, shape=(n_rows, 64), chunks=(n_rows, 64), dtype="i1", compressors=None)
+    chunk = path / "c" / "0" / "0"
+    chunk.parent.mkdir(parents=True)
+    chunk.touch()
+    os.truncate(chunk, n_rows * 64)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["params.n_componets=4"], ["params.n_componets", "unknown key", "did you mean n_components?"]),
+        (["params.n_components=many"], ["params.n_components", "got 'many'", "an integer of at least 1"]),
+        (["params.n_components=61"], ["params.n_components", "between 1 and 60", "got 61"]),
+        (["input.matrix=absent.zarr"], ["input.matrix", "absent.zarr", "no such file"]),
+        (["input.matrix=file.txt"], ["input.matrix", "file.txt", "is a file", "dlscale import"]),
+        (["input.matrix=line.zarr"], ["input.matrix", "two dimensions", "(10,)"]),
+        (["input.matrix={import: absent.npy}"], ["input.matrix", "absent.npy", "no such file"]),
+        (["kind=qr", "params={}", "input.matrix=wide.zarr"], ["tall", "60 x 400"]),
+        (["output=file.txt/r.zarr"], ["output", "file.txt", "nothing can be written"]),
+        (["output=/proc/r.zarr"], ["output", "/proc", "nothing can be written"]),
+        (["output=s3://bucket/r.zarr"], ["output", "s3://bucket/r.zarr", "this machine"]),
+        (["output=a.zarr"], ["output", "exists already", "overwrite"]),
+        (["cluster={memory: 10MB}"], ["cluster", "memory must be at least", "got 0.01 GB"]),
+        (["cluster={type: threads, memory: 1KB}"], ["cluster", "GB", "cluster.memory"]),
+        (["huge"], ["output", "free disk"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_a_bad_spec_is_told_and_leaves_nothing(changes: list[str], words: list[str], folder: Path) -> None:
+    if changes == ["huge"]:
+        make_huge_matrix(folder)
+        changes = ["kind=qr", "params={}", "input.matrix=huge.zarr"]
+    before = tree(folder)
+    result = call("run", "job.yaml", *(part for change in changes for part in ("--set", change)))
+    assert result.exit_code == 2, result.output
+    assert len(result.stderr.splitlines()) == 1
+    for word in ["error:", *words]:
+        assert word in result.stderr
+    assert result.stdout == ""
+    assert tree(folder) == before
+
+
+def test_a_refusal_names_the_line_of_the_file(folder: Path) -> None:
+    (folder / "job.yaml").write_text("kind: svd\ninput: {matrix: a.zarr}\nparams:\n  n_components: 100\n")
+    assert "job.yaml:4: params.n_components: must be between 1 and 60" in call("run", "job.yaml").stderr
+
+
+def test_a_refusal_is_json_too(folder: Path) -> None:
+    result = call("run", "job.yaml", "--set", "params.n_components=61", "--json")
+    assert result.exit_code == 2
+    record = json.loads(result.stdout.splitlines()[-1])
+    assert (record["state"], record["job"]) == ("refused", None)
+    assert "params.n_components" in record["error"]
+
+
+def test_usage_errors_have_exit_code_2(folder: Path) -> None:
+    assert call("run").exit_code == 2
+    assert call("run", "absent.yaml").exit_code == 2
+    assert call("status", "nobody").exit_code == 2
+
+
+def test_a_run_is_quiet_and_its_last_line_is_json(folder: Path) -> None:
+    process = spawn("run", "job.yaml", "--json", "--cluster", "local", "--output", "r.zarr")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    record = json.loads(out.splitlines()[-1])
+    assert set(record) == {"job", "state", "kind", "result", "seconds", "certificate", "plan"}
+    assert (record["state"], record["result"]) == ("succeeded", str(folder / "r.zarr"))
+    assert record["certificate"]["passed"]
+    assert len(out.splitlines()) == 1
+    for noise in ("distributed", "Warning", "Traceback", "INFO"):
+        assert noise not in err
+
+
+def test_help_is_fast() -> None:
+    def seconds() -> float:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "dlscale", "--help"], env=ENVIRONMENT, check=True, capture_output=True)
+        return time.perf_counter() - started
+
+    assert min(seconds() for _ in range(3)) < 0.3
+
+
+def finished_passes(folder: Path) -> int:
+    logs = list(folder.glob("dlscale-workspace/jobs/*/events.jsonl"))
+    return logs[0].read_text().count("pass_finished") if logs else 0
+
+
+def stop_in_the_middle(folder: Path, cluster: str, stop: Callable[[int], None]) -> tuple[int, str, str]:
+    """Run the job of many passes, stop it after a few, and give its exit code, its id and what it said."""
+    process = spawn("run", "job.yaml", *MANY_PASSES, "--cluster", cluster)
+    deadline = time.monotonic() + 60
+    while finished_passes(folder) < 4:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    stop(process.pid)
+    _, err = process.communicate(timeout=60)
+    return process.returncode, next(folder.glob("dlscale-workspace/jobs/*-*")).name, err
+
+
+def answer(path: str | Path) -> dict[str, Any]:
+    return {name: np.asarray(array) for name, array in zarr.open_group(path, mode="r").arrays()}
+
+
+def check_resumed(folder: Path, job_id: str) -> None:
+    """Resume, and compare each bit with an uninterrupted run."""
+    resumed = call("resume", job_id, "--json")
+    assert resumed.exit_code == 0, resumed.output
+    record = json.loads(resumed.stdout.splitlines()[-1])
+    assert call("run", "job.yaml", *MANY_PASSES, "--output", "whole.zarr").exit_code == 0
+    whole, stopped = answer("whole.zarr"), answer(record["result"])
+    assert whole.keys() == stopped.keys() == {"u", "s", "vh"}
+    for name in whole:
+        np.testing.assert_array_equal(stopped[name], whole[name])
+    events = (folder / "dlscale-workspace" / "jobs" / job_id / "events.jsonl").read_text().splitlines()
+    repeated = [event for event in map(json.loads, events) if event["event"] == "pass_finished" and not event["resumed"]]
+    assert len(repeated) <= len({event["step"] for event in repeated}) + 1
+
+
+@pytest.mark.parametrize(
+    ("number", "cluster"),
+    [(signal.SIGINT, "threads"), (signal.SIGTERM, "threads"), (signal.SIGINT, "local"), (signal.SIGTERM, "local")],
+)
+def test_a_signal_ends_in_a_checkpoint_and_resume_in_the_same_bits(number: int, cluster: str, folder: Path) -> None:
+    code, job_id, err = stop_in_the_middle(folder, cluster, lambda group: os.killpg(group, number))
+    assert code == 75
+    assert f"dlscale resume {job_id}" in err
+    assert "Traceback" not in err
+    assert json.loads(call("status", job_id, "--json").stdout)["state"] == "interrupted"
+    check_resumed(folder, job_id)
+
+
+def test_a_second_ctrl_c_is_safe(folder: Path) -> None:
+    def twice(pid: int) -> None:
+        for _ in range(3):
+            os.kill(pid, signal.SIGINT)
+            time.sleep(0.03)
+
+    code, job_id, err = stop_in_the_middle(folder, "local", twice)
+    assert code == 75
+    assert "Traceback" not in err
+    check_resumed(folder, job_id)
+
+
+def test_a_killed_job_is_lost_and_can_be_resumed(folder: Path) -> None:
+    code, job_id, _ = stop_in_the_middle(folder, "local", lambda group: os.killpg(group, signal.SIGKILL))
+    assert code == -signal.SIGKILL
+    assert json.loads(call("status", job_id, "--json").stdout)["state"] == "lost"
+    check_resumed(folder, job_id)
+
+
+def test_a_running_job_is_not_resumed(folder: Path) -> None:
+    seen: list[Result] = []
+
+    def meddle(group: int) -> None:
+        seen.append(call("resume", next(folder.glob("dlscale-workspace/jobs/*-*")).name))
+        os.killpg(group, signal.SIGINT)
+
+    stop_in_the_middle(folder, "threads", meddle)
+    assert seen[0].exit_code == 2
+    assert "running already" in seen[0].stderr
+
+
+def test_the_life_of_a_job_can_be_followed(folder: Path) -> None:
+    assert "No jobs yet" in call("jobs").stdout
+    assert call("validate", "job.yaml").stdout == "job.yaml is a valid job of kind svd.\n"
+    planned = json.loads(call("plan", "job.yaml", "--json").stdout)
+    assert planned["flops"] > 0
+    assert "iteration-1" in call("plan", "job.yaml").stdout
+    shown = call("run", "job.yaml", "--output", "r.zarr")
+    assert shown.exit_code == 0
+    for words in ("pass iteration-1", "singular values", "check", "orthonormal", "r.zarr", "report.html"):
+        assert words in shown.stdout
+    (job,) = json.loads(call("jobs", "--json").stdout)
+    assert job["state"] == "succeeded"
+    assert job["job"] in call("jobs").stdout
+    assert "succeeded" in call("status").stdout
+    assert "pass left" in call("logs", job["job"]).stdout
+    assert call("report").stdout.strip().endswith("report.html")
+    assert json.loads(call("schema").stdout)["title"] == "dlscale job"
+
+
+def test_info_tells_a_matrix_from_a_result(folder: Path) -> None:
+    assert json.loads(call("info", "a.zarr", "--json").stdout)["shape"] == [4000, 60]
+    assert call("run", "job.yaml", "--output", "r.zarr").exit_code == 0
+    assert json.loads(call("info", "r.zarr", "--json").stdout)["certificate"]["passed"]
+    assert "I - U'U" in call("info", "r.zarr").stdout
+    assert call("info", "absent.zarr").exit_code == 2
+
+
+def test_import_and_info(folder: Path) -> None:
+    np.save("b.npy", np.arange(12.0).reshape(4, 3))
+    result = call("import", "b.npy", "b.zarr", "--chunks", "2x3", "--dtype", "f4")
+    assert result.exit_code == 0, result.output
+    assert "4 × 3" in result.stdout
+    np.testing.assert_array_equal(zarr.open_array("b.zarr"), np.arange(12.0).reshape(4, 3))
+    refused = call("import", "b.npy", "c.zarr", "--chunks", "two")
+    assert refused.exit_code == 2
+    assert "ROWSxCOLUMNS" in refused.stderr
+
+
+def test_generate_makes_the_spectrum_that_was_asked(folder: Path) -> None:
+    options = ("--shape", "300x20", "--spectrum", "power:-0.5", "--dtype", "f8", "--cluster", "threads")
+    result = call("generate", "g.zarr", *options)
+    assert result.exit_code == 0, result.output
+    s = np.linalg.svd(np.asarray(zarr.open_array("g.zarr")), compute_uv=False)
+    np.testing.assert_allclose(s, np.arange(1, 21) ** -0.5, rtol=1e-10)
+    (folder / "g.yaml").write_text("shape: [200, 10]\ncondition: 1e8\ncluster: threads\n")
+    assert call("generate", "g.yaml", "h.zarr").exit_code == 0
+    s = np.linalg.svd(np.asarray(zarr.open_array("h.zarr")), compute_uv=False)
+    assert s[0] / s[-1] == pytest.approx(1e8, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), ["shape", "missing"]),
+        (("--shape", "10"), ["--shape", "'10'", "ROWSxCOLUMNS"]),
+        (("--shape", "10x5"), ["spectrum", "condition"]),
+        (("--shape", "10x5", "--spectrum", "wild"), ["--spectrum", "got 'wild'", "power:-0.5"]),
+        (("--shape", "10x5", "--spectrum", "power:2"), ["spectrum", "power:2", "at most 0"]),
+        (("--shape", "10x5", "--condition", "0.5"), ["--condition", "got 0.5", "at least 1"]),
+    ],
+)
+def test_a_bad_description_of_a_matrix_is_told(options: tuple[str, ...], words: list[str], folder: Path) -> None:
+    before = tree(folder)
+    result = call("generate", "g.zarr", *options)
+    assert result.exit_code == 2
+    for word in words:
+        assert word in result.stderr
+    assert tree(folder) == before
