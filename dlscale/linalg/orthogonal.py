@@ -25,8 +25,8 @@ from dlscale.storage.matrices import Array, Matrix
 
 #: A factor of a matrix of this condition leaves an orthogonality of about eps * 100: no further round is needed.
 WELL_CONDITIONED = 10.0
-#: Above this the Gram matrix, which squares it, is no longer safely positive definite in double precision.
-GRAM_LIMIT = 2e6
+#: Times ``eps^-1/2``: above this condition the Gram matrix, which squares it, is no longer safely positive definite.
+GRAM_LIMIT = 0.03
 MAX_ROUNDS = 3
 
 
@@ -108,23 +108,25 @@ class BasisGram(Fold):
     basis: TriangularBasis
 
     @property
+    def n(self) -> int:
+        return int(self.basis.factors[0].shape[0])
+
+    @property
     def flops_per_row(self) -> float:
-        n = int(self.basis.factors[0].shape[0])
-        return float(n) * n * (1 + len(self.basis.factors))
+        return float(self.n) * self.n * (1 + len(self.basis.factors))
 
     def start(self) -> State:
-        n = self.basis.factors[0].shape[0]
-        return {"gram": np.zeros((n, n), accumulator_dtype(self.basis.dtype))}
+        return {"gram": np.zeros((self.n, self.n), accumulator_dtype(self.basis.dtype))}
 
     def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
-        for i, tile in self.basis.pieces(A):
+        for i, tile in self.basis.pieces(A[:, : self.n]):
             add_gram(self.basis.apply(tile, first_row + i), state["gram"])
         return ()
 
 
 @dataclass(frozen=True)
 class BlockQR(Fold):
-    """The R factors of all blocks, one below the other: (n_blocks, n, n)."""
+    """The R factors of the first n columns of all blocks, one below the other: (n_blocks, n, n)."""
 
     n: int
     dtype: np.dtype[Any]
@@ -138,7 +140,7 @@ class BlockQR(Fold):
 
     def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
         R = np.zeros((1, self.n, self.n), self.dtype)
-        factor = np.linalg.qr(A, mode="r")
+        factor = np.linalg.qr(A[:, : self.n], mode="r")
         R[0, : len(factor)] = factor
         state["stack"] = np.concatenate([state["stack"], R])
         return ()
@@ -147,8 +149,14 @@ class BlockQR(Fold):
         return {"stack": np.concatenate([left["stack"], right["stack"]])}
 
 
-def scaled_condition(gram: Array) -> float:
+def scaled_condition(gram: Array, eps: float) -> float:
     """Condition number of A with its columns scaled to unit length, from ``A^H A``; infinite if that is numerically singular.
+
+    Parameters
+    ----------
+    gram : (n, n)
+    eps : float
+        Of the dtype in which its products were made.
 
     Notes
     -----
@@ -159,7 +167,7 @@ def scaled_condition(gram: Array) -> float:
         return float("inf")
     eigenvalues = np.linalg.eigvalsh(gram / np.outer(lengths, lengths))
     smallest = eigenvalues[0]
-    noise = len(gram) * np.finfo(float).eps * eigenvalues[-1]
+    noise = len(gram) * eps * eigenvalues[-1]
     return float(np.sqrt(eigenvalues[-1] / smallest)) if smallest > noise else float("inf")
 
 
@@ -176,7 +184,8 @@ def find_basis(passes: Passes, A: Matrix, grid: RowGrid, gram: Array, *, step: s
     Parameters
     ----------
     passes : Passes
-    A : Matrix (m, n)
+    A : Matrix (m, n or more)
+        Its first n columns are meant.
     grid : RowGrid
         Of the passes over A.
     gram : (n, n)
@@ -194,24 +203,26 @@ def find_basis(passes: Passes, A: Matrix, grid: RowGrid, gram: Array, *, step: s
     -----
     0 to 2 further reads of A for Cholesky QR with 1 to 3 rounds; one for TSQR.
     """
+    eps = float(np.finfo(A.dtype).eps)
+    limit = GRAM_LIMIT * eps**-0.5
     factors: list[Array] = []
     first_condition = 0.0
     while True:
         with one_blas_thread():
-            condition = scaled_condition(gram)
+            condition = scaled_condition(gram, eps)
             first_condition = first_condition or condition
-            if condition > GRAM_LIMIT and (factors or (np.diag(gram).real == 0).any()):
+            if condition > limit and (factors or (np.diag(gram).real == 0).any()):
                 break
-            shift = 30 * len(gram) * float(np.finfo(float).eps) if condition > GRAM_LIMIT else 0.0
+            shift = 30 * len(gram) * eps if condition > limit else 0.0
             factors.append(cholesky_factor(gram, shift=shift))
         basis = TriangularBasis(tuple(factors), A.dtype)
         if condition <= WELL_CONDITIONED:
-            shifted = "shifted " if first_condition > GRAM_LIMIT else ""
+            shifted = "shifted " if first_condition > limit else ""
             return basis, f"{shifted}Cholesky QR, {len(factors)} round(s); condition of the scaled columns {first_condition:.2g}"
         if len(factors) == MAX_ROUNDS:
             break
         gram = passes.sweep(f"{step}-round-{len(factors) + 1}", A, BasisGram(basis), grid)["gram"]
-    stack = passes.sweep(f"{step}-tsqr", A, BlockQR(A.shape[1], A.dtype), grid)["stack"]
+    stack = passes.sweep(f"{step}-tsqr", A, BlockQR(len(gram), A.dtype), grid)["stack"]
     with one_blas_thread():
         n_blocks, n, _ = stack.shape
         Q, R = np.linalg.qr(stack.reshape(n_blocks * n, n))

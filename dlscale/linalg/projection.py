@@ -36,6 +36,8 @@ class Projection:
         ``V = W coordinates``, for the projection on W.
     note : str
         Which projection it is, in words.
+    resolution : float
+        Relative to s_1, what is below it is rounding error.
     """
 
     s: Array
@@ -44,6 +46,7 @@ class Projection:
     normal: Array
     coordinates: Array | None
     note: str
+    resolution: float
 
     def residual_on(self, probes: Array, Z_probes: Array, k: int) -> Array:
         """``E^H E probes`` for ``E = A - U_k S_k V_k^H``, from ``Z_probes = A^H A probes``."""
@@ -68,21 +71,24 @@ def project(basis: Basis, W: Array, Z: Array, gram: Array, dtype: np.dtype[Any],
         Power iterations that W has seen; a W that has seen none is random, and not to be projected on.
     """
     eps = float(np.finfo(dtype).eps)
-    condition = scaled_condition(gram)
+    condition = scaled_condition(gram, eps)
     if isinstance(basis, TriangularBasis) and condition < eps**-0.3:
         BH = np.ascontiguousarray(Z)
         for factor in basis.factors:
             solve_triangular_right(BH, factor)
-        return _on_range(BH, f"projected on the range of A W (condition {condition:.2g})")
+        return _on_range(BH, f"projected on the range of A W (condition {condition:.2g})", eps)
     if n_iterations == 0:
-        BH = Z @ np.linalg.pinv(basis.R, rcond=np.sqrt(eps))
-        return _on_range(BH, "the sketch is numerically rank deficient: projected on its well-conditioned part")
+        # Rounding in Z is amplified by at most 1 / cut, and what is cut off is at most this: they balance.
+        cut = float(np.sqrt(eps))
+        BH = Z @ np.linalg.pinv(basis.R, rcond=cut)
+        note = "the sketch is numerically rank deficient: projected on its well-conditioned part, accurate to half the digits"
+        return _on_range(BH, note, cut)
     U, s, VH = np.linalg.svd(basis.R)
     coordinates = VH.conj().T
     note = f"the range of A W is ill-conditioned ({condition:.2g}): projected on W instead"
-    return Projection(s, W @ coordinates, U, Z @ coordinates, coordinates, note)
+    return Projection(s, W @ coordinates, U, Z @ coordinates, coordinates, note, eps)
 
 
-def _on_range(BH: Array, note: str) -> Projection:
+def _on_range(BH: Array, note: str, resolution: float) -> Projection:
     V, s, XH = np.linalg.svd(BH, full_matrices=False)
-    return Projection(s, V, XH.conj().T, V * s**2, None, note)
+    return Projection(s, V, XH.conj().T, V * s**2, None, note, resolution)

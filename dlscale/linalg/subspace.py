@@ -81,7 +81,7 @@ def iterate(
     center : bool
         Subtract the column means of A (found in the first read).
     krylov : bool
-        Keep all iterates: W grows by its first width each time.
+        Keep all iterates: W grows by its first width each time, until it is the whole space.
 
     Returns
     -------
@@ -105,11 +105,12 @@ def iterate(
             values, rotation = ritz_pairs(W, Z)
             ritz.append(values)
             Z = Z @ rotation
-            if krylov:
-                Z = _orthogonal_to(Z, basis)
-            W = orthonormal(Z).astype(A.dtype)
+            W = _orthonormal_to(basis, Z) if krylov else orthonormal(Z)
+            W = W.astype(A.dtype)
             basis.append(W)
-    return Subspace(np.hstack(basis) if krylov else W, mean, squares, space.n_iterations + n_iterations, ritz)
+        if W.shape[1] == 0:
+            break
+    return Subspace(np.hstack(basis) if krylov else W, mean, squares, len(ritz), ritz)
 
 
 def ritz_pairs(W: Array, Z: Array) -> tuple[Array, Array]:
@@ -121,13 +122,15 @@ def ritz_pairs(W: Array, Z: Array) -> tuple[Array, Array]:
     return np.sqrt(np.maximum(values[::-1], 0)), rotation[:, ::-1]
 
 
-def _orthogonal_to(Z: Array, basis: list[Array]) -> Array:
-    """Z without its components in the blocks found before (twice, for what rounding leaves)."""
-    K = np.hstack(basis).astype(Z.dtype)
-    for _ in range(2):
-        Z = orthonormal(Z)
-        Z = Z - K @ (K.conj().T @ Z)
-    return Z
+def _orthonormal_to(basis: list[Array], Z: Array) -> Array:
+    """An orthonormal basis of Z without its components in the blocks found before: fewer columns where the space is full.
+
+    Notes
+    -----
+    Householder QR, whose Q is orthonormal whatever is left of Z, even nothing.
+    """
+    found = np.hstack(basis)
+    return orthonormal(np.hstack([found, Z]))[:, found.shape[1] :]
 
 
 def iterate_to_tolerance(
