@@ -231,7 +231,7 @@ def generate(paths: tuple[str, ...], shape: str | None, chunks: str | None, **op
     for key, value in given.items():
         document = set_value(document, [key], value, f"--{key}")
     spec, console = parse_generate(document), _console()
-    progress = JobProgress(console, 0.0)
+    progress = JobProgress(console, spec.n_bytes, measure="bytes")
     with progress.live():
         write_matrix(spec, Path(paths[-1]), emit=progress)
     _show_info(paths[-1])

@@ -20,7 +20,7 @@ from threadpoolctl import ThreadpoolController
 Array = np.ndarray[Any, np.dtype[Any]]
 
 #: Rows of a tile are chosen so that it stays in a core's share of the cache while it is used twice.
-TILE_BYTES = 4 * 2**20
+TILE_BYTES = 5_400_000
 
 _local = threading.local()
 

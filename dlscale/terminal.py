@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -75,14 +75,16 @@ class JobProgress:
     Parameters
     ----------
     console : Console
-    flops : float
-        Of the whole plan; the bar moves by flops done, so that its rate and remaining time mean something.
+    total : float
+        Of the whole plan, in the measure.
+    measure : str
+        ``flops`` or ``bytes``: what the bar moves by, so that its remaining time means something.
     """
 
-    def __init__(self, console: Console, flops: float) -> None:
-        self.console, self.flops = console, flops
+    def __init__(self, console: Console, total: float, *, measure: Literal["flops", "bytes"] = "flops") -> None:
+        self.console, self.total, self.measure = console, max(total, 1.0), measure
         self.done, self.resumed, self.n_bytes, self.in_pass = 0.0, 0.0, 0, 0.0
-        self.started = time.monotonic()
+        self.started = 0.0
         self._lock = threading.Lock()
         columns = (
             TextColumn("{task.description}", justify="left"),
@@ -91,7 +93,7 @@ class JobProgress:
             TextColumn("{task.fields[rate]}"),
         )
         self._bar = Progress(*columns, console=console, transient=True) if console.is_terminal else None
-        self._task = self._bar.add_task("starting", total=max(flops, 1.0), rate="") if self._bar else None
+        self._task = self._bar.add_task("starting", total=self.total, rate="") if self._bar else None
 
     @contextmanager
     def live(self) -> Iterator[JobProgress]:
@@ -109,15 +111,17 @@ class JobProgress:
     def _follow(self, event: Event) -> None:
         name = event["event"]
         if name == "pass_started":
+            self.started = self.started or time.monotonic()
             self.in_pass = 0.0
             self._show(event["step"])
         elif name == "blocks":
-            self.in_pass += event["flops"]
+            self.in_pass += event[self.measure]
             self.n_bytes += event["bytes"]
             self._show(event["step"])
         elif name == "pass_finished":
-            self.done, self.in_pass = self.done + event["flops"], 0.0
-            self.resumed += event["flops"] if event["resumed"] else 0.0
+            amount = event["flops" if self.measure == "flops" else "bytes_read"]
+            self.done, self.in_pass = self.done + amount, 0.0
+            self.resumed += amount if event["resumed"] else 0.0
             self._finished(event)
         elif name == "state" and event["state"] in ("running", "certifying"):
             self._show({"running": "starting workers", "certifying": "checking the answer"}[event["state"]])
@@ -127,22 +131,24 @@ class JobProgress:
     def _show(self, what: str) -> None:
         if self._bar is None or self._task is None:
             return
-        seconds = max(time.monotonic() - self.started, 1e-3)
         done = self.done + self.in_pass
-        rate = (done - self.resumed) / seconds
-        remaining = max(self.flops - done, 0.0) / rate if rate > 0 else None
-        texts = [words.quantity(rate, "FLOP/s"), words.quantity(self.n_bytes / seconds, "B/s")]
-        if remaining is not None:
-            texts.append(f"{words.duration(round(remaining) or None)} left" if remaining >= 1 else "nearly done")
-        self._bar.update(self._task, description=what, completed=min(done, self.flops), rate=", ".join(texts) if done else "")
+        texts = []
+        if done > self.resumed:
+            seconds = max(time.monotonic() - self.started, 1e-3)
+            rate = (done - self.resumed) / seconds
+            remaining = max(self.total - done, 0.0) / rate
+            texts = [words.quantity(rate, "FLOP/s")] if self.measure == "flops" else []
+            texts.append(words.quantity(self.n_bytes / seconds, "B/s"))
+            texts.append(f"{remaining:.0f} s left" if remaining < 60 else f"{words.duration(remaining)} left")
+        self._bar.update(self._task, description=what, completed=min(done, self.total), rate=", ".join(texts))
 
     def _finished(self, event: Event) -> None:
         seconds = max(event["seconds"], 1e-9)
         if event["resumed"]:
             text = "from the checkpoint"
         else:
-            rates = f"{words.quantity(event['flops'] / seconds, 'FLOP/s')}, {words.quantity(event['bytes_read'] / seconds, 'B/s')}"
-            text = f"{words.duration(seconds)}, {rates}"
+            rates = [words.quantity(event["flops"] / seconds, "FLOP/s")] if event["flops"] else []
+            text = ", ".join([words.duration(seconds), *rates, words.quantity(event["bytes_read"] / seconds, "B/s")])
         self.console.print(f"  [dim]pass[/] {escape(event['step'])}  {text}", highlight=False)
 
 

@@ -45,6 +45,11 @@ class GenerateSpec(Section):
         default="local", description="local, threads, tcp://host:port, or a section with workers, threads, memory"
     )
 
+    @property
+    def n_bytes(self) -> int:
+        """Size of the matrix."""
+        return self.shape[0] * self.shape[1] * np.dtype(self.dtype).itemsize
+
 
 def parse_generate(document: Document) -> GenerateSpec:
     """Validate a description (SpecError naming each faulty key)."""
@@ -73,7 +78,7 @@ def generate(spec: GenerateSpec, destination: Path, *, emit: Emit = ignore) -> P
     row_bytes = spec.shape[1] * dtype.itemsize
     rows = 1 << max(0, (_CHUNK_BYTES // row_bytes).bit_length() - 1)
     chunks = spec.chunks or (min(rows, spec.shape[0]), spec.shape[1])
-    require_free_space(destination, spec.shape[0] * row_bytes)
+    require_free_space(destination, spec.n_bytes)
     with open_cluster(cluster_request(spec.cluster)) as cluster:
         return Path(generate_matrix(Passes(cluster, emit=emit), matrix, destination, chunks=chunks))
 

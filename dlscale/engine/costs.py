@@ -158,7 +158,7 @@ def lay_out(
         Saying what would fit.
     """
     row_bytes = A.shape[1] * A.dtype.itemsize
-    if not A.in_memory and (A.row_unit > 1 or A.dtype != A.stored_dtype):
+    if not A.in_memory and not (A.any_range and A.dtype == A.stored_dtype):
         block_factor += 2.0
     n_states = 2 * facts.threads_per_worker + N_WAITING_STATES
     fixed = n_states * state_bytes + operand_bytes
@@ -175,17 +175,12 @@ def lay_out(
             f"{facts.threads_per_worker} threads with blocks of {needed_rows} rows x {A.shape[1]}), and has "
             f"{facts.memory_bytes / 1e9:.2f} GB; raise cluster.memory, use fewer threads, or ask for fewer components."
         )
-    grid = plan_grid(A.shape, row_bytes, row_unit=A.row_unit, max_block_bytes=max_block_bytes, block_rows=block_rows)
+    grid = plan_grid(A, max_block_bytes=max_block_bytes, block_rows=block_rows)
     if block_rows is None and grid.block_rows < min_block_rows and grid.n_leaves > 1:
-        grid = plan_grid(
-            A.shape,
-            row_bytes,
-            row_unit=A.row_unit,
-            max_block_bytes=max_block_bytes,
-            block_rows=-(-min_block_rows // grid.block_rows) * grid.block_rows,
-        )
+        taller = -(-min_block_rows // grid.block_rows) * grid.block_rows
+        grid = plan_grid(A, max_block_bytes=max_block_bytes, block_rows=taller)
     notes = []
-    if not A.in_memory and A.row_unit > 1 and grid.leaf_rows % A.row_unit and grid.n_leaves > 1:
+    if not A.in_memory and not A.any_range and grid.leaf_rows % A.row_unit and grid.n_leaves > 1:
         times = A.row_unit / grid.leaf_rows + 1
         notes.append(
             f"chunks are {A.row_unit} rows high and do not line up with the blocks: each is read about {times:.1f} times a pass"

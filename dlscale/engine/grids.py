@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from dlscale.storage.matrices import Matrix
+
 #: Bytes of a block: large enough that reading it is one long disk access, small enough to stay near the caches.
 BLOCK_BYTES = 16 * 2**20
 #: Leaves of a pass: enough to keep workers busy to the end, few enough that task overhead does not show.
@@ -58,18 +60,13 @@ def blocks(start: int, stop: int, step: int) -> Iterator[tuple[int, int]]:
     return ((i, min(i + step, stop)) for i in range(start, stop, step))
 
 
-def plan_grid(
-    shape: tuple[int, int], row_bytes: int, *, row_unit: int = 1, max_block_bytes: int, block_rows: int | None = None
-) -> RowGrid:
+def plan_grid(A: Matrix, *, max_block_bytes: int, block_rows: int | None = None) -> RowGrid:
     """Choose the grid of a pass.
 
     Parameters
     ----------
-    shape : (m, n)
-    row_bytes : int
-        Bytes of one row in the compute dtype.
-    row_unit : int
-        Rows that the store reads together; blocks are made of whole units where ``max_block_bytes`` allows.
+    A : Matrix (m, n)
+        Blocks are made of its whole chunks where ``max_block_bytes`` allows.
     max_block_bytes : int
         What memory allows one block to take.
     block_rows : int, optional
@@ -79,15 +76,13 @@ def plan_grid(
     -------
     RowGrid
     """
-    m = shape[0]
-    unit = min(row_unit, m)
+    m, n = A.shape
+    unit, row_bytes = min(A.row_unit, m), n * A.dtype.itemsize
     if block_rows is None:
         target = max(1, min(BLOCK_BYTES, max_block_bytes) // row_bytes)
-        if unit == 1:
-            block_rows = 2 ** int(math.log2(target))
-        elif unit <= target:
+        if 1 < unit <= target:
             block_rows = unit * (target // unit)
-        elif unit * row_bytes <= max_block_bytes:
+        elif not A.any_range and unit * row_bytes <= max_block_bytes:
             block_rows = unit
         else:
             block_rows = 2 ** int(math.log2(target))

@@ -333,7 +333,7 @@ def _read_ahead(A: Matrix, start: int, stop: int, block_rows: int) -> Iterator[t
     shape = (min(block_rows, stop - start), A.shape[1])
     buffers = itertools.cycle([workspace("read-0", shape, A.dtype), workspace("read-1", shape, A.dtype)])
     source: Callable[[int, int, Array], Array] = A.read
-    if block_rows % A.row_unit and A.row_unit > 1:
+    if block_rows % A.row_unit and not A.any_range:
         source = _UnitReader(A, start, stop).read
     spans = list(blocks(start, stop, block_rows))
     ahead = reader.submit(source, *spans[0], next(buffers)[: spans[0][1] - spans[0][0]])

@@ -21,7 +21,7 @@ class Centered(Matrix):
         self.base = base
         self.mean = None if mean is None else mean.astype(base.dtype)
         self.shape, self.stored_dtype, self.uri = base.shape, base.stored_dtype, base.uri
-        self.row_unit, self.column_unit = base.row_unit, base.column_unit
+        self.row_unit, self.column_unit, self.any_range = base.row_unit, base.column_unit, base.any_range
 
     def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
         block = self.base.region(rows, columns, out)

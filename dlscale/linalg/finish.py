@@ -17,15 +17,21 @@ from dlscale.linalg.subspace import Subspace, gaussian
 from dlscale.linalg.triplets import LeftOutput, Triplets
 from dlscale.storage.matrices import Array, Matrix
 
-#: The width of the last product is padded with probes to a multiple of this, at which matrix products are fastest.
+#: Widths are multiples of this, at which matrix products are fastest: 64 columns cost what 60 do.
 WIDTH_MULTIPLE = 8
-MIN_PROBES = 6
+N_PROBES = 4
 _N_CHECKS = 4
 
 
-def n_probes(width: int) -> int:
-    """How many probes go along with ``width`` columns."""
-    return MIN_PROBES + -(width + MIN_PROBES) % WIDTH_MULTIPLE
+def iteration_width(n_columns: int, most: int) -> int:
+    """Columns that the iterations carry so that ``n_columns`` and the probes are left for the last read."""
+    return min(most, -(-(n_columns + N_PROBES) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE)
+
+
+def make_room(space: Subspace) -> Array:
+    """The basis for the last read: where iterations have sorted it, its last columns give way to the probes."""
+    n, width = space.W.shape
+    return space.W if width == n or space.n_iterations == 0 else space.W[:, : width - N_PROBES]
 
 
 def coarse_grid(grid: RowGrid, row_bytes: int) -> RowGrid:
@@ -61,9 +67,10 @@ def finish(
     One read of A with 4 m n l flops; two or three reads of ``[A W, A probes]`` (m, l + p), which is small.
     """
     dtype = A.dtype
-    n, width = space.W.shape
-    probes = gaussian(n, n_probes(width), seed + 1_000_003, dtype).astype(dtype)
-    W = np.hstack([space.W, probes])
+    basis_W = make_room(space)
+    n, width = basis_W.shape
+    probes = gaussian(n, N_PROBES, seed + 1_000_003, dtype).astype(dtype)
+    W = np.hstack([basis_W, probes])
     fold = NormalProduct(W, squares=space.squares is None, keep_Y=True)
     Y_output = passes.scratch("range", (A.shape[0], W.shape[1]), dtype, grid)
     state = passes.sweep("range", A, fold, grid, outputs=[Y_output])
@@ -73,7 +80,7 @@ def finish(
 
     basis, how = find_basis(passes, Y, Y_grid, gram, step="basis")
     with one_blas_thread():
-        found = project(basis, space.W, Z[:, :width], gram, dtype, n_iterations=space.n_iterations)
+        found = project(basis, basis_W, Z[:, :width], gram, dtype, n_iterations=space.n_iterations)
         k = n_components or max(1, int((found.s > (tolerance or 0.0) * found.s[0]).sum()))
         s, V, X = found.s[:k], found.V[:, :k], found.X[:, :k]
         if not left.decides_sign:
@@ -108,7 +115,7 @@ def finish(
             Z_probes=Z[:, width:],
             eps=float(np.finfo(dtype).eps),
         )
-        certificate = _certify(V, measured, expected, n_checks, s, A)
+        certificate = _certify(V, measured, expected, n_checks, s, A, found.resolution)
     return Triplets(s, V, error, certificate, squares, (how, found.note))
 
 
@@ -128,11 +135,12 @@ def _checks(found: Projection, s: Array, V: Array, phases: Array, probes: Array,
     return np.hstack([inside, select]), np.hstack([s[:, None] * combination, expected]), _N_CHECKS
 
 
-def _certify(V: Array, measured: dict[str, Array], expected: Array, n_checks: int, s: Array, A: Matrix) -> Certificate:
-    eps = float(np.finfo(A.dtype).eps)
+def _certify(
+    V: Array, measured: dict[str, Array], expected: Array, n_checks: int, s: Array, A: Matrix, resolution: float
+) -> Certificate:
     difference = np.linalg.norm(measured["met"][:, :n_checks] - expected[:, :n_checks])
     # A probe of unit variance has length sqrt(n), and n_checks of them are met by k vectors.
-    scale = max(float(s[0]), np.finfo(float).tiny) * np.sqrt(n_checks * A.shape[1]) * max(V.shape) * eps
+    scale = max(float(s[0]), np.finfo(float).tiny) * np.sqrt(n_checks * A.shape[1]) * max(V.shape) * resolution
     return Certificate(
         (
             orthogonality("U", measured["gram"], A.dtype, "the left singular vectors are orthonormal to working precision"),

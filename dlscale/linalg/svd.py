@@ -16,7 +16,7 @@ from dlscale.engine.passes import Passes
 from dlscale.errors import SpecError
 from dlscale.kernels import accumulator_dtype
 from dlscale.linalg.exact_svd import exact_svd
-from dlscale.linalg.finish import finish, n_probes
+from dlscale.linalg.finish import N_PROBES, finish, iteration_width
 from dlscale.linalg.outcome import Outcome
 from dlscale.linalg.subspace import Subspace, iterate, iterate_to_tolerance, start_subspace
 from dlscale.linalg.triplets import LeftOutput
@@ -87,10 +87,12 @@ class SVDOptions:
     def width(self, most: int) -> int:
         """Columns that the iterations carry."""
         if self.n_components is None:
-            return min(most, 64 + self.oversampling)
+            return iteration_width(64 + self.oversampling, most)
+        if self.method == "exact":
+            return most
         # With no second look at the matrix, a wider sketch is the only way to accuracy (Tropp et al. 2019, section 5.4).
         wider = self.n_components if self.method == "streaming" else 0
-        return min(most, self.n_components + self.oversampling + wider)
+        return iteration_width(self.n_components + self.oversampling + wider, most)
 
 
 def plan_svd(A: Matrix, options: SVDOptions, facts: ClusterFacts) -> Plan:
@@ -121,9 +123,9 @@ def plan_svd(A: Matrix, options: SVDOptions, facts: ClusterFacts) -> Plan:
         algorithm = "exact SVD: orthonormal basis (Cholesky QR, or TSQR where the condition asks for it), then the SVD of R"
     else:
         width = options.width(n)
-        final = width * (options.n_iterations + 1 if options.method == "krylov" else 1)
-        final = min(final, n)
-        last = final + n_probes(final)
+        columns = min(n, width * (options.n_iterations + 1 if options.method == "krylov" else 1))
+        last = columns + (0 if options.n_iterations and columns < n else N_PROBES)
+        final = last - N_PROBES
         layout = lay_out(
             tall,
             facts,

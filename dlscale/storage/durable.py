@@ -108,7 +108,9 @@ def write_atomically(path: Path, data: bytes, *, fsync: bool = True) -> None:
         fsync_path(path.parent)
 
 
-def write_chunk(path: Path, block: NDArray[Any], chunk_shape: tuple[int, ...], *, fsync: bool = False) -> int:
+def write_chunk(
+    path: Path, block: NDArray[Any], chunk_shape: tuple[int, ...], *, fsync: bool = False, checksum: bool = True
+) -> int:
     """Write one Zarr chunk file with the codecs ``bytes`` (little endian) and ``crc32c``, atomically.
 
     Parameters
@@ -120,19 +122,21 @@ def write_chunk(path: Path, block: NDArray[Any], chunk_shape: tuple[int, ...], *
     chunk_shape : tuple of int
     fsync : bool
         Flush the file to the disk before it gets its name.
+    checksum : bool
+        Whether the array's codecs have a ``crc32c``.
 
     Returns
     -------
     int
-        crc32c of the elements. (Of the whole file it would say nothing: the CRC of data followed by its CRC is a constant.)
+        crc32c of the elements, 0 without a checksum. (Of the whole file it would say nothing: the CRC of data followed by its CRC is a constant.)
     """
     if block.shape != chunk_shape:
         padded = np.zeros(chunk_shape, block.dtype)
         padded[tuple(slice(n) for n in block.shape)] = block
         block = padded
     elements = np.ascontiguousarray(block, dtype=block.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
-    crc = crc32c(elements)
-    parts: list[bytes | memoryview] = [elements.data, crc.to_bytes(_CRC_BYTES, "little")]
+    crc = crc32c(elements) if checksum else 0
+    parts: list[bytes | memoryview] = [elements.data, crc.to_bytes(_CRC_BYTES if checksum else 0, "little")]
     try:
         _replace(path, parts, fsync)
     except FileNotFoundError:  # the first chunk of its row of chunks

@@ -48,7 +48,9 @@ class Matrix(ABC):
     in_memory : bool
         Whether `read` costs nothing (a view).
     row_unit, column_unit : int
-        Reading whole multiples of these never reads a stored chunk twice; 1 means that any range is free of re-reading.
+        Rows and columns of a stored chunk: reading whole multiples of these never reads one twice.
+    any_range : bool
+        Whether other ranges cost no re-reading either.
     """
 
     shape: tuple[int, int]
@@ -57,6 +59,7 @@ class Matrix(ABC):
     in_memory = False
     row_unit = 1
     column_unit = 1
+    any_range = False
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -136,7 +139,7 @@ class Transposed(Matrix):
         self.base = base
         self.shape = (base.shape[1], base.shape[0])
         self.stored_dtype, self.uri, self.in_memory = base.stored_dtype, base.uri, base.in_memory
-        self.row_unit, self.column_unit = base.column_unit, base.row_unit
+        self.row_unit, self.column_unit, self.any_range = base.column_unit, base.row_unit, base.any_range
 
     @property
     def T(self) -> Matrix:

@@ -61,6 +61,8 @@ class ArrayWriter:
     fsync : bool
         Flush each chunk file to the disk as it is written, in the process that writes it. `flush` does it later and for
         less, but only for what this machine's kernel holds; on a file system shared by several machines, use True.
+    checksum : bool
+        A crc32c behind each chunk. Without one, an array can be read by any range of rows, which is how inputs are stored.
     """
 
     name: str
@@ -70,9 +72,10 @@ class ArrayWriter:
     chunks: Shape
     shards: Shape | None = None
     fsync: bool = False
+    checksum: bool = True
 
     def __reduce__(self) -> tuple[type[ArrayWriter], tuple[Any, ...]]:
-        return type(self), (self.name, self.path, self.shape, self.dtype, self.chunks, self.shards, self.fsync)
+        return type(self), (self.name, self.path, self.shape, self.dtype, self.chunks, self.shards, self.fsync, self.checksum)
 
     @property
     def unit(self) -> Shape:
@@ -125,7 +128,7 @@ class ArrayWriter:
         block = block.astype(self.dtype, copy=False)
         if self._is_plain:
             for key, part in self._files(region):
-                write_chunk(self.path / key, block[part], self.chunks, fsync=self.fsync)
+                write_chunk(self.path / key, block[part], self.chunks, fsync=self.fsync, checksum=self.checksum)
         else:
             self._array[region] = block
             if self.fsync:
@@ -161,10 +164,10 @@ class ArrayWriter:
 
     @cached_property
     def _is_plain(self) -> bool:
-        """Whether a chunk file is its elements, little endian, and their crc32c."""
+        """Whether a chunk file is its elements, little endian, and their crc32c if there is one."""
         codecs = getattr(self._array.metadata, "codecs", ())
         match codecs:
-            case (BytesCodec() as elements, Crc32cCodec()):
+            case (BytesCodec() as elements, *rest) if [type(codec) for codec in rest] == [Crc32cCodec] * self.checksum:
                 return elements.endian is None or elements.endian.value == "little"
         return False
 
@@ -216,6 +219,7 @@ def create_array(
     shards: Shape | None = None,
     name: str | None = None,
     fsync: bool = False,
+    checksum: bool = True,
     overwrite: bool = False,
 ) -> ArrayWriter:
     """Create a Zarr array, or open the one that is there if it has the same layout (what was written stays).
@@ -230,7 +234,7 @@ def create_array(
         Boolean, integer, float or complex, as NumPy names them.
     name : str, optional
         For messages; by default the last part of the path.
-    fsync : bool
+    fsync, checksum : bool
         See `ArrayWriter`.
     overwrite : bool
         Remove the Zarr array or group that is there first, whatever its layout.
@@ -248,7 +252,9 @@ def create_array(
         raise SpecError(f"{path}: shards must be multiples of chunks along every axis, got shards {shards} of chunks {chunks}.")
     if not shards:
         chunks = tuple(min(c, max(n, 1)) for c, n in zip(chunks, shape, strict=True))
-    writer = ArrayWriter(name or path.name, path, tuple(shape), dtype, tuple(chunks), tuple(shards) if shards else None, fsync)
+    writer = ArrayWriter(
+        name or path.name, path, tuple(shape), dtype, tuple(chunks), tuple(shards) if shards else None, fsync, checksum
+    )
     wanted = _array_metadata(writer)
     if overwrite:
         remove_node(path)
@@ -380,7 +386,7 @@ def _array_metadata(writer: ArrayWriter) -> bytes:
         chunks=writer.chunks,
         shards=writer.shards,
         filters=None,
-        compressors=[Crc32cCodec()],
+        compressors=[Crc32cCodec()] if writer.checksum else None,
         fill_value=0,
     )
     return array.metadata.to_buffer_dict(default_buffer_prototype())["zarr.json"].to_bytes()

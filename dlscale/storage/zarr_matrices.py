@@ -40,8 +40,8 @@ class ZarrMatrix(Matrix):
             raise InputError(f"A matrix has two dimensions (rows, columns); {uri} has shape {metadata.shape}.")
         self.shape = metadata.shape
         self.stored_dtype = np.dtype(metadata.dtype)
-        if self.raw is None or self.raw.checksum:
-            self.row_unit, self.column_unit = (min(c, s) for c, s in zip(metadata.chunks, self.shape, strict=True))
+        self.row_unit, self.column_unit = (min(c, s) for c, s in zip(metadata.chunks, self.shape, strict=True))
+        self.any_range = self.raw is not None and not self.raw.checksum
 
     @classmethod
     def open(cls, uri: str) -> ZarrMatrix:
