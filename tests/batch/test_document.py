@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from dlscale.batch.document import parse_yaml, read_document, set_value
@@ -64,7 +66,7 @@ def test_setting_a_value_leaves_the_document_alone() -> None:
     assert document.data == {"params": {"seed": 1}}
 
 
-def test_a_long_file_and_a_missing_file_are_refused(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_long_file_and_a_missing_file_are_refused(tmp_path: Path) -> None:
     long = tmp_path / "long.yaml"
     long.write_text("# " + "x" * 1_000_001)
     with pytest.raises(SpecError, match="at most"):
