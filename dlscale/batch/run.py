@@ -183,7 +183,7 @@ def _execute(job: Job, state: JobState, prepared: Prepared, listener: Emit) -> J
                     outcome, group = _compute(job, prepared, output, recorder, signals)
                 path = group.publish(_attributes(job, prepared, outcome, recorder.seconds))
                 recorder.change("succeeded", result=str(path))
-                PacedCheckpoint(job.checkpoint).discard()
+            PacedCheckpoint(job.checkpoint).discard()
         except (Stop, Exception) as reason:
             if signals.received:
                 error = Interrupted(

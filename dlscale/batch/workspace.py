@@ -196,7 +196,8 @@ class Workspace:
     def jobs(self) -> Iterator[Job]:
         """All jobs, the newest first."""
         folders = self.jobs_folder.iterdir() if self.jobs_folder.is_dir() else []
-        found = [(created, Job(folder)) for folder in folders if (created := _modified(folder / "spec.yaml"))]
+        whole = (folder for folder in folders if not folder.name.startswith("."))
+        found = [(created, Job(folder)) for folder in whole if (created := _modified(folder / "spec.yaml"))]
         for _, job in sorted(found, key=lambda entry: entry[0], reverse=True):
             yield job
 
