@@ -94,13 +94,16 @@ def estimate_errors(
 
 def largest_ritz(H: Array, probes: Array) -> float:
     """A lower estimate of ``||E||_2`` from ``H = E^H E probes``: the largest Ritz value of one step of block power iteration."""
+    # H goes with the square of E, and its square with the fourth power: out of range long before E is.
+    size = max(float(np.abs(H).max()), np.finfo(float).tiny)
+    H = H / size
     first, second = probes.conj().T @ H, H.conj().T @ H
     values, vectors = np.linalg.eigh((first + first.conj().T) / 2)
     keep = values > max(values[-1], 0.0) * 1e-10
     if not keep.any():
         return 0.0
     basis = vectors[:, keep] / np.sqrt(values[keep])
-    return float(np.sqrt(max(np.linalg.eigvalsh(basis.conj().T @ second @ basis)[-1], 0.0)))
+    return float(np.sqrt(size * max(np.linalg.eigvalsh(basis.conj().T @ second @ basis)[-1], 0.0)))
 
 
 def _value_errors(found: Projection, k: int, gram: Array, history: Sequence[Array], outside: float, eps: float) -> Array:
@@ -115,7 +118,7 @@ def _value_errors(found: Projection, k: int, gram: Array, history: Sequence[Arra
     rounding = 4 * eps * found.s[0]
     bound = np.sqrt(s**2 + outside**2) - s
     if not history:
-        return np.asarray(bound + rounding)
+        return np.asarray(_SAFETY * bound + rounding)
     before = np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1][:k], 0.0))
     half_step = np.maximum(s - before, 0.0)
     if found.coordinates is None:

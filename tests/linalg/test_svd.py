@@ -1,0 +1,206 @@
+"""Singular value decompositions of hard matrices, judged by backward error and orthogonality in units of n and eps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import DTYPES, HARD, Array, M, N, backward_error, compute, departure, eps, gaussian, norm, spectrum, wide_precision
+from sklearn.utils.extmath import randomized_svd as sklearn_randomized_svd
+from sklearn.utils.extmath import svd_flip
+
+import dlscale
+from dlscale import gallery
+from dlscale.errors import NumericalError, SpecError
+from dlscale.linalg.svd import Method, SVDOptions, compute_svd, plan_svd
+
+METHODS: tuple[Method, ...] = ("randomized", "krylov", "streaming", "exact")
+
+
+def run(A: Array, **options: Any) -> tuple[Any, Array, Array, Array]:
+    outcome, arrays, _ = compute(plan_svd, compute_svd, A, SVDOptions(**options))
+    return outcome, arrays["u"], arrays["s"], arrays["vh"]
+
+
+def true_values(A: Array) -> Array:
+    return np.asarray(np.linalg.svd(wide_precision(A), compute_uv=False))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", HARD)
+def test_exact(name: str, dtype: str) -> None:
+    """||A - U S V^H|| <= c n eps ||A||, and orthonormal factors, on every matrix; many small blocks."""
+    A = HARD[name](dtype)
+    n = min(A.shape)
+    outcome, u, s, vh = run(A, method="exact", block_rows=64)
+    assert u.dtype == vh.dtype == A.dtype
+    assert s.dtype == np.zeros(1, dtype).real.dtype
+    assert outcome.certificate.passed, outcome.certificate
+    assert backward_error(A, u * s, vh) < 5 * n * eps(A)
+    assert departure(u) < 20 * n * eps(A)
+    assert departure(vh.conj().T) < 20 * n * eps(A)
+    assert np.abs(s - true_values(A)).max() <= 5 * n * eps(A) * norm(A)
+    assert (np.diff(s) <= 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", HARD)
+@pytest.mark.parametrize("method", ["randomized", "krylov", "streaming"])
+def test_factors_are_orthonormal_whatever_the_matrix(method: Method, name: str, dtype: str) -> None:
+    A = HARD[name](dtype)
+    k = min(5, *A.shape)
+    outcome, u, s, vh = run(A, n_components=k, method=method, block_rows=64)
+    assert outcome.certificate.passed, outcome.certificate
+    assert departure(u) < 40 * k * eps(A)
+    assert departure(vh.conj().T) < 40 * k * eps(A)
+    assert u.dtype == vh.dtype == A.dtype
+    # A projection never exceeds the matrix; one read resolves half of the digits.
+    room = eps(A) ** 0.5 if method == "streaming" else 50 * eps(A)
+    assert (s <= true_values(A)[:k] + room * norm(A)).all()
+
+
+@pytest.mark.parametrize("name", ["condition 1e8", "condition 1e15", "rank 11", "all zeros", "equal and zero columns"])
+@pytest.mark.parametrize("method", METHODS)
+def test_orthogonality_in_double_precision(method: Method, name: str) -> None:
+    """||I - U'U|| and ||I - V'V|| under 1e-12, with every singular vector that there is."""
+    A = HARD[name]("f8")
+    _, u, _, vh = run(A, n_components=N, method=method, block_rows=100)
+    assert max(departure(u), departure(vh.T)) < 1e-12
+
+
+@pytest.mark.parametrize("shape", [(2000, 200), (200, 2000)], ids=["tall", "wide"])
+def test_slow_decay_with_defaults(shape: tuple[int, int]) -> None:
+    """sigma_i = i^-1/2, on which methods without power iterations are wrong by 30%."""
+    A = gallery.SpectrumMatrix(shape, gallery.power(200)).rows(0, shape[0])
+    s = dlscale.randomized_svd(A, 10).s
+    assert np.abs(s / gallery.power(10) - 1).max() < 1e-3
+
+
+@pytest.mark.parametrize("q", [0, 1, 2, 4])
+@pytest.mark.parametrize("decay", [0.5, 1.0])
+def test_no_less_accurate_than_scikit_learn(q: int, decay: float) -> None:
+    """With equal power iterations, oversampling and reads; the mean over seeds, as both are random."""
+    truth = gallery.power(200, decay)
+    A = spectrum(truth, 2000, 200)
+    ours, theirs = [], []
+    for seed in range(4):
+        u, s, vh = dlscale.randomized_svd(A, 10, power_iterations=q, seed=seed)
+        ours.append((np.abs(s - truth[:10]).max(), norm(A - (u * s) @ vh)))
+        u, s, vh = sklearn_randomized_svd(A, 10, n_oversamples=10, n_iter=q, random_state=seed)
+        theirs.append((np.abs(s - truth[:10]).max(), norm(A - (u * s) @ vh)))
+    assert (np.mean(ours, axis=0) <= np.mean(theirs, axis=0) * 1.02).all()
+
+
+def test_krylov_is_more_accurate_for_the_same_reads() -> None:
+    truth = gallery.power(300)
+    A = spectrum(truth, 3000, 300)
+    plain = dlscale.randomized_svd(A, 10, power_iterations=2).s
+    krylov = dlscale.randomized_svd(A, 10, power_iterations=2, method="krylov").s
+    assert np.abs(krylov - truth[:10]).max() < np.abs(plain - truth[:10]).max() / 3
+
+
+@pytest.mark.parametrize("tolerance", [0.3, 1e-2, 1e-4])
+@pytest.mark.parametrize("method", ["randomized", "exact"])
+def test_tolerance(method: Method, tolerance: float) -> None:
+    """||A - U S V^H|| <= tolerance ||A||, and no more components than an exact SVD needs, or nearly."""
+    truth = np.geomspace(5.0, 5e-6, 150)
+    A = spectrum(truth, 900, 150)
+    outcome, u, s, vh = run(A, tolerance=tolerance, method=method, block_rows=100)
+    needed = int((truth > tolerance * truth[0]).sum())
+    assert norm(A - (u * s) @ vh) <= tolerance * truth[0] * (1 + 1e-6)
+    assert needed <= len(s) <= needed + 1
+    assert outcome.certificate.passed
+
+
+def test_tolerance_without_a_gap_ends_with_everything() -> None:
+    A = spectrum(gallery.flat(100), 300, 100)
+    _, u, s, vh = run(A, tolerance=1e-3, power_iterations=1)
+    assert len(s) == 100
+    assert backward_error(A, u * s, vh) < 1e-12
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("shape", [(300, 40), (40, 300), (64, 64)], ids=["tall", "wide", "square"])
+@pytest.mark.parametrize("method", METHODS)
+def test_signs_are_those_of_scikit_learn(method: Method, shape: tuple[int, int], dtype: str) -> None:
+    """svd_flip decides by the columns of U: their largest entry is positive."""
+    A = gaussian(*shape, dtype)
+    _, u, _, vh = run(A, n_components=5, method=method, block_rows=37)
+    flipped_u, flipped_vh = svd_flip(u.copy(), vh.copy())
+    np.testing.assert_array_equal(u, flipped_u)
+    np.testing.assert_array_equal(vh, flipped_vh)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_phases_of_complex_vectors(method: Method) -> None:
+    """The entry of largest modulus of each column of U is real and positive."""
+    _, u, _, _ = run(gaussian(300, 40, "c16"), n_components=5, method=method, block_rows=37)
+    peaks = u[np.abs(u).argmax(axis=0), np.arange(5)]
+    assert (peaks.real > 0).all()
+    assert np.abs(peaks.imag).max() < 1e-15
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (1, 2), (64, 64), (65, 64), (129, 40), (40, 129), (128, 1), (1, 300)], ids=str)
+def test_shapes(shape: tuple[int, int], dtype: str) -> None:
+    """One block, one row over a block, one row and one column, at a block of 64 rows."""
+    A = gaussian(*shape, dtype)
+    k = min(shape)
+    for method in METHODS:
+        _, u, s, vh = run(A, n_components=k, method=method, block_rows=64)
+        assert u.shape == (shape[0], k)
+        assert vh.shape == (k, shape[1])
+        # One read has half of the digits.
+        assert backward_error(A, u * s, vh) < (10 * eps(A) ** 0.5 if method == "streaming" else 100 * k * eps(A))
+
+
+def test_scale_does_not_matter() -> None:
+    """Powers of two change exponents only: neither squares that vanish nor squares that are huge spoil the answer."""
+    A = spectrum(gallery.power(30), 200, 30)
+    expected = dlscale.randomized_svd(A, 5).s
+    for scale in (2.0**-400, 2.0**400):
+        np.testing.assert_allclose(dlscale.randomized_svd(A * scale, 5).s / scale, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("f4", 1e-20), ("f4", 1e-30), ("f8", 1e-160), ("c8", 1e-22)])
+@pytest.mark.parametrize("method", ["randomized", "krylov", "streaming"])
+def test_underflow_is_refused_with_advice(method: Method, dtype: str, size: float) -> None:
+    """Products of entries so small vanish, and the answer would be wrong without a word."""
+    A = (gaussian(50, 8, dtype) * size).astype(dtype)
+    with pytest.raises(NumericalError, match="underflow.*multiply"):
+        run(A, n_components=2, method=method)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("f4", 1e30), ("f8", 1e200), ("c8", 1e30), ("c16", 1e200)])
+@pytest.mark.parametrize("method", METHODS)
+def test_overflow_is_refused_with_advice(method: Method, dtype: str, size: float) -> None:
+    A = (gaussian(50, 8, dtype) * size).astype(dtype)
+    with pytest.raises(NumericalError, match="overflow.*divide"):
+        run(A, n_components=2, method=method)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"n_components": 41}, "between 1 and 40"),
+        ({"n_components": 0}, "between 1 and 40"),
+        ({}, "exactly one of n_components and tolerance"),
+        ({"n_components": 3, "tolerance": 0.1}, "exactly one"),
+        ({"tolerance": 1.5}, "between 0 and 1"),
+        ({"tolerance": 0.1, "method": "streaming"}, "tolerance"),
+        ({"n_components": 3, "method": "magic"}, "randomized, krylov, streaming, exact"),
+        ({"n_components": 3, "oversampling": -1}, "oversampling"),
+        ({"n_components": 3, "power_iterations": -1}, "power_iterations"),
+    ],
+)
+def test_options_are_refused_by_name(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        run(np.ones((M, N)), **options)
+
+
+def test_same_seed_same_bits_another_seed_other_bits() -> None:
+    A = HARD["slow decay"]("f8")
+    one, again, other = (run(A, n_components=5, seed=seed, power_iterations=0)[1] for seed in (3, 3, 4))
+    assert one.tobytes() == again.tobytes()
+    assert one.tobytes() != other.tobytes()
