@@ -82,7 +82,8 @@ def prepare(
     """
     data = to_data(spec)
     with _blame(document, "output"):
-        output = _check_output(data.get("output"), overwrite=spec.overwrite)
+        # A job that is resumed may have published just before it was killed.
+        output = _check_output(data.get("output"), overwrite=spec.overwrite or plan is not None)
     with _blame(document):
         _check_writable(workspace.root)
     with _blame(document, "cluster"):

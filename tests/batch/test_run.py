@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import zarr
 from dlscale.batch import run as jobs
 from dlscale.batch.pacing import PacedCheckpoint
 from dlscale.batch.reporting import write_report
-from dlscale.batch.workspace import Workspace
+from dlscale.batch.workspace import Heartbeat, Workspace
 from dlscale.errors import CertificateError, DoesNotFitError, InputError, NonFiniteError, SpecError
 
 Spec = dict[str, Any]
@@ -154,6 +155,17 @@ def test_a_finished_job_is_not_resumed_and_its_report_can_be_drawn_anew(
         jobs.reopen(job, Workspace(tmp_path / "ws"))
     job.report.unlink()
     assert "<html" in write_report(job).read_text()
+
+
+def test_a_job_killed_after_publishing_has_succeeded(spec: Spec, run: Callable[..., jobs.JobResult], tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    published = run(spec, f"output={tmp_path / 'r.zarr'}")
+    job = workspace.find(published.job)
+    vanished = Heartbeat.now()._replace(started=1.0)
+    job.write_state(replace(job.read_state(), state="certifying", result=None, heartbeat=vanished))
+    assert job.read_state().state == "lost"
+    result = jobs.resume(job, jobs.reopen(job, workspace))
+    assert (result.state, result.result) == ("succeeded", published.result)
 
 
 def test_a_job_runs_outside_the_main_thread(spec: Spec, run: Callable[..., jobs.JobResult]) -> None:
