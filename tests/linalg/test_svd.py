@@ -168,7 +168,7 @@ def test_scale_does_not_matter() -> None:
 def test_underflow_is_refused_with_advice(method: Method, dtype: str, size: float) -> None:
     """Products of entries so small vanish, and the answer would be wrong without a word."""
     A = (gaussian(50, 8, dtype) * size).astype(dtype)
-    with pytest.raises(NumericalError, match="underflow.*multiply"):
+    with pytest.raises(NumericalError, match=r"underflow.*multiply"):
         run(A, n_components=2, method=method)
 
 
@@ -176,7 +176,7 @@ def test_underflow_is_refused_with_advice(method: Method, dtype: str, size: floa
 @pytest.mark.parametrize("method", METHODS)
 def test_overflow_is_refused_with_advice(method: Method, dtype: str, size: float) -> None:
     A = (gaussian(50, 8, dtype) * size).astype(dtype)
-    with pytest.raises(NumericalError, match="overflow.*divide"):
+    with pytest.raises(NumericalError, match=r"overflow.*divide"):
         run(A, n_components=2, method=method)
 
 
