@@ -10,7 +10,7 @@ import numpy as np
 
 from dlscale.engine.passes import Fold, State
 from dlscale.kernels import accumulator_dtype
-from dlscale.linalg.products import block_mean, combine_means
+from dlscale.linalg.products import block_mean, block_means, combine_means, start_means
 from dlscale.storage.matrices import Array, Matrix
 
 
@@ -20,6 +20,9 @@ class Centered(Matrix):
     def __init__(self, base: Matrix, mean: Array | None) -> None:
         self.base = base
         self.mean = None if mean is None else mean.astype(base.dtype)
+        low = None if mean is None else (mean - self.mean).astype(base.dtype)
+        #: What single precision rounds away of the mean; beside a large offset it is as large as the data.
+        self.mean_low = low if low is not None and low.any() else None
         self.shape, self.stored_dtype, self.uri = base.shape, base.stored_dtype, base.uri
         self.row_unit, self.column_unit, self.any_range = base.row_unit, base.column_unit, base.any_range
 
@@ -27,14 +30,21 @@ class Centered(Matrix):
         block = self.base.region(rows, columns, out)
         if not self.base.in_memory:
             out = block  # it is ours, so it is centred in place
-        mean = row_means(block)[:, None] if self.mean is None else self.mean[slice(*columns)]
-        return np.subtract(block, mean, out=out)
+        centred: Array
+        if self.mean is None:
+            centred = np.subtract(block, block.mean(axis=1, keepdims=True), out=out)
+            centred -= centred.mean(axis=1, keepdims=True)
+            return centred
+        centred = np.subtract(block, self.mean[slice(*columns)], out=out)
+        if self.mean_low is not None:
+            centred -= self.mean_low[slice(*columns)]
+        return centred
 
 
 def row_means(A: Array) -> Array:
     """The mean of each row, refined by the mean of the differences, which a large offset needs."""
     first = A.mean(axis=1)
-    return np.asarray(first + (A - first[:, None]).mean(axis=1))
+    return np.asarray(first.astype(accumulator_dtype(A.dtype)) + (A - first[:, None]).mean(axis=1))
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,7 @@ class RowMeans(Fold):
     dtype: np.dtype[Any]
 
     def start(self) -> State:
-        return {"mean": np.zeros(0, self.dtype)}
+        return {"mean": np.zeros(0, accumulator_dtype(self.dtype))}
 
     def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
         state["mean"] = np.concatenate([state["mean"], row_means(A)])
@@ -62,10 +72,10 @@ class ColumnMeans(Fold):
     dtype: np.dtype[Any]
 
     def start(self) -> State:
-        return {"count": np.zeros(1), "mean": np.zeros(self.n, accumulator_dtype(self.dtype))}
+        return start_means(self.n, self.dtype)
 
     def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
-        self.merge(state, {"count": np.array([float(len(A))]), "mean": block_mean(A)})
+        self.merge(state, block_means(A, *block_mean(A)))
         return ()
 
     def merge(self, left: State, right: State) -> State:

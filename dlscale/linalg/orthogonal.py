@@ -84,7 +84,7 @@ class TreeBasis:
     Parameters
     ----------
     R : (n, n)
-    coefficients : (n_blocks, n, n)
+    coefficients : (rows of all R factors, n)
     block_rows : int
     """
 
@@ -98,7 +98,8 @@ class TreeBasis:
 
     def apply(self, A: Array, first_row: int) -> Array:
         Q = np.linalg.qr(A).Q
-        return np.asarray(Q @ self.coefficients[first_row // self.block_rows, : Q.shape[1]].astype(A.dtype))
+        first = first_row // self.block_rows * min(self.block_rows, A.shape[1])
+        return np.asarray(Q @ self.coefficients[first : first + Q.shape[1]].astype(A.dtype))
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class BasisGram(Fold):
 
 @dataclass(frozen=True)
 class BlockQR(Fold):
-    """The R factors of the first n columns of all blocks, one below the other: (n_blocks, n, n)."""
+    """The R factors of the first n columns of all blocks, one below the other; of b < n rows there are b rows."""
 
     n: int
     dtype: np.dtype[Any]
@@ -136,13 +137,10 @@ class BlockQR(Fold):
         return 2.0 * self.n * self.n
 
     def start(self) -> State:
-        return {"stack": np.zeros((0, self.n, self.n), self.dtype)}
+        return {"stack": np.zeros((0, self.n), self.dtype)}
 
     def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
-        R = np.zeros((1, self.n, self.n), self.dtype)
-        factor = np.linalg.qr(A[:, : self.n], mode="r")
-        R[0, : len(factor)] = factor
-        state["stack"] = np.concatenate([state["stack"], R])
+        state["stack"] = np.concatenate([state["stack"], np.linalg.qr(A[:, : self.n], mode="r")])
         return ()
 
     def merge(self, left: State, right: State) -> State:
@@ -224,9 +222,8 @@ def find_basis(passes: Passes, A: Matrix, grid: RowGrid, gram: Array, *, step: s
         gram = passes.sweep(f"{step}-round-{len(factors) + 1}", A, BasisGram(basis), grid)["gram"]
     stack = passes.sweep(f"{step}-tsqr", A, BlockQR(len(gram), A.dtype), grid)["stack"]
     with one_blas_thread():
-        n_blocks, n, _ = stack.shape
-        Q, R = np.linalg.qr(stack.reshape(n_blocks * n, n))
+        Q, R = np.linalg.qr(stack)
         phases = np.where(np.diag(R) == 0, 1.0, np.sign(np.diag(R)))
     # The diagonal of R is made positive, as Cholesky QR leaves it.
-    tree = TreeBasis(phases.conj()[:, None] * R, (Q * phases).reshape(n_blocks, n, n), grid.block_rows)
+    tree = TreeBasis(phases.conj()[:, None] * R, Q * phases, grid.block_rows)
     return tree, f"TSQR: condition of the scaled columns {first_condition:.2g}, too large for Gram matrices"

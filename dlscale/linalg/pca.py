@@ -31,6 +31,8 @@ from dlscale.linalg.triplets import LeftOutput, Triplets
 from dlscale.storage.matrices import Array, Matrix
 
 Solver = Literal["auto", "covariance", "randomized", "full"]
+#: The exact solver is taken unless the randomized one saves more than this, in seconds.
+EXACT_WORTH_SECONDS = 1.0
 #: Variances below this part of the largest are noise in a covariance matrix; the full solver resolves them.
 COVARIANCE_LIMIT = 1e-11
 
@@ -45,7 +47,7 @@ class PCAOptions:
         k; or, between 0 and 1, the fewest components that explain this fraction of the variance; None keeps all.
     solver : str
         ``covariance``: eigenvectors of the n x n covariance matrix, one read; ``randomized``: q + 1 reads;
-        ``full``: the exact SVD; ``auto``: the cheapest that gives what was asked.
+        ``full``: the exact SVD; ``auto``: the covariance matrix, unless the randomized solver is faster by a second or more.
     whiten : bool
         Scale the scores to unit variance.
     scores : bool
@@ -140,7 +142,8 @@ def plan_pca(A: Matrix, options: PCAOptions, facts: ClusterFacts) -> Plan:
             continue
     if not plans:
         raise DoesNotFitError(" ".join(reasons))
-    best = min(plans, key=lambda plan: plan.expected_seconds)
+    worth = {"covariance": EXACT_WORTH_SECONDS, "randomized": 0.0}
+    best = min(plans, key=lambda plan: plan.expected_seconds - worth[plan.algorithm.split()[0]])
     return replace(best, notes=(*best.notes, *reasons))
 
 
@@ -270,7 +273,8 @@ def _from_gram(
     passes: Passes, centered: Matrix, state: State, options: PCAOptions, plan: Plan, left: LeftOutput, solver: str
 ) -> Triplets:
     """From ``A_c^H A_c`` to triplets: by its eigenvectors, or, where these are too few digits, by an exact SVD."""
-    gram, dtype = state["gram"], centered.dtype
+    # Products of complex tiles are Hermitian only up to rounding.
+    gram, dtype = (state["gram"] + state["gram"].conj().T) / 2, centered.dtype
     n = gram.shape[0]
     with one_blas_thread():
         values, vectors = np.linalg.eigh(gram)
@@ -313,7 +317,7 @@ def _from_gram(
         checks.append(
             Check(
                 "||T'T - S^2|| / (||S||^2 n eps)",
-                float(np.linalg.norm(measured - expected, 2) / (np.linalg.norm(expected, 2) * n * eps)),
+                float(np.linalg.norm(measured - expected, 2) / (max(float(scale.max()) ** 2, np.finfo(float).tiny) * n * eps)),
                 LAPACK_THRESHOLD,
                 "the scores are uncorrelated and have the variances of the components",
             )
@@ -332,7 +336,7 @@ def _from_gram(
 def _count(options: PCAOptions, values: Array, most: int) -> int:
     """How many components: the number asked for, those that explain the fraction asked for, or all."""
     if options.fraction is not None:
-        explained = np.cumsum(values) / values.sum()
+        explained = np.cumsum(values) / max(float(values.sum()), np.finfo(float).tiny)
         return min(most, int(np.searchsorted(explained, options.fraction, side="right")) + 1)
     if options.tolerance is not None:
         return max(1, int((np.sqrt(values) > options.tolerance * np.sqrt(values[0])).sum()))

@@ -21,14 +21,33 @@ from dlscale.kernels import accumulator_dtype, add_gram, add_normal_product, sum
 from dlscale.storage.matrices import Array
 
 
-def block_mean(A: Array) -> Array:
-    """Column means of a block, in double precision."""
-    ones = np.ones((1, A.shape[0]), A.dtype)
-    first = np.matmul(ones, A)[0].astype(accumulator_dtype(A.dtype)) / A.shape[0]
-    if A.dtype.itemsize // (2 if A.dtype.kind == "c" else 1) == 8:
-        return np.asarray(first)
-    # Single precision sums lose the digits that a large offset needs; the mean of the differences restores them.
-    return np.asarray(first + np.subtract(A, first, dtype=accumulator_dtype(A.dtype)).mean(axis=0))
+def block_mean(A: Array) -> tuple[Array, Array]:
+    """Column means of a block in two parts, ``mean + low``: the second holds the digits that the first rounds away.
+
+    Returns
+    -------
+    mean : (n,), of A's dtype
+    low : (n,), double precision
+        The mean of what is left when ``mean`` is subtracted.
+    """
+    m, dtype = A.shape[0], A.dtype
+    ones = np.ones((1, m), dtype)
+    mean = (np.matmul(ones, A)[0].astype(accumulator_dtype(dtype)) / m).astype(dtype)
+    low = np.zeros(A.shape[1], accumulator_dtype(dtype))
+    for _, tile in tiles(A, mean):
+        low += np.matmul(ones[:, : len(tile)], tile)[0]
+    return mean, low / m
+
+
+def start_means(n: int, dtype: np.dtype[Any]) -> State:
+    """The part of a state that counts rows and holds their mean, of no rows."""
+    wide = accumulator_dtype(dtype)
+    return {"count": np.zeros(1), "mean": np.zeros(n, wide), "mean_low": np.zeros(n, wide)}
+
+
+def block_means(A: Array, mean: Array, low: Array) -> State:
+    """The same of a block, from `block_mean`."""
+    return {"count": np.array([float(len(A))]), "mean": mean.astype(low.dtype), "mean_low": low}
 
 
 @dataclass(frozen=True)
@@ -65,15 +84,14 @@ class NormalProduct(Fold):
         if self.squares:
             state["squares"] = np.zeros(1)
         if self.center:
-            state |= {"count": np.zeros(1), "mean": np.zeros(n, wide)}
+            state |= start_means(n, self.W.dtype)
         return state
 
     def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
         shift, target = None, state
         if self.center:
-            mean = block_mean(A)
-            shift = mean.astype(A.dtype)
-            target = self.start() | {"count": np.array([float(len(A))]), "mean": mean}
+            shift, low = block_mean(A)
+            target = self.start() | block_means(A, shift, low)
         Y = add_normal_product(A, self.W, target["ZH"], mean=shift)
         if self.squares:
             target["squares"] += sum(sum_of_squares(tile) for _, tile in tiles(A, shift))
@@ -81,8 +99,7 @@ class NormalProduct(Fold):
             Y_wide = Y.astype(target["gram"].dtype, copy=False)
             target["gram"] += Y_wide.conj().T @ Y_wide
         if self.center:
-            if (residue := mean - shift).any():  # a single precision shift is not quite the mean
-                target["ZH"] -= len(A) * np.outer((residue @ self.W).conj(), residue)
+            target["ZH"] -= len(A) * np.outer((low @ self.W).conj(), low)
             self.merge(state, target)
         return (Y,) if self.keep_Y else ()
 
@@ -93,7 +110,7 @@ class NormalProduct(Fold):
             left["ZH"] += weight * np.outer((delta @ self.W).conj(), delta)
             if self.squares:
                 left["squares"] += weight * np.vdot(delta, delta).real
-        for name in left.keys() - {"count", "mean"}:
+        for name in left.keys() - {"count", "mean", "mean_low"}:
             left[name] += right[name]
         return left
 
@@ -129,21 +146,21 @@ class Gram(Fold):
         if self.probe is not None:
             state["probed"] = np.zeros((1, self.n), wide)
         if self.center:
-            state |= {"count": np.zeros(1), "mean": np.zeros(self.n, wide)}
+            state |= start_means(self.n, self.dtype)
         return state
 
     def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
         shift, target = None, state
         if self.center:
-            mean = block_mean(A)
-            shift = mean.astype(A.dtype)
-            target = self.start() | {"count": np.array([float(len(A))]), "mean": mean}
+            shift, low = block_mean(A)
+            target = self.start() | block_means(A, shift, low)
         add_gram(A, target["gram"], mean=shift)
         if self.probe is not None:
             add_normal_product(A, self.probe[:, None], target["probed"], mean=shift)
         if self.center:
-            if (residue := mean - shift).any():  # a single precision shift is not quite the mean
-                target["gram"] -= len(A) * np.outer(residue.conj(), residue)
+            target["gram"] -= len(A) * np.outer(low.conj(), low)
+            if self.probe is not None:
+                target["probed"] -= len(A) * (low @ self.probe).conj() * low
             self.merge(state, target)
         return ()
 
@@ -153,15 +170,26 @@ class Gram(Fold):
             left["gram"] += weight * np.outer(delta.conj(), delta)
             if self.probe is not None:
                 left["probed"] += weight * (delta @ self.probe).conj() * delta
-        for name in left.keys() - {"count", "mean"}:
+        for name in left.keys() - {"count", "mean", "mean_low"}:
             left[name] += right[name]
         return left
 
 
 def combine_means(left: State, right: State) -> tuple[Array, float]:
-    """Put the mean of the union into ``left``; return the difference of the means and the weight of its square."""
+    """Put the mean of the union into ``left``; return the difference of the means and the weight of its square.
+
+    Notes
+    -----
+    The means are sums of two numbers, so that their difference keeps its digits beside a large offset.
+    """
     n_left, n_right = float(left["count"][0]), float(right["count"][0])
-    delta = right["mean"] - left["mean"]
-    left["mean"] = left["mean"] + delta * (n_right / (n_left + n_right))
+    delta = (right["mean"] - left["mean"]) + (right["mean_low"] - left["mean_low"])
+    if n_left == 0:
+        left["mean"], left["mean_low"] = right["mean"], right["mean_low"]
+    else:
+        step = left["mean_low"] + delta * (n_right / (n_left + n_right))
+        mean = left["mean"] + step
+        left["mean_low"] = step - (mean - left["mean"])
+        left["mean"] = mean
     left["count"] = left["count"] + right["count"]
     return delta, n_left * n_right / (n_left + n_right)
