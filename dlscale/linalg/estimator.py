@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -9,8 +10,9 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from dlscale.engine.clusters import describe_cluster, open_cluster
+from dlscale.engine.grids import BLOCK_BYTES, blocks
 from dlscale.engine.passes import Passes
-from dlscale.errors import SpecError
+from dlscale.errors import NonFiniteError, SpecError
 from dlscale.linalg.pca import PCAOptions, Solver, compute_pca, plan_pca
 from dlscale.linalg.svd import Method
 from dlscale.storage.matrices import Array, Matrix, open_matrix
@@ -119,16 +121,26 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
         Returns
         -------
         (m, k)
+
+        Raises
+        ------
+        NonFiniteError
+            Naming the row and column of a NaN or infinity.
         """
         check_is_fitted(self)
         A = self._matrix(X, reset=False)
         V = self.components_.conj().T
         if self.whiten:
             V = V / np.maximum(np.sqrt(self.explained_variance_), np.finfo(self.explained_variance_.dtype).eps)
-        T = np.empty((A.shape[0], V.shape[1]), np.result_type(A.dtype, V.dtype))
-        for start in range(0, A.shape[0], 2**16):
-            stop = min(start + 2**16, A.shape[0])
-            T[start:stop] = (A.read(start, stop) - self.mean_) @ V
+        m, n = A.shape
+        T = np.empty((m, V.shape[1]), np.result_type(A.dtype, V.dtype))
+        unit = min(A.row_unit, m)
+        for start, stop in blocks(0, m, max(1, BLOCK_BYTES // (n * A.dtype.itemsize * unit)) * unit):
+            block = A.read(start, stop)
+            T[start:stop] = (block - self.mean_) @ V
+            if not np.isfinite(T[start:stop]).all():
+                for i, j in np.argwhere(~np.isfinite(block))[:1].tolist():
+                    raise NonFiniteError(start + i, j, block[i, j].item())
         return T
 
     def fit_transform(self, X: Any, y: None = None) -> Array:
@@ -158,14 +170,14 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
         return np.asarray(X @ self.components_ + self.mean_)
 
     def _matrix(self, X: Any, *, reset: bool) -> Matrix:
-        """X as a matrix; what scikit-learn would take is checked by scikit-learn, except for infinities, which the passes find."""
-        if isinstance(X, str | Matrix) or hasattr(X, "chunks"):
+        """X as a matrix; what scikit-learn would take is checked by scikit-learn, except for NaN: who reads X names its place."""
+        if isinstance(X, str | Path | Matrix) or hasattr(X, "chunks"):
             matrix = open_matrix(X)
             if not reset and matrix.shape[1] != self.n_features_in_:
                 raise SpecError(f"X must have {self.n_features_in_} columns, as in fit; got {matrix.shape[1]}.")
             return matrix
         dtypes = (np.float64, np.float32)
-        X = validate_data(self, X, reset=reset, dtype=dtypes, ensure_min_samples=2 if reset else 1)
+        X = validate_data(self, X, reset=reset, dtype=dtypes, ensure_min_samples=2 if reset else 1, ensure_all_finite=False)
         return open_matrix(X)
 
     @property

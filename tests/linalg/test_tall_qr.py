@@ -1,0 +1,128 @@
+"""QR of tall matrices of every condition: backward error, orthogonality, and a triangular factor that is unique."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import DTYPES, HARD, Array, backward_error, compute, departure, eps, gaussian, spectrum, wide_precision
+
+import dlscale
+from dlscale import gallery
+from dlscale.errors import SpecError
+from dlscale.linalg.tall_qr import QROptions, compute_qr, plan_qr
+
+TALL = [name for name in HARD if "wide" not in name and "row" not in name] + ["graded rows, square"]
+
+
+def run(A: Array, **options: Any) -> tuple[Any, Array, Array]:
+    outcome, arrays, _ = compute(plan_qr, compute_qr, A, QROptions(**options))
+    return outcome, arrays.get("q"), arrays["r"]
+
+
+def assert_upper_triangular_with_positive_diagonal(R: Array) -> None:
+    assert (np.tril(R, -1) == 0).all()
+    diagonal = np.diag(R)
+    assert (diagonal.imag == 0).all()
+    assert (diagonal.real >= 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("block_rows", [64, 17])
+@pytest.mark.parametrize("name", TALL)
+def test_hard_matrices(name: str, block_rows: int, dtype: str) -> None:
+    """||A - Q R|| <= c n eps ||A||, ||I - Q^H Q|| <= c n eps; blocks of 17 rows are shorter than the matrix is wide."""
+    A = HARD[name](dtype)
+    n = A.shape[1]
+    outcome, Q, R = run(A, block_rows=block_rows)
+    assert outcome.certificate.passed, outcome.certificate
+    assert backward_error(A, Q, R) < 5 * n * eps(A)
+    assert departure(Q) < 20 * n * eps(A)
+    assert_upper_triangular_with_positive_diagonal(R)
+    assert Q.dtype == R.dtype == A.dtype
+
+
+@pytest.mark.parametrize("condition", [1, 1e2, 1e5, 1e7, 1e8, 1e12, 1e15])
+def test_every_condition(condition: float) -> None:
+    """||I - Q^T Q|| under 1e-12 in double precision, and the condition that was measured is right."""
+    A = spectrum(gallery.geometric(50, condition), 1500, 50)
+    outcome, Q, R = run(A, block_rows=128)
+    assert departure(Q) < 1e-12
+    assert backward_error(A, Q, R) < 1e-14
+    assert outcome.estimates["condition"] == pytest.approx(condition, rel=1e-10 + condition * 1e-15)
+
+
+@pytest.mark.parametrize(
+    ("condition", "words"),
+    [(1.0, "Cholesky QR, 1 round"), (1e4, "Cholesky QR, 2 round"), (1e8, "shifted Cholesky QR"), (1e15, "TSQR")],
+)
+def test_the_condition_chooses_the_method(condition: float, words: str) -> None:
+    outcome, _, _ = run(spectrum(gallery.geometric(30, condition), 1000, 30))
+    assert words in outcome.notes[0]
+
+
+@pytest.mark.parametrize("dtype", ["f8", "c16"])
+@pytest.mark.parametrize("condition", [1.0, 1e5, 1e15])
+def test_r_is_that_of_lapack(condition: float, dtype: str) -> None:
+    """R with a positive diagonal is unique: the same as LAPACK's up to phases of its rows, whatever the method."""
+    A = spectrum(gallery.geometric(20, condition), 500, 20, dtype=dtype)
+    expected = np.linalg.qr(A, mode="r")
+    expected *= (np.diag(expected).conj() / np.abs(np.diag(expected)))[:, None]
+    _, _, R = run(A, block_rows=64)
+    rows = np.abs(expected).max(axis=1, keepdims=True)
+    assert np.abs(R - expected).max() < 1e-13
+    if condition < 1e6:
+        assert (np.abs(R - expected) / rows).max() < 1e-9
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1), (64, 64), (65, 64), (128, 1), (129, 40), (64, 20), (63, 20)], ids=str)
+def test_shapes(shape: tuple[int, int], dtype: str) -> None:
+    """One block, one row over a block, one column, square, at a block of 64 rows."""
+    A = gaussian(*shape, dtype)
+    _, Q, R = run(A, block_rows=64)
+    assert Q.shape == shape
+    assert R.shape == (shape[1], shape[1])
+    assert backward_error(A, Q, R) < 5 * shape[1] * eps(A)
+    assert departure(Q) < 20 * shape[1] * eps(A)
+
+
+def test_column_scaling_is_free() -> None:
+    """Columns of lengths 1 to 1e15 that are orthogonal: the scaled condition is 1, and small columns keep their digits."""
+    lengths = np.geomspace(1, 1e-15, 12)
+    A = spectrum(gallery.flat(12), 400, 12) * lengths
+    outcome, Q, R = run(A)
+    assert "Cholesky" in outcome.notes[0]
+    assert departure(Q) < 1e-13
+    assert (np.linalg.norm(A - Q @ R, axis=0) <= 1e-14 * lengths).all()
+
+
+@pytest.mark.parametrize("condition", [1.0, 1e15])
+def test_mode_r(condition: float) -> None:
+    A = spectrum(gallery.geometric(20, condition), 500, 20)
+    outcome, Q, R = run(A, mode="r", block_rows=64)
+    assert Q is None
+    assert outcome.stored == ()
+    assert outcome.certificate.passed
+    np.testing.assert_array_equal(R, run(A, block_rows=64)[2])
+
+
+def test_function() -> None:
+    A = gaussian(300, 20)
+    q, r = dlscale.qr(A)
+    assert backward_error(A, q, r) < 1e-14
+    np.testing.assert_array_equal(dlscale.qr(A, mode="r"), r)
+
+
+def test_integers() -> None:
+    A = np.random.default_rng(0).integers(-5, 6, (200, 10))
+    q, r = dlscale.qr(A)
+    assert q.dtype == np.float64
+    assert backward_error(wide_precision(A), q, r) < 1e-14
+
+
+@pytest.mark.parametrize(("shape", "mode", "words"), [((3, 4), "reduced", "tall matrix"), ((4, 3), "full", "reduced, r")])
+def test_options_are_refused(shape: tuple[int, int], mode: Any, words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        run(np.ones(shape), mode=mode)
