@@ -10,7 +10,6 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from dlscale.batch.reporting import write_report
 from dlscale.batch.signals import Signals, Stop
 from dlscale.batch.spec import parse_spec
 from dlscale.batch.workspace import Heartbeat, Job, JobState, Workspace
-from dlscale.engine.clusters import ClusterFacts, open_cluster
+from dlscale.engine.clusters import open_cluster
 from dlscale.engine.costs import Plan
 from dlscale.engine.machine import describe_machine
 from dlscale.engine.passes import Passes
@@ -224,7 +223,7 @@ def _compute(job: Job, prepared: Prepared, output: Path, recorder: Recorder, sig
     checkpoint = PacedCheckpoint(job.checkpoint, every_seconds=every, fsync=shared)
     group = _result_group(output, prepared)
     try:
-        with _deaf_to_ctrl_c(prepared.facts), open_cluster(prepared.facts) as cluster:
+        with open_cluster(prepared.facts) as cluster:
             passes = Passes(cluster, checkpoint=checkpoint, result=group, emit=emit, stall_seconds=prepared.spec.stall)
             outcome = KINDS[prepared.spec.kind].compute(passes, prepared.matrix, prepared.options, prepared.plan)
     except Stop:
@@ -250,17 +249,6 @@ def _failed(reason: BaseException, job: Job, prepared: Prepared, output: Path, r
         PacedCheckpoint(job.checkpoint).discard()
     recorder.change("failed", _message(error), final=final)
     return error
-
-
-def _deaf_to_ctrl_c(facts: ClusterFacts) -> AbstractContextManager[Any]:
-    """Workers that start inside ignore SIGINT: a terminal sends it to every process, and this one acts on it."""
-    if facts.kind != "local":
-        return nullcontext()
-    import dask
-    import distributed  # noqa: F401 - its own settings must be there before one of them is changed
-
-    settings = {"distributed.worker.preload": ["import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"]}
-    return dask.config.set(settings)  # type: ignore[no-any-return, unused-ignore]
 
 
 def _result_group(output: Path, prepared: Prepared) -> ResultGroup:

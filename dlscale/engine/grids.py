@@ -15,8 +15,11 @@ from dlscale.storage.matrices import Matrix
 
 #: Bytes of a block: large enough that reading it is one long disk access, small enough to stay near the caches.
 BLOCK_BYTES = 16 * 2**20
-#: Leaves of a pass: enough to keep workers busy to the end, few enough that task overhead does not show.
+#: Leaves of a pass: enough to keep workers busy to the end, few enough that task overhead (1 to 2 ms each) does not show.
 N_LEAVES = 64
+MAX_LEAVES = 4096
+MIN_LEAF_BYTES = 64 * 2**20
+MAX_LEAF_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,11 @@ class RowGrid:
         n_blocks = max(1, min(self.leaf_rows, BLOCK_BYTES // row_bytes) // self.block_rows)
         per_leaf = self.leaf_rows // self.block_rows
         return self.block_rows * max(d for d in range(1, n_blocks + 1) if per_leaf % d == 0)
+
+    def coarser(self, row_bytes: int) -> RowGrid:
+        """The grid for passes over a narrow matrix that was written on this one: its blocks are whole chunks."""
+        n_leaves = max(1, MIN_LEAF_BYTES // (self.leaf_rows * row_bytes))
+        return RowGrid(self.n_rows, self.output_chunk_rows(row_bytes), self.leaf_rows * n_leaves)
 
     def to_dict(self) -> dict[str, Any]:
         return {"n_rows": self.n_rows, "block_rows": self.block_rows, "leaf_rows": self.leaf_rows, "n_leaves": self.n_leaves}
@@ -87,7 +95,8 @@ def plan_grid(A: Matrix, *, max_block_bytes: int, block_rows: int | None = None)
         else:
             block_rows = 2 ** int(math.log2(target))
     block_rows = min(block_rows, m)
-    per_leaf = max(1, -(-m // (block_rows * N_LEAVES)))
+    leaf_bytes = min(max(m * row_bytes // N_LEAVES, MIN_LEAF_BYTES), max(MAX_LEAF_BYTES, m * row_bytes // MAX_LEAVES))
+    per_leaf = max(1, min(-(-m // block_rows), leaf_bytes // (block_rows * row_bytes)))
     if unit > block_rows and unit % block_rows == 0:
         # Leaves of whole units: a chunk is then read by one leaf alone.
         per_leaf = -(-per_leaf * block_rows // unit) * unit // block_rows

@@ -12,6 +12,7 @@ algorithm resumes by simply being run once more.
 from __future__ import annotations
 
 import itertools
+import pickle
 import threading
 import time
 import uuid
@@ -245,7 +246,11 @@ class Passes:
 
 @dataclass(frozen=True)
 class _Sweep:
-    """What every leaf of a pass needs, shipped to each worker once."""
+    """What every leaf of a pass needs, shipped to each worker once.
+
+    It travels as one piece of bytes: arrays that Dask receives on their own may lie at odd addresses, and every product
+    with such an array copies it first.
+    """
 
     token: str
     step: str
@@ -254,9 +259,21 @@ class _Sweep:
     block_rows: int
     outputs: tuple[RowOutput, ...]
 
+    def __reduce__(self) -> tuple[Callable[..., _Sweep], tuple[bytes]]:
+        fields = (self.token, self.step, self.A, self.fold, self.block_rows, self.outputs)
+        return _unpack, (pickle.dumps(fields, protocol=4),)
+
+
+def _unpack(fields: bytes) -> _Sweep:
+    return _Sweep(*pickle.loads(fields))
+
+
+#: Partial results that one task merges: fewer tasks than a binary tree, and still few at a time in memory.
+_FAN_IN = 8
+
 
 def _reduction_tree(token: str, sweep: Any, fold: Fold, grid: RowGrid) -> tuple[dict[Any, Any], Any]:
-    """One task a leaf, and a binary tree of merges whose shape the grid alone decides."""
+    """One task a leaf, and a tree of merges whose shape the grid alone decides."""
     graph: dict[Any, Any] = {}
     fold_key = f"{token}-sweep"
     graph[fold_key] = DataNode(fold_key, sweep) if isinstance(sweep, _Sweep) else Task(fold_key, _same, sweep)
@@ -269,11 +286,11 @@ def _reduction_tree(token: str, sweep: Any, fold: Fold, grid: RowGrid) -> tuple[
         if len(level) == 1:
             return graph, level[0]
         above = []
-        for i in range(0, len(level) - 1, 2):
+        for i in range(0, len(level), _FAN_IN):
             key = (token, depth, i)
-            graph[key] = Task(key, _merge, TaskRef(fold_key), TaskRef(level[i]), TaskRef(level[i + 1]))
+            graph[key] = Task(key, _merge, TaskRef(fold_key), *map(TaskRef, level[i : i + _FAN_IN]))
             above.append(key)
-        level = above + level[len(level) // 2 * 2 :]
+        level = above
     raise AssertionError("unreachable")
 
 
@@ -281,10 +298,13 @@ def _same(sweep: _Sweep) -> _Sweep:
     return sweep
 
 
-def _merge(sweep: _Sweep, left: State, right: State) -> State:
+def _merge(sweep: _Sweep, first: State, *others: State) -> State:
     # A merge may be repeated after a worker died, so it must not change its arguments.
+    total = {name: value.copy() for name, value in first.items()}
     with one_blas_thread():
-        return sweep.fold.merge({name: value.copy() for name, value in left.items()}, right)
+        for state in others:
+            total = sweep.fold.merge(total, state)
+    return total
 
 
 def _run_leaf(sweep: _Sweep, start: int, stop: int) -> State:

@@ -37,11 +37,6 @@ def make_room(space: Subspace) -> Array:
     return space.W if width == n or space.n_iterations == 0 else space.W[:, : width - N_PROBES]
 
 
-def coarse_grid(grid: RowGrid, row_bytes: int) -> RowGrid:
-    """The grid for passes over a narrow matrix written on ``grid``: its blocks are whole chunks."""
-    return RowGrid(grid.n_rows, grid.output_chunk_rows(row_bytes), grid.leaf_rows)
-
-
 def finish(
     passes: Passes,
     A: Matrix,
@@ -77,7 +72,7 @@ def finish(
     fold = NormalProduct(W, squares=space.squares is None, keep_Y=True)
     Y_output = passes.scratch("range", (A.shape[0], W.shape[1]), dtype, grid)
     state = passes.sweep("range", A, fold, grid, outputs=[Y_output])
-    Y, Y_grid = Y_output.matrix(), coarse_grid(grid, W.shape[1] * dtype.itemsize)
+    Y, Y_grid = Y_output.matrix(), grid.coarser(W.shape[1] * dtype.itemsize)
     squares = float(state["squares"][0]) if space.squares is None else space.squares
     Z, gram = state["ZH"].conj().T, state["gram"][:width, :width]
 

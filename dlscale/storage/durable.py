@@ -128,7 +128,8 @@ def write_chunk(
     Returns
     -------
     int
-        crc32c of the elements, 0 without a checksum. (Of the whole file it would say nothing: the CRC of data followed by its CRC is a constant.)
+        crc32c of the elements, 0 without a checksum. (Of the whole file it would say nothing: the CRC of data followed by
+        its CRC is a constant.)
     """
     if block.shape != chunk_shape:
         padded = np.zeros(chunk_shape, block.dtype)
