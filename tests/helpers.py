@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ZstdCode
 from dlscale import gallery
 from dlscale.engine.clusters import ClusterFacts, open_cluster
 from dlscale.engine.costs import Plan
+from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Passes
 from dlscale.linalg.outcome import Outcome
 from dlscale.storage.matrices import open_matrix
@@ -95,10 +97,16 @@ THREADS = ClusterFacts("threads", 1, 2, 2**31)
 
 
 def compute(plan_of: Callable[..., Plan], run: Callable[..., Outcome], source: Any, options: Any, **more: Any) -> Any:
-    """Plan and compute in this process: (outcome, all its arrays by name, plan)."""
+    """Plan and compute in this process: (outcome, all its arrays by name, plan).
+
+    A block height in the options also makes leaves of two blocks, so that small matrices are many tasks.
+    """
     A = open_matrix(source)
     facts = more.pop("facts", THREADS)
     plan = more.pop("plan", None) or plan_of(A, options, facts)
+    if options.block_rows:
+        rows = plan.grid.block_rows
+        plan = replace(plan, grid=RowGrid(plan.grid.n_rows, rows, 2 * rows))
     with open_cluster(facts) as cluster:
         passes = Passes(cluster, **more)
         outcome = run(passes, A, options, plan)
