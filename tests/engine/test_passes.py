@@ -1,0 +1,209 @@
+"""Passes in this process: every block once and in order, memory bounded, outputs whole, what is wrong named."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import LAYOUTS, THREADS, Array, M, N, gaussian, store
+
+from dlscale.engine.clusters import ClusterFacts, open_cluster
+from dlscale.engine.grids import RowGrid
+from dlscale.engine.passes import Fold, Passes, State
+from dlscale.errors import NonFiniteError, NumericalError
+from dlscale.linalg.products import Gram
+from dlscale.storage.checkpoints import Checkpoint
+from dlscale.storage.matrices import Matrix, open_matrix
+from dlscale.storage.results import ResultGroup
+
+
+@dataclass(frozen=True)
+class Trace(Fold):
+    """Which blocks came, in the order of the merges, their sum, and on request twice the block as output."""
+
+    keep: bool = False
+
+    @property
+    def flops_per_row(self) -> float:
+        return 3.0
+
+    def start(self) -> State:
+        return {"rows": np.zeros((0, 2)), "sum": np.zeros(1)}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        state["rows"] = np.concatenate([state["rows"], [[first_row, first_row + len(A)]]])
+        state["sum"] += A.sum()
+        return (2 * A,) if self.keep else ()
+
+    def merge(self, left: State, right: State) -> State:
+        return {"rows": np.concatenate([left["rows"], right["rows"]]), "sum": left["sum"] + right["sum"]}
+
+
+class CountingMatrix(Matrix):
+    """Delegates, and counts how often every row is read."""
+
+    def __init__(self, base: Matrix) -> None:
+        self.base = base
+        self.shape, self.stored_dtype, self.uri = base.shape, base.stored_dtype, base.uri
+        self.row_unit, self.column_unit, self.any_range = base.row_unit, base.column_unit, base.any_range
+        self.times: Counter[int] = Counter()
+
+    def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
+        self.times.update(range(*rows))
+        return self.base.region(rows, columns, out)
+
+
+def sweep(A: Matrix, fold: Fold, grid: RowGrid, *, threads: int = 2, outputs: Any = (), **more: Any) -> State:
+    with open_cluster(ClusterFacts("threads", 1, threads, 2**31)) as cluster:
+        return Passes(cluster, **more).sweep("test", A, fold, grid, outputs=outputs)
+
+
+GRIDS = [(64, 64), (64, 192), (M, M), (1, 50), (100, 300), (699, 699), (17, 34)]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize(("block_rows", "leaf_rows"), GRIDS)
+@pytest.mark.parametrize("name", ["row strips", "zstd row strips", "column strips", "crc32c squares"])
+def test_every_block_comes_once_and_merges_keep_the_order(
+    tmp_path: Path, name: str, block_rows: int, leaf_rows: int, threads: int
+) -> None:
+    A = CountingMatrix(open_matrix(store(tmp_path / "A.zarr", gaussian(M, N), **LAYOUTS[name])))
+    state = sweep(A, Trace(), RowGrid(M, block_rows, leaf_rows), threads=threads)
+    expected = [(i, min(i + block_rows, M)) for i in range(0, M, block_rows)]
+    assert [tuple(rows) for rows in state["rows"]] == expected
+    assert state["sum"][0] == pytest.approx(gaussian(M, N).sum(), rel=1e-9)
+    aligned = A.any_range or leaf_rows % A.row_unit == 0 or leaf_rows >= M
+    assert set(A.times) == set(range(M))
+    if aligned:
+        assert max(A.times.values()) == 1
+
+
+@pytest.mark.parametrize(("block_rows", "leaf_rows"), GRIDS)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_outputs_in_memory(block_rows: int, leaf_rows: int, transposed: bool) -> None:
+    A = gaussian(M, N)
+    with open_cluster(THREADS) as cluster:
+        passes, grid = Passes(cluster), RowGrid(M, block_rows, leaf_rows)
+        output = passes.output("B", A.shape, A.dtype, grid, transposed=transposed)
+        passes.sweep("test", open_matrix(A), Trace(keep=True), grid, outputs=[output])
+    np.testing.assert_array_equal(passes.outputs["B"], 2 * (A.T if transposed else A))
+
+
+@pytest.mark.parametrize(("block_rows", "leaf_rows"), GRIDS)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_outputs_on_disk(tmp_path: Path, block_rows: int, leaf_rows: int, transposed: bool) -> None:
+    A = gaussian(M, N)
+    result = ResultGroup(tmp_path / "result.zarr")
+    with open_cluster(THREADS) as cluster:
+        passes, grid = Passes(cluster, result=result), RowGrid(M, block_rows, leaf_rows)
+        output = passes.output("B", A.shape, A.dtype, grid, transposed=transposed)
+        passes.sweep("test", open_matrix(A), Trace(keep=True), grid, outputs=[output])
+    path = result.publish({})
+    np.testing.assert_array_equal(open_matrix(path / "B").read(0, N if transposed else M), 2 * (A.T if transposed else A))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("row", [0, 63, 64, 413, M - 1])
+def test_what_is_not_finite_is_named(value: float, row: int) -> None:
+    A = gaussian(M, N)
+    A[row, 7] = value
+    with pytest.raises(NonFiniteError, match=f"row {row}, column 7") as caught:
+        sweep(open_matrix(A), Gram(N, A.dtype), RowGrid(M, 64, 128))
+    assert (caught.value.row, caught.value.column) == (row, 7)
+
+
+def test_what_is_not_finite_in_a_wide_matrix_is_named_by_its_own_rows() -> None:
+    """Passes over a wide matrix go over its columns; the user's rows are meant."""
+    A = gaussian(30, 200)
+    A[11, 150] = np.nan
+    with pytest.raises(NonFiniteError, match="row 11, column 150"):
+        sweep(open_matrix(A).T, Gram(30, A.dtype), RowGrid(200, 64, 64))
+
+
+def test_complex_values_are_named() -> None:
+    A = gaussian(M, N, "c16")
+    A[100, 3] = complex(1, np.inf)
+    with pytest.raises(NonFiniteError, match="row 100, column 3"):
+        sweep(open_matrix(A), Gram(N, A.dtype), RowGrid(M, 64, 128))
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("f4", 1e25), ("f8", 1e200)])
+def test_overflow_is_told_from_infinities(dtype: str, size: float) -> None:
+    A = (gaussian(M, N, dtype) * size).astype(dtype)
+    with pytest.raises(NumericalError, match=r"overflow.*divide"):
+        sweep(open_matrix(A), Gram(N, A.dtype), RowGrid(M, 64, 128))
+
+
+def test_a_failing_pass_leaves_the_next_one_alone(tmp_path: Path) -> None:
+    """Reading goes on in the background when a leaf fails; its buffers must not reach the next pass."""
+    bad, good = gaussian(M, N), gaussian(M, N, seed=1)
+    bad[5, 5] = np.nan
+    A, B = (open_matrix(store(tmp_path / f"{i}.zarr", X, chunks=(50, N))) for i, X in enumerate((bad, good)))
+    with open_cluster(THREADS) as cluster:
+        passes, grid = Passes(cluster), RowGrid(M, 50, 100)
+        for i in range(5):
+            with pytest.raises(NonFiniteError):
+                passes.sweep(f"bad-{i}", A, Gram(N, A.dtype), grid)
+            G = passes.sweep(f"good-{i}", B, Gram(N, A.dtype), grid)["gram"]
+            np.testing.assert_allclose(G, good.T @ good, atol=1e-10)
+
+
+def test_a_checkpointed_pass_is_not_run_again(tmp_path: Path) -> None:
+    A, grid = CountingMatrix(open_matrix(store(tmp_path / "A.zarr", gaussian(M, N), chunks=(50, N)))), RowGrid(M, 50, 100)
+    first = sweep(A, Trace(), grid, checkpoint=Checkpoint(tmp_path / "checkpoint.zarr"))
+    A.times.clear()
+    events: list[dict[str, Any]] = []
+    again = sweep(A, Trace(), grid, checkpoint=Checkpoint(tmp_path / "checkpoint.zarr"), emit=events.append)
+    assert not A.times
+    assert [e["resumed"] for e in events if e["event"] == "pass_finished"] == [True]
+    for name in first:
+        np.testing.assert_array_equal(first[name], again[name])
+
+
+def test_a_damaged_checkpoint_is_run_again(tmp_path: Path) -> None:
+    A, grid = CountingMatrix(open_matrix(store(tmp_path / "A.zarr", gaussian(M, N), chunks=(50, N)))), RowGrid(M, 50, 100)
+    first = sweep(A, Trace(), grid, checkpoint=Checkpoint(tmp_path / "checkpoint.zarr"))
+    chunk = max((tmp_path / "checkpoint.zarr" / "steps").rglob("*"), key=lambda f: f.stat().st_size if f.is_file() else 0)
+    chunk.write_bytes(bytes(len(chunk.read_bytes())))
+    A.times.clear()
+    again = sweep(A, Trace(), grid, checkpoint=Checkpoint(tmp_path / "checkpoint.zarr"))
+    assert set(A.times.values()) == {1}
+    np.testing.assert_array_equal(first["rows"], again["rows"])
+
+
+def test_events_add_up() -> None:
+    events: list[dict[str, Any]] = []
+    sweep(open_matrix(gaussian(M, N)), Trace(), RowGrid(M, 64, 128), emit=events.append)
+    done = [e for e in events if e["event"] == "blocks"]
+    assert sum(e["rows"] for e in done) == M
+    assert sum(e["bytes"] for e in done) == M * N * 8
+    assert sum(e["flops"] for e in done) == 3 * M
+    assert events[0]["event"] == "pass_started"
+    assert events[0]["bytes"] == M * N * 8
+    assert events[-1]["event"] == "pass_finished"
+    assert any(e["event"] == "memory" and e["rss_bytes"] > 2**20 for e in events)
+
+
+def test_merges_do_not_change_what_they_merge() -> None:
+    """A merge may be repeated after a worker died: the same partial results give the same sum twice."""
+    from dlscale.engine.passes import _merge, _Sweep
+
+    fold = Gram(3, np.dtype("f8"), center=True)
+    states = []
+    for seed in range(3):
+        states.append(fold.start())
+        fold.update(states[-1], gaussian(10, 3, seed=seed) + 7, 0)
+    before = [{k: v.copy() for k, v in s.items()} for s in states]
+    job = _Sweep("t", "s", open_matrix(np.ones((30, 3))), fold, 10, ())
+    once = _merge(job, states[0], states[1])
+    twice = _merge(job, states[0], states[1])
+    for name in once:
+        np.testing.assert_array_equal(once[name], twice[name])
+    for state, copy in zip(states, before, strict=True):
+        for name in state:
+            np.testing.assert_array_equal(state[name], copy[name])
