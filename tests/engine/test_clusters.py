@@ -1,0 +1,242 @@
+"""Real worker processes: the same bits for any number of them, one that is killed, one that stands still."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import Array, gaussian, store
+
+from dlscale.engine.clusters import Cluster, ClusterFacts, describe_cluster, open_cluster
+from dlscale.engine.grids import RowGrid
+from dlscale.engine.passes import Fold, Passes, State
+from dlscale.errors import NonFiniteError, SpecError, StalledError
+from dlscale.linalg.pca import PCAOptions, compute_pca, plan_pca
+from dlscale.linalg.svd import SVDOptions, compute_svd, plan_svd
+from dlscale.linalg.tall_qr import QROptions, compute_qr, plan_qr
+from dlscale.storage.checkpoints import Checkpoint
+from dlscale.storage.matrices import open_matrix
+from dlscale.storage.results import ResultGroup
+
+SHAPE = (2000, 50)
+GRID = RowGrid(2000, 100, 200)
+
+
+@pytest.fixture(scope="module")
+def clusters() -> Iterator[Callable[[int], Cluster]]:
+    """Clusters of so many worker processes, started once."""
+    started: dict[int, Cluster] = {}
+
+    def cluster(n_workers: int) -> Cluster:
+        if n_workers not in started:
+            started[n_workers] = open_cluster({"type": "local", "workers": n_workers, "threads": 1, "memory": "4GB"})
+        return started[n_workers]
+
+    yield cluster
+    for each in started.values():
+        each.close()
+
+
+@pytest.fixture(scope="module")
+def matrices(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("matrices")
+    A = gaussian(*SHAPE) * np.geomspace(1, 1e-3, SHAPE[1]) + 3.0
+    layouts: dict[str, dict[str, Any]] = {
+        "row strips": {"chunks": (100, 50), "compressors": None},
+        "squares": {"chunks": (70, 30), "compressors": None},
+        "zstd": {"chunks": (90, 50)},
+        "sharded": {"chunks": (50, 25), "shards": (200, 50)},
+    }
+    return {name: store(folder / f"{name}.zarr", A, **layout) for name, layout in layouts.items()}
+
+
+JOBS: dict[str, tuple[Any, Any, Any]] = {
+    "svd": (plan_svd, compute_svd, SVDOptions(n_components=5, power_iterations=1)),
+    "exact": (plan_svd, compute_svd, SVDOptions(n_components=5, method="exact")),
+    "pca": (plan_pca, compute_pca, PCAOptions(n_components=5, solver="randomized", power_iterations=1, scores=True)),
+    "covariance": (plan_pca, compute_pca, PCAOptions(n_components=5, solver="covariance", scores=True)),
+    "qr": (plan_qr, compute_qr, QROptions()),
+}
+
+
+def run(cluster: Cluster, job: str, source: Path, folder: Path) -> dict[str, bytes]:
+    """All arrays of the result, as bytes; on disk, as a job has them."""
+    from dataclasses import replace
+
+    plan_of, compute, options = JOBS[job]
+    A = open_matrix(source)
+    plan = replace(plan_of(A, options, cluster.facts), grid=GRID)
+    result = ResultGroup(folder / "result.zarr")
+    passes = Passes(cluster, checkpoint=Checkpoint(folder / "checkpoint.zarr"), result=result)
+    outcome = compute(passes, A, options, plan)
+    assert outcome.certificate.passed
+    path = result.publish({})
+    stored = {name: open_matrix(path / name) for name in outcome.stored}
+    arrays = outcome.arrays | {name: B.read(0, B.shape[0]) for name, B in stored.items()}
+    return {name: array.tobytes() for name, array in arrays.items()}
+
+
+@pytest.fixture(scope="module")
+def reference(
+    clusters: Callable[[int], Cluster], matrices: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, bytes]]:
+    """Every job on one worker."""
+    return {job: run(clusters(1), job, matrices["row strips"], tmp_path_factory.mktemp(job)) for job in JOBS}
+
+
+@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("n_workers", [2, 4])
+def test_same_bits_on_any_number_of_workers(
+    clusters: Any, matrices: dict[str, Path], reference: Any, tmp_path: Path, job: str, n_workers: int
+) -> None:
+    assert run(clusters(n_workers), job, matrices["row strips"], tmp_path) == reference[job]
+
+
+@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("name", ["squares", "zstd", "sharded"])
+def test_same_bits_in_any_layout(
+    clusters: Any, matrices: dict[str, Path], reference: Any, tmp_path: Path, job: str, name: str
+) -> None:
+    assert run(clusters(2), job, matrices[name], tmp_path) == reference[job]
+
+
+@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_same_bits_on_any_number_of_threads(
+    matrices: dict[str, Path], reference: Any, tmp_path: Path, job: str, threads: int
+) -> None:
+    with open_cluster(ClusterFacts("threads", 1, threads, 2**31)) as cluster:
+        assert run(cluster, job, matrices["row strips"], tmp_path) == reference[job]
+
+
+def test_an_error_in_a_worker_arrives_as_it_is(clusters: Any, tmp_path: Path) -> None:
+    A = gaussian(*SHAPE)
+    A[1234, 5] = np.nan
+    path = store(tmp_path / "A.zarr", A, chunks=(100, 50))
+    with pytest.raises(NonFiniteError, match="row 1234, column 5"):
+        run(clusters(2), "svd", path, tmp_path)
+
+
+@dataclass(frozen=True)
+class Slow(Fold):
+    """A sum that takes its time, and says which process is at work."""
+
+    seconds: float
+    folder: Path
+
+    def start(self) -> State:
+        return {"sum": np.zeros(50)}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        (self.folder / f"{os.getpid()}").touch()
+        time.sleep(self.seconds)
+        state["sum"] += A.sum(axis=0)
+        return (A,)
+
+
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_a_worker_killed_in_the_middle_of_a_pass(matrices: dict[str, Path], tmp_path: Path, n_workers: int) -> None:
+    """kill -9: its blocks are computed again, by another one or its successor; the same bits, and outputs whole."""
+    A = open_matrix(matrices["row strips"])
+    spec = {"type": "local", "workers": n_workers, "threads": 1, "memory": "2GB"}
+    killed: list[int] = []
+
+    def kill(pids: Path) -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if found := [int(f.name) for f in pids.iterdir()]:
+                time.sleep(0.3)
+                os.kill(found[0], signal.SIGKILL)
+                killed.append(found[0])
+                return
+            time.sleep(0.01)
+
+    results = []
+    with open_cluster(spec) as cluster:
+        for attempt in ("killed", "quiet"):
+            pids = tmp_path / attempt
+            pids.mkdir()
+            result = ResultGroup(tmp_path / f"{attempt}.zarr")
+            passes = Passes(cluster, result=result)
+            output = passes.output("B", SHAPE, A.dtype, GRID)
+            killer = threading.Thread(target=kill, args=(pids,))
+            if attempt == "killed":
+                killer.start()
+            state = passes.sweep("slow", A, Slow(0.05, pids), GRID, outputs=[output])
+            if attempt == "killed":
+                killer.join()
+            path = result.publish({})
+            results.append((state["sum"].tobytes(), open_matrix(path / "B").read(0, SHAPE[0]).tobytes()))
+    assert len(killed) == 1
+    assert results[0] == results[1]
+
+
+@dataclass(frozen=True)
+class Product(Fold):
+    """``A W`` summed over rows, for a large W."""
+
+    W: Array
+
+    def start(self) -> State:
+        return {"sum": np.zeros(self.W.shape[1])}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        state["sum"] += (A @ self.W).sum(axis=0)
+        return ()
+
+
+def test_large_operands_travel_without_a_word(clusters: Any, matrices: dict[str, Path]) -> None:
+    """Dask warns of graphs over 10 MB, and warnings are errors here."""
+    A = open_matrix(matrices["row strips"])
+    W = gaussian(50, 40_000)
+    state = Passes(clusters(2)).sweep("large", A, Product(W), RowGrid(2000, 1000, 1000))
+    np.testing.assert_allclose(state["sum"], A.read(0, 2000).sum(axis=0) @ W, atol=1e-8)
+
+
+def test_two_clusters_at_a_time_do_not_get_in_each_others_way(clusters: Any) -> None:
+    """Two jobs on one machine: no fixed port."""
+    assert clusters(1).client.scheduler.address != clusters(2).client.scheduler.address
+
+
+def test_a_pass_without_progress_ends(clusters: Any, matrices: dict[str, Path], tmp_path: Path) -> None:
+    A = open_matrix(matrices["row strips"])
+    passes = Passes(clusters(2), stall_seconds=1.0)
+    started = time.monotonic()
+    with pytest.raises(StalledError, match=r"No progress for 1 s.*Waiting for"):
+        passes.sweep("stuck", A, Slow(6.0, tmp_path), GRID, outputs=[passes.output("B", SHAPE, A.dtype, GRID)])
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("mainframe", "local, threads or tcp"),
+        ({"type": "local", "cores": 3}, "'cores'"),
+        ({"type": "local", "workers": -1}, "positive"),
+        ({"type": "local", "memory": "100MB"}, "at least"),
+    ],
+)
+def test_what_is_not_a_cluster(spec: Any, words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        describe_cluster(spec)
+
+
+def test_memory_is_shared_out() -> None:
+    facts = describe_cluster({"type": "local", "workers": 2, "threads": 3, "memory": "4GB"})
+    assert (facts.n_workers, facts.threads_per_worker, facts.n_threads) == (2, 3, 6)
+    assert facts.memory_bytes * 2 < 4e9
+
+
+def test_a_running_cluster_is_joined(clusters: Any, matrices: dict[str, Path], reference: Any, tmp_path: Path) -> None:
+    address = clusters(2).client.scheduler.address
+    with open_cluster(address) as cluster:
+        assert (cluster.facts.kind, cluster.facts.n_workers) == ("tcp", 2)
+        assert run(cluster, "qr", matrices["row strips"], tmp_path) == reference["qr"]
