@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 from helpers import LAYOUTS, THREADS, Array, M, N, gaussian, store
+from zarr.storage import LocalStore, WrapperStore
 
 from dlscale.engine.clusters import ClusterFacts, open_cluster
-from dlscale.engine.grids import RowGrid
+from dlscale.engine.grids import RowGrid, plan_grid
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.errors import NonFiniteError, NumericalError
 from dlscale.linalg.products import Gram
@@ -81,6 +83,37 @@ def test_every_block_comes_once_and_merges_keep_the_order(
     assert set(A.times) == set(range(M))
     if aligned:
         assert max(A.times.values()) == 1
+
+
+class CountingStore(WrapperStore[LocalStore]):
+    """A local store that counts its requests for chunks; not local to dlscale, which then reads through zarr-python."""
+
+    def __init__(self, store: LocalStore) -> None:
+        super().__init__(store)
+        self.requests: Counter[tuple[str, str]] = Counter()
+
+    async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+        self.requests[key, repr(byte_range)] += 1
+        return await super().get(key, prototype, byte_range)
+
+
+@pytest.mark.parametrize("room", [2**30, 40_000], ids=["much memory", "little memory"])
+@pytest.mark.parametrize(
+    "name", ["zstd row strips", "zstd squares", "blosc", "sharded", "sharded zstd", "v2 compressed column major"]
+)
+def test_every_stored_chunk_is_read_once_a_pass(tmp_path: Path, name: str, room: int) -> None:
+    """Counted in the store; a shard is asked for all, or for its index and then for each of its chunks."""
+    store_of_chunks = CountingStore(LocalStore(store(tmp_path / "A.zarr", gaussian(M, N), **LAYOUTS[name])))
+    A = open_matrix(zarr.open_array(store_of_chunks, mode="r+"))
+    store_of_chunks.requests.clear()
+    grid = plan_grid(A, max_block_bytes=room)
+    sweep(A, Trace(), grid)
+    sharded = "shards" in LAYOUTS[name]
+    requests = {k: n for k, n in store_of_chunks.requests.items() if not sharded or "Suffix" not in k[1]}
+    chunks = LAYOUTS[name]["chunks"]
+    assert set(requests.values()) == {1}
+    if not sharded:
+        assert len(requests) == -(-M // chunks[0]) * -(-N // chunks[1])
 
 
 @pytest.mark.parametrize(("block_rows", "leaf_rows"), GRIDS)

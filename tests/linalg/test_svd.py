@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import dask
+import dask.array
 import numpy as np
 import pytest
 from helpers import DTYPES, HARD, Array, M, N, backward_error, compute, departure, eps, gaussian, norm, spectrum, wide_precision
@@ -79,17 +81,23 @@ def test_slow_decay_with_defaults(shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("q", [0, 1, 2, 4])
 @pytest.mark.parametrize("decay", [0.5, 1.0])
-def test_no_less_accurate_than_scikit_learn(q: int, decay: float) -> None:
-    """With equal power iterations, oversampling and reads; the mean over seeds, as both are random."""
+def test_no_less_accurate_than_scikit_learn_and_dask(q: int, decay: float) -> None:
+    """With equal power iterations and oversampling; the mean over seeds, as all are random."""
     truth = gallery.power(200, decay)
-    A = spectrum(truth, 2000, 200)
-    ours, theirs = [], []
+    A = spectrum(truth, 1000, 200)
+    ours, theirs, dasks = [], [], []
     for seed in range(4):
         u, s, vh = dlscale.randomized_svd(A, 10, power_iterations=q, seed=seed)
         ours.append((np.abs(s - truth[:10]).max(), norm(A - (u * s) @ vh)))
         u, s, vh = sklearn_randomized_svd(A, 10, n_oversamples=10, n_iter=q, random_state=seed)
         theirs.append((np.abs(s - truth[:10]).max(), norm(A - (u * s) @ vh)))
+        lazy = dask.array.linalg.svd_compressed(
+            dask.array.from_array(A, chunks=(500, 200)), 10, n_power_iter=q, n_oversamples=10, seed=seed
+        )
+        u, s, vh = dask.compute(*lazy, scheduler="synchronous")
+        dasks.append((np.abs(s - truth[:10]).max(), norm(A - (u * s) @ vh)))
     assert (np.mean(ours, axis=0) <= np.mean(theirs, axis=0) * 1.02).all()
+    assert (np.mean(ours, axis=0) <= np.mean(dasks, axis=0) * 1.02).all()
 
 
 def test_krylov_is_more_accurate_for_the_same_reads() -> None:
