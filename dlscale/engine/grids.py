@@ -90,7 +90,7 @@ def plan_grid(A: Matrix, *, max_block_bytes: int, block_rows: int | None = None)
         target = max(1, min(BLOCK_BYTES, max_block_bytes) // row_bytes)
         if 1 < unit <= target:
             block_rows = unit * (target // unit)
-        elif not A.any_range and unit * row_bytes <= max_block_bytes:
+        elif unit > target and not A.any_range and unit * row_bytes <= max_block_bytes:
             block_rows = unit
         else:
             block_rows = 2 ** int(math.log2(target))

@@ -164,6 +164,7 @@ class ArrayMatrix(Matrix):
     """A NumPy array; reading is a view where its dtype allows."""
 
     in_memory = True
+    any_range = True
 
     def __init__(self, array: Array) -> None:
         self.array = array
