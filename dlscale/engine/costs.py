@@ -6,7 +6,7 @@ Pure functions of shapes, dtypes and a cluster's facts; only the rates are measu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,9 @@ from dlscale.storage.matrices import Matrix
 
 #: A skinny or symmetric product runs at about this part of a square one's rate.
 PRODUCT_EFFICIENCY = 0.8
+#: A core, and a disk.
+NOMINAL_FLOPS_PER_SECOND = 4e10
+NOMINAL_BYTES_PER_SECOND = 2e9
 #: Partial results that wait to be merged, beside one for each thread.
 N_WAITING_STATES = 6
 
@@ -60,6 +63,8 @@ class Plan:
         ``matmul_flops_per_second`` and ``read_bytes_per_second``, of all threads together.
     notes : sequence of str
         What the user should know: conversions, decisions, fallbacks.
+    driver_flops : float
+        Of the small dense problem that one thread solves between or after the passes.
     """
 
     kind: str
@@ -72,7 +77,8 @@ class Plan:
     memory_limit_bytes: int
     cluster: ClusterFacts
     rates: dict[str, float]
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    driver_flops: float = 0.0
 
     @property
     def flops(self) -> float:
@@ -84,10 +90,18 @@ class Plan:
 
     @property
     def expected_seconds(self) -> float:
+        """Seconds at the measured rates."""
+        return self._seconds(self.rates["matmul_flops_per_second"], self.rates["read_bytes_per_second"])
+
+    @property
+    def nominal_seconds(self) -> float:
+        """Seconds at fixed rates, for choosing between methods: a choice must not depend on how busy the machine was."""
+        return self._seconds(NOMINAL_FLOPS_PER_SECOND * self.cluster.n_threads, NOMINAL_BYTES_PER_SECOND)
+
+    def _seconds(self, matmul: float, read: float) -> float:
         """Reading overlaps with computing, so a pass takes the longer of the two."""
-        compute = self.rates["matmul_flops_per_second"] * PRODUCT_EFFICIENCY
-        read = self.rates["read_bytes_per_second"]
-        return sum(max(p.flops / compute, p.bytes_read / read) for p in self.passes)
+        passes = sum(max(p.flops / (matmul * PRODUCT_EFFICIENCY), p.bytes_read / read) for p in self.passes)
+        return passes + self.driver_flops / (matmul / self.cluster.n_threads / 2)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {
@@ -115,6 +129,7 @@ class Plan:
             cluster=ClusterFacts(**record["cluster"]),
             rates=record["rates"],
             notes=tuple(record["notes"]),
+            driver_flops=record["driver_flops"],
         )
 
 

@@ -123,6 +123,6 @@ def _value_errors(found: Projection, k: int, gram: Array, history: Sequence[Arra
     half_step = np.maximum(s - before, 0.0)
     if found.coordinates is None:
         behind = max(found.s[-1], outside)
-        rho = np.minimum((behind / np.maximum(s, np.finfo(float).tiny)) ** 2, 0.9)
+        rho = np.minimum((behind / np.maximum(s, max(behind, np.finfo(float).tiny))) ** 2, 0.9)
         half_step = _SAFETY * half_step * rho / (1 - rho)
     return np.asarray(np.minimum(half_step, bound) + rounding)

@@ -131,7 +131,8 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
         A = self._matrix(X, reset=False)
         V = self.components_.conj().T
         if self.whiten:
-            V = V / np.maximum(np.sqrt(self.explained_variance_), np.finfo(self.explained_variance_.dtype).eps)
+            deviation, limits = np.sqrt(self.explained_variance_), np.finfo(self.explained_variance_.dtype)
+            V = V / np.maximum(deviation, limits.eps * deviation[0] + limits.tiny)
         m, n = A.shape
         T = np.empty((m, V.shape[1]), np.result_type(A.dtype, V.dtype))
         unit = min(A.row_unit, m)

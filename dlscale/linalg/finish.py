@@ -154,7 +154,7 @@ def _certify(
             orthogonality("U", measured["gram"], A.dtype, "the left singular vectors are orthonormal to working precision"),
             orthogonality("V", V.conj().T @ V, A.dtype, "the right singular vectors are orthonormal to working precision"),
             Check(
-                "||(U'A - S V')x|| / (s_1 ||x|| n eps)",
+                f"||(U'A - S V')x|| / (s_1 ||x|| n {resolution:.1e})",
                 float(difference / scale),
                 LAPACK_THRESHOLD,
                 "on random vectors, the factors act as the matrix does",

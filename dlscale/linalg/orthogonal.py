@@ -23,8 +23,8 @@ from dlscale.engine.passes import Fold, Passes, State
 from dlscale.kernels import accumulator_dtype, add_gram, one_blas_thread, solve_triangular_right, tiles, workspace
 from dlscale.storage.matrices import Array, Matrix
 
-#: A factor of a matrix of this condition leaves an orthogonality of about eps * 100: no further round is needed.
-WELL_CONDITIONED = 10.0
+#: A factor of a matrix of this condition leaves an orthogonality of about eps * 25: no further round is needed.
+WELL_CONDITIONED = 5.0
 #: Times ``eps^-1/2``: above this condition the Gram matrix, which squares it, is no longer safely positive definite.
 GRAM_LIMIT = 0.03
 MAX_ROUNDS = 3

@@ -14,7 +14,7 @@ import numpy as np
 
 from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check, orthogonality
 from dlscale.engine.clusters import ClusterFacts
-from dlscale.engine.costs import PRODUCT_EFFICIENCY, PassCost, Plan, bytes_of, lay_out, measured_rates
+from dlscale.engine.costs import PassCost, Plan, bytes_of, lay_out, measured_rates
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.errors import DoesNotFitError, SpecError
 from dlscale.kernels import accumulator_dtype, one_blas_thread
@@ -31,8 +31,8 @@ from dlscale.linalg.triplets import LeftOutput, Triplets
 from dlscale.storage.matrices import Array, Matrix
 
 Solver = Literal["auto", "covariance", "randomized", "full"]
-#: The exact solver is taken unless the randomized one saves more than this, in seconds.
-EXACT_WORTH_SECONDS = 1.0
+#: How much longer than the randomized solver the exact one may take and still be chosen.
+EXACT_IS_WORTH = 2.0
 #: Variances below this part of the largest are noise in a covariance matrix; the full solver resolves them.
 COVARIANCE_LIMIT = 1e-11
 
@@ -142,8 +142,8 @@ def plan_pca(A: Matrix, options: PCAOptions, facts: ClusterFacts) -> Plan:
             continue
     if not plans:
         raise DoesNotFitError(" ".join(reasons))
-    worth = {"covariance": EXACT_WORTH_SECONDS, "randomized": 0.0}
-    best = min(plans, key=lambda plan: plan.expected_seconds - worth[plan.algorithm.split()[0]])
+    worth = {"covariance": 1 / EXACT_IS_WORTH, "randomized": 1.0}
+    best = min(plans, key=lambda plan: plan.nominal_seconds * worth[plan.algorithm.split()[0]])
     return replace(best, notes=(*best.notes, *reasons))
 
 
@@ -168,7 +168,6 @@ def _plan_covariance(A: Matrix, options: PCAOptions, facts: ClusterFacts, solver
     if long_output or solver == "full":
         costs.append(PassCost("left", m * n * (2.0 * k + (n if solver == "full" else 0)), read, m * k * item if long_output else 0))
     rates = measured_rates(tall, facts)
-    eigen = PassCost("eigenvectors", 9.0 * n**3 / max(1.0, facts.n_threads * PRODUCT_EFFICIENCY / 2), 0)
     words = {
         "covariance": "eigenvectors of the covariance matrix, summed in one read",
         "full": "exact SVD of the centred matrix (Cholesky QR, or TSQR where the condition asks for it)",
@@ -180,7 +179,8 @@ def _plan_covariance(A: Matrix, options: PCAOptions, facts: ClusterFacts, solver
         matrix=A.describe(),
         grid=layout.grid,
         transposed=transposed,
-        passes=(*costs, eigen),
+        passes=tuple(costs),
+        driver_flops=9.0 * n**3,
         peak_bytes_per_worker=layout.peak_bytes,
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
@@ -278,7 +278,8 @@ def _from_gram(
     n = gram.shape[0]
     with one_blas_thread():
         values, vectors = np.linalg.eigh(gram)
-    values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
+    eigenvalues, vectors = values[::-1], vectors[:, ::-1]
+    values = np.maximum(eigenvalues, 0.0)
     k = _count(options, values, min(centered.shape))
     unresolved = values[k - 1] <= COVARIANCE_LIMIT * values[0]
     if solver == "full" or plan.transposed or (unresolved and options.solver == "auto"):
@@ -303,21 +304,22 @@ def _from_gram(
         ),
         Check(
             "||C v - lambda v|| / (||C|| n eps)",
-            float(np.linalg.norm(gram @ V - V * values[:k], 2)) / (size * n * float(np.finfo(np.float64).eps)),
+            float(np.linalg.norm(gram @ V - V * eigenvalues[:k], 2)) / (size * n * float(np.finfo(np.float64).eps)),
             LAPACK_THRESHOLD,
             "each component is an eigenvector of the covariance matrix",
         ),
     ]
     if left.name:
-        scale = left.scale(s)
-        product = Scores(np.ascontiguousarray(V * (scale / np.maximum(s, np.finfo(float).tiny)), dtype))
+        # What has no variance beyond rounding cannot be given one.
+        weights = np.ones(k) if left.times_s else left.factor / np.maximum(s, eps * float(s[0]) or 1.0)
+        product = Scores(np.ascontiguousarray(V * weights, dtype))
         output = passes.output(left.name, (centered.shape[0], k), dtype, plan.grid)
         measured = passes.sweep("left", centered, product, plan.grid, outputs=[output])["gram"]
-        expected = np.diag(scale**2)
+        unscaled = measured / np.outer(weights, weights)
         checks.append(
             Check(
                 "||T'T - S^2|| / (||S||^2 n eps)",
-                float(np.linalg.norm(measured - expected, 2) / (max(float(scale.max()) ** 2, np.finfo(float).tiny) * n * eps)),
+                float(np.linalg.norm(unscaled - np.diag(s**2), 2) / (size * n * eps)),
                 LAPACK_THRESHOLD,
                 "the scores are uncorrelated and have the variances of the components",
             )

@@ -36,7 +36,10 @@ def block_mean(A: Array) -> tuple[Array, Array]:
     low = np.zeros(A.shape[1], accumulator_dtype(dtype))
     for _, tile in tiles(A, mean):
         low += np.matmul(ones[:, : len(tile)], tile)[0]
-    return mean, low / m
+    low /= m
+    # A sum in single precision may miss the mean by more than its spacing; now the nearest number is known.
+    nearest = (mean + low).astype(dtype)
+    return nearest, low - (nearest.astype(low.dtype) - mean)
 
 
 def start_means(n: int, dtype: np.dtype[Any]) -> State:

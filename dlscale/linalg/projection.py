@@ -76,7 +76,7 @@ def project(basis: Basis, W: Array, Z: Array, gram: Array, dtype: np.dtype[Any],
         BH = np.ascontiguousarray(Z)
         for factor in basis.factors:
             solve_triangular_right(BH, factor)
-        return _on_range(BH, f"projected on the range of A W (condition {condition:.2g})", eps)
+        return _on_range(BH, f"projected on the range of A W (condition {condition:.2g})", eps * condition)
     if n_iterations == 0:
         # Rounding in Z is amplified by at most 1 / cut, and what is cut off is at most this: they balance.
         cut = float(np.sqrt(eps))
