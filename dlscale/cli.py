@@ -111,9 +111,10 @@ def run(
 
 @commands.command()
 @click.argument("job_id", metavar="ID")
+@click.option("--cluster", metavar="C", help="Where to go on, if not where it began: local, threads or tcp://host:port.")
 @_workspace_option
 @_json_option
-def resume(job_id: str, workspace: str | None, as_json: bool) -> None:
+def resume(job_id: str, cluster: str | None, workspace: str | None, as_json: bool) -> None:
     """Go on with the interrupted, lost or failed job ID from its last finished pass."""
     console, root = _console(as_json), _workspace(workspace)
     from dlscale.batch import run as jobs
@@ -122,7 +123,7 @@ def resume(job_id: str, workspace: str | None, as_json: bool) -> None:
     with _refusal_as_json(as_json):
         job = root.find(job_id)
         with import_bar(console) as bar:
-            prepared = jobs.reopen(job, root, progress=bar)
+            prepared = jobs.reopen(job, root, cluster=cluster, progress=bar)
     _follow(console, job.id, prepared, lambda listener: jobs.resume(job, prepared, listener=listener), as_json=as_json)
 
 
@@ -135,7 +136,8 @@ def plan(
 ) -> None:
     """Show what the job of the file SPEC would do and take; compute nothing."""
     console, root = _console(as_json), _workspace(workspace)
-    prepared = _prepare(_document(spec, overrides, cluster, output), root, console)
+    with _refusal_as_json(as_json):
+        prepared = _prepare(_document(spec, overrides, cluster, output), root, console)
     if as_json:
         _print_json(prepared.plan.to_dict())
         return

@@ -9,6 +9,9 @@ from pydantic import BaseModel, ValidationError
 
 from dlscale.batch.document import Document, KeyPath, describe_type
 
+#: Values whose text is longer are described by their type.
+_MAX_SHOWN = 80
+
 
 def explain(error: ValidationError, model: type[BaseModel], document: Document) -> str:
     """One line for each fault.
@@ -69,5 +72,6 @@ def _sentence(fault: str, path: KeyPath, section: type[BaseModel], data: Any) ->
         return f"missing; allowed: {allowed[key]}."
     for step in path:
         data = data[step]
-    shown = describe_type(data) if data is None or isinstance(data, list | dict) else f"{data!r} ({describe_type(data)})"
+    vague = data is None or isinstance(data, dict) or len(repr(data)) > _MAX_SHOWN
+    shown = describe_type(data) if vague else f"{data!r} ({describe_type(data)})"
     return f"got {shown}; allowed: {allowed[key]}."

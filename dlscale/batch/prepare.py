@@ -5,9 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,21 @@ from dlscale.batch.workspace import Workspace
 from dlscale.engine.clusters import ClusterFacts, describe_cluster
 from dlscale.engine.costs import Plan
 from dlscale.errors import DlscaleError, DoesNotFitError, InputError, SpecError
-from dlscale.storage.durable import require_free_space
+from dlscale.storage.durable import PARTIAL, require_free_space
 from dlscale.storage.groups import result_attributes
 from dlscale.storage.importers import import_matrix
 from dlscale.storage.matrices import Matrix, open_matrix
+from dlscale.storage.results import is_being_written
 
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A stopped job that goes on: its id, and its plan, which fixes the bits of its answer."""
+
+    job: str
+    plan: Plan
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,7 @@ class Prepared:
 
 
 def prepare(
-    spec: Spec, document: Document, workspace: Workspace, *, plan: Plan | None = None, progress: Progress | None = None
+    spec: Spec, document: Document, workspace: Workspace, *, earlier: Earlier | None = None, progress: Progress | None = None
 ) -> Prepared:
     """Open and check the matrix, plan the job, and refuse what cannot work.
 
@@ -70,8 +80,8 @@ def prepare(
         From one file; the document gives the places for messages.
     workspace : Workspace
         An imported matrix is kept there; nothing else is written.
-    plan : Plan, optional
-        Of an earlier run, to go on with the same blocks.
+    earlier : Earlier, optional
+        A stopped job to go on with.
     progress : callable, optional
         Receives (done, total) of an import.
 
@@ -82,8 +92,7 @@ def prepare(
     """
     data = to_data(spec)
     with _blame(document, "output"):
-        # A job that is resumed may have published just before it was killed.
-        output = _check_output(data.get("output"), overwrite=spec.overwrite or plan is not None)
+        output = _check_output(data, overwrite=spec.overwrite, job=earlier.job if earlier else "")
     with _blame(document):
         _check_writable(workspace.root)
     with _blame(document, "cluster"):
@@ -91,7 +100,13 @@ def prepare(
     with _blame(document, "input", "matrix"):
         matrix = _open(data["input"]["matrix"], spec, workspace, progress)
     options = KINDS[spec.kind].options(**spec.params.model_dump())
-    if plan is None:
+    if earlier is not None:
+        plan = earlier.plan
+        with _blame(document, "input", "matrix"):
+            _check_same(plan, matrix)
+        with _blame(document, "cluster"):
+            _check_fits(plan, facts)
+    else:
         with _blame_params(document, type(spec.params).model_fields):
             plan = KINDS[spec.kind].plan(matrix, options, facts)
         n_bytes = sum(step.bytes_written for step in plan.passes)
@@ -122,9 +137,7 @@ def _imported(data: dict[str, Any], request: ImportSpec, workspace: Workspace, p
     destination = workspace.import_path(data)
     if destination.exists():
         return destination
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with open(destination.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _only_importer(destination):
         if not destination.exists():
             import_matrix(
                 source,
@@ -140,13 +153,62 @@ def _imported(data: dict[str, Any], request: ImportSpec, workspace: Workspace, p
     return destination
 
 
-def _check_output(location: str | None, *, overwrite: bool) -> Path | None:
+@contextmanager
+def _only_importer(destination: Path) -> Iterator[None]:
+    """Keep other processes from importing the same; nothing is left of an import that failed or was killed."""
+    missing = [folder for folder in destination.parents if not folder.exists()]
+    path = destination.with_suffix(".lock")
+    while True:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (path.exists() and os.path.samestat(os.fstat(lock.fileno()), os.stat(path))):
+                continue  # whoever had it before has removed it
+            try:
+                for leftover in path.parent.glob(f".{destination.name}.*{PARTIAL}"):
+                    shutil.rmtree(leftover, ignore_errors=True)
+                yield
+                return
+            finally:
+                path.unlink(missing_ok=True)
+                for folder in missing:
+                    with suppress(OSError):
+                        folder.rmdir()
+
+
+def is_result_of(path: Path, job: str) -> bool:
+    """Whether a job has published its result there."""
+    return bool(job) and (result_attributes(str(path)) or {}).get("job") == job
+
+
+def _check_same(plan: Plan, matrix: Matrix) -> None:
+    planned, found = (list(plan.matrix["shape"]), str(plan.matrix["dtype"])), (list(matrix.shape), str(matrix.dtype))
+    if planned != found:
+        raise SpecError(f"was {planned[0]} {planned[1]} when the job began and is {found[0]} {found[1]} now; run the job anew.")
+
+
+def _check_fits(plan: Plan, facts: ClusterFacts) -> None:
+    if plan.peak_bytes_per_worker > facts.memory_bytes:
+        raise DoesNotFitError(
+            f"the job was planned to take {plan.peak_bytes_per_worker / 1e9:.2f} GB on each worker, and these have "
+            f"{facts.memory_bytes / 1e9:.2f} GB; give them more, or run the job anew."
+        )
+
+
+def _check_output(data: Mapping[str, Any], *, overwrite: bool, job: str) -> Path | None:
+    location = data.get("output")
     if location is None:
         return None
     output = Path(location.removeprefix("file://"))
     if "://" in location and not location.startswith("file://"):
         raise SpecError(f"got {location}; allowed: a path on a file system of this machine.")
-    if os.path.lexists(output):
+    source = data["input"]["matrix"]
+    if isinstance(source, str) and (within := _nested(output, Path(source.removeprefix("file://")))):
+        raise SpecError(f"{output} {within} the input matrix {source}; choose a path beside it.")
+    if is_being_written(output):
+        raise SpecError(f"{output} is being written by another job; wait for its end, or choose another path.")
+    # A job that goes on may have published just before it was killed.
+    if os.path.lexists(output) and not is_result_of(output, job):
         if not overwrite:
             raise SpecError(f"{output} exists already; choose another path, or set overwrite: true.")
         if result_attributes(str(output)) is None:
@@ -155,13 +217,22 @@ def _check_output(location: str | None, *, overwrite: bool) -> Path | None:
     return output
 
 
+def _nested(output: Path, source: Path) -> str:
+    """How one of two paths lies in the other, or nothing."""
+    output, source = Path(os.path.realpath(output)), Path(os.path.realpath(source))
+    if output == source:
+        return ""
+    return "lies in" if source in output.parents else "holds" if output in source.parents else ""
+
+
 def _check_writable(folder: Path) -> None:
-    """Try to create something in the nearest folder that exists, and remove it again."""
+    """Write something that never gets a name into the nearest folder that exists."""
     place = folder
     while not os.path.lexists(place):
         place = place.parent
     try:
-        os.rmdir(tempfile.mkdtemp(prefix=".dlscale-", dir=place))
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(b"?")
     except OSError as error:
         raise SpecError(f"got {folder}, where nothing can be written ({error.strerror}); choose a folder that is yours.") from error
 

@@ -9,14 +9,16 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from dlscale.batch.workspace import HEARTBEAT_SECONDS, Heartbeat, Job, JobState
+from dlscale.batch.workspace import ENDED, HEARTBEAT_SECONDS, Heartbeat, Job, JobState
 from dlscale.engine.progress import Emit, Event, MemorySampler
+from dlscale.errors import DoesNotFitError
 
 
 class Recorder:
@@ -43,8 +45,9 @@ class Recorder:
 
     def __enter__(self) -> Recorder:
         self._claim = self.job.claim()
+        self.job.remove_leftovers()
         self._events = os.open(self.job.events, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        self._handler = logging.FileHandler(self.job.log, encoding="utf-8")
+        self._handler = _QuietFileHandler(self.job.log, encoding="utf-8")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self._log.addHandler(self._handler)
         self._log.setLevel(logging.INFO)
@@ -71,10 +74,12 @@ class Recorder:
     def emit(self, event: Event) -> None:
         """Append an event, with its time, to events.jsonl, and say the telling ones in the log."""
         event = {"time": time.time(), **event}
-        # One write: a kill cannot mix two lines.
-        os.write(self._events, (json.dumps(plain(event)) + "\n").encode())
-        if line := _sentence(event):
-            self._log.log(logging.WARNING if event["event"] == "warning" else logging.INFO, line)
+        line = (json.dumps(plain(event)) + "\n").encode()
+        # One write: a kill cannot mix two lines. A full disk ends the job where it needs the disk, not here.
+        with suppress(OSError):
+            os.write(self._events, line)
+        if sentence := _sentence(event):
+            self._log.log(logging.WARNING if event["event"] == "warning" else logging.INFO, sentence)
         self.listener(event)
 
     def change(
@@ -96,7 +101,11 @@ class Recorder:
                 summary=self.state.summary | plain(dict(summary or {})),
                 final=final,
             )
-            self._write(fsync=True)
+            try:
+                self._write(fsync=True)
+            except (OSError, DoesNotFitError):
+                if state not in ENDED:
+                    raise  # else the reason of the end counts; the job is then found lost, and can be resumed
         self.emit({"event": "state", "state": state, "message": message})
 
     def failure(self, error: BaseException) -> None:
@@ -105,12 +114,19 @@ class Recorder:
 
     def _beat(self) -> None:
         while not self._stopped.wait(HEARTBEAT_SECONDS):
-            with self._lock:
+            with self._lock, suppress(OSError, DoesNotFitError):
                 self._write(fsync=False)
 
     def _write(self, *, fsync: bool) -> None:
         self.state = replace(self.state, heartbeat=Heartbeat.now(), seconds=self.seconds)
         self.job.write_state(self.state, fsync=fsync)
+
+
+class _QuietFileHandler(logging.FileHandler):
+    """A log whose line is lost when the disk is full, without a traceback in the terminal."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
 
 
 def _sentence(event: Event) -> str:

@@ -16,10 +16,10 @@ from typing import Any
 
 import yaml
 
-from dlscale.batch.document import read_document
+from dlscale.batch.document import parse_scalar, read_document, set_value
 from dlscale.batch.kinds import KINDS
 from dlscale.batch.pacing import PacedCheckpoint
-from dlscale.batch.prepare import Prepared, Progress, prepare
+from dlscale.batch.prepare import Earlier, Prepared, Progress, is_result_of, prepare
 from dlscale.batch.recorder import Recorder, plain
 from dlscale.batch.reporting import write_report
 from dlscale.batch.signals import Signals, Stop
@@ -32,7 +32,8 @@ from dlscale.engine.passes import Passes
 from dlscale.engine.progress import Emit, Event, ignore
 from dlscale.errors import CertificateError, DlscaleError, InputError, Interrupted, NumericalError, SpecError
 from dlscale.linalg.outcome import Outcome
-from dlscale.storage.groups import open_arrays, result_attributes
+from dlscale.storage.durable import PARTIAL
+from dlscale.storage.groups import open_arrays
 from dlscale.storage.results import ResultGroup
 
 #: Running the job again from its checkpoint would end in the same way.
@@ -131,7 +132,8 @@ def run(
 def start(job: Job, prepared: Prepared, *, listener: Emit = ignore) -> JobResult:
     """Create a job's folder, whole or not at all, and run the job."""
     state = JobState(job.id, prepared.name, prepared.spec.kind, "planned", time.time(), Heartbeat.now())
-    draft = Job(job.folder.with_name(f".{job.id}.partial"))
+    draft = Job(job.folder.with_name(f".{job.id}{PARTIAL}"))
+    Workspace(job.folder.parent.parent).remove_drafts()
     draft.folder.mkdir(parents=True)
     try:
         draft.spec.write_text(yaml.safe_dump(prepared.data, sort_keys=False), encoding="utf-8")
@@ -141,14 +143,20 @@ def start(job: Job, prepared: Prepared, *, listener: Emit = ignore) -> JobResult
     except BaseException:
         shutil.rmtree(draft.folder)
         raise
-    if prepared.output is not None:
-        # A job that was given up may have left a beginning there.
-        ResultGroup(prepared.output, overwrite=prepared.spec.overwrite).discard()
     return _execute(job, state, prepared, listener)
 
 
-def reopen(job: Job, workspace: Workspace, *, progress: Progress | None = None) -> Prepared:
+def reopen(job: Job, workspace: Workspace, *, cluster: str | None = None, progress: Progress | None = None) -> Prepared:
     """A stopped job as it was planned.
+
+    Parameters
+    ----------
+    job : Job
+    workspace : Workspace
+    cluster : str, optional
+        Where to go on, instead of the cluster of the spec; the plan, and with it the bits of the answer, stay.
+    progress : callable, optional
+        See `prepare`.
 
     Raises
     ------
@@ -157,12 +165,15 @@ def reopen(job: Job, workspace: Workspace, *, progress: Progress | None = None) 
     """
     state = job.read_state()
     if state.state == "succeeded":
-        raise SpecError(f"Job {job.id} has succeeded; its result is {state.result}.")
+        raise SpecError(f"Job {job.id} has succeeded; its result is {state.result}. `dlscale report {job.id}` draws its report.")
     if state.final:
         raise SpecError(f"Job {job.id} would fail again: {state.message} Change the spec or the matrix and run it anew.")
     os.close(job.claim())
     document = read_document(job.spec)
-    return prepare(parse_spec(document), document, workspace, plan=Plan.from_dict(job.read_plan()), progress=progress)
+    if cluster is not None:
+        document = set_value(document, ["cluster"], parse_scalar(cluster, "--cluster"), "--cluster")
+    plan = Plan.from_dict(job.read_plan())
+    return prepare(parse_spec(document), document, workspace, earlier=Earlier(job.id, plan), progress=progress)
 
 
 def resume(job: Job, prepared: Prepared, *, listener: Emit = ignore) -> JobResult:
@@ -175,14 +186,10 @@ def _execute(job: Job, state: JobState, prepared: Prepared, listener: Emit) -> J
     error: Exception | None = None
     with Recorder(job, state, listener) as recorder, Signals() as signals:
         try:
-            if (published := result_attributes(str(output))) and published.get("job") == job.id:
-                recorder.change("succeeded", result=str(output))  # killed between publishing and saying so
-            else:
-                with signals.raising():
-                    outcome, group = _compute(job, prepared, output, recorder, signals)
-                path = group.publish(_attributes(job, prepared, outcome, recorder.seconds))
-                recorder.change("succeeded", result=str(path))
+            # A job that was killed when it had published is found complete.
+            path = output if is_result_of(output, job.id) else _produce(job, prepared, output, recorder, signals)
             PacedCheckpoint(job.checkpoint).discard()
+            recorder.change("succeeded", result=str(path))
         except (Stop, Exception) as reason:
             if signals.received:
                 error = Interrupted(
@@ -210,8 +217,19 @@ def _execute(job: Job, state: JobState, prepared: Prepared, listener: Emit) -> J
     )
 
 
-def _compute(job: Job, prepared: Prepared, output: Path, recorder: Recorder, signals: Signals) -> tuple[Outcome, ResultGroup]:
-    """Run the algorithm and check its answer; the result group that comes back is complete."""
+def _produce(job: Job, prepared: Prepared, output: Path, recorder: Recorder, signals: Signals) -> Path:
+    """Compute the answer and publish it."""
+    group = _result_group(job, prepared, output)
+    try:
+        with signals.raising():
+            outcome = _compute(job, prepared, group, recorder, signals)
+        return group.publish(_attributes(job, prepared, outcome, recorder.seconds))
+    finally:
+        group.close()
+
+
+def _compute(job: Job, prepared: Prepared, group: ResultGroup, recorder: Recorder, signals: Signals) -> Outcome:
+    """Run the algorithm and check its answer; afterwards the result group is complete."""
 
     def emit(event: Event) -> None:
         recorder.emit(event)
@@ -221,7 +239,6 @@ def _compute(job: Job, prepared: Prepared, output: Path, recorder: Recorder, sig
     recorder.change("running", summary={"machine": describe_machine(), "image_shape": image_shape})
     every, shared = prepared.spec.checkpoint.every, prepared.facts.kind == "tcp"
     checkpoint = PacedCheckpoint(job.checkpoint, every_seconds=every, fsync=shared)
-    group = _result_group(output, prepared)
     try:
         with open_cluster(prepared.facts) as cluster:
             passes = Passes(cluster, checkpoint=checkpoint, result=group, emit=emit, stall_seconds=prepared.spec.stall)
@@ -236,7 +253,7 @@ def _compute(job: Job, prepared: Prepared, output: Path, recorder: Recorder, sig
     outcome.certificate.require()
     for name, array in outcome.arrays.items():
         group.put(name, array)
-    return outcome, group
+    return outcome
 
 
 def _failed(reason: BaseException, job: Job, prepared: Prepared, output: Path, recorder: Recorder) -> Exception:
@@ -245,14 +262,14 @@ def _failed(reason: BaseException, job: Job, prepared: Prepared, output: Path, r
     recorder.failure(error)
     final = isinstance(error, FINAL_ERRORS)
     if final:
-        _result_group(output, prepared).discard()
+        _result_group(job, prepared, output).discard()
         PacedCheckpoint(job.checkpoint).discard()
     recorder.change("failed", _message(error), final=final)
     return error
 
 
-def _result_group(output: Path, prepared: Prepared) -> ResultGroup:
-    return ResultGroup(output, overwrite=prepared.spec.overwrite, fsync=prepared.facts.kind == "tcp")
+def _result_group(job: Job, prepared: Prepared, output: Path) -> ResultGroup:
+    return ResultGroup(output, overwrite=prepared.spec.overwrite, fsync=prepared.facts.kind == "tcp", owner=job.id)
 
 
 def _summary(outcome: Outcome) -> dict[str, Any]:

@@ -19,26 +19,36 @@ from dlscale.batch.document import Document, read_document
 from dlscale.batch.messages import explain
 from dlscale.errors import SpecError
 
-SIZE_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-TIME_UNITS = {"": 1.0, "s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+SIZE_UNITS: Mapping[str, int] = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+    "ti": 2**40,
+}
+TIME_UNITS: Mapping[str, float] = {"": 1.0, "s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def _bytes(value: object) -> int:
-    number, unit = _quantity(str(value).lower().removesuffix("b") if isinstance(value, str) else value)
-    return int(number * SIZE_UNITS[unit])
+    number, scale = _quantity(str(value).lower().removesuffix("b") if isinstance(value, str) else value, SIZE_UNITS)
+    return int(number * scale)
 
 
 def _seconds(value: object) -> float:
-    number, unit = _quantity(value)
-    return number * TIME_UNITS[unit]
+    number, scale = _quantity(value, TIME_UNITS)
+    return number * scale
 
 
-def _quantity(value: object) -> tuple[float, str]:
-    """A number and its unit (ValueError if it is not one, which pydantic reports)."""
+def _quantity(value: object, units: Mapping[str, float]) -> tuple[float, float]:
+    """A number and what its unit stands for (ValueError if it is not one, which pydantic reports)."""
     match = re.fullmatch(r"\s*(\d+\.?\d*)\s*([a-z]*)\s*", str(value))
-    if isinstance(value, bool) or not match or match[2] not in SIZE_UNITS | TIME_UNITS:
+    if isinstance(value, bool) or not match or match[2] not in units:
         raise ValueError("not a number with a unit")
-    return float(match[1]), match[2]
+    return float(match[1]), units[match[2]]
 
 
 Size = Annotated[
@@ -73,7 +83,9 @@ class ImportSpec(Section):
 class InputSpec(Section):
     """Where the matrix is."""
 
-    matrix: str | ImportSpec = Field(description="path or URL of a Zarr array, or a section with import: SOURCE")
+    matrix: Annotated[str, Field(min_length=1)] | ImportSpec = Field(
+        description="path or URL of a Zarr array, or a section with import: SOURCE"
+    )
 
 
 class ClusterSpec(Section):

@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -23,13 +24,16 @@ from typing import Any, NamedTuple
 import psutil
 
 from dlscale.errors import SpecError
-from dlscale.storage.durable import write_atomically
+from dlscale.storage.durable import PARTIAL, write_atomically
 
 #: A running job writes its state again so often; on another machine it counts as lost after `LOST_SECONDS` without.
 HEARTBEAT_SECONDS = 5.0
 LOST_SECONDS = 60.0
 
+_DRAFT_SECONDS = 600.0
+
 RUNNING = ("planned", "running", "checkpointed", "certifying")
+ENDED = ("succeeded", "failed", "interrupted")
 RESUMABLE = ("interrupted", "lost", "failed")
 
 
@@ -158,6 +162,12 @@ class Job:
         plan: dict[str, Any] = json.loads(self.plan.read_bytes()) if self.plan.exists() else {}
         return plan
 
+    def remove_leftovers(self) -> None:
+        """Remove the temporary files of a killed process; only whoever has the claim may."""
+        for leftover in self.folder.glob(f".*{PARTIAL}"):
+            if leftover.is_file():
+                leftover.unlink()
+
     def claim(self) -> int:
         """Take the job for this process until the returned descriptor is closed or the process ends.
 
@@ -188,6 +198,12 @@ class Workspace:
         self.root = Path(root or os.environ.get("DLSCALE_WORKSPACE") or "dlscale-workspace").absolute()
         self.jobs_folder = self.root / "jobs"
         self.imports_folder = self.root / "imports"
+
+    def remove_drafts(self) -> None:
+        """Remove the folders of jobs whose process was killed while it created them, which takes a blink."""
+        for draft in self.jobs_folder.glob(f".*{PARTIAL}"):
+            if time.time() - _modified(draft) > _DRAFT_SECONDS:
+                shutil.rmtree(draft, ignore_errors=True)
 
     def new_job(self, name: str) -> Job:
         """A job that has an id and no folder yet."""
@@ -221,7 +237,8 @@ class Workspace:
                 f"{job_id!r} is the beginning of {len(found)} jobs: {', '.join(job.id for job in found[:4])}; give more of it."
             )
         known = ", ".join(job.id for job in jobs[:4]) or "none"
-        raise SpecError(f"There is no job {job_id or ''} in {self.root}; the newest are: {known}.")
+        wanted = f"no job {job_id}" if job_id else "no job yet"
+        raise SpecError(f"There is {wanted} in {self.root}; the newest are: {known}.")
 
     def import_path(self, request: Mapping[str, Any]) -> Path:
         """Where the matrix of an import request is kept, the same for the same request and source file."""

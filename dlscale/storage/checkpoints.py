@@ -19,8 +19,17 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from dlscale.errors import CorruptionError, SpecError
-from dlscale.storage.durable import crc32c, fsync_path, fsync_tree, make_folder, read_chunk, read_whole, write_atomically
-from dlscale.storage.writers import ArrayWriter, Shape, check_name, create_array, make_group, place_node, put_array
+from dlscale.storage.durable import (
+    check_chunk,
+    crc32c,
+    fsync_path,
+    fsync_tree,
+    make_folder,
+    read_chunk,
+    read_whole,
+    write_atomically,
+)
+from dlscale.storage.writers import ArrayWriter, Shape, check_name, make_group, place_node, put_array, reopen_array
 
 _VERSION = 1
 
@@ -60,7 +69,7 @@ class Checkpoint:
         arrays : mapping of str to ndarray
             The small state; any shape, booleans, integers, floats or complex numbers.
         writers : sequence of ArrayWriter
-            What they have written so far belongs to the step: flushed to the disk here, looked up (not read) by `load`.
+            What they have written so far belongs to the step: flushed to the disk here, verified by `load`.
 
         Returns
         -------
@@ -97,6 +106,9 @@ class Checkpoint:
             "arrays": layouts,
             "files": {key: [size, crcs[key]] for key, size in sizes.items()},
             "writers": written,
+            "checked": [
+                os.path.relpath(writer.path, self.directory) for writer in writers if writer.checksum and not writer.shards
+            ],
         }
         make_folder(self._manifests)
         write_atomically(self._manifests / f"{step}.json", _sealed(manifest))
@@ -114,6 +126,8 @@ class Checkpoint:
             for path, files in manifest["writers"].items():
                 for key, size in files.items():
                     _require_size(self.directory / path / key, size)
+                    if path in manifest["checked"] and not key.endswith("zarr.json"):
+                        check_chunk(self.directory / path / key)
             for key, (size, crc) in manifest["files"].items():
                 if key.endswith("zarr.json") and crc32c(read_whole(folder / key, size)) != crc:
                     raise CorruptionError(f"{folder / key} is corrupted: its checksum must be {crc:08x}")
@@ -125,7 +139,7 @@ class Checkpoint:
     def scratch(self, name: str, shape: Shape, dtype: DTypeLike, *, chunks: Shape) -> ArrayWriter:
         """A large array for tasks to write, opened where it is there with the same layout; see `create_array`."""
         path = place_node(self.directory / "scratch", name)
-        return create_array(path, shape, dtype=dtype, chunks=chunks, name=name, fsync=self._fsync)
+        return reopen_array(path, shape, dtype=dtype, chunks=chunks, name=name, fsync=self._fsync)
 
     def steps(self) -> list[str]:
         """Names of the steps that count, the oldest first; their arrays are verified by `load`."""

@@ -162,6 +162,28 @@ def read_chunk(path: Path, dtype: np.dtype[Any], chunk_shape: tuple[int, ...], c
     return elements.view(dtype.newbyteorder("<")).astype(dtype.newbyteorder("="), copy=False).reshape(chunk_shape)
 
 
+def check_chunk(path: Path) -> None:
+    """Check a chunk file that `write_chunk` wrote against the checksum at its own end.
+
+    Raises
+    ------
+    CorruptionError
+        If it cannot be read, or its elements have changed.
+    """
+    got = 0
+    try:
+        with open(path, "rb") as file:
+            left = os.fstat(file.fileno()).st_size - _CRC_BYTES
+            while left > 0 and (part := file.read(min(left, 2**24))):
+                got = int(google_crc32c.extend(got, part))
+                left -= len(part)
+            stored = int.from_bytes(file.read(), "little")
+    except OSError as error:
+        raise CorruptionError(f"{path} cannot be read: {error}") from error
+    if got != stored:
+        raise CorruptionError(f"{path} is corrupted: its checksum must be {stored:08x}, got {got:08x}")
+
+
 def read_whole(path: Path, size: int) -> bytes:
     """Read a file that must have the given size in bytes.
 

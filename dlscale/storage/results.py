@@ -5,8 +5,10 @@ A job writes its arrays into a hidden Zarr group beside the final path; when the
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from dlscale.storage.writers import (
     make_group,
     place_node,
     put_array,
+    reopen_array,
     set_aside,
 )
 
@@ -44,31 +47,39 @@ class ResultGroup:
         Let `publish` replace a Zarr group or array at the final path.
     fsync : bool
         See `ArrayWriter`.
+    owner : str
+        Who writes; what another owner left in the hidden folder is removed.
 
     Raises
     ------
     SpecError
-        If something is at the final path and is not to be overwritten, or nothing can be written there.
+        If something is at the final path and is not to be overwritten, nothing can be written there, or another process is
+        writing there.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False, fsync: bool = False) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False, fsync: bool = False, owner: str = "") -> None:
         place = os.fspath(path).removeprefix("file://")
         if "://" in place:
             raise SpecError(f"A result must go to a path on a file system of this machine, got {place}; copy it there afterwards.")
         self.path = Path(place).absolute()
-        self.partial = self.path.with_name(f".{self.path.name}{PARTIAL}")
+        self.partial = _partial_of(self.path)
         self._overwrite, self._fsync = overwrite, fsync
         self._writers: dict[str, ArrayWriter] = {}
         self._check_final()
         try:
-            make_group(self.partial)
+            self._let_go = weakref.finalize(self, os.close, self._claim())
         except OSError as error:
             raise SpecError(f"{self.path} must be a place where files can be written: {error}. Choose another output.") from error
+        self._take_over(owner)
 
     def create(self, name: str, shape: Shape, dtype: DTypeLike, *, chunks: Shape, shards: Shape | None = None) -> ArrayWriter:
-        """Create an array of the group, or open it where it is there with the same layout; see `create_array`."""
+        """Create an array of the group, or open it where it is there with the same layout; see `create_array`.
+
+        What a process before left there with another layout, or damaged, is removed.
+        """
         path = place_node(self.partial, name)
-        writer = create_array(path, shape, dtype=dtype, chunks=chunks, shards=shards, name=name, fsync=self._fsync)
+        make = create_array if name in self._writers else reopen_array
+        writer = make(path, shape, dtype=dtype, chunks=chunks, shards=shards, name=name, fsync=self._fsync)
         return self._writers.setdefault(name, writer)
 
     def put(self, name: str, array: NDArray[Any]) -> None:
@@ -106,6 +117,7 @@ class ResultGroup:
         replaced = set_aside(self.path)
         os.rename(self.partial, self.path)
         fsync_path(self.path.parent)
+        self._let_go()
         if replaced:
             shutil.rmtree(replaced)
         return self.path
@@ -115,6 +127,33 @@ class ResultGroup:
         self._writers.clear()
         if self.partial.exists():
             shutil.rmtree(self.partial)
+        self._let_go()
+
+    def close(self) -> None:
+        """Let others write there; what was written stays for whoever goes on with it."""
+        self._let_go()
+
+    def _claim(self) -> int:
+        """A descriptor of the hidden folder, locked for this process until it is closed or the process ends."""
+        while True:
+            make_group(self.partial)
+            descriptor = os.open(self.partial, os.O_RDONLY)
+            if not _lock(descriptor):
+                os.close(descriptor)
+                raise SpecError(f"{self.path} is being written by another job; wait for its end, or choose another output.")
+            try:
+                if os.path.samestat(os.fstat(descriptor), os.stat(self.partial)):
+                    return descriptor
+            except FileNotFoundError:
+                pass
+            os.close(descriptor)  # another job published or removed it in between
+
+    def _take_over(self, owner: str) -> None:
+        found = (find_node(self.partial) or {}).get("attributes") or {}
+        if found.get("owner", "") != owner:
+            for leftover in self.partial.iterdir():
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            write_atomically(self.partial / "zarr.json", group_metadata({"owner": owner}), fsync=False)
 
     def _check_final(self) -> None:
         if not os.path.lexists(self.path):
@@ -125,3 +164,30 @@ class ResultGroup:
             )
         if find_node(self.path) is None:
             raise SpecError(f"{self.path} must be a Zarr group or array to be overwritten, got something else; choose another.")
+
+
+def is_being_written(path: Path) -> bool:
+    """Whether a process has a `ResultGroup` open for this final path."""
+    try:
+        descriptor = os.open(_partial_of(path), os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return not _lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _partial_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}{PARTIAL}")
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock a folder for this descriptor; False if another one has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # a file system without locks of folders, such as NFS
+    return True

@@ -275,6 +275,18 @@ def create_array(
     return writer
 
 
+def reopen_array(
+    path: Path, shape: Shape, *, dtype: DTypeLike, chunks: Shape, shards: Shape | None = None, name: str, fsync: bool
+) -> ArrayWriter:
+    """`create_array` at a place that nobody else uses: what is there of another layout, or damaged, is removed."""
+    try:
+        return create_array(path, shape, dtype=dtype, chunks=chunks, shards=shards, name=name, fsync=fsync)
+    except SpecError:
+        if path.is_dir():
+            shutil.rmtree(path)
+        return create_array(path, shape, dtype=dtype, chunks=chunks, shards=shards, name=name, fsync=fsync)
+
+
 def put_array(path: Path, array: NDArray[Any], *, name: str | None = None) -> tuple[ArrayWriter, dict[str, int]]:
     """Write a small array whole, in place of the Zarr node that is there; `fsync_tree` is left to the caller.
 

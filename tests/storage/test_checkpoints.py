@@ -114,8 +114,13 @@ def test_writers_belong_to_a_step(tmp_path: Path) -> None:
         file.truncate(7)
     assert again.load("two") is None
     assert "scratch/Y/c/1/0 is torn: it must have 36 bytes, got 7" in again.problems[0]
+    chunk = Y.path / "c" / "0" / "0"
+    whole = chunk.read_bytes()
+    chunk.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    assert Checkpoint(tmp_path / "c").load("one") is None
+    chunk.write_bytes(whole)
     assert same(again.load("one"), state(1))
-    (Y.path / "c" / "0" / "0").unlink()
+    chunk.unlink()
     assert again.load("one") is None
     assert "scratch/Y/c/0/0 is missing" in again.problems[1]
 

@@ -12,7 +12,7 @@ import zarr
 
 from dlscale.errors import SpecError
 from dlscale.storage.durable import PARTIAL
-from dlscale.storage.results import ResultGroup
+from dlscale.storage.results import ResultGroup, is_being_written
 
 
 def test_nothing_is_visible_before_publish(tmp_path: Path) -> None:
@@ -109,6 +109,7 @@ def test_a_crash_at_every_system_call_of_publish(tmp_path: Path, crash_at: Calla
         new = ResultGroup(path, overwrite=overwrite)
         new.create("s", (4,), "f8", chunks=(2,)).write(0, np.ones(4))
         finished = crash_at(n, lambda new=new: new.publish({"version": 2}))
+        new.close()
         if path.exists():
             found = zarr.open(path, mode="r")
             version = found.attrs["dlscale"]["version"]
@@ -126,6 +127,11 @@ def test_an_interrupted_group_goes_on(tmp_path: Path) -> None:
     first = ResultGroup(tmp_path / "r.zarr")
     first.create("u", (4, 2), "f8", chunks=(2, 2)).write(0, np.ones((2, 2)))
     first.put("mean", np.ones(2))
+    with pytest.raises(SpecError, match="is being written by another job"):
+        ResultGroup(tmp_path / "r.zarr")
+    assert is_being_written(tmp_path / "r.zarr")
+    first.close()
+    assert not is_being_written(tmp_path / "r.zarr")
 
     second = ResultGroup(tmp_path / "r.zarr")
     u = second.create("u", (4, 2), "f8", chunks=(2, 2))
@@ -149,6 +155,21 @@ def test_discard_leaves_nothing(tmp_path: Path) -> None:
     group.put("t", np.ones(2))
     group.publish({})
     assert sorted(os.listdir(tmp_path / "r.zarr")) == ["t", "zarr.json"]
+
+
+def test_what_another_owner_or_a_torn_disk_left_is_not_used(tmp_path: Path) -> None:
+    first = ResultGroup(tmp_path / "r.zarr", owner="one")
+    u = first.create("u", (4, 2), "f8", chunks=(2, 2))
+    u.write(0, np.ones((4, 2)))
+    first.close()
+    (u.path / "zarr.json").write_text('{"zarr_format": 3, ')
+    again = ResultGroup(tmp_path / "r.zarr", owner="one")
+    again.create("u", (4, 2), "f8", chunks=(2, 2)).write(0, np.full((4, 2), 2.0))
+    again.put("s", np.ones(2))
+    again.close()
+    other = ResultGroup(tmp_path / "r.zarr", owner="two")
+    assert sorted(os.listdir(other.partial)) == ["zarr.json"]
+    other.publish({})
 
 
 def test_put_replaces(tmp_path: Path) -> None:
