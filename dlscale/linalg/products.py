@@ -49,8 +49,9 @@ def start_means(n: int, dtype: np.dtype[Any]) -> State:
 
 
 def block_means(A: Array, mean: Array, low: Array) -> State:
-    """The same of a block, from `block_mean`."""
-    return {"count": np.array([float(len(A))]), "mean": mean.astype(low.dtype), "mean_low": low}
+    """The same of a block, from `block_mean`; ``mean`` alone is the mean in double precision."""
+    total = mean + low
+    return {"count": np.array([float(len(A))]), "mean": total, "mean_low": low - (total - mean)}
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,6 @@ def compute_qr(passes: Passes, A: Matrix, options: QROptions, plan: Plan) -> Out
             ),
         )
     )
-    s = np.linalg.svd(R, compute_uv=False)
+    s = np.linalg.svd(R, compute_uv=False).astype(float)
     estimates = {"condition": float(s[0] / s[-1]) if s[-1] > s[0] * np.finfo(float).tiny else float("inf")}
     return Outcome({"r": R.astype(dtype)}, ("q",) if keep else (), certificate, estimates, (how,))
