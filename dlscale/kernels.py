@@ -11,6 +11,7 @@ import ctypes
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -89,7 +90,29 @@ def tiles(A: Array, mean: Array | None = None, *, at_least: int = 1) -> Iterator
         yield i, tile if mean is None else np.subtract(tile, mean, out=workspace("tile", tile.shape, A.dtype))
 
 
-def add_normal_product(A: Array, W: Array, ZH: Array, *, mean: Array | None = None) -> Array:
+@dataclass
+class Moments:
+    """Sums over the rows of what a kernel reads, taken while a tile is in the cache.
+
+    Parameters
+    ----------
+    sums : (n,), optional
+        Gains the sum of the rows.
+    squares : float, optional
+        Gains the sum of the squared moduli; None is not summed.
+    """
+
+    sums: Array | None = None
+    squares: float | None = None
+
+    def add(self, tile: Array) -> None:
+        if self.sums is not None:
+            self.sums += np.matmul(np.ones((1, len(tile)), tile.dtype), tile)[0]
+        if self.squares is not None:
+            self.squares += sum_of_squares(tile)
+
+
+def add_normal_product(A: Array, W: Array, ZH: Array, *, mean: Array | None = None, moments: Moments | None = None) -> Array:
     """``Z += (A - 1 mean)^H Y`` with ``Y = (A - 1 mean) W``: one step of a power iteration, in one read of A.
 
     Parameters
@@ -99,6 +122,8 @@ def add_normal_product(A: Array, W: Array, ZH: Array, *, mean: Array | None = No
     ZH : (l, n), double precision, updated in place
         The conjugate transpose of Z.
     mean : (n,), optional
+    moments : Moments, optional
+        Gains those of ``A - 1 mean``.
 
     Returns
     -------
@@ -114,10 +139,12 @@ def add_normal_product(A: Array, W: Array, ZH: Array, *, mean: Array | None = No
     for i, tile in tiles(A, mean):
         Y_tile = np.matmul(tile, W, out=Y[i : i + len(tile)])
         ZH += np.matmul(Y_tile.conj().T, tile, out=update)
+        if moments is not None:
+            moments.add(tile)
     return Y
 
 
-def add_gram(A: Array, G: Array, *, mean: Array | None = None) -> None:
+def add_gram(A: Array, G: Array, *, mean: Array | None = None, moments: Moments | None = None) -> None:
     """``G += (A - 1 mean)^H (A - 1 mean)``, by the symmetric rank-k product.
 
     Parameters
@@ -125,6 +152,8 @@ def add_gram(A: Array, G: Array, *, mean: Array | None = None) -> None:
     A : (b, n)
     G : (n, n), double precision, updated in place
     mean : (n,), optional
+    moments : Moments, optional
+        Gains those of ``A - 1 mean``.
 
     Notes
     -----
@@ -134,6 +163,8 @@ def add_gram(A: Array, G: Array, *, mean: Array | None = None) -> None:
     update = workspace("G", G.shape, A.dtype)
     for _, tile in tiles(A, mean, at_least=2 * A.shape[1]):
         G += np.matmul(tile.conj().T, tile, out=update)
+        if moments is not None:
+            moments.add(tile)
 
 
 def sum_of_squares(A: Array) -> float:

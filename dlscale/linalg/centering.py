@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from dlscale.engine.passes import Fold, State
-from dlscale.kernels import accumulator_dtype
-from dlscale.linalg.products import block_mean, block_means, combine_means, start_means
+from dlscale.kernels import Moments, accumulator_dtype, tiles
+from dlscale.linalg.products import combine_means, settle_means, shift_rows, start_means
 from dlscale.storage.matrices import Array, Matrix
 
 
@@ -75,8 +75,14 @@ class ColumnMeans(Fold):
         return start_means(self.n, self.dtype)
 
     def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
-        self.merge(state, block_means(A, *block_mean(A)))
+        moments = Moments(state["rest"])
+        for _, tile in tiles(A, shift_rows(state, A)):
+            moments.add(tile)
         return ()
+
+    def finish(self, state: State) -> State:
+        settle_means(state)
+        return state
 
     def merge(self, left: State, right: State) -> State:
         combine_means(left, right)

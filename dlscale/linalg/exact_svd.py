@@ -62,14 +62,13 @@ def exact_svd(
         if not left.decides_sign:
             phases = phases_of(largest_entries(V.T))
     if left.decides_sign:
-        peaks = passes.sweep("signs", A, Peaks(basis, np.ascontiguousarray(X, dtype), n), grid)
+        peaks = passes.sweep("signs", A, Peaks(basis.rotated(X), n, k, dtype), grid)
         phases = phases_of(peaks["peak"])
     X, V = X * phases, V * phases
     # On random combinations of the right singular vectors, A must act as U S does.
     combination = gaussian(k, _N_PROBES, 0, dtype)
     fold = LeftFactor(
-        basis,
-        np.ascontiguousarray(X, dtype),
+        basis.rotated(X),
         n,
         np.ascontiguousarray(V @ combination, dtype),
         np.ascontiguousarray(s[:, None] * combination, dtype),

@@ -85,14 +85,13 @@ def finish(
         if not left.decides_sign:
             phases = phases_of(largest_entries(V.T))
     if left.decides_sign:
-        peaks = passes.sweep("signs", Y, Peaks(basis, np.ascontiguousarray(X, dtype), width), Y_grid)
+        peaks = passes.sweep("signs", Y, Peaks(basis.rotated(X), width, k, dtype), Y_grid)
         phases = phases_of(peaks["peak"])
     V, X = V * phases, X * phases
 
     probe_map, expected, n_checks = _checks(found, s, V, phases, probes, width, seed)
     fold_U = LeftFactor(
-        basis,
-        np.ascontiguousarray(X, dtype),
+        basis.rotated(X),
         width,
         probe_map.astype(dtype),
         np.ascontiguousarray(expected, dtype),

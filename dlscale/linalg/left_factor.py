@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -34,22 +35,35 @@ def largest_entries(V: Array) -> Array:
 
 @dataclass(frozen=True)
 class Peaks(Fold):
-    """The entry of largest modulus in each column of ``Q X``, the first of equals."""
+    """The entry of largest modulus in each column of the tall factor U (m, k), the first of equals.
+
+    Parameters
+    ----------
+    basis : Basis
+        The recipe of U, from the first ``n_columns`` columns of the matrix that is read.
+    """
 
     basis: Basis
-    X: Array
     n_columns: int
+    k: int
+    dtype: np.dtype[Any]
 
     @property
     def flops_per_row(self) -> float:
-        return 2.0 * self.X.size
+        return 2.0 * self.n_columns * self.k
 
     def start(self) -> State:
-        return {"peak": np.zeros(self.X.shape[1], self.X.dtype)}
+        return {"peak": np.zeros(self.k, self.dtype)}
 
     def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
-        U = self.basis.apply(A[:, : self.n_columns], first_row) @ self.X
-        state["peak"] = self.merge(state, {"peak": largest_entries(U.T)})["peak"]
+        peak = state["peak"]
+        for i, tile in self.basis.pieces(A[:, : self.n_columns]):
+            U = self.basis.apply(tile, first_row + i)
+            modulus = np.abs(U)
+            largest = modulus.max(axis=0)
+            # Only the few columns with a new peak are searched for its place.
+            for j in np.flatnonzero(largest > np.abs(peak)):
+                peak[j] = U[np.argmax(modulus[:, j]), j]
         return ()
 
     def merge(self, left: State, right: State) -> State:
@@ -59,14 +73,12 @@ class Peaks(Fold):
 
 @dataclass(frozen=True)
 class LeftFactor(Fold):
-    """Blocks of ``U = Q X`` (times ``scale``), and what certifies them.
+    """Blocks of the tall factor U (times ``scale``), and what certifies them.
 
     Parameters
     ----------
     basis : Basis
-        Of the first ``n_columns`` columns of the matrix that is read.
-    X : (n_columns, k), optional
-        None stands for the identity: U = Q.
+        The recipe of U, from the first ``n_columns`` columns of the matrix that is read.
     n_columns : int
     probe_map : (n, p), optional
         The probes, where the pass reads A itself; None where it reads ``[Y, A probes]``.
@@ -83,7 +95,6 @@ class LeftFactor(Fold):
     """
 
     basis: Basis
-    X: Array | None
     n_columns: int
     probe_map: Array | None
     expected: Array
@@ -93,8 +104,7 @@ class LeftFactor(Fold):
     @property
     def flops_per_row(self) -> float:
         k = self.expected.shape[0]
-        rotation = 0.0 if self.X is None else 2.0 * self.X.size
-        return float(rotation + self.n_columns**2 + k * k + 4.0 * self.expected.size)
+        return float(2.0 * self.n_columns * k + k * k + 4.0 * self.expected.size)
 
     def start(self) -> State:
         k, p = self.expected.shape
@@ -105,8 +115,6 @@ class LeftFactor(Fold):
         rows = []
         for i, tile in self.basis.pieces(A):
             U = self.basis.apply(tile[:, : self.n_columns], first_row + i)
-            if self.X is not None:
-                U = U @ self.X
             probes = tile[:, self.n_columns :] if self.probe_map is None else tile @ self.probe_map
             U_wide = U.astype(state["gram"].dtype, copy=False)
             state["gram"] += U_wide.conj().T @ U_wide

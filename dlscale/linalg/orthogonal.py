@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from scipy.linalg import solve_triangular
 
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Fold, Passes, State
@@ -36,6 +37,10 @@ class Basis(Protocol):
     @property
     def R(self) -> Array: ...
 
+    def rotated(self, X: Array) -> Basis:
+        """The recipe of ``Q X``."""
+        ...
+
     def pieces(self, A: Array) -> Iterator[tuple[int, Array]]:
         """The pieces of a block that `apply` takes: (offset, rows)."""
         ...
@@ -54,10 +59,14 @@ class TriangularBasis:
     factors : tuple of (n, n) upper triangular arrays
     dtype : numpy.dtype
         Of A.
+    last : (n, k), optional
+        What a rotated recipe multiplies by in the end: ``R_last^-1 X`` in place of the last solve, which is harmless because
+        the last factor is well conditioned.
     """
 
     factors: tuple[Array, ...]
     dtype: np.dtype[Any]
+    last: Array | None = None
 
     @property
     def R(self) -> Array:
@@ -66,15 +75,21 @@ class TriangularBasis:
             R = factor @ R
         return R
 
+    def rotated(self, X: Array) -> TriangularBasis:
+        last = solve_triangular(self.factors[-1], X)
+        return TriangularBasis(self.factors[:-1], self.dtype, np.ascontiguousarray(last, self.dtype))
+
     def pieces(self, A: Array) -> Iterator[tuple[int, Array]]:
         return tiles(A, at_least=2 * A.shape[1])
 
     def apply(self, A: Array, first_row: int) -> Array:
-        Q = workspace("Q", A.shape, self.dtype)
-        np.copyto(Q, A)
+        Q = A
+        if self.factors:
+            Q = workspace("Q", A.shape, self.dtype)
+            np.copyto(Q, A)
         for factor in self.factors:
             solve_triangular_right(Q, factor)
-        return Q
+        return Q if self.last is None else np.matmul(Q, self.last, out=workspace("U", (len(A), self.last.shape[1]), self.dtype))
 
 
 @dataclass(frozen=True)
@@ -91,6 +106,9 @@ class TreeBasis:
     R: Array
     coefficients: Array
     block_rows: int
+
+    def rotated(self, X: Array) -> TreeBasis:
+        return TreeBasis(self.R, self.coefficients @ X, self.block_rows)
 
     def pieces(self, A: Array) -> Iterator[tuple[int, Array]]:
         # The coefficients belong to whole blocks.

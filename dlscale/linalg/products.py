@@ -1,7 +1,7 @@
 """Folds that multiply: the normal product of a power iteration, and Gram and covariance matrices.
 
-A matrix whose column means are not yet known is centred block by block: each block by its own mean, and two partial
-results are combined with the difference of their means, so that a large column offset costs no digits.
+A matrix whose column means are not yet known is centred leaf by leaf: each leaf by its own mean, and two partial results
+are combined with the difference of their means, so that a large column offset costs no digits.
 
 References
 ----------
@@ -17,41 +17,36 @@ from typing import Any
 import numpy as np
 
 from dlscale.engine.passes import Fold, State
-from dlscale.kernels import accumulator_dtype, add_gram, add_normal_product, sum_of_squares, tiles
+from dlscale.kernels import Moments, accumulator_dtype, add_gram, add_normal_product
 from dlscale.storage.matrices import Array
 
-
-def block_mean(A: Array) -> tuple[Array, Array]:
-    """Column means of a block in two parts, ``mean + low``: the second holds the digits that the first rounds away.
-
-    Returns
-    -------
-    mean : (n,), of A's dtype
-    low : (n,), double precision
-        The mean of what is left when ``mean`` is subtracted.
-    """
-    m, dtype = A.shape[0], A.dtype
-    ones = np.ones((1, m), dtype)
-    mean = (np.matmul(ones, A)[0].astype(accumulator_dtype(dtype)) / m).astype(dtype)
-    low = np.zeros(A.shape[1], accumulator_dtype(dtype))
-    for _, tile in tiles(A, mean):
-        low += np.matmul(ones[:, : len(tile)], tile)[0]
-    low /= m
-    # A sum in single precision may miss the mean by more than its spacing; now the nearest number is known.
-    nearest = (mean + low).astype(dtype)
-    return nearest, low - (nearest.astype(low.dtype) - mean)
+#: Rows whose mean a leaf subtracts before it takes squares; what that leaves is corrected when the leaf is complete.
+_SHIFT_ROWS = 256
 
 
 def start_means(n: int, dtype: np.dtype[Any]) -> State:
     """The part of a state that counts rows and holds their mean, of no rows."""
     wide = accumulator_dtype(dtype)
-    return {"count": np.zeros(1), "mean": np.zeros(n, wide), "mean_low": np.zeros(n, wide)}
+    return {"count": np.zeros(1), "mean": np.zeros(n, wide), "mean_low": np.zeros(n, wide), "rest": np.zeros(n, wide)}
 
 
-def block_means(A: Array, mean: Array, low: Array) -> State:
-    """The same of a block, from `block_mean`; ``mean`` alone is the mean in double precision."""
-    total = mean + low
-    return {"count": np.array([float(len(A))]), "mean": total, "mean_low": low - (total - mean)}
+def shift_rows(state: State, A: Array) -> Array:
+    """Count a block's rows in; returns what to subtract from them, a row near the mean, the same for all of a leaf."""
+    if state["count"][0] == 0:
+        state["mean"] = A[:_SHIFT_ROWS].mean(axis=0, dtype=state["mean"].dtype).astype(A.dtype).astype(state["mean"].dtype)
+    state["count"] += len(A)
+    return state["mean"].astype(A.dtype)
+
+
+def settle_means(state: State) -> tuple[float, Array]:
+    """Turn the shift and the sum of what it left into the mean; returns the count, and the mean of what was left."""
+    count = float(state["count"][0])
+    low = state.pop("rest") / count
+    mean = state["mean"] + low
+    # In two parts, so that the difference of two means keeps its digits beside a large offset.
+    state["mean_low"] = low - (mean - state["mean"])
+    state["mean"] = mean
+    return count, low
 
 
 @dataclass(frozen=True)
@@ -92,20 +87,23 @@ class NormalProduct(Fold):
         return state
 
     def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
-        shift, target = None, state
-        if self.center:
-            shift, low = block_mean(A)
-            target = self.start() | block_means(A, shift, low)
-        Y = add_normal_product(A, self.W, target["ZH"], mean=shift)
+        shift = shift_rows(state, A) if self.center else None
+        moments = Moments(state.get("rest"), 0.0 if self.squares else None)
+        Y = add_normal_product(A, self.W, state["ZH"], mean=shift, moments=moments)
         if self.squares:
-            target["squares"] += sum(sum_of_squares(tile) for _, tile in tiles(A, shift))
+            state["squares"] += moments.squares
         if self.keep_Y:
-            Y_wide = Y.astype(target["gram"].dtype, copy=False)
-            target["gram"] += Y_wide.conj().T @ Y_wide
-        if self.center:
-            target["ZH"] -= len(A) * np.outer((low @ self.W).conj(), low)
-            self.merge(state, target)
+            Y_wide = Y.astype(state["gram"].dtype, copy=False)
+            state["gram"] += Y_wide.conj().T @ Y_wide
         return (Y,) if self.keep_Y else ()
+
+    def finish(self, state: State) -> State:
+        if self.center:
+            count, low = settle_means(state)
+            state["ZH"] -= count * np.outer((low @ self.W).conj(), low)
+            if self.squares:
+                state["squares"] -= count * np.vdot(low, low).real
+        return state
 
     def merge(self, left: State, right: State) -> State:
         if self.center:
@@ -154,19 +152,19 @@ class Gram(Fold):
         return state
 
     def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
-        shift, target = None, state
-        if self.center:
-            shift, low = block_mean(A)
-            target = self.start() | block_means(A, shift, low)
-        add_gram(A, target["gram"], mean=shift)
+        shift = shift_rows(state, A) if self.center else None
+        add_gram(A, state["gram"], mean=shift, moments=Moments(state.get("rest")))
         if self.probe is not None:
-            add_normal_product(A, self.probe[:, None], target["probed"], mean=shift)
-        if self.center:
-            target["gram"] -= len(A) * np.outer(low.conj(), low)
-            if self.probe is not None:
-                target["probed"] -= len(A) * (low @ self.probe).conj() * low
-            self.merge(state, target)
+            add_normal_product(A, self.probe[:, None], state["probed"], mean=shift)
         return ()
+
+    def finish(self, state: State) -> State:
+        if self.center:
+            count, low = settle_means(state)
+            state["gram"] -= count * np.outer(low.conj(), low)
+            if self.probe is not None:
+                state["probed"] -= count * (low @ self.probe).conj() * low
+        return state
 
     def merge(self, left: State, right: State) -> State:
         if self.center:
@@ -188,12 +186,9 @@ def combine_means(left: State, right: State) -> tuple[Array, float]:
     """
     n_left, n_right = float(left["count"][0]), float(right["count"][0])
     delta = (right["mean"] - left["mean"]) + (right["mean_low"] - left["mean_low"])
-    if n_left == 0:
-        left["mean"], left["mean_low"] = right["mean"], right["mean_low"]
-    else:
-        step = left["mean_low"] + delta * (n_right / (n_left + n_right))
-        mean = left["mean"] + step
-        left["mean_low"] = step - (mean - left["mean"])
-        left["mean"] = mean
+    step = left["mean_low"] + delta * (n_right / (n_left + n_right))
+    mean = left["mean"] + step
+    left["mean_low"] = step - (mean - left["mean"])
+    left["mean"] = mean
     left["count"] = left["count"] + right["count"]
     return delta, n_left * n_right / (n_left + n_right)
