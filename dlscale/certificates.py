@@ -91,6 +91,7 @@ def orthogonality(name: str, gram: np.ndarray, dtype: np.dtype[Any], meaning: st
     LAPACK ``dort01``.
     """
     k = gram.shape[0]
-    deviation = float(np.linalg.norm(gram - np.eye(k), 2)) if k else 0.0
+    finite = bool(np.isfinite(gram).all())
+    deviation = (float(np.linalg.norm(gram - np.eye(k), 2)) if k else 0.0) if finite else math.inf
     scale = max(k, 1) * float(np.finfo(dtype).eps)
     return Check(f"||I - {name}'{name}|| / (k eps)", deviation / scale, LAPACK_THRESHOLD, meaning)

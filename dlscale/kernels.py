@@ -37,7 +37,11 @@ def workspace(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
 
 
 class _Limiter:
-    """Counts who asked for one BLAS thread: the first to enter sets the limit, the last to leave lifts it."""
+    """Counts who asked for one BLAS thread: the first to enter sets the limit, the last to leave lifts it.
+
+    It is entered by the thread that starts the work, around all of it, not by the threads that do it: threadpoolctl takes
+    orders from one thread of a process only.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -61,7 +65,7 @@ class _Limiter:
                     self.limit.restore_original_limits()
 
 
-#: Context in which BLAS runs on one thread, in the whole process; may be entered by many threads at once.
+#: Context in which BLAS runs on one thread, in the whole process.
 one_blas_thread = _Limiter()
 
 

@@ -17,6 +17,7 @@ import psutil
 
 from dlscale.engine.progress import Emit, ignore
 from dlscale.errors import SpecError, StalledError
+from dlscale.kernels import one_blas_thread
 
 #: Resident memory of a process that has imported the libraries and read nothing.
 BASELINE_BYTES = 300 * 2**20
@@ -173,7 +174,8 @@ class ThreadCluster(Cluster):
 
         progress.listen(token, listener)
         try:
-            return dask.threaded.get(graph, key, num_workers=self.facts.threads_per_worker)
+            with one_blas_thread():
+                return dask.threaded.get(graph, key, num_workers=self.facts.threads_per_worker)
         finally:
             progress.unlisten(token)
 
@@ -182,28 +184,31 @@ class DaskCluster(Cluster):
     """A Dask cluster: one that was started for this job, or a running one."""
 
     def __init__(self, facts: ClusterFacts) -> None:
+        from dlscale.engine.worker import OneBlasThread
+
         super().__init__(facts)
         _quieten()
         self.local: Any = None
         if facts.kind == "local":
             self.local = _start_workers(facts)
         self.client = _client(self.local.scheduler_address if self.local else facts.address)
+        self.client.register_plugin(OneBlasThread(), name="dlscale-one-blas-thread")
 
     def close(self) -> None:
         self.client.close(timeout=5)
         if self.local is not None:
             self.local.close(timeout=5)
 
-    def share(self, value: Any) -> Any:
-        return self.client.scatter(value, hash=False)
-
     def compute(self, graph: dict[Any, Any], key: Any, *, token: str, listener: Emit, stalled: Callable[[], str]) -> Any:
+        import dask
         from distributed import TimeoutError as DaskTimeoutError
 
         self.client.subscribe_topic(token, lambda event: listener(event[1]))
         future = None
         try:
-            future = self.client.get(graph, key, sync=False)
+            # What the leaves of a pass share travels in the graph, so that it survives the worker that had it.
+            with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"}):
+                future = self.client.get(graph, key, sync=False)
             while True:
                 try:
                     return future.result(timeout=1.0)
@@ -242,6 +247,8 @@ def _start_workers(facts: ClusterFacts) -> Any:
             threads_per_worker=facts.threads_per_worker,
             memory_limit=facts.memory_bytes,
             dashboard_address=None,
+            # Even without a dashboard a scheduler serves pages, and warns where the port is taken: any free one will do.
+            scheduler_kwargs={"dashboard_address": ":0"},
             silence_logs=logging.CRITICAL,
         )
 

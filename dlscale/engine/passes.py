@@ -29,7 +29,7 @@ from dlscale.engine.clusters import Cluster, watchdog
 from dlscale.engine.grids import RowGrid, blocks
 from dlscale.engine.progress import Emit, Event, Meter, ignore
 from dlscale.errors import NonFiniteError, NumericalError
-from dlscale.kernels import one_blas_thread, workspace
+from dlscale.kernels import workspace
 from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.matrices import Array, ArrayMatrix, Matrix
 from dlscale.storage.results import ArrayWriter, ResultGroup
@@ -301,9 +301,8 @@ def _same(sweep: _Sweep) -> _Sweep:
 def _merge(sweep: _Sweep, first: State, *others: State) -> State:
     # A merge may be repeated after a worker died, so it must not change its arguments.
     total = {name: value.copy() for name, value in first.items()}
-    with one_blas_thread():
-        for state in others:
-            total = sweep.fold.merge(total, state)
+    for state in others:
+        total = sweep.fold.merge(total, state)
     return total
 
 
@@ -314,7 +313,7 @@ def _run_leaf(sweep: _Sweep, start: int, stop: int) -> State:
     fold, state = sweep.fold, sweep.fold.start()
     collectors = [_Collector(output, start, stop, sweep.block_rows) for output in sweep.outputs]
     before = time.perf_counter()
-    with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         for first_row, block in _read_ahead(sweep.A, start, stop, sweep.block_rows):
             read = time.perf_counter()
             for collector, rows in zip(collectors, fold.update(state, block, first_row), strict=True):
@@ -336,7 +335,7 @@ def _find_non_finite(sweep: _Sweep, start: int, stop: int) -> None:
         bad = np.argwhere(~np.isfinite(block))
         if len(bad):
             i, j = (int(index) for index in bad[0])
-            raise NonFiniteError(first + i, j, block[i, j].item())
+            raise NonFiniteError(*sweep.A.place(first + i, j), block[i, j].item())
     raise NumericalError(
         f"Rows {start} to {stop} are finite, but their products overflow {sweep.A.dtype}; "
         "divide the matrix by its largest entry and run again."

@@ -26,6 +26,9 @@ class Centered(Matrix):
         self.shape, self.stored_dtype, self.uri = base.shape, base.stored_dtype, base.uri
         self.row_unit, self.column_unit, self.any_range = base.row_unit, base.column_unit, base.any_range
 
+    def place(self, row: int, column: int) -> tuple[int, int]:
+        return self.base.place(row, column)
+
     def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
         block = self.base.region(rows, columns, out)
         if not self.base.in_memory:

@@ -106,6 +106,11 @@ def _damage(array: Any, path: Path, size: int) -> str:
             return _shard_damage(array, file.fileno(), size)
         if last == "zstd":
             return _zstd_damage(file.fileno(), size)
+        if last == "gzip" and not array.filters:
+            # The last four bytes of the member hold the length of its content (RFC 1952).
+            content = int(np.prod(array.chunks)) * np.dtype(array.dtype).itemsize % 2**32
+            stored = int.from_bytes(os.pread(file.fileno(), 4, max(size - 4, 0)), "little")
+            return "" if stored == content else "its last bytes are not those of a gzip member"
         if last == "blosc":
             promised = int.from_bytes(os.pread(file.fileno(), 4, 12), "little")
             return "" if promised == size else f"{size} bytes instead of {promised}"

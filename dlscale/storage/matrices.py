@@ -99,6 +99,10 @@ class Matrix(ABC):
         """Read rows ``start:stop``, all columns, in the compute dtype."""
         return self.region((start, stop), (0, self.shape[1]), out)
 
+    def place(self, row: int, column: int) -> tuple[int, int]:
+        """Where an entry is in the matrix that the user gave."""
+        return row, column
+
     def check(self) -> None:
         """Look up every chunk that the metadata promises, without reading it.
 
@@ -152,6 +156,9 @@ class Transposed(Matrix):
     def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
         buffer = None if out is None else out.reshape(out.shape[1], out.shape[0])
         return self.base.region(columns, rows, buffer).T
+
+    def place(self, row: int, column: int) -> tuple[int, int]:
+        return self.base.place(column, row)
 
     def check(self) -> None:
         self.base.check()

@@ -218,7 +218,7 @@ def _local_root(array: Any) -> Path | None:
 
 
 def _raw_layout(array: Any) -> RawLayout | None:
-    from zarr.codecs import BytesCodec, Crc32cCodec
+    from zarr.codecs import BytesCodec, Crc32cCodec, Endian
 
     root, metadata = _local_root(array), array.metadata
     if root is None or np.dtype(array.dtype) != np.dtype(array.dtype).newbyteorder("<"):
@@ -226,6 +226,8 @@ def _raw_layout(array: Any) -> RawLayout | None:
     if metadata.zarr_format == 2:
         plain = metadata.compressor is None and not metadata.filters and metadata.order == "C"
         return RawLayout(root, checksum=False) if plain else None
+    if any(getattr(codec, "endian", None) is Endian.big for codec in metadata.codecs):
+        return None
     codecs = tuple(type(codec) for codec in metadata.codecs)
     if codecs == (BytesCodec,):
         return RawLayout(root, checksum=False)
