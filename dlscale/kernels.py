@@ -104,14 +104,26 @@ class Moments:
         Gains the sum of the rows.
     squares : float, optional
         Gains the sum of the squared moduli; None is not summed.
+    probe, probed : (n,), optional
+        ``probed`` gains ``(A probe)^H A``.
     """
 
     sums: Array | None = None
     squares: float | None = None
+    probe: Array | None = None
+    probed: Array | None = None
 
     def add(self, tile: Array) -> None:
+        weights, targets = [], []
         if self.sums is not None:
-            self.sums += np.matmul(np.ones((1, len(tile)), tile.dtype), tile)[0]
+            weights.append(np.ones(len(tile), tile.dtype))
+            targets.append(self.sums)
+        if self.probe is not None and self.probed is not None:
+            weights.append((tile @ self.probe).conj())
+            targets.append(self.probed)
+        if weights:
+            for target, row in zip(targets, np.stack(weights) @ tile, strict=True):
+                target += row
         if self.squares is not None:
             self.squares += sum_of_squares(tile)
 

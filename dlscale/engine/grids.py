@@ -18,7 +18,7 @@ BLOCK_BYTES = 16 * 2**20
 #: Leaves of a pass: enough to keep workers busy to the end, few enough that task overhead (1 to 2 ms each) does not show.
 N_LEAVES = 64
 MAX_LEAVES = 4096
-MIN_LEAF_BYTES = 64 * 2**20
+MIN_LEAF_BYTES = 32 * 2**20
 MAX_LEAF_BYTES = 2**30
 
 

@@ -298,7 +298,7 @@ def _from_gram(
         ),
         Check(
             "||(A'A) x - A'(A x)|| / (||A'A|| ||x|| n eps)",
-            float(np.linalg.norm(state["probed"][0].conj() - gram @ probe)) / scale,
+            float(np.linalg.norm(state["probed"].conj() - gram @ probe)) / scale,
             LAPACK_THRESHOLD,
             "on a random vector, the covariance matrix acts as the data do",
         ),

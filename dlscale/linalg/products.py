@@ -146,16 +146,15 @@ class Gram(Fold):
         wide = accumulator_dtype(self.dtype)
         state: State = {"gram": np.zeros((self.n, self.n), wide)}
         if self.probe is not None:
-            state["probed"] = np.zeros((1, self.n), wide)
+            state["probed"] = np.zeros(self.n, wide)
         if self.center:
             state |= start_means(self.n, self.dtype)
         return state
 
     def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
         shift = shift_rows(state, A) if self.center else None
-        add_gram(A, state["gram"], mean=shift, moments=Moments(state.get("rest")))
-        if self.probe is not None:
-            add_normal_product(A, self.probe[:, None], state["probed"], mean=shift)
+        moments = Moments(state.get("rest"), probe=self.probe, probed=state.get("probed"))
+        add_gram(A, state["gram"], mean=shift, moments=moments)
         return ()
 
     def finish(self, state: State) -> State:
