@@ -129,7 +129,14 @@ class Cluster:
     Parameters
     ----------
     facts : ClusterFacts
+
+    Attributes
+    ----------
+    shares_memory : bool
+        Whether tasks see the driver's arrays.
     """
+
+    shares_memory = False
 
     def __init__(self, facts: ClusterFacts) -> None:
         self.facts = facts
@@ -142,10 +149,6 @@ class Cluster:
 
     def close(self) -> None:
         """Let go of what was started."""
-
-    def share(self, value: Any) -> Any:
-        """Put a value where all tasks can use it; the return value stands for it as an argument of a task."""
-        return value
 
     def compute(self, graph: dict[Any, Any], key: Any, *, token: str, listener: Emit, stalled: Callable[[], str]) -> Any:
         """Compute one key of a task graph.
@@ -166,6 +169,8 @@ class Cluster:
 
 class ThreadCluster(Cluster):
     """This process, through Dask's threaded scheduler."""
+
+    shares_memory = True
 
     def compute(self, graph: dict[Any, Any], key: Any, *, token: str, listener: Emit, stalled: Callable[[], str]) -> Any:
         import dask.threaded

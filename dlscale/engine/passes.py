@@ -28,7 +28,7 @@ from dask._task_spec import DataNode, Task, TaskRef
 from dlscale.engine.clusters import Cluster, watchdog
 from dlscale.engine.grids import RowGrid, blocks
 from dlscale.engine.progress import Emit, Event, Meter, ignore
-from dlscale.errors import NonFiniteError, NumericalError
+from dlscale.errors import NonFiniteError, NumericalError, SpecError
 from dlscale.kernels import workspace
 from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.matrices import Array, ArrayMatrix, Matrix
@@ -148,7 +148,6 @@ class Passes:
         self.cluster, self.checkpoint, self.result, self.emit = cluster, checkpoint, result, emit
         self.stall_seconds = stall_seconds
         self.outputs: dict[str, Array] = {}
-        self.bytes_read = 0
 
     def scratch(self, name: str, shape: tuple[int, int], dtype: np.dtype[Any], grid: RowGrid) -> RowOutput:
         """An array for the outputs of a pass that later passes read."""
@@ -205,7 +204,6 @@ class Passes:
         if state is None:
             state = self._compute(step, A, fold, grid, outputs)
             self._save(step, state, outputs)
-            self.bytes_read += n_bytes
         seconds = time.perf_counter() - started
         self.emit(
             {
@@ -230,8 +228,12 @@ class Passes:
             self.emit(event | {"flops": flops_per_row * event["rows"]})
             self.emit({"event": "memory", "process": event["worker"], "rss_bytes": rss_bytes})
 
-        shared = self.cluster.share(_Sweep(token, step, A, fold, grid.block_rows, tuple(outputs)))
-        graph, root = _reduction_tree(token, shared, fold, grid)
+        if not self.cluster.shares_memory and any(isinstance(output, ArrayOutput) for output in outputs):
+            raise SpecError(
+                "Outputs in memory need cluster: threads; on other clusters give a checkpoint and a result to write to."
+            )
+        sweep = _Sweep(token, step, A, fold, grid.block_rows, tuple(outputs))
+        graph, root = _reduction_tree(sweep, grid)
         state: State = self.cluster.compute(graph, root, token=token, listener=listener, stalled=stalled)
         return state
 
@@ -272,15 +274,14 @@ def _unpack(fields: bytes) -> _Sweep:
 _FAN_IN = 8
 
 
-def _reduction_tree(token: str, sweep: Any, fold: Fold, grid: RowGrid) -> tuple[dict[Any, Any], Any]:
+def _reduction_tree(sweep: _Sweep, grid: RowGrid) -> tuple[dict[Any, Any], Any]:
     """One task a leaf, and a tree of merges whose shape the grid alone decides."""
-    graph: dict[Any, Any] = {}
-    fold_key = f"{token}-sweep"
-    graph[fold_key] = DataNode(fold_key, sweep) if isinstance(sweep, _Sweep) else Task(fold_key, _same, sweep)
+    token, sweep_key = sweep.token, f"{sweep.token}-sweep"
+    graph: dict[Any, Any] = {sweep_key: DataNode(sweep_key, sweep)}
     level: list[Any] = []
     for i, (start, stop) in enumerate(grid.leaves()):
         key = (token, 0, i)
-        graph[key] = Task(key, _run_leaf, TaskRef(fold_key), start, stop)
+        graph[key] = Task(key, _run_leaf, TaskRef(sweep_key), start, stop)
         level.append(key)
     for depth in itertools.count(1):
         if len(level) == 1:
@@ -288,14 +289,10 @@ def _reduction_tree(token: str, sweep: Any, fold: Fold, grid: RowGrid) -> tuple[
         above = []
         for i in range(0, len(level), _FAN_IN):
             key = (token, depth, i)
-            graph[key] = Task(key, _merge, TaskRef(fold_key), *map(TaskRef, level[i : i + _FAN_IN]))
+            graph[key] = Task(key, _merge, TaskRef(sweep_key), *map(TaskRef, level[i : i + _FAN_IN]))
             above.append(key)
         level = above
     raise AssertionError("unreachable")
-
-
-def _same(sweep: _Sweep) -> _Sweep:
-    return sweep
 
 
 def _merge(sweep: _Sweep, first: State, *others: State) -> State:

@@ -304,7 +304,7 @@ def _from_gram(
         ),
         Check(
             "||C v - lambda v|| / (||C|| n eps)",
-            float(np.linalg.norm(gram @ V - V * eigenvalues[:k], 2)) / (size * n * float(np.finfo(np.float64).eps)),
+            float(np.linalg.norm(gram @ V - V * eigenvalues[:k])) / (size * n * float(np.finfo(np.float64).eps)),
             LAPACK_THRESHOLD,
             "each component is an eigenvector of the covariance matrix",
         ),

@@ -124,12 +124,25 @@ class ZarrMatrix(Matrix):
         from zarr.core.buffer import default_buffer_prototype
 
         selection = (slice(*rows), slice(*columns))
+        self._require_files(rows, columns)
         try:
             self.array.get_basic_selection(selection, out=default_buffer_prototype().nd_buffer.from_numpy_array(out))
         except Exception as error:  # each codec library raises its own exception type for damaged bytes
             raise CorruptionError(
                 f"Rows {rows[0]} to {rows[1]} of {self.uri} cannot be decoded ({type(error).__name__}: {error}); restore the chunk."
             ) from error
+
+    def _require_files(self, rows: tuple[int, int], columns: tuple[int, int]) -> None:
+        """Zarr reads an absent chunk as zeros, also one that was there when the job was checked."""
+        root = _local_root(self.array)
+        if root is None:
+            return
+        height, width = self.array.shards or self.array.chunks
+        for i in range(rows[0] // height, -(-rows[1] // height)):
+            for j in range(columns[0] // width, -(-columns[1] // width)):
+                path = root / self.array.metadata.encode_chunk_key((i, j))
+                if not path.exists():
+                    raise MissingChunkError(f"Chunk {path} is missing; restore it before running.")
 
     def _read_raw(self, raw: RawLayout, rows: tuple[int, int], columns: tuple[int, int], out: Array) -> None:
         height, width = self.array.chunks
