@@ -12,13 +12,13 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from dlscale.errors import DlscaleError
+from dlscale.errors import DlscaleError, Interrupted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,7 +40,16 @@ def main() -> None:
         os.environ["PYTHONWARNINGS"] = "ignore"  # for worker processes
     # Until a job runs and handles it better, SIGTERM cleans up as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    commands(prog_name="dlscale")
+    try:
+        commands(prog_name="dlscale")
+    except SystemExit as ended:
+        if ended.code != Interrupted.exit_code:
+            raise
+        # All is said and saved. Threads that still compute, or wait for a lock that the signal tore, must not hold the process.
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(Interrupted.exit_code)
 
 
 class _Group(click.Group):
@@ -55,6 +64,9 @@ class _Group(click.Group):
         except (OSError, MemoryError) as error:
             _say(error)
             ctx.exit(EXIT_FAILED)
+        except KeyboardInterrupt:
+            _say(Interrupted("stopped by a signal before any work was done; run the command again."))
+            ctx.exit(Interrupted.exit_code)
 
 
 def _say(error: BaseException) -> None:

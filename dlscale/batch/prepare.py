@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -165,15 +166,26 @@ def _only_importer(destination: Path) -> Iterator[None]:
             if not (path.exists() and os.path.samestat(os.fstat(lock.fileno()), os.stat(path))):
                 continue  # whoever had it before has removed it
             try:
-                for leftover in path.parent.glob(f".{destination.name}.*{PARTIAL}"):
-                    shutil.rmtree(leftover, ignore_errors=True)
+                _remove_imports_of(destination)
                 yield
                 return
             finally:
+                _remove_imports_of(destination)
                 path.unlink(missing_ok=True)
                 for folder in missing:
                     with suppress(OSError):
                         folder.rmdir()
+
+
+def _remove_imports_of(destination: Path) -> None:
+    """Remove what killed imports left; one that was interrupted may have threads that write for another moment."""
+    for _ in range(20):
+        leftovers = list(destination.parent.glob(f".{destination.name}.*{PARTIAL}"))
+        for leftover in leftovers:
+            shutil.rmtree(leftover, ignore_errors=True)
+        if not leftovers:
+            return
+        time.sleep(0.05)
 
 
 def is_result_of(path: Path, job: str) -> bool:

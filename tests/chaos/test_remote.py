@@ -1,0 +1,103 @@
+"""A running Dask cluster of real processes: the same bits as on one machine, and a scheduler that dies."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from victims import (
+    ENVIRONMENT,
+    RUNS,
+    at_night,
+    call,
+    fingerprint,
+    finish,
+    finished,
+    job_folder,
+    killed_at_the_end,
+    make_matrix,
+    spawn,
+    wait_for,
+    workers_of,
+    write_spec,
+)
+
+KINDS = ("svd", "pca", "qr") if RUNS >= 10 else ("svd",)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
+    """The address of a scheduler with two workers, and the processes, the scheduler first."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    base = [sys.executable, "-m", "dask"]
+    worker = [*base, "worker", address, "--nthreads", "1", "--memory-limit", "2GB", "--no-nanny", "--no-dashboard"]
+    scheduler = [*base, "scheduler", "--host", "127.0.0.1", "--port", address.rsplit(":", 1)[1], "--no-dashboard", "--no-show"]
+    commands = [scheduler, worker, worker]
+    (tmp_path / "dask").mkdir()
+    processes = [
+        subprocess.Popen(command, env=ENVIRONMENT, cwd=tmp_path / "dask", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for command in commands
+    ]
+    try:
+        yield address, processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def test_a_remote_cluster_gives_the_same_bits_and_may_die(
+    cluster: tuple[str, list[subprocess.Popen[bytes]]], tmp_path: Path
+) -> None:
+    address, processes = cluster
+    matrix = make_matrix(tmp_path / "a.zarr")
+    local: dict[str, dict[str, str]] = {}
+    for kind in KINDS:
+        write_spec(tmp_path / f"{kind}.yaml", kind, matrix, cluster="threads")
+        ended = call("run", f"{kind}.yaml", "--json", "--workspace", "local", cwd=tmp_path)
+        assert ended.code == 0, ended.err
+        local[kind] = fingerprint(ended.record["result"])
+    for kind in KINDS:
+        ended = call("run", f"{kind}.yaml", "--json", "--workspace", "remote", "--cluster", address, cwd=tmp_path)
+        assert ended.code == 0, ended.err
+        assert fingerprint(ended.record["result"]) == local[kind], kind
+        assert "Traceback" not in ended.err
+    with killed_at_the_end(spawn("run", "svd.yaml", "--json", "--cluster", address, cwd=tmp_path)) as process:
+        wait_for(lambda: finished(tmp_path) >= 1, alive=process)
+        for victim in processes:
+            victim.kill()
+        ended = finish(process, timeout=60)
+    assert ended.code == 1, ended.err
+    assert "Traceback" not in ended.err
+    assert ended.record["state"] == "failed"
+    assert "scheduler" in ended.err
+    job = job_folder(tmp_path).name
+    refused = call("resume", job, cwd=tmp_path)
+    assert refused.code == 2
+    assert "nothing answers" in refused.err
+    resumed = call("resume", job, "--cluster", "threads", "--json", cwd=tmp_path)
+    assert resumed.code == 0, resumed.err
+    assert fingerprint(resumed.record["result"]) == local["svd"]
+
+
+@at_night
+def test_a_job_that_stands_still_is_ended(tmp_path: Path) -> None:
+    write_spec(tmp_path / "job.yaml", "svd", make_matrix(tmp_path / "a.zarr"), stall="2s")
+    with killed_at_the_end(spawn("run", "job.yaml", "--json", cwd=tmp_path)) as process:
+        wait_for(lambda: finished(tmp_path) >= 1, alive=process)
+        workers = workers_of(process)
+        for worker in workers:
+            worker.send_signal(signal.SIGSTOP)
+        ended = finish(process, timeout=60)
+    assert ended.code == 1, ended.err
+    assert "No progress for 2 s" in ended.err
+    assert "Traceback" not in ended.err
+    wait_for(lambda: not any(worker.is_running() for worker in workers), seconds=30)
+    assert call("resume", job_folder(tmp_path).name, cwd=tmp_path).code == 0

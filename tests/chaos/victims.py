@@ -1,0 +1,190 @@
+"""Jobs as real processes that tests start, kill and resume, and what must hold afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import yaml
+import zarr
+
+ROOT = Path(__file__).parents[2]
+
+#: Random kills of each test; raise it for a long night, which runs the slower tests too.
+RUNS = int(os.environ.get("DLSCALE_CHAOS_RUNS", "1"))
+at_night = pytest.mark.skipif(RUNS < 10, reason="slow; set DLSCALE_CHAOS_RUNS=10 or more")
+SEED = int(os.environ.get("DLSCALE_CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 2**31)
+
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
+N_ROWS, N_COLUMNS = 30_000, 40
+
+#: Many short passes of many blocks, so that a kill meets each part of a job.
+PARAMS: Mapping[str, Mapping[str, Any]] = {
+    "svd": {"n_components": 6, "power_iterations": 8, "block_rows": 500},
+    "pca": {"n_components": 5, "solver": "randomized", "power_iterations": 5, "scores": True, "block_rows": 500},
+    "qr": {"block_rows": 500},
+}
+
+
+def make_matrix(path: Path, shape: tuple[int, int] = (N_ROWS, N_COLUMNS), *, seed: int = 0, **layout: Any) -> Path:
+    """A matrix with slowly falling singular values and an offset."""
+    A = np.random.default_rng(seed).standard_normal(shape) * np.arange(1, shape[1] + 1) ** -0.5 + 3.0
+    array = zarr.create_array(path, shape=shape, dtype="f8", **{"chunks": (1000, shape[1]), "compressors": None, **layout})
+    array[:] = A
+    return path
+
+
+def write_spec(path: Path, kind: str, matrix: str | Path, **more: Any) -> Path:
+    """A job file; params are those of `PARAMS` where they are not given."""
+    spec = {"kind": kind, "name": "chaos", "input": {"matrix": str(matrix)}, "params": dict(PARAMS[kind]), **more}
+    path.write_text(yaml.safe_dump(spec))
+    return path
+
+
+def spawn(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.Popen[str]:
+    """A command in a session of its own, so that its whole process tree can be killed at once."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "dlscale", *map(str, arguments)],
+        env=ENVIRONMENT | environment,
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def kill_tree(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> None:
+    """Signal the whole session of a process, and wait for its end if the signal was a kill."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+    if number == signal.SIGKILL:
+        process.communicate(timeout=30)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The JSON object of its last line."""
+        found: dict[str, Any] = json.loads(self.out.splitlines()[-1])
+        return found
+
+
+def call(*arguments: str | Path, cwd: Path, timeout: float = 120.0, **environment: str) -> Ended:
+    """Run a command to its end; one that hangs is killed with its children and fails the test."""
+    return finish(spawn(*arguments, cwd=cwd, **environment), timeout)
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 120.0) -> Ended:
+    started = time.monotonic()
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+        raise AssertionError(f"hung for {timeout} s\n{out}\n{err}") from None
+    return Ended(process.returncode, out, err, time.monotonic() - started)
+
+
+@contextmanager
+def killed_at_the_end(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    """Leave no process behind whatever a test does."""
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            kill_tree(process)
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 60.0, *, alive: subprocess.Popen[str] | None = None) -> Any:
+    """Poll until a condition holds; its value."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited {seconds} s"
+        assert alive is None or alive.poll() is None, alive.communicate() if alive else ""
+        time.sleep(0.005)
+    return value
+
+
+def job_folders(cwd: Path) -> list[Path]:
+    return sorted(cwd.glob("dlscale-workspace/jobs/[!.]*"))
+
+
+def job_folder(cwd: Path) -> Path:
+    (folder,) = job_folders(cwd)
+    return folder
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    """The events of a job; a line that a kill tore is left out."""
+    found = []
+    path = folder / "events.jsonl"
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def finished(cwd: Path) -> int:
+    """Passes that the only job of a folder has finished."""
+    return sum(event["event"] == "pass_finished" for folder in job_folders(cwd) for event in events(folder))
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The worker processes of a job on the local cluster."""
+    try:
+        children = psutil.Process(process.pid).children(recursive=True)
+        return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def fingerprint(result: str | Path) -> dict[str, str]:
+    """Shape, dtype and a digest of the bytes of each array of a result."""
+    arrays = {name: np.asarray(array) for name, array in zarr.open_group(result, mode="r").arrays()}
+    return {name: f"{a.shape} {a.dtype} {hashlib.sha256(a.tobytes()).hexdigest()}" for name, a in sorted(arrays.items())}
+
+
+def repeated_passes(folder: Path) -> list[str]:
+    """Passes that were started more than once without coming from the checkpoint."""
+    started: dict[str, int] = {}
+    for event in events(folder):
+        if event["event"] == "pass_started":
+            started[event["step"]] = started.get(event["step"], 0) + 1
+        elif event["event"] == "pass_finished" and event["resumed"]:
+            started[event["step"]] -= 1
+    return [step for step, n in started.items() for _ in range(n - 1)]
+
+
+def leftovers(cwd: Path) -> set[str]:
+    """Temporary files and folders that nobody will remove."""
+    return {str(path.relative_to(cwd)) for path in cwd.rglob("*") if ".partial" in path.name or path.name.startswith(".dlscale-")}
