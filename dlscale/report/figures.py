@@ -1,32 +1,40 @@
-"""Figures of results: spectra, shares of variance, component lines and pictures, certificate bars, the seal."""
+"""Figures of results: spectra, shares of variance, component lines, certificate bars, the seal."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dlscale.report import svg, words
-from dlscale.report.markup import Markup, tag
-from dlscale.report.svg import Panel, Scale
+from dlscale.report import words
+from dlscale.report.charts import COLOURS, Chart, chart, logarithmic
+from dlscale.report.markup import Markup, div, tag
 
-_WIDTH, _HEIGHT = 510.0, 290.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 496.0, 34.0, 240.0
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 #: More values than this are drawn as a line; dots would touch.
 _MOST_DOTS = 80
 
 
-def index_scale(n: int) -> Scale:
-    """Components 1 .. n along the width of a half-page figure."""
-    return Scale(0.5, n + 0.5, _LEFT, _RIGHT) if n < 30 else Scale(1.0, float(max(n, 2)), _LEFT, _RIGHT)
+def _over_index(drawn: Chart, n: int, title: str, x_label: str) -> Axes:
+    """Axes over components 1 .. n in a figure of half the page's width, with whole numbers below, the first among them."""
+    axes = drawn.axes(62, 34, 496, 240, title=title, x_label=x_label)
+    air = max(0.5, 0.015 * n)
+    axes.set_xlim(1 - air, n + air)
+    axes.locator_params(axis="x", nbins=7, integer=True)
+    axes.set_xticks([1, *(at for at in axes.get_xticks() if 1 + 0.06 * n < at <= n)])
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    return axes
 
 
-def index_ticks(scale: Scale) -> list[float]:
-    """Whole numbers only, and the first component among them."""
-    ticks = [t for t in scale.ticks(7) if t == round(t) and t >= 1]
-    return ticks if ticks and ticks[0] == 1 else [1.0, *[t for t in ticks if t - 1 > (scale.high - scale.low) * 0.06]]
+def _curve(drawn: Chart, axes: Axes, x: np.ndarray, y: np.ndarray, colour: str, titles: Sequence[str]) -> None:
+    if len(x) > _MOST_DOTS:
+        axes.plot(x, y, color=colour)
+    else:
+        drawn.tip(axes.plot(x, y, "o-", color=colour, markersize=6.4 if len(x) <= 40 else 4.4, clip_on=False)[0], *titles)
 
 
 def spectrum(
@@ -41,96 +49,98 @@ def spectrum(
     errors : ndarray of shape (k,), optional
         Absolute.
     """
-    values = np.asarray(values, dtype=float)
-    index = np.arange(1, len(values) + 1)
+    values, colour = np.asarray(values, dtype=float), COLOURS[style]
     seen = np.isfinite(values) & (values > 0)
+    x, y = np.arange(1, len(values) + 1)[seen], values[seen]
     n_zero = int(np.sum(values == 0))
-    panel = Panel(index_scale(len(values)), svg.log_scale(values[seen], _BOTTOM, _TOP))
     heading = y_label + (f" ({n_zero} exactly zero, not drawn)" if n_zero else "")
-    panel.axes(x_label=x_label, y_label=heading, x_ticks=index_ticks(panel.x))
-    x, y = index[seen], values[seen]
-    if errors is not None:
-        low = np.maximum(y - np.asarray(errors, dtype=float)[seen], panel.y.low)
-        high = y + np.asarray(errors, dtype=float)[seen]
-        if len(x) > _MOST_DOTS:
-            panel.area(x.tolist(), low.tolist(), high.tolist(), f"{style} soft")
-        else:
-            panel.marks.extend(
-                svg.line(panel.x(a), panel.y(b), panel.x(a), panel.y(c), f"{style} bar")
-                for a, b, c in zip(x, low, high, strict=True)
-            )
-    panel.polyline(x, y, f"{style} curve")
-    if len(x) <= _MOST_DOTS:
-        titles = [f"{i}: {words.number(float(v))}{unit}" for i, v in zip(x, y, strict=True)]
-        panel.dots(x, y, f"{style} dot", titles, radius=3.2 if len(x) <= 40 else 2.2)
-    return svg.drawing(_WIDTH, _HEIGHT, f"{y_label}, {len(values)} values", panel.marks)
+    with chart(510, 290, f"{y_label}, {len(values)} values") as drawn:
+        axes = _over_index(drawn, len(values), heading, x_label)
+        logarithmic(axes, float(y.min(initial=np.inf)) if len(y) else 0.1, float(y.max(initial=0.0)) or 1.0)
+        if errors is not None:
+            above = np.asarray(errors, dtype=float)[seen]
+            # A bar that would reach zero ends at the foot of the chart.
+            below = np.minimum(above, np.maximum(y - axes.get_ylim()[0], 0.0))
+            if len(x) > _MOST_DOTS:
+                axes.fill_between(x, y - below, y + above, color=colour, alpha=0.16, linewidth=0)
+            else:
+                axes.errorbar(x, y, (below, above), fmt="none", color=colour, elinewidth=1.4, capsize=3, capthick=1.4, alpha=0.7)
+        _curve(drawn, axes, x, y, colour, [f"{i}: {words.number(float(v))}{unit}" for i, v in zip(x, y, strict=True)])
+    return drawn.markup
 
 
 def cumulative(shares: np.ndarray) -> Markup:
     """Cumulative share of the variance, and where it passes 50, 90, 95 and 99 percent."""
     total = np.cumsum(np.asarray(shares, dtype=float))
     index = np.arange(1, len(total) + 1)
-    panel = Panel(index_scale(len(total)), Scale(0.0, 1.0, _BOTTOM, _TOP))
-    panel.axes(
-        x_label="number of components",
-        y_label="variance explained by the first components together",
-        x_ticks=index_ticks(panel.x),
-        y_ticks=[0, 0.25, 0.5, 0.75, 1.0],
-        y_text=lambda v: f"{100 * v:g} %",
-    )
-    panel.area(index.tolist(), [0.0] * len(total), total.tolist(), "s2 soft")
-    panel.polyline(index, total, "s2 curve")
-    if len(total) <= _MOST_DOTS:
-        titles = [f"first {i}: {words.share(float(v))}" for i, v in zip(index, total, strict=True)]
-        panel.dots(index, total, "s2 dot", titles, radius=3.2 if len(index) <= 40 else 2.2)
     rows = []
     for goal in (0.5, 0.9, 0.95, 0.99):
         if total[-1] >= goal:
             n = int(np.searchsorted(total, goal)) + 1
             rows.append(f"{goal * 100:g} % by {n:,} component{'s' if n > 1 else ''}")
-    for i, row in enumerate(rows):
-        panel.marks.append(svg.text(_RIGHT - 6, _BOTTOM - 12 - 16 * (len(rows) - 1 - i), row, "note", anchor="end"))
-    return svg.drawing(_WIDTH, _HEIGHT, f"Cumulative variance, {words.share(float(total[-1]))} in all", panel.marks)
+    with chart(510, 290, f"Cumulative variance, {words.share(float(total[-1]))} in all") as drawn:
+        axes = _over_index(drawn, len(total), "variance explained by the first components together", "number of components")
+        axes.set_ylim(0, 1)
+        axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+        axes.fill_between(index, total, color=COLOURS["s2"], alpha=0.16, linewidth=0)
+        _curve(
+            drawn,
+            axes,
+            index,
+            total,
+            COLOURS["s2"],
+            [f"first {i}: {words.share(float(v))}" for i, v in zip(index, total, strict=True)],
+        )
+        axes.annotate(
+            "\n".join(rows), (1, 0), (-8, 8), xycoords="axes fraction", textcoords="offset points", ha="right", linespacing=1.3
+        )
+    return drawn.markup
 
 
 def vector(values: np.ndarray, label: str, *, style: str = "s1") -> Markup:
-    """One component over its columns: stems where there are few, else a line (long ones by the extremes of each pixel)."""
-    values = np.abs(values) if np.iscomplexobj(values) else np.asarray(values, dtype=float)
+    """One component over its columns: stems where there are few, else a line."""
+    values, colour = np.abs(values) if np.iscomplexobj(values) else np.asarray(values, dtype=float), COLOURS[style]
     n, reach = len(values), float(np.max(np.abs(values), initial=0.0)) or 1.0
     low = 0.0 if float(np.min(values, initial=0.0)) >= 0 else -reach
-    panel = Panel(Scale(-0.5, n - 0.5, 46.0, 500.0), Scale(low, reach, 92.0, 26.0))
-    panel.marks.append(svg.text(46, 14, label, "title"))
-    for level in dict.fromkeys((low, 0.0, reach)):
-        panel.marks.append(svg.line(46, panel.y(level), 500, panel.y(level), "axis" if level == 0 else "grid"))
-        panel.marks.append(svg.text(40, panel.y(level) + 3.5, _signed(level), "tick", anchor="end"))
     columns = np.arange(n)
-    if n <= 60:
-        panel.marks.extend(
-            svg.line(panel.x(i), panel.y(0.0), panel.x(i), panel.y(float(v)), f"{style} stem") for i, v in enumerate(values)
-        )
-        panel.dots(
-            columns, values, f"{style} dot", [f"column {i}: {words.number(float(v))}" for i, v in enumerate(values)], radius=2.2
-        )
-    else:
-        if n > 900:
-            parts = np.array_split(columns, 450)
-            columns = np.array([p[0] for p in parts for _ in (0, 1)])
-            values = np.array([extreme(values[p]) for p in parts for extreme in (np.min, np.max)])
-        panel.polyline(columns, values, f"{style} thin")
-    panel.marks.append(svg.text(46, 107, "column 0", "tick"))
-    panel.marks.append(svg.text(500, 107, f"{n - 1:,}", "tick", anchor="end"))
-    return svg.drawing(510, 112, label, panel.marks)
-
-
-def _signed(value: float) -> str:
-    """Two digits in the width of an axis label."""
-    plain = value == 0 or 1e-3 <= abs(value) < 1e4
-    text = f"{float(f'{value:.2g}'):g}" if plain else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
-    return text.replace("-", "−")
+    with chart(510, 116, label) as drawn:
+        axes = drawn.axes(78, 26, 490, 92, title=label)
+        axes.set(xlim=(-0.5, n - 0.5), ylim=(low, reach))
+        axes.spines["bottom"].set_visible(False)
+        axes.axhline(0, color=COLOURS["soft"], linewidth=1)
+        levels = sorted({low, 0.0, reach})
+        axes.set_yticks(levels, [words.number(level) for level in levels])
+        ends = sorted({0, n - 1})
+        axes.set_xticks(ends, ["column 0", f"{n - 1:,}"][: len(ends)])
+        axes.tick_params(axis="x", length=0, pad=6)
+        if n > 1:
+            # Inwards from the ends, clear of the numbers of the other axis.
+            first, last = axes.get_xticklabels()
+            first.set_horizontalalignment("left")
+            last.set_horizontalalignment("right")
+        if n <= 60:
+            axes.vlines(columns, 0, values, color=colour, linewidth=1.5)
+            titles = [f"column {i}: {words.number(float(v))}" for i, v in enumerate(values)]
+            drawn.tip(axes.plot(columns, values, "o", color=colour, markersize=4.4, clip_on=False)[0], *titles)
+        else:
+            axes.plot(columns, values, color=colour, linewidth=1.2)
+    return drawn.markup
 
 
 #: The decades of value / limit that a certificate's bar spans.
 _SPAN = (1e-6, 1e2)
+
+
+def _place(part: float, low: float, high: float) -> float:
+    """Where `part` lies on a logarithmic bar, in percent."""
+    part = min(max(part, low), high)
+    return 100 * math.log(part / low) / math.log(high / low)
+
+
+def _bar(label: str, style: str, start: float, stop: float, *marks: Markup) -> Markup:
+    """A bar filled from `start` to `stop` percent."""
+    filled = tag("i", {"class": style, "style": f"left:{start:.2f}%;width:{stop - start:.2f}%"})
+    return tag("div", {"class": "bar", "role": "img", "aria-label": label, "title": label}, filled, *marks)
 
 
 def measured(check: Mapping[str, Any]) -> float:
@@ -142,50 +152,44 @@ def check_bar(check: Mapping[str, Any]) -> Markup:
     """Value over limit on a logarithmic bar; all bars share one axis, so that the limits stand under each other."""
     value, threshold = measured(check), float(check["threshold"])
     part = value / threshold if threshold > 0 and math.isfinite(value) else (0.0 if value == 0 else math.inf)
-    scale = Scale(*_SPAN, 4.0, 316.0, log=True)
-    at, limit = scale(part if math.isfinite(part) else _SPAN[1]), scale(1.0)
+    limit = _place(1.0, *_SPAN)
+    marks = [tag("i", {"class": "bad beyond", "style": f"left:{limit:.2f}%;right:0"})]
+    marks.append(tag("b", {"style": f"left:{limit:.2f}%"}))
+    labels = [("limit", 1.0), *((words.power_of_ten(e), 10.0**e) for e in (-5, -3))]
+    marks += [tag("span", {"style": f"left:{_place(at, *_SPAN):.2f}%"}, text) for text, at in labels]
     style = "good" if check["passed"] else "bad"
-    marks = [svg.box(4, 14, 312, 10, "track", radius=5), svg.box(limit, 14, 312 + 4 - limit, 10, "beyond", radius=5)]
-    marks += [svg.line(scale(10.0**e), 16, scale(10.0**e), 22, "grid") for e in range(-5, 2)]
-    marks.append(svg.box(4, 14, max(at - 4, 5.0), 10, style, radius=5, title=f"{words.number(part)} of the limit"))
-    marks.append(svg.line(limit, 8, limit, 30, "mark"))
-    marks.append(svg.text(limit, 41, "limit", "tick", anchor="middle"))
-    marks += [svg.text(scale(10.0**e), 41, f"{words.power_of_ten(e)}", "tick", anchor="middle") for e in (-5, -3)]
-    return svg.drawing(320, 46, f"{words.number(part)} of the limit", marks, style="chart bar-chart")
-
-
-def seal(passed: bool, seed: str) -> Markup:
-    """A rosette as on printed certificates, its number of petals from the job's id; with a tick or a cross inside."""
-    style = "good" if passed else "bad"
-    petals = 9 + sum(seed.encode()) % 7
-    angle = np.linspace(0.0, 2 * math.pi, 40 * petals + 1)
-    marks = []
-    for turn in range(6):
-        radius = 43.0 * (1 + 0.11 * np.cos(petals * angle + 2 * math.pi * turn / 6)) + 2.5
-        points = " ".join(f"{60 + r * math.cos(a):.1f},{60 + r * math.sin(a):.1f}" for r, a in zip(radius, angle, strict=True))
-        marks.append(tag("polyline", {"class": f"{style} rosette", "points": points}))
-    marks.append(tag("circle", {"class": f"{style} disc", "cx": 60, "cy": 60, "r": 35}))
-    glyph = "M44 61 L55 72 L77 48" if passed else "M47 47 L73 73 M73 47 L47 73"
-    marks.append(tag("path", {"class": "glyph", "d": glyph}))
-    return svg.drawing(120, 120, "Certified" if passed else "Failed its certificate", marks, style="seal")
+    return div("scaled", _bar(f"{words.number(part)} of the limit", style, 0.0, max(_place(part, *_SPAN), 1.5), *marks))
 
 
 def overrun(measured: float, planned: float) -> Markup:
     """A bar left (less) or right (more) of the plan, from a tenth to ten times."""
-    scale = Scale(0.1, 10.0, 4.0, 136.0, log=True)
-    at, middle = scale(measured / planned if measured > 0 else 0.1), scale(1.0)
-    marks = [
-        svg.box(4, 5, 132, 8, "track", radius=4),
-        svg.box(min(at, middle), 5, max(abs(at - middle), 1.5), 8, "s1 solid", radius=2),
-    ]
-    marks.append(svg.line(middle, 1, middle, 17, "mark"))
-    return svg.drawing(140, 18, f"{words.ratio(measured, planned)} of the plan", marks, style="chart ratio-chart")
+    at = _place(measured / planned, 0.1, 10.0)
+    mark = tag("b", {"style": "left:50%"})
+    return div("ratio", _bar(f"{words.ratio(measured, planned)} of the plan", "s1 solid", min(at, 50.0), max(at, 50.0), mark))
 
 
 def meter(part: float) -> Markup:
     """A thin bar for a share of a limit."""
-    filled = {"class": "good" if part <= 1 else "bad", "style": f"width:{100 * min(max(part, 0.02), 1.0):.0f}%"}
-    return tag("div", {"class": "meter", "role": "img", "aria-label": f"{words.share(part)} of the limit"}, tag("i", filled))
+    filled = 100 * min(max(part, 0.02), 1.0)
+    return div("meter", _bar(f"{words.share(part)} of the limit", "good" if part <= 1 else "bad", 0.0, filled))
+
+
+def seal(passed: bool, seed: str) -> Markup:
+    """A rosette as on printed certificates, its number of petals from the job's id; with a tick or a cross inside."""
+    colour = COLOURS["good" if passed else "bad"]
+    petals = 9 + sum(seed.encode()) % 7
+    angle = np.linspace(0.0, 2 * math.pi, 40 * petals + 1)
+    with chart(120, 120, "Certified" if passed else "Failed its certificate", style="seal") as drawn:
+        axes = drawn.axes(0, 0, 120, 120)
+        axes.set(xlim=(-60, 60), ylim=(-60, 60))
+        axes.set_axis_off()
+        for turn in range(6):
+            radius = 43.0 * (1 + 0.11 * np.cos(petals * angle + 2 * math.pi * turn / 6)) + 2.5
+            axes.plot(radius * np.cos(angle), radius * np.sin(angle), color=colour, linewidth=0.7)
+        axes.plot(0, 0, "o", color=colour, markersize=70)
+        for stroke in ([(-16, -5, 17), (-1, -12, 12)],) if passed else ([(-13, 13), (13, -13)], [(13, -13), (13, -13)]):
+            axes.plot(*stroke, color=COLOURS["sheet"], linewidth=6.5, solid_capstyle="round", solid_joinstyle="round")
+    return drawn.markup
 
 
 def legend(items: Sequence[tuple[str, str]]) -> Markup:

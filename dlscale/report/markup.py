@@ -1,4 +1,4 @@
-"""HTML and SVG that escape by construction: text is escaped unless it is already `Markup`."""
+"""HTML that escapes by construction: text is escaped unless it is already `Markup`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def join(parts: Iterable[str]) -> Markup:
     return Markup("".join(escape(part) for part in parts))
 
 
-def tag(name: str, attributes: Mapping[str, str | float] | None = None, *children: str) -> Markup:
+def tag(name: str, attributes: Mapping[str, str] | None = None, *children: str) -> Markup:
     """One element.
 
     Parameters
@@ -33,11 +33,11 @@ def tag(name: str, attributes: Mapping[str, str | float] | None = None, *childre
     name : str
         Element name.
     attributes : mapping, optional
-        Values are escaped; floats are written with two decimals at most, which is a hundredth of a pixel in a figure.
+        Values are escaped.
     *children : str
         Plain text (escaped) or `Markup`.
     """
-    written = "".join(f' {key}="{_attribute(value)}"' for key, value in (attributes or {}).items())
+    written = "".join(f' {key}="{html.escape(value)}"' for key, value in (attributes or {}).items())
     if name in _VOID:
         return Markup(f"<{name}{written}>")
     return Markup(f"<{name}{written}>{join(children)}</{name}>")
@@ -46,9 +46,3 @@ def tag(name: str, attributes: Mapping[str, str | float] | None = None, *childre
 def div(style: str, *children: str) -> Markup:
     """A ``div`` with a class."""
     return tag("div", {"class": style}, *children)
-
-
-def _attribute(value: str | float) -> str:
-    if isinstance(value, str):
-        return html.escape(value)
-    return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from dlscale.report import svg, words
+from dlscale.report import words
+from dlscale.report.charts import BACKING, COLOURS, Chart, chart, rule, text_width
 from dlscale.report.figures import legend
 from dlscale.report.markup import Markup, join, tag
-from dlscale.report.svg import Panel, Scale
 from dlscale.report.timeline import PassRun, Timeline
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _WIDTH, _LEFT, _RIGHT = 1060.0, 62.0, 1044.0
 #: Processes drawn by themselves; the rest are summed.
@@ -19,29 +24,25 @@ _FAR_LIMIT = 5.0
 
 def throughput(timeline: Timeline, read_limit: float | None, flops_limit: float | None) -> Markup:
     """Bars of the passes over reading (bytes/s) and computing (FLOP/s), on one axis of running time."""
-    x, unit = _time_scale(timeline.seconds)
-    per = _unit_seconds(timeline.seconds)
-    marks = [svg.text(_LEFT, 14, "passes", "title")]
-    for i, run in enumerate(timeline.passes):
-        marks += _pass_bar(run, x, per, i)
-    for at, step in timeline.checkpoints:
-        spot = x(at / per)
-        marks.append(
-            tag("path", {"class": "diamond", "d": f"M{spot:.1f} 52 l4 4 l-4 4 l-4 -4 z"}, tag("title", None, f"checkpoint {step}"))
-        )
-    series = (
-        ("reading", "B/s", timeline.read_rate, read_limit, "s1", 96.0, 206.0),
-        ("computing", "FLOP/s", timeline.flop_rate, flops_limit, "s2", 248.0, 358.0),
-    )
-    for title, base, values, limit, style, top, bottom in series:
-        last = style == "s2"
-        marks += _rate_panel(timeline, x, per, title, base, values, limit, style, top, bottom, unit if last else "")
-    for at, left_out in timeline.pauses:
-        marks.append(svg.line(x(at / per), 22, x(at / per), 358, "pause"))
-        near_end = x(at / per) > _RIGHT - 190
-        said = f"stopped; resumed {words.duration(left_out)} later"
-        marks.append(svg.text(x(at / per) + (-5 if near_end else 5), 72, said, "note", anchor="end" if near_end else "start"))
-    figure = svg.drawing(_WIDTH, 404, "Passes and throughput over time", marks)
+    per, unit = _time_unit(timeline.seconds)
+    with chart(_WIDTH, 404, "Passes and throughput over time") as drawn:
+        _pass_bars(drawn, timeline, per)
+        _rates(drawn, timeline, "reading", "B/s", timeline.read_rate, read_limit, "s1", 96)
+        last = _rates(drawn, timeline, "computing", "FLOP/s", timeline.flop_rate, flops_limit, "s2", 248)
+        last.set_xlabel(unit)
+        last.tick_params(labelbottom=True, bottom=True)
+        free = -np.inf
+        for at, left_out in timeline.pauses:
+            # The line goes up through the axes above, to the top of the passes.
+            last.axvline(at / per, 0, (358 - 22) / (358 - 248), color=COLOURS["warn"], linewidth=1.4, dashes=(2, 3), clip_on=False)
+            spot = _LEFT + at / timeline.seconds * (_RIGHT - _LEFT)
+            said = f"stopped; resumed {words.duration(left_out)} later"
+            width = text_width(said, 11.5)
+            start = spot + 5 if spot + width < _RIGHT else spot - 5 - width
+            # Stops in quick succession have room for the words of the first.
+            if start > free:
+                free = start + width
+                drawn.figure.text(start / _WIDTH, 1 - 72 / 404, said, bbox=BACKING)
     keys = [
         ("s1 solid", "read from storage"),
         ("s2 solid", "floating-point work"),
@@ -49,42 +50,37 @@ def throughput(timeline: Timeline, read_limit: float | None, flops_limit: float 
     ]
     if timeline.checkpoints:
         keys.append(("diamond-key", "checkpoint written"))
-    return join([tag("div", {"class": "wide"}, figure), legend(keys)])
+    return join([tag("div", {"class": "wide"}, drawn.markup), legend(keys)])
 
 
 def memory(timeline: Timeline, limit: float | None, planned: float | None) -> Markup:
     """Resident memory of the processes on top of each other, against the plan and the limit of them all together."""
-    x, unit = _time_scale(timeline.seconds)
-    per = _unit_seconds(timeline.seconds)
+    per, unit = _time_unit(timeline.seconds)
     times, bands = _bands(timeline)
     peak = timeline.peak_bytes or 1.0
     shown = [value for value in (limit, planned) if value and value <= _FAR_LIMIT * peak]
     high = max(peak, *shown, 0.0) * 1.15
     prefix, scale = _prefix(high)
-    panel = Panel(x, Scale(0.0, high / scale, 206.0, 34.0))
     far = f" (limit {words.size(limit)}, above the chart)" if limit and limit not in shown else ""
-    panel.axes(x_label=unit, y_label=f"resident memory, {prefix}B{far}")
-    ground = np.zeros(len(times))
-    for i, (_, band) in enumerate(bands):
-        top = ground + band / scale
-        panel.area((times / per).tolist(), ground.tolist(), top.tolist(), f"s{i + 1} band")
-        ground = top
-    panel.polyline(times / per, ground, "outline")
-    if limit in shown and limit:
-        panel.rule(limit / scale, f"limit {words.size(limit)}")
-    if planned in shown and planned:
-        panel.rule(planned / scale, f"planned peak {words.size(planned)}", "plan", anchor="start")
-    figure = svg.drawing(_WIDTH, 252, f"Memory over time, peak {words.size(peak)}", panel.marks)
-    return join([tag("div", {"class": "wide"}, figure), legend([(f"s{i + 1} solid", name) for i, (name, _) in enumerate(bands)])])
+    with chart(_WIDTH, 252, f"Memory over time, peak {words.size(peak)}") as drawn:
+        axes = drawn.axes(_LEFT, 34, _RIGHT, 206, title=f"resident memory, {prefix}B{far}", x_label=unit)
+        axes.set(xlim=(0, timeline.seconds / per), ylim=(0, high / scale))
+        series = np.array([band for _, band in bands]) / scale
+        axes.stackplot(times / per, series, colors=[COLOURS[f"s{i + 1}"] for i in range(len(bands))], alpha=0.75, linewidth=0)
+        axes.plot(times / per, series.sum(axis=0), color=COLOURS["ink"], linewidth=1.2)
+        if limit in shown and limit:
+            rule(axes, limit / scale, f"limit {words.size(limit)}")
+        if planned in shown and planned:
+            # Words above the plan's line would lie across that of a limit just above it.
+            below = limit is not None and 0 < limit - planned < 0.1 * high
+            rule(axes, planned / scale, f"planned peak {words.size(planned)}", planned=True, below=below)
+    keys = [(f"s{i + 1} solid", name) for i, (name, _) in enumerate(bands)]
+    return join([tag("div", {"class": "wide"}, drawn.markup), legend(keys)])
 
 
-def _unit_seconds(seconds: float) -> float:
-    return 1.0 if seconds < 180 else 60.0 if seconds < 3 * 3600 else 3600.0
-
-
-def _time_scale(seconds: float) -> tuple[Scale, str]:
-    per = _unit_seconds(seconds)
-    return Scale(0.0, seconds / per, _LEFT, _RIGHT), {1.0: "seconds", 60.0: "minutes", 3600.0: "hours"}[per] + " of running time"
+def _time_unit(seconds: float) -> tuple[float, str]:
+    per, name = (1.0, "seconds") if seconds < 180 else (60.0, "minutes") if seconds < 3 * 3600 else (3600.0, "hours")
+    return per, f"{name} of running time"
 
 
 def _prefix(value: float) -> tuple[str, float]:
@@ -94,47 +90,55 @@ def _prefix(value: float) -> tuple[str, float]:
     return "", 1.0
 
 
-def _pass_bar(run: PassRun, x: Scale, per: float, i: int) -> list[Markup]:
-    start, stop = x(run.start / per), x(run.stop / per)
+def _pass_bars(drawn: Chart, timeline: Timeline, per: float) -> None:
+    axes = drawn.axes(_LEFT, 22, _RIGHT, 62, title="passes")
+    axes.set(xlim=(0, timeline.seconds / per), ylim=(0, 40))
+    axes.set_axis_off()
+    axes.set_title("passes", pad=8)
+    pixel = timeline.seconds / (_RIGHT - _LEFT)
+    for i, run in enumerate(timeline.passes):
+        width = max(run.seconds / pixel - 1.5, 1.0)
+        shade, alpha = ("bad", 0.75) if run.outcome == "cut" else ("s3", 0.78 if i % 2 else 1.0)
+        bar = axes.barh(26, width * pixel / per, 28, left=run.start / per, color=COLOURS[shade], alpha=alpha)
+        drawn.tip(bar.patches[0], _pass_title(run))
+        timed = f"{run.step}\u2002{words.duration(run.seconds)}"
+        label = next((text for text in (timed, run.step) if text_width(text, 11.5) <= width - 12), "")
+        start = run.start / per + 7 * pixel / per
+        axes.text(start, 25.5, label, verticalalignment="center_baseline", color=COLOURS["sheet"], fontweight="bold")
+    if timeline.checkpoints:
+        times = [at / per for at, _ in timeline.checkpoints]
+        diamonds = axes.plot(times, [6.0] * len(times), "D", color=COLOURS["s5"], markersize=5.6, clip_on=False)
+        drawn.tip(diamonds[0], *(f"checkpoint {step}" for _, step in timeline.checkpoints))
+
+
+def _pass_title(run: PassRun) -> str:
     ends = {"done": "", "loaded": ", loaded from its checkpoint", "cut": ", the job stopped inside it"}[run.outcome]
-    rates = (
-        f"{words.quantity(run.bytes_read / run.seconds, 'B/s')}, {words.quantity(run.flops / run.seconds, 'FLOP/s')}"
-        if run.seconds
-        else ""
-    )
-    title = f"{run.step}: {words.duration(run.seconds)}{ends}" + (f"; {rates}" if rates else "")
-    shade = "pass-cut" if run.outcome == "cut" else f"pass-{i % 2}"
-    marks = [svg.box(start, 22, max(stop - start - 1.5, 1.0), 28, f"pass {shade}", title=title, radius=2)]
-    label, room = run.step, stop - start - 12
-    if svg.text_width(label, 11.5) <= room:
-        timed = f"{label}  {words.duration(run.seconds)}"
-        marks.append(svg.text(start + 7, 40, timed if svg.text_width(timed, 11.5) <= room else label, "pass-label"))
-    return marks
+    title = f"{run.step}: {words.duration(run.seconds)}{ends}"
+    if not run.seconds:
+        return title
+    rates = (words.quantity(run.bytes_read / run.seconds, "B/s"), words.quantity(run.flops / run.seconds, "FLOP/s"))
+    return f"{title}; {', '.join(rates)}"
 
 
-def _rate_panel(
-    timeline: Timeline,
-    x: Scale,
-    per: float,
-    title: str,
-    base: str,
-    values: np.ndarray,
-    limit: float | None,
-    style: str,
-    top: float,
-    bottom: float,
-    unit: str,
-) -> list[Markup]:
+def _rates(
+    drawn: Chart, timeline: Timeline, title: str, base: str, values: np.ndarray, limit: float | None, style: str, top: float
+) -> Axes:
+    """One rate over time, as axes without labels below them."""
     peak = float(values.max(initial=0.0))
     shown = limit if limit and (peak == 0 or limit <= _FAR_LIMIT * peak) else None
-    prefix, scale = _prefix(max(peak, shown or 0.0) or 1.0)
-    panel = Panel(x, Scale(0.0, (max(peak, shown or 0.0) or 1.0) * 1.15 / scale, bottom, top))
+    high = max(peak, shown or 0.0) or 1.0
+    prefix, scale = _prefix(high)
+    per, _ = _time_unit(timeline.seconds)
     far = f"  (limit {words.quantity(limit, base)}, above the chart)" if limit and not shown else ""
-    panel.axes(x_label=unit, y_label=f"{title}, {prefix}{base}{far}", y_ticks=panel.y.ticks(4), label_x=bool(unit))
-    panel.steps(timeline.edges / per, values / scale, style)
+    axes = drawn.axes(_LEFT, top, _RIGHT, top + 110, title=f"{title}, {prefix}{base}{far}")
+    axes.set(xlim=(0, timeline.seconds / per), ylim=(0, high * 1.15 / scale))
+    axes.locator_params(axis="y", nbins=4)
+    axes.tick_params(labelbottom=False, bottom=False)
+    axes.stairs(values / scale, timeline.edges / per, fill=True, color=COLOURS[style], alpha=0.16, linewidth=0)
+    axes.stairs(values / scale, timeline.edges / per, color=COLOURS[style], linewidth=1.8)
     if shown:
-        panel.rule(shown / scale, f"limit {words.quantity(shown, base)}")
-    return panel.marks
+        rule(axes, shown / scale, f"limit {words.quantity(shown, base)}")
+    return axes
 
 
 def _bands(timeline: Timeline) -> tuple[np.ndarray, list[tuple[str, np.ndarray]]]:

@@ -50,10 +50,6 @@ header { display: flex; justify-content: space-between; align-items: center; gap
 .badge.plain { color: var(--soft); }
 .sealed { flex: none; text-align: center; color: var(--soft); font-size: 13px; }
 .seal { width: 132px; height: 132px; display: block; margin: 0 auto 4px; }
-.rosette { fill: none; stroke-width: 0.7; }
-.glyph { fill: none; stroke: var(--sheet); stroke-width: 6.5; stroke-linecap: round; stroke-linejoin: round; }
-.rosette.good { stroke: var(--good); } .rosette.bad { stroke: var(--bad); }
-.disc.good { fill: var(--good); } .disc.bad { fill: var(--bad); }
 
 .intro { margin-top: 20px; max-width: 96ch; font-size: 16.5px; overflow-wrap: anywhere; }
 .banner {
@@ -70,8 +66,7 @@ header { display: flex; justify-content: space-between; align-items: center; gap
 }
 .of-3 { --basis: 31%; } .of-4 { --basis: 23%; } .of-5 { --basis: 18.5%; }
 .tile { flex: 1 1 var(--basis); min-width: 196px; background: var(--sheet); padding: 15px 18px 17px; }
-.meter { margin-top: 8px; height: 5px; border-radius: 3px; background: var(--track); overflow: hidden; }
-.meter i { display: block; height: 100%; } .meter .good { background: var(--good); } .meter .bad { background: var(--bad); }
+.meter { margin-top: 8px; } .meter .bar { height: 5px; }
 .tile .value { font-size: 25px; font-weight: 650; line-height: 1.25; letter-spacing: -0.015em; white-space: nowrap; }
 .tile .below { color: var(--soft); font-size: 13px; }
 
@@ -83,47 +78,28 @@ header { display: flex; justify-content: space-between; align-items: center; gap
 .formula { color: var(--soft); margin-top: 4px; overflow-wrap: anywhere; }
 .gauge { display: grid; grid-template-columns: auto auto; align-items: baseline; font-size: 13px; }
 .gauge { margin: 0 2px; } .gauge .margin { text-align: right; }
-.gauge .chart { grid-column: 1 / -1; } .margin { color: var(--soft); }
+.gauge .scaled { grid-column: 1 / -1; } .margin { color: var(--soft); }
 
-.chart { display: block; width: 100%; height: auto; overflow: visible; }
-.chart text { font-size: 11.5px; fill: var(--soft); }
-.chart .title { font-weight: 600; fill: var(--ink); font-size: 12px; }
-.chart .note { fill: var(--ink); }
-.chart .limit-text, .chart .plan-text { paint-order: stroke; stroke: var(--sheet); stroke-width: 3.5px; stroke-linejoin: round; }
-.grid { stroke: var(--line); stroke-width: 1; } .axis { stroke: var(--soft); stroke-width: 1; }
-.limit { stroke: var(--ink); stroke-width: 1.3; stroke-dasharray: 6 4; }
-.chart .limit-text { fill: var(--ink); font-weight: 600; }
-.plan { stroke: var(--soft); stroke-width: 1.3; stroke-dasharray: 2 4; }
-.pause { stroke: var(--warn); stroke-width: 1.4; stroke-dasharray: 2 3; }
-.mark { stroke: var(--ink); stroke-width: 1.5; }
-.track { fill: var(--track); }
-.beyond { fill: var(--bad); opacity: 0.22; }
-rect.good { fill: var(--good); }
-rect.bad { fill: var(--bad); }
-.s1 { --c: var(--s1); }
-.s2 { --c: var(--s2); }
-.s3 { --c: var(--s3); }
-.s4 { --c: var(--s4); }
-.s5 { --c: var(--s5); }
-.s6 { --c: var(--s6); }
-.curve { fill: none; stroke: var(--c); stroke-width: 1.8; stroke-linejoin: round; }
-.thin { fill: none; stroke: var(--c); stroke-width: 1.2; stroke-linejoin: round; }
-.bar { stroke: var(--c); stroke-width: 2.2; opacity: 0.65; } .stem { stroke: var(--c); stroke-width: 1.5; }
-.dot, rect.solid { fill: var(--c); } .soft { fill: var(--c); opacity: 0.16; } .band { fill: var(--c); opacity: 0.75; }
-.outline { fill: none; stroke: var(--ink); stroke-width: 1.2; }
-.pass-0 { fill: var(--s3); }
-.pass-1 { fill: var(--s3); opacity: 0.78; }
-.pass-cut { fill: var(--bad); opacity: 0.75; }
-.chart .pass-label { fill: var(--sheet); font-weight: 600; }
-.diamond { fill: var(--s5); }
+.bar { position: relative; height: 10px; border-radius: 5px; background: var(--track); }
+.bar i { position: absolute; top: 0; bottom: 0; border-radius: inherit; }
+.bar .good { background: var(--good); } .bar .bad { background: var(--bad); } .bar .beyond { opacity: 0.22; }
+.bar b { position: absolute; top: -5px; bottom: -5px; width: 1.5px; margin-left: -0.75px; background: var(--ink); }
+.bar span { position: absolute; top: 16px; transform: translateX(-50%); font-size: 11.5px; color: var(--soft); line-height: 1.2; }
+.scaled { padding: 10px 0 24px; } .ratio .bar { width: 132px; height: 8px; margin: 0 auto; }
+
+.chart { display: block; width: 100%; height: auto; overflow: visible; stroke-linejoin: round; }
+.chart text { font-family: inherit !important; }
+.s1 { --c: var(--s1); } .s2 { --c: var(--s2); } .s3 { --c: var(--s3); }
+.s4 { --c: var(--s4); } .s5 { --c: var(--s5); } .s6 { --c: var(--s6); }
+.solid { background: var(--c); }
 .wide { overflow-x: auto; } .wide .chart { min-width: 760px; }
 .legend { color: var(--soft); font-size: 13px; display: flex; flex-wrap: wrap; gap: 4px 20px; margin: 8px 0 16px; }
 .key { display: inline-flex; align-items: center; gap: 7px; }
-.key i { width: 12px; height: 12px; border-radius: 2px; background: var(--c); }
-.key i.limit-key { height: 0; width: 20px; background: none; border-top: 1.6px dashed var(--ink); border-radius: 0; }
+.key i { width: 12px; height: 12px; border-radius: 2px; }
+.key i.limit-key { height: 0; width: 20px; border-top: 1.6px dashed var(--ink); border-radius: 0; }
 .key i.diamond-key { background: var(--s5); transform: rotate(45deg) scale(0.75); border-radius: 0; }
 
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 22px 40px; }
+.pair { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 440px), 1fr)); gap: 22px 40px; }
 .pictures { display: grid; grid-template-columns: repeat(8, 1fr); gap: 16px 12px; }
 .pictures img { width: 100%; display: block; image-rendering: pixelated; border-radius: 3px; border: 1px solid var(--line); }
 .triangle img { width: 232px; display: block; image-rendering: pixelated; border: 1px solid var(--line); }
@@ -138,7 +114,6 @@ th, td {
 th:first-child { text-align: left; padding-left: 0; font-weight: 500; }
 thead th { color: var(--soft); font-weight: 600; font-size: 13px; white-space: pre; }
 .planned td:last-child, .planned th:last-child { width: 176px; text-align: center; }
-.ratio-chart { width: 140px; min-width: 0 !important; display: inline-block; vertical-align: middle; }
 .passes td:last-child, .passes th:last-child { padding-left: 34px; text-align: left; }
 .events td, .events th { text-align: left; white-space: normal; } .events th:first-child { white-space: nowrap; }
 
