@@ -179,7 +179,7 @@ def _only_importer(destination: Path) -> Iterator[None]:
 
 def _remove_imports_of(destination: Path) -> None:
     """Remove what killed imports left; one that was interrupted may have threads that write for another moment."""
-    for _ in range(20):
+    for _ in range(40):
         leftovers = list(destination.parent.glob(f".{destination.name}.*{PARTIAL}"))
         for leftover in leftovers:
             shutil.rmtree(leftover, ignore_errors=True)
