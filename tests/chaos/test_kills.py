@@ -138,6 +138,7 @@ def test_a_kill_before_any_change_of_the_disk(kind: str, small_matrix: Path, tmp
             assert code or leftovers(folder) == set(), change
 
 
+@at_night
 def test_a_kill_while_publishing_or_reporting(matrix: Path, tmp_path: Path) -> None:
     """At each moment after the last pass, with a real process tree."""
     folder = tmp_path / "whole"
