@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dlscale.engine.passes import Fold, State
-from dlscale.kernels import accumulator_dtype
+from dlscale.kernels import accumulator_dtype, workspace
 from dlscale.linalg.orthogonal import Basis
 from dlscale.storage.matrices import Array
 
@@ -112,7 +112,8 @@ class LeftFactor(Fold):
         return {"gram": np.zeros((k, k), wide), "met": np.zeros((k, p), wide), "residual": np.zeros(p)}
 
     def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
-        rows = []
+        dtype = self.expected.dtype
+        rows = workspace("left", (len(A), self.expected.shape[0]), dtype)
         for i, tile in self.basis.pieces(A):
             U = self.basis.apply(tile[:, : self.n_columns], first_row + i)
             probes = tile[:, self.n_columns :] if self.probe_map is None else tile @ self.probe_map
@@ -121,5 +122,5 @@ class LeftFactor(Fold):
             state["met"] += U_wide.conj().T @ probes
             state["residual"] += (np.abs(probes - U @ self.expected) ** 2).sum(axis=0)
             if self.keep_U:
-                rows.append(U.copy() if self.scale is None else U * self.scale)
-        return (rows[0] if len(rows) == 1 else np.concatenate(rows),) if self.keep_U else ()
+                np.multiply(U, 1 if self.scale is None else self.scale, out=rows[i : i + len(tile)])
+        return (rows,) if self.keep_U else ()

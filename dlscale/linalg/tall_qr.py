@@ -113,7 +113,7 @@ def compute_qr(passes: Passes, A: Matrix, options: QROptions, plan: Plan) -> Out
         R = np.triu(basis.R)
         expected = R @ probes
     keep = options.mode == "reduced"
-    fold = LeftFactor(basis, n, probes, np.ascontiguousarray(expected, dtype), keep_U=keep)
+    fold = LeftFactor(basis.rotated(np.eye(n)), n, probes, np.ascontiguousarray(expected, dtype), keep_U=keep)
     outputs = [passes.output("q", (m, n), dtype, grid)] if keep else []
     measured = passes.sweep("q", A, fold, grid, outputs=outputs)
     eps = float(np.finfo(dtype).eps)
