@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from dlscale.engine.progress import Emit, ignore
-from dlscale.errors import SpecError, StalledError
+from dlscale.errors import DlscaleError, SpecError, StalledError
 from dlscale.kernels import one_blas_thread
 
 #: Resident memory of a process that has imported the libraries and read nothing.
@@ -85,7 +85,10 @@ def describe_cluster(spec: str | Mapping[str, Any] = "local") -> ClusterFacts:
         raise SpecError(f"cluster must be local, threads or tcp://host:port; got {kind!r}.")
     n_workers = int(options.pop("workers", None) or 1)
     threads = int(options.pop("threads", None) or max(1, n_cores() // n_workers))
-    memory = _bytes(options.pop("memory", None)) or psutil.virtual_memory().total * 6 // 10
+    total = psutil.virtual_memory().total
+    memory = _bytes(options.pop("memory", None)) or total * 6 // 10
+    if memory > total:
+        raise SpecError(f"cluster: memory must be at most the machine's {total / 1e9:.1f} GB; got {memory / 1e9:.1f} GB.")
     if options:
         raise SpecError(f"cluster: unknown key {next(iter(options))!r}; allowed: type, workers, threads, memory.")
     if min(n_workers, threads, memory) < 1:
@@ -205,8 +208,11 @@ class DaskCluster(Cluster):
             self.local.close(timeout=5)
 
     def compute(self, graph: dict[Any, Any], key: Any, *, token: str, listener: Emit, stalled: Callable[[], str]) -> Any:
+        from concurrent.futures import CancelledError
+
         import dask
         from distributed import TimeoutError as DaskTimeoutError
+        from distributed.comm.core import CommClosedError
 
         self.client.subscribe_topic(token, lambda event: listener(event[1]))
         future = None
@@ -222,6 +228,11 @@ class DaskCluster(Cluster):
                         raise
                     if reason := stalled():
                         raise StalledError(reason + f" Waiting for: {self._running()}.") from None
+                except (CancelledError, CommClosedError) as error:
+                    raise DlscaleError(
+                        f"The connection to the scheduler{f' at {self.facts.address}' if self.facts.address else ''} was lost; "
+                        "start the cluster again, or resume with `--cluster local`."
+                    ) from error
         finally:
             if future is not None:
                 future.release()
@@ -260,8 +271,11 @@ def _start_workers(facts: ClusterFacts) -> Any:
 
 def _quieten() -> None:
     """Dask's log lines and notes say nothing that the user of a job can act on; failures arrive as exceptions."""
-    for name in ("distributed", "bokeh", "tornado.application", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    import distributed  # noqa: F401  (it gives its loggers levels of their own)
+
+    for name in ("distributed", "bokeh", "tornado.application", "asyncio", *logging.root.manager.loggerDict):
+        if name.startswith(("distributed", "bokeh", "tornado", "asyncio")):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def open_cluster(spec: str | Mapping[str, Any] | ClusterFacts = "local") -> Cluster:

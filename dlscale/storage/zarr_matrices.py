@@ -214,6 +214,8 @@ def _open_array(uri: str) -> Any:
         raise InputError(f"{uri} is a file, and a matrix is a Zarr array; convert it with `dlscale import {uri} NAME.zarr`.")
     try:
         node = zarr.open(uri, mode="r")
+    except ImportError as error:
+        raise InputError(f"{uri} needs a package that is not installed: {error}") from error
     except (ArrayNotFoundError, FileNotFoundError, ContainsGroupError, ValueError, KeyError, OSError) as error:
         raise InputError(f"There is no Zarr array at {uri} ({type(error).__name__}: {error}).") from error
     if isinstance(node, zarr.Group):
