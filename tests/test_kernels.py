@@ -118,22 +118,16 @@ def blas_threads() -> int:
     return max(info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas")
 
 
-def test_one_blas_thread_holds_while_anyone_is_inside() -> None:
-    """Threads that enter and leave at their own times: the limit is lifted by the last."""
+def test_one_blas_thread_holds_for_all_threads_until_the_last_leaves() -> None:
+    """Entered by the thread that starts the work, it holds in every thread, and inner uses do not lift it."""
     before = blas_threads()
-    first_in, may_leave = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with one_blas_thread():
-            first_in.set()
-            may_leave.wait(10)
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    assert first_in.wait(10)
+    seen: list[int] = []
     with one_blas_thread():
+        with one_blas_thread():
+            assert blas_threads() == 1
+        thread = threading.Thread(target=lambda: seen.append(blas_threads()))
+        thread.start()
+        thread.join()
         assert blas_threads() == 1
-    assert blas_threads() == 1
-    may_leave.set()
-    thread.join()
+    assert seen == [1]
     assert blas_threads() == before
