@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -169,6 +171,47 @@ class Cluster:
         """
         raise NotImplementedError
 
+    def hold(
+        self,
+        graph: dict[Any, Any],
+        keys: Sequence[Any],
+        *,
+        priority: Mapping[Any, float],
+        worker: Mapping[Any, int],
+        token: str,
+        listener: Emit,
+        stalled: Callable[[], str],
+    ) -> Held:
+        """Compute keys of a task graph and leave the results where they are, for the next graph to name.
+
+        Parameters
+        ----------
+        graph : dict
+            Keys to Dask tasks; tasks may refer to keys that are held, and a `Held` must stay referenced that long.
+        keys : sequence
+            What to hold.
+        priority : mapping
+            Of the tasks: a smaller number runs first.
+        worker : mapping
+            The number of the worker that a task prefers, modulo how many there are.
+        token, listener, stalled
+            As for `compute`.
+        """
+        raise NotImplementedError
+
+
+class Held(ABC):
+    """Results that stay where they were computed; released with the last reference to this object."""
+
+    @property
+    def nodes(self) -> dict[Any, Any]:
+        """What a graph that refers to the held keys must include."""
+        return {}
+
+    @abstractmethod
+    def gather(self, keys: Sequence[Any]) -> list[Any]:
+        """Bring (small) results to the driver."""
+
 
 class ThreadCluster(Cluster):
     """This process, through Dask's threaded scheduler."""
@@ -186,6 +229,43 @@ class ThreadCluster(Cluster):
                 return dask.threaded.get(graph, key, num_workers=self.facts.threads_per_worker)
         finally:
             progress.unlisten(token)
+
+    def hold(
+        self,
+        graph: dict[Any, Any],
+        keys: Sequence[Any],
+        *,
+        priority: Mapping[Any, float],
+        worker: Mapping[Any, int],
+        token: str,
+        listener: Emit,
+        stalled: Callable[[], str],
+    ) -> Held:
+        from dask.callbacks import Callback
+
+        def sort_ready(state: dict[str, Any]) -> None:
+            # The scheduler starts the last of the ready tasks.
+            state["ready"].sort(key=lambda key: -priority.get(key, 0.0))
+
+        with Callback(  # type: ignore[no-untyped-call]
+            start_state=lambda _, state: sort_ready(state), posttask=lambda key, result, graph, state, thread: sort_ready(state)
+        ):
+            values = self.compute(graph, list(keys), token=token, listener=listener, stalled=stalled)
+        return _HeldHere(dict(zip(keys, values, strict=True)))
+
+
+@dataclass
+class _HeldHere(Held):
+    values: dict[Any, Any]
+
+    @property
+    def nodes(self) -> dict[Any, Any]:
+        from dask._task_spec import DataNode
+
+        return {key: DataNode(key, value) for key, value in self.values.items()}
+
+    def gather(self, keys: Sequence[Any]) -> list[Any]:
+        return [self.values[key] for key in keys]
 
 
 class DaskCluster(Cluster):
@@ -208,39 +288,90 @@ class DaskCluster(Cluster):
             self.local.close(timeout=5)
 
     def compute(self, graph: dict[Any, Any], key: Any, *, token: str, listener: Emit, stalled: Callable[[], str]) -> Any:
+        with self._listening(token, listener):
+            future = self._submit(graph, key)
+            try:
+                return self._wait(future, stalled)
+            finally:
+                future.release()
+
+    def hold(
+        self,
+        graph: dict[Any, Any],
+        keys: Sequence[Any],
+        *,
+        priority: Mapping[Any, float],
+        worker: Mapping[Any, int],
+        token: str,
+        listener: Emit,
+        stalled: Callable[[], str],
+    ) -> Held:
+        from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
+
+        annotations: dict[str, Any] = {"priority": {key: -priority.get(key, 0.0) for key in graph}.__getitem__}
+        addresses = sorted(self.client.scheduler_info(n_workers=-1)["workers"])
+        if len(addresses) > 1:
+            places = {key: [addresses[worker.get(key, 0) % len(addresses)]] for key in graph}
+            annotations |= {"workers": places.__getitem__, "allow_other_workers": True}
+        layer = MaterializedLayer(graph, annotations=annotations)
+        with self._listening(token, listener):
+            futures = self._submit(HighLevelGraph({token: layer}, {token: set()}), list(keys))
+            for future in futures:
+                self._wait(future, stalled, result=False)
+        return _HeldByDask(self.client, dict(zip(keys, futures, strict=True)))
+
+    @contextmanager
+    def _listening(self, token: str, listener: Emit) -> Iterator[None]:
+        self.client.subscribe_topic(token, lambda event: listener(event[1]))
+        try:
+            yield
+        finally:
+            self.client.unsubscribe_topic(token)
+
+    def _submit(self, graph: Any, keys: Any) -> Any:
+        import dask
+
+        # What the leaves of a pass share travels in the graph, so that it survives the worker that had it.
+        with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"}):
+            return self.client.get(graph, keys, sync=False)
+
+    def _wait(self, future: Any, stalled: Callable[[], str], *, result: bool = True) -> Any:
+        """The result of a future, or just its end."""
         from concurrent.futures import CancelledError
 
-        import dask
         from distributed import TimeoutError as DaskTimeoutError
+        from distributed import wait
         from distributed.comm.core import CommClosedError
 
-        self.client.subscribe_topic(token, lambda event: listener(event[1]))
-        future = None
-        try:
-            # What the leaves of a pass share travels in the graph, so that it survives the worker that had it.
-            with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"}):
-                future = self.client.get(graph, key, sync=False)
-            while True:
-                try:
+        while True:
+            try:
+                if result:
                     return future.result(timeout=1.0)
-                except (DaskTimeoutError, TimeoutError):
-                    if future.status == "error":
-                        raise
-                    if reason := stalled():
-                        raise StalledError(reason + f" Waiting for: {self._running()}.") from None
-                except (CancelledError, CommClosedError) as error:
-                    raise DlscaleError(
-                        f"The connection to the scheduler{f' at {self.facts.address}' if self.facts.address else ''} was lost; "
-                        "start the cluster again, or resume with `--cluster local`."
-                    ) from error
-        finally:
-            if future is not None:
-                future.release()
-            self.client.unsubscribe_topic(token)
+                wait(future, timeout=1.0)  # type: ignore[no-untyped-call]
+                return future.result() if future.status == "error" else None
+            except (DaskTimeoutError, TimeoutError):
+                if future.status == "error":
+                    raise
+                if reason := stalled():
+                    raise StalledError(reason + f" Waiting for: {self._running()}.") from None
+            except (CancelledError, CommClosedError) as error:
+                raise DlscaleError(
+                    f"The connection to the scheduler{f' at {self.facts.address}' if self.facts.address else ''} was lost; "
+                    "start the cluster again, or resume with `--cluster local`."
+                ) from error
 
     def _running(self) -> str:
         tasks = [f"{task} on {worker}" for worker, names in self.client.processing().items() for task in names]
         return ", ".join(tasks[:4]) or "workers to start"
+
+
+@dataclass
+class _HeldByDask(Held):
+    client: Any
+    futures: dict[Any, Any]
+
+    def gather(self, keys: Sequence[Any]) -> list[Any]:
+        return list(self.client.gather([self.futures[key] for key in keys]))
 
 
 #: Run by each worker as it starts. A terminal sends Ctrl-C to every process, and the driver is the one that acts on it. A

@@ -1,0 +1,227 @@
+"""BLAS and LAPACK routines on C-ordered arrays, in place, without the interpreter lock.
+
+SciPy's Python wrappers hold the lock while they compute, and NumPy's products cannot add to their target. These go through
+the C pointers that SciPy exports. They trust their arguments: arrays of one dtype (f4 f8 c8 c16), 2-D, rows contiguous.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any, Literal
+
+import numpy as np
+from scipy.linalg import cython_blas, cython_lapack
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Op = Literal["N", "T", "C"]
+
+_LETTER = {"f4": "s", "f8": "d", "c8": "c", "c16": "z"}
+
+
+def multiply_add(A: Array, B: Array, C: Array, *, alpha: float = -1.0, beta: float = 1.0, op_a: Op = "N", op_b: Op = "N") -> Array:
+    """``C <- beta C + alpha op(A) op(B)``.
+
+    Parameters
+    ----------
+    A, B : (m, k) and (k, n), after their op
+    C : (m, n), overwritten
+    op_a, op_b : str
+        N: as it is; T: transposed; C: transposed and conjugated.
+
+    Returns
+    -------
+    C
+
+    Notes
+    -----
+    2 m n k flops. BLAS ``gemm``; in Fortran's eyes all arrays are transposed, so it computes ``C' = op(B)' op(A)'``.
+    """
+    m, n = C.shape
+    k = A.shape[1] if op_a == "N" else A.shape[0]
+    if m and n and k:
+        a, b = np.array([alpha], C.dtype), np.array([beta], C.dtype)
+        _call(
+            cython_blas, "gemm", C.dtype, op_b, op_a, n, m, k, a, B, _leading(B), A, _leading(A), b, C, _leading(C)
+        )  # fmt: skip
+    return C
+
+
+def solve_lower(L: Array, B: Array, *, op: Op = "N", unit: bool = False) -> Array:
+    """``B <- op(L)^-1 B`` for a lower triangular L (n, n) and B (n, k), in place; n^2 k flops (BLAS ``trsm``)."""
+    return _solve(L, B, uplo="L", op=op, unit=unit)
+
+
+def solve_upper(R: Array, B: Array, *, op: Op = "N", unit: bool = False) -> Array:
+    """``B <- op(R)^-1 B`` for an upper triangular R (n, n) and B (n, k), in place; n^2 k flops (BLAS ``trsm``)."""
+    return _solve(R, B, uplo="U", op=op, unit=unit)
+
+
+def solve_right(B: Array, T: Array, *, uplo: Literal["L", "U"], op: Op = "N", unit: bool = False) -> Array:
+    """``B <- B op(T)^-1`` for a triangular T (n, n) and B (m, n), in place; m n^2 flops (BLAS ``trsm``)."""
+    m, n = B.shape
+    if m and n:
+        flipped = "U" if uplo == "L" else "L"
+        one, diagonal = np.ones(1, B.dtype), "U" if unit else "N"
+        _call(cython_blas, "trsm", B.dtype, "L", flipped, op, diagonal, n, m, one, T, _leading(T), B, _leading(B))
+    return B
+
+
+def factor_lu(panel: Array) -> tuple[Array, int]:
+    """LU with partial pivoting of a panel (m, b), in place.
+
+    Returns
+    -------
+    pivots : (min(m, b),) intp
+        Row i was exchanged with row ``pivots[i]``, in this order.
+    singular : int
+        1 + the first step whose pivot is zero; 0 if there is none.
+
+    Notes
+    -----
+    m b^2 - b^3 / 3 flops. LAPACK ``getrf``, on a copy in Fortran order.
+    """
+    work = _fortran(panel)
+    m, b = panel.shape
+    pivots = np.empty(min(m, b), np.intc)
+    info = _call(cython_lapack, "getrf", panel.dtype, m, b, work, m, pivots)
+    _copy_back(work, panel)
+    return pivots.astype(np.intp) - 1, info
+
+
+def factor_qr(panel: Array) -> tuple[Array, Array]:
+    """Householder QR of a panel (m, b) in compact WY form, in place: R on and above the diagonal, the reflectors below.
+
+    Returns
+    -------
+    V1 : (k, k), k = min(m, b)
+        The top of the reflectors, with its unit diagonal and zeros above.
+    T : (k, k), upper triangular
+        ``Q = I - V T V^H``.
+
+    Notes
+    -----
+    2 m b^2 - 2 b^3 / 3 flops and as much as m b^2 for T. LAPACK ``geqrt3`` (recursive), on a copy in Fortran order.
+    """
+    m, b = panel.shape
+    k = min(m, b)
+    work = _fortran(panel)
+    T = np.zeros((k, k), panel.dtype, order="F")
+    _call(cython_lapack, "geqrt3", panel.dtype, m, k, work, m, T, k)
+    _copy_back(work, panel)
+    V1 = np.tril(panel[:k, :k], -1) + np.eye(k, dtype=panel.dtype)
+    T = np.ascontiguousarray(np.triu(T))
+    if b > k:
+        rest = panel[:, k:]
+        update = multiply_add(V1, rest, np.empty_like(rest), alpha=1.0, beta=0.0, op_a="C")
+        multiply_add(V1, multiply_add(T, update, np.empty_like(update), alpha=1.0, beta=0.0, op_a="C"), rest)
+    return V1, T
+
+
+def factor_cholesky(block: Array) -> int:
+    """Cholesky factor L of the lower triangle of a Hermitian block (n, n), in place; zeros above the diagonal.
+
+    Returns
+    -------
+    int
+        0, or the order of the leading minor that is not positive definite.
+
+    Notes
+    -----
+    n^3 / 3 flops. LAPACK ``potrf``: a lower factor in C order is the upper factor of the transpose in Fortran order.
+    """
+    n = len(block)
+    info = _call(cython_lapack, "potrf", block.dtype, "U", n, block, _leading(block))
+    block[np.triu_indices(n, 1)] = 0
+    return info
+
+
+def interchanges(pivots: Array, n_rows: int) -> tuple[Array, Array]:
+    """The net effect of row exchanges.
+
+    Returns
+    -------
+    targets, sources : arrays of intp
+        ``A[targets] = A[sources]`` does all the exchanges at once.
+    """
+    place: dict[int, int] = {}
+    for i, p in enumerate(pivots.tolist()):
+        if p != i:
+            place[i], place[p] = place.get(p, p), place.get(i, i)
+    targets = np.fromiter(place.keys(), np.intp, len(place))
+    return targets, np.fromiter(place.values(), np.intp, len(place))
+
+
+def _solve(T: Array, B: Array, *, uplo: str, op: Op, unit: bool) -> Array:
+    n, k = B.shape
+    if n and k:
+        flipped = "U" if uplo == "L" else "L"
+        one, diagonal = np.ones(1, B.dtype), "U" if unit else "N"
+        _call(cython_blas, "trsm", B.dtype, "R", flipped, op, diagonal, k, n, one, T, _leading(T), B, _leading(B))
+    return B
+
+
+def _leading(A: Array) -> int:
+    """The leading dimension: elements from one row to the next."""
+    return A.strides[0] // A.itemsize if len(A) > 1 else max(1, A.shape[1])
+
+
+def _call(library: Any, name: str, dtype: np.dtype[Any], *arguments: str | int | Array) -> int:
+    """Call a routine; integers and letters go by reference, and LAPACK routines get an ``info`` behind their arguments.
+
+    Returns
+    -------
+    int
+        ``info``.
+
+    Raises
+    ------
+    ValueError
+        If an argument was wrong (info < 0), which is a fault of this module.
+    """
+    info = ctypes.c_int(0)
+    values: list[Any] = []
+    for argument in arguments:
+        if isinstance(argument, np.ndarray):
+            values.append(argument.ctypes.data)
+        elif isinstance(argument, str):
+            values.append(ctypes.cast(ctypes.c_char_p(argument.encode()), ctypes.c_void_p))
+        else:
+            values.append(ctypes.byref(ctypes.c_int(argument)))
+    if library is cython_lapack:
+        values.append(ctypes.byref(info))
+    _routine(library, _LETTER[dtype.str[1:]] + name, len(values))(*values)
+    if info.value < 0:
+        raise ValueError(f"Argument {-info.value} of LAPACK {name} is wrong.")
+    return info.value
+
+
+@cache
+def _routine(library: Any, name: str, n_arguments: int) -> Any:
+    """A routine as a ctypes function, which releases the interpreter lock while it runs."""
+    capsule = vars(library)["__pyx_capi__"][name]
+    api = ctypes.pythonapi
+    api.PyCapsule_GetName.restype, api.PyCapsule_GetName.argtypes = ctypes.c_char_p, [ctypes.py_object]
+    api.PyCapsule_GetPointer.restype, api.PyCapsule_GetPointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    address = api.PyCapsule_GetPointer(capsule, api.PyCapsule_GetName(capsule))
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * n_arguments)(address)
+
+
+#: Rows that are transposed at a time, so that both copies stay in the cache.
+_STRIP = 64
+
+
+def _fortran(panel: Array) -> Array:
+    """A workspace of this thread with the panel in Fortran order."""
+    from dlscale.kernels import workspace
+
+    m, b = panel.shape
+    work = workspace("panel", (b, m), panel.dtype).T
+    for i in range(0, m, _STRIP):
+        work[i : i + _STRIP] = panel[i : i + _STRIP]
+    return work
+
+
+def _copy_back(work: Array, panel: Array) -> None:
+    for i in range(0, len(panel), _STRIP):
+        panel[i : i + _STRIP] = work[i : i + _STRIP]
