@@ -1,0 +1,71 @@
+"""Penalty on the correlation of hidden units, from sums that the caller adds up over ranks.
+
+``P = (lambda / 2) sum_{i != j} C_ij^2`` with ``C`` the weighted covariance of the last hidden layer over the whole batch (Cogswell
+et al. 2016, DeCov). A rank that used the covariance of its own rows would optimise something that depends on the number of
+ranks; so the sums are taken first, in a phase of their own.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dlscale.kernels import Array, workspace
+
+
+def covariance_sums(H: Array, weights: Array) -> Array:
+    """``sum_r w_r h_r`` and ``sum_r w_r h_r h_r^T`` of these rows, to be added up over ranks.
+
+    Parameters
+    ----------
+    H : (b, n)
+    weights : (b,)
+
+    Returns
+    -------
+    (n + 1, n) : double precision
+        The second moments, and under them the first.
+    """
+    n = H.shape[1]
+    sums = np.zeros((n + 1, n))
+    total = float(weights.sum(dtype=np.float64))
+    if total == 0:
+        return sums
+    # Centred on these rows' own mean before it is multiplied, so that single precision does not cancel.
+    mean = np.asarray((weights @ H) / total)
+    centred = np.subtract(H, mean, out=workspace("learn/centred", H.shape, H.dtype))
+    weighted = np.multiply(centred, weights[:, None], out=workspace("learn/weighted", H.shape, H.dtype))
+    rest = weighted.sum(axis=0, dtype=np.float64)
+    mean = mean.astype(np.float64)
+    sums[:n] = centred.T @ weighted
+    sums[:n] += np.outer(mean, rest) + np.outer(rest, mean) + total * np.outer(mean, mean)
+    sums[n] = rest + total * mean
+    return sums
+
+
+def penalty_and_slope(H: Array, sums: Array, normalizer: float, strength: float) -> tuple[float, Array]:
+    """The penalty of the whole batch, and ``2 lambda (H - mean) (C - diag C)``: its gradient is these rows times ``w_r / normalizer``.
+
+    Parameters
+    ----------
+    H : (b, n)
+        Hidden activations of this rank's rows.
+    sums : (n + 1, n)
+        `covariance_sums`, added up over ranks.
+    normalizer : float
+        Sum of all weights of the batch.
+    strength : float
+        lambda.
+
+    Returns
+    -------
+    penalty : float
+    slope : (b, n)
+        A workspace.
+    """
+    mean = sums[-1] / normalizer
+    C = sums[:-1] / normalizer
+    C -= np.outer(mean, mean)
+    np.fill_diagonal(C, 0)
+    centred = np.subtract(H, mean.astype(H.dtype), out=workspace("learn/centred", H.shape, H.dtype))
+    slope = np.matmul(centred, (2 * strength * C).astype(H.dtype), out=workspace("learn/weighted", H.shape, H.dtype))
+    return 0.5 * strength * float(np.vdot(C, C)), slope

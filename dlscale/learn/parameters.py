@@ -1,0 +1,62 @@
+"""Named parameters, and gradients laid out for reduction between ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from dlscale.kernels import Array
+
+#: ``{"layer-0/weight": (n_in, n_out), "layer-0/bias": (n_out,), "layer-1/weight": ...}``, first layer first, all float32 or
+#: all float64. Gradients have the same names, order, shapes and dtype.
+Parameters = dict[str, Array]
+
+#: Elements of a tile of elementwise work: a few of them in float32 stay in the first two caches of a core.
+TILE_ELEMENTS = 16_384
+
+
+def is_weight(name: str) -> bool:
+    """Whether a parameter is a matrix that penalties and weight decay act on; biases are never penalised."""
+    return name.endswith("/weight")
+
+
+def n_layers(parameters: Parameters) -> int:
+    """Number of layers, each of a weight and a bias."""
+    return len(parameters) // 2
+
+
+def backward_buffer(parameters: Parameters) -> tuple[Array, Parameters]:
+    """One flat array for all gradients, in the order in which backpropagation finishes them.
+
+    Returns
+    -------
+    buffer : (n_parameters,), zeros
+        Last layer first: gradients that are ready stand side by side from the front, so that a bucket is a slice.
+    gradients : Parameters
+        Views of the buffer, under the names, shapes and order of the parameters.
+    """
+    dtype = next(iter(parameters.values())).dtype
+    buffer = np.zeros(sum(array.size for array in parameters.values()), dtype)
+    views, start = {}, 0
+    for name, array in reversed(parameters.items()):
+        views[name] = buffer[start : start + array.size].reshape(array.shape)
+        start += array.size
+    return buffer, {name: views[name] for name in parameters}
+
+
+def tiles(*arrays: Array) -> Iterator[tuple[Array, ...]]:
+    """Arrays of one shape, cut together into flat views of a cache-sized piece, for elementwise work in place."""
+    flat = [array.reshape(-1) for array in arrays]
+    for start in range(0, arrays[0].size, TILE_ELEMENTS):
+        yield tuple(array[start : start + TILE_ELEMENTS] for array in flat)
+
+
+def dot(x: Parameters, y: Parameters) -> float:
+    """Inner product over all parameters, added up in double precision tile by tile."""
+    return sum(float(np.dot(a, b)) for name in x for a, b in tiles(x[name], y[name]))
+
+
+def norms(gradients: Parameters) -> dict[str, float]:
+    """Euclidean norm of every array; what the report shows for vanishing and exploding gradients."""
+    return {name: dot({name: array}, {name: array}) ** 0.5 for name, array in gradients.items()}

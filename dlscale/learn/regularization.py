@@ -1,0 +1,71 @@
+"""Penalties on weights: L2 through the gradient, L1 through its proximal step; both together are the elastic net.
+
+The penalty is ``(l2 / 2) ||W||^2 + l1 ||W||_1`` over all weights, added to the weighted MEAN of the rows' losses. Biases
+(intercepts) are not penalised. It is the same on every rank: it is added once, after gradients have been added up.
+
+In scikit-learn's terms, for n rows of weight 1: ``Ridge(alpha)`` is ``l2 = alpha / n``; ``Lasso(alpha)`` is ``l1 = alpha``;
+``ElasticNet(alpha, l1_ratio)`` is ``l1 = alpha * l1_ratio, l2 = alpha * (1 - l1_ratio)``; ``LogisticRegression(C)`` is
+``l2 = 1 / (C n)``. The squared loss here is half the squared residual, as in Lasso.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dlscale.kernels import Array, workspace
+from dlscale.learn.options import require_number
+from dlscale.learn.parameters import TILE_ELEMENTS, Parameters, is_weight, tiles
+
+
+@dataclass(frozen=True)
+class Regularization:
+    """Penalties on the weights of all layers.
+
+    Parameters
+    ----------
+    l1, l2 : float, at least 0
+    """
+
+    l1: float = 0.0
+    l2: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_number("regularization.l1", self.l1, at_least=0)
+        require_number("regularization.l2", self.l2, at_least=0)
+
+    def add(self, parameters: Parameters, gradients: Parameters) -> float:
+        """Add the L2 penalty's gradient in place; returns the whole penalty, L1's part too.
+
+        L1's part has no gradient at zero: it is left to `shrink` after the step.
+        """
+        penalty = 0.0
+        if self.l1 == self.l2 == 0:
+            return penalty
+        for name, parameter in parameters.items():
+            if not is_weight(name):
+                continue
+            for p, g in tiles(parameter, gradients[name]):
+                if self.l2:
+                    penalty += 0.5 * self.l2 * float(np.dot(p, p))
+                    g += np.multiply(p, self.l2, out=workspace("learn/step", (TILE_ELEMENTS,), p.dtype)[: p.size])
+                if self.l1:
+                    penalty += self.l1 * float(np.abs(p).sum(dtype=np.float64))
+        return penalty
+
+    def shrink(self, parameters: Parameters, step: float) -> None:
+        """The proximal step of the L1 penalty, in place: ``w <- sign(w) max(|w| - step * l1, 0)`` on weights.
+
+        Call it after every step of an optimizer, with its learning rate as ``step``. Weights become exactly zero.
+        """
+        if self.l1:
+            for name, parameter in parameters.items():
+                if is_weight(name):
+                    for (p,) in tiles(parameter):
+                        soft_threshold(p, step * self.l1)
+
+
+def soft_threshold(x: Array, threshold: float) -> None:
+    """``x <- sign(x) max(|x| - threshold, 0)`` in place, as ``x - clip(x, -threshold, threshold)``, which needs no signs."""
+    x -= np.clip(x, -threshold, threshold)
