@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -175,42 +174,41 @@ class Cluster:
         self,
         graph: dict[Any, Any],
         keys: Sequence[Any],
+        held: Mapping[Any, Any],
         *,
         priority: Mapping[Any, float],
         worker: Mapping[Any, int],
         token: str,
         listener: Emit,
         stalled: Callable[[], str],
-    ) -> Held:
-        """Compute keys of a task graph and leave the results where they are, for the next graph to name.
+    ) -> dict[Any, Any]:
+        """Compute keys of a task graph and leave the results where they are.
 
         Parameters
         ----------
         graph : dict
-            Keys to Dask tasks; tasks may refer to keys that are held, and a `Held` must stay referenced that long.
+            Keys to Dask tasks.
         keys : sequence
             What to hold.
+        held : mapping
+            What earlier calls returned and this graph refers to.
         priority : mapping
             Of the tasks: a smaller number runs first.
         worker : mapping
             The number of the worker that a task prefers, modulo how many there are.
         token, listener, stalled
             As for `compute`.
+
+        Returns
+        -------
+        dict
+            Each key with a handle on its result, which lives as long as the handle.
         """
         raise NotImplementedError
 
-
-class Held(ABC):
-    """Results that stay where they were computed; released with the last reference to this object."""
-
-    @property
-    def nodes(self) -> dict[Any, Any]:
-        """What a graph that refers to the held keys must include."""
-        return {}
-
-    @abstractmethod
-    def gather(self, keys: Sequence[Any]) -> list[Any]:
-        """Bring (small) results to the driver."""
+    def gather(self, handles: Sequence[Any]) -> list[Any]:
+        """Bring (small) held results to the driver."""
+        raise NotImplementedError
 
 
 class ThreadCluster(Cluster):
@@ -234,38 +232,30 @@ class ThreadCluster(Cluster):
         self,
         graph: dict[Any, Any],
         keys: Sequence[Any],
+        held: Mapping[Any, Any],
         *,
         priority: Mapping[Any, float],
         worker: Mapping[Any, int],
         token: str,
         listener: Emit,
         stalled: Callable[[], str],
-    ) -> Held:
+    ) -> dict[Any, Any]:
+        from dask._task_spec import DataNode
         from dask.callbacks import Callback
 
         def sort_ready(state: dict[str, Any]) -> None:
             # The scheduler starts the last of the ready tasks.
             state["ready"].sort(key=lambda key: -priority.get(key, 0.0))
 
+        graph = {key: DataNode(key, value) for key, value in held.items()} | graph
         with Callback(  # type: ignore[no-untyped-call]
             start_state=lambda _, state: sort_ready(state), posttask=lambda key, result, graph, state, thread: sort_ready(state)
         ):
             values = self.compute(graph, list(keys), token=token, listener=listener, stalled=stalled)
-        return _HeldHere(dict(zip(keys, values, strict=True)))
+        return dict(zip(keys, values, strict=True))
 
-
-@dataclass
-class _HeldHere(Held):
-    values: dict[Any, Any]
-
-    @property
-    def nodes(self) -> dict[Any, Any]:
-        from dask._task_spec import DataNode
-
-        return {key: DataNode(key, value) for key, value in self.values.items()}
-
-    def gather(self, keys: Sequence[Any]) -> list[Any]:
-        return [self.values[key] for key in keys]
+    def gather(self, handles: Sequence[Any]) -> list[Any]:
+        return list(handles)
 
 
 class DaskCluster(Cluster):
@@ -299,13 +289,14 @@ class DaskCluster(Cluster):
         self,
         graph: dict[Any, Any],
         keys: Sequence[Any],
+        held: Mapping[Any, Any],
         *,
         priority: Mapping[Any, float],
         worker: Mapping[Any, int],
         token: str,
         listener: Emit,
         stalled: Callable[[], str],
-    ) -> Held:
+    ) -> dict[Any, Any]:
         from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
         annotations: dict[str, Any] = {"priority": {key: -priority.get(key, 0.0) for key in graph}.__getitem__}
@@ -318,7 +309,10 @@ class DaskCluster(Cluster):
             futures = self._submit(HighLevelGraph({token: layer}, {token: set()}), list(keys))
             for future in futures:
                 self._wait(future, stalled, result=False)
-        return _HeldByDask(self.client, dict(zip(keys, futures, strict=True)))
+        return dict(zip(keys, futures, strict=True))
+
+    def gather(self, handles: Sequence[Any]) -> list[Any]:
+        return list(self.client.gather(list(handles)))
 
     @contextmanager
     def _listening(self, token: str, listener: Emit) -> Iterator[None]:
@@ -363,15 +357,6 @@ class DaskCluster(Cluster):
     def _running(self) -> str:
         tasks = [f"{task} on {worker}" for worker, names in self.client.processing().items() for task in names]
         return ", ".join(tasks[:4]) or "workers to start"
-
-
-@dataclass
-class _HeldByDask(Held):
-    client: Any
-    futures: dict[Any, Any]
-
-    def gather(self, keys: Sequence[Any]) -> list[Any]:
-        return list(self.client.gather([self.futures[key] for key in keys]))
 
 
 #: Run by each worker as it starts. A terminal sends Ctrl-C to every process, and the driver is the one that acts on it. A
