@@ -95,3 +95,70 @@ def orthogonality(name: str, gram: np.ndarray, dtype: np.dtype[Any], meaning: st
     deviation = (float(np.linalg.norm(gram - np.eye(k), 2)) if k else 0.0) if finite else math.inf
     scale = max(k, 1) * float(np.finfo(dtype).eps)
     return Check(f"||I - {name}'{name}|| / (k eps)", deviation / scale, LAPACK_THRESHOLD, meaning)
+
+
+def scaled(name: str, value: float, *norms: float, size: int = 1, dtype: np.dtype[Any], meaning: str) -> Check:
+    """Check ``value / (norm_1 norm_2 ... size eps)``; the norms divide one by one, so that their product cannot overflow.
+
+    Parameters
+    ----------
+    name : str
+        The formula.
+    value : float
+        Such as the norm of a residual; 0 passes whatever the norms are.
+    norms : float
+        Not negative.
+    size : int
+        Such as max(m, n), where LAPACK's tester divides by it.
+    dtype : numpy.dtype
+        Its eps is meant.
+    meaning : str
+    """
+    ratio = value / float(np.finfo(dtype).eps) / size
+    for norm in norms:
+        if ratio == 0:
+            break
+        ratio = ratio / norm if 0 < norm < math.inf else math.inf
+    return Check(name, ratio, LAPACK_THRESHOLD, meaning)
+
+
+def factorization(name: str, residual: float, norm: float, *, size: int, dtype: np.dtype[Any]) -> Check:
+    """Check ``||A - product of the factors|| / (||A|| n eps)``.
+
+    Parameters
+    ----------
+    name : str
+        The difference, such as ``PA - LU``.
+    residual, norm : float
+        Of the difference and of A: both 1-norms, or both measured on the same random vectors.
+    size : int
+        max(m, n).
+    dtype : numpy.dtype
+
+    References
+    ----------
+    LAPACK ``dget01``, ``dpot01``, ``dqrt01``.
+    """
+    meaning = f"{name} is zero to working precision"
+    return scaled(f"||{name}|| / (||A|| n eps)", residual, norm, size=size, dtype=dtype, meaning=meaning)
+
+
+def solution(residuals: np.ndarray, norm: float, sizes: np.ndarray, dtype: np.dtype[Any]) -> Check:
+    """Check ``max_j ||b_j - A x_j|| / (||A|| ||x_j|| eps)``, the backward error of a solve in units of rounding.
+
+    Parameters
+    ----------
+    residuals, sizes : (k,)
+        1-norms of ``b_j - A x_j`` and of ``x_j``.
+    norm : float
+        ``||A||_1``.
+    dtype : numpy.dtype
+
+    References
+    ----------
+    LAPACK ``dget02``. Rigal and Gaches (1967): the smallest relative change of A that makes x exact has this size.
+    """
+    errors = [scaled("", float(r), norm, float(x), dtype=dtype, meaning="").value for r, x in zip(residuals, sizes, strict=True)]
+    value = max(errors) if all(map(math.isfinite, errors)) else math.inf
+    meaning = "every column of x solves exactly a system whose matrix differs from A by rounding only"
+    return Check("||b - Ax|| / (||A|| ||x|| eps)", value, LAPACK_THRESHOLD, meaning)

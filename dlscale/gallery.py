@@ -2,11 +2,13 @@
 
 `SpectrumMatrix` makes any block of rows by itself, so that a matrix larger than memory can be written in parallel and its
 exact singular values and vectors are still known. Spectra for it: `power`, `geometric`, `step`, `flat`. Small hard
-matrices: `wilkinson_growth`, `kahan`, `hilbert`, `graded`, `rank_deficient`, `zero_leading_block`.
+matrices: `wilkinson_growth`, `kahan`, `hilbert`, `graded`, `rank_deficient`, `zero_leading_block`, `tiny_leading_block`,
+`near_singular`, `singular_at`, `positive_definite`; `HARD_SQUARE` has those of any order by name.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -308,6 +310,75 @@ def zero_leading_block(n: int, *, dtype: DTypeLike = np.float64) -> Array:
     if n % 2:
         raise SpecError(f"zero_leading_block needs an even order; got n = {n}.")
     return np.roll(np.eye(n), n // 2, axis=1).astype(_dtype(dtype))
+
+
+def tiny_leading_block(n: int, *, scale: float | None = None, seed: int = 0, dtype: DTypeLike = np.float64) -> Array:
+    """A Gaussian matrix whose leading block of order n // 2 is multiplied by `scale` (default: eps of the dtype).
+
+    It is well conditioned; LU that pivots only inside a diagonal block loses all digits on it, and does not notice.
+    """
+    A = _gaussian(np.random.default_rng(seed), (n, n), _dtype(dtype))
+    A[: n // 2, : n // 2] *= np.finfo(_dtype(dtype)).eps if scale is None else scale
+    return A.astype(_dtype(dtype))
+
+
+def near_singular(n: int, *, condition: float | None = None, seed: int = 0, dtype: DTypeLike = np.float64) -> Array:
+    """A matrix with one small singular value, `1 / condition` (default: eps of the dtype), and the others 1."""
+    chosen = _dtype(dtype)
+    s = np.ones(n)
+    s[-1] = float(np.finfo(chosen).eps) if condition is None else 1.0 / condition
+    return SpectrumMatrix((n, n), s, seed=seed, dtype=chosen).rows(0, n)
+
+
+def singular_at(n: int, step: int, *, seed: int = 0, dtype: DTypeLike = np.float64) -> Array:
+    """A Gaussian matrix with a column of zeros: the pivot of LU at this step (from 0) is exactly zero, and no other.
+
+    Raises
+    ------
+    SpecError
+        If the step is not in 0..n - 1.
+
+    References
+    ----------
+    Types 5 to 7 of LAPACK's ``dlatb4``.
+    """
+    if not 0 <= step < n:
+        raise SpecError(f"The step must be in 0..{n - 1}; got {step}.")
+    A = _gaussian(np.random.default_rng(seed), (n, n), _dtype(dtype))
+    A[:, step] = 0
+    return A.astype(_dtype(dtype))
+
+
+def positive_definite(n: int, *, condition: float = 1e3, seed: int = 0, dtype: DTypeLike = np.float64) -> Array:
+    """A Hermitian positive definite matrix with eigenvalues in geometric progression from 1 to `1 / condition`."""
+    chosen = _dtype(dtype)
+    wide = np.dtype(np.complex128 if chosen.kind == "c" else np.float64)
+    U = SpectrumMatrix((n, n), np.ones(n), seed=seed, dtype=wide).rows(0, n)
+    A = (U * geometric(n, condition)) @ U.conj().T
+    return np.asarray((A + A.conj().T) / 2, chosen)
+
+
+def _padded_wilkinson(n: int, dtype: DTypeLike) -> Array:
+    # The growth of a larger one would overflow.
+    order = min(n, 1000 if np.finfo(_dtype(dtype)).eps < 1e-10 else 100)
+    A = np.eye(n, dtype=_dtype(dtype))
+    A[:order, :order] = wilkinson_growth(order, dtype=dtype)
+    return A
+
+
+#: Hard square matrices of any order, by name: functions of the order and the dtype.
+HARD_SQUARE: Mapping[str, Callable[[int, DTypeLike], Array]] = {
+    "random": lambda n, dtype: _gaussian(np.random.default_rng(n), (n, n), _dtype(dtype)).astype(_dtype(dtype)),
+    "zero leading block": lambda n, dtype: (
+        zero_leading_block(n, dtype=dtype) if n % 2 == 0 else np.eye(n, dtype=_dtype(dtype))[::-1]
+    ),
+    "tiny leading block": lambda n, dtype: tiny_leading_block(n, dtype=dtype),
+    "graded": lambda n, dtype: graded(n, dtype=dtype),
+    "wilkinson": _padded_wilkinson,
+    "kahan": lambda n, dtype: kahan(n, dtype=dtype),
+    "hilbert": lambda n, dtype: hilbert(n, dtype=dtype),
+    "near singular": lambda n, dtype: near_singular(n, dtype=dtype),
+}
 
 
 def _gaussian(rng: np.random.Generator, shape: tuple[int, int], dtype: np.dtype[Any]) -> Array:

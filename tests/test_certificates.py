@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check, orthogonality
+from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check, factorization, orthogonality, scaled, solution
 from dlscale.errors import CertificateError
 
 
@@ -48,3 +48,18 @@ def test_orthogonality_in_units_of_size_and_precision(dtype: str) -> None:
     assert not check.passed
     assert orthogonality("Q", np.zeros((0, 0)), kind, "").passed
     assert not orthogonality("Q", np.full((2, 2), np.nan), kind, "").passed
+
+
+def test_scaled_residuals() -> None:
+    double = np.dtype("f8")
+    assert factorization("A - QR", 3 * 2.0**-52, 2.0, size=3, dtype=double).value == 0.5
+    assert scaled("r", 1.0, 1e200, 1e200, dtype=double, meaning="").passed
+    assert scaled("r", 0.0, 0.0, dtype=double, meaning="").value == 0
+    assert not scaled("r", 1e-300, 0.0, dtype=double, meaning="").passed
+    assert not scaled("r", 1.0, math.inf, dtype=double, meaning="").passed
+
+
+def test_the_worst_column_of_a_solution_decides() -> None:
+    single = np.dtype("f4")
+    assert solution(np.array([0.0, 2.0**-22]), 1.0, np.array([0.0, 2.0]), single).value == 1
+    assert not solution(np.array([math.nan, 0.0]), 1.0, np.ones(2), single).passed

@@ -154,3 +154,34 @@ def test_hard_matrices_refuse_what_they_are_not():
         gallery.rank_deficient(3, 3, 4)
     with pytest.raises(SpecError, match="dtype"):
         gallery.hilbert(3, dtype="i8")
+    with pytest.raises(SpecError, match="step"):
+        gallery.singular_at(3, 3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_hard_square_matrices_of_any_order(dtype):
+    for make in gallery.HARD_SQUARE.values():
+        for n in (1, 2, 7):
+            A = make(n, dtype)
+            assert A.shape == (n, n)
+            assert A.dtype == np.dtype(dtype)
+            assert np.isfinite(A).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_near_and_exactly_singular(dtype):
+    eps = np.finfo(dtype).eps
+    s = np.linalg.svd(gallery.near_singular(30, condition=1e3, dtype=dtype), compute_uv=False)
+    np.testing.assert_allclose(s, [1] * 29 + [1e-3], rtol=1e3 * 100 * eps)
+
+    lu = scipy.linalg.lapack.get_lapack_funcs(["getrf"], dtype=dtype)[0](gallery.singular_at(20, 12, dtype=dtype))
+    assert lu[2] == 13
+    assert np.flatnonzero(lu[0].diagonal() == 0).tolist() == [12]
+
+    T = gallery.tiny_leading_block(20, dtype=dtype)
+    assert abs(T[:10, :10]).max() < 10 * eps
+    assert np.linalg.cond(T) < 1e5
+
+    P = gallery.positive_definite(20, condition=100, dtype=dtype)
+    np.testing.assert_array_equal(P, P.conj().T)
+    np.testing.assert_allclose(np.linalg.eigvalsh(P)[[0, -1]], [0.01, 1], rtol=1e4 * eps)
