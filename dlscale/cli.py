@@ -151,11 +151,11 @@ def plan(
     with _refusal_as_json(as_json):
         prepared = _prepare(_document(spec, overrides, cluster, output), root, console)
     if as_json:
-        _print_json(prepared.plan.to_dict())
+        _print_json(prepared.describe_plan())
         return
     from dlscale.terminal import plan_panel
 
-    console.print(plan_panel(prepared.name, prepared.plan.to_dict()))
+    console.print(plan_panel(prepared.name, prepared.describe_plan()))
 
 
 @commands.command()
@@ -359,7 +359,7 @@ def _follow(console: Console, title: str, prepared: Prepared, work: Callable[[An
     """Show a job's plan, its progress and its end; leave with its exit code."""
     from dlscale.terminal import JobProgress, plan_panel, show_result
 
-    console.print(plan_panel(title, prepared.plan.to_dict()))
+    console.print(plan_panel(title, prepared.describe_plan()))
     progress = JobProgress(console, prepared.plan.flops)
     with progress.live():
         result = work(progress)

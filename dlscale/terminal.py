@@ -44,17 +44,14 @@ def rows(pairs: Sequence[tuple[str, str]]) -> Table:
 
 def plan_panel(title: str, plan: Mapping[str, Any]) -> Panel:
     """The plan of a job, before it runs."""
-    matrix, rates = plan["matrix"], plan["rates"]
+    rates = plan["rates"]
     names = [str(step["name"]) for step in plan["passes"]]
     if len(names) > _N_PASSES:
         names = [*names[:3], "…", *names[-3:]]
     cluster = f"{plan['cluster']['kind']}, {plan['n_workers']} worker(s) with {plan['threads_per_worker']} threads"
     pairs = [
         ("method", str(plan["algorithm"])),
-        (
-            "matrix",
-            f"{words.shape(matrix['shape'])} {matrix['dtype']}, {words.size(matrix['stored_bytes'])}, {shown_path(matrix['uri'])}",
-        ),
+        *((role.replace("_", " "), _input_words(described)) for role, described in plan["inputs"].items()),
         ("passes", f"{len(plan['passes'])}: {', '.join(names)}"),
         ("work", f"{words.quantity(plan['flops'], 'FLOP')}, {words.size(plan['bytes_read'])} read"),
         ("memory", f"{words.size(plan['peak_bytes_per_worker'])} of {words.size(plan['memory_limit_bytes'])} per worker"),
@@ -67,6 +64,13 @@ def plan_panel(title: str, plan: Mapping[str, Any]) -> Panel:
         *(("note", str(note)) for note in plan["notes"]),
     ]
     return Panel(rows(pairs), title=f"{escape(title)} ({plan['kind']})", title_align="left", border_style="cyan")
+
+
+def _input_words(described: Mapping[str, Any]) -> str:
+    if "arrays" in described:
+        return f"{', '.join(described['arrays'])} of kind {described['kind']}, {shown_path(described['uri'])}"
+    size = f"{words.shape(described['shape'])} {described['dtype']}, {words.size(described['stored_bytes'])}"
+    return f"{size}, {shown_path(described['uri'])}"
 
 
 class JobProgress:

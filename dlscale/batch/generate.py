@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 from dlscale.batch.document import Document
 from dlscale.batch.messages import explain
 from dlscale.batch.prepare import cluster_request
-from dlscale.batch.spec import ClusterSpec, Positive, Section
+from dlscale.batch.sections import ClusterSpec, Positive, Section
 from dlscale.engine.clusters import open_cluster
 from dlscale.engine.passes import Passes
 from dlscale.engine.progress import Emit, ignore

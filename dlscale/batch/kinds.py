@@ -13,6 +13,7 @@ from dlscale.linalg.outcome import Outcome
 from dlscale.linalg.pca import PCAOptions, compute_pca, plan_pca
 from dlscale.linalg.svd import SVDOptions, compute_svd, plan_svd
 from dlscale.linalg.tall_qr import QROptions, compute_qr, plan_qr
+from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrices import Matrix
 
 
@@ -23,18 +24,39 @@ class Kind:
     Parameters
     ----------
     options : type
-        Frozen dataclass made from the spec's ``params``.
+        Frozen dataclass made from the spec's ``params`` and, by their names, the sections that only this kind has.
     plan, compute : callable
-        From (matrix, options, facts) to a plan, and from (passes, matrix, options, plan) to an outcome.
+        From (inputs, options, facts) to a plan, and from (passes, inputs, options, plan) to an outcome.
+    plan_type : type
+        What ``plan`` returns; its ``from_dict`` reads back what ``to_dict`` wrote when a job goes on.
+    collective : bool
+        Whether its workers wait for each other (allreduce): it then needs all of them at once, and runs alone on a cluster.
     """
 
     options: type[Any]
-    plan: Callable[[Matrix, Any, ClusterFacts], Plan]
-    compute: Callable[[Passes, Matrix, Any, Plan], Outcome]
+    plan: Callable[[Inputs, Any, ClusterFacts], Any]
+    compute: Callable[[Passes, Inputs, Any, Any], Outcome]
+    plan_type: type[Any] = Plan
+    collective: bool = False
+
+
+def on_matrix(
+    options: type[Any],
+    plan: Callable[[Matrix, Any, ClusterFacts], Any],
+    compute: Callable[[Passes, Matrix, Any, Any], Outcome],
+    plan_type: type[Any] = Plan,
+) -> Kind:
+    """A kind whose algorithm takes the one matrix itself."""
+    return Kind(
+        options,
+        lambda inputs, options, facts: plan(inputs["matrix"], options, facts),
+        lambda passes, inputs, options, plan: compute(passes, inputs["matrix"], options, plan),
+        plan_type,
+    )
 
 
 KINDS: Mapping[str, Kind] = {
-    "svd": Kind(SVDOptions, plan_svd, compute_svd),
-    "pca": Kind(PCAOptions, plan_pca, compute_pca),
-    "qr": Kind(QROptions, plan_qr, compute_qr),
+    "svd": on_matrix(SVDOptions, plan_svd, compute_svd),
+    "pca": on_matrix(PCAOptions, plan_pca, compute_pca),
+    "qr": on_matrix(QROptions, plan_qr, compute_qr),
 }

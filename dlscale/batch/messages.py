@@ -32,8 +32,9 @@ def explain(error: ValidationError, model: type[BaseModel], document: Document) 
     messages: dict[KeyPath, str] = {}
     for fault in error.errors(include_url=False):
         path, section = _locate(fault["loc"], model, unknown_key=fault["type"] == "extra_forbidden")
-        message = _sentence(fault["type"], path, section, document.data)
-        messages.setdefault(path, f"{document.where(path)}: {'.'.join(map(str, path))}: {message}")
+        # A rule that a section breaks is told in its own words.
+        message = fault["msg"] if fault["type"] == "rule" else _sentence(fault["type"], path, section, document.data)
+        messages.setdefault(path, ": ".join(filter(None, (document.where(path), ".".join(map(str, path)), message))))
     # Each member of a union reports its fault; the deepest one is about the member that was meant.
     return "\n".join(
         text for path, text in messages.items() if not any(path == deeper[: len(path)] for deeper in messages if deeper != path)

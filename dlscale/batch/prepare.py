@@ -16,15 +16,16 @@ from typing import Any
 
 from dlscale.batch.document import Document, KeyPath
 from dlscale.batch.kinds import KINDS
-from dlscale.batch.spec import ClusterSpec, ImportSpec, Spec, absolute, to_data
+from dlscale.batch.sections import ClusterSpec, ImportSpec, JobSpec
+from dlscale.batch.spec import absolute, to_data
 from dlscale.batch.workspace import Workspace
 from dlscale.engine.clusters import ClusterFacts, describe_cluster
-from dlscale.engine.costs import Plan
 from dlscale.errors import DlscaleError, DoesNotFitError, InputError, SpecError
 from dlscale.storage.durable import PARTIAL, require_free_space
 from dlscale.storage.groups import result_attributes
 from dlscale.storage.importers import import_matrix
-from dlscale.storage.matrices import Matrix, open_matrix
+from dlscale.storage.inputs import Inputs, StoredResult
+from dlscale.storage.matrices import open_matrix
 from dlscale.storage.results import is_being_written
 
 Progress = Callable[[int, int], None]
@@ -32,10 +33,20 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Earlier:
-    """A stopped job that goes on: its id, and its plan, which fixes the bits of its answer."""
+    """A stopped job that goes on.
+
+    Parameters
+    ----------
+    job : str
+    plan
+        As its kind's ``plan_type`` reads it; it fixes the bits of the answer.
+    inputs : mapping of role to dict
+        What each input was.
+    """
 
     job: str
-    plan: Plan
+    plan: Any
+    inputs: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -44,36 +55,41 @@ class Prepared:
 
     Parameters
     ----------
-    spec : Spec
+    spec : JobSpec
     data : dict
         The spec as plain data with absolute paths: what spec.yaml and the result's attributes hold.
-    matrix : Matrix
-        Opened, all its chunks found.
+    inputs : Inputs
+        Opened, all their chunks found.
     facts : ClusterFacts
     options
         The options of the kind's algorithm.
-    plan : Plan
+    plan
+        Of the kind's ``plan_type``.
     output : Path or None
         Where the result goes; None is the job's own folder.
     """
 
-    spec: Spec
+    spec: JobSpec
     data: dict[str, Any]
-    matrix: Matrix
+    inputs: Inputs
     facts: ClusterFacts
     options: Any
-    plan: Plan
+    plan: Any
     output: Path | None
 
     @property
     def name(self) -> str:
         return self.spec.name or self.spec.kind
 
+    def describe_plan(self) -> dict[str, Any]:
+        """The plan and what each input is: what plan.json and the result's attributes hold."""
+        return {**self.plan.to_dict(), "inputs": self.inputs.describe()}
+
 
 def prepare(
-    spec: Spec, document: Document, workspace: Workspace, *, earlier: Earlier | None = None, progress: Progress | None = None
+    spec: JobSpec, document: Document, workspace: Workspace, *, earlier: Earlier | None = None, progress: Progress | None = None
 ) -> Prepared:
-    """Open and check the matrix, plan the job, and refuse what cannot work.
+    """Open and check the inputs, plan the job, and refuse what cannot work.
 
     Parameters
     ----------
@@ -98,22 +114,21 @@ def prepare(
         _check_writable(workspace.root)
     with _blame(document, "cluster"):
         facts = describe_cluster(cluster_request(spec.cluster))
-    with _blame(document, "input", "matrix"):
-        matrix = _open(data["input"]["matrix"], spec, workspace, progress)
-    options = KINDS[spec.kind].options(**spec.params.model_dump())
+    inputs = _open_inputs(spec, data, document, workspace, progress)
+    kind = KINDS[spec.kind]
+    options = kind.options(**spec.option_values())
     if earlier is not None:
         plan = earlier.plan
-        with _blame(document, "input", "matrix"):
-            _check_same(plan, matrix)
+        _check_same(earlier.inputs, inputs, document)
         with _blame(document, "cluster"):
             _check_fits(plan, facts)
     else:
-        with _blame_params(document, type(spec.params).model_fields):
-            plan = KINDS[spec.kind].plan(matrix, options, facts)
+        with _blame_key(document, spec):
+            plan = kind.plan(inputs, options, facts)
         n_bytes = sum(step.bytes_written for step in plan.passes)
         with _blame(document, "output"):
             require_free_space(output or workspace.root, n_bytes)
-    return Prepared(spec, data, matrix, facts, options, plan, output)
+    return Prepared(spec, data, inputs, facts, options, plan, output)
 
 
 def cluster_request(cluster: str | ClusterSpec) -> str | dict[str, Any]:
@@ -121,13 +136,25 @@ def cluster_request(cluster: str | ClusterSpec) -> str | dict[str, Any]:
     return cluster.model_dump() if isinstance(cluster, ClusterSpec) else cluster
 
 
-def _open(location: Any, spec: Spec, workspace: Workspace, progress: Progress | None) -> Matrix:
-    request = spec.input.matrix
-    if isinstance(request, ImportSpec):
-        location = _imported(location, request, workspace, progress)
-    matrix = open_matrix(location)
-    matrix.check()
-    return matrix
+def _open_inputs(
+    spec: JobSpec, data: Mapping[str, Any], document: Document, workspace: Workspace, progress: Progress | None
+) -> Inputs:
+    """Every input that the spec names, opened and checked."""
+    matrices, results, rules = {}, {}, type(spec.input)
+    for role, source in spec.input.roles().items():
+        with _blame(document, "input", role):
+            location = data["input"][role]
+            if role in rules.results:
+                results[role] = result = StoredResult.open(location)
+                if result.kind not in rules.results[role]:
+                    raise InputError(f"must be the result of a job of kind {' or '.join(rules.results[role])}; got {result.kind}.")
+                result.check()
+                continue
+            if isinstance(source, ImportSpec):
+                location = _imported(location, source, workspace, progress)
+            matrices[role] = matrix = open_matrix(location, vectors=role in rules.vectors)
+            matrix.check()
+    return Inputs(matrices, results)
 
 
 def _imported(data: dict[str, Any], request: ImportSpec, workspace: Workspace, progress: Progress | None) -> Path:
@@ -193,13 +220,20 @@ def is_result_of(path: Path, job: str) -> bool:
     return bool(job) and (result_attributes(str(path)) or {}).get("job") == job
 
 
-def _check_same(plan: Plan, matrix: Matrix) -> None:
-    planned, found = (list(plan.matrix["shape"]), str(plan.matrix["dtype"])), (list(matrix.shape), str(matrix.dtype))
-    if planned != found:
-        raise SpecError(f"was {planned[0]} {planned[1]} when the job began and is {found[0]} {found[1]} now; run the job anew.")
+def _check_same(planned: Mapping[str, Any], inputs: Inputs, document: Document) -> None:
+    for role, found in inputs.describe().items():
+        with _blame(document, "input", role):
+            before, now = _content(planned.get(role, {})), _content(found)
+            if before != now:
+                raise SpecError(f"was {before} when the job began and is {now} now; run the job anew.")
 
 
-def _check_fits(plan: Plan, facts: ClusterFacts) -> None:
+def _content(described: Mapping[str, Any]) -> str:
+    """Shape and dtype of an input, or the job whose result it is."""
+    return " ".join(str(described[key]) for key in ("shape", "dtype", "job") if key in described)
+
+
+def _check_fits(plan: Any, facts: ClusterFacts) -> None:
     if plan.peak_bytes_per_worker > facts.memory_bytes:
         raise DoesNotFitError(
             f"the job was planned to take {plan.peak_bytes_per_worker / 1e9:.2f} GB on each worker, and these have "
@@ -214,9 +248,9 @@ def _check_output(data: Mapping[str, Any], *, overwrite: bool, job: str) -> Path
     output = Path(location.removeprefix("file://"))
     if "://" in location and not location.startswith("file://"):
         raise SpecError(f"got {location}; allowed: a path on a file system of this machine.")
-    source = data["input"]["matrix"]
-    if isinstance(source, str) and (within := _nested(output, Path(source.removeprefix("file://")))):
-        raise SpecError(f"{output} {within} the input matrix {source}; choose a path beside it.")
+    for role, source in data["input"].items():
+        if isinstance(source, str) and (within := _nested(output, Path(source.removeprefix("file://")))):
+            raise SpecError(f"{output} {within} the input {role} {source}; choose a path beside it.")
     if is_being_written(output):
         raise SpecError(f"{output} is being written by another job; wait for its end, or choose another path.")
     # A job that goes on may have published just before it was killed.
@@ -259,18 +293,26 @@ def _blame(document: Document, *path: str) -> Iterator[None]:
 
 
 @contextmanager
-def _blame_params(document: Document, names: Any) -> Iterator[None]:
-    """As `_blame`, for the parameter or the resource that the message itself names first."""
+def _blame_key(document: Document, spec: JobSpec) -> Iterator[None]:
+    """As `_blame`, for the key that the message begins with, or the parameter, section or input that it names first."""
     try:
         yield
     except (SpecError, InputError) as error:
-        words = re.findall(r"[a-z_]+", str(error))
-        key = next((word for word in words if word in names), None)
-        if isinstance(error, DoesNotFitError):
-            path: KeyPath = ("cluster",)
-        else:
-            path = ("params", key) if key else ("input", "matrix")
-        raise _placed(error, document, path) from error
+        raise _placed(error, document, _named_key(error, spec)) from error
+
+
+def _named_key(error: DlscaleError, spec: JobSpec) -> KeyPath:
+    begins = re.match(r"[a-z_]+(\.\w+)*", str(error))
+    path = tuple(begins[0].split(".")) if begins else ()
+    sections, roles = spec.own_sections(), list(type(spec.input).model_fields)
+    if isinstance(error, DoesNotFitError):
+        return ("cluster",)
+    if path and path[0] in ("params", "input", *sections):
+        return path
+    words = re.findall(r"[a-z_]+", str(error))
+    places = {**{role: ("input", role) for role in roles}, **{name: (name,) for name in sections}}
+    params = {name: ("params", name) for name in type(spec.params).model_fields}
+    return next((known[word] for known in (params, places) for word in words if word in known), ("input", roles[0]))
 
 
 def _placed(error: DlscaleError, document: Document, path: KeyPath) -> DlscaleError:

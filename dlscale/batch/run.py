@@ -26,7 +26,6 @@ from dlscale.batch.signals import Signals, Stop
 from dlscale.batch.spec import parse_spec
 from dlscale.batch.workspace import Heartbeat, Job, JobState, Workspace
 from dlscale.engine.clusters import open_cluster
-from dlscale.engine.costs import Plan
 from dlscale.engine.machine import describe_machine
 from dlscale.engine.passes import Passes
 from dlscale.engine.progress import Emit, Event, ignore
@@ -137,7 +136,7 @@ def start(job: Job, prepared: Prepared, *, listener: Emit = ignore) -> JobResult
     draft.folder.mkdir(parents=True)
     try:
         draft.spec.write_text(yaml.safe_dump(prepared.data, sort_keys=False), encoding="utf-8")
-        draft.plan.write_text(json.dumps(plain(prepared.plan.to_dict()), indent=1), encoding="utf-8")
+        draft.plan.write_text(json.dumps(plain(prepared.describe_plan()), indent=1), encoding="utf-8")
         draft.write_state(state)
         os.rename(draft.folder, job.folder)
     except BaseException:
@@ -172,8 +171,9 @@ def reopen(job: Job, workspace: Workspace, *, cluster: str | None = None, progre
     document = read_document(job.spec)
     if cluster is not None:
         document = set_value(document, ["cluster"], parse_scalar(cluster, "--cluster"), "--cluster")
-    plan = Plan.from_dict(job.read_plan())
-    return prepare(parse_spec(document), document, workspace, earlier=Earlier(job.id, plan), progress=progress)
+    spec, record = parse_spec(document), job.read_plan()
+    earlier = Earlier(job.id, KINDS[spec.kind].plan_type.from_dict(record), record["inputs"])
+    return prepare(spec, document, workspace, earlier=earlier, progress=progress)
 
 
 def resume(job: Job, prepared: Prepared, *, listener: Emit = ignore) -> JobResult:
@@ -211,7 +211,7 @@ def _execute(job: Job, state: JobState, prepared: Prepared, listener: Emit) -> J
         result=ended.result,
         seconds=ended.seconds,
         certificate=ended.certificate,
-        plan=plain(prepared.plan.to_dict()),
+        plan=plain(prepared.describe_plan()),
         folder=job.folder,
         error=error,
     )
@@ -235,14 +235,15 @@ def _compute(job: Job, prepared: Prepared, group: ResultGroup, recorder: Recorde
         recorder.emit(event)
         signals.check()
 
-    image_shape = prepared.matrix.attributes.get("image_shape")
+    shapes = (matrix.attributes.get("image_shape") for matrix in prepared.inputs.values())
+    image_shape = next(filter(None, shapes), None)
     recorder.change("running", summary={"machine": describe_machine(), "image_shape": image_shape})
     every, shared = prepared.spec.checkpoint.every, prepared.facts.kind == "tcp"
     checkpoint = PacedCheckpoint(job.checkpoint, every_seconds=every, fsync=shared)
     try:
         with open_cluster(prepared.facts) as cluster:
             passes = Passes(cluster, checkpoint=checkpoint, result=group, emit=emit, stall_seconds=prepared.spec.stall)
-            outcome = KINDS[prepared.spec.kind].compute(passes, prepared.matrix, prepared.options, prepared.plan)
+            outcome = KINDS[prepared.spec.kind].compute(passes, prepared.inputs, prepared.options, prepared.plan)
     except Stop:
         checkpoint.flush()
         raise
@@ -282,7 +283,7 @@ def _attributes(job: Job, prepared: Prepared, outcome: Outcome, seconds: float) 
         "version": describe_machine()["versions"]["dlscale"],
         "job": job.id,
         "spec": prepared.data,
-        "plan": prepared.plan.to_dict(),
+        "plan": prepared.describe_plan(),
         "seconds": seconds,
     }
     return plain(attributes | _summary(outcome))  # type: ignore[no-any-return]

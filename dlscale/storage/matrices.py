@@ -51,6 +51,8 @@ class Matrix(ABC):
         Rows and columns of a stored chunk: reading whole multiples of these never reads one twice.
     any_range : bool
         Whether other ranges cost no re-reading either.
+    is_vector : bool
+        Whether it was given as an array of one dimension; it is read as one column.
     """
 
     shape: tuple[int, int]
@@ -60,6 +62,7 @@ class Matrix(ABC):
     row_unit = 1
     column_unit = 1
     any_range = False
+    is_vector = False
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -200,13 +203,15 @@ class DaskMatrix(Matrix):
         return np.ascontiguousarray(block, dtype=self.dtype)
 
 
-def open_matrix(source: Any) -> Matrix:
+def open_matrix(source: Any, *, vectors: bool = False) -> Matrix:
     """Open a matrix from whatever holds it.
 
     Parameters
     ----------
     source : str, Path, zarr.Array, numpy.ndarray, dask.array.Array or Matrix
         A string is a path or any URL that fsspec opens, and must lead to a Zarr array (v2 or v3).
+    vectors : bool
+        Whether an array of one dimension, of length m, is taken too: as the column of an (m, 1) matrix.
 
     Returns
     -------
@@ -222,17 +227,17 @@ def open_matrix(source: Any) -> Matrix:
     if isinstance(source, str | Path):
         from dlscale.storage.zarr_matrices import ZarrMatrix
 
-        matrix: Matrix = ZarrMatrix.open(str(source))
+        matrix: Matrix = ZarrMatrix.open(str(source), vectors=vectors)
     elif isinstance(source, np.ndarray):
-        _require_two_dimensions(source.shape, "The array")
-        matrix = ArrayMatrix(source)
+        matrix = ArrayMatrix(_two_dimensional(source, "The array", vectors))
+        matrix.is_vector = source.ndim == 1
     elif type(source).__module__.startswith("dask."):
-        _require_two_dimensions(source.shape, "The Dask array")
-        matrix = DaskMatrix(source)
+        matrix = DaskMatrix(_two_dimensional(source, "The Dask array", vectors))
+        matrix.is_vector = source.ndim == 1
     elif type(source).__module__.startswith("zarr."):
         from dlscale.storage.zarr_matrices import ZarrMatrix
 
-        matrix = ZarrMatrix.wrap(source)
+        matrix = ZarrMatrix.wrap(source, vectors=vectors)
     else:
         raise SpecError(f"A matrix must be a NumPy, Dask or Zarr array, a path or a URL; got {type(source).__name__}.")
     compute_dtype(matrix.stored_dtype)
@@ -241,6 +246,9 @@ def open_matrix(source: Any) -> Matrix:
     return matrix
 
 
-def _require_two_dimensions(shape: tuple[int, ...], what: str) -> None:
-    if len(shape) != 2:
-        raise InputError(f"A matrix has two dimensions (rows, columns); {what} has shape {tuple(shape)}.")
+def _two_dimensional(array: Any, what: str, vectors: bool) -> Any:
+    if vectors and array.ndim == 1:
+        return array[:, None]
+    if array.ndim != 2:
+        raise InputError(f"A matrix has two dimensions (rows, columns); {what} has shape {tuple(array.shape)}.")
+    return array

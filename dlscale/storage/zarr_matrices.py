@@ -43,22 +43,25 @@ class ZarrMatrix(Matrix):
         self.row_unit, self.column_unit = (min(c, s) for c, s in zip(metadata.chunks, self.shape, strict=True))
         self.any_range = self.raw is not None and not self.raw.checksum
 
-    @classmethod
-    def open(cls, uri: str) -> ZarrMatrix:
-        """Open the Zarr array at a path or URL.
+    @staticmethod
+    def open(uri: str, *, vectors: bool = False) -> ZarrMatrix:
+        """Open the Zarr array at a path or URL; see `open_matrix`.
 
         Raises
         ------
         InputError
             If there is no array at that place; names the arrays of a group.
         """
-        return cls(uri.removeprefix("file://"))
+        uri = uri.removeprefix("file://")
+        array = _open_array(uri)
+        return ZarrVector(uri, array) if vectors and array.ndim == 1 else ZarrMatrix(uri, array)
 
-    @classmethod
-    def wrap(cls, array: Any) -> ZarrMatrix:
+    @staticmethod
+    def wrap(array: Any, *, vectors: bool = False) -> ZarrMatrix:
         """Use an open ``zarr.Array``."""
         root = _local_root(array)
-        return cls(str(root) if root else str(array.store_path), array)
+        uri = str(root) if root else str(array.store_path)
+        return ZarrVector(uri, array) if vectors and array.ndim == 1 else ZarrMatrix(uri, array)
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
@@ -154,6 +157,32 @@ class ZarrMatrix(Matrix):
                 target = out[top - rows[0] : bottom - rows[0], left - columns[0] : right - columns[0]]
                 path = raw.root / self.array.metadata.encode_chunk_key((i, j))
                 _read_window(path, (height, width), window, target, checksum=raw.checksum)
+
+
+class ZarrVector(ZarrMatrix):
+    """A one-dimensional Zarr array as a matrix of one column, read by zarr-python in whole chunks."""
+
+    is_vector = True
+    raw = None
+
+    def __init__(self, uri: str, array: Any) -> None:
+        self.uri = uri
+        self._array = array
+        self.shape = (int(array.shape[0]), 1)
+        self.stored_dtype = np.dtype(array.dtype)
+        self.row_unit = min(array.chunks[0], max(self.shape[0], 1))
+
+    def _read_decoded(self, rows: tuple[int, int], columns: tuple[int, int], out: Array) -> None:
+        root, length = _local_root(self.array), (self.array.shards or self.array.chunks)[0]
+        for i in range(rows[0] // length, -(-rows[1] // length)) if root else ():
+            if not (path := root / self.array.metadata.encode_chunk_key((i,))).exists():
+                raise MissingChunkError(f"Chunk {path} is missing; restore it before running.")
+        try:
+            out[...] = self.array[slice(*rows)][:, None][:, slice(*columns)]
+        except Exception as error:  # as above
+            raise CorruptionError(
+                f"Rows {rows[0]} to {rows[1]} of {self.uri} cannot be decoded ({type(error).__name__}: {error}); restore the chunk."
+            ) from error
 
 
 def _read_window(path: Path, chunk: tuple[int, int], window: tuple[int, int, int, int], out: Array, *, checksum: bool) -> None:

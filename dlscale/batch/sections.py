@@ -1,0 +1,165 @@
+"""What the sections of a job file have in common; a family of kinds adds its own in a module beside this one.
+
+Every field has the words that an error message shows. A kind is three models: its params, its input (the roles), and the job
+that holds both, with whatever further sections it needs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+SIZE_UNITS: Mapping[str, int] = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+    "ti": 2**40,
+}
+TIME_UNITS: Mapping[str, float] = {"": 1.0, "s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def _bytes(value: object) -> int:
+    number, scale = _quantity(str(value).lower().removesuffix("b") if isinstance(value, str) else value, SIZE_UNITS)
+    return int(number * scale)
+
+
+def _seconds(value: object) -> float:
+    number, scale = _quantity(value, TIME_UNITS)
+    return number * scale
+
+
+def _quantity(value: object, units: Mapping[str, float]) -> tuple[float, float]:
+    """A number and what its unit stands for (ValueError if it is not one, which pydantic reports)."""
+    match = re.fullmatch(r"\s*(\d+\.?\d*)\s*([a-z]*)\s*", str(value))
+    if isinstance(value, bool) or not match or match[2] not in units:
+        raise ValueError("not a number with a unit")
+    return float(match[1]), units[match[2]]
+
+
+Size = Annotated[
+    int, BeforeValidator(_bytes), Field(gt=0), WithJsonSchema({"type": ["string", "integer"], "examples": ["4GB", "512MiB"]})
+]
+Duration = Annotated[float, BeforeValidator(_seconds), WithJsonSchema({"type": ["string", "number"], "examples": ["10min", "30s"]})]
+Positive = Annotated[int, Field(ge=1)]
+
+
+def broken_rule(message: str) -> PydanticCustomError:
+    """What a validator of a whole section raises: the message is shown as it is, after the place and the section's key."""
+    return PydanticCustomError("rule", "{message}", {"message": message})
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are errors, types are taken as written."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ImportSpec(Section):
+    """A source that the run imports once into the workspace and uses again."""
+
+    source: str = Field(alias="import", min_length=1, description="a file, a folder of images, or sample:photos")
+    patches: Positive | None = Field(
+        default=None, description="an integer of at least 1: side of the square image patches, in pixels"
+    )
+    stride: Positive = Field(default=1, description="an integer of at least 1: pixels between patches")
+    chunks: tuple[Positive, Positive] | None = Field(default=None, strict=False, description="[rows, columns] of a stored chunk")
+    dtype: Literal["f4", "f8", "c8", "c16", "float32", "float64", "complex64", "complex128"] | None = Field(
+        default=None, description="f4, f8, c8 or c16: convert while importing"
+    )
+    dataset: str | None = Field(default=None, description="text: dataset inside an HDF5 file, member of an .npz")
+    columns: list[str] | None = Field(default=None, description="a list of column names of a table")
+
+
+#: What every role with a matrix takes, and its words.
+MatrixSource = Annotated[str, Field(min_length=1)] | ImportSpec
+MATRIX = "path or URL of a Zarr array, or a section with import: SOURCE"
+#: What a role takes that goes on from the result of an earlier job.
+ResultSource = Annotated[str, Field(min_length=1)]
+
+
+class InputSection(Section):
+    """Base of a kind's input: every field is a role, a `MatrixSource` unless it stands in ``results``.
+
+    Attributes
+    ----------
+    vectors : set of str
+        Roles that also take an array of one dimension, as a column.
+    results : mapping of str to tuple of str
+        Roles that take the result of an earlier job, and the kinds of job that it may be of.
+    """
+
+    vectors: ClassVar[frozenset[str]] = frozenset()
+    results: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+    def roles(self) -> dict[str, str | ImportSpec]:
+        """What was given, by role."""
+        return {role: source for role in type(self).model_fields if (source := getattr(self, role)) is not None}
+
+
+class MatrixInput(InputSection):
+    """Where the matrix is."""
+
+    matrix: MatrixSource = Field(description=MATRIX)
+
+
+class ClusterSpec(Section):
+    """An embedded local cluster with stated resources."""
+
+    type: Literal["local", "threads"] = Field(
+        default="local", description="local (worker processes) or threads (this process; nothing to start, for small jobs)"
+    )
+    workers: Positive | None = Field(default=None, description="an integer of at least 1: worker processes")
+    threads: Positive | None = Field(default=None, description="an integer of at least 1: threads per worker")
+    memory: Size | None = Field(default=None, description="a size such as 4GB: the limit of the whole job, all processes together")
+
+
+class CheckpointSpec(Section):
+    """How often finished work is made safe."""
+
+    every: Duration = Field(
+        default=0.0, description="a duration such as 10min: least time between checkpoints; 0 is after every pass"
+    )
+
+
+class JobSpec(Section):
+    """What every kind has. A kind narrows ``kind``, ``input`` and ``params`` and may add sections of its own."""
+
+    kind: str
+
+    name: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="up to 64 letters, digits, dots, dashes and underscores",
+    )
+    input: InputSection
+    params: Section
+    output: str | None = Field(
+        default=None, min_length=1, description="a local path for the result; the job's own result.zarr when absent"
+    )
+    overwrite: bool = Field(default=False, description="true or false: replace an earlier result at output")
+    cluster: Annotated[str, Field(pattern=r"^(local|threads|tcp://.+|tls://.+)$")] | ClusterSpec = Field(
+        default="local", description="local, threads, tcp://host:port, or a section with workers, threads, memory"
+    )
+    checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec, description="a section with the key every")
+    stall: Annotated[Duration, Field(gt=0)] = Field(
+        default=1800.0, description="a duration such as 30min: fail after so long without progress"
+    )
+
+    @classmethod
+    def own_sections(cls) -> list[str]:
+        """The sections that only this kind has, beside its params."""
+        return [name for name in cls.model_fields if name not in JobSpec.model_fields]
+
+    def option_values(self) -> dict[str, Any]:
+        """What the options of the algorithm are made from: the params, and each own section by its name as plain data."""
+        data = self.model_dump(include={"params", *self.own_sections()})
+        return {**data.pop("params"), **data}

@@ -1,0 +1,211 @@
+"""A job under Slurm: the batch script that runs it, stops it before its time is over, and queues it again until it is done.
+
+Slurm signals the script a while before the time limit; the job checkpoints and ends with exit code 75; the script then puts
+the same Slurm job back into the queue, and its next start resumes the same job of the workspace.
+
+References
+----------
+sbatch(1): ``--signal``, ``--requeue``; scontrol(1): ``requeue``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dlscale.errors import DlscaleError, Interrupted, SpecError
+from dlscale.storage.durable import write_atomically
+
+#: Starts in a row that end without anything new in the checkpoint before the job is given up: its time limit is too short.
+N_FRUITLESS_STARTS = 3
+
+_TIME = re.compile(r"(\d+|\d+:\d{2}(:\d{2})?|\d+-\d+(:\d{2}){0,2})")
+
+
+@dataclass(frozen=True)
+class SlurmRequest:
+    """What to ask Slurm for; what is None is left to its defaults.
+
+    Parameters
+    ----------
+    time : str, optional
+        Time limit of one start: ``30`` (minutes), ``10:00``, ``1:30:00`` or ``2-12:00``. A job may take many starts.
+    nodes, cpus_per_task : int, optional
+    ntasks : int
+        Ranks; more than 1 start the job under MPI.
+    memory, partition, account : str, optional
+    signal_seconds : int
+        How long before the limit the job is told to stop; Slurm may do so up to a minute earlier.
+    mpi : str
+        Which of ``srun --mpi=list`` connects the ranks.
+    """
+
+    time: str | None = None
+    nodes: int | None = None
+    ntasks: int = 1
+    cpus_per_task: int | None = None
+    memory: str | None = None
+    partition: str | None = None
+    account: str | None = None
+    signal_seconds: int = 60
+    mpi: str = "pmix"
+
+    def check(self) -> None:
+        """Check the values.
+
+        Raises
+        ------
+        SpecError
+            Naming the option, what it may be and what was got.
+        """
+        if self.time is not None and not _TIME.fullmatch(self.time):
+            raise SpecError(f"--time must be minutes, MM:SS, HH:MM:SS or days-hours; got {self.time!r}.")
+        for name in ("nodes", "ntasks", "cpus_per_task", "signal_seconds"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SpecError(f"--{name.replace('_', '-')} must be at least 1; got {value}.")
+        for name in ("memory", "partition", "account", "mpi"):
+            value = getattr(self, name)
+            if value is not None and not re.fullmatch(r"[\w.,:+-]+", value):
+                raise SpecError(f"--{name} must be one word; got {value!r}.")
+
+    def directives(self) -> list[str]:
+        """The options of sbatch that were asked for."""
+        asked = {
+            "time": self.time,
+            "nodes": self.nodes,
+            "ntasks": self.ntasks,
+            "cpus-per-task": self.cpus_per_task,
+            "mem": self.memory,
+            "partition": self.partition,
+            "account": self.account,
+        }
+        return [f"--{name}={value}" for name, value in asked.items() if value is not None]
+
+
+#: A signal ends `wait` before the tasks end: told says so. The tasks are told through scancel, since srun answers SIGTERM
+#: by killing them. A job that somebody cancels is no longer RUNNING when its tasks have ended, and is not queued again.
+_SCRIPT = """\
+#!/bin/bash
+{directives}
+
+folder={folder}
+told=
+trap 'told=1; scancel --signal=TERM "$SLURM_JOB_ID.0"' TERM
+saved() {{ ls -l --time-style=full-iso "$folder/checkpoint.zarr/manifests" 2>/dev/null | cksum; }}
+
+before=$(saved)
+srun {srun} {command} &
+step=$!
+wait "$step"; code=$?
+while [ "$code" -gt 128 ] && [ -n "$told" ]; do told=; wait "$step"; code=$?; done
+[ "$code" -eq {interrupted} ] || exit "$code"
+
+if [ "$(saved)" = "$before" ]; then echo >> "$folder/slurm-fruitless"; else rm -f "$folder/slurm-fruitless"; fi
+if [ "$(cat "$folder/slurm-fruitless" 2>/dev/null | wc -l)" -ge {fruitless} ]; then
+  echo "dlscale: {fruitless} starts in a row saved nothing new; submit the job with a longer --time."
+  exit {interrupted}
+fi
+if [ "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)" = RUNNING ]; then
+  echo "dlscale: back into the queue, to go on where it stopped."
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit {interrupted}
+"""
+
+
+def batch_script(folder: Path, command: Sequence[str], request: SlurmRequest) -> str:
+    """The text of the script that runs a job.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the job, on a file system that the nodes see.
+    command : sequence of str
+        Starts the job, or resumes it if it was started before; ends with exit code 75 when it was interrupted.
+    request : SlurmRequest
+    """
+    directives = [
+        f"--job-name={folder.name}",
+        f"--output={folder}/slurm-%j.txt",
+        "--open-mode=append",
+        "--requeue",
+        f"--signal=B:TERM@{request.signal_seconds}",
+        *request.directives(),
+    ]
+    srun = f"--kill-on-bad-exit=1 --mpi={request.mpi if request.ntasks > 1 else 'none'}"
+    return _SCRIPT.format(
+        directives="\n".join(f"#SBATCH {directive}" for directive in directives),
+        folder=shlex.quote(str(folder)),
+        srun=srun,
+        command=shlex.join(command),
+        interrupted=Interrupted.exit_code,
+        fruitless=N_FRUITLESS_STARTS,
+    )
+
+
+def submit_to_slurm(folder: Path, command: Sequence[str], request: SlurmRequest) -> str:
+    """Write ``slurm.sh`` into a job's folder and queue it.
+
+    Parameters
+    ----------
+    folder, command, request
+        See `batch_script`.
+
+    Returns
+    -------
+    str
+        Slurm's number of the job, also kept in ``slurm.json``.
+
+    Raises
+    ------
+    SpecError
+        If an option is wrong, or Slurm is not installed here or refuses the job.
+    """
+    request.check()
+    if any(character.isspace() for character in str(folder)):
+        raise SpecError(f"--workspace must not hold spaces for a job under Slurm; got {folder}.")
+    script = folder / "slurm.sh"
+    write_atomically(script, batch_script(folder, command, request).encode())
+    try:
+        number = _slurm("sbatch", "--parsable", str(script)).partition(";")[0]
+    except DlscaleError as error:
+        raise SpecError(f"Slurm did not take the job: {error}") from error
+    write_atomically(folder / "slurm.json", json.dumps({"job": number, **asdict(request)}).encode())
+    return number
+
+
+def slurm_number(folder: Path) -> str | None:
+    """Slurm's number of a job that was submitted to it."""
+    try:
+        return str(json.loads((folder / "slurm.json").read_bytes())["job"])
+    except FileNotFoundError:
+        return None
+
+
+def slurm_state(number: str) -> str | None:
+    """What Slurm says of a job: PENDING, RUNNING, COMPLETING, ...; None when it has forgotten it."""
+    try:
+        return _slurm("squeue", "--noheader", "--states=all", "--jobs", number, "--format", "%T") or None
+    except DlscaleError:
+        return None
+
+
+def cancel_in_slurm(number: str) -> None:
+    """Take a job out of Slurm's queue, or stop it: a running one checkpoints, and has half a minute for it."""
+    _slurm("scancel", number)
+
+
+def _slurm(program: str, *arguments: str) -> str:
+    if shutil.which(program) is None:
+        raise SpecError(f"{program} is not installed here; submit from a login node of the cluster.")
+    ended = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    if ended.returncode:
+        raise DlscaleError(ended.stderr.strip() or f"{program} ended with {ended.returncode}.")
+    return ended.stdout.strip()

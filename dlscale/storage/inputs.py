@@ -1,0 +1,95 @@
+"""What a job reads: matrices by their roles, and the results of earlier jobs that it goes on from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dlscale.errors import InputError
+from dlscale.storage.groups import open_arrays, result_attributes
+from dlscale.storage.integrity import check_chunks
+from dlscale.storage.matrices import Matrix, open_matrix
+
+
+@dataclass(frozen=True)
+class StoredResult:
+    """The result group of an earlier job.
+
+    Parameters
+    ----------
+    uri : str
+    attributes : dict
+        What its job wrote: kind, spec, plan, certificate, estimates, notes.
+    """
+
+    uri: str
+    attributes: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, uri: str) -> StoredResult:
+        """Open the result at a path or URL.
+
+        Raises
+        ------
+        InputError
+            If no finished result is there.
+        """
+        uri = uri.removeprefix("file://")
+        attributes = result_attributes(uri)
+        if attributes is None:
+            raise InputError(f"There is no result of a dlscale job at {uri}; give the path of one, such as results/a.zarr.")
+        return cls(uri, attributes)
+
+    @property
+    def kind(self) -> str:
+        return str(self.attributes["kind"])
+
+    @property
+    def arrays(self) -> dict[str, Any]:
+        """Every array by its name, of any number of dimensions; ``array[...]`` brings one to memory."""
+        return open_arrays(self.uri)
+
+    def matrix(self, name: str) -> Matrix:
+        """One array of at most two dimensions, to be read by blocks; one dimension is a column."""
+        return open_matrix(f"{self.uri}/{name}", vectors=True)
+
+    def check(self) -> None:
+        """Look up every chunk of every array (MissingChunkError)."""
+        for name, array in self.arrays.items():
+            check_chunks(array, f"{self.uri}/{name}", None if "://" in self.uri else Path(self.uri, name))
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for a plan."""
+        arrays = {name: {"shape": list(array.shape), "dtype": str(array.dtype)} for name, array in self.arrays.items()}
+        return {"uri": self.uri, "kind": self.kind, "job": self.attributes.get("job"), "arrays": arrays}
+
+
+class Inputs(Mapping[str, Matrix]):
+    """The inputs of a job by role: ``inputs["matrix"]``, ``inputs.get("rhs")``; results of earlier jobs in ``results``.
+
+    Parameters
+    ----------
+    matrices : mapping of role to Matrix
+        Optional roles that were not given are absent.
+    results : mapping of role to StoredResult
+    """
+
+    def __init__(self, matrices: Mapping[str, Matrix], results: Mapping[str, StoredResult] | None = None) -> None:
+        self._matrices = dict(matrices)
+        self.results: Mapping[str, StoredResult] = dict(results or {})
+
+    def __getitem__(self, role: str) -> Matrix:
+        return self._matrices[role]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._matrices)
+
+    def __len__(self) -> int:
+        return len(self._matrices)
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Facts about each input for a plan, by role."""
+        matrices = {role: matrix.describe() for role, matrix in self.items()}
+        return matrices | {role: result.describe() for role, result in self.results.items()}
