@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import psutil
@@ -110,7 +111,7 @@ def _bytes(text: Any) -> int:
 
 
 def _remote_facts(address: str) -> ClusterFacts:
-    with _client(address) as client:
+    with connect(address) as client:
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
         if not workers:
             raise SpecError(f"cluster: the scheduler at {address} has no workers; start some with `dask worker {address}`.")
@@ -118,7 +119,8 @@ def _remote_facts(address: str) -> ClusterFacts:
         return ClusterFacts("tcp", len(workers), min(worker["nthreads"] for worker in workers), int(memory), address)
 
 
-def _client(address: str) -> Any:
+def connect(address: str) -> Any:
+    """A client of the scheduler there (SpecError if nothing answers)."""
     from distributed import Client
 
     try:
@@ -210,6 +212,45 @@ class Cluster:
         """Bring (small) held results to the driver."""
         raise NotImplementedError
 
+    def on_every_rank(
+        self,
+        program: Callable[..., Any],
+        *arguments: Any,
+        token: str = "",
+        listener: Emit = ignore,
+        stall_seconds: float | None = None,
+    ) -> list[Any]:
+        """Run a program on all ranks at the same time.
+
+        Under mpirun these are its ranks; on a Dask cluster whose workers are MPI ranks there is one on each worker; on any other
+        cluster this process is the only rank.
+
+        Parameters
+        ----------
+        program : callable
+            Importable on every rank; called as ``program(communicator, *arguments)`` with a `dlscale.engine.ranks.Communicator`.
+            Where the communicator says that it is ``stopping`` (SIGTERM or SIGINT), the program saves what it must and returns.
+        arguments
+            The same for every rank; pickled.
+        token, listener
+            Events that rank 0 sends under the token (`dlscale.engine.progress.send`) reach the listener; those of others do not.
+        stall_seconds : float, optional
+            How long a rank may wait for the others.
+
+        Returns
+        -------
+        list
+            What the program returned, by rank; small, pickled.
+
+        Raises
+        ------
+        RankError
+            If it failed or was killed on some rank. Under mpirun all ranks end soon after.
+        """
+        from dlscale.engine.programs import run_here
+
+        return [run_here(program, arguments, token=token, listener=listener)]
+
 
 class ThreadCluster(Cluster):
     """This process, through Dask's threaded scheduler."""
@@ -262,18 +303,27 @@ class DaskCluster(Cluster):
     """A Dask cluster: one that was started for this job, or a running one."""
 
     def __init__(self, facts: ClusterFacts) -> None:
+        super().__init__(facts)
+        self.local: Any = None
+
+    @cached_property
+    def client(self) -> Any:
+        """Of the scheduler; workers are started when it is first asked for."""
         from dlscale.engine.worker import OneBlasThread
 
-        super().__init__(facts)
-        _quieten()
-        self.local: Any = None
-        if facts.kind == "local":
-            self.local = _start_workers(facts)
-        self.client = _client(self.local.scheduler_address if self.local else facts.address)
-        self.client.register_plugin(OneBlasThread(), name="dlscale-one-blas-thread")
+        quieten()
+        client = self._connect()
+        client.register_plugin(OneBlasThread(), name="dlscale-one-blas-thread")
+        return client
+
+    def _connect(self) -> Any:
+        if self.facts.kind == "local":
+            self.local = _start_workers(self.facts)
+        return connect(self.local.scheduler_address if self.local else self.facts.address)
 
     def close(self) -> None:
-        self.client.close(timeout=5)
+        if "client" in self.__dict__:
+            self.client.close(timeout=5)
         if self.local is not None:
             self.local.close(timeout=5)
 
@@ -385,7 +435,7 @@ def _start_workers(facts: ClusterFacts) -> Any:
         )
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Dask's log lines and notes say nothing that the user of a job can act on; failures arrive as exceptions."""
     import distributed  # noqa: F401  (it gives its loggers levels of their own)
 
