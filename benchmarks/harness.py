@@ -402,6 +402,7 @@ def newest(paths: list[Path]) -> list[dict[str, Any]]:
 
 
 REMARKS = {
+    "fraction": "{:.2f} of the product rate",
     "gigabytes_per_second": "{:.2f} GB/s",
     "bound_seconds": "limit {:.2f} s",
     "bound_ratio": "{:.2f} x the limit",

@@ -54,29 +54,42 @@ def run_dlscale(bench: Bench, path: Path, kind: str, params: dict[str, Any], *, 
 
     On the clock is the whole command: start of the processes, plan, work, certificate, durable result and report.
     """
-    work = bench.data / "job"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    result = work / "result.zarr"
+    work, result = _fresh(bench)
     cluster = {"type": "local", "memory": memory}
     spec = {"kind": kind, "input": {"matrix": str(path)}, "params": params, "output": str(result), "cluster": cluster}
-    (work / "spec.yaml").write_text(json.dumps(spec))  # JSON is YAML
-    program = str(Path(sys.executable).with_name("dlscale"))
-
-    def run() -> dict[str, Any]:
-        command = [program, "run", str(work / "spec.yaml"), "--json", "--workspace", str(work / "workspace")]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"exit code {done.returncode}: {(done.stderr + done.stdout)[-1500:]}")
-        answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-        return answer
-
     bench.limit_memory(float(memory.removesuffix("GB")) * 1e9)
-    plan = bench.time(run, before=lambda: harness.forget(path), subprocess_only=True).get("plan") or {}
+    plan = bench.time(lambda: _command(work, spec), before=lambda: harness.forget(path), subprocess_only=True).get("plan") or {}
     bench.fact(algorithm=plan.get("algorithm"), plan_flops=sum(p["flops"] for p in plan.get("passes", [])))
     if "bound_seconds" in bench.record["facts"]:
         bench.fact(bound_ratio=bench.record["seconds"][-1] / bench.record["facts"]["bound_seconds"])
     return result
+
+
+def run_job(bench: Bench, path: Path, kind: str, params: dict[str, Any]) -> Path:
+    """`dlscale run` on the local cluster as it is by default, off any clock; returns the result's path."""
+    work, result = _fresh(bench)
+    _command(work, {"kind": kind, "input": {"matrix": str(path)}, "params": params, "output": str(result)})
+    return result
+
+
+def _fresh(bench: Bench) -> tuple[Path, Path]:
+    """An empty folder for a job, and the path of its result in there."""
+    work = bench.data / "job"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    return work, work / "result.zarr"
+
+
+def _command(work: Path, spec: dict[str, Any]) -> dict[str, Any]:
+    """Run the command line in a folder; what it says of the job."""
+    (work / "spec.yaml").write_text(json.dumps(spec))  # JSON is YAML
+    program = str(Path(sys.executable).with_name("dlscale"))
+    command = [program, "run", str(work / "spec.yaml"), "--json", "--workspace", str(work / "workspace")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"exit code {done.returncode}: {(done.stderr + done.stdout)[-1500:]}")
+    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return answer
 
 
 @contextmanager
