@@ -10,6 +10,7 @@ DlscaleError
 ├── NumericalError          the mathematics cannot be completed as asked (exit code 1)
 ├── CertificateError        the answer was computed and failed its own check (exit code 1)
 ├── StalledError            no progress within the stated time (exit code 1)
+├── RankError               an MPI rank is lost, failed, or disagrees with the others (exit code 1)
 └── Interrupted             SIGINT or SIGTERM; checkpointed, can be resumed (exit code 75)
 
 Every message says what was required, what was got and what to do about it.
@@ -80,6 +81,10 @@ class CertificateError(DlscaleError):
 
 class StalledError(DlscaleError):
     """The job made no progress within the stated time."""
+
+
+class RankError(DlscaleError):
+    """An MPI rank died, failed, or was about to do something else than the others; its traceback is a note."""
 
 
 class Interrupted(DlscaleError):
