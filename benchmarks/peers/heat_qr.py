@@ -34,6 +34,7 @@ def _import_heat() -> Any:
 def main() -> None:
     """Time one factorization, check it, and print."""
     n, split, mode, threads = int(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
+    import numpy as np
     import torch
 
     torch.set_num_threads(threads)
@@ -47,10 +48,12 @@ def main() -> None:
     seconds = time.perf_counter() - start
     record = {"seconds": seconds, "version": heat.__version__}
     if mode == "reduced":
-        x = heat.random.randn(n, 1, dtype=heat.float64)
-        size = float(heat.norm(A)) * float(heat.norm(x))
-        record["backward_error"] = float(heat.norm(A @ x - q @ (r @ x))) / size
-        record["orthogonality"] = float(heat.norm(q.T @ (q @ x) - x)) / float(heat.norm(x))
+        # heat's own product with a narrow matrix that is split fails (1.8.0): the factors are gathered.
+        A, q, r = A.numpy(), q.numpy(), r.numpy()
+        x = np.random.default_rng(0).standard_normal((n, 4))
+        size = float(np.linalg.norm(A) * np.linalg.norm(x))
+        record["backward_error"] = float(np.linalg.norm(A @ x - q @ (r @ x))) / size
+        record["orthogonality"] = float(np.linalg.norm(q.T @ (q @ x) - x) / np.linalg.norm(x))
     if heat.get_comm().rank == 0:
         print(json.dumps(record))
 
