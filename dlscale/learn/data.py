@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 
 from dlscale.kernels import Array
-from dlscale.storage.matrices import Matrix
+from dlscale.storage.matrices import ArrayMatrix, Matrix
 
 #: Units merged in a window, where there are so many: it divides evenly by 1, 2, 3, 4, 6 and 12 ranks.
 N_LANES = 12
@@ -188,6 +188,13 @@ class Column:
         return np.ascontiguousarray(array[:, 0] if self.is_vector else array)
 
 
+def in_memory_if_small(matrix: Matrix) -> Matrix:
+    """The matrix itself, or a copy in memory where that costs little: an epoch then reads nothing."""
+    if matrix.in_memory or matrix.n_bytes > SMALL_BYTES:
+        return matrix
+    return ArrayMatrix(np.ascontiguousarray(matrix.read(0, matrix.shape[0])))
+
+
 @dataclass(frozen=True)
 class Share:
     """A rank's rows of a batch.
@@ -242,6 +249,13 @@ class Shard:
 
     def close(self) -> None:
         self._reader.shutdown(cancel_futures=True)
+
+    def total_weight(self) -> float:
+        """The sum of the weights of all rows."""
+        if self.weights is None:
+            return float(self.order.n_rows)
+        assert self.weights.whole is not None
+        return float(self.weights.whole.sum(dtype=np.float64))
 
     def shares(self, epoch: int, first_step: int = 0) -> Iterator[Share]:
         """This rank's share of each batch of an epoch; each is overwritten by the one after the next."""

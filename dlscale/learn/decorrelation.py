@@ -43,7 +43,7 @@ def covariance_sums(H: Array, weights: Array) -> Array:
 
 
 def penalty_and_slope(H: Array, sums: Array, normalizer: float, strength: float) -> tuple[float, Array]:
-    """The penalty of the whole batch, and ``2 lambda (H - mean) (C - diag C)``: its gradient is these rows times ``w_r / normalizer``.
+    """The penalty of the whole batch, and rows ``2 lambda (h_r - mean) (C - diag C)``: times ``w_r / normalizer``, its gradient.
 
     Parameters
     ----------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -22,13 +23,13 @@ def normal(shape: tuple[int, int], rng: np.random.Generator) -> Array:
 
 def xavier(shape: tuple[int, int], rng: np.random.Generator) -> Array:
     """Uniform with variance ``2 / (n_in + n_out)`` (Glorot and Bengio 2010, eq. 16): for tanh and sigmoid."""
-    limit = np.sqrt(6.0 / sum(shape))
+    limit = math.sqrt(6.0 / sum(shape))
     return rng.uniform(-limit, limit, shape)
 
 
 def he(shape: tuple[int, int], rng: np.random.Generator) -> Array:
     """Normal with variance ``2 / n_in`` (He et al. 2015, eq. 10): keeps the signal's variance through ReLU and GELU."""
-    return np.sqrt(2.0 / shape[0]) * rng.standard_normal(shape)
+    return math.sqrt(2.0 / shape[0]) * rng.standard_normal(shape)
 
 
 def orthogonal(shape: tuple[int, int], rng: np.random.Generator) -> Array:

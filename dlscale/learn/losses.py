@@ -43,7 +43,7 @@ class Loss:
         return S
 
     def decide(self, S: Array) -> Array:
-        """Labels (b,) of scores, or of predictions, for classification; for regression the predictions themselves."""
+        """Labels (b,) of predictions (b, k) for classification; for regression the predictions themselves."""
         return S
 
     def curvature_roots(self, S: Array, y: Array) -> Iterator[Array]:
@@ -70,7 +70,7 @@ class Squared(Loss):
 
     def differentiate(self, S: Array, y: Array) -> Array:
         S -= y.reshape(S.shape)
-        return 0.5 * np.einsum("rj,rj->r", S, S)
+        return np.asarray(0.5 * np.einsum("rj,rj->r", S, S))
 
     def curvature_roots(self, S: Array, y: Array) -> Iterator[Array]:
         for column in range(S.shape[1]):
@@ -92,7 +92,7 @@ class Huber(Loss):
         residual = S - y.reshape(S.shape).astype(S.dtype, copy=False)
         np.clip(residual, -self.delta, self.delta, out=S)
         residual -= 0.5 * S
-        return np.einsum("rj,rj->r", S, residual)
+        return np.asarray(np.einsum("rj,rj->r", S, residual))
 
     def curvature_roots(self, S: Array, y: Array) -> Iterator[Array]:
         for column in range(S.shape[1]):
@@ -118,9 +118,9 @@ class _Classification(Loss):
             )
 
     def decide(self, S: Array) -> Array:
-        return S.argmax(axis=1) if S.shape[1] > 1 else (S[:, 0] > self.threshold).astype(np.intp)
+        return np.asarray(S.argmax(axis=1) if S.shape[1] > 1 else S[:, 0] > self.threshold, np.intp)
 
-    #: Of a single prediction (not score), above which the label is 1.
+    #: A single prediction above it means label 1.
     threshold: ClassVar[float] = 0.0
 
 
@@ -149,9 +149,7 @@ class CrossEntropy(_Classification):
         total = S.sum(axis=1)
         S /= total[:, None]
         S[rows, labels] -= 1
-        losses = np.log(total, out=total)
-        losses -= chosen
-        return losses
+        return np.asarray(np.log(total, out=total) - chosen)
 
     def link(self, S: Array) -> Array:
         if S.shape[1] == 1:

@@ -27,8 +27,8 @@ def choose(what: str, options: Mapping[str, Any] | str, table: Mapping[str, type
     SpecError
         An unknown type or option, a missing option, or a value that the dataclass refuses.
     """
-    fields = {"type": options} if isinstance(options, str) else dict(options)
-    name = fields.pop("type", None)
+    fields: dict[str, Any] = {"type": options} if isinstance(options, str) else dict(options)
+    name = str(fields.pop("type", None))
     if name not in table:
         raise SpecError(f"{what}.type must be one of {', '.join(table)}; got {name!r}.")
     chosen: Any = table[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -52,11 +53,24 @@ def tiles(*arrays: Array) -> Iterator[tuple[Array, ...]]:
         yield tuple(array[start : start + TILE_ELEMENTS] for array in flat)
 
 
-def dot(x: Parameters, y: Parameters) -> float:
-    """Inner product over all parameters, added up in double precision tile by tile."""
-    return sum(float(np.dot(a, b)) for name in x for a, b in tiles(x[name], y[name]))
+def norm(x: Array) -> float:
+    """Euclidean norm, its squares added up in double precision from tile to tile."""
+    return math.sqrt(sum(float(np.dot(tile, tile)) for (tile,) in tiles(x)))
 
 
 def norms(gradients: Parameters) -> dict[str, float]:
     """Euclidean norm of every array; what the report shows for vanishing and exploding gradients."""
-    return {name: dot({name: array}, {name: array}) ** 0.5 for name, array in gradients.items()}
+    return {name: norm(array) for name, array in gradients.items()}
+
+
+def flatten(parameters: Parameters) -> Array:
+    """All parameters as one new vector in double precision, first layer first."""
+    return np.concatenate([array.reshape(-1) for array in parameters.values()]).astype(np.float64)
+
+
+def unflatten(vector: Array, parameters: Parameters) -> None:
+    """Write a vector as `flatten` makes it into the parameters, in place."""
+    start = 0
+    for array in parameters.values():
+        array[...] = vector[start : start + array.size].reshape(array.shape)
+        start += array.size

@@ -66,6 +66,6 @@ class Regularization:
                         soft_threshold(p, step * self.l1)
 
 
-def soft_threshold(x: Array, threshold: float) -> None:
+def soft_threshold(x: Array, threshold: float | Array) -> None:
     """``x <- sign(x) max(|x| - threshold, 0)`` in place, as ``x - clip(x, -threshold, threshold)``, which needs no signs."""
     x -= np.clip(x, -threshold, threshold)
