@@ -97,7 +97,7 @@ _SCRIPT = """\
 
 folder={folder}
 told=
-trap 'told=1; scancel --signal=TERM "$SLURM_JOB_ID.0"' TERM
+trap 'told=1; scancel --signal=TERM "$SLURM_JOB_ID.0" 2> /dev/null' TERM
 saved() {{ ls -l --time-style=full-iso "$folder/checkpoint.zarr/manifests" 2>/dev/null | cksum; }}
 
 before=$(saved)
