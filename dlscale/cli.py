@@ -40,16 +40,24 @@ def main() -> None:
         os.environ["PYTHONWARNINGS"] = "ignore"  # for worker processes
     # Until a job runs and handles it better, SIGTERM cleans up as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    from dlscale.engine.launchers import across_ranks
+
+    code = across_ranks(_run)
+    if code != Interrupted.exit_code:
+        sys.exit(code)
+    # All is said and saved. Threads that still compute, or wait for a lock that the signal tore, must not hold the process.
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(code)
+
+
+def _run() -> int:
     try:
         commands(prog_name="dlscale")
     except SystemExit as ended:
-        if ended.code != Interrupted.exit_code:
-            raise
-        # All is said and saved. Threads that still compute, or wait for a lock that the signal tore, must not hold the process.
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError):
-                stream.flush()
-        os._exit(Interrupted.exit_code)
+        return ended.code if isinstance(ended.code, int) else EXIT_FAILED if ended.code else 0
+    return 0
 
 
 class _Group(click.Group):

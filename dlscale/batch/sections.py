@@ -146,8 +146,8 @@ class JobSpec(Section):
         default=None, min_length=1, description="a local path for the result; the job's own result.zarr when absent"
     )
     overwrite: bool = Field(default=False, description="true or false: replace an earlier result at output")
-    cluster: Annotated[str, Field(pattern=r"^(local|threads|tcp://.+|tls://.+)$")] | ClusterSpec = Field(
-        default="local", description="local, threads, tcp://host:port, or a section with workers, threads, memory"
+    cluster: Annotated[str, Field(pattern=r"^(local|threads|mpi|tcp://.+|tls://.+)$")] | ClusterSpec = Field(
+        default="local", description="local, threads, mpi, tcp://host:port, or a section with workers, threads, memory"
     )
     checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec, description="a section with the key every")
     stall: Annotated[Duration, Field(gt=0)] = Field(

@@ -1,7 +1,7 @@
 """Where a job runs: one noun, `Cluster`, that computes a task graph and says how large it is.
 
-``local`` is one worker process with a thread per core; ``tcp://host:port`` is a running Dask cluster; ``threads`` is this
-process itself, for arrays that are in its memory.
+``local`` is one worker process with a thread per core; ``mpi`` are the ranks that mpirun started; ``tcp://host:port`` is a
+running Dask cluster; ``threads`` is this process itself, for arrays that are in its memory.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from dlscale.engine import launchers
 from dlscale.engine.progress import Emit, ignore
 from dlscale.errors import DlscaleError, SpecError, StalledError
 from dlscale.kernels import one_blas_thread
@@ -32,7 +33,7 @@ class ClusterFacts:
     Parameters
     ----------
     kind : str
-        ``local``, ``tcp`` or ``threads``.
+        ``local``, ``threads``, ``mpi`` or ``tcp``.
     n_workers, threads_per_worker : int
     memory_bytes : int
         What one worker process may use, all in all.
@@ -70,8 +71,9 @@ def describe_cluster(spec: str | Mapping[str, Any] = "local") -> ClusterFacts:
     Parameters
     ----------
     spec : str or mapping
-        ``"local"``, ``"threads"``, ``"tcp://host:port"``, or a mapping with ``type`` and, for a local cluster, ``workers``,
-        ``threads`` (of each worker) and ``memory`` (of all processes together: bytes, or text such as ``"4GB"``).
+        ``"local"`` (under mpirun its ranks), ``"threads"``, ``"mpi"``, ``"tcp://host:port"``, or a mapping with ``type`` and,
+        for a local cluster, ``workers``, ``threads`` (of each worker) and ``memory`` (of all processes together: bytes, or
+        text such as ``"4GB"``).
 
     Raises
     ------
@@ -83,8 +85,10 @@ def describe_cluster(spec: str | Mapping[str, Any] = "local") -> ClusterFacts:
     kind = str(options.pop("type", "local"))
     if kind.startswith(("tcp://", "tls://")):
         return _remote_facts(kind)
+    if kind == "mpi" or (spec == "local" and launchers.session() is not None):
+        return _ranks_facts()
     if kind not in ("local", "threads"):
-        raise SpecError(f"cluster must be local, threads or tcp://host:port; got {kind!r}.")
+        raise SpecError(f"cluster must be local, threads, mpi or tcp://host:port; got {kind!r}.")
     n_workers = int(options.pop("workers", None) or 1)
     threads = int(options.pop("threads", None) or max(1, n_cores() // n_workers))
     total = psutil.virtual_memory().total
@@ -108,6 +112,15 @@ def _bytes(text: Any) -> int:
     from dask.utils import parse_bytes
 
     return int(parse_bytes(text)) if text else 0
+
+
+def _ranks_facts() -> ClusterFacts:
+    if (session := launchers.session()) is None:
+        if launchers.launched() is None:
+            raise SpecError("cluster: mpi needs a launcher; start the job with `mpirun -n N dlscale run SPEC`.")
+        return describe_cluster({"type": "local"})
+    threads, memory = zip(*session.shares, strict=True)
+    return ClusterFacts("mpi", len(session.shares), min(threads), min(memory))
 
 
 def _remote_facts(address: str) -> ClusterFacts:
@@ -409,21 +422,23 @@ class DaskCluster(Cluster):
         return ", ".join(tasks[:4]) or "workers to start"
 
 
-#: Run by each worker as it starts. A terminal sends Ctrl-C to every process, and the driver is the one that acts on it. A
-#: computing thread that returns from BLAS gets the interpreter back after at most a fifth of a millisecond.
-_WORKER_SETUP = "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.setswitchinterval(2e-4)"
+#: A computing thread that returns from BLAS gets the interpreter back after at most this long.
+SWITCH_SECONDS = 2e-4
+#: Run by each worker as it starts. A terminal sends Ctrl-C to every process, and the driver is the one that acts on it.
+_WORKER_SETUP = f"import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.setswitchinterval({SWITCH_SECONDS})"
+#: The plan bounds memory; Dask's own reactions to a full worker (spill, pause, kill) would only hide a wrong plan. Its profiler
+#: takes the interpreter from the computing threads a hundred times a second.
+WORKER_SETTINGS: Mapping[str, Any] = {
+    **{f"distributed.worker.memory.{what}": False for what in ("target", "spill", "pause", "terminate")},
+    "distributed.worker.profile.enabled": False,
+}
 
 
 def _start_workers(facts: ClusterFacts) -> Any:
     import dask
     from distributed import LocalCluster
 
-    # The plan bounds memory; Dask's own reactions to a full worker (spill, pause, kill) would only hide a wrong plan.
-    settings: dict[str, Any] = {f"distributed.worker.memory.{what}": False for what in ("target", "spill", "pause", "terminate")}
-    # Its profiler takes the interpreter from the computing threads a hundred times a second.
-    settings["distributed.worker.profile.enabled"] = False
-    settings["distributed.worker.preload"] = [_WORKER_SETUP]
-    with dask.config.set(settings):
+    with dask.config.set({**WORKER_SETTINGS, "distributed.worker.preload": [_WORKER_SETUP]}):
         return LocalCluster(  # type: ignore[no-untyped-call]
             n_workers=facts.n_workers,
             threads_per_worker=facts.threads_per_worker,
@@ -447,7 +462,13 @@ def quieten() -> None:
 def open_cluster(spec: str | Mapping[str, Any] | ClusterFacts = "local") -> Cluster:
     """Start or join a cluster (see `describe_cluster` for the forms)."""
     facts = spec if isinstance(spec, ClusterFacts) else describe_cluster(spec)
-    return ThreadCluster(facts) if facts.kind == "threads" else DaskCluster(facts)
+    if facts.kind == "threads":
+        return ThreadCluster(facts)
+    if facts.kind == "mpi" and (session := launchers.session()) is not None:
+        from dlscale.engine.mpi_cluster import MpiCluster
+
+        return MpiCluster(facts, session)
+    return DaskCluster(facts)
 
 
 def watchdog(seconds: float | None) -> tuple[Emit, Callable[[], str]]:

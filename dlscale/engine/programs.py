@@ -45,3 +45,11 @@ def exchange(communicator: Communicator, value: Any, *, name: str) -> list[Any]:
     padded[: data.size] = data
     table = communicator.allgather(padded, name=name)
     return [pickle.loads(row[:size].tobytes()) for row, size in zip(table, sizes, strict=True)]
+
+
+def broadcast(communicator: Communicator, value: Any = None, *, name: str) -> Any:
+    """An object of rank 0, pickled, on all ranks (collective)."""
+    data = np.frombuffer(pickle.dumps(value), np.uint8).copy() if communicator.rank == 0 else np.empty(0, np.uint8)
+    size = communicator.bcast(np.array([data.size]), name=f"{name}: size")
+    data = communicator.bcast(data if communicator.rank == 0 else np.empty(size[0], np.uint8), name=name)
+    return pickle.loads(data.tobytes())

@@ -1,0 +1,130 @@
+"""Dask across the ranks of one mpirun: every rank is a worker, and rank 0 is the scheduler and the driver as well."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from dlscale.engine.clusters import SWITCH_SECONDS, WORKER_SETTINGS, ClusterFacts, DaskCluster, connect, quieten
+from dlscale.engine.launchers import Session
+from dlscale.engine.progress import Emit, ignore
+from dlscale.errors import DlscaleError, RankError
+
+_START_SECONDS = 60
+
+
+class MpiCluster(DaskCluster):
+    """The ranks of a session; Dask is started on them with the first graph."""
+
+    def __init__(self, facts: ClusterFacts, session: Session) -> None:
+        super().__init__(facts)
+        self.session = session
+
+    def _connect(self) -> Any:
+        import dask
+        from distributed import LocalCluster
+
+        self.session.check()
+        dask.config.set(WORKER_SETTINGS)
+        sys.setswitchinterval(SWITCH_SECONDS)
+        threads, memory_bytes = self.session.shares[0]
+        self.local = LocalCluster(  # type: ignore[no-untyped-call]
+            n_workers=1,
+            processes=False,
+            threads_per_worker=threads,
+            memory_limit=memory_bytes,
+            protocol="tcp",
+            host=self.session.own_address(),
+            dashboard_address=None,
+            scheduler_kwargs={"dashboard_address": ":0"},
+            silence_logs=logging.CRITICAL,
+        )
+        self.session.tell("work", self.local.scheduler_address)
+        client = connect(self.local.scheduler_address)
+        try:
+            client.wait_for_workers(self.facts.n_workers, timeout=_START_SECONDS)
+        except TimeoutError as error:
+            self.session.blame()
+            raise DlscaleError(
+                f"Not all of the {self.facts.n_workers} ranks reached the scheduler at {self.local.scheduler_address} within "
+                f"{_START_SECONDS} s; let the hosts open connections to each other."
+            ) from error
+        return client
+
+    def __exit__(self, kind: object = None, *_: object) -> None:
+        # A launcher that sent a signal kills the ranks soon: what matters is saved without waiting for the workers' end.
+        if kind is None or (isinstance(kind, type) and issubclass(kind, Exception)):
+            self.close()
+
+    def close(self) -> None:
+        if self.local is not None and self.session.healthy:
+            super().close()
+            self.session.tell("rest")
+
+    def compute(self, graph: dict[Any, Any], key: Any, *, token: str, listener: Emit, stalled: Callable[[], str]) -> Any:
+        with self._blamed(stalled) as checked:
+            return super().compute(graph, key, token=token, listener=listener, stalled=checked)
+
+    def hold(
+        self,
+        graph: dict[Any, Any],
+        keys: Sequence[Any],
+        held: Mapping[Any, Any],
+        *,
+        priority: Mapping[Any, float],
+        worker: Mapping[Any, int],
+        token: str,
+        listener: Emit,
+        stalled: Callable[[], str],
+    ) -> dict[Any, Any]:
+        with self._blamed(stalled) as checked:
+            return super().hold(
+                graph, keys, held, priority=priority, worker=worker, token=token, listener=listener, stalled=checked
+            )
+
+    def on_every_rank(
+        self,
+        program: Callable[..., Any],
+        *arguments: Any,
+        token: str = "",
+        listener: Emit = ignore,
+        stall_seconds: float | None = None,
+    ) -> list[Any]:
+        return self.session.run(program, arguments, token=token, listener=listener, stall_seconds=stall_seconds)
+
+    @contextmanager
+    def _blamed(self, stalled: Callable[[], str]) -> Iterator[Callable[[], str]]:
+        """A rank that fails ends the computation, whatever else seems to be the reason at first."""
+
+        def checked() -> str:
+            self.session.check()
+            return stalled()
+
+        try:
+            yield checked
+        except RankError:
+            raise
+        except BaseException:
+            self.session.blame()
+            raise
+
+
+def work(scheduler: str, rank: int, threads: int, memory_bytes: int) -> None:
+    """Work for a scheduler until it closes."""
+    import dask
+    from distributed import Worker
+
+    dask.config.set(WORKER_SETTINGS)
+    sys.setswitchinterval(SWITCH_SECONDS)
+    quieten()
+    host = "127.0.0.1" if "//127.0.0.1:" in scheduler else None
+
+    async def until_closed() -> None:
+        async with Worker(scheduler, nthreads=threads, memory_limit=memory_bytes, name=rank, host=host) as worker:
+            await worker.finished()
+
+    asyncio.run(until_closed())
