@@ -15,10 +15,14 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dlscale.batch.prepare import Prepared
+from dlscale.batch.run import create
+from dlscale.batch.workspace import Job, Workspace
 from dlscale.errors import DlscaleError, Interrupted, SpecError
 from dlscale.storage.durable import write_atomically
 
@@ -90,12 +94,14 @@ class SlurmRequest:
 
 
 #: A signal ends `wait` before the tasks end: told says so. The tasks are told through scancel, since srun answers SIGTERM
-#: by killing them. A job that somebody cancels is no longer RUNNING when its tasks have ended, and is not queued again.
+#: by killing them. What somebody cancels is not queued again: by dlscale, the job's state says so; by Slurm, it is not RUNNING.
 _SCRIPT = """\
 #!/bin/bash
 {directives}
 
 folder={folder}
+is() {{ grep -q '"state": "'"$1"'"' "$folder/state.json"; }}
+if is cancelled; then exit {interrupted}; fi
 told=
 trap 'told=1; scancel --signal=TERM "$SLURM_JOB_ID.0" 2> /dev/null' TERM
 saved() {{ ls -l --time-style=full-iso "$folder/checkpoint.zarr/manifests" 2>/dev/null | cksum; }}
@@ -105,7 +111,7 @@ srun {srun} {command} &
 step=$!
 wait "$step"; code=$?
 while [ "$code" -gt 128 ] && [ -n "$told" ]; do told=; wait "$step"; code=$?; done
-[ "$code" -eq {interrupted} ] || exit "$code"
+if [ "$code" -ne {interrupted} ] || ! is interrupted; then exit "$code"; fi
 
 if [ "$(saved)" = "$before" ]; then echo >> "$folder/slurm-fruitless"; else rm -f "$folder/slurm-fruitless"; fi
 if [ "$(cat "$folder/slurm-fruitless" 2>/dev/null | wc -l)" -ge {fruitless} ]; then
@@ -179,6 +185,30 @@ def submit_to_slurm(folder: Path, command: Sequence[str], request: SlurmRequest)
         raise SpecError(f"Slurm did not take the job: {error}") from error
     write_atomically(folder / "slurm.json", json.dumps({"job": number, **asdict(request)}).encode())
     return number
+
+
+def submit_prepared(root: Workspace, prepared: Prepared, request: SlurmRequest) -> Job:
+    """Create a job that was planned, and queue it.
+
+    Parameters
+    ----------
+    root : Workspace
+        On a file system that the nodes see.
+    prepared : Prepared
+        Planned here; the nodes must have the memory that the plan takes.
+    request : SlurmRequest
+        Several tasks are the ranks of the job.
+    """
+    job = root.new_job(prepared.name)
+    create(job, prepared, state="submitted")
+    ranks = ["--cluster", "mpi"] if request.ntasks > 1 else []
+    command = [sys.executable, "-m", "dlscale", "resume", job.id, "--workspace", str(root.root), *ranks]
+    try:
+        submit_to_slurm(job.folder, command, request)
+    except BaseException:
+        shutil.rmtree(job.folder, ignore_errors=True)
+        raise
+    return job
 
 
 def slurm_number(folder: Path) -> str | None:

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from jobs_here import DEPLOY, ENVIRONMENT, ROOT, arrays, command, job_file
+
+import dlscale
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def local_cluster(folder: Path, **environment: str) -> Iterator[str]:
+    """The address of what deploy/local starts."""
+    environment = {"PORT": str(free_port()), "FOLDER": str(folder / "cluster"), "WORKERS": "2", "THREADS": "1", **environment}
+    script = DEPLOY / "local" / "cluster.sh"
+    started = command(script, "start", cwd=folder, **environment)
+    logs = [log.read_text()[-2000:] for log in (folder / "cluster").glob("*.log")]
+    assert started.returncode == 0, (started.stderr, logs)
+    try:
+        yield started.stdout.split()[0]
+    finally:
+        stopped = command(script, "stop", cwd=folder, **environment)
+        assert stopped.returncode == 0, stopped.stderr
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", int(environment["PORT"]))) != 0, "the scheduler still listens"
+
+
+def run_on(address: str, folder: Path, **environment: str) -> dict[str, bytes]:
+    result = folder / f"{address[:3]}.zarr"
+    ended = command("dlscale", "run", job_file(folder), "--cluster", address, "--output", result, cwd=folder, **environment)
+    assert ended.returncode == 0, ended.stderr
+    return arrays(result)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What the job gives without any deployment."""
+    folder = tmp_path_factory.mktemp("alone")
+    result = dlscale.run(job_file(folder, cluster="threads"), workspace=folder / "workspace").result
+    return arrays(Path(result))
+
+
+def test_local_cluster_serves_jobs(tmp_path, alone):
+    with local_cluster(tmp_path) as address:
+        assert run_on(address, tmp_path) == alone
+        again = command(DEPLOY / "local" / "cluster.sh", "start", cwd=tmp_path, FOLDER=str(tmp_path / "cluster"))
+        assert (again.returncode, "stop that cluster first" in again.stderr) == (2, True)
+
+
+@pytest.mark.skipif(shutil.which("mpirun", path=ENVIRONMENT["PATH"]) is None, reason="there is no mpirun here")
+def test_mpirun_script_goes_on_after_a_rank_was_killed(tmp_path, alone):
+    spec, result = job_file(tmp_path, cluster="mpi"), tmp_path / "result.zarr"
+    arguments = [DEPLOY / "mpirun" / "job.sh", spec, "--output", result]
+    environment = ENVIRONMENT | {"RANKS": "2", "MPIRUN_OPTIONS": "--oversubscribe"}
+    with subprocess.Popen(arguments, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as script:
+        checkpoints = "dlscale-workspace/jobs/*/checkpoint.zarr/manifests/*.json"
+        end = time.monotonic() + 60
+        while len(list(tmp_path.glob(checkpoints))) < 3:
+            assert time.monotonic() < end and script.poll() is None, script.poll()
+            time.sleep(0.02)
+        ranks = [p for p in psutil.Process(script.pid).children(recursive=True) if "run" in p.cmdline() and "-n" not in p.cmdline()]
+        ranks[-1].kill()
+        _, errors = script.communicate(timeout=90)
+    assert script.returncode == 0, errors
+    assert "job.sh: resuming" in errors
+    assert arrays(result) == alone
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed here")
+def test_tls_cluster_serves_who_has_the_key_and_nobody_else(tmp_path, alone):
+    made = command(DEPLOY / "tls" / "certificates.sh", tmp_path / "tls", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert oct((tmp_path / "tls" / "dask-key.pem").stat().st_mode)[-3:] == "600"
+    settings = {"DASK_CONFIG": str(tmp_path / "tls" / "dask.yaml")}
+    with local_cluster(tmp_path, PROTOCOL="tls", **settings) as address:
+        assert address.startswith("tls://")
+        assert run_on(address, tmp_path, **settings) == alone
+        stranger = command("dlscale", "run", job_file(tmp_path), "--cluster", address, cwd=tmp_path)
+        assert stranger.returncode not in (0, 75)
+        assert "tls" in stranger.stderr.lower()
+
+
+def test_settings_are_valid_yaml_that_dask_knows():
+    import dask
+    import distributed  # noqa: F401  (defines the settings)
+
+    def check(given, known, place):
+        for name, value in given.items():
+            assert name in known, f"{place}.{name} is no setting of Dask"
+            if isinstance(value, dict):
+                check(value, known[name], f"{place}.{name}")
+
+    check(yaml.safe_load((DEPLOY / "dask.yaml").read_text()), dask.config.config, "")
+
+
+@pytest.mark.parametrize("path", sorted(DEPLOY.rglob("*")), ids=lambda path: str(path.relative_to(DEPLOY)))
+def test_every_file_is_headed_by_its_commands_and_is_in_the_guide(path):
+    if path.is_dir() or path.name == "README.md":
+        return
+    text = path.read_text()
+    head = text.split("\n\n")[0] if path.suffix != ".yaml" else text
+    assert re.search(r"^#   \S", head, re.M) or path.name == "dask.yaml", "no command in its head"
+    guide = (DEPLOY / "README.md").read_text()
+    assert str(path.relative_to(DEPLOY)) in guide
+    # What a comment names exists.
+    for name in re.findall(r"deploy/[\w./-]+\w", text):
+        assert (ROOT / name).exists(), name
+    if path.suffix in (".sh", ".sbatch"):
+        shell = "bash" if path.suffix == ".sbatch" else "sh"
+        assert command(shell, "-n", path, cwd=ROOT).returncode == 0
+
+
+def test_container_file_copies_what_exists():
+    text = (DEPLOY / "container" / "Containerfile").read_text()
+    for sources in re.findall(r"^COPY (.+) \S+$", text, re.M):
+        for source in sources.split():
+            assert (ROOT / source).exists(), source
+    assert re.findall(r'"/source\[(.+)\]"', text) == ["mpi,formats"]
