@@ -1,0 +1,180 @@
+"""Factors that solve: P A = L U and A = L L^H, on disk or in memory, as LAPACK and the results of jobs hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+
+from dlscale.errors import InputError, NumericalError
+from dlscale.lapack import interchanges
+from dlscale.linalg.triangular import solve_triangular
+from dlscale.storage.inputs import StoredResult
+from dlscale.storage.matrices import Array, Matrix
+
+
+class Factorization(Protocol):
+    """A square matrix that was factored."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def solve(self, B: Array, *, adjoint: bool = False) -> Array:
+        """``A^-1 B``, or ``A^-H B``, for B (n, k); in the dtype of the factors."""
+        ...
+
+
+@dataclass(frozen=True)
+class LUFactors:
+    """``P A = L U``.
+
+    Parameters
+    ----------
+    lu : Matrix (n, n)
+        U on and above the diagonal, L below it without its unit diagonal.
+    pivots : (n,)
+        Row i was exchanged with row ``pivots[i]``, in this order.
+    n_threads : int
+        That a solve uses.
+    precision : numpy.dtype, optional
+        What a solve computes in; that of the factors if absent.
+    """
+
+    lu: Matrix
+    pivots: Array
+    n_threads: int = 1
+    precision: np.dtype[Any] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.lu.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.precision or self.lu.dtype
+
+    def solve(self, B: Array, *, adjoint: bool = False) -> Array:
+        """Two triangular solves and a permutation."""
+        targets, sources = interchanges(self.pivots, self.shape[0])
+        solve = partial(solve_triangular, self.lu, dtype=self.dtype, n_threads=self.n_threads)
+        if adjoint:
+            X = solve(solve(B, lower=False, op="C"), lower=True, op="C", unit=True)
+            X[sources] = X[targets]
+            return X
+        X = np.array(B, self.dtype)
+        X[targets] = X[sources]
+        return solve(solve(X, lower=True, unit=True), lower=False)
+
+
+@dataclass(frozen=True)
+class CholeskyFactors:
+    """``A = L L^H``.
+
+    Parameters
+    ----------
+    l : Matrix (n, n)
+        Lower triangular.
+    n_threads : int
+        That a solve uses.
+    precision : numpy.dtype, optional
+        As for `LUFactors`.
+    """
+
+    l: Matrix  # noqa: E741
+    n_threads: int = 1
+    precision: np.dtype[Any] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.l.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.precision or self.l.dtype
+
+    def solve(self, B: Array, *, adjoint: bool = False) -> Array:
+        """Two triangular solves; A is its own adjoint."""
+        solve = partial(solve_triangular, self.l, lower=True, dtype=self.dtype, n_threads=self.n_threads)
+        return solve(solve(B), op="C")
+
+
+@dataclass(frozen=True)
+class ScaledFactors:
+    """Factors of ``scale A`` in lower precision, as approximate ones of A in double precision.
+
+    Right-hand sides are divided by their largest entry before they are rounded, so that tiny residuals keep their digits.
+    """
+
+    factors: Factorization
+    scale: float
+    dtype: np.dtype[Any]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.factors.shape
+
+    def solve(self, B: Array, *, adjoint: bool = False) -> Array:
+        """Solve in the precision of the factors."""
+        sizes = np.abs(B).max(axis=0, initial=0)
+        sizes = np.where(sizes > 0, sizes, 1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.asarray(self.factors.solve(B / sizes, adjoint=adjoint).astype(self.dtype) * (self.scale * sizes))
+
+
+def stored_factors(result: StoredResult, *, n_threads: int) -> Factorization:
+    """The factors in the result of a ``lu`` or ``cholesky`` job.
+
+    Raises
+    ------
+    InputError
+        If the result is of another kind, or not of a square matrix.
+    NumericalError
+        If the factored matrix is exactly singular.
+    """
+    factors: Factorization
+    if result.kind == "lu":
+        lu = result.matrix("lu")
+        _check_square(lu.shape, result)
+        factors = LUFactors(lu, np.asarray(result.arrays["piv"][...], np.intp), n_threads)
+        step = zero_pivot(lu)
+        if step is not None:
+            raise NumericalError(f"The matrix that was factored in {result.uri} is {singular_words(step)}")
+    elif result.kind == "cholesky":
+        factors = CholeskyFactors(result.matrix("l"), n_threads)
+        _check_square(factors.shape, result)
+    else:
+        raise InputError(
+            f"input.factors: must be the result of a job of kind lu or cholesky; {result.uri} is of kind {result.kind}."
+        )
+    return factors
+
+
+def _check_square(shape: Sequence[int], result: StoredResult) -> None:
+    if shape[0] != shape[1]:
+        raise InputError(f"input.factors: must be of a square matrix; {result.uri} is of {shape[0]} x {shape[1]}.")
+
+
+def singular_words(step: int) -> str:
+    return (
+        f"exactly singular: the pivot of step {step + 1} of its LU factorization is zero, so no unique solution exists. "
+        "Use lstsq for the solution of minimum norm, or correct the matrix."
+    )
+
+
+def diagonal(T: Matrix, *, block: int = 512) -> Array:
+    """The diagonal of a matrix (n, n), read by blocks."""
+    n = T.shape[0]
+    spans = [(i, min(i + block, n)) for i in range(0, n, block)]
+    return np.concatenate([np.diagonal(T.region(span, span)) for span in spans])
+
+
+def zero_pivot(lu: Matrix) -> int | None:
+    """The first step (from 0) whose pivot is zero, if any."""
+    zeros = np.flatnonzero(diagonal(lu) == 0)
+    return int(zeros[0]) if len(zeros) else None

@@ -1,0 +1,146 @@
+"""Refinement: solutions from approximate factors, brought to the accuracy of the residuals.
+
+    X = solve(B);  repeat  R = B - A X,  X += solve(R)   until the backward error is at rounding level
+
+The factors may be of a matrix in lower precision. Where plain refinement stagnates, the correction is found by GMRES with the
+factors as preconditioner, which converges for condition numbers up to about the square of what plain refinement bears.
+
+References
+----------
+Higham (2002), chapter 12; Carson and Higham (2017, 2018), GMRES-based refinement; LAPACK ``dsgesv`` for its use in practice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from dlscale.storage.matrices import Array
+
+#: Refinement goes on while the backward error at least halves.
+STAGNATION = 0.5
+MAX_STEPS = 20
+#: GMRES corrects one column at a time; beyond so many another factorization is cheaper.
+MAX_GMRES_COLUMNS = 8
+GMRES_STEPS = 4
+GMRES_ITERATIONS = 20
+GMRES_TOLERANCE = 1e-4
+
+Operator = Callable[[Array], Array]
+
+
+@dataclass(frozen=True)
+class Refined:
+    """A solution with what was measured of it.
+
+    Parameters
+    ----------
+    X : (n, k)
+    residuals : (k,)
+        ``||b_j - A x_j||_1``.
+    errors : (k,)
+        Normwise backward errors ``||b_j - A x_j|| / (||A|| ||x_j||)``.
+    n_steps : int
+        Corrections that were added.
+    """
+
+    X: Array
+    residuals: Array
+    errors: Array
+    n_steps: int
+
+    @property
+    def backward_error(self) -> float:
+        return float(self.errors.max(initial=0.0))
+
+
+def refine(B: Array, residual: Operator, solve: Operator, norm: float, *, target: float, max_steps: int = MAX_STEPS) -> Refined:
+    """Solve ``A X = B`` with approximate factors and refine.
+
+    Parameters
+    ----------
+    B : (n, k)
+    residual : callable
+        ``B - A X`` in the precision that the answer is wanted in; one read of A.
+    solve : callable
+        Approximately ``A^-1 R``.
+    norm : float
+        ``||A||_1``.
+    target : float
+        The backward error at which to stop.
+    max_steps : int
+        Corrections at most; 0 only measures.
+
+    Returns
+    -------
+    Refined
+        The best of each column; its backward error may be above the target, and is infinite where nothing finite came out.
+    """
+    return _improve(solve(B), residual, lambda R, _: solve(R), norm, target, max_steps)
+
+
+def refine_by_gmres(
+    start: Refined, product: Operator, residual: Operator, solve: Operator, norm: float, *, target: float
+) -> Refined:
+    """Go on where plain refinement stagnated: corrections by GMRES on ``M^-1 A d = M^-1 r`` with the factors M.
+
+    Parameters
+    ----------
+    start : Refined
+        Returned as it is if too many of its columns are above the target.
+    product : callable
+        ``A X``; one read of A.
+    residual, solve, norm, target
+        As for `refine`.
+    """
+    from scipy.sparse.linalg import LinearOperator, gmres
+
+    if (start.errors > target).sum() > MAX_GMRES_COLUMNS:
+        return start
+    n, dtype = len(start.X), start.X.dtype
+    A = LinearOperator((n, n), lambda v: product(v.reshape(n, 1))[:, 0], dtype=dtype)
+    M = LinearOperator((n, n), lambda v: solve(v.reshape(n, 1))[:, 0], dtype=dtype)
+
+    def correct(R: Array, columns: Array) -> Array:
+        D = np.zeros_like(R)
+        for j in columns:
+            D[:, j], _ = gmres(A, R[:, j], rtol=GMRES_TOLERANCE, atol=0.0, restart=GMRES_ITERATIONS, maxiter=1, M=M)
+        return D
+
+    X = np.where(np.isfinite(start.errors), start.X, 0)
+    more = _improve(X, residual, correct, norm, target, GMRES_STEPS)
+    return Refined(more.X, more.residuals, more.errors, start.n_steps + more.n_steps)
+
+
+def _improve(
+    X: Array, residual: Operator, correct: Callable[[Array, Array], Array], norm: float, target: float, max_steps: int
+) -> Refined:
+    """Add corrections until every column is at the target, or no column gets much better."""
+    R, residuals, errors = _measure(X, residual, norm)
+    n_steps = 0
+    while n_steps < max_steps and (errors > target).any() and np.isfinite(residuals).any():
+        worse = errors > target
+        with np.errstate(all="ignore"):
+            candidate = X + np.where(worse, correct(R, np.flatnonzero(worse)), 0)
+        new_R, new_residuals, new_errors = _measure(candidate, residual, norm)
+        n_steps += 1
+        better = new_errors < errors
+        halved = better & (new_errors <= STAGNATION * errors)
+        X, R = np.where(better, candidate, X), np.where(better, new_R, R)
+        residuals, errors = np.where(better, new_residuals, residuals), np.where(better, new_errors, errors)
+        if not halved.any():
+            break
+    return Refined(X, residuals, errors, n_steps)
+
+
+def _measure(X: Array, residual: Operator, norm: float) -> tuple[Array, Array, Array]:
+    """Residuals, their 1-norms, and backward errors; those of columns that are not finite are infinite."""
+    finite = np.isfinite(X).all(axis=0)
+    R = residual(np.where(finite, X, 0))
+    residuals, sizes = np.abs(R).sum(axis=0), norm * np.abs(np.where(finite, X, 0)).sum(axis=0)
+    with np.errstate(all="ignore"):
+        errors = np.where(residuals == 0, 0.0, residuals / sizes)
+    lost = ~finite | ~np.isfinite(errors)
+    return R, np.where(finite, residuals, np.inf), np.where(lost, np.inf, errors)

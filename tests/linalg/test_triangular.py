@@ -1,0 +1,64 @@
+"""Triangular systems, stored in every layout: backward error, and each op of each triangle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import DTYPES, Array, eps, gaussian, norm, store
+
+from dlscale.linalg.triangular import solve_triangular
+from dlscale.storage.matrices import open_matrix
+
+OPS = {"N": lambda T: T, "T": lambda T: T.T, "C": lambda T: T.conj().T}
+
+
+def triangle(n: int, dtype: str) -> Array:
+    """Both triangles are well conditioned, with the diagonal as it is and with ones in its place."""
+    A = gaussian(n, n, dtype, seed=n) / (2 * n)
+    A[np.arange(n), np.arange(n)] += 2
+    return A
+
+
+def check(T: Array, X: Array, B: Array, *, lower: bool, op: str, unit: bool) -> None:
+    """||B - op(T) X|| <= c n eps ||T|| ||X|| (Higham 2002, theorem 8.5)."""
+    kept = np.tril(T) if lower else np.triu(T)
+    if unit:
+        np.fill_diagonal(kept, 1)
+    assert X.dtype == T.dtype
+    assert norm(OPS[op](kept) @ X - B) <= len(T) * eps(T) * norm(kept) * norm(X)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("lower", [True, False])
+@pytest.mark.parametrize("n", [1, 32, 33, 150])
+def test_every_triangle(n: int, lower: bool, op: str, dtype: str) -> None:
+    """One unknown, one panel, one over a panel, several."""
+    T, B = triangle(n, dtype), gaussian(n, 3, dtype)
+    for unit in (False, True):
+        X = solve_triangular(open_matrix(T), B, lower=lower, op=op, unit=unit, panel=32, n_threads=2)
+        check(T, X, B, lower=lower, op=op, unit=unit)
+
+
+@pytest.mark.parametrize("chunks", [(150, 32), (20, 150), (33, 33), (150, 150), (7, 40)], ids=str)
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("lower", [True, False])
+def test_every_layout(chunks: tuple[int, int], lower: bool, op: str, tmp_path: Path) -> None:
+    T, B = triangle(150, "c16"), gaussian(150, 2, "c16")
+    stored = open_matrix(str(store(tmp_path / "t.zarr", T, chunks=chunks, compressors=None)))
+    check(T, solve_triangular(stored, B, lower=lower, op=op, panel=32), B, lower=lower, op=op, unit=False)
+
+
+def test_the_bits_do_not_depend_on_the_threads() -> None:
+    T, B = open_matrix(triangle(700, "f8")), gaussian(700, 2)
+    for op in OPS:
+        one, three = (solve_triangular(T, B, lower=True, op=op, panel=32, n_threads=count) for count in (1, 3))
+        np.testing.assert_array_equal(one, three)
+
+
+def test_a_zero_on_the_diagonal_is_not_hidden() -> None:
+    T = triangle(5, "f8")
+    T[2, 2] = 0
+    assert not np.isfinite(solve_triangular(open_matrix(T), np.ones((5, 1)), lower=True)).all()
