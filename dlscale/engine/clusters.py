@@ -161,9 +161,13 @@ class Cluster:
         self.facts = facts
 
     def __enter__(self) -> Cluster:
+        # In the driver too: the bits of its small matrices must not depend on the cores that it may use.
+        self._blas = one_blas_thread()
+        self._blas.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._blas.__exit__(None, None, None)
         self.close()
 
     def close(self) -> None:

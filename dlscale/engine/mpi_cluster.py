@@ -58,7 +58,7 @@ class MpiCluster(DaskCluster):
     def __exit__(self, kind: object = None, *_: object) -> None:
         # A launcher that sent a signal kills the ranks soon: what matters is saved without waiting for the workers' end.
         if kind is None or (isinstance(kind, type) and issubclass(kind, Exception)):
-            self.close()
+            super().__exit__()
 
     def close(self) -> None:
         if self.local is not None and self.session.healthy:
