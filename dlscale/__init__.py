@@ -6,6 +6,7 @@ dlscale.svd(A)                         # exact, tall or wide
 dlscale.qr(A)                          # q, r of a tall matrix
 dlscale.PCA(20).fit(A)                 # scikit-learn's estimator contract
 dlscale.run("jobs/photo-pca.yaml")     # a job, as `dlscale run` would
+dlscale.submit("jobs/photo-pca.yaml")  # the same without waiting for it, as `dlscale submit` would
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dlscale.batch.run import run as run
+    from dlscale.batch.submit import submit as submit
     from dlscale.linalg.estimator import PCA as PCA
     from dlscale.linalg.functions import qr as qr
     from dlscale.linalg.functions import randomized_svd as randomized_svd
@@ -28,8 +30,9 @@ _PLACES = {
     "qr": "dlscale.linalg.functions",
     "PCA": "dlscale.linalg.estimator",
     "run": "dlscale.batch.run",
+    "submit": "dlscale.batch.submit",
 }
-__all__ = ["PCA", "qr", "randomized_svd", "run", "svd"]
+__all__ = ["PCA", "qr", "randomized_svd", "run", "submit", "svd"]
 
 
 def __getattr__(name: str) -> Any:

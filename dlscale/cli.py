@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dlscale.batch.document import Document
     from dlscale.batch.prepare import Prepared
     from dlscale.batch.run import JobResult
-    from dlscale.batch.workspace import Workspace
+    from dlscale.batch.workspace import Job, JobState, Workspace
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -130,12 +130,74 @@ def run(
 
 
 @commands.command()
-@click.argument("job_id", metavar="ID")
-@click.option("--cluster", metavar="C", help="Where to go on, if not where it began: local, threads or tcp://host:port.")
+@_spec_options
+@click.option("--priority", type=int, default=0, help="Jobs with a higher one go first [0].")
+@click.option("--concurrency", type=click.IntRange(1), help="Submitted jobs of the workspace that run at once, from now on [1].")
 @_workspace_option
 @_json_option
-def resume(job_id: str, cluster: str | None, workspace: str | None, as_json: bool) -> None:
-    """Go on with the interrupted, lost or failed job ID from its last finished pass."""
+def submit(
+    spec: Path,
+    overrides: tuple[str, ...],
+    cluster: str | None,
+    output: str | None,
+    priority: int,
+    concurrency: int | None,
+    workspace: str | None,
+    as_json: bool,
+) -> None:
+    """Hand the job of the file SPEC over and print its ID; it goes on when this command, or its terminal, is gone.
+
+    On a running Dask cluster (tcp://host:port) a worker drives the job, and another one if that dies; with local or threads a
+    process of its own on this machine does.
+    """
+    console, root = _console(as_json=True), _workspace(workspace)
+    with _refusal_as_json(as_json):
+        prepared = _prepare(_document(spec, overrides, cluster, output), root, console)
+        from dlscale.batch.submit import submit_prepared
+
+        job = submit_prepared(root, prepared, priority=priority, concurrency=concurrency)
+    _show_submitted(job, as_json)
+
+
+@commands.command()
+@click.argument("job_id", metavar="[ID]", required=False)
+@click.option("--timeout", type=click.FloatRange(0), metavar="SECONDS", help="Fail if the job has not ended by then.")
+@_workspace_option
+@_json_option
+def wait(job_id: str | None, timeout: float | None, workspace: str | None, as_json: bool) -> None:
+    """Wait for the end of the job ID (by default the newest), and end with its exit code."""
+    from dlscale.batch.submit import wait as wait_for
+
+    job = _workspace(workspace).find(job_id)
+    state = wait_for(job, timeout_seconds=timeout)
+    if as_json:
+        _print_json(_state_record(state))
+    else:
+        click.echo(f"{job.id} {state.state}{': ' if state.message else ''}{state.message}")
+    sys.exit(state.exit_code)
+
+
+@commands.command()
+@click.argument("job_id", metavar="ID")
+@_workspace_option
+def cancel(job_id: str, workspace: str | None) -> None:
+    """Stop the job ID within seconds, wherever it runs or waits; its checkpoint stays."""
+    from dlscale.batch.submit import cancel as stop
+
+    root = _workspace(workspace)
+    job = root.find(job_id)
+    state = stop(job, root)
+    click.echo(f"{job.id} {state.state}{': ' if state.message else ''}{state.message}")
+
+
+@commands.command()
+@click.argument("job_id", metavar="ID")
+@click.option("--cluster", metavar="C", help="Where to go on, if not where it began: local, threads or tcp://host:port.")
+@click.option("--detach", is_flag=True, help="Hand it over, as `submit` does, instead of waiting for its end here.")
+@_workspace_option
+@_json_option
+def resume(job_id: str, cluster: str | None, detach: bool, workspace: str | None, as_json: bool) -> None:
+    """Go on with the interrupted, cancelled, lost or failed job ID from its last checkpoint."""
     console, root = _console(as_json), _workspace(workspace)
     from dlscale.batch import run as jobs
     from dlscale.terminal import import_bar
@@ -144,6 +206,13 @@ def resume(job_id: str, cluster: str | None, workspace: str | None, as_json: boo
         job = root.find(job_id)
         with import_bar(console) as bar:
             prepared = jobs.reopen(job, root, cluster=cluster, progress=bar)
+        if detach:
+            from dlscale.batch.submit import resubmit
+
+            resubmit(job, root, prepared)
+    if detach:
+        _show_submitted(job, as_json)
+        return
     _follow(console, job.id, prepared, lambda listener: jobs.resume(job, prepared, listener=listener), as_json=as_json)
 
 
@@ -290,7 +359,7 @@ def status(job_id: str | None, workspace: str | None, as_json: bool) -> None:
     job = _workspace(workspace).find(job_id)
     state = job.read_state()
     if as_json:
-        _print_json({"job": job.id, "state": state.state, "kind": state.kind, "result": state.result, "seconds": state.seconds})
+        _print_json(_state_record(state))
         return
     from dlscale.terminal import status_rows
 
@@ -308,13 +377,19 @@ def logs(job_id: str | None, follow: bool, workspace: str | None) -> None:
     from dlscale.batch.workspace import RUNNING
 
     job = _workspace(workspace).find(job_id)
-    with open(job.log, encoding="utf-8", errors="replace") if job.log.exists() else open(os.devnull) as log:
-        while True:
-            running = job.read_state().state in RUNNING
-            click.echo(log.read(), nl=False)
-            if not (follow and running):
-                return
-            time.sleep(0.5)
+    offset = 0
+    while True:
+        running = job.read_state().state in (*RUNNING, "submitted")
+        text = b""
+        if job.log.exists():
+            with open(job.log, "rb") as log:
+                log.seek(offset)
+                text = log.read()
+        offset += len(text)
+        click.echo(text.decode(errors="replace"), nl=False)
+        if not (follow and running):
+            return
+        time.sleep(0.5)
 
 
 @commands.command()
@@ -391,6 +466,21 @@ def _refusal_as_json(as_json: bool) -> Iterator[None]:
             empty = dict.fromkeys(("job", "kind", "result", "seconds", "certificate", "plan"))
             _print_json({"state": "refused", **empty, "error": str(error)})
         raise
+
+
+def _state_record(state: JobState) -> dict[str, Any]:
+    record = {"job": state.job, "state": state.state, "kind": state.kind, "result": state.result, "seconds": state.seconds}
+    return record | {"message": state.message, "heartbeat": state.heartbeat._asdict()}
+
+
+def _show_submitted(job: Job, as_json: bool) -> None:
+    state = job.read_state().state
+    if as_json:
+        _print_json({"job": job.id, "state": state, "folder": str(job.folder)})
+        return
+    click.echo(job.id)
+    if state == "submitted":
+        click.echo("No worker has taken the job yet: they are busy. It starts when one is free.", err=True)
 
 
 def _show_info(uri: str, *, as_json: bool = False) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Event = dict[str, Any]
 
-_STYLES = {"succeeded": "green", "failed": "red", "lost": "red", "interrupted": "yellow"}
+_STYLES = {"succeeded": "green", "failed": "red", "lost": "red", "interrupted": "yellow", "cancelled": "yellow"}
 
 #: The array of a result whose first entries say most about it.
 _TELLING = {"explained_variance_ratio": "variance explained", "s": "singular values"}

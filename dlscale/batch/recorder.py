@@ -8,7 +8,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
@@ -19,6 +19,9 @@ import numpy as np
 from dlscale.batch.workspace import ENDED, HEARTBEAT_SECONDS, Heartbeat, Job, JobState
 from dlscale.engine.progress import Emit, Event, MemorySampler
 from dlscale.errors import DoesNotFitError
+
+#: How often a running job looks whether it is to be cancelled.
+_CANCEL_SECONDS = 0.5
 
 
 class Recorder:
@@ -31,10 +34,12 @@ class Recorder:
     state : JobState
     listener : callable
         Receives every event too.
+    cancel : callable
+        Called, in another thread, when somebody asks for the job's end.
     """
 
-    def __init__(self, job: Job, state: JobState, listener: Emit) -> None:
-        self.job, self.state, self.listener = job, state, listener
+    def __init__(self, job: Job, state: JobState, listener: Emit, *, cancel: Callable[[], None]) -> None:
+        self.job, self.state, self.listener, self.cancel = job, state, listener, cancel
         self.started = time.monotonic()
         self.seconds_before = state.seconds
         self._lock = threading.RLock()
@@ -90,6 +95,7 @@ class Recorder:
         result: str | None = None,
         summary: Mapping[str, Any] | None = None,
         final: bool = False,
+        failure_code: int = 1,
     ) -> None:
         """Go over to another state."""
         with self._lock:
@@ -100,6 +106,7 @@ class Recorder:
                 result=result or self.state.result,
                 summary=self.state.summary | plain(dict(summary or {})),
                 final=final,
+                failure_code=failure_code,
             )
             try:
                 self._write(fsync=True)
@@ -113,9 +120,15 @@ class Recorder:
         self._log.error("The job failed.", exc_info=error)
 
     def _beat(self) -> None:
-        while not self._stopped.wait(HEARTBEAT_SECONDS):
-            with self._lock, suppress(OSError, DoesNotFitError):
-                self._write(fsync=False)
+        asked, last = False, time.monotonic()
+        while not self._stopped.wait(_CANCEL_SECONDS):
+            if not asked and self.job.cancel.exists():
+                asked = True
+                self.cancel()
+            if time.monotonic() - last >= HEARTBEAT_SECONDS:
+                last = time.monotonic()
+                with self._lock, suppress(OSError, DoesNotFitError):
+                    self._write(fsync=False)
 
     def _write(self, *, fsync: bool) -> None:
         self.state = replace(self.state, heartbeat=Heartbeat.now(), seconds=self.seconds)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -46,7 +47,7 @@ class JobResult:
     Parameters
     ----------
     job, state, kind : str
-        Id; succeeded, failed or interrupted; svd, pca or qr.
+        Id; succeeded, failed, lost (its cluster vanished), interrupted or cancelled; svd, pca, qr and so on.
     result : str or None
         Path of the published result, a Zarr group.
     seconds : float
@@ -129,20 +130,25 @@ def run(
 
 
 def start(job: Job, prepared: Prepared, *, listener: Emit = ignore) -> JobResult:
-    """Create a job's folder, whole or not at all, and run the job."""
-    state = JobState(job.id, prepared.name, prepared.spec.kind, "planned", time.time(), Heartbeat.now())
+    """Create a job's folder and run the job."""
+    return _execute(job, create(job, prepared), prepared, listener)
+
+
+def create(job: Job, prepared: Prepared, *, state: str = "planned") -> JobState:
+    """Create a job's folder, whole or not at all, in a state: planned to run here, submitted to run elsewhere."""
+    began = JobState(job.id, prepared.name, prepared.spec.kind, state, time.time(), Heartbeat.now())
     draft = Job(job.folder.with_name(f".{job.id}{PARTIAL}"))
     Workspace(job.folder.parent.parent).remove_drafts()
     draft.folder.mkdir(parents=True)
     try:
         draft.spec.write_text(yaml.safe_dump(prepared.data, sort_keys=False), encoding="utf-8")
         draft.plan.write_text(json.dumps(plain(prepared.describe_plan()), indent=1), encoding="utf-8")
-        draft.write_state(state)
+        draft.write_state(began)
         os.rename(draft.folder, job.folder)
     except BaseException:
         shutil.rmtree(draft.folder)
         raise
-    return _execute(job, state, prepared, listener)
+    return began
 
 
 def reopen(job: Job, workspace: Workspace, *, cluster: str | None = None, progress: Progress | None = None) -> Prepared:
@@ -167,7 +173,8 @@ def reopen(job: Job, workspace: Workspace, *, cluster: str | None = None, progre
         raise SpecError(f"Job {job.id} has succeeded; its result is {state.result}. `dlscale report {job.id}` draws its report.")
     if state.final:
         raise SpecError(f"Job {job.id} would fail again: {state.message} Change the spec or the matrix and run it anew.")
-    os.close(job.claim())
+    with job.claimed():
+        pass  # nobody else has it
     document = read_document(job.spec)
     if cluster is not None:
         document = set_value(document, ["cluster"], parse_scalar(cluster, "--cluster"), "--cluster")
@@ -184,7 +191,7 @@ def resume(job: Job, prepared: Prepared, *, listener: Emit = ignore) -> JobResul
 def _execute(job: Job, state: JobState, prepared: Prepared, listener: Emit) -> JobResult:
     output = prepared.output or job.result
     error: Exception | None = None
-    with Recorder(job, state, listener) as recorder, Signals() as signals:
+    with Signals() as signals, Recorder(job, state, listener, cancel=signals.stop) as recorder:
         try:
             # A job that was killed when it had published is found complete.
             path = output if is_result_of(output, job.id) else _produce(job, prepared, output, recorder, signals)
@@ -192,12 +199,13 @@ def _execute(job: Job, state: JobState, prepared: Prepared, listener: Emit) -> J
             recorder.change("succeeded", result=str(path))
         except (Stop, Exception) as reason:
             if signals.received:
-                error = Interrupted(
-                    f"{signals.received}: stopped after the last finished pass; go on with `dlscale resume {job.id}`."
-                )
-                recorder.change("interrupted", str(error))
+                cancelled = job.cancel.exists()
+                said = "cancelled" if cancelled else signals.received
+                error = Interrupted(f"{said}: stopped after the last finished pass; go on with `dlscale resume {job.id}`.")
+                recorder.change("cancelled" if cancelled else "interrupted", str(error))
             else:
                 error = _failed(reason, job, prepared, output, recorder)
+        job.cancel.unlink(missing_ok=True)
         try:
             write_report(job)
         except Exception as trouble:
@@ -265,8 +273,20 @@ def _failed(reason: BaseException, job: Job, prepared: Prepared, output: Path, r
     if final:
         _result_group(job, prepared, output).discard()
         PacedCheckpoint(job.checkpoint).discard()
-    recorder.change("failed", _message(error), final=final)
+    gone = prepared.facts.kind == "tcp" and not final and not _answers(prepared.facts.address)
+    code = getattr(error, "exit_code", DlscaleError.exit_code)
+    recorder.change("lost" if gone else "failed", _message(error), final=final, failure_code=code)
     return error
+
+
+def _answers(address: str) -> bool:
+    """Whether a scheduler's port takes connections."""
+    host, _, port = address.split("://")[-1].rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
+    except OSError:
+        return False
+    return True
 
 
 def _result_group(job: Job, prepared: Prepared, output: Path) -> ResultGroup:

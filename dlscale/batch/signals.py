@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as one exception in the main thread."""
+"""SIGINT, SIGTERM and a request from another thread as one exception in the thread of the job."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ class Stop(KeyboardInterrupt):
 class Signals:
     """A context that notes the first SIGINT or SIGTERM; inside `raising` it raises `Stop`. Later ones change nothing.
 
-    Outside the main thread, where Python handles no signals, it does nothing.
+    Outside the main thread Python handles no signals, and only `stop` has an effect, at the next `check`.
     """
 
     def __init__(self) -> None:
         self.received = ""
         self._raising = False
+        self._thread = 0
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Signals:
+        self._thread = threading.get_ident()
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
@@ -45,8 +47,15 @@ class Signals:
 
     def check(self) -> None:
         """Raise `Stop` if a signal came that did not: before `raising`, or swallowed by a library on its way."""
-        if self.received and self._raising and threading.current_thread() is threading.main_thread():
+        if self.received and self._raising and threading.get_ident() == self._thread:
             raise Stop(self.received)
+
+    def stop(self) -> None:
+        """Ask for a stop from any thread; what the main thread waits for ends."""
+        if self._before:
+            signal.pthread_kill(self._thread, signal.SIGTERM)
+        else:
+            self.received = self.received or signal.SIGTERM.name
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         first = not self.received

@@ -1,7 +1,8 @@
 """The files of jobs: one class owns every name.
 
     <root>/jobs/<name>-<YYYYmmdd-HHMMSS>-<4 hex>/   spec.yaml state.json plan.json events.jsonl log.txt
-                                                    checkpoint.zarr/ result.zarr/ report.html lock
+                                                    checkpoint.zarr/ result.zarr/ report.html lock cancel
+    <root>/queue/                                   tickets of the submitted jobs that wait or run (see queue.py)
     <root>/imports/<hash>.zarr                      matrices that were imported for a job
 
 Plain files and atomic renames, so that any process on any machine that sees the folder can read a job.
@@ -17,24 +18,27 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
 
-from dlscale.errors import SpecError
+from dlscale.errors import Interrupted, SpecError
 from dlscale.storage.durable import PARTIAL, write_atomically
 
-#: A running job writes its state again so often; on another machine it counts as lost after `LOST_SECONDS` without.
+#: A running job writes its state again so often; on another machine it counts as lost after `LOST_SECONDS` without, which
+#: allows for clocks that differ. On the same machine its process is looked up.
 HEARTBEAT_SECONDS = 5.0
-LOST_SECONDS = 60.0
+LOST_SECONDS = 15.0
 
 _DRAFT_SECONDS = 600.0
 
-RUNNING = ("planned", "running", "checkpointed", "certifying")
-ENDED = ("succeeded", "failed", "interrupted")
-RESUMABLE = ("interrupted", "lost", "failed")
+#: Some process works on the job, or waits for its turn to.
+RUNNING = ("planned", "queued", "running", "checkpointed", "certifying")
+ENDED = ("succeeded", "failed", "interrupted", "cancelled")
+RESUMABLE = ("submitted", "interrupted", "cancelled", "lost", "failed")
 
 
 class Heartbeat(NamedTuple):
@@ -68,7 +72,9 @@ class JobState:
     ----------
     job, name, kind : str
     state : str
-        planned, running, checkpointed, certifying, succeeded, failed or interrupted; `read_state` adds lost.
+        submitted (handed to a cluster or a batch system, taken by no process yet), queued (a process waits for its turn),
+        planned, running, checkpointed, certifying, succeeded, failed, interrupted, cancelled, or lost: its process or its
+        cluster vanished.
     created : float
         Unix time.
     seconds : float
@@ -81,6 +87,8 @@ class JobState:
         Of the outcome: certificate, estimates, notes, image_shape, machine.
     final : bool
         The job failed in a way that another run would only repeat.
+    failure_code : int
+        Exit code of a job that failed.
     """
 
     job: str
@@ -94,6 +102,13 @@ class JobState:
     result: str | None = None
     summary: dict[str, Any] = field(default_factory=dict)
     final: bool = False
+    failure_code: int = 1
+
+    @property
+    def exit_code(self) -> int:
+        """What a command that waits for the job ends with."""
+        codes = {"succeeded": 0, "interrupted": Interrupted.exit_code, "cancelled": Interrupted.exit_code}
+        return codes.get(self.state, self.failure_code)
 
     @property
     def resumable(self) -> bool:
@@ -124,6 +139,15 @@ class Job:
         self.result = folder / "result.zarr"
         self.report = folder / "report.html"
         self.lock = folder / "lock"
+        self.cancel = folder / "cancel"
+
+    def stored_state(self) -> JobState:
+        """What state.json says (SpecError if the folder holds no job)."""
+        try:
+            record = json.loads(self.state.read_bytes())
+            return JobState(**{**record, "heartbeat": Heartbeat(*record["heartbeat"])})
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise SpecError(f"{self.folder} is not the folder of a job ({error}).") from error
 
     def read_state(self) -> JobState:
         """The state as a reader should see it: a job whose process is gone is lost.
@@ -133,11 +157,7 @@ class Job:
         SpecError
             If the folder holds no job.
         """
-        try:
-            record = json.loads(self.state.read_bytes())
-            state = JobState(**{**record, "heartbeat": Heartbeat(*record["heartbeat"])})
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise SpecError(f"{self.folder} is not the folder of a job ({error}).") from error
+        state = self.stored_state()
         if state.state in RUNNING and not state.heartbeat.alive:
             message = f"its process (pid {state.heartbeat.pid} on {state.heartbeat.host}) vanished"
             return replace(state, state="lost", message=message)
@@ -184,6 +204,15 @@ class Job:
             raise SpecError(f"Job {self.id} is running already; `dlscale status {self.id}` shows how far it is.") from error
         return descriptor
 
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Have the job for the body (SpecError if another process has it)."""
+        descriptor = self.claim()
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
 
 class Workspace:
     """The folder that holds all jobs.
@@ -198,6 +227,7 @@ class Workspace:
         self.root = Path(root or os.environ.get("DLSCALE_WORKSPACE") or "dlscale-workspace").absolute()
         self.jobs_folder = self.root / "jobs"
         self.imports_folder = self.root / "imports"
+        self.queue_folder = self.root / "queue"
 
     def remove_drafts(self) -> None:
         """Remove the folders of jobs whose process was killed while it created them, which takes a blink."""
@@ -208,6 +238,10 @@ class Workspace:
     def new_job(self, name: str) -> Job:
         """A job that has an id and no folder yet."""
         return Job(self.jobs_folder / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
+
+    def job(self, job_id: str) -> Job:
+        """The job with this id, whether it is there or not."""
+        return Job(self.jobs_folder / job_id)
 
     def jobs(self) -> Iterator[Job]:
         """All jobs, the newest first."""

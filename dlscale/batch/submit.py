@@ -1,0 +1,258 @@
+"""Jobs that outlive their client: submit, wait, cancel, send back. What they share with their driver is the workspace's files."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from socket import gethostname
+from typing import Any
+from uuid import uuid4
+
+import yaml
+
+from dlscale.batch.document import read_document
+from dlscale.batch.driver import detach, drive_on_worker, mark_cancelled
+from dlscale.batch.kinds import KINDS
+from dlscale.batch.prepare import Prepared, prepare
+from dlscale.batch.queue import Queue, Ticket
+from dlscale.batch.run import create
+from dlscale.batch.spec import parse_spec
+from dlscale.batch.workspace import ENDED, Heartbeat, Job, JobState, Workspace
+from dlscale.engine.clusters import connect
+from dlscale.errors import InputError, SpecError
+from dlscale.storage.durable import write_atomically
+from dlscale.storage.groups import open_arrays
+
+#: The driver of a lost worker starts elsewhere within a few seconds; a job that is lost for longer stays so.
+GRACE_SECONDS = 15.0
+#: A worker takes a submitted job at once, if it is not busy with a long block of another one.
+_TAKEN_SECONDS = 20.0
+_CANCEL_SECONDS = 60.0
+_REPORT_SECONDS = 20.0
+_POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class SubmittedJob:
+    """A job that runs without this process.
+
+    Parameters
+    ----------
+    id : str
+    folder : Path
+        Where its files are.
+    """
+
+    id: str
+    folder: Path
+
+    @property
+    def state(self) -> str:
+        """submitted, queued, running, certifying, succeeded, failed, interrupted, cancelled or lost."""
+        return Job(self.folder).read_state().state
+
+    def wait(self, timeout_seconds: float | None = None) -> str:
+        """Wait for the end of the job; its state then (TimeoutError if it has not ended in time)."""
+        return wait(Job(self.folder), timeout_seconds=timeout_seconds).state
+
+    def cancel(self) -> str:
+        """Stop the job within seconds, its checkpoint kept; its state then."""
+        return cancel(Job(self.folder), Workspace(self.folder.parent.parent)).state
+
+    def open(self) -> dict[str, Any]:
+        """The result's arrays by name, opened for reading.
+
+        Raises
+        ------
+        InputError
+            If the job has no result (yet).
+        """
+        state = Job(self.folder).read_state()
+        if state.result is None:
+            raise InputError(f"Job {self.id} has no result; it is {state.state}.")
+        return open_arrays(state.result)
+
+
+def submit(
+    spec: str | Path | Mapping[str, Any],
+    overrides: Iterable[str] = (),
+    *,
+    workspace: str | Path | None = None,
+    priority: int = 0,
+    concurrency: int | None = None,
+) -> SubmittedJob:
+    """Plan a job and hand it over: to the running Dask cluster of the spec, or to a process of its own on this machine.
+
+    Parameters
+    ----------
+    spec : str, Path or mapping
+        A YAML file, YAML text, or the same as a mapping.
+    overrides : iterable of str
+        ``section.key=value``.
+    workspace : path, optional
+        Where jobs are kept, seen by all workers; by default DLSCALE_WORKSPACE or ``./dlscale-workspace``.
+    priority : int
+        Jobs with a higher one go first.
+    concurrency : int, optional
+        How many submitted jobs of the workspace run at once from now on; 1 if it was never said.
+
+    Returns
+    -------
+    SubmittedJob
+
+    Raises
+    ------
+    SpecError, InputError
+        Before anything is created.
+    """
+    document, root = read_document(spec, overrides), Workspace(workspace)
+    prepared = prepare(parse_spec(document), document, root)
+    job = submit_prepared(root, prepared, priority=priority, concurrency=concurrency)
+    return SubmittedJob(job.id, job.folder)
+
+
+def submit_prepared(root: Workspace, prepared: Prepared, *, priority: int = 0, concurrency: int | None = None) -> Job:
+    """As `submit`, for a job that was planned."""
+    _check_place(prepared)
+    queue = Queue(root)
+    missing = [folder for folder in (root.jobs_folder, root.root, *root.root.parents) if not folder.exists()]
+    job = root.new_job(prepared.name)
+    create(job, prepared, state="submitted")
+    try:
+        if prepared.facts.kind == "tcp":
+            _check_workers_see(prepared.facts.address, job)
+        if concurrency is not None:
+            queue.limit(concurrency)
+        _hand_over(job, prepared, queue, priority)
+    except BaseException:
+        shutil.rmtree(job.folder, ignore_errors=True)
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+    return job
+
+
+def resubmit(job: Job, root: Workspace, prepared: Prepared, *, priority: int = 0) -> None:
+    """Hand a stopped job over again, to go on from its checkpoint; ``prepared`` is from `reopen`."""
+    _check_place(prepared)
+    before = job.read_state()
+    job.cancel.unlink(missing_ok=True)
+    if prepared.facts.kind == "tcp":
+        _check_workers_see(prepared.facts.address, job)
+    # The driver reads there where it runs.
+    write_atomically(job.spec, yaml.safe_dump(prepared.data, sort_keys=False).encode())
+    job.write_state(replace(before, state="submitted", message="", heartbeat=Heartbeat.now()))
+    try:
+        _hand_over(job, prepared, Queue(root), priority)
+    except BaseException:
+        job.write_state(before)
+        raise
+
+
+def wait(job: Job, *, timeout_seconds: float | None = None) -> JobState:
+    """Wait until a job has ended, or is lost for longer than a driver takes to start elsewhere.
+
+    Raises
+    ------
+    TimeoutError
+    """
+    started, lost = time.monotonic(), 0.0
+    while True:
+        state, now = job.read_state(), time.monotonic()
+        lost = (lost or now) if state.state == "lost" else 0.0
+        for_good = lost and (now - lost > GRACE_SECONDS or job.stored_state().state == "lost")
+        if state.state in ENDED or for_good:
+            _until_free(job)
+            return state
+        if timeout_seconds is not None and now - started > timeout_seconds:
+            raise TimeoutError(f"Job {job.id} is {state.state} after {timeout_seconds:g} s.")
+        time.sleep(_POLL_SECONDS)
+
+
+def cancel(job: Job, root: Workspace) -> JobState:
+    """Stop a job wherever it runs; what it has finished stays in its checkpoint.
+
+    Raises
+    ------
+    SpecError
+        If it has ended.
+    TimeoutError
+        If its process does not answer; it stops as soon as it does.
+    """
+    state = job.read_state()
+    if state.state in ENDED:
+        raise SpecError(f"Job {job.id} has ended already; it is {state.state}.")
+    job.cancel.touch()
+    deadline = time.monotonic() + _CANCEL_SECONDS
+    while time.monotonic() < deadline:
+        state = job.read_state()
+        if state.state in ENDED:
+            _until_free(job)
+            return state
+        if state.state in ("submitted", "lost"):
+            with suppress(SpecError), job.claimed():
+                mark_cancelled(job, Queue(root))
+                return job.read_state()
+        time.sleep(_POLL_SECONDS)
+    raise TimeoutError(f"Job {job.id} has not stopped in {_CANCEL_SECONDS:.0f} s; it stops when its process answers.")
+
+
+def _check_place(prepared: Prepared) -> None:
+    if prepared.facts.kind not in ("local", "threads", "tcp"):
+        raise SpecError(f"cluster: got {prepared.facts.kind}; a job is submitted to tcp://host:port, local or threads.")
+
+
+def _hand_over(job: Job, prepared: Prepared, queue: Queue, priority: int) -> None:
+    facts, kind = prepared.facts, prepared.spec.kind
+    place = facts.address or f"local@{gethostname()}"
+    ticket = Ticket(job.id, time.time(), priority=priority, cluster=place, collective=KINDS[kind].collective)
+    if facts.kind != "tcp":
+        detach(job, ticket)
+        _until_taken(job)
+        return
+    from distributed import fire_and_forget
+
+    with connect(facts.address) as client:
+        # A task of this name runs once; its priority lets it start before the blocks of jobs that run.
+        future = client.submit(
+            drive_on_worker, str(job.folder), ticket, key=f"dlscale-driver-{job.id}-{uuid4().hex[:8]}", priority=10**6
+        )
+        fire_and_forget(future)  # type: ignore[no-untyped-call]
+        _until_taken(job)
+
+
+def _check_workers_see(address: str, job: Job) -> None:
+    with connect(address) as client:
+        answers = client.run(_sees, str(job.state), on_error="return")
+    for worker, seen in answers.items():
+        if seen is not True:
+            why = "does not see it" if seen is False else f"cannot tell ({type(seen).__name__}: {seen})"
+            raise SpecError(
+                f"--workspace: must be a folder that all workers see, and {worker} {why}: {job.folder.parent.parent}. "
+                "Choose one on a shared file system; dlscale must be installed there too."
+            )
+
+
+def _sees(path: str) -> bool:
+    return Path(path).exists()
+
+
+def _until_taken(job: Job) -> None:
+    """Wait until another process has the job; it does not need this one any more."""
+    deadline = time.monotonic() + _TAKEN_SECONDS
+    while job.read_state().state == "submitted" and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def _until_free(job: Job) -> None:
+    """Wait until the process of a job that has ended has written its report too."""
+    deadline = time.monotonic() + _REPORT_SECONDS
+    while time.monotonic() < deadline:
+        with suppress(SpecError), job.claimed():
+            return
+        time.sleep(0.05)
