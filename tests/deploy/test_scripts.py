@@ -71,7 +71,8 @@ def test_mpirun_script_goes_on_after_a_rank_was_killed(tmp_path, alone):
         checkpoints = "dlscale-workspace/jobs/*/checkpoint.zarr/manifests/*.json"
         end = time.monotonic() + 60
         while len(list(tmp_path.glob(checkpoints))) < 3:
-            assert time.monotonic() < end and script.poll() is None, script.poll()
+            assert script.poll() is None
+            assert time.monotonic() < end
             time.sleep(0.02)
         ranks = [p for p in psutil.Process(script.pid).children(recursive=True) if "run" in p.cmdline() and "-n" not in p.cmdline()]
         ranks[-1].kill()
