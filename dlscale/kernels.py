@@ -23,15 +23,19 @@ Array = np.ndarray[Any, np.dtype[Any]]
 #: Rows of a tile are chosen so that it stays in a core's share of the cache while it is used twice.
 TILE_BYTES = 5_400_000
 
+#: Where workspaces begin, so that a disk can fill them past the page cache.
+PAGE_BYTES = 4096
+
 _local = threading.local()
 
 
 def workspace(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """An uninitialised array of this thread, kept and reused from call to call under its name."""
+    """An uninitialised array of this thread, at the start of a page, kept and reused from call to call under its name."""
     n_bytes = int(np.prod(shape)) * dtype.itemsize
     store: Array | None = getattr(_local, name, None)
     if store is None or store.nbytes < n_bytes:
-        store = np.empty(n_bytes, np.uint8)
+        room = np.empty(n_bytes + PAGE_BYTES, np.uint8)
+        store = room[-room.ctypes.data % PAGE_BYTES :]
         setattr(_local, name, store)
     return store[:n_bytes].view(dtype).reshape(shape)
 
@@ -72,6 +76,11 @@ one_blas_thread = _Limiter()
 def accumulator_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The dtype of sums over many blocks: double precision, real or complex."""
     return np.dtype(np.complex128 if dtype.kind == "c" else np.float64)
+
+
+def half_precision(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Single precision for double, real or complex; single precision itself."""
+    return np.dtype(np.complex64 if dtype.kind == "c" else np.float32)
 
 
 def tile_rows(n_columns: int, itemsize: int) -> int:
@@ -121,9 +130,8 @@ class Moments:
         if self.probe is not None and self.probed is not None:
             weights.append((tile @ self.probe).conj())
             targets.append(self.probed)
-        if weights:
-            for target, row in zip(targets, np.stack(weights) @ tile, strict=True):
-                target += row
+        for target, weight in zip(targets, weights, strict=True):
+            target += weight @ tile
         if self.squares is not None:
             self.squares += sum_of_squares(tile)
 
@@ -134,7 +142,8 @@ def add_normal_product(A: Array, W: Array, ZH: Array, *, mean: Array | None = No
     Parameters
     ----------
     A : (b, n)
-    W : (n, l), of A's dtype, C order
+    W : (n, l), C order
+        Of A's dtype, or of half its precision, in which the products are then made; moments keep A's.
     ZH : (l, n), double precision, updated in place
         The conjugate transpose of Z.
     mean : (n,), optional
@@ -150,13 +159,17 @@ def add_normal_product(A: Array, W: Array, ZH: Array, *, mean: Array | None = No
     -----
     4 b n l flops.
     """
-    Y = workspace("Y", (A.shape[0], W.shape[1]), A.dtype)
-    update = workspace("ZH", ZH.shape, A.dtype)
+    Y = workspace("Y", (A.shape[0], W.shape[1]), W.dtype)
+    update = workspace("ZH", ZH.shape, W.dtype)
     for i, tile in tiles(A, mean):
-        Y_tile = np.matmul(tile, W, out=Y[i : i + len(tile)])
-        ZH += np.matmul(Y_tile.conj().T, tile, out=update)
         if moments is not None:
             moments.add(tile)
+        if W.dtype != A.dtype:
+            converted = workspace("halved", tile.shape, W.dtype)
+            np.copyto(converted, tile, casting="same_kind")
+            tile = converted
+        Y_tile = np.matmul(tile, W, out=Y[i : i + len(tile)])
+        ZH += np.matmul(Y_tile.conj().T, tile, out=update)
     return Y
 
 

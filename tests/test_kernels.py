@@ -11,6 +11,7 @@ from threadpoolctl import threadpool_info
 
 from dlscale import kernels
 from dlscale.kernels import (
+    Moments,
     accumulator_dtype,
     add_gram,
     add_normal_product,
@@ -57,6 +58,13 @@ def test_normal_product_and_gram(m: int, dtype: str, centred: bool, order: Any) 
     close(Y, exact @ W, dtype, 10)
     assert Y.dtype == A.dtype
     close(ZH - 1, ((exact.conj().T @ (exact @ W)).conj().T), dtype, 10 * (m + 10))
+    if dtype in ("f8", "c16"):
+        single, moments = np.dtype(dtype.replace("8", "4").replace("16", "8")), Moments(squares=0.0)
+        ZH[:] = 0
+        half = add_normal_product(A, W.astype(single), ZH, mean=mean, moments=moments)
+        assert half.dtype == single
+        close(ZH, (exact.conj().T @ (exact @ W)).conj().T, str(single), 10 * (m + 10))
+        assert moments.squares == pytest.approx(np.linalg.norm(exact) ** 2, rel=1e-13)
     add_gram(A, G, mean=mean)
     close(G - 1, exact.conj().T @ exact, dtype, 10 * (m + 10))
 

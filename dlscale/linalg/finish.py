@@ -114,7 +114,7 @@ def finish(
             eps=float(np.finfo(dtype).eps),
         )
         certificate = _certify(V, measured, expected, n_checks, s, A, found.resolution)
-    return Triplets(s, V, error, certificate, squares, (how, found.note))
+    return Triplets(s, V, error, certificate, squares, (how, found.note, *([space.note] if space.note else [])))
 
 
 def _require_range(R: Array, Z: Array, dtype: np.dtype[Any]) -> None:

@@ -10,15 +10,15 @@ Halko, Martinsson, Tropp (2011), algorithm 4.4; Musco and Musco (2015), algorith
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from dlscale.engine.grids import RowGrid
-from dlscale.engine.passes import Passes
+from dlscale.engine.passes import Passes, State
 from dlscale.errors import NumericalError
-from dlscale.kernels import one_blas_thread
+from dlscale.kernels import half_precision, one_blas_thread
 from dlscale.linalg.centering import Centered
 from dlscale.linalg.products import NormalProduct
 from dlscale.storage.matrices import Array, Matrix
@@ -39,6 +39,8 @@ class Subspace:
     n_iterations : int
     ritz : list of arrays
         Estimates of the leading singular values, one array an iteration.
+    note : str
+        In which precision the iterations were made, where that is not the matrix's own.
     """
 
     W: Array
@@ -46,6 +48,11 @@ class Subspace:
     squares: float | None = None
     n_iterations: int = 0
     ritz: list[Array] = field(default_factory=list)
+    note: str = ""
+
+
+#: Ritz values from single precision products are good down to this part of the first.
+_HALF_RESOLUTION = 1e-3
 
 
 def gaussian(n: int, width: int, seed: int, dtype: np.dtype[Any]) -> Array:
@@ -69,7 +76,15 @@ def start_subspace(n: int, width: int, seed: int, dtype: np.dtype[Any]) -> Array
 
 
 def iterate(
-    passes: Passes, A: Matrix, grid: RowGrid, space: Subspace, *, n_iterations: int, center: bool, krylov: bool = False
+    passes: Passes,
+    A: Matrix,
+    grid: RowGrid,
+    space: Subspace,
+    *,
+    n_iterations: int,
+    center: bool,
+    krylov: bool = False,
+    halve: bool = False,
 ) -> Subspace:
     """Make power iterations, or grow a block Krylov space, one read of A each.
 
@@ -82,6 +97,9 @@ def iterate(
         Subtract the column means of A (found in the first read).
     krylov : bool
         Keep all iterates: W grows by its first width each time, until it is the whole space.
+    halve : bool
+        Make double precision products in single precision where that is harmless: see `half_precision_suffices`. A first
+        iteration that turns out to need double precision is made again.
 
     Returns
     -------
@@ -92,11 +110,21 @@ def iterate(
     4 m n l flops an iteration.
     """
     W, basis = space.W, [space.W]
-    mean, squares, ritz = space.mean, space.squares, list(space.ritz)
-    for i in range(space.n_iterations, space.n_iterations + n_iterations):
-        first = squares is None
+    mean, squares, ritz, note = space.mean, space.squares, list(space.ritz), space.note
+    halve = halve and half_precision(A.dtype) != A.dtype
+    for i in range(space.n_iterations + 1, space.n_iterations + n_iterations + 1):
+        step, first = f"iteration-{i}", squares is None
+        source = A if mean is None else Centered(A, mean)
         fold = NormalProduct(np.ascontiguousarray(W), center=center and mean is None, squares=first)
-        state = passes.sweep(f"iteration-{i + 1}", A if mean is None else Centered(A, mean), fold, grid)
+        state = None
+        if halve := halve and (not ritz or half_precision_suffices(ritz[-1], n_columns=A.shape[1], iteration=i)):
+            note = f"iteration {i} and those before it in {half_precision(A.dtype)}"
+            state = _halved(passes, step, source, fold, grid)
+            if state is None:
+                halve, step = False, f"{step}-again"
+                note = f"the singular values span too much for {half_precision(A.dtype)}: iteration {i} was made again"
+        if state is None:
+            state = passes.sweep(step, source, fold, grid)
         if first:
             squares = float(state["squares"][0])
         mean = state.get("mean", mean)
@@ -110,7 +138,44 @@ def iterate(
             basis.append(W)
         if W.shape[1] == 0:
             break
-    return Subspace(np.hstack(basis) if krylov else W, mean, squares, len(ritz), ritz)
+    return Subspace(np.hstack(basis) if krylov else W, mean, squares, len(ritz), ritz, note)
+
+
+def half_precision_suffices(ritz: Array, *, n_columns: int, iteration: int) -> bool:
+    """Whether rounding the products of an iteration to single precision is harmless beside what the iterations leave.
+
+    Parameters
+    ----------
+    ritz : (l,)
+        Estimates of the singular values, decreasing.
+    n_columns : int
+        n, of A.
+    iteration : int
+        i, from 1.
+
+    Notes
+    -----
+    q iterations and the last read leave of the vectors of sigma_j about ``n^1/2 (sigma_l / sigma_j)^(2q+1)``. Rounding in
+    iteration i perturbs them by at most ``eps (sigma_1 / sigma_j)^2``, of which the later reads, in double precision, leave
+    ``(sigma_l / sigma_j)^(2(q-i)+1)``. That is the smaller one for all j where ``(sigma_l / sigma_1)^(2i) > eps / n^1/2``.
+    """
+    limit = (float(np.finfo(np.float32).eps) / n_columns**0.5) ** (0.5 / iteration)
+    return bool(ritz[-1] > max(limit, _HALF_RESOLUTION) * ritz[0])
+
+
+def _halved(passes: Passes, step: str, A: Matrix, fold: NormalProduct, grid: RowGrid) -> State | None:
+    """The pass of an iteration with its products in half the precision; None where that is not enough."""
+    dtype = half_precision(A.dtype)
+    try:
+        state = passes.sweep(step, A, replace(fold, W=fold.W.astype(dtype)), grid)
+        with one_blas_thread():
+            ritz, _ = ritz_pairs(fold.W, state["ZH"].conj().T)
+    except NumericalError:
+        # Beyond the range of the dtype, but perhaps not beyond that of the matrix.
+        return None
+    limits = np.finfo(dtype)
+    in_range = ritz[0] ** 2 > limits.tiny / limits.eps
+    return state if in_range and ritz[-1] > _HALF_RESOLUTION * ritz[0] else None
 
 
 def ritz_pairs(W: Array, Z: Array) -> tuple[Array, Array]:

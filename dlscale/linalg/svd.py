@@ -184,7 +184,16 @@ def right_subspace(passes: Passes, tall: Matrix, options: SVDOptions, plan: Plan
         )
     space = Subspace(start_subspace(n, options.width(n), options.seed, tall.dtype))
     krylov = options.method == "krylov"
-    return iterate(passes, tall, plan.grid, space, n_iterations=options.n_iterations, center=center, krylov=krylov)
+    return iterate(
+        passes,
+        tall,
+        plan.grid,
+        space,
+        n_iterations=options.n_iterations,
+        center=center,
+        krylov=krylov,
+        halve=not krylov,
+    )
 
 
 def compute_svd(passes: Passes, A: Matrix, options: SVDOptions, plan: Plan) -> Outcome:

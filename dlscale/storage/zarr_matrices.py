@@ -7,19 +7,17 @@ else goes through zarr-python in whole chunks.
 
 from __future__ import annotations
 
-import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import google_crc32c
 import numpy as np
+import psutil
 
 from dlscale.errors import CorruptionError, InputError, MissingChunkError
 from dlscale.kernels import workspace
+from dlscale.storage.chunk_files import read_window
 from dlscale.storage.matrices import Array, Matrix
-
-_CRC_BYTES = 4
 
 
 class RawLayout(NamedTuple):
@@ -68,6 +66,7 @@ class ZarrMatrix(Matrix):
         if self.raw is not None or "://" in self.uri or Path(self.uri).exists():
             state["_array"] = None
             state.pop("raw", None)
+        state.pop("exceeds_memory", None)
         return state
 
     @property
@@ -79,6 +78,11 @@ class ZarrMatrix(Matrix):
     @cached_property
     def raw(self) -> RawLayout | None:
         return _raw_layout(self.array)
+
+    @cached_property
+    def exceeds_memory(self) -> bool:
+        """Whether the page cache of this machine cannot keep the matrix from one pass to the next."""
+        return self.n_stored_bytes > psutil.virtual_memory().total
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -156,7 +160,7 @@ class ZarrMatrix(Matrix):
                 window = (top - i * height, bottom - i * height, left - j * width, right - j * width)
                 target = out[top - rows[0] : bottom - rows[0], left - columns[0] : right - columns[0]]
                 path = raw.root / self.array.metadata.encode_chunk_key((i, j))
-                _read_window(path, (height, width), window, target, checksum=raw.checksum)
+                read_window(path, (height, width), window, target, checksum=raw.checksum, direct=self.exceeds_memory)
 
 
 class ZarrVector(ZarrMatrix):
@@ -183,54 +187,6 @@ class ZarrVector(ZarrMatrix):
             raise CorruptionError(
                 f"Rows {rows[0]} to {rows[1]} of {self.uri} cannot be decoded ({type(error).__name__}: {error}); restore the chunk."
             ) from error
-
-
-def _read_window(path: Path, chunk: tuple[int, int], window: tuple[int, int, int, int], out: Array, *, checksum: bool) -> None:
-    """Read rows r0:r1 and columns c0:c1 of one raw chunk file into ``out``."""
-    (height, width), (r0, r1, c0, c1) = chunk, window
-    item = out.dtype.itemsize
-    try:
-        fd = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        raise MissingChunkError(f"Chunk {path} is missing; restore it before running.") from None
-    try:
-        whole_rows = c0 == 0 and c1 == width
-        if checksum:
-            # The checksum covers the whole chunk, so the whole chunk is read.
-            whole = whole_rows and r1 - r0 == height and out.flags.c_contiguous
-            buffer = out if whole else workspace("chunk", (height, width), out.dtype)
-            stored = bytearray(_CRC_BYTES)
-            _read_exactly(fd, path, _bytes_of(buffer), 0)
-            _read_exactly(fd, path, memoryview(stored), height * width * item)
-            if google_crc32c.value(buffer) != int.from_bytes(stored, "little"):
-                raise CorruptionError(f"Chunk {path} does not match its checksum: its bytes have changed since they were written.")
-            if not whole:
-                out[...] = buffer[r0:r1, c0:c1]
-        elif whole_rows and out.flags.c_contiguous:
-            _read_exactly(fd, path, _bytes_of(out), r0 * width * item)
-        elif (c1 - c0) * item >= 2**16 and out.strides[1] == item:
-            # Long pieces of rows: one positioned read each, straight into place.
-            for k in range(r1 - r0):
-                _read_exactly(fd, path, _bytes_of(out[k]), ((r0 + k) * width + c0) * item)
-        else:
-            buffer = workspace("chunk", (r1 - r0, width), out.dtype)
-            _read_exactly(fd, path, _bytes_of(buffer), r0 * width * item)
-            out[...] = buffer[:, c0:c1]
-    finally:
-        os.close(fd)
-
-
-def _bytes_of(array: Array) -> memoryview:
-    return memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
-
-
-def _read_exactly(fd: int, path: Path, view: memoryview, offset: int) -> None:
-    done = 0
-    while done < len(view):
-        got = os.preadv(fd, [view[done:]], offset + done)
-        if got == 0:
-            raise MissingChunkError(f"Chunk {path} is truncated: {offset + len(view)} bytes are needed; restore it before running.")
-        done += got
 
 
 def _open_array(uri: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import sys
@@ -15,6 +16,7 @@ import pytest
 import zarr
 
 from dlscale.errors import CorruptionError, InputError, MissingChunkError, SpecError
+from dlscale.kernels import workspace
 from dlscale.storage.matrices import Matrix, open_matrix
 
 # Test files are imported by path, which leaves the folder of helpers.py off the module path.
@@ -150,6 +152,43 @@ def test_plain_chunks_give_any_rows_without_reading_others(stored: dict[str, Pat
         A.read(start, min(start + 17, M))
     for f in map(str, chunk_files(stored[name])):
         assert opened.bytes[f] <= os.path.getsize(f)
+
+
+@pytest.mark.parametrize("n", [512, 500, 37])
+def test_reading_past_the_page_cache(tmp_path: Path, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What memory cannot keep is read in whole pages where rows are, and completed by ordinary reads; damage is found too."""
+    expected = gaussian(300, n)
+    path = store(tmp_path / "A.zarr", expected, chunks=(64, n), compressors=None)
+    A = open_matrix(path)
+    assert not A.exceeds_memory  # type: ignore[attr-defined]
+    A.exceeds_memory = True  # type: ignore[attr-defined]
+    flags, real_open = [], os.open
+    monkeypatch.setattr(os, "open", lambda path, mode, *more, **named: flags.append(mode) or real_open(path, mode, *more, **named))
+    for start, stop in [(0, 64), (0, 300), (64, 128), (3, 60), (250, 300)]:
+        np.testing.assert_array_equal(A.read(start, stop, workspace("test", (stop - start, n), A.dtype)), expected[start:stop])
+        np.testing.assert_array_equal(A.read(start, stop), expected[start:stop])
+    assert any(mode & os.O_DIRECT for mode in flags)
+    chunk = chunk_files(path)[0]
+    os.truncate(chunk, 9000)
+    with pytest.raises(MissingChunkError, match="truncated"):
+        A.read(0, 64, workspace("test", (64, n), A.dtype))
+    chunk.unlink()
+    with pytest.raises(MissingChunkError, match="missing"):
+        A.read(0, 64, workspace("test", (64, n), A.dtype))
+
+
+def test_a_file_system_without_direct_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, real_open = gaussian(64, 512), os.open
+    A = open_matrix(store(tmp_path / "A.zarr", expected, chunks=(64, 512), compressors=None))
+    A.exceeds_memory = True  # type: ignore[attr-defined]
+
+    def refusing(path: Any, flags: int, *more: Any, **named: Any) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real_open(path, flags, *more, **named)
+
+    monkeypatch.setattr(os, "open", refusing)
+    np.testing.assert_array_equal(A.read(0, 64, workspace("test", (64, 512), A.dtype)), expected)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
