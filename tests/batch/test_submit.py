@@ -180,10 +180,10 @@ def test_a_driver_that_is_killed_starts_again(cluster: RealCluster, folder: Path
     assert "ended by signal 9" in call("logs", job.id, cwd=folder).out
 
 
-def test_a_job_is_cancelled_within_seconds_and_goes_on_from_its_checkpoint(
-    cluster: RealCluster, folder: Path, expected: dict[str, str]
-) -> None:
-    job = submit(folder, "--cluster", cluster.address)
+def test_a_job_is_cancelled_within_seconds_and_goes_on_from_its_checkpoint(cluster: RealCluster, folder: Path) -> None:
+    long = ("--set", "params.power_iterations=60")
+    expected = fingerprint(call("run", "job.yaml", "--json", "--cluster", "threads", *long, cwd=folder).record["result"])
+    job = submit(folder, "--cluster", cluster.address, *long)
     waiting = submit(folder, "--cluster", cluster.address, "--priority", "-1")
     wait_for(lambda: job.id in waiting.read_state().message)
     assert state_of(waiting) == "queued"
