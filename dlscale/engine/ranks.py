@@ -35,6 +35,8 @@ _DESCRIPTION_BYTES = 256
 #: How long a waiting rank polls without sleeping; longer where every rank has a core.
 _SPIN_SECONDS = 1e-4
 _NAP_SECONDS = 5e-5
+#: The longer a rank has waited, the longer it sleeps, up to this: ranks that serve a Dask job wait for minutes.
+_MAX_NAP_SECONDS = 5e-3
 
 
 class Pending:
@@ -293,7 +295,7 @@ class MPICommunicator(Communicator):
             if self.stall_seconds is not None and waited > self.stall_seconds:
                 raise StalledError(f"Rank {self.rank} waited {waited:.0f} s for the other ranks in {tag}.")
             if waited >= self._spin_seconds:
-                time.sleep(_NAP_SECONDS)
+                time.sleep(min(max(_NAP_SECONDS, waited / 100), _MAX_NAP_SECONDS))
 
     def _disagreement(self, tag: str) -> RankError:
         table = np.zeros((self.size, _DESCRIPTION_BYTES), np.uint8)
