@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -77,7 +78,11 @@ def across_ranks(command: Callable[[], int]) -> int:
     if rank > 0:
         joined.end(joined.serve())
     _session = joined
-    code = command()
+    try:
+        code = command()
+    except BaseException:
+        traceback.print_exc()
+        code = 1
     joined.end(code)
     return code
 
@@ -165,6 +170,7 @@ class Session:
     def serve(self) -> int:
         """Ranks above 0: do what rank 0 says until the end; the exit code."""
         from dlscale.engine.programs import broadcast
+        from dlscale.engine.progress import ignore
 
         try:
             import distributed  # noqa: F401  (while rank 0 plans, so that work starts sooner)
@@ -175,8 +181,8 @@ class Session:
                         self._worker = self._start_worker(scheduler)
                     case ("rest",):
                         self._join_worker()
-                    case ("run", program, arguments, stall_seconds):
-                        self._take_part(program, arguments, stall_seconds=stall_seconds)
+                    case ("run", program, arguments, token, stall_seconds):
+                        self._take_part(program, arguments, token=token, listener=ignore, stall_seconds=stall_seconds)
                     case ("end", int(code)):
                         return code
         except BaseException as error:
@@ -188,7 +194,7 @@ class Session:
     ) -> list[Any]:
         """Rank 0: run a program on all ranks, this one included; the results by rank."""
         self.check()
-        self.tell("run", program, arguments, stall_seconds)
+        self.tell("run", program, arguments, token, stall_seconds)
         try:
             return self._take_part(program, arguments, token=token, listener=listener, stall_seconds=stall_seconds)
         except Exception as error:
@@ -196,18 +202,11 @@ class Session:
             raise
 
     def _take_part(
-        self,
-        program: Callable[..., Any],
-        arguments: Sequence[Any],
-        *,
-        stall_seconds: float | None,
-        token: str = "",
-        listener: Emit | None = None,
+        self, program: Callable[..., Any], arguments: Sequence[Any], *, token: str, listener: Emit, stall_seconds: float | None
     ) -> list[Any]:
         from threadpoolctl import threadpool_limits
 
         from dlscale.engine.programs import exchange, run_here
-        from dlscale.engine.progress import ignore
         from dlscale.engine.ranks import MPICommunicator
 
         def with_results(communicator: Communicator, *arguments: Any) -> list[Any]:
@@ -216,9 +215,7 @@ class Session:
         communicator = MPICommunicator()
         communicator.stall_seconds = stall_seconds
         with threadpool_limits(limits=self.shares[communicator.rank][0], user_api="blas"):
-            results: list[Any] = run_here(
-                with_results, arguments, communicator=communicator, token=token, listener=listener or ignore
-            )
+            results: list[Any] = run_here(with_results, arguments, communicator=communicator, token=token, listener=listener)
         communicator.close()
         return results
 

@@ -1,0 +1,79 @@
+"""What the tests run under mpirun: programs for every rank, and a command that starts one of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlscale.engine.clusters import open_cluster
+from dlscale.engine.launchers import across_ranks
+from dlscale.engine.progress import send
+from dlscale.engine.ranks import Communicator
+from dlscale.errors import DlscaleError
+
+
+def total(communicator: Communicator, start: float) -> tuple[int, int, float]:
+    """Rank, size, and the sum over ranks of (start + rank)."""
+    send("events", {"rank": communicator.rank})
+    value = communicator.allreduce(np.array([start + communicator.rank]), name="total")
+    return communicator.rank, communicator.size, float(value[0])
+
+
+def misbehave(communicator: Communicator, how: str, rank: int) -> None:
+    """Meet the others a few times; then one rank does what it should not."""
+    for step in range(1000):
+        communicator.allreduce(np.ones(10), name=f"step {step}")
+        if step == 5 and communicator.rank == rank:
+            match how:
+                case "raise":
+                    raise ZeroDivisionError("of all things")
+                case "exit":
+                    os._exit(7)
+                case "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                case "leave":
+                    return
+        time.sleep(0.01)
+
+
+def until_stopped(communicator: Communicator, folder: str) -> int:
+    """Meet the others until a signal asks to stop; the number of the step is in a file of each rank."""
+    step = 0
+    while not communicator.stopping:
+        communicator.allreduce(np.ones(1), name=f"step {step}")
+        step += 1
+        time.sleep(0.01)
+        if step == 3:
+            Path(folder, f"running-{communicator.rank}").touch()
+    Path(folder, f"stopped-{communicator.rank}").write_text(str(step))
+    return step
+
+
+def command(name: str, *arguments: Any) -> int:
+    """Run a program on all ranks and say what came out."""
+    events: list[dict[str, Any]] = []
+    try:
+        with open_cluster("mpi") as cluster:
+            print(cluster.on_every_rank(globals()[name], *arguments, token="events", listener=events.append), flush=True)
+            print(events)
+    except DlscaleError as error:
+        print(error, *getattr(error, "__notes__", ()), sep="\n", flush=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+        return 75
+    return 0
+
+
+if __name__ == "__main__":
+    from rank_programs import command as main
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    words = [int(word) if word.isdigit() else word for word in sys.argv[1:]]
+    sys.exit(across_ranks(lambda: main(*words)))
