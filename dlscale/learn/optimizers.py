@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dlscale.kernels import Array, workspace
+from dlscale.kernels import Array
 from dlscale.learn.options import choose, require_number
-from dlscale.learn.parameters import TILE_ELEMENTS, Parameters, is_weight, norm, tiles
+from dlscale.learn.parameters import Parameters, is_weight, norm, tiles_with_work
 
 #: Named arrays of an optimizer, to be checkpointed with the parameters.
 State = dict[str, Array]
@@ -48,17 +48,13 @@ class Optimizer:
         raise NotImplementedError
 
 
-def _work(like: Array) -> Array:
-    return workspace("learn/step", (TILE_ELEMENTS,), like.dtype)[: like.size]
-
-
 @dataclass(frozen=True)
 class SGD(Optimizer):
     """``p -= rate * g``."""
 
     def step(self, name: str, parameter: Array, gradient: Array, kept: list[Array], learning_rate: float, n: int) -> None:
-        for p, g in tiles(parameter, gradient):
-            p -= np.multiply(g, learning_rate, out=_work(p))
+        for work, p, g in tiles_with_work(parameter, gradient):
+            p -= np.multiply(g, learning_rate, out=work)
 
 
 @dataclass(frozen=True)
@@ -72,10 +68,10 @@ class Momentum(Optimizer):
         require_number("optimizer.momentum", self.momentum, at_least=0, below=1)
 
     def step(self, name: str, parameter: Array, gradient: Array, kept: list[Array], learning_rate: float, n: int) -> None:
-        for p, g, v in tiles(parameter, gradient, *kept):
+        for work, p, g, v in tiles_with_work(parameter, gradient, *kept):
             v *= self.momentum
             v += g
-            p -= np.multiply(v, learning_rate, out=_work(p))
+            p -= np.multiply(v, learning_rate, out=work)
 
 
 @dataclass(frozen=True)
@@ -83,10 +79,10 @@ class Nesterov(Momentum):
     """``v = momentum * v + g``, ``p -= rate * (g + momentum * v)``: Nesterov's method about the point looked ahead to."""
 
     def step(self, name: str, parameter: Array, gradient: Array, kept: list[Array], learning_rate: float, n: int) -> None:
-        for p, g, v in tiles(parameter, gradient, *kept):
+        for work, p, g, v in tiles_with_work(parameter, gradient, *kept):
             v *= self.momentum
             v += g
-            work = np.multiply(v, self.momentum, out=_work(p))
+            np.multiply(v, self.momentum, out=work)
             work += g
             work *= learning_rate
             p -= work
@@ -123,8 +119,8 @@ class Adam(Optimizer):
         root_c2 = math.sqrt(1 - self.beta2**n)
         rate, epsilon = learning_rate * root_c2 / (1 - self.beta1**n), self.epsilon * root_c2
         keep = 1 - learning_rate * self.decay(name)
-        for p, g, m, v in tiles(parameter, gradient, *kept):
-            work = np.subtract(g, m, out=_work(p))
+        for work, p, g, m, v in tiles_with_work(parameter, gradient, *kept):
+            np.subtract(g, m, out=work)
             work *= 1 - self.beta1
             m += work
             np.multiply(g, g, out=work)
@@ -184,8 +180,8 @@ class LARS(Optimizer):
             if size > 0 and slope > 0:
                 decay = self.weight_decay
                 rate *= self.trust * size / (slope + decay * size)
-        for p, g, v in tiles(parameter, gradient, *kept):
-            work = np.multiply(p, decay, out=_work(p))
+        for work, p, g, v in tiles_with_work(parameter, gradient, *kept):
+            np.multiply(p, decay, out=work)
             work += g
             work *= rate
             v *= self.momentum

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dlscale.kernels import Array
+from dlscale.kernels import Array, workspace
 
 #: ``{"layer-0/weight": (n_in, n_out), "layer-0/bias": (n_out,), "layer-1/weight": ...}``, first layer first, all float32 or
 #: all float64. Gradients have the same names, order, shapes and dtype.
 Parameters = dict[str, Array]
 
-#: Elements of a tile of elementwise work: a few of them in float32 stay in the first two caches of a core.
-TILE_ELEMENTS = 16_384
+#: Elements of a tile of elementwise work: five of them in float32 stay in a core's second cache.
+TILE_ELEMENTS = 32_768
 
 
 def is_weight(name: str) -> bool:
@@ -51,6 +51,13 @@ def tiles(*arrays: Array) -> Iterator[tuple[Array, ...]]:
     flat = [array.reshape(-1) for array in arrays]
     for start in range(0, arrays[0].size, TILE_ELEMENTS):
         yield tuple(array[start : start + TILE_ELEMENTS] for array in flat)
+
+
+def tiles_with_work(*arrays: Array) -> Iterator[tuple[Array, ...]]:
+    """As `tiles`, with an uninitialised piece of the same length and dtype before them, overwritten from tile to tile."""
+    work = workspace("learn/step", (TILE_ELEMENTS,), arrays[0].dtype)
+    for pieces in tiles(*arrays):
+        yield work[: pieces[0].size], *pieces
 
 
 def norm(x: Array) -> float:

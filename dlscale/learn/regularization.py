@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dlscale.kernels import Array, workspace
+from dlscale.kernels import Array
 from dlscale.learn.options import require_number
-from dlscale.learn.parameters import TILE_ELEMENTS, Parameters, is_weight, tiles
+from dlscale.learn.parameters import Parameters, is_weight, tiles, tiles_with_work
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Regularization:
         for name, parameter in parameters.items():
             if not is_weight(name):
                 continue
-            for p, g in tiles(parameter, gradients[name]):
+            for work, p, g in tiles_with_work(parameter, gradients[name]):
                 if self.l2:
                     penalty += 0.5 * self.l2 * float(np.dot(p, p))
-                    g += np.multiply(p, self.l2, out=workspace("learn/step", (TILE_ELEMENTS,), p.dtype)[: p.size])
+                    g += np.multiply(p, self.l2, out=work)
                 if self.l1:
                     penalty += self.l1 * float(np.abs(p).sum(dtype=np.float64))
         return penalty

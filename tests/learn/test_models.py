@@ -204,6 +204,18 @@ def test_activations_have_their_values():
         np.testing.assert_allclose(Z, expected[name], rtol=1e-12, atol=1e-14, err_msg=name)
 
 
+def test_gelu_keeps_its_digits_in_single_precision():
+    z = np.linspace(-9, 9, 100_001).astype(np.float32)
+    H, slope = z.copy(), np.empty_like(z)
+    ACTIVATIONS["gelu"].apply(H, slope)
+    exact = z.astype(np.float64) * normal_distribution.cdf(z.astype(np.float64))
+    eps = np.finfo(np.float32).eps
+    # exp(-z^2 / 2) in single precision is itself only good to z^2 / 2 roundings.
+    np.testing.assert_array_less(np.abs(H - exact), (10 + z.astype(np.float64) ** 2) * eps * np.abs(exact) + 1e-30)
+    exact = normal_distribution.cdf(z.astype(np.float64)) + z * normal_distribution.pdf(z.astype(np.float64))
+    np.testing.assert_allclose(slope, exact, rtol=0, atol=4 * eps)
+
+
 def test_predictions_are_probabilities_and_new_arrays():
     X, _, _ = data(5000, 3, "squared")
     for type, n_outputs in (("softmax", 3), ("logistic", 1)):
