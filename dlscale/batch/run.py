@@ -19,8 +19,10 @@ import yaml
 
 from dlscale.batch.document import parse_scalar, read_document, set_value
 from dlscale.batch.kinds import KINDS
+from dlscale.batch.main_guard import require_main_guard
 from dlscale.batch.pacing import PacedCheckpoint
-from dlscale.batch.prepare import Earlier, Prepared, Progress, is_result_of, prepare
+from dlscale.batch.places import is_result_of
+from dlscale.batch.prepare import Earlier, Prepared, Progress, prepare
 from dlscale.batch.recorder import Recorder, plain
 from dlscale.batch.reporting import write_report
 from dlscale.batch.signals import Signals, Stop
@@ -30,7 +32,7 @@ from dlscale.engine.clusters import open_cluster
 from dlscale.engine.machine import describe_machine
 from dlscale.engine.passes import Passes
 from dlscale.engine.progress import Emit, Event, ignore
-from dlscale.errors import CertificateError, DlscaleError, InputError, Interrupted, NumericalError, SpecError
+from dlscale.errors import CertificateError, DlscaleError, InputError, Interrupted, NumericalError, RankError, SpecError
 from dlscale.linalg.outcome import Outcome
 from dlscale.storage.durable import PARTIAL
 from dlscale.storage.groups import open_arrays
@@ -122,6 +124,8 @@ def run(
     document = read_document(spec, overrides)
     root = Workspace(workspace)
     prepared = prepare(parse_spec(document), document, root)
+    if prepared.facts.kind == "local":
+        require_main_guard("dlscale.run")
     result = start(root.new_job(prepared.name), prepared, listener=listener)
     if result.error:
         result.error.add_note(f"Job {result.job}; its files are in {result.folder}.")
@@ -198,7 +202,8 @@ def _execute(job: Job, state: JobState, prepared: Prepared, listener: Emit) -> J
             PacedCheckpoint(job.checkpoint).discard()
             recorder.change("succeeded", result=str(path))
         except (Stop, Exception) as reason:
-            if signals.received:
+            # Of a lost rank its launcher kills the others, with SIGTERM first: the cause is what counts.
+            if signals.received and not isinstance(reason, RankError):
                 cancelled = job.cancel.exists()
                 said = "cancelled" if cancelled else signals.received
                 error = Interrupted(f"{said}: stopped after the last finished pass; go on with `dlscale resume {job.id}`.")
