@@ -9,6 +9,10 @@ from typing import Any
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import Plan
 from dlscale.engine.passes import Passes
+from dlscale.learn.covariate import CovariateOptions, compute_covariate, plan_covariate
+from dlscale.learn.predicting import PredictOptions, compute_predict, plan_predict
+from dlscale.learn.task import TrainOptions
+from dlscale.learn.training import TrainPlan, compute_train, plan_train
 from dlscale.linalg.outcome import Outcome
 from dlscale.linalg.pca import PCAOptions, compute_pca, plan_pca
 from dlscale.linalg.svd import SVDOptions, compute_svd, plan_svd
@@ -59,4 +63,7 @@ KINDS: Mapping[str, Kind] = {
     "svd": on_matrix(SVDOptions, plan_svd, compute_svd),
     "pca": on_matrix(PCAOptions, plan_pca, compute_pca),
     "qr": on_matrix(QROptions, plan_qr, compute_qr),
+    "train": Kind(TrainOptions, plan_train, compute_train, TrainPlan, collective=True),
+    "predict": Kind(PredictOptions, plan_predict, compute_predict),
+    "covariate_weights": Kind(CovariateOptions, plan_covariate, compute_covariate, TrainPlan, collective=True),
 }

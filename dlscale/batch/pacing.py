@@ -25,15 +25,15 @@ class PacedCheckpoint(Checkpoint):
 
     def __init__(self, directory: Path, *, every_seconds: float = 0.0, fsync: bool = False) -> None:
         super().__init__(directory, fsync=fsync)
-        self._every_seconds = every_seconds
+        self.every_seconds = every_seconds
         self._last = time.monotonic()
         self._waiting: list[tuple[str, dict[str, Array], Sequence[ArrayWriter]]] = []
 
     def save(self, step: str, arrays: Mapping[str, Array], *, writers: Sequence[ArrayWriter] = ()) -> int:
-        if not self._every_seconds:
+        if not self.every_seconds:
             return super().save(step, arrays, writers=writers)
         self._waiting.append((step, {name: array.copy() for name, array in arrays.items()}, writers))
-        return self.flush() if time.monotonic() - self._last >= self._every_seconds else 0
+        return self.flush() if time.monotonic() - self._last >= self.every_seconds else 0
 
     def flush(self) -> int:
         """Save what waits; its bytes."""

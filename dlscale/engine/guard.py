@@ -113,9 +113,7 @@ class Guard:
         if self.failure is None:
             text = "".join(traceback.format_exception(error))
             failure = {"rank": self.communicator.rank, "cause": explain_failure(error), "traceback": text}
-            if self.communicator.rank == 0:
-                self._spread(failure)
-            elif not self._say({"failed": failure}):
+            if self.communicator.rank == 0 or not self._say({"failed": failure}):
                 self._spread(failure)
         self._answered.set()
         if self.communicator.size == 1:

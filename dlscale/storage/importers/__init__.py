@@ -23,6 +23,7 @@ from dlscale.storage.importers.images import IMAGE_SUFFIXES, read_images, read_s
 from dlscale.storage.importers.matrix_market import read_matrix_market
 from dlscale.storage.importers.numpy_files import read_npy, read_npz
 from dlscale.storage.importers.parquet import read_parquet
+from dlscale.storage.importers.samples import is_sample, read_sample
 from dlscale.storage.importers.strips import StripWriter
 from dlscale.storage.importers.tables import KEPT_DTYPES, Reader, Request, Table, is_url
 
@@ -74,7 +75,8 @@ def import_matrix(
     ----------
     source : path or URL
         .npy .npz .csv .tsv (also .gz) .parquet .h5 .hdf5 .mtx (also .gz), an image or a folder of images, or
-        "sample:photos" for two photographs in patches. URLs are opened by fsspec. One-dimensional arrays of n numbers
+        "sample:photos" for two photographs in patches, or "sample:digits" and others (see `samples`).
+        URLs are opened by fsspec. One-dimensional arrays of n numbers
         become n x 1. Booleans become uint8.
     destination : path
         Folder of the new array; appears when complete.
@@ -194,6 +196,8 @@ def _explained(source: str) -> Iterator[None]:
 def _format(source: str, options: dict[str, Any]) -> Format:
     if source == SAMPLE_PHOTOS:
         found = Format(read_sample_photos, _IMAGES.options)
+    elif is_sample(source):
+        found = Format(read_sample)
     else:
         name = source.partition("?")[0].rstrip("/").lower() if is_url(source) else source.rstrip("/").lower()
         suffix = max((known for known in FORMATS if name.endswith(known)), key=len, default="")

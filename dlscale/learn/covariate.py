@@ -1,0 +1,127 @@
+"""Kind ``covariate_weights``: weights that make the rows at hand resemble another population.
+
+A logistic classifier h tells the two populations apart, each with the same total weight; then ``exp(h(x))`` is the ratio of
+their densities at x (Bickel, Brückner and Scheffer 2009), and ``min(exp(h(x)), cap)`` the weight of the row x.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from dlscale.certificates import Certificate, Check
+from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.costs import PassCost
+from dlscale.engine.grids import RowGrid, plan_grid
+from dlscale.engine.passes import Passes
+from dlscale.errors import SpecError
+from dlscale.kernels import Array
+from dlscale.learn.predicting import ScoreFold
+from dlscale.learn.task import Recipe, TrainOptions
+from dlscale.learn.training import TrainPlan, plan_train, run_training
+from dlscale.linalg.outcome import Outcome
+from dlscale.storage.inputs import Inputs
+from dlscale.storage.matrices import ArrayMatrix, Matrix
+
+
+@dataclass(frozen=True)
+class CovariateOptions:
+    """What a job of kind ``covariate_weights`` asks for.
+
+    Parameters
+    ----------
+    cap : float
+        The largest weight.
+    l2 : float
+        Penalty of the classifier.
+    iterations : int
+        Of L-BFGS, at most.
+    sync : str
+        As for training.
+    """
+
+    cap: float = 20.0
+    l2: float = 1e-4
+    iterations: int = 200
+    sync: str = "auto"
+
+
+class Stacked(Matrix):
+    """Two matrices, one above the other."""
+
+    any_range = True
+
+    def __init__(self, above: Matrix, below: Matrix) -> None:
+        self.above, self.below = above, below
+        self.shape = (above.shape[0] + below.shape[0], above.shape[1])
+        self.stored_dtype = np.result_type(above.dtype, below.dtype)
+        self.uri = f"{above.uri} above {below.uri}"
+        self.any_range = above.any_range and below.any_range
+        self.row_unit = max(above.row_unit, below.row_unit)
+
+    def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
+        start, stop = rows
+        edge = self.above.shape[0]
+        if out is None:
+            out = np.empty((stop - start, columns[1] - columns[0]), self.dtype)
+        if start < edge:
+            out[: min(stop, edge) - start] = self.above.region((start, min(stop, edge)), columns)
+        if stop > edge:
+            out[max(edge - start, 0) :] = self.below.region((max(start - edge, 0), stop - edge), columns)
+        return out
+
+
+def _domains(inputs: Inputs) -> Inputs:
+    """Both populations as one set of rows: label 1 is the target population; each weighs as much as the other."""
+    here, there = inputs["features"], inputs["target_features"]
+    n_here, n_there = here.shape[0], there.shape[0]
+    labels = np.repeat([0.0, 1.0], [n_here, n_there])[:, None]
+    weights = np.repeat([0.5 / n_here, 0.5 / n_there], [n_here, n_there])[:, None] * (n_here + n_there)
+    return Inputs({"features": Stacked(here, there), "targets": ArrayMatrix(labels), "weights": ArrayMatrix(weights)})
+
+
+def _train_options(options: CovariateOptions) -> TrainOptions:
+    return TrainOptions(
+        epochs=options.iterations,
+        sync=options.sync,
+        model={"type": "logistic"},
+        regularization={"l2": options.l2},
+        optimizer={"type": "lbfgs", "tolerance": 1e-7},
+    )
+
+
+def plan_covariate(inputs: Inputs, options: CovariateOptions, facts: ClusterFacts) -> TrainPlan:
+    """What training the classifier and writing the weights cost."""
+    here, there = inputs["features"], inputs["target_features"]
+    if here.shape[1] != there.shape[1]:
+        raise SpecError(f"input.target_features: must have {here.shape[1]} columns like the features; got {there.shape[1]}.")
+    plan = plan_train(_domains(inputs), _train_options(options), facts)
+    weighing = PassCost("weights", 2.0 * here.shape[0] * here.shape[1], here.n_stored_bytes, here.shape[0] * 8)
+    return replace(plan, kind="covariate_weights", matrix=here.describe(), passes=(*plan.passes, weighing))
+
+
+def compute_covariate(passes: Passes, inputs: Inputs, options: CovariateOptions, plan: TrainPlan) -> Outcome:
+    """Train the domain classifier and write the weight of every row."""
+    training = _train_options(options)
+    learned = run_training(passes, _domains(inputs), training, plan)
+    features = inputs["features"]
+    model = Recipe.of(training).model
+    row_bytes = features.shape[1] * features.dtype.itemsize
+    grid: RowGrid = plan_grid(features, max_block_bytes=max(row_bytes, passes.cluster.facts.work_bytes // 16))
+    output = passes.output("weights", (features.shape[0], 1), np.dtype(np.float64), grid)
+    state = passes.sweep("weights", features, ScoreFold(model, learned.parameters, options.cap), grid, outputs=[output])
+    total, squares, n_capped = state["sums"]
+    estimates: dict[str, Any] = learned.estimates | {
+        "mean_weight": float(total / features.shape[0]),
+        "effective_rows": float(total**2 / squares) if squares else 0.0,
+        "capped_rows": int(n_capped),
+    }
+    notes = [*learned.notes]
+    if n_capped > 0.05 * features.shape[0]:
+        notes.append(f"{int(n_capped)} rows have the largest weight: the populations overlap little; look at cap.")
+    missing = features.shape[0] - int(state["rows"][0])
+    check = Check("rows without a weight", float(missing), 0.0, "every row has its weight")
+    arrays = {f"classifier/{name}": array for name, array in learned.parameters.items()}
+    return Outcome(arrays, ("weights",), Certificate((check,)), estimates, tuple(notes))

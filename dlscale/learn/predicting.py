@@ -1,0 +1,149 @@
+"""Kind ``predict``: a trained model on new rows, one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dlscale.certificates import Certificate, Check
+from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.costs import PassCost, Plan, lay_out, measured_rates
+from dlscale.engine.passes import Fold, Passes, RowOutput, State
+from dlscale.errors import InputError, SpecError
+from dlscale.kernels import Array
+from dlscale.learn.data import Column
+from dlscale.learn.loop import flops_per_row
+from dlscale.learn.metrics import METRICS, metrics_of
+from dlscale.learn.models import Model
+from dlscale.learn.parameters import Parameters
+from dlscale.learn.task import Recipe, TrainOptions
+from dlscale.linalg.outcome import Outcome
+from dlscale.storage.inputs import Inputs, StoredResult
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What a job of kind ``predict`` asks for.
+
+    Parameters
+    ----------
+    block_rows : int, optional
+        Rows of a block; the planner chooses when None.
+    """
+
+    block_rows: int | None = None
+
+
+class PredictFold(Fold):
+    """Predictions of a block of rows, and sums of metrics where the truth is known."""
+
+    def __init__(self, model: Model, parameters: Parameters, targets: Column | None) -> None:
+        self.model, self.parameters, self.targets = model, parameters, targets
+        self.metrics = {name: METRICS[name] for name in metrics_of(model.loss)} if targets is not None else {}
+
+    @property
+    def flops_per_row(self) -> float:
+        return flops_per_row(self.parameters) / 3
+
+    def start(self) -> State:
+        return {"rows": np.zeros(1), **{name: np.zeros(metric.n_sums) for name, metric in self.metrics.items()}}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        S = self.model.scores(self.parameters, A)
+        state["rows"] += len(A)
+        if self.targets is not None:
+            y = self.targets.rows(first_row, first_row + len(A))
+            for name, metric in self.metrics.items():
+                state[name] += metric.sums(self.model.loss, S, y)
+        predictions = self.model.loss.link(S)
+        if not self.model.loss.classifies:
+            return (predictions,)
+        return predictions, self.model.loss.decide(predictions).astype(np.int64)[:, None]
+
+
+class ScoreFold(Fold):
+    """``min(exp(h(x)), cap)`` of a block of rows, for the scores h of a logistic model."""
+
+    def __init__(self, model: Model, parameters: Parameters, cap: float) -> None:
+        self.model, self.parameters, self.cap = model, parameters, cap
+
+    def start(self) -> State:
+        return {"rows": np.zeros(1), "sums": np.zeros(3)}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        h = self.model.scores(self.parameters, A).astype(np.float64)
+        weights = np.exp(np.minimum(h, np.log(self.cap)))
+        state["rows"] += len(A)
+        state["sums"] += [weights.sum(), np.vdot(weights, weights), np.count_nonzero(h >= np.log(self.cap))]
+        return (weights,)
+
+
+def load_model(result: StoredResult) -> tuple[Model, Parameters]:
+    """The model of a training with its parameters."""
+    spec = result.attributes["spec"]
+    sections = {name: spec[name] for name in ("model", "loss", "regularization") if spec.get(name) is not None}
+    model = Recipe.of(TrainOptions(**sections)).model
+    prefix = "parameters/"
+    arrays = {name.removeprefix(prefix): array[...] for name, array in result.arrays.items() if name.startswith(prefix)}
+    n_layers = len(arrays) // 2
+    names = [f"layer-{layer}/{part}" for layer in range(n_layers) for part in ("weight", "bias")]
+    if set(names) != set(arrays):
+        raise InputError(f"input.model: {result.uri} does not hold the parameters of a model.")
+    return model, {name: np.ascontiguousarray(arrays[name]) for name in names}
+
+
+def plan_predict(inputs: Inputs, options: PredictOptions, facts: ClusterFacts) -> Plan:
+    """What the pass costs; refuses rows that the model cannot take."""
+    features = inputs["features"]
+    model, parameters = load_model(inputs.results["model"])
+    n_features, n_outputs = parameters["layer-0/weight"].shape[0], list(parameters.values())[-1].shape[0]
+    if features.shape[1] != n_features:
+        raise SpecError(f"input.features: must have {n_features} columns, as the model was trained with; got {features.shape[1]}.")
+    targets = inputs.get("targets")
+    if targets is not None and targets.shape[0] != features.shape[0]:
+        raise SpecError(f"input.targets: must have {features.shape[0]} rows like the features; got {targets.shape[0]}.")
+    itemsize = parameters["layer-0/weight"].dtype.itemsize
+    layout = lay_out(
+        features, facts, state_bytes=4096, operand_bytes=sum(array.nbytes for array in parameters.values()),
+        block_rows=options.block_rows,
+    )  # fmt: skip
+    fold = PredictFold(model, parameters, None)
+    cost = PassCost(
+        "predict",
+        fold.flops_per_row * features.shape[0],
+        features.n_stored_bytes,
+        features.shape[0] * (n_outputs * itemsize + (8 if model.loss.classifies else 0)),
+    )
+    return Plan(
+        kind="predict",
+        algorithm=f"{model.type}, one pass",
+        matrix=features.describe(),
+        grid=layout.grid,
+        transposed=False,
+        passes=(cost,),
+        peak_bytes_per_worker=layout.peak_bytes,
+        memory_limit_bytes=facts.memory_bytes,
+        cluster=facts,
+        rates=measured_rates(features, facts),
+        notes=(*layout.notes, *features.notes),
+    )
+
+
+def compute_predict(passes: Passes, inputs: Inputs, options: PredictOptions, plan: Plan) -> Outcome:
+    """Write the predictions of all rows, and of classifiers the labels."""
+    features, targets = inputs["features"], inputs.get("targets")
+    model, parameters = load_model(inputs.results["model"])
+    dtype, n_outputs = parameters["layer-0/weight"].dtype, list(parameters.values())[-1].shape[0]
+    outputs: list[RowOutput] = [passes.output("predictions", (features.shape[0], n_outputs), dtype, plan.grid)]
+    if model.loss.classifies:
+        outputs.append(passes.output("labels", (features.shape[0], 1), np.dtype(np.int64), plan.grid))
+    fold = PredictFold(model, parameters, None if targets is None else Column(targets))
+    state = passes.sweep("predict", features, fold, plan.grid, outputs=outputs)
+    estimates: dict[str, Any] = {name: metric.value(state[name]) for name, metric in fold.metrics.items()}
+    missing = features.shape[0] - int(state["rows"][0])
+    check = Check("rows without a prediction", float(missing), 0.0, "every row has its prediction")
+    names = ("predictions", "labels")[: len(outputs)]
+    return Outcome({}, names, Certificate((check,)), estimates)
