@@ -106,6 +106,21 @@ def _spec_options(command: Command) -> Command:
     return click.argument("spec", type=click.Path(path_type=Path))(command)
 
 
+def _slurm_options(command: Command) -> Command:
+    for option in (
+        click.option("--account", metavar="A", help="With --slurm: who pays."),
+        click.option("--partition", metavar="P", help="With --slurm: where to."),
+        click.option("--memory", metavar="SIZE", help="With --slurm: of a node, such as 64G."),
+        click.option("--cpus-per-task", type=click.IntRange(1), help="With --slurm: threads of each rank."),
+        click.option("--ntasks", type=click.IntRange(1), help="With --slurm: ranks; more than one run under MPI [1]."),
+        click.option("--nodes", type=click.IntRange(1), help="With --slurm."),
+        click.option("--time", metavar="T", help="With --slurm: limit of one start, such as 2:00:00; a job may take many."),
+        click.option("--slurm", is_flag=True, help="Queue it with sbatch; at the time limit it queues itself again until done."),
+    ):
+        command = option(command)
+    return command
+
+
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="dlscale")
 def commands() -> None:
@@ -133,6 +148,7 @@ def run(
 @_spec_options
 @click.option("--priority", type=int, default=0, help="Jobs with a higher one go first [0].")
 @click.option("--concurrency", type=click.IntRange(1), help="Submitted jobs of the workspace that run at once, from now on [1].")
+@_slurm_options
 @_workspace_option
 @_json_option
 def submit(
@@ -142,20 +158,30 @@ def submit(
     output: str | None,
     priority: int,
     concurrency: int | None,
+    slurm: bool,
     workspace: str | None,
     as_json: bool,
+    **asked: Any,
 ) -> None:
     """Hand the job of the file SPEC over and print its ID; it goes on when this command, or its terminal, is gone.
 
     On a running Dask cluster (tcp://host:port) a worker drives the job, and another one if that dies; with local or threads a
     process of its own on this machine does.
     """
+    request = {name: value for name, value in asked.items() if value is not None}
+    if request and not slurm:
+        raise click.UsageError(f"--{next(iter(request)).replace('_', '-')} goes with --slurm.")
     console, root = _console(as_json=True), _workspace(workspace)
     with _refusal_as_json(as_json):
         prepared = _prepare(_document(spec, overrides, cluster, output), root, console)
+        from dlscale.batch import slurm as slurm_jobs
         from dlscale.batch.submit import submit_prepared
 
-        job = submit_prepared(root, prepared, priority=priority, concurrency=concurrency)
+        if slurm:
+            job = slurm_jobs.submit_prepared(root, prepared, slurm_jobs.SlurmRequest(**request))
+            click.echo(f"Slurm's number is {slurm_jobs.slurm_number(job.folder)}.", err=True)
+        else:
+            job = submit_prepared(root, prepared, priority=priority, concurrency=concurrency)
     _show_submitted(job, as_json)
 
 
@@ -276,11 +302,12 @@ def import_(
 ) -> None:
     """Turn .npy, .npz, CSV, Parquet, HDF5, Matrix Market or images (SOURCE) into a Zarr array (DESTINATION)."""
     from dlscale.batch.generate import parse_pair
+    from dlscale.batch.places import only_importer
     from dlscale.storage.importers import import_matrix
     from dlscale.terminal import import_bar
 
     shape = parse_pair(chunks, "--chunks") if chunks else None
-    with import_bar(_console()) as bar:
+    with import_bar(_console()) as bar, only_importer(destination):
         import_matrix(
             source,
             destination,
@@ -479,7 +506,7 @@ def _show_submitted(job: Job, as_json: bool) -> None:
         _print_json({"job": job.id, "state": state, "folder": str(job.folder)})
         return
     click.echo(job.id)
-    if state == "submitted":
+    if state == "submitted" and not (job.folder / "slurm.json").exists():
         click.echo("No worker has taken the job yet: they are busy. It starts when one is free.", err=True)
 
 

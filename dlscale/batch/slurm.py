@@ -120,6 +120,7 @@ if [ "$(cat "$folder/slurm-fruitless" 2>/dev/null | wc -l)" -ge {fruitless} ]; t
 fi
 if [ "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)" = RUNNING ]; then
   echo "dlscale: back into the queue, to go on where it stopped."
+  sed -i 's/"state": "interrupted"/"state": "submitted"/' "$folder/state.json"
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit {interrupted}
@@ -225,6 +226,12 @@ def slurm_state(number: str) -> str | None:
         return _slurm("squeue", "--noheader", "--states=all", "--jobs", number, "--format", "%T") or None
     except DlscaleError:
         return None
+
+
+def goes_on_in_slurm(folder: Path) -> bool:
+    """Whether Slurm has a job that it will start again, or is about to."""
+    number = slurm_number(folder)
+    return number is not None and slurm_state(number) in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED")
 
 
 def cancel_in_slurm(number: str) -> None:

@@ -20,6 +20,7 @@ from dlscale.batch.kinds import KINDS
 from dlscale.batch.prepare import Prepared, prepare
 from dlscale.batch.queue import Queue, Ticket
 from dlscale.batch.run import create
+from dlscale.batch.slurm import goes_on_in_slurm
 from dlscale.batch.spec import parse_spec
 from dlscale.batch.workspace import ENDED, Heartbeat, Job, JobState, Workspace
 from dlscale.engine.clusters import connect
@@ -166,7 +167,8 @@ def wait(job: Job, *, timeout_seconds: float | None = None) -> JobState:
         state, now = job.read_state(), time.monotonic()
         lost = (lost or now) if state.state == "lost" else 0.0
         for_good = lost and (now - lost > GRACE_SECONDS or job.stored_state().state == "lost")
-        if state.state in ENDED or for_good:
+        ended = state.state in ENDED and not (state.state == "interrupted" and goes_on_in_slurm(job.folder))
+        if ended or for_good:
             _until_free(job)
             return state
         if timeout_seconds is not None and now - started > timeout_seconds:

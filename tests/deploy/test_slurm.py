@@ -50,13 +50,13 @@ def until_saved(job: Job, n: int) -> None:
 
 def test_a_job_that_is_stopped_again_and_again_ends_with_the_bits_of_an_uninterrupted_one(slurm, submit, tmp_path):
     job, number = submit()
-    for n in (3, 12):
+    for n in (3, 12):  # passes, so that each start saves some
         slurm.wait(number, "RUNNING")
         until_saved(job, n)
         # What Slurm does before the time limit.
         slurm.command("scancel", "--signal=TERM", "--batch", number)
         slurm.wait(number, "PENDING")
-        assert job.read_state().state == "interrupted"
+        assert job.read_state().state == "submitted"
     facts = slurm.wait(number, "COMPLETED", "FAILED")
     said = Path(facts["StdOut"]).read_text()
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "2"), said
@@ -91,6 +91,25 @@ def test_a_job_that_fails_is_not_queued_again(slurm, submit, tmp_path):
     job.spec.write_text(job.spec.read_text().replace("A.zarr", "gone.zarr"))
     facts = slurm.wait(number, "FAILED", "COMPLETED")
     assert (facts["JobState"], facts["ExitCode"], facts["Restarts"]) == ("FAILED", "2:0", "0")
+
+
+def test_the_command_queues_a_job_that_others_wait_for(slurm, tmp_path):
+    spec, workspace = job_file(tmp_path, cluster=ONE_THREAD), ("--workspace", tmp_path / "workspace")
+    options = ("--slurm", "--time", "5:00", "--cpus-per-task", "1", *workspace)
+    submitted = command("dlscale", "submit", spec, *options, cwd=tmp_path, **_conf(slurm))
+    assert submitted.returncode == 0, submitted.stderr
+    job = next(Workspace(tmp_path / "workspace").jobs())
+    assert submitted.stdout.strip() == job.id
+    number = slurm_number(job.folder)
+    assert slurm.facts(number)["TimeLimit"] == "00:05:00"
+    slurm.wait(number, "RUNNING")
+    until_saved(job, 3)
+    slurm.command("scancel", "--signal=TERM", "--batch", number)
+    waited = command("dlscale", "wait", job.id, *workspace, cwd=tmp_path, **_conf(slurm))
+    assert (waited.returncode, job.read_state().state) == (0, "succeeded"), waited.stderr
+    assert slurm.facts(number)["Restarts"] == "1"
+    refused = command("dlscale", "submit", spec, "--time", "5:00", cwd=tmp_path)
+    assert (refused.returncode, "--time goes with --slurm" in refused.stderr) == (2, True)
 
 
 def test_ready_script_resumes_the_job_of_its_own_workspace(slurm, tmp_path):
@@ -130,11 +149,12 @@ def test_a_job_that_saves_nothing_new_is_given_up(tmp_path):
     # The script as it is, with stand-ins for what only Slurm has.
     programs = tmp_path / "bin"
     programs.mkdir()
-    stand_ins = {"srun": "exit 75", "squeue": "echo RUNNING", "scontrol": f'echo "$@" >> {tmp_path}/requeued'}
+    interrupted = f"""echo '{{"state": "interrupted"}}' > {tmp_path}/state.json"""
+    stand_ins = {"srun": f"{interrupted}; exit 75", "squeue": "echo RUNNING", "scontrol": f'echo "$@" >> {tmp_path}/requeued'}
     for name, body in stand_ins.items():
         (programs / name).write_text(f"#!/bin/sh\n{body}\n")
         (programs / name).chmod(0o755)
-    (tmp_path / "state.json").write_text('{"state": "interrupted"}')
+    (tmp_path / "state.json").write_text('{"state": "submitted"}')
     (tmp_path / "slurm.sh").write_text(script)
     for _ in range(3):
         ended = command("bash", tmp_path / "slurm.sh", cwd=tmp_path, PATH=f"{programs}:{ENVIRONMENT['PATH']}", SLURM_JOB_ID="7")
