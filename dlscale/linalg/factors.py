@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -59,15 +59,19 @@ class LUFactors:
     def dtype(self) -> np.dtype[Any]:
         return self.precision or self.lu.dtype
 
+    def computing_in(self, dtype: np.dtype[Any]) -> LUFactors:
+        return replace(self, precision=dtype)
+
     def solve(self, B: Array, *, adjoint: bool = False) -> Array:
         """Two triangular solves and a permutation."""
         targets, sources = interchanges(self.pivots, self.shape[0])
-        solve = partial(solve_triangular, self.lu, dtype=self.dtype, n_threads=self.n_threads)
+        dtype = _with_imaginary(self.dtype, B)
+        solve = partial(solve_triangular, self.lu, dtype=dtype, n_threads=self.n_threads)
         if adjoint:
             X = solve(solve(B, lower=False, op="C"), lower=True, op="C", unit=True)
             X[sources] = X[targets]
             return X
-        X = np.array(B, self.dtype)
+        X = np.array(B, dtype)
         X[targets] = X[sources]
         return solve(solve(X, lower=True, unit=True), lower=False)
 
@@ -98,9 +102,13 @@ class CholeskyFactors:
     def dtype(self) -> np.dtype[Any]:
         return self.precision or self.l.dtype
 
+    def computing_in(self, dtype: np.dtype[Any]) -> CholeskyFactors:
+        return replace(self, precision=dtype)
+
     def solve(self, B: Array, *, adjoint: bool = False) -> Array:
         """Two triangular solves; A is its own adjoint."""
-        solve = partial(solve_triangular, self.l, lower=True, dtype=self.dtype, n_threads=self.n_threads)
+        dtype = _with_imaginary(self.dtype, B)
+        solve = partial(solve_triangular, self.l, lower=True, dtype=dtype, n_threads=self.n_threads)
         return solve(solve(B), op="C")
 
 
@@ -111,7 +119,7 @@ class ScaledFactors:
     Right-hand sides are divided by their largest entry before they are rounded, so that tiny residuals keep their digits.
     """
 
-    factors: Factorization
+    factors: LUFactors | CholeskyFactors
     scale: float
     dtype: np.dtype[Any]
 
@@ -119,12 +127,22 @@ class ScaledFactors:
     def shape(self) -> tuple[int, int]:
         return self.factors.shape
 
+    def widened(self) -> ScaledFactors:
+        """The same factors, computed with in double precision."""
+        return replace(self, factors=self.factors.computing_in(self.dtype))
+
     def solve(self, B: Array, *, adjoint: bool = False) -> Array:
         """Solve in the precision of the factors."""
         sizes = np.abs(B).max(axis=0, initial=0)
         sizes = np.where(sizes > 0, sizes, 1)
         with np.errstate(over="ignore", invalid="ignore"):
-            return np.asarray(self.factors.solve(B / sizes, adjoint=adjoint).astype(self.dtype) * (self.scale * sizes))
+            X = self.factors.solve(B / sizes, adjoint=adjoint)
+            return np.asarray(X.astype(_with_imaginary(self.dtype, X)) * (self.scale * sizes))
+
+
+def _with_imaginary(dtype: np.dtype[Any], B: Array) -> np.dtype[Any]:
+    """A dtype, or its complex counterpart where the right-hand sides are complex."""
+    return np.dtype(dtype.char.upper()) if B.dtype.kind == "c" and dtype.kind == "f" else dtype
 
 
 def stored_factors(result: StoredResult, *, n_threads: int) -> Factorization:

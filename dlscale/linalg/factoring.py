@@ -1,0 +1,99 @@
+"""Factoring a square matrix for solves: which factorization, what it takes, and its factors where solves find them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.costs import PassCost, lay_out
+from dlscale.engine.panels import Method
+from dlscale.engine.passes import Passes
+from dlscale.errors import NumericalError
+from dlscale.linalg.factor_plan import FactorOptions, PanelPlan, plan_panels
+from dlscale.linalg.factors import CholeskyFactors, LUFactors, singular_words
+from dlscale.linalg.lu import LU, factor_panels
+from dlscale.storage.matrices import Matrix
+
+Assume = Literal["general", "pos", "sym"]
+
+
+def plan_factoring(
+    kind: str,
+    A: Matrix,
+    facts: ClusterFacts,
+    *,
+    assume: Assume = "general",
+    panel: int | None = None,
+    driver_bytes: int = 0,
+    state_bytes: int = 0,
+    more: Sequence[PassCost] = (),
+) -> PanelPlan:
+    """Plan the factorization of a square matrix and passes over its rows.
+
+    Parameters
+    ----------
+    kind : str
+    A : Matrix (n, n)
+        As it is factored, in its own precision: there must be room for that where rounded factors are not good enough.
+    facts : ClusterFacts
+    assume : str
+    panel : int, optional
+    driver_bytes : int
+        What the driver holds beside, such as right-hand sides.
+    state_bytes : int
+        Partial results of a pass.
+    more : sequence of PassCost
+        What comes after the factorization.
+
+    Raises
+    ------
+    SpecError, DoesNotFitError
+    """
+    words = {"general": "LU with partial pivoting", "sym": "LU with partial pivoting", "pos": "Cholesky"}
+    left = replace(facts, memory_bytes=max(1, facts.memory_bytes - driver_bytes))
+    plan = plan_panels(kind, words[assume], A, method_of(assume), FactorOptions(panel), left, copied=assume != "pos")
+    layout = lay_out(A, left, state_bytes=state_bytes, operand_bytes=state_bytes)
+    return replace(
+        plan,
+        grid=layout.grid,
+        passes=(PassCost("norms", 2.0 * A.shape[0] * A.shape[1], A.n_stored_bytes), *plan.passes, *more),
+        peak_bytes_per_worker=max(plan.peak_bytes_per_worker, layout.peak_bytes) + driver_bytes,
+        memory_limit_bytes=facts.memory_bytes,
+        cluster=facts,
+        notes=(*layout.notes, *plan.notes),
+    )
+
+
+def method_of(assume: Assume) -> Method:
+    """The factorization for what is known of a matrix."""
+    return LU()
+
+
+def factor(passes: Passes, A: Matrix, plan: PanelPlan, assume: Assume, *, name: str) -> LUFactors | CholeskyFactors:
+    """Factor a matrix by its plan; the factors are kept in memory or in the job's scratch space.
+
+    Parameters
+    ----------
+    passes : Passes
+    A : Matrix (n, n)
+    plan : PanelPlan
+    assume : str
+    name : str
+        Of the factors, unique in the job.
+
+    Raises
+    ------
+    NumericalError
+        If the matrix is exactly singular, or not positive definite where that was assumed.
+    """
+    threads = plan.cluster.threads_per_worker
+    probes = np.zeros((A.shape[1], 1), A.dtype)
+    lu, pivots, facts, _ = factor_panels(passes, A, plan.factored, probes=probes, name=name, keep=False)
+    zeros = [int(fact["singular"][0]) for fact in facts if fact["singular"][0]]
+    if zeros:
+        raise NumericalError(f"The matrix is {singular_words(min(zeros) - 1)}")
+    return LUFactors(lu, pivots, threads)
