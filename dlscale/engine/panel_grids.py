@@ -1,0 +1,81 @@
+"""The grid of a factorization: how its columns are cut in panels, and how many panels are in memory at a time.
+
+Like a row grid it belongs to the job's plan and never depends on how many workers run it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+#: Columns of a panel: wide enough that products with it run at the rate of square ones, narrow enough that factoring one
+#: panel, which one thread does, is short.
+PANEL_COLUMNS = 512
+#: At least so many panels, so that several threads have work.
+MIN_PANELS = 12
+
+
+@dataclass(frozen=True)
+class PanelGrid:
+    """Columns cut in panels, panels taken in groups, rows cut in blocks.
+
+    Parameters
+    ----------
+    shape : (m, n)
+    panel : int
+        Columns of a panel; the last one may have fewer.
+    group : int
+        Panels that are in memory together; a finished group is a checkpoint.
+    row_blocks : int
+        Row blocks of a panel; 1 is LAPACK on whole columns.
+    """
+
+    shape: tuple[int, int]
+    panel: int
+    group: int
+    row_blocks: int = 1
+
+    @property
+    def n_panels(self) -> int:
+        return -(-self.shape[1] // self.panel)
+
+    @property
+    def n_steps(self) -> int:
+        """Panels that are factored: those that begin above the last row."""
+        return -(-min(self.shape) // self.panel)
+
+    def columns(self, k: int) -> tuple[int, int]:
+        """Columns (start, stop) of panel k."""
+        return k * self.panel, min((k + 1) * self.panel, self.shape[1])
+
+    def width(self, k: int) -> int:
+        start, stop = self.columns(k)
+        return stop - start
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of a row block, a multiple of the panel's columns where there are several."""
+        rows = -(-self.shape[0] // self.row_blocks)
+        return rows if self.row_blocks == 1 else -(-rows // self.panel) * self.panel
+
+    def rows(self, i: int) -> tuple[int, int]:
+        """Rows (start, stop) of row block i."""
+        return min(i * self.block_rows, self.shape[0]), min((i + 1) * self.block_rows, self.shape[0])
+
+    def groups(self) -> list[range]:
+        """The panels of each group."""
+        return [range(k, min(k + self.group, self.n_panels)) for k in range(0, self.n_panels, self.group)]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"shape": list(self.shape), "n_panels": self.n_panels, "n_groups": len(self.groups())}
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> PanelGrid:
+        """The grid of an earlier run."""
+        m, n = record["shape"]
+        return cls((m, n), record["panel"], record["group"], record["row_blocks"])
+
+
+def choose_panel(shape: tuple[int, int]) -> int:
+    """Columns of a panel for a matrix of this shape: a multiple of 32."""
+    return max(32, min(PANEL_COLUMNS, -(-min(shape) // MIN_PANELS // 32) * 32))

@@ -1,0 +1,181 @@
+"""Plans of factorizations by panels: grid, memory, flops and bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from dlscale.engine.clusters import BASELINE_BYTES, ClusterFacts
+from dlscale.engine.costs import NOMINAL_FLOPS_PER_SECOND, PassCost, Plan, measured_rates
+from dlscale.engine.grids import RowGrid
+from dlscale.engine.panel_grids import PanelGrid, choose_panel
+from dlscale.engine.panels import FETCH_BYTES, STRIP_BYTES, Method, group_bytes, group_flops
+from dlscale.engine.passes import Passes
+from dlscale.errors import DoesNotFitError, SpecError
+from dlscale.storage.matrices import Array, ArrayMatrix, Matrix
+from dlscale.storage.results import ArrayWriter
+
+#: A group takes at most about so long, so that this much work is repeated at most after a kill.
+CHECKPOINT_SECONDS = 600.0
+#: Bytes of a chunk of a stored factor.
+CHUNK_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class FactorOptions:
+    """How to cut a matrix for a factorization.
+
+    Parameters
+    ----------
+    panel : int, optional
+        Columns of a panel, instead of the planner's choice.
+    row_blocks : int, optional
+        Row blocks of a panel, instead of the planner's choice.
+    """
+
+    panel: int | None = None
+    row_blocks: int | None = None
+
+
+@dataclass(frozen=True)
+class PanelPlan(Plan):
+    """A plan with a factorization by panels in it; its grid is that of the passes over the columns of the factors.
+
+    Parameters
+    ----------
+    panels : PanelGrid
+    """
+
+    panels: PanelGrid | None = None
+
+    @property
+    def factored(self) -> PanelGrid:
+        """The grid of the factorization."""
+        assert self.panels is not None
+        return self.panels
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {"panels": self.factored.to_dict()}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> PanelPlan:
+        """The plan of an earlier run, so that a resumed job uses the same grid."""
+        plan = Plan.from_dict(record)
+        base = {field.name: getattr(plan, field.name) for field in fields(Plan)}
+        return cls(**base, panels=PanelGrid.from_dict(record["panels"]))
+
+
+def plan_panels(
+    kind: str,
+    algorithm: str,
+    A: Matrix,
+    method: Method,
+    options: FactorOptions,
+    facts: ClusterFacts,
+    *,
+    more: Sequence[PassCost] = (),
+    copied: bool = False,
+) -> PanelPlan:
+    """Plan a factorization.
+
+    Parameters
+    ----------
+    kind, algorithm : str
+    A : Matrix (m, n)
+    method : Method
+    options : FactorOptions
+    facts : ClusterFacts
+    more : sequence of PassCost
+        What comes after the panels.
+    copied : bool
+        Whether finished groups are kept apart until the last one is done, and then copied to their final place.
+
+    Raises
+    ------
+    SpecError
+        If an option does not suit the matrix.
+    DoesNotFitError
+        Saying what would fit.
+    """
+    m, n = A.shape
+    panel = options.panel or choose_panel(A.shape)
+    if not 1 <= panel <= n:
+        raise SpecError(f"params.panel must be from 1 to the {n} columns of the matrix; got {panel}.")
+    item = A.dtype.itemsize
+    panel_bytes = m * panel * item
+    # Beside the panels of a group: what each thread factors or reads, and the finished panels that are streamed.
+    fixed = facts.threads_per_worker * (panel_bytes + 2 * STRIP_BYTES) + (BASELINE_BYTES if facts.kind != "threads" else 0)
+    streamed = max(FETCH_BYTES, 2 * panel_bytes) + panel_bytes
+    n_panels = -(-n // panel)
+    room = facts.memory_bytes - fixed
+    group = n_panels
+    if n_panels * panel_bytes > room * facts.n_workers:
+        group = int((room - streamed) * facts.n_workers // panel_bytes)
+    if group < 1:
+        needed = fixed + streamed + panel_bytes
+        raise DoesNotFitError(
+            f"One worker needs {needed / 1e9:.2f} GB for panels of {m} rows x {panel} columns, and has "
+            f"{facts.memory_bytes / 1e9:.2f} GB; raise cluster.memory, use fewer threads, or choose a smaller panel."
+        )
+    group = _by_time(method, (m, n), panel, group, facts)
+    grid = PanelGrid((m, n), panel, group, options.row_blocks or 1)
+    groups = grid.groups()
+    passes = [
+        PassCost(f"panels-{i + 1}", group_flops(method, grid, g), group_bytes(A, grid, g), m * sum(map(grid.width, g)) * item)
+        for i, g in enumerate(groups)
+    ]
+    copies = [PassCost("rows", 0.0, m * n * item, m * n * item)] if copied and len(groups) > 1 else []
+    per_worker = -(-group // facts.n_workers) * panel_bytes
+    return PanelPlan(
+        kind=kind,
+        algorithm=algorithm,
+        matrix=A.describe(),
+        grid=RowGrid(n, panel, panel * max(1, n_panels // 16)),
+        transposed=False,
+        passes=(*passes, *copies, *more),
+        peak_bytes_per_worker=fixed + per_worker + (streamed if len(groups) > 1 else 0),
+        memory_limit_bytes=facts.memory_bytes,
+        cluster=facts,
+        rates=measured_rates(A, facts),
+        notes=tuple(A.notes),
+        panels=grid,
+    )
+
+
+def _by_time(method: Method, shape: tuple[int, int], panel: int, group: int, facts: ClusterFacts) -> int:
+    """The largest group, at most the one given, of which none takes much longer than the checkpoint distance."""
+    while group > 1:
+        grid = PanelGrid(shape, panel, group)
+        longest = max(group_flops(method, grid, g) for g in grid.groups())
+        if longest <= CHECKPOINT_SECONDS * NOMINAL_FLOPS_PER_SECOND * facts.n_threads:
+            break
+        group = group * 3 // 4
+    return group
+
+
+def factor_target(
+    passes: Passes, name: str, shape: tuple[int, int], dtype: np.dtype[Any], grid: PanelGrid, *, scratch: bool = False
+) -> ArrayWriter | Array:
+    """Where panels go: an array of the result, or scratch space; in memory where the job has no files.
+
+    The chunks of a stored factor are as wide as a panel. An array in memory whose rows are a power of two apart would make
+    the caches thrash, so its rows are padded.
+    """
+    if passes.result is None or (scratch and passes.checkpoint is None):
+        pad = 64 if shape[1] * dtype.itemsize % 4096 == 0 else 0
+        array = np.empty((shape[0], shape[1] + pad), dtype)[:, : shape[1]]
+        if not scratch:
+            passes.outputs[name] = array
+        return array
+    chunks = (max(1, min(shape[0], CHUNK_BYTES // (grid.panel * dtype.itemsize))), min(grid.panel, shape[1]))
+    if scratch and passes.checkpoint is not None:
+        return passes.checkpoint.scratch(name, shape, dtype, chunks=chunks)
+    return passes.result.create(name, shape, dtype, chunks=chunks)
+
+
+def as_matrix(target: ArrayWriter | Array) -> Matrix:
+    """What was written, for reading."""
+    return ArrayMatrix(target) if isinstance(target, np.ndarray) else target.matrix()
