@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from dlscale.batch.run import run as run
     from dlscale.batch.submit import submit as submit
     from dlscale.linalg.estimator import PCA as PCA
-    from dlscale.linalg.functions import qr as qr
+    from dlscale.linalg.factor_functions import cholesky as cholesky
+    from dlscale.linalg.factor_functions import lu as lu
+    from dlscale.linalg.factor_functions import qr as qr
     from dlscale.linalg.functions import randomized_svd as randomized_svd
     from dlscale.linalg.functions import svd as svd
 
@@ -27,12 +29,14 @@ __version__ = "0.1.0"
 _PLACES = {
     "randomized_svd": "dlscale.linalg.functions",
     "svd": "dlscale.linalg.functions",
-    "qr": "dlscale.linalg.functions",
+    "lu": "dlscale.linalg.factor_functions",
+    "qr": "dlscale.linalg.factor_functions",
+    "cholesky": "dlscale.linalg.factor_functions",
     "PCA": "dlscale.linalg.estimator",
     "run": "dlscale.batch.run",
     "submit": "dlscale.batch.submit",
 }
-__all__ = ["PCA", "qr", "randomized_svd", "run", "submit", "svd"]
+__all__ = ["PCA", "cholesky", "lu", "qr", "randomized_svd", "run", "submit", "svd"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,10 +13,13 @@ from dlscale.learn.covariate import CovariateOptions, compute_covariate, plan_co
 from dlscale.learn.predicting import PredictOptions, compute_predict, plan_predict
 from dlscale.learn.task import TrainOptions
 from dlscale.learn.training import TrainPlan, compute_train, plan_train
+from dlscale.linalg.cholesky import CholeskyOptions, compute_cholesky, plan_cholesky
+from dlscale.linalg.factor_plan import PanelPlan
+from dlscale.linalg.lu import LUOptions, compute_lu, plan_lu
 from dlscale.linalg.outcome import Outcome
 from dlscale.linalg.pca import PCAOptions, compute_pca, plan_pca
+from dlscale.linalg.qr import QROptions, compute_qr, plan_qr
 from dlscale.linalg.svd import SVDOptions, compute_svd, plan_svd
-from dlscale.linalg.tall_qr import QROptions, compute_qr, plan_qr
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrices import Matrix
 
@@ -62,7 +65,9 @@ def on_matrix(
 KINDS: Mapping[str, Kind] = {
     "svd": on_matrix(SVDOptions, plan_svd, compute_svd),
     "pca": on_matrix(PCAOptions, plan_pca, compute_pca),
-    "qr": on_matrix(QROptions, plan_qr, compute_qr),
+    "lu": on_matrix(LUOptions, plan_lu, compute_lu, PanelPlan),
+    "qr": on_matrix(QROptions, plan_qr, compute_qr, PanelPlan),
+    "cholesky": on_matrix(CholeskyOptions, plan_cholesky, compute_cholesky, PanelPlan),
     "train": Kind(TrainOptions, plan_train, compute_train, TrainPlan, collective=True),
     "predict": Kind(PredictOptions, plan_predict, compute_predict),
     "covariate_weights": Kind(CovariateOptions, plan_covariate, compute_covariate, TrainPlan, collective=True),

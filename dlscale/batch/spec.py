@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from dlscale.batch import spec_learn, spec_matrix
+from dlscale.batch import spec_factors, spec_learn, spec_matrix
 from dlscale.batch.document import Document, read_document
 from dlscale.batch.messages import explain
 from dlscale.batch.sections import JobSpec
@@ -25,7 +25,9 @@ from dlscale.errors import SpecError
 MODELS: Mapping[str, type[JobSpec]] = {
     "svd": spec_matrix.SVDSpec,
     "pca": spec_matrix.PCASpec,
-    "qr": spec_matrix.QRSpec,
+    "lu": spec_factors.LUSpec,
+    "qr": spec_factors.QRSpec,
+    "cholesky": spec_factors.CholeskySpec,
     "train": spec_learn.TrainSpec,
     "predict": spec_learn.PredictSpec,
     "covariate_weights": spec_learn.CovariateSpec,

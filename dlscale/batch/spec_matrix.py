@@ -48,15 +48,6 @@ class PCAParams(Section):
     )
 
 
-class QRParams(Section):
-    """Parameters of ``kind: qr``."""
-
-    mode: Literal["reduced", "r"] = Field(default="reduced", description="reduced (Q and R) or r (R alone)")
-    block_rows: Positive | None = Field(
-        default=None, description="an integer of at least 1: rows of a block; the planner chooses when absent"
-    )
-
-
 class SVDSpec(JobSpec):
     """Singular value decomposition: the leading triplets, or all of them."""
 
@@ -71,11 +62,3 @@ class PCASpec(JobSpec):
     kind: Literal["pca"] = Field(description="pca")
     input: MatrixInput = Field(description="a section with the key matrix")
     params: PCAParams = Field(default_factory=PCAParams, description="a section")
-
-
-class QRSpec(JobSpec):
-    """QR factorization of a tall matrix."""
-
-    kind: Literal["qr"] = Field(description="qr")
-    input: MatrixInput = Field(description="a section with the key matrix")
-    params: QRParams = Field(default_factory=QRParams, description="a section")

@@ -61,9 +61,11 @@ class PanelPlan(Plan):
         return super().to_dict() | {"panels": self.factored.to_dict()}
 
     @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> PanelPlan:
-        """The plan of an earlier run, so that a resumed job uses the same grid."""
+    def from_dict(cls, record: Mapping[str, Any]) -> Plan:
+        """The plan of an earlier run, so that a resumed job uses the same grid; one of passes alone where it has no panels."""
         plan = Plan.from_dict(record)
+        if "panels" not in record:
+            return plan
         base = {field.name: getattr(plan, field.name) for field in fields(Plan)}
         return cls(**base, panels=PanelGrid.from_dict(record["panels"]))
 

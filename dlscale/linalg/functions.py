@@ -5,7 +5,7 @@ A job file runs the same algorithms on a cluster, with checkpoints (`dlscale.run
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,7 +13,6 @@ from dlscale.engine.clusters import describe_cluster, open_cluster
 from dlscale.engine.passes import Passes
 from dlscale.linalg.outcome import Outcome
 from dlscale.linalg.svd import Method, SVDOptions, compute_svd, plan_svd
-from dlscale.linalg.tall_qr import QROptions, compute_qr, plan_qr
 from dlscale.storage.matrices import Array, open_matrix
 
 
@@ -30,19 +29,6 @@ class SVDResult(NamedTuple):
     u: Array
     s: Array
     vh: Array
-
-
-class QRResult(NamedTuple):
-    """``A = q r``.
-
-    Parameters
-    ----------
-    q : (m, n), orthonormal columns
-    r : (n, n), upper triangular, its diagonal positive
-    """
-
-    q: Array
-    r: Array
 
 
 def randomized_svd(
@@ -115,36 +101,6 @@ def svd(A: Any) -> SVDResult:
     2 to 5 reads of A; about 6 m n^2 flops.
     """
     return _svd(A, SVDOptions(method="exact"))
-
-
-def qr(A: Any, *, mode: Literal["reduced", "r"] = "reduced") -> QRResult | Array:
-    """QR factorization of a tall matrix, ``A = Q R``.
-
-    Parameters
-    ----------
-    A : (m, n) NumPy, Dask or Zarr array, path or URL, m >= n
-    mode : str
-        ``reduced`` for Q and R, ``r`` for R alone.
-
-    Returns
-    -------
-    QRResult, or the array R
-
-    Raises
-    ------
-    SpecError, InputError, CertificateError
-        As for `randomized_svd`.
-
-    Notes
-    -----
-    2 to 4 reads of A; 3 m n^2 flops and up.
-    """
-    matrix, options, facts = open_matrix(A), QROptions(mode=mode), describe_cluster("threads")
-    plan = plan_qr(matrix, options, facts)
-    with open_cluster(facts) as cluster:
-        passes = Passes(cluster)
-        arrays = _certified(compute_qr(passes, matrix, options, plan), passes)
-    return QRResult(arrays["q"], arrays["r"]) if mode == "reduced" else arrays["r"]
 
 
 def _svd(A: Any, options: SVDOptions) -> SVDResult:

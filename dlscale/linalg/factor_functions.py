@@ -1,0 +1,175 @@
+"""LU, QR and Cholesky as functions: arrays or URIs in, named results out, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dlscale.engine.clusters import ClusterFacts, describe_cluster, n_cores, open_cluster
+from dlscale.engine.costs import Plan
+from dlscale.engine.passes import Passes
+from dlscale.linalg.cholesky import CholeskyOptions, compute_cholesky, plan_cholesky
+from dlscale.linalg.factors import CholeskyFactors, LUFactors
+from dlscale.linalg.lu import LUOptions, compute_lu, plan_lu
+from dlscale.linalg.outcome import Outcome
+from dlscale.linalg.qr import Mode, QROptions, compute_qr, plan_qr
+from dlscale.storage.matrices import Array, ArrayMatrix, Matrix, open_matrix
+
+
+class LUResult(NamedTuple):
+    """``P A = L U``.
+
+    Parameters
+    ----------
+    lu : (m, n)
+        U on and above the diagonal, L below it without its unit diagonal.
+    piv : (min(m, n),)
+        Row i was exchanged with row ``piv[i]``; both exactly as `scipy.linalg.lu_factor` returns them.
+    """
+
+    lu: Array
+    piv: Array
+
+    def solve(self, b: Array) -> Array:
+        """Solve ``A x = b`` for b (n,) or (n, k)."""
+        return _solve(LUFactors(ArrayMatrix(self.lu), self.piv.astype(np.intp), n_cores()), b)
+
+
+class CholeskyResult(NamedTuple):
+    """``A = L L^H``.
+
+    Parameters
+    ----------
+    l : (n, n), lower triangular
+    """
+
+    l: Array  # noqa: E741  (the field's name for it)
+
+    def solve(self, b: Array) -> Array:
+        """Solve ``A x = b`` for b (n,) or (n, k)."""
+        return _solve(CholeskyFactors(ArrayMatrix(self.l), n_cores()), b)
+
+
+class QRResult(NamedTuple):
+    """``A = q r``.
+
+    Parameters
+    ----------
+    q : (m, k), orthonormal columns, k = min(m, n)
+    r : (k, n), upper triangular, its diagonal positive
+    """
+
+    q: Array
+    r: Array
+
+
+def lu(A: Any, *, panel: int | None = None) -> LUResult:
+    """LU factorization with partial pivoting, ``P A = L U``.
+
+    Parameters
+    ----------
+    A : (m, n) NumPy, Dask or Zarr array, path or URL
+    panel : int, optional
+        Columns of a panel.
+
+    Returns
+    -------
+    LUResult
+        The same ``(lu, piv)`` as `scipy.linalg.lu_factor`; ``.solve(b)`` uses them.
+
+    Raises
+    ------
+    SpecError, InputError
+        If an argument does not suit the matrix, or it cannot be read.
+    NonFiniteError
+        Naming the row and column of a NaN or infinity.
+    CertificateError
+        If the answer fails its own check.
+
+    Notes
+    -----
+    2 n^3 / 3 flops for a square matrix.
+    """
+    arrays = _run(A, LUOptions(panel=panel), plan_lu, compute_lu)
+    return LUResult(arrays["lu"], arrays["piv"])
+
+
+def cholesky(A: Any, *, panel: int | None = None) -> CholeskyResult:
+    """Cholesky factorization of a Hermitian positive definite matrix, ``A = L L^H``; its upper triangle is not read.
+
+    Parameters
+    ----------
+    A : (n, n) NumPy, Dask or Zarr array, path or URL
+    panel : int, optional
+        Columns of a panel.
+
+    Returns
+    -------
+    CholeskyResult
+
+    Raises
+    ------
+    NumericalError
+        Naming the leading minor that is not positive.
+    SpecError, InputError, NonFiniteError, CertificateError
+        As for `lu`.
+
+    Notes
+    -----
+    n^3 / 3 flops.
+    """
+    return CholeskyResult(_run(A, CholeskyOptions(panel=panel), plan_cholesky, compute_cholesky)["l"])
+
+
+def qr(A: Any, *, mode: Mode = "reduced", panel: int | None = None) -> QRResult | Array | tuple[Array, Array]:
+    """QR factorization of a matrix of any shape, ``A = Q R``.
+
+    Parameters
+    ----------
+    A : (m, n) NumPy, Dask or Zarr array, path or URL
+    mode : str
+        ``reduced`` for Q and R, ``r`` for R alone, ``raw`` for the reflectors as LAPACK's ``geqrt`` stores them.
+    panel : int, optional
+        Columns of a panel; a tall matrix then goes by panels too.
+
+    Returns
+    -------
+    QRResult, the array R, or (qr, t)
+
+    Raises
+    ------
+    SpecError, InputError, NonFiniteError, CertificateError
+        As for `lu`.
+
+    Notes
+    -----
+    Tall matrices (at least 4 times more rows than columns): 2 to 4 reads, 3 m n^2 flops and up. Others: 2 n^2 (m - n / 3)
+    flops for R, and as many for Q.
+    """
+    arrays = _run(A, QROptions(mode=mode, panel=panel), plan_qr, compute_qr)
+    if mode == "reduced":
+        return QRResult(arrays["q"], arrays["r"])
+    return arrays["r"] if mode == "r" else (arrays["qr"], arrays["t"])
+
+
+def _run(
+    A: Any,
+    options: Any,
+    plan: Callable[[Matrix, Any, ClusterFacts], Plan],
+    compute: Callable[[Passes, Matrix, Any, Any], Outcome],
+) -> dict[str, Array]:
+    matrix, facts = open_matrix(A), describe_cluster("threads")
+    planned = plan(matrix, options, facts)
+    with open_cluster(facts) as cluster:
+        passes = Passes(cluster)
+        outcome = compute(passes, matrix, options, planned)
+    outcome.certificate.require()
+    return outcome.arrays | passes.outputs
+
+
+def _solve(factors: LUFactors | CholeskyFactors, b: Array) -> Array:
+    B = np.asarray(b)
+    X = factors.solve(B[:, None] if B.ndim == 1 else B)
+    return X[:, 0] if B.ndim == 1 else X

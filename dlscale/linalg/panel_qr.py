@@ -1,0 +1,203 @@
+"""QR by Householder reflectors, panel by panel: A = Q R for a matrix of any shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check
+from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.costs import PassCost
+from dlscale.engine.grids import RowGrid
+from dlscale.engine.panels import Factored, Facts, Method, Panels, Transform
+from dlscale.engine.passes import Fold, Passes, State
+from dlscale.lapack import Op, factor_qr, multiply_add
+from dlscale.linalg.factor_plan import FactorOptions, PanelPlan, as_matrix, factor_target, plan_panels
+from dlscale.linalg.factor_products import TriangularProduct, probes, scaled, triangular_product
+from dlscale.linalg.outcome import Outcome
+from dlscale.storage.matrices import Array, Matrix
+
+
+class Householder(Method):
+    """Blocked Householder QR in compact WY form: the panels behind are multiplied by ``(I - V T V^H)^H``.
+
+    The facts of a panel are ``t`` (k, k).
+    """
+
+    def factor(self, panel: Array, top: int) -> Facts:
+        _, T = factor_qr(panel[top:])
+        return {"t": T}
+
+    def apply(self, transform: Transform, panel: Array, top: int) -> None:
+        reflect(transform, panel[transform.top :], op="C")
+
+    def unapply(self, transform: Transform, panel: Array) -> None:
+        reflect(transform, panel[transform.top :], op="N")
+
+    def factor_flops(self, m: int, b: int) -> float:
+        k = min(m, b)
+        return float(3 * m * b * k - k**3)
+
+    def apply_flops(self, m: int, b: int, width: int) -> float:
+        k = min(m, b)
+        return float(4 * m * k * width + k * k * width)
+
+
+def reflect(transform: Transform, C: Array, *, op: Op) -> None:
+    """``C <- (I - V op(T) V^H) C`` in place, V (m, k) unit lower trapezoidal: 4 m k n flops (LAPACK ``larfb``)."""
+    T = transform.facts["t"]
+    k = len(T)
+    V2 = transform.panel[k:, :k]
+    V1 = np.tril(transform.panel[:k, :k], -1) + np.eye(k, dtype=C.dtype)
+    W = multiply_add(V1, C[:k], np.empty((k, C.shape[1]), C.dtype), alpha=1.0, beta=0.0, op_a="C")
+    multiply_add(V2, C[k:], W, alpha=1.0, op_a="C")
+    W = multiply_add(T, W, np.empty_like(W), alpha=1.0, beta=0.0, op_a=op)
+    multiply_add(V1, W, C[:k])
+    multiply_add(V2, W, C[k:])
+
+
+@dataclass(frozen=True)
+class UpperPart:
+    """Cuts R (k, n) out of a factored panel, its rows scaled by ``phases`` (k,)."""
+
+    panel: int
+    phases: Array
+
+    def __call__(self, j: int, panel: Array) -> Array:
+        return np.triu(panel[: len(self.phases)], -j * self.panel) * self.phases.conj()[:, None]
+
+
+@dataclass(frozen=True)
+class ScaledColumns:
+    """Scales the columns of Q by ``phases`` (k,)."""
+
+    panel: int
+    phases: Array
+
+    def __call__(self, j: int, panel: Array) -> Array:
+        panel *= self.phases[j * self.panel : j * self.panel + panel.shape[1]]
+        return panel
+
+
+@dataclass(frozen=True)
+class Orthonormal(Fold):
+    """Residual and orthonormality of Q on random vectors, in one read of Q (m, k): ``||AX - Q RX||^2`` and ``Q^H Q Y``."""
+
+    AX: Array
+    RX: Array
+    Y: Array
+
+    @property
+    def flops_per_row(self) -> float:
+        return 6.0 * self.RX.size
+
+    def start(self) -> State:
+        return {"residual": np.zeros(1), "back": np.zeros(self.Y.shape, self.Y.dtype)}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        difference = self.AX[first_row : first_row + len(A)] - A @ self.RX
+        state["residual"] += np.linalg.norm(difference) ** 2
+        state["back"] += A.conj().T @ (A @ self.Y)
+        return ()
+
+
+def plan_panel_qr(A: Matrix, options: FactorOptions, mode: str, facts: ClusterFacts) -> PanelPlan:
+    """Plan a QR factorization by panels; ``mode`` is ``reduced``, ``r`` or ``raw``.
+
+    Raises
+    ------
+    SpecError, DoesNotFitError
+    """
+    m, n = A.shape
+    k, item = min(m, n), A.dtype.itemsize
+    stored = m * n * item
+    more = [PassCost("r", 0.0, stored, k * n * item)] if mode != "raw" else []
+    if mode == "reduced":
+        more.append(PassCost("q", 4.0 * m * k * k - 8.0 * k**3 / 3, stored, m * k * item))
+        more.append(PassCost("check", 24.0 * m * k, m * k * item))
+    else:
+        more.append(PassCost("check", 16.0 * m * k, stored))
+    words = {"reduced": "Q and R", "r": "R", "raw": "reflectors and R, as LAPACK stores them"}[mode]
+    return plan_panels("qr", f"blocked Householder QR: {words}", A, Householder(), options, facts, more=more)
+
+
+def compute_panel_qr(passes: Passes, A: Matrix, mode: str, plan: PanelPlan) -> Outcome:
+    """Factor by the plan; ``q`` and ``r``, or ``qr`` and ``t``, go to the outputs of the passes.
+
+    Returns
+    -------
+    Outcome
+
+    Notes
+    -----
+    2 n^2 (m - n / 3) flops for R when m >= n, and as many for Q.
+
+    References
+    ----------
+    Schreiber and Van Loan (1989); Elmroth and Gustavson (2000) for the recursive panel.
+    """
+    (m, n), dtype, panels, grid = A.shape, A.dtype, Panels(passes), plan.factored
+    k = min(m, n)
+    X = probes(n, dtype)
+    target = factor_target(passes, "qr", A.shape, dtype, grid, scratch=mode != "raw")
+    factored, seen = panels.factor("qr", A, Householder(), grid, target, probes=X)
+    raw = as_matrix(target)
+    upper = TriangularProduct(X, m, lower=False)
+    RX = triangular_product(passes, "upper", raw, plan.grid, upper)[:k]
+    phases = np.concatenate([_phases(raw, grid.columns(j), k) for j in range(grid.n_steps)]).astype(dtype)
+    if mode != "raw":
+        r = factor_target(passes, "r", (k, n), dtype, grid)
+        panels.place("r", factored, r, UpperPart(grid.panel, phases))
+    if mode == "reduced":
+        q = factor_target(passes, "q", (m, k), dtype, grid)
+        panels.form("q", factored, Householder(), q, finish=ScaledColumns(grid.panel, phases))
+        Y = probes(k, dtype)
+        fold = Orthonormal(seen.products, np.ascontiguousarray(phases.conj()[:, None] * RX), Y)
+        rows = max(1, min(m, 16 * 2**20 // (k * dtype.itemsize)))
+        found = passes.sweep("check", as_matrix(q), fold, RowGrid(m, rows, rows * max(1, m // rows // 16)))
+        residual, back = np.sqrt(found["residual"]), found["back"] - Y
+        orthonormal = scaled(back, Y, k, dtype)
+    else:
+        QRX = np.zeros((m, X.shape[1]), dtype)
+        QRX[:k] = RX
+        for j in reversed(range(grid.n_steps)):
+            transform = factored.transform(j)
+            reflect(transform, QRX[transform.top :], op="N")
+        residual, orthonormal = seen.products - QRX, None
+    checks = [
+        Check(
+            "||(A - QR)x|| / (||Ax|| n eps)",
+            scaled(residual, seen.products, n, dtype),
+            LAPACK_THRESHOLD,
+            "on random vectors, Q R acts as the matrix does",
+        )
+    ]
+    if orthonormal is not None:
+        checks.append(
+            Check(
+                "||(Q'Q - I)y|| / (||y|| k eps)",
+                orthonormal,
+                LAPACK_THRESHOLD,
+                "the columns of Q are orthonormal to working precision",
+            )
+        )
+    arrays = {"t": _stacked(factored)} if mode == "raw" else {}
+    stored = {"reduced": ("q", "r"), "r": ("r",), "raw": ("qr",)}[mode]
+    return Outcome(arrays, stored, Certificate(tuple(checks)))
+
+
+def _phases(raw: Matrix, columns: tuple[int, int], k: int) -> Array:
+    """Factors of modulus 1 that make the diagonal of R positive."""
+    first, stop = columns[0], min(columns[1], k)
+    d = np.diagonal(raw.region((first, stop), (first, stop))).copy()
+    size = np.abs(d)
+    return np.where(size > 0, d / np.where(size > 0, size, 1), 1)
+
+
+def _stacked(factored: Factored) -> Array:
+    """The T of all panels side by side, (b, k), as LAPACK's ``geqrt`` returns them."""
+    width = factored.grid.panel
+    parts = [np.pad(fact["t"], ((0, width - len(fact["t"])), (0, 0))) for fact in factored.facts]
+    return np.hstack(parts)

@@ -1,0 +1,80 @@
+"""QR of a matrix of any shape: tall ones by passes over their rows, the others by panels of their columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.costs import Plan
+from dlscale.engine.passes import Passes
+from dlscale.errors import DoesNotFitError, SpecError
+from dlscale.linalg import tall_qr
+from dlscale.linalg.factor_plan import FactorOptions, PanelPlan
+from dlscale.linalg.outcome import Outcome
+from dlscale.linalg.panel_qr import compute_panel_qr, plan_panel_qr
+from dlscale.storage.matrices import Matrix
+
+Mode = Literal["reduced", "r", "raw"]
+
+#: Rows to columns from which on, and columns up to which, a matrix goes to the passes by itself.
+TALL = 4
+MAX_TALL_COLUMNS = 8192
+
+
+@dataclass(frozen=True)
+class QROptions(FactorOptions):
+    """What to compute.
+
+    Parameters
+    ----------
+    mode : str
+        ``reduced``: Q (m, k) and R (k, n), k = min(m, n), the diagonal of R positive; ``r``: R alone; ``raw``: the reflectors
+        and R in one array ``qr`` (m, n), and ``t`` (b, k), as LAPACK's ``geqrt`` with blocks of the panel's width.
+    panel, row_blocks : int, optional
+        See `FactorOptions`; asking for a panel means that the matrix is factored by panels.
+    block_rows : int, optional
+        Rows of a block of a tall matrix, instead of the planner's choice.
+    """
+
+    mode: Mode = "reduced"
+    block_rows: int | None = None
+
+    def check(self) -> None:
+        """Check what does not depend on the matrix (SpecError)."""
+        if self.mode not in get_args(Mode):
+            raise SpecError(f"params.mode must be one of {', '.join(get_args(Mode))}; got {self.mode!r}.")
+        if self.block_rows and (self.panel or self.mode == "raw"):
+            raise SpecError("params.block_rows is for tall matrices that go by passes; leave it out, or panel and mode: raw.")
+
+
+def plan_qr(A: Matrix, options: QROptions, facts: ClusterFacts) -> Plan:
+    """Plan a QR factorization.
+
+    Raises
+    ------
+    SpecError, DoesNotFitError
+    """
+    options.check()
+    m, n = A.shape
+    if options.mode != "raw" and options.panel is None and m >= TALL * n and (n <= MAX_TALL_COLUMNS or options.block_rows):
+        try:
+            return tall_qr.plan_qr(A, _by_passes(options), facts)
+        except DoesNotFitError:
+            if options.block_rows:
+                raise
+    if options.block_rows:
+        raise SpecError(f"params.block_rows is for matrices with {TALL} times more rows than columns; got {m} x {n}.")
+    return plan_panel_qr(A, options, options.mode, facts)
+
+
+def compute_qr(passes: Passes, A: Matrix, options: QROptions, plan: Plan) -> Outcome:
+    """Compute by the plan (`tall_qr.compute_qr`, `panel_qr.compute_panel_qr`)."""
+    if isinstance(plan, PanelPlan):
+        return compute_panel_qr(passes, A, options.mode, plan)
+    return tall_qr.compute_qr(passes, A, _by_passes(options), plan)
+
+
+def _by_passes(options: QROptions) -> tall_qr.QROptions:
+    mode: tall_qr.Mode = "r" if options.mode == "r" else "reduced"
+    return tall_qr.QROptions(mode=mode, block_rows=options.block_rows)
