@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from dlscale.bench.commands import bench
 from dlscale.errors import DlscaleError, Interrupted
 
 if TYPE_CHECKING:
@@ -431,6 +432,9 @@ def report(job_id: str | None, show: bool, workspace: str | None) -> None:
     click.echo(str(path))
     if show:
         click.launch(str(path))
+
+
+commands.add_command(bench)
 
 
 def _console(as_json: bool = False) -> Console:

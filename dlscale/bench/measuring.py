@@ -1,0 +1,104 @@
+"""Scaling measured: the same job with more and more workers, each time in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dlscale.batch.workspace import Workspace
+from dlscale.bench.workloads import make_matrix, spec_of, workload
+from dlscale.errors import DlscaleError, SpecError
+
+
+@dataclass(frozen=True)
+class Run:
+    """One measured run.
+
+    Parameters
+    ----------
+    kind, mode, launcher : str
+        ``strong`` or ``weak``; ``dask`` or ``mpirun``.
+    n_workers : int
+    shape : (m, n)
+    seconds : float
+        From the start of the first task to the end of the last pass: without the start of processes.
+    wall_seconds : float
+        From the command to its end.
+    flops : float
+        By the plan.
+    """
+
+    kind: str
+    mode: str
+    launcher: str
+    n_workers: int
+    shape: tuple[int, int]
+    seconds: float
+    wall_seconds: float
+    flops: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"measured": True}
+
+
+def measure(kind: str, n_workers: int, folder: Path, *, mode: str, launcher: str = "dask", size: float = 1.0) -> Run:
+    """Run the workload of a kind on workers with one thread each.
+
+    Parameters
+    ----------
+    kind : str
+    n_workers : int
+    folder : Path
+        Holds matrices between runs.
+    mode : str
+        ``strong``: the same problem for all; ``weak``: work in proportion to the workers.
+    launcher : str
+        ``dask``: local worker processes; ``mpirun``: that many ranks.
+    size : float
+        How many times the work of the usual problem.
+
+    Raises
+    ------
+    DlscaleError
+        If the job did not succeed.
+    """
+    if launcher == "mpirun" and shutil.which("mpirun") is None:
+        raise SpecError("--launcher mpirun: there is no mpirun on the PATH; install Open MPI or MPICH.")
+    shape = workload(kind).grown(size * (n_workers if mode == "weak" else 1))
+    matrix = make_matrix(folder, shape)
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        spec = Path(place) / "spec.yaml"
+        cluster = "mpi" if launcher == "mpirun" else {"workers": n_workers, "threads": 1}
+        spec.write_text(yaml.safe_dump(spec_of(kind, matrix, cluster)))
+        ranks = ["mpirun", "-n", str(n_workers), "--oversubscribe"] if launcher == "mpirun" else []
+        command = [*ranks, sys.executable, "-m", "dlscale", "run", str(spec), "--workspace", place, "--json"]
+        started = time.perf_counter()
+        ended = subprocess.run(command, capture_output=True, text=True, check=False, env=_one_thread())
+        wall = time.perf_counter() - started
+        if ended.returncode:
+            raise DlscaleError(f"{kind} with {n_workers} workers ended with {ended.returncode}: {ended.stderr[-1000:]}")
+        job = Workspace(place).find(json.loads(ended.stdout.splitlines()[-1])["job"])
+        seconds, flops = seconds_of(job.read_events()), float(job.read_plan()["flops"])
+    return Run(kind, mode, launcher, n_workers, shape, seconds, wall, flops)
+
+
+def _one_thread() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def seconds_of(events: Sequence[dict[str, Any]]) -> float:
+    """From the start of a job's first task to the end of its last pass."""
+    blocks = (event for event in events if event["event"] == "blocks")
+    started = min(event.get("started", event["time"] - event["read_seconds"] - event["compute_seconds"]) for event in blocks)
+    return float(max(event["time"] for event in events if event["event"] == "pass_finished") - started)

@@ -1,0 +1,99 @@
+"""From a job on one thread of this machine to its time on any number of workers."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from dlscale.batch.document import read_document
+from dlscale.batch.kinds import KINDS
+from dlscale.batch.prepare import prepare
+from dlscale.batch.spec import parse_spec
+from dlscale.batch.workspace import Workspace
+from dlscale.bench.growth import grown
+from dlscale.bench.simulation import ModelCluster, SimulatedJob, simulate
+from dlscale.bench.tracing import Trace, TracingCluster, replayed
+from dlscale.bench.workloads import make_matrix, spec_of, workload
+from dlscale.engine.passes import Passes
+from dlscale.storage.checkpoints import Checkpoint
+from dlscale.storage.results import ResultGroup
+
+#: A second, smaller run tells how what the driver does alone grows with the matrix.
+SMALLER = 0.5
+
+
+def trace(kind: str, folder: Path, *, size: float = 1.0) -> Trace:
+    """Run the workload of a kind on one thread, and note each task of its graphs.
+
+    Parameters
+    ----------
+    kind : str
+    folder : Path
+        Holds matrices between runs.
+    size : float
+        How many times the work of the usual problem.
+    """
+    shape = workload(kind).grown(size)
+    matrix = make_matrix(folder, shape)
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        root = Path(place)
+        document = read_document(spec_of(kind, matrix, {"workers": 1, "threads": 1}))
+        prepared = prepare(parse_spec(document), document, Workspace(root / "workspace"))
+        cluster = TracingCluster()
+        group = ResultGroup(root / "result.zarr", fsync=False)
+        passes = Passes(cluster, checkpoint=Checkpoint(root / "checkpoint.zarr"), result=group)
+        try:
+            KINDS[kind].compute(passes, prepared.inputs, prepared.options, prepared.plan)
+            ended = time.perf_counter()
+        finally:
+            group.close()
+    # What comes before the first graph is the start of the job, which the measured runs do not count either.
+    return Trace(cluster.traces, cluster.traces[0].started, ended, float(prepared.plan.flops), shape)
+
+
+def warm_up(kind: str, folder: Path) -> None:
+    """Run a kind once on a small matrix: imports and the first call of everything."""
+    trace(kind, folder, size=0.01)
+
+
+def predict(
+    kind: str, workers: Sequence[int], folder: Path, *, mode: str, network: ModelCluster, size: float = 1.0, grow: float = 1.0
+) -> Iterator[dict[str, Any]]:
+    """Predict the times of a kind's workload.
+
+    Parameters
+    ----------
+    kind : str
+    workers : sequence of int
+    folder : Path
+        Holds matrices between runs.
+    mode : str
+        ``strong`` or ``weak``.
+    size : float
+        Of the problem that is traced, in usual ones.
+    grow : float
+        The problem that is simulated, in traced ones; with ``weak`` that of one worker.
+    network : ModelCluster
+        Of any number of workers.
+
+    Yields
+    ------
+    dict
+        A record for each number of workers.
+    """
+    warm_up(kind, folder)
+    traced = trace(kind, folder, size=size)
+    larger = grow > 1 or mode == "weak"
+    smaller = trace(kind, folder, size=size * SMALLER) if larger else traced
+    jobs: dict[float, SimulatedJob] = {}
+    for n in workers:
+        factor = grow * (n if mode == "weak" else 1)
+        if factor not in jobs:
+            jobs = {factor: replayed(traced) if factor == 1 else grown(traced, smaller, workload(kind).grown(size * factor))}
+        found = simulate(jobs[factor], replace(network, n_workers=n))
+        facts = {"kind": kind, "mode": mode, "launcher": "model", "shape": workload(kind).grown(size * factor)}
+        yield asdict(network) | facts | found.to_dict() | {"flops": jobs[factor].flops, "measured": False}

@@ -1,0 +1,240 @@
+"""Real task graphs with what their tasks cost: a job is run once, on one thread, and every task of it is timed."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any
+
+import numpy as np
+
+from dlscale.bench.simulation import SimulatedJob, SimulatedTask, Stage
+from dlscale.engine.clusters import ClusterFacts, ThreadCluster
+from dlscale.engine.progress import Emit
+
+
+@dataclass
+class TracedGraph:
+    """A graph that a job computed.
+
+    Parameters
+    ----------
+    graph : dict
+        Keys to Dask tasks.
+    priority, worker : mapping
+        As the job gave them.
+    started, ended : float
+        Seconds of a monotonic clock; the driver waited in between.
+    seconds, result_bytes : dict
+        Of each task.
+    """
+
+    graph: dict[Any, Any]
+    priority: Mapping[Any, float]
+    worker: Mapping[Any, int]
+    started: float = 0.0
+    ended: float = 0.0
+    seconds: dict[Any, float] = field(default_factory=dict)
+    result_bytes: dict[Any, int] = field(default_factory=dict)
+
+    def cost_of(self, key: Any, task: Any) -> TaskCost | None:
+        """What a task took (None for a value)."""
+        if key not in self.seconds:
+            return None
+        return TaskCost(kind_of(task), self.seconds[key], self.result_bytes[key])
+
+
+class TracingCluster(ThreadCluster):
+    """This process on one thread; keeps the graphs that it computes, and what each task took."""
+
+    def __init__(self) -> None:
+        super().__init__(ClusterFacts("threads", 1, 1, 2**40))
+        self.traces: list[TracedGraph] = []
+        self._hints: tuple[Mapping[Any, float], Mapping[Any, int]] = ({}, {})
+
+    def compute(self, graph: dict[Any, Any], key: Any, *, token: str, listener: Emit, stalled: Callable[[], str]) -> Any:
+        from dask.callbacks import Callback
+
+        trace = TracedGraph(graph, *self._hints)
+        begun: dict[Any, float] = {}
+
+        def before(key: Any, *_: Any) -> None:
+            begun[key] = time.perf_counter()
+
+        def after(key: Any, result: Any, *_: Any) -> None:
+            trace.seconds[key] = time.perf_counter() - begun[key]
+            trace.result_bytes[key] = n_bytes_of(result)
+
+        trace.started = time.perf_counter()
+        with Callback(pretask=before, posttask=after):  # type: ignore[no-untyped-call]
+            value = super().compute(graph, key, token=token, listener=listener, stalled=stalled)
+        trace.ended = time.perf_counter()
+        self.traces.append(trace)
+        return value
+
+    def hold(
+        self,
+        graph: dict[Any, Any],
+        keys: Sequence[Any],
+        held: Mapping[Any, Any],
+        *,
+        priority: Mapping[Any, float],
+        worker: Mapping[Any, int],
+        token: str,
+        listener: Emit,
+        stalled: Callable[[], str],
+    ) -> dict[Any, Any]:
+        self._hints = (priority, worker)
+        try:
+            return super().hold(
+                graph, keys, held, priority=priority, worker=worker, token=token, listener=listener, stalled=stalled
+            )
+        finally:
+            self._hints = ({}, {})
+
+
+def kind_of(task: Any) -> str:
+    """The name of what a task calls."""
+    return str(task.func.__name__).strip("_")
+
+
+def n_bytes_of(value: Any) -> int:
+    """Bytes of the arrays in a task's result."""
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    if isinstance(value, Mapping):
+        return sum(map(n_bytes_of, value.values()))
+    if isinstance(value, list | tuple):
+        return sum(map(n_bytes_of, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return sum(map(n_bytes_of, vars(value).values()))
+    return 0
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A job that was traced.
+
+    Parameters
+    ----------
+    graphs : list of TracedGraph
+        In the order in which the job computed them.
+    started, ended : float
+        Of the job, on the clock of the graphs.
+    flops : float
+        By the plan.
+    shape : (m, n)
+        Of the matrix.
+    """
+
+    graphs: list[TracedGraph]
+    started: float
+    ended: float
+    flops: float
+    shape: tuple[int, int]
+
+    @property
+    def driver_seconds(self) -> list[float]:
+        """What the driver did before each graph, and after the last."""
+        starts = [*(graph.started for graph in self.graphs), self.ended]
+        ends = [self.started, *(graph.ended for graph in self.graphs)]
+        return [start - end for start, end in zip(starts, ends, strict=True)]
+
+
+@dataclass(frozen=True)
+class TaskCost:
+    """What a task takes (see `SimulatedTask`)."""
+
+    kind: str
+    seconds: float
+    result_bytes: int
+
+
+#: From the key of a task and the task to its cost; None for a value that is in the graph.
+CostOf = Callable[[Any, Any], TaskCost | None]
+
+
+class JobBuilder:
+    """Puts graphs together to a job for the simulation; what one of them holds, later ones may use."""
+
+    def __init__(self) -> None:
+        self.tasks: list[SimulatedTask] = []
+        self.stages: list[Stage] = []
+        self._position: dict[Any, int] = {}
+
+    def add(
+        self,
+        graph: Mapping[Any, Any],
+        cost_of: CostOf,
+        *,
+        priority: Mapping[Any, float],
+        worker: Mapping[Any, int],
+        driver_seconds: float,
+        data_bytes: int | None = None,
+    ) -> None:
+        """Add a graph.
+
+        Parameters
+        ----------
+        graph : mapping
+            Keys to Dask tasks.
+        cost_of : callable
+        priority, worker : mapping
+            As the job gave them; without priorities they are Dask's own.
+        driver_seconds : float
+            What the driver does before.
+        data_bytes : int, optional
+            Of each value in the graph; measured when None.
+        """
+        from dask.order import order
+
+        first = len(self.tasks)
+        new = [key for key in graph if key not in self._position]
+        priority = priority or order({key: graph[key] for key in new})
+        for key in _inputs_first(graph, new):
+            node, cost = graph[key], cost_of(key, graph[key])
+            if cost is None:
+                n_bytes = len(pickle.dumps(node.value)) if data_bytes is None else data_bytes
+            inputs = tuple(self._position[name] for name in node.dependencies)
+            self._position[key] = len(self.tasks)
+            self.tasks.append(
+                SimulatedTask(
+                    kind=cost.kind if cost else "data",
+                    inputs=inputs,
+                    seconds=cost.seconds if cost else 0.0,
+                    result_bytes=cost.result_bytes if cost else n_bytes,
+                    priority=float(priority.get(key, 0.0)),
+                    worker=worker.get(key) if cost else None,
+                    is_data=cost is None,
+                )
+            )
+        self.stages.append(Stage(f"graph {len(self.stages) + 1}", range(first, len(self.tasks)), driver_seconds))
+
+    def job(self, last_seconds: float, flops: float) -> SimulatedJob:
+        return SimulatedJob(self.tasks, self.stages, last_seconds, flops)
+
+
+def replayed(trace: Trace) -> SimulatedJob:
+    """The job as it was traced."""
+    builder, driver_seconds = JobBuilder(), trace.driver_seconds
+    for graph, seconds in zip(trace.graphs, driver_seconds, strict=False):
+        builder.add(graph.graph, graph.cost_of, priority=graph.priority, worker=graph.worker, driver_seconds=seconds)
+    return builder.job(driver_seconds[-1], trace.flops)
+
+
+def _inputs_first(graph: Mapping[Any, Any], keys: Sequence[Any]) -> Iterator[Any]:
+    """The keys, each behind those of them that it depends on."""
+    wanted, done = set(keys), set()
+    for key in keys:
+        stack = [key]
+        while stack:
+            missing = [name for name in graph[stack[-1]].dependencies if name in wanted and name not in done]
+            if missing:
+                stack.extend(missing)
+                continue
+            name = stack.pop()
+            if name not in done:
+                done.add(name)
+                yield name

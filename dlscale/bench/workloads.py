@@ -1,0 +1,76 @@
+"""The jobs whose scaling is measured: a matrix and a spec for each kind, in a size that grows with the workers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dlscale.batch.document import read_document
+from dlscale.batch.generate import generate, parse_generate
+from dlscale.errors import SpecError
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A kind of job as the laboratory runs it.
+
+    Parameters
+    ----------
+    shape : (m, n)
+        For one worker.
+    params : mapping
+    power : float
+        Work grows with this power of the rows when ``columns_grow``, else in proportion to the rows.
+    columns_grow : bool
+        Whether a larger problem has more columns too.
+    """
+
+    shape: tuple[int, int]
+    params: Mapping[str, Any]
+    columns_grow: bool = False
+
+    def grown(self, factor: float) -> tuple[int, int]:
+        """The shape with so many times the work."""
+        m, n = self.shape
+        if not self.columns_grow:
+            return max(n, int(m * factor)), n
+        side = max(64, round(m * factor ** (1 / 3) / 64) * 64)
+        return side, side
+
+
+WORKLOADS: Mapping[str, Workload] = {
+    "svd": Workload((100_000, 1000), {"n_components": 50, "power_iterations": 2}),
+    "pca": Workload((100_000, 1000), {"n_components": 50, "solver": "covariance"}),
+    "qr": Workload((400_000, 200), {}),
+    "lu": Workload((4096, 4096), {}, columns_grow=True),
+    "cholesky": Workload((5120, 5120), {}, columns_grow=True),
+}
+
+
+def workload(kind: str) -> Workload:
+    """The workload of a kind (SpecError if the laboratory has none)."""
+    if kind not in WORKLOADS:
+        raise SpecError(f"--kinds: got {kind}; allowed: {', '.join(WORKLOADS)}.")
+    return WORKLOADS[kind]
+
+
+def make_matrix(folder: Path, shape: tuple[int, int]) -> Path:
+    """A matrix of this shape with slowly falling singular values, made once."""
+    path = folder / f"matrix-{shape[0]}x{shape[1]}.zarr"
+    if not path.exists():
+        document = read_document({"shape": list(shape), "spectrum": "power:-0.5", "dtype": "f8", "cluster": "threads"})
+        generate(parse_generate(document), path)
+    return path
+
+
+def spec_of(kind: str, matrix: Path, cluster: Any) -> dict[str, Any]:
+    """The job file of a kind on a matrix."""
+    return {
+        "kind": kind,
+        "name": "bench",
+        "input": {"matrix": str(matrix)},
+        "params": dict(workload(kind).params),
+        "cluster": cluster,
+    }
