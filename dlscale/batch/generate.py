@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from dlscale.batch.document import Document
 from dlscale.batch.messages import explain
+from dlscale.batch.places import check_writable
 from dlscale.batch.prepare import cluster_request
 from dlscale.batch.sections import ClusterSpec, Positive, Section
 from dlscale.engine.clusters import open_cluster
@@ -78,6 +79,7 @@ def generate(spec: GenerateSpec, destination: Path, *, emit: Emit = ignore) -> P
     row_bytes = spec.shape[1] * dtype.itemsize
     rows = 1 << max(0, (_CHUNK_BYTES // row_bytes).bit_length() - 1)
     chunks = spec.chunks or (min(rows, spec.shape[0]), spec.shape[1])
+    check_writable(destination.absolute().parent)
     require_free_space(destination, spec.n_bytes)
     with open_cluster(cluster_request(spec.cluster)) as cluster:
         return Path(generate_matrix(Passes(cluster, emit=emit), matrix, destination, chunks=chunks))

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
-import shutil
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dlscale.batch.document import Document, KeyPath
 from dlscale.batch.kinds import KINDS
+from dlscale.batch.places import check_output, check_writable, only_importer
 from dlscale.batch.sections import ClusterSpec, ImportSpec, JobSpec
 from dlscale.batch.spec import absolute, to_data
 from dlscale.batch.workspace import Workspace
 from dlscale.engine.clusters import ClusterFacts, describe_cluster
 from dlscale.errors import DlscaleError, DoesNotFitError, InputError, SpecError
-from dlscale.storage.durable import PARTIAL, require_free_space
-from dlscale.storage.groups import result_attributes
+from dlscale.storage.durable import require_free_space
 from dlscale.storage.importers import import_matrix
 from dlscale.storage.inputs import Inputs, StoredResult
 from dlscale.storage.matrices import open_matrix
-from dlscale.storage.results import is_being_written
 
 Progress = Callable[[int, int], None]
 
@@ -109,9 +104,9 @@ def prepare(
     """
     data = to_data(spec)
     with _blame(document, "output"):
-        output = _check_output(data, overwrite=spec.overwrite, job=earlier.job if earlier else "")
+        output = check_output(data, overwrite=spec.overwrite, job=earlier.job if earlier else "")
     with _blame(document):
-        _check_writable(workspace.root)
+        check_writable(workspace.root)
     with _blame(document, "cluster"):
         facts = describe_cluster(cluster_request(spec.cluster))
     inputs = _open_inputs(spec, data, document, workspace, progress)
@@ -165,7 +160,7 @@ def _imported(data: dict[str, Any], request: ImportSpec, workspace: Workspace, p
     destination = workspace.import_path(data)
     if destination.exists():
         return destination
-    with _only_importer(destination):
+    with only_importer(destination):
         if not destination.exists():
             import_matrix(
                 source,
@@ -179,45 +174,6 @@ def _imported(data: dict[str, Any], request: ImportSpec, workspace: Workspace, p
                 progress=progress,
             )
     return destination
-
-
-@contextmanager
-def _only_importer(destination: Path) -> Iterator[None]:
-    """Keep other processes from importing the same; nothing is left of an import that failed or was killed."""
-    missing = [folder for folder in destination.parents if not folder.exists()]
-    path = destination.with_suffix(".lock")
-    while True:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (path.exists() and os.path.samestat(os.fstat(lock.fileno()), os.stat(path))):
-                continue  # whoever had it before has removed it
-            try:
-                _remove_imports_of(destination)
-                yield
-                return
-            finally:
-                _remove_imports_of(destination)
-                path.unlink(missing_ok=True)
-                for folder in missing:
-                    with suppress(OSError):
-                        folder.rmdir()
-
-
-def _remove_imports_of(destination: Path) -> None:
-    """Remove what killed imports left; one that was interrupted may have threads that write for another moment."""
-    for _ in range(40):
-        leftovers = list(destination.parent.glob(f".{destination.name}.*{PARTIAL}"))
-        for leftover in leftovers:
-            shutil.rmtree(leftover, ignore_errors=True)
-        if not leftovers:
-            return
-        time.sleep(0.05)
-
-
-def is_result_of(path: Path, job: str) -> bool:
-    """Whether a job has published its result there."""
-    return bool(job) and (result_attributes(str(path)) or {}).get("job") == job
 
 
 def _check_same(planned: Mapping[str, Any], inputs: Inputs, document: Document) -> None:
@@ -239,48 +195,6 @@ def _check_fits(plan: Any, facts: ClusterFacts) -> None:
             f"the job was planned to take {plan.peak_bytes_per_worker / 1e9:.2f} GB on each worker, and these have "
             f"{facts.memory_bytes / 1e9:.2f} GB; give them more, or run the job anew."
         )
-
-
-def _check_output(data: Mapping[str, Any], *, overwrite: bool, job: str) -> Path | None:
-    location = data.get("output")
-    if location is None:
-        return None
-    output = Path(location.removeprefix("file://"))
-    if "://" in location and not location.startswith("file://"):
-        raise SpecError(f"got {location}; allowed: a path on a file system of this machine.")
-    for role, source in data["input"].items():
-        if isinstance(source, str) and (within := _nested(output, Path(source.removeprefix("file://")))):
-            raise SpecError(f"{output} {within} the input {role} {source}; choose a path beside it.")
-    if is_being_written(output):
-        raise SpecError(f"{output} is being written by another job; wait for its end, or choose another path.")
-    # A job that goes on may have published just before it was killed.
-    if os.path.lexists(output) and not is_result_of(output, job):
-        if not overwrite:
-            raise SpecError(f"{output} exists already; choose another path, or set overwrite: true.")
-        if result_attributes(str(output)) is None:
-            raise SpecError(f"{output} is not a result of dlscale, and only such a result is overwritten; choose another path.")
-    _check_writable(output.parent)
-    return output
-
-
-def _nested(output: Path, source: Path) -> str:
-    """How one of two paths lies in the other, or nothing."""
-    output, source = Path(os.path.realpath(output)), Path(os.path.realpath(source))
-    if output == source:
-        return ""
-    return "lies in" if source in output.parents else "holds" if output in source.parents else ""
-
-
-def _check_writable(folder: Path) -> None:
-    """Write something that never gets a name into the nearest folder that exists."""
-    place = folder
-    while not os.path.lexists(place):
-        place = place.parent
-    try:
-        with tempfile.TemporaryFile(dir=place) as file:
-            file.write(b"?")
-    except OSError as error:
-        raise SpecError(f"got {folder}, where nothing can be written ({error.strerror}); choose a folder that is yours.") from error
 
 
 @contextmanager

@@ -27,7 +27,7 @@ HEAD = "kind: pca\ninput: {matrix: a.zarr}\n"
         (HEAD + "params: {scores: 1}\n", ["params.scores", "got 1 (an integer)", "true or false"]),
         (HEAD + "params: {solver: best}\n", ["params.solver", "got 'best'", "covariance"]),
         (HEAD + "params:\n", ["params", "got nothing"]),
-        (HEAD + "cluster: mpi\n", ["job.yaml:3", "cluster", "got 'mpi'", "tcp://"]),
+        (HEAD + "cluster: yarn\n", ["job.yaml:3", "cluster", "got 'yarn'", "tcp://"]),
         (HEAD + "cluster: {memory: lots}\n", ["cluster.memory", "got 'lots'", "4GB"]),
         (HEAD + "cluster: {memory: 4}\nstall: 1GB\n", ["stall", "got '1GB'", "30min"]),
         (HEAD + "checkpoint: {every: soon}\n", ["checkpoint.every", "got 'soon'", "10min"]),
