@@ -1,5 +1,6 @@
-"""Models trained by gradient steps: pure mathematics on NumPy arrays, one process, no MPI, no Dask, no files.
+"""Models trained by gradient steps.
 
-Everything that a rank computes from its own rows is a sum over rows, so that the caller adds up what the ranks return and
-every rank takes the same step.
+The mathematics is pure NumPy in one process: `models`, `losses`, `activations`, `initializers`, `regularization`, `decorrelation`,
+`optimizers`, `lbfgs`, `proximal`, `kfac`, `schedules`, `clipping`, `metrics`. Everything that it computes from rows is a sum over
+rows, so that ranks add up what they have and take the same step; the other modules feed it rows and do the adding up.
 """
