@@ -381,6 +381,21 @@ class DaskCluster(Cluster):
     def gather(self, handles: Sequence[Any]) -> list[Any]:
         return list(self.client.gather(list(handles)))
 
+    def on_every_rank(
+        self,
+        program: Callable[..., Any],
+        *arguments: Any,
+        token: str = "",
+        listener: Emit = ignore,
+        stall_seconds: float | None = None,
+    ) -> list[Any]:
+        if self.facts.kind == "local":
+            return super().on_every_rank(program, *arguments, token=token, listener=listener, stall_seconds=stall_seconds)
+        from dlscale.engine.programs import run_on_workers
+
+        with self._listening(token, listener):
+            return run_on_workers(self.client, program, arguments, token=token, stall_seconds=stall_seconds)
+
     @contextmanager
     def _listening(self, token: str, listener: Emit) -> Iterator[None]:
         self.client.subscribe_topic(token, lambda event: listener(event[1]))
@@ -401,15 +416,15 @@ class DaskCluster(Cluster):
         from concurrent.futures import CancelledError
 
         from distributed import TimeoutError as DaskTimeoutError
-        from distributed import wait
         from distributed.comm.core import CommClosedError
 
         while True:
             try:
                 if result:
                     return future.result(timeout=1.0)
-                wait(future, timeout=1.0)  # type: ignore[no-untyped-call]
-                return future.result() if future.status == "error" else None
+                if future.exception(timeout=1.0) is not None:
+                    future.result()
+                return None
             except (DaskTimeoutError, TimeoutError):
                 if future.status == "error":
                     raise
