@@ -10,13 +10,14 @@ import numpy as np
 
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import PassCost, lay_out
-from dlscale.engine.panels import Method
+from dlscale.engine.panel_grids import choose_panel
+from dlscale.engine.panels import Method, Panels
 from dlscale.engine.passes import Passes
 from dlscale.errors import NumericalError
-from dlscale.linalg.factor_plan import FactorOptions, PanelPlan, plan_panels
-from dlscale.linalg.factors import CholeskyFactors, LUFactors, singular_words
-from dlscale.linalg.lu import LU, factor_panels
-from dlscale.storage.matrices import Matrix
+from dlscale.linalg import cholesky, lu, panel_qr
+from dlscale.linalg.factor_plan import FactorOptions, PanelPlan, factor_target, plan_panels
+from dlscale.linalg.factors import CholeskyFactors, LUFactors, QRFactors, singular_words
+from dlscale.storage.matrices import Array, Matrix
 
 Assume = Literal["general", "pos", "sym"]
 
@@ -55,7 +56,8 @@ def plan_factoring(
     """
     words = {"general": "LU with partial pivoting", "sym": "LU with partial pivoting", "pos": "Cholesky"}
     left = replace(facts, memory_bytes=max(1, facts.memory_bytes - driver_bytes))
-    plan = plan_panels(kind, words[assume], A, method_of(assume), FactorOptions(panel), left, copied=assume != "pos")
+    options = FactorOptions(panel or min(choose_panel(A.shape), A.shape[1]))
+    plan = plan_panels(kind, words[assume], A, method_of(assume), options, left, copied=assume != "pos")
     layout = lay_out(A, left, state_bytes=state_bytes, operand_bytes=state_bytes)
     return replace(
         plan,
@@ -70,7 +72,7 @@ def plan_factoring(
 
 def method_of(assume: Assume) -> Method:
     """The factorization for what is known of a matrix."""
-    return LU()
+    return cholesky.Cholesky() if assume == "pos" else lu.LU()
 
 
 def factor(passes: Passes, A: Matrix, plan: PanelPlan, assume: Assume, *, name: str) -> LUFactors | CholeskyFactors:
@@ -92,8 +94,26 @@ def factor(passes: Passes, A: Matrix, plan: PanelPlan, assume: Assume, *, name: 
     """
     threads = plan.cluster.threads_per_worker
     probes = np.zeros((A.shape[1], 1), A.dtype)
-    lu, pivots, facts, _ = factor_panels(passes, A, plan.factored, probes=probes, name=name, keep=False)
-    zeros = [int(fact["singular"][0]) for fact in facts if fact["singular"][0]]
-    if zeros:
-        raise NumericalError(f"The matrix is {singular_words(min(zeros) - 1)}")
-    return LUFactors(lu, pivots, threads)
+    if assume == "pos":
+        L, _ = cholesky.factor_panels(passes, A, plan.factored, probes=probes, name=name, keep=False)
+        return CholeskyFactors(L, threads)
+    packed, pivots, zero = factor_general(passes, A, plan, name=name)
+    if zero is not None:
+        raise NumericalError(f"The matrix is {singular_words(zero)}")
+    return LUFactors(packed, pivots, threads)
+
+
+def factor_general(passes: Passes, A: Matrix, plan: PanelPlan, *, name: str) -> tuple[Matrix, Array, int | None]:
+    """LU with partial pivoting: the packed factors, the pivots, and the first step (from 0) whose pivot is zero."""
+    probes = np.zeros((A.shape[1], 1), A.dtype)
+    packed, pivots, facts, *_ = lu.factor_panels(passes, A, plan.factored, probes=probes, name=name, keep=False)
+    zeros = [int(fact["singular"][0]) - 1 for fact in facts if fact["singular"][0]]
+    return packed, pivots, min(zeros, default=None)
+
+
+def factor_orthogonally(passes: Passes, A: Matrix, plan: PanelPlan, *, name: str) -> QRFactors:
+    """Householder QR, which is stable whatever the growth of LU is, at twice the work."""
+    target = factor_target(passes, name, A.shape, A.dtype, plan.factored, scratch=True)
+    probes = np.zeros((A.shape[1], 1), A.dtype)
+    factored, _ = Panels(passes).factor(name, A, panel_qr.Householder(), plan.factored, target, probes=probes)
+    return QRFactors(factored, plan.cluster.threads_per_worker)

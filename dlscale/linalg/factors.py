@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
+from dlscale.engine.panels import Factored
 from dlscale.errors import InputError, NumericalError
-from dlscale.lapack import interchanges
+from dlscale.kernels import one_blas_thread
+from dlscale.lapack import Op, interchanges
+from dlscale.linalg.panel_qr import reflect
 from dlscale.linalg.triangular import solve_triangular
 from dlscale.storage.inputs import StoredResult
 from dlscale.storage.matrices import Array, Matrix
@@ -110,6 +113,71 @@ class CholeskyFactors:
         dtype = _with_imaginary(self.dtype, B)
         solve = partial(solve_triangular, self.l, lower=True, dtype=dtype, n_threads=self.n_threads)
         return solve(solve(B), op="C")
+
+
+@dataclass(frozen=True)
+class QRFactors:
+    """``A = Q R`` with Q as the reflectors of its panels (`dlscale.linalg.panel_qr`).
+
+    Parameters
+    ----------
+    factored : Factored (m, n), m >= n
+    n_threads : int
+        That a triangular solve uses.
+    """
+
+    factored: Factored
+    n_threads: int = 1
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.factored.matrix.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.factored.matrix.dtype
+
+    def solve(self, B: Array, *, adjoint: bool = False) -> Array:
+        """``R^-1 Q^H B``, or ``Q R^-H B``; of a tall matrix the least squares solution."""
+        n = self.shape[1]
+        dtype = _with_imaginary(self.dtype, B)
+        R = TopRows(self.factored.matrix, n)
+        solve = partial(solve_triangular, R, lower=False, dtype=dtype, n_threads=self.n_threads)
+        if not adjoint:
+            return solve(self.rotated(B)[:n])
+        X = np.zeros((self.shape[0], B.shape[1]), dtype)
+        X[:n] = solve(B, op="C")
+        return self.unrotated(X)
+
+    def rotated(self, B: Array) -> Array:
+        """``Q^H B``, all m rows."""
+        return self._reflected(B, range(self.factored.grid.n_steps), "C")
+
+    def unrotated(self, B: Array) -> Array:
+        """``Q B``."""
+        return self._reflected(B, reversed(range(self.factored.grid.n_steps)), "N")
+
+    def _reflected(self, B: Array, steps: Iterable[int], op: Op) -> Array:
+        # Complex right-hand sides of a real matrix go as their real and imaginary parts.
+        parts = [B.real, B.imag] if B.dtype.kind == "c" and self.dtype.kind != "c" else [B]
+        C = np.array(np.hstack(parts), self.dtype, order="C")
+        with one_blas_thread():
+            for j in steps:
+                transform = self.factored.transform(j)
+                reflect(transform, C[transform.top :], op=op)
+        return C if len(parts) == 1 else C[:, : B.shape[1]] + 1j * C[:, B.shape[1] :]
+
+
+class TopRows(Matrix):
+    """The first rows of a matrix."""
+
+    def __init__(self, base: Matrix, n_rows: int) -> None:
+        self.base, self.shape = base, (n_rows, base.shape[1])
+        self.stored_dtype, self.uri, self.in_memory = base.stored_dtype, base.uri, base.in_memory
+        self.row_unit, self.column_unit, self.any_range = base.row_unit, base.column_unit, base.any_range
+
+    def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
+        return self.base.region(rows, columns, out)
 
 
 @dataclass(frozen=True)

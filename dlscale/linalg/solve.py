@@ -21,7 +21,7 @@ from dlscale.errors import InputError, NumericalError, SpecError
 from dlscale.kernels import accumulator_dtype
 from dlscale.linalg.condition import condition
 from dlscale.linalg.factor_plan import PanelPlan
-from dlscale.linalg.factoring import Assume, factor, plan_factoring
+from dlscale.linalg.factoring import Assume, factor, factor_orthogonally, plan_factoring
 from dlscale.linalg.factors import CholeskyFactors, Factorization, LUFactors, ScaledFactors, stored_factors
 from dlscale.linalg.outcome import Outcome
 from dlscale.linalg.refinement import Refined, refine, refine_by_gmres
@@ -223,6 +223,8 @@ class System:
                 self.notes.append(f"in single precision: {error}")
             self.notes.append("factored again in double precision")
         yield self._factor(self.A, "factors"), DOUBLE_TARGET, f"factored in {self.A.dtype}"
+        self.notes.append("factored once more by QR: the entries of LU grew too much")
+        yield factor_orthogonally(self.passes, self.A, self.plan, name="factors-qr"), DOUBLE_TARGET, "factored by QR"
 
     def _factor(self, A: Matrix, name: str) -> LUFactors | CholeskyFactors:
         return factor(self.passes, A, self.plan, self.options.assume, name=name)
