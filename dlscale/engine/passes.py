@@ -13,30 +13,29 @@ from __future__ import annotations
 
 import itertools
 import pickle
-import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from dask._task_spec import DataNode, Task, TaskRef
 
 from dlscale.engine.clusters import Cluster, watchdog
 from dlscale.engine.grids import RowGrid, blocks
+from dlscale.engine.outputs import ArrayOutput, Collector, RowOutput, TransposedOutput
 from dlscale.engine.progress import Emit, Event, Meter, ignore
+from dlscale.engine.reading import read_ahead
 from dlscale.errors import NonFiniteError, NumericalError, SpecError
-from dlscale.kernels import workspace
 from dlscale.storage.checkpoints import Checkpoint
-from dlscale.storage.matrices import Array, ArrayMatrix, Matrix
+from dlscale.storage.matrices import Array, Matrix
 from dlscale.storage.results import ArrayWriter, ResultGroup
 
-State = dict[str, Array]
+__all__ = ["Fold", "Passes", "RowOutput", "State"]
 
-_readers = threading.local()
+State = dict[str, Array]
 
 
 class Fold(ABC):
@@ -69,55 +68,6 @@ class Fold(ABC):
         for name, value in right.items():
             left[name] += value
         return left
-
-
-class RowOutput(Protocol):
-    """Where the output blocks of a pass go."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    def write(self, start_row: int, block: Array) -> None: ...
-
-    def matrix(self) -> Matrix: ...
-
-
-@dataclass
-class ArrayOutput:
-    """A NumPy array that tasks of this process fill."""
-
-    array: Array
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.array.shape)
-
-    def write(self, start_row: int, block: Array) -> None:
-        self.array[start_row : start_row + len(block)] = block
-
-    def matrix(self) -> Matrix:
-        return ArrayMatrix(self.array)
-
-
-@dataclass
-class TransposedOutput:
-    """Writes row blocks as column blocks of the array that holds the transpose."""
-
-    writer: ArrayWriter
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.writer.shape[::-1]
-
-    @property
-    def chunks(self) -> tuple[int, ...]:
-        return self.writer.chunks[::-1]
-
-    def write(self, start_row: int, block: Array) -> None:
-        self.writer.write(0, np.ascontiguousarray(block.T), start_row)
-
-    def matrix(self) -> Matrix:
-        return self.writer.matrix().T
 
 
 class Passes:
@@ -211,6 +161,7 @@ class Passes:
                 "step": step,
                 "seconds": seconds,
                 "bytes_read": n_bytes,
+                "bytes_written": sum(output.n_bytes for output in outputs),
                 "flops": cost["flops"],
                 "resumed": resumed,
             }
@@ -308,10 +259,10 @@ def _run_leaf(sweep: _Sweep, start: int, stop: int) -> State:
     meter = Meter(sweep.token, sweep.step)
     row_bytes = sweep.A.shape[1] * sweep.A.stored_dtype.itemsize
     fold, state = sweep.fold, sweep.fold.start()
-    collectors = [_Collector(output, start, stop, sweep.block_rows) for output in sweep.outputs]
+    collectors = [Collector(output, start, stop, sweep.block_rows) for output in sweep.outputs]
     before = time.perf_counter()
     with np.errstate(over="ignore", invalid="ignore"):
-        for first_row, block in _read_ahead(sweep.A, start, stop, sweep.block_rows):
+        for first_row, block in read_ahead(sweep.A, start, stop, sweep.block_rows):
             read = time.perf_counter()
             for collector, rows in zip(collectors, fold.update(state, block, first_row), strict=True):
                 collector.add(first_row, rows)
@@ -337,79 +288,3 @@ def _find_non_finite(sweep: _Sweep, start: int, stop: int) -> None:
         f"Rows {start} to {stop} are finite, but their products overflow {sweep.A.dtype}; "
         "divide the matrix by its largest entry and run again."
     )
-
-
-def _read_ahead(A: Matrix, start: int, stop: int, block_rows: int) -> Iterator[tuple[int, Array]]:
-    """Blocks of rows, the next one being read while the caller works on this one."""
-    if A.in_memory:
-        for first, last in blocks(start, stop, block_rows):
-            yield first, A.read(first, last)
-        return
-    reader = _reader()
-    shape = (min(block_rows, stop - start), A.shape[1])
-    buffers = itertools.cycle([workspace("read-0", shape, A.dtype), workspace("read-1", shape, A.dtype)])
-    source: Callable[[int, int, Array], Array] = A.read
-    if block_rows % A.row_unit and not A.any_range:
-        source = _UnitReader(A, start, stop).read
-    spans = list(blocks(start, stop, block_rows))
-    ahead = reader.submit(source, *spans[0], next(buffers)[: spans[0][1] - spans[0][0]])
-    for i, (first, _) in enumerate(spans):
-        block = ahead.result()
-        if i + 1 < len(spans):
-            following = spans[i + 1]
-            ahead = reader.submit(source, *following, next(buffers)[: following[1] - following[0]])
-        yield first, block
-
-
-def _reader() -> ThreadPoolExecutor:
-    """The reading thread that belongs to the calling thread."""
-    reader: ThreadPoolExecutor | None = getattr(_readers, "pool", None)
-    if reader is None:
-        reader = _readers.pool = ThreadPoolExecutor(1, thread_name_prefix="dlscale-read")
-    return reader
-
-
-class _UnitReader:
-    """Serves blocks out of whole stored units, each read once, when blocks and units do not line up."""
-
-    def __init__(self, A: Matrix, start: int, stop: int) -> None:
-        self.A, self.start, self.stop = A, start, stop
-        self.unit: tuple[int, Array] = (0, np.empty((0, A.shape[1]), A.dtype))
-
-    def read(self, first: int, last: int, out: Array) -> Array:
-        row = first
-        while row < last:
-            top, unit = self.unit
-            if not top <= row < top + len(unit):
-                top = max(self.start, row // self.A.row_unit * self.A.row_unit)
-                bottom = min(self.stop, (row // self.A.row_unit + 1) * self.A.row_unit)
-                buffer = workspace("unit", (bottom - top, self.A.shape[1]), self.A.dtype)
-                unit = self.A.read(top, bottom, buffer)
-                self.unit = (top, unit)
-            end = min(last, top + len(unit))
-            out[row - first : end - first] = unit[row - top : end - top]
-            row = end
-        return out
-
-
-class _Collector:
-    """Gathers the output blocks of a leaf into whole chunks, and writes each once."""
-
-    def __init__(self, output: RowOutput, start: int, stop: int, block_rows: int) -> None:
-        self.output, self.stop = output, stop
-        chunks = getattr(output, "chunks", None)
-        self.chunk_rows = chunks[0] if chunks else block_rows
-        self.parts: list[Array] = []
-        self.first_row, self.n_rows = start, 0
-
-    def add(self, first_row: int, rows: Array) -> None:
-        self.n_rows += len(rows)
-        complete = self.n_rows == self.chunk_rows or first_row + len(rows) == self.stop
-        if complete and not self.parts:
-            self.output.write(first_row, rows)
-        else:
-            self.parts.append(rows.copy())
-            if complete:
-                self.output.write(self.first_row, np.concatenate(self.parts))
-        if complete:
-            self.first_row, self.n_rows, self.parts = first_row + len(rows), 0, []

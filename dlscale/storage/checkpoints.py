@@ -29,7 +29,8 @@ from dlscale.storage.durable import (
     read_whole,
     write_atomically,
 )
-from dlscale.storage.writers import ArrayWriter, Shape, check_name, make_group, place_node, put_array, reopen_array
+from dlscale.storage.nodes import check_name, make_group, place_node
+from dlscale.storage.writers import ArrayWriter, Shape, put_array, reopen_array
 
 _VERSION = 1
 

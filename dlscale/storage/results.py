@@ -17,18 +17,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from dlscale.errors import SpecError
 from dlscale.storage.durable import PARTIAL, Stamp, fsync_path, fsync_tree, make_folder, write_atomically
-from dlscale.storage.writers import (
-    ArrayWriter,
-    Shape,
-    create_array,
-    find_node,
-    group_metadata,
-    make_group,
-    place_node,
-    put_array,
-    reopen_array,
-    set_aside,
-)
+from dlscale.storage.nodes import find_node, group_metadata, make_group, place_node, set_aside
+from dlscale.storage.writers import ArrayWriter, Shape, create_array, put_array, reopen_array
 
 __all__ = ["ArrayWriter", "ResultGroup", "create_array"]
 

@@ -11,9 +11,7 @@ import itertools
 import json
 import math
 import os
-import re
 import shutil
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +26,7 @@ from zarr.core.buffer import default_buffer_prototype
 
 from dlscale.errors import SpecError
 from dlscale.storage.durable import PARTIAL, Stamp, fsync_path, fsync_tree, make_folder, write_atomically, write_chunk
+from dlscale.storage.nodes import find_node, remove_node
 
 if TYPE_CHECKING:
     from dlscale.storage.matrices import Matrix
@@ -39,8 +38,6 @@ _CHUNK_BYTES = 64 * 2**20
 
 #: The metadata that decide which bytes stand in which file.
 _LAYOUT = ("node_type", "shape", "data_type", "chunk_grid", "chunk_key_encoding", "fill_value", "codecs")
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -76,6 +73,11 @@ class ArrayWriter:
 
     def __reduce__(self) -> tuple[type[ArrayWriter], tuple[Any, ...]]:
         return type(self), (self.name, self.path, self.shape, self.dtype, self.chunks, self.shards, self.fsync, self.checksum)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the array's elements."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def unit(self) -> Shape:
@@ -317,77 +319,6 @@ def publish_array(writer: ArrayWriter, destination: Path, attributes: dict[str, 
     os.rename(writer.path, destination)
     fsync_path(destination.parent)
     return destination
-
-
-def check_name(name: str) -> str:
-    """Check that a name, or a path of names with ``/``, is safe as one of a Zarr node and of a folder."""
-    if all(_NAME.fullmatch(part) and not part.endswith(PARTIAL) and part != "zarr.json" for part in name.split("/")):
-        return name
-    raise SpecError(f"A name must begin with a letter or digit and go on with those and _ . - (at most 100), got {name!r}.")
-
-
-def place_node(root: Path, name: str) -> Path:
-    """Folder of the node `name` under `root`; `root` and the folders between become Zarr groups."""
-    parts = check_name(name).split("/")
-    for i in range(len(parts)):
-        make_group(root.joinpath(*parts[:i]))
-    return root.joinpath(*parts)
-
-
-def make_group(path: Path) -> None:
-    """Make a folder a Zarr group where it is not one.
-
-    Raises
-    ------
-    SpecError
-        If it is a Zarr array.
-    """
-    found = find_node(path)
-    if found is None:
-        make_folder(path)
-        write_atomically(path / "zarr.json", group_metadata({}), fsync=False)
-    elif found.get("node_type") != "group":
-        raise SpecError(f"{path} must be a Zarr group, got an array there; choose another name.")
-
-
-def remove_node(path: Path) -> None:
-    """Remove a Zarr array or group, as one step for whoever reads it; anything else stays."""
-    aside = set_aside(path) if find_node(path) is not None else None
-    if aside:
-        shutil.rmtree(aside)
-
-
-def set_aside(path: Path) -> Path | None:
-    """Give a file or folder a hidden name beside its own, for removal; None where there is none."""
-    if not os.path.lexists(path):
-        return None
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
-    os.rename(path, aside)
-    return aside
-
-
-def find_node(path: Path) -> dict[str, Any] | None:
-    """Metadata of the Zarr node at a path, or None where there is none."""
-    try:
-        found = json.loads((path / "zarr.json").read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        old = any((path / name).is_file() for name in (".zarray", ".zgroup"))
-        return {"node_type": "array or group of format 2"} if old else None
-    except ValueError:
-        return {"node_type": "unreadable node"}
-    return found if isinstance(found, dict) else {}
-
-
-def group_metadata(attributes: dict[str, Any]) -> bytes:
-    """Content of the ``zarr.json`` of a group; NumPy numbers and arrays in its attributes become JSON's."""
-    group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-    return json.dumps(group, indent=2, default=_plain).encode()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    raise TypeError(f"An attribute must be what JSON can hold, got {type(value).__name__}")
 
 
 def _array_metadata(writer: ArrayWriter) -> bytes:

@@ -18,7 +18,8 @@ import pytest
 import zarr
 
 from dlscale.errors import SpecError
-from dlscale.storage.writers import ArrayWriter, check_name, create_array, put_array
+from dlscale.storage.nodes import check_name
+from dlscale.storage.writers import ArrayWriter, create_array, put_array
 
 DTYPES = ["f4", "f8", "c8", "c16", "i1", "i4", "u2", "f2", "?"]
 

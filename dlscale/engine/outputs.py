@@ -1,0 +1,94 @@
+"""Where the output blocks of a pass go, and how they get there in whole chunks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from dlscale.storage.matrices import Array, ArrayMatrix, Matrix
+from dlscale.storage.results import ArrayWriter
+
+
+class RowOutput(Protocol):
+    """Where the output blocks of a pass go."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def n_bytes(self) -> int: ...
+
+    def write(self, start_row: int, block: Array) -> None: ...
+
+    def matrix(self) -> Matrix: ...
+
+
+@dataclass
+class ArrayOutput:
+    """A NumPy array that tasks of this process fill."""
+
+    array: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.array.shape)
+
+    @property
+    def n_bytes(self) -> int:
+        return int(self.array.nbytes)
+
+    def write(self, start_row: int, block: Array) -> None:
+        self.array[start_row : start_row + len(block)] = block
+
+    def matrix(self) -> Matrix:
+        return ArrayMatrix(self.array)
+
+
+@dataclass
+class TransposedOutput:
+    """Writes row blocks as column blocks of the array that holds the transpose."""
+
+    writer: ArrayWriter
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.writer.shape[::-1]
+
+    @property
+    def n_bytes(self) -> int:
+        return self.writer.n_bytes
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        return self.writer.chunks[::-1]
+
+    def write(self, start_row: int, block: Array) -> None:
+        self.writer.write(0, np.ascontiguousarray(block.T), start_row)
+
+    def matrix(self) -> Matrix:
+        return self.writer.matrix().T
+
+
+class Collector:
+    """Gathers the output blocks of a leaf into whole chunks, and writes each once."""
+
+    def __init__(self, output: RowOutput, start: int, stop: int, block_rows: int) -> None:
+        self.output, self.stop = output, stop
+        chunks = getattr(output, "chunks", None)
+        self.chunk_rows = chunks[0] if chunks else block_rows
+        self.parts: list[Array] = []
+        self.first_row, self.n_rows = start, 0
+
+    def add(self, first_row: int, rows: Array) -> None:
+        self.n_rows += len(rows)
+        complete = self.n_rows == self.chunk_rows or first_row + len(rows) == self.stop
+        if complete and not self.parts:
+            self.output.write(first_row, rows)
+        else:
+            self.parts.append(rows.copy())
+            if complete:
+                self.output.write(self.first_row, np.concatenate(self.parts))
+        if complete:
+            self.first_row, self.n_rows, self.parts = first_row + len(rows), 0, []

@@ -1,0 +1,69 @@
+"""Blocks of rows for a pass, each stored unit read once, the next block being read while one is computed."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from dlscale.engine.grids import blocks
+from dlscale.kernels import workspace
+from dlscale.storage.matrices import Array, Matrix
+
+_readers = threading.local()
+
+
+def read_ahead(A: Matrix, start: int, stop: int, block_rows: int) -> Iterator[tuple[int, Array]]:
+    """Blocks of rows, the next one being read while the caller works on this one."""
+    if A.in_memory:
+        for first, last in blocks(start, stop, block_rows):
+            yield first, A.read(first, last)
+        return
+    reader = _reader()
+    shape = (min(block_rows, stop - start), A.shape[1])
+    buffers = itertools.cycle([workspace("read-0", shape, A.dtype), workspace("read-1", shape, A.dtype)])
+    source: Callable[[int, int, Array], Array] = A.read
+    if block_rows % A.row_unit and not A.any_range:
+        source = _UnitReader(A, start, stop).read
+    spans = list(blocks(start, stop, block_rows))
+    ahead = reader.submit(source, *spans[0], next(buffers)[: spans[0][1] - spans[0][0]])
+    for i, (first, _) in enumerate(spans):
+        block = ahead.result()
+        if i + 1 < len(spans):
+            following = spans[i + 1]
+            ahead = reader.submit(source, *following, next(buffers)[: following[1] - following[0]])
+        yield first, block
+
+
+def _reader() -> ThreadPoolExecutor:
+    """The reading thread that belongs to the calling thread."""
+    reader: ThreadPoolExecutor | None = getattr(_readers, "pool", None)
+    if reader is None:
+        reader = _readers.pool = ThreadPoolExecutor(1, thread_name_prefix="dlscale-read")
+    return reader
+
+
+class _UnitReader:
+    """Serves blocks out of whole stored units, each read once, when blocks and units do not line up."""
+
+    def __init__(self, A: Matrix, start: int, stop: int) -> None:
+        self.A, self.start, self.stop = A, start, stop
+        self.unit: tuple[int, Array] = (0, np.empty((0, A.shape[1]), A.dtype))
+
+    def read(self, first: int, last: int, out: Array) -> Array:
+        row = first
+        while row < last:
+            top, unit = self.unit
+            if not top <= row < top + len(unit):
+                top = max(self.start, row // self.A.row_unit * self.A.row_unit)
+                bottom = min(self.stop, (row // self.A.row_unit + 1) * self.A.row_unit)
+                buffer = workspace("unit", (bottom - top, self.A.shape[1]), self.A.dtype)
+                unit = self.A.read(top, bottom, buffer)
+                self.unit = (top, unit)
+            end = min(last, top + len(unit))
+            out[row - first : end - first] = unit[row - top : end - top]
+            row = end
+        return out
