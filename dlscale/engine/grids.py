@@ -15,6 +15,10 @@ from dlscale.storage.matrices import Matrix
 
 #: Bytes of a block: large enough that reading it is one long disk access, small enough to stay near the caches.
 BLOCK_BYTES = 16 * 2**20
+#: Bytes of a chunk of an output. A thread holds several while it gathers, writes and reads them again, so that they decide
+#: how memory grows with the matrix.
+OUTPUT_BYTES = 4 * 2**20
+MAX_OUTPUT_CHUNKS = 8192
 #: Leaves of a pass: enough to keep workers busy to the end, few enough that task overhead (1 to 2 ms each) does not show.
 N_LEAVES = 64
 MAX_LEAVES = 4096
@@ -49,8 +53,9 @@ class RowGrid:
         return [(i, min(i + self.leaf_rows, self.n_rows)) for i in range(0, self.n_rows, self.leaf_rows)]
 
     def output_chunk_rows(self, row_bytes: int) -> int:
-        """Rows of an output chunk: a multiple of the block, at most a leaf, about `BLOCK_BYTES`."""
-        n_blocks = max(1, min(self.leaf_rows, BLOCK_BYTES // row_bytes) // self.block_rows)
+        """Rows of an output chunk: a multiple of the block, at most a leaf, `OUTPUT_BYTES` unless that makes many files."""
+        target_bytes = min(BLOCK_BYTES, max(OUTPUT_BYTES, self.n_rows * row_bytes // MAX_OUTPUT_CHUNKS))
+        n_blocks = max(1, min(self.leaf_rows, target_bytes // row_bytes) // self.block_rows)
         per_leaf = self.leaf_rows // self.block_rows
         return self.block_rows * max(d for d in range(1, n_blocks + 1) if per_leaf % d == 0)
 
