@@ -12,7 +12,7 @@ from dlscale.report.record import JobRecord
 from dlscale.report.sections import Job
 from dlscale.report.style import STYLE
 
-_STATES = {"succeeded": "good", "failed": "bad", "interrupted": "warn"}
+_STATES = {"succeeded": "good", "failed": "bad", "lost": "bad", "interrupted": "warn", "cancelled": "warn"}
 
 
 def render(record: JobRecord) -> str:

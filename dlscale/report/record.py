@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 #: States in which work was lost or stopped; the report opens with the reason and the way on.
-STOPPED = ("failed", "interrupted")
+STOPPED = ("failed", "lost", "interrupted", "cancelled")
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +20,8 @@ class JobRecord:
     Parameters
     ----------
     id, name, kind, state : str
-        Identity of the job. `state` is one of planned, running, checkpointed, certifying, succeeded, failed, interrupted.
+        Identity of the job. `state` is one of planned, running, checkpointed, certifying, succeeded, failed, lost, interrupted,
+        cancelled.
     spec : mapping
         The job's spec as parsed: ``{"kind", "input": {"matrix": ...}, "params": {...}, ...}``.
     spec_yaml : str

@@ -63,13 +63,13 @@ def stopped(job: Job) -> Markup | None:
     if record.state not in STOPPED:
         what = f"This job is not finished: its state was “{record.state}” when this page was written."
         return div("banner waiting", tag("p", None, tag("strong", None, what)))
-    what = "This job failed." if record.state == "failed" else "This job was interrupted."
+    what = "This job failed." if record.state == "failed" else f"This job was {record.state}."
     parts = [tag("p", None, tag("strong", None, what), " ", record.reason or "No reason was recorded; the log has the details.")]
     if record.resume_command:
         steps = [step for _, step in job.timeline.checkpoints] if job.timeline else []
         from_where = f"It goes on after the checkpoint of step “{steps[-1]}”:" if steps else "To start it again with the same plan:"
         parts.append(tag("p", None, from_where, " ", tag("code", {"class": "command"}, record.resume_command)))
-    return div("banner bad" if record.state == "failed" else "banner waiting", *parts)
+    return div("banner bad" if record.state in ("failed", "lost") else "banner waiting", *parts)
 
 
 def asked(job: Job) -> Markup | None:

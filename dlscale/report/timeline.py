@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.report.record import STOPPED
+
 #: A run that starts this long after the last event left a pause behind it, which the time axis leaves out.
 PAUSE_SECONDS = 5.0
 _N_BINS = 160
@@ -149,7 +151,7 @@ def _passes(timed: list[Mapping[str, Any]], seconds: list[float]) -> tuple[list[
                     if not seen_read and not seen_flops:
                         knots.append((start, 0.0, 0.0))
                     knots.append((x, max(read - seen_read, 0.0), max(flops - seen_flops, 0.0)))
-            case "state" if event.get("state") in ("failed", "interrupted", "planned", "running"):
+            case "state" if event.get("state") in (*STOPPED, "planned", "running"):
                 cut(max((k[0] for k in knots), default=x) if event.get("state") in ("planned", "running") else x)
     cut(seconds[-1])
     return runs, sorted(knots, key=lambda knot: knot[0])

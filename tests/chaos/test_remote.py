@@ -87,7 +87,7 @@ def test_a_cluster_that_dies(cluster: Cluster, tmp_path: Path) -> None:
         ended = finish(process, timeout=60)
     assert ended.code == 1, ended.err
     assert "Traceback" not in ended.err
-    assert ended.record["state"] == "failed"
+    assert ended.record["state"] == "lost"
     assert "scheduler" in ended.err
     job = job_folder(tmp_path).name
     refused = call("resume", job, cwd=tmp_path)

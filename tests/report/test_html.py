@@ -134,10 +134,11 @@ def test_a_failed_certificate_is_shown_as_failed(value: float | None) -> None:
     assert "dlscale resume" not in page.text
 
 
-def test_an_interrupted_job_says_why_and_how_to_go_on() -> None:
+@pytest.mark.parametrize("state", ["interrupted", "cancelled", "lost"])
+def test_a_stopped_job_says_why_and_how_to_go_on(state: str) -> None:
     stopped = [e for e in run_events(["sketch", "power-1"]) if e["time"] < START + 4]
-    page = Page(render(svd_record(state="interrupted", certificate=None, arrays={}, reason="SIGTERM arrived.", events=stopped)))
-    assert "This job was interrupted." in page.text
+    page = Page(render(svd_record(state=state, certificate=None, arrays={}, reason="SIGTERM arrived.", events=stopped)))
+    assert f"This job was {state}." in page.text
     assert "SIGTERM arrived." in page.text
     assert "after the checkpoint of step “sketch”" in page.text
     assert "dlscale resume 20260812-1511-spectrum-11bc" in page.text
