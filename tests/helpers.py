@@ -15,8 +15,8 @@ from dlscale import gallery
 from dlscale.engine.clusters import ClusterFacts, open_cluster
 from dlscale.engine.costs import Plan
 from dlscale.engine.grids import RowGrid
+from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
-from dlscale.linalg.outcome import Outcome
 from dlscale.storage.matrices import open_matrix
 
 Array = np.ndarray[Any, Any]

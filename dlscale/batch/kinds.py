@@ -8,6 +8,7 @@ from typing import Any
 
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import Plan
+from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
 from dlscale.learn.covariate import CovariateOptions, compute_covariate, plan_covariate
 from dlscale.learn.predicting import PredictOptions, compute_predict, plan_predict
@@ -16,7 +17,6 @@ from dlscale.learn.training import TrainPlan, compute_train, plan_train
 from dlscale.linalg.cholesky import CholeskyOptions, compute_cholesky, plan_cholesky
 from dlscale.linalg.factor_plan import PanelPlan
 from dlscale.linalg.lu import LUOptions, compute_lu, plan_lu
-from dlscale.linalg.outcome import Outcome
 from dlscale.linalg.pca import PCAOptions, compute_pca, plan_pca
 from dlscale.linalg.qr import QROptions, compute_qr, plan_qr
 from dlscale.linalg.svd import SVDOptions, compute_svd, plan_svd

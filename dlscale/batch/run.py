@@ -30,10 +30,10 @@ from dlscale.batch.spec import parse_spec
 from dlscale.batch.workspace import Heartbeat, Job, JobState, Workspace
 from dlscale.engine.clusters import open_cluster
 from dlscale.engine.machine import describe_machine
+from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
 from dlscale.engine.progress import Emit, Event, ignore
 from dlscale.errors import CertificateError, DlscaleError, InputError, Interrupted, NumericalError, RankError, SpecError
-from dlscale.linalg.outcome import Outcome
 from dlscale.storage.durable import PARTIAL
 from dlscale.storage.groups import open_arrays
 from dlscale.storage.results import ResultGroup

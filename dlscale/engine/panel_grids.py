@@ -28,12 +28,15 @@ class PanelGrid:
         Panels that are in memory together; a finished group is a checkpoint.
     row_blocks : int
         Row blocks of a panel; 1 is LAPACK on whole columns.
+    streamed : int
+        Finished panels that are read for one graph; no bit of a result depends on it.
     """
 
     shape: tuple[int, int]
     panel: int
     group: int
     row_blocks: int = 1
+    streamed: int = 4
 
     @property
     def n_panels(self) -> int:
@@ -73,7 +76,7 @@ class PanelGrid:
     def from_dict(cls, record: dict[str, Any]) -> PanelGrid:
         """The grid of an earlier run."""
         m, n = record["shape"]
-        return cls((m, n), record["panel"], record["group"], record["row_blocks"])
+        return cls((m, n), record["panel"], record["group"], record["row_blocks"], record["streamed"])
 
 
 def choose_panel(shape: tuple[int, int]) -> int:

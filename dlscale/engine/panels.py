@@ -38,8 +38,6 @@ from dlscale.storage.results import ArrayWriter
 
 #: Tasks of one graph: enough to hide the start and the end of it, few enough for any scheduler.
 MAX_TASKS = 4000
-#: Bytes of finished panels that are read for one graph.
-FETCH_BYTES = 2**29
 #: Rows that are read at a time when panels are loaded.
 STRIP_BYTES = 16 * 2**20
 
@@ -347,8 +345,7 @@ class _Group:
         """Cut steps so that a graph has few tasks, and those that read finished panels have room for them."""
         limit = max(1, MAX_TASKS // len(self.group))
         if fetched:
-            panel_bytes = self.grid.shape[0] * self.grid.panel * self.work.A.dtype.itemsize
-            limit = min(limit, max(2, FETCH_BYTES // panel_bytes))
+            limit = min(limit, self.grid.streamed)
         for start in range(0, len(steps), limit):
             yield steps[start : start + limit]
 

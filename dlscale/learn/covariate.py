@@ -15,13 +15,13 @@ from dlscale.certificates import Certificate, Check
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import PassCost
 from dlscale.engine.grids import RowGrid, plan_grid
+from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
 from dlscale.errors import SpecError
 from dlscale.kernels import Array
 from dlscale.learn.predicting import ScoreFold
 from dlscale.learn.task import Recipe, TrainOptions
 from dlscale.learn.training import TrainPlan, plan_train, run_training
-from dlscale.linalg.outcome import Outcome
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrices import ArrayMatrix, Matrix
 

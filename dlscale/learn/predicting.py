@@ -11,6 +11,7 @@ import numpy as np
 from dlscale.certificates import Certificate, Check
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import PassCost, Plan, lay_out, measured_rates
+from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Fold, Passes, RowOutput, State
 from dlscale.errors import InputError, SpecError
 from dlscale.kernels import Array
@@ -20,7 +21,6 @@ from dlscale.learn.metrics import METRICS, metrics_of
 from dlscale.learn.models import Model
 from dlscale.learn.parameters import Parameters
 from dlscale.learn.task import Recipe, TrainOptions
-from dlscale.linalg.outcome import Outcome
 from dlscale.storage.inputs import Inputs, StoredResult
 
 

@@ -13,6 +13,7 @@ from dlscale.certificates import Certificate, Check
 from dlscale.engine.clusters import BASELINE_BYTES, ClusterFacts
 from dlscale.engine.costs import PassCost, Plan, measured_rates
 from dlscale.engine.grids import RowGrid
+from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
 from dlscale.engine.programs import run_here
 from dlscale.errors import CorruptionError, DoesNotFitError, Interrupted, SpecError
@@ -22,7 +23,6 @@ from dlscale.learn.gradients import Seconds
 from dlscale.learn.loop import FINISHED, flops_per_row, train
 from dlscale.learn.packing import unpack
 from dlscale.learn.task import DTYPES, Recipe, Task, TrainOptions, count_outputs
-from dlscale.linalg.outcome import Outcome
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrices import Matrix
 
@@ -69,7 +69,7 @@ def plan_train(inputs: Inputs, options: TrainOptions, facts: ClusterFacts) -> Tr
             got = inputs["validation_features"].shape[1]
             raise SpecError(f"input.validation_features: must have {features.shape[1]} columns like the features; got {got}.")
     n_outputs = count_outputs(targets, recipe.model, options.model.get("n_classes"))
-    dtype = DTYPES[options.dtype] if options.dtype else features.dtype
+    dtype: np.dtype[Any] = DTYPES[options.dtype] if options.dtype else features.dtype
     batch_size = None if recipe.full_batch else options.batch_size or 256
     order = plan_order(
         features,

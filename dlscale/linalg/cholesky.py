@@ -9,6 +9,7 @@ import numpy as np
 from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import PassCost
+from dlscale.engine.outcome import Outcome
 from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.panels import Facts, Method, Panels, Seen, Transform
 from dlscale.engine.passes import Passes
@@ -16,7 +17,6 @@ from dlscale.errors import NumericalError, SpecError
 from dlscale.lapack import factor_cholesky, multiply_add, solve_right
 from dlscale.linalg.factor_plan import FactorOptions, PanelPlan, as_matrix, factor_target, plan_panels
 from dlscale.linalg.factor_products import TriangularProduct, probes, scaled, triangular_product
-from dlscale.linalg.outcome import Outcome
 from dlscale.storage.matrices import Array, Matrix
 
 
@@ -126,7 +126,7 @@ def compute_cholesky(passes: Passes, A: Matrix, options: CholeskyOptions, plan: 
 
 
 def factor_panels(
-    passes: Passes, A: Matrix, grid: PanelGrid, *, probes: Array, name: str = "l", keep: bool = True
+    passes: Passes, A: Matrix, grid: PanelGrid, *, probes: Array, step: str = "cholesky", keep: bool = True
 ) -> tuple[Matrix, Seen]:
     """Factor a matrix; ``keep`` says whether the factor belongs to the job's result.
 
@@ -135,6 +135,6 @@ def factor_panels(
     L : Matrix (n, n)
     Seen
     """
-    target = factor_target(passes, name, A.shape, A.dtype, grid, scratch=not keep)
-    _, seen = Panels(passes).factor(name, A, Cholesky(), grid, target, probes=probes)
+    target = factor_target(passes, "l" if keep else step, A.shape, A.dtype, grid, scratch=not keep)
+    _, seen = Panels(passes).factor(step, A, Cholesky(), grid, target, probes=probes)
     return as_matrix(target), seen

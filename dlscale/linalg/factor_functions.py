@@ -9,11 +9,11 @@ import numpy as np
 
 from dlscale.engine.clusters import ClusterFacts, describe_cluster, n_cores, open_cluster
 from dlscale.engine.costs import Plan
+from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
 from dlscale.linalg.cholesky import CholeskyOptions, compute_cholesky, plan_cholesky
 from dlscale.linalg.factors import CholeskyFactors, LUFactors
 from dlscale.linalg.lu import LUOptions, compute_lu, plan_lu
-from dlscale.linalg.outcome import Outcome
 from dlscale.linalg.qr import Mode, QROptions, compute_qr, plan_qr
 from dlscale.storage.matrices import Array, ArrayMatrix, Matrix, open_matrix
 

@@ -12,7 +12,7 @@ from dlscale.engine.clusters import BASELINE_BYTES, ClusterFacts
 from dlscale.engine.costs import NOMINAL_FLOPS_PER_SECOND, PassCost, Plan, measured_rates
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.panel_grids import PanelGrid, choose_panel
-from dlscale.engine.panels import FETCH_BYTES, STRIP_BYTES, Method, group_bytes, group_flops
+from dlscale.engine.panels import STRIP_BYTES, Method, group_bytes, group_flops
 from dlscale.engine.passes import Passes
 from dlscale.errors import DoesNotFitError, SpecError
 from dlscale.storage.matrices import Array, ArrayMatrix, Matrix
@@ -20,6 +20,8 @@ from dlscale.storage.results import ArrayWriter
 
 #: A group takes at most about so long, so that this much work is repeated at most after a kill.
 CHECKPOINT_SECONDS = 600.0
+#: Bytes of finished panels that are read for one graph.
+FETCH_BYTES = 2**29
 #: Bytes of a chunk of a stored factor.
 CHUNK_BYTES = 16 * 2**20
 
@@ -110,23 +112,23 @@ def plan_panels(
     panel_bytes = m * panel * item
     # Beside the panels of a group: what each thread factors or reads, and the finished panels that are streamed.
     fixed = facts.threads_per_worker * (panel_bytes + 2 * STRIP_BYTES) + (BASELINE_BYTES if facts.kind != "threads" else 0)
-    streamed = max(FETCH_BYTES, 2 * panel_bytes) + panel_bytes
     n_panels = -(-n // panel)
     room = facts.memory_bytes - fixed
+    streamed = max(2, min(FETCH_BYTES, room // 5) // panel_bytes)
     group = n_panels
     if n_panels * panel_bytes > room * facts.n_workers:
-        group = int((room - streamed) * facts.n_workers // panel_bytes)
+        group = int(room // panel_bytes - streamed - 1) * facts.n_workers
     if group < 1:
-        needed = fixed + streamed + panel_bytes
+        needed = fixed + (streamed + 2) * panel_bytes
         raise DoesNotFitError(
             f"One worker needs {needed / 1e9:.2f} GB for panels of {m} rows x {panel} columns, and has "
             f"{facts.memory_bytes / 1e9:.2f} GB; raise cluster.memory, use fewer threads, or choose a smaller panel."
         )
     group = _by_time(method, (m, n), panel, group, facts)
-    grid = PanelGrid((m, n), panel, group, options.row_blocks or 1)
+    grid = PanelGrid((m, n), panel, group, options.row_blocks or 1, streamed)
     groups = grid.groups()
     passes = [
-        PassCost(f"panels-{i + 1}", group_flops(method, grid, g), group_bytes(A, grid, g), m * sum(map(grid.width, g)) * item)
+        PassCost(f"{kind}-{i + 1}", group_flops(method, grid, g), group_bytes(A, grid, g), m * sum(map(grid.width, g)) * item)
         for i, g in enumerate(groups)
     ]
     copies = [PassCost("rows", 0.0, m * n * item, m * n * item)] if copied and len(groups) > 1 else []
@@ -138,7 +140,7 @@ def plan_panels(
         grid=RowGrid(n, panel, panel * max(1, n_panels // 16)),
         transposed=False,
         passes=(*passes, *copies, *more),
-        peak_bytes_per_worker=fixed + per_worker + (streamed if len(groups) > 1 else 0),
+        peak_bytes_per_worker=fixed + per_worker + ((streamed + 1) * panel_bytes if len(groups) > 1 else 0),
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
         rates=measured_rates(A, facts),

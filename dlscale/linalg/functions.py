@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dlscale.engine.clusters import describe_cluster, open_cluster
+from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
-from dlscale.linalg.outcome import Outcome
 from dlscale.linalg.svd import Method, SVDOptions, compute_svd, plan_svd
 from dlscale.storage.matrices import Array, open_matrix
 

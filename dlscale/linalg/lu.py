@@ -11,13 +11,13 @@ import numpy as np
 from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import PassCost
+from dlscale.engine.outcome import Outcome
 from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.panels import Facts, Method, Panels, RowMove, Seen, Transform, largest_modulus
 from dlscale.engine.passes import Passes
 from dlscale.lapack import factor_lu, interchanges, multiply_add, solve_lower
 from dlscale.linalg.factor_plan import FactorOptions, PanelPlan, as_matrix, factor_target, plan_panels
 from dlscale.linalg.factor_products import TriangularProduct, probes, scaled, triangular_product
-from dlscale.linalg.outcome import Outcome
 from dlscale.storage.matrices import Array, Matrix
 
 
@@ -156,7 +156,7 @@ def compute_lu(passes: Passes, A: Matrix, options: LUOptions, plan: PanelPlan) -
 
 
 def factor_panels(
-    passes: Passes, A: Matrix, grid: PanelGrid, *, probes: Array, name: str = "lu", keep: bool = True
+    passes: Passes, A: Matrix, grid: PanelGrid, *, probes: Array, step: str = "lu", keep: bool = True
 ) -> tuple[Matrix, Array, list[Facts], Seen]:
     """Factor a matrix.
 
@@ -166,8 +166,8 @@ def factor_panels(
     A : Matrix (m, n)
     grid : PanelGrid
     probes : (n, k)
-    name : str
-        Of the array.
+    step : str
+        Name of the step, and of the array.
     keep : bool
         Whether it belongs to the job's result.
 
@@ -181,12 +181,12 @@ def factor_panels(
     """
     several = len(grid.groups()) > 1
     # Rows of finished groups still move, so groups are kept apart until the last one is done.
-    target = factor_target(passes, name, A.shape, A.dtype, grid, scratch=several or not keep)
-    factored, seen = Panels(passes).factor(name, A, LU(), grid, target, probes=probes)
+    target = factor_target(passes, step, A.shape, A.dtype, grid, scratch=several or not keep)
+    factored, seen = Panels(passes).factor(step, A, LU(), grid, target, probes=probes)
     pivots = np.concatenate([fact["pivots"] for fact in factored.facts])
     if several:
-        final = factor_target(passes, name if keep else f"{name}-rows", A.shape, A.dtype, grid, scratch=not keep)
-        Panels(passes).place(f"{name}-rows", factored, final, LaterRows(_later_moves(factored.facts, grid)))
+        final = factor_target(passes, step if keep else f"{step}-rows", A.shape, A.dtype, grid, scratch=not keep)
+        Panels(passes).place(f"{step}-rows", factored, final, LaterRows(_later_moves(factored.facts, grid)))
         target = final
     return as_matrix(target), pivots, factored.facts, seen
 

@@ -15,6 +15,7 @@ import numpy as np
 from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check, orthogonality
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import PassCost, Plan, bytes_of, lay_out, measured_rates
+from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.errors import DoesNotFitError, SpecError
 from dlscale.kernels import accumulator_dtype, one_blas_thread
@@ -23,7 +24,6 @@ from dlscale.linalg.estimates import ErrorEstimate
 from dlscale.linalg.exact_svd import exact_svd
 from dlscale.linalg.finish import finish
 from dlscale.linalg.left_factor import largest_entries, phases_of
-from dlscale.linalg.outcome import Outcome
 from dlscale.linalg.products import Gram
 from dlscale.linalg.subspace import gaussian
 from dlscale.linalg.svd import Method, SVDOptions, orient, plan_svd, right_subspace

@@ -7,11 +7,11 @@ from typing import Literal, get_args
 
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import Plan
+from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
 from dlscale.errors import DoesNotFitError, SpecError
 from dlscale.linalg import tall_qr
 from dlscale.linalg.factor_plan import FactorOptions, PanelPlan
-from dlscale.linalg.outcome import Outcome
 from dlscale.linalg.panel_qr import compute_panel_qr, plan_panel_qr
 from dlscale.storage.matrices import Matrix
 

@@ -16,6 +16,7 @@ from dlscale.certificates import Certificate, solution
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import PassCost
 from dlscale.engine.grids import RowGrid
+from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
 from dlscale.errors import InputError, NumericalError, SpecError
 from dlscale.kernels import accumulator_dtype
@@ -23,7 +24,6 @@ from dlscale.linalg.condition import condition
 from dlscale.linalg.factor_plan import PanelPlan
 from dlscale.linalg.factoring import Assume, factor, factor_orthogonally, plan_factoring
 from dlscale.linalg.factors import CholeskyFactors, Factorization, LUFactors, ScaledFactors, stored_factors
-from dlscale.linalg.outcome import Outcome
 from dlscale.linalg.refinement import Refined, refine, refine_by_gmres
 from dlscale.linalg.residuals import Norms, Residual, Rounded, rounding_scale
 from dlscale.storage.inputs import Inputs
@@ -108,6 +108,7 @@ def plan_solve(inputs: Inputs, options: SolveOptions, facts: ClusterFacts) -> Pa
         panel=options.panel,
         driver_bytes=(6 * width + k) * n * wide,
         state_bytes=n * width * wide,
+        before=(PassCost("norms", 2.0 * n * n, A.n_stored_bytes),),
         more=(
             PassCost("triangular", 2.0 * n * n * k * n_solves, n_solves * n * n * lower_dtype(A.dtype).itemsize),
             PassCost("residual", 2.0 * n * n * k * n_solves, A.n_stored_bytes * n_solves),

@@ -12,12 +12,12 @@ import numpy as np
 
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import PassCost, Plan, bytes_of, lay_out, measured_rates
+from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
 from dlscale.errors import SpecError
 from dlscale.kernels import accumulator_dtype
 from dlscale.linalg.exact_svd import exact_svd
 from dlscale.linalg.finish import N_PROBES, finish, iteration_width
-from dlscale.linalg.outcome import Outcome
 from dlscale.linalg.subspace import Subspace, iterate, iterate_to_tolerance, start_subspace
 from dlscale.linalg.triplets import LeftOutput
 from dlscale.storage.matrices import Array, Matrix

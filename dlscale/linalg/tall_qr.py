@@ -10,12 +10,12 @@ import numpy as np
 from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check, orthogonality
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import PassCost, Plan, bytes_of, lay_out, measured_rates
+from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
 from dlscale.errors import SpecError
 from dlscale.kernels import accumulator_dtype, one_blas_thread
 from dlscale.linalg.left_factor import LeftFactor
 from dlscale.linalg.orthogonal import find_basis
-from dlscale.linalg.outcome import Outcome
 from dlscale.linalg.products import Gram
 from dlscale.linalg.subspace import gaussian
 from dlscale.storage.matrices import Matrix

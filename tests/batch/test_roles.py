@@ -21,9 +21,9 @@ from dlscale.batch.workspace import Workspace
 from dlscale.certificates import Certificate
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import Plan
+from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
 from dlscale.errors import InputError, SpecError
-from dlscale.linalg.outcome import Outcome
 from dlscale.linalg.tall_qr import QROptions, plan_qr
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrices import open_matrix

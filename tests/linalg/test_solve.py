@@ -11,9 +11,9 @@ from helpers import DTYPES, THREADS, Array, eps, gaussian, spectrum, store
 
 from dlscale import gallery
 from dlscale.engine.clusters import open_cluster
+from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
 from dlscale.errors import DoesNotFitError, NumericalError, SpecError
-from dlscale.linalg.outcome import Outcome
 from dlscale.linalg.solve import SolveOptions, compute_solve, plan_solve
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrices import open_matrix

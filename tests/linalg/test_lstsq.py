@@ -1,0 +1,149 @@
+"""Least squares: NumPy's answers on every shape, rank and number of right-hand sides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import DTYPES, THREADS, Array, eps, gaussian, spectrum, store
+
+from dlscale import gallery
+from dlscale.engine.clusters import open_cluster
+from dlscale.engine.passes import Passes
+from dlscale.errors import NonFiniteError, SpecError
+from dlscale.linalg import lstsq
+from dlscale.linalg.factor_plan import PanelPlan
+from dlscale.linalg.lstsq import LstsqOptions, compute_lstsq, plan_lstsq
+from dlscale.engine.outcome import Outcome
+from dlscale.storage.inputs import Inputs
+from dlscale.storage.matrices import open_matrix
+
+SHAPES = [(1, 1), (200, 1), (1, 200), (33, 32), (32, 33), (300, 40), (40, 300), (64, 64)]
+
+
+@pytest.fixture(params=["passes", "panels"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Passes over the long side; or panels, which are for matrices that are large both ways."""
+    if request.param == "panels":
+        monkeypatch.setattr(lstsq, "PASS_COLUMNS", 0)
+        monkeypatch.setattr(lstsq, "CLEARLY_LONG", 10**9)
+    return str(request.param)
+
+
+def run(A: Any, B: Any, **options: Any) -> Outcome:
+    inputs = Inputs({"matrix": open_matrix(A), "rhs": open_matrix(B, vectors=True)})
+    chosen = LstsqOptions(**options)
+    plan = plan_lstsq(inputs, chosen, THREADS)
+    with open_cluster(THREADS) as cluster:
+        return compute_lstsq(Passes(cluster), inputs, chosen, plan)
+
+
+def assert_as_numpy(A: Array, B: Array, outcome: Outcome, *, condition: float) -> None:
+    """The same rank, and x within the bound of the problem: eps times its condition number, squared for the residual's part."""
+    wide = np.result_type(A.dtype, np.float64)
+    x, _, rank, _ = np.linalg.lstsq(A.astype(wide), B, rcond=max(A.shape) * eps(A))
+    assert outcome.estimates["rank"] == rank
+    assert outcome.certificate.passed, outcome.certificate
+    residual = np.linalg.norm(B - A.astype(wide) @ x) / max(np.linalg.norm(A) * np.linalg.norm(x), 1e-300)
+    bound = 30 * max(A.shape) ** 0.5 * eps(A) * (condition + condition**2 * residual)
+    assert np.linalg.norm(outcome.arrays["x"] - x) <= bound * np.linalg.norm(x)
+    assert np.linalg.norm(outcome.arrays["x"]) <= np.linalg.norm(x) * (1 + bound)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_shapes(shape: tuple[int, int], dtype: str, way: str) -> None:
+    A, B = gaussian(*shape, dtype), gaussian(shape[0], 3, dtype, seed=1)
+    s = np.linalg.svd(A, compute_uv=False)
+    outcome = run(A, B, panel=min(16, *shape))
+    assert outcome.arrays["x"].shape == (shape[1], 3)
+    assert outcome.arrays["x"].dtype == A.dtype
+    assert_as_numpy(A, B, outcome, condition=float(s[0] / s[-1]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(90, 30), (30, 90), (40, 40)], ids=str)
+@pytest.mark.parametrize("rank", [1, 11, 29])
+def test_rank_deficient(rank: int, shape: tuple[int, int], dtype: str, way: str) -> None:
+    A, B = gallery.rank_deficient(*shape, rank, dtype=dtype), gaussian(shape[0], 2, dtype)
+    s = np.linalg.svd(A.astype("c16"), compute_uv=False)
+    outcome = run(A, B, panel=16)
+    assert outcome.estimates["rank"] == rank
+    assert_as_numpy(A, B, outcome, condition=float(s[0] / s[rank - 1]))
+
+
+@pytest.mark.parametrize("condition", [1e3, 1e8, 1e12])
+@pytest.mark.parametrize("shape", [(200, 40), (40, 200)], ids=str)
+def test_conditions(shape: tuple[int, int], condition: float, way: str) -> None:
+    A, B = spectrum(gallery.geometric(40, condition), *shape), gaussian(shape[0], 2)
+    outcome = run(A, B, panel=16)
+    assert_as_numpy(A, B, outcome, condition=condition)
+    # Panels estimate it, in another norm.
+    assert condition / 100 <= outcome.estimates["condition"] <= condition * 100
+
+
+@pytest.mark.parametrize("shape", [(120, 20), (20, 120)], ids=str)
+def test_rcond_decides_the_rank(shape: tuple[int, int], way: str) -> None:
+    A, B = spectrum(gallery.step(20, 7, small=1e-5), *shape), gaussian(shape[0], 1)
+    x, _, _, _ = np.linalg.lstsq(A, B, rcond=1e-3)
+    outcome = run(A, B, rcond=1e-3, panel=8)
+    assert outcome.estimates["rank"] == 7
+    np.testing.assert_allclose(outcome.arrays["x"], x, atol=1e-10 * np.linalg.norm(x))
+    assert run(A, B, panel=8).estimates["rank"] == 20
+
+
+def test_many_right_hand_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than are reduced in one pass."""
+    monkeypatch.setattr(lstsq, "_batch", lambda n: 10)
+    A, B = gaussian(150, 20), gaussian(150, 64)
+    np.testing.assert_allclose(run(A, B, block_rows=50).arrays["x"], np.linalg.lstsq(A, B)[0], atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(80, 20), (20, 80)], ids=str)
+def test_one_vector_and_complex_right_hand_sides(shape: tuple[int, int], way: str) -> None:
+    A, b = gaussian(*shape), gaussian(shape[0], 1, "c16")[:, 0]
+    x = run(A, b, panel=8).arrays["x"]
+    assert x.shape == (shape[1],)
+    assert x.dtype == np.complex128
+    np.testing.assert_allclose(x, np.linalg.lstsq(A, b)[0], atol=1e-12)
+
+
+def test_the_residuals_are_those_of_numpy() -> None:
+    A, B = gaussian(100, 10), gaussian(100, 4)
+    outcome = run(A, B, block_rows=32)
+    np.testing.assert_allclose(outcome.estimates["residuals"], np.linalg.lstsq(A, B)[1], rtol=1e-12)
+    np.testing.assert_allclose(outcome.arrays["s"], np.linalg.svd(A, compute_uv=False), rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(150, 30), (30, 150)], ids=str)
+def test_from_disk(shape: tuple[int, int], tmp_path: Path) -> None:
+    A, B = gaussian(*shape), gaussian(shape[0], 2)
+    a = store(tmp_path / "a.zarr", A, chunks=(20, 20), compressors=None)
+    b = store(tmp_path / "b.zarr", B, chunks=(64, 2), compressors=None)
+    np.testing.assert_allclose(run(str(a), str(b)).arrays["x"], np.linalg.lstsq(A, B)[0], atol=1e-12)
+
+
+def test_a_nan_is_found_with_its_place() -> None:
+    A, B = gaussian(50, 5), gaussian(50, 2)
+    A[31, 3] = np.nan
+    with pytest.raises(NonFiniteError, match="row 31, column 3"):
+        run(A, B)
+    with pytest.raises(NonFiniteError, match="row 3, column 1"):
+        run(gaussian(50, 5), np.where(np.arange(100).reshape(50, 2) == 7, np.inf, B))
+
+
+def test_large_both_ways_goes_to_panels() -> None:
+    A, B = open_matrix(np.broadcast_to(1.0, (6000, 5000))), open_matrix(np.ones((6000, 1)))
+    facts = type(THREADS)("threads", 1, 2, 2**33)
+    assert isinstance(plan_lstsq(Inputs({"matrix": A, "rhs": B}), LstsqOptions(), facts), PanelPlan)
+
+
+@pytest.mark.parametrize(
+    ("B", "options", "words"),
+    [(np.ones(4), {}, "input.rhs: must have 3 rows"), (np.ones(3), {"rcond": 1.5}, "params.rcond")],
+)
+def test_what_does_not_suit_is_refused(B: Array, options: Any, words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        run(np.ones((3, 2)), B, **options)
