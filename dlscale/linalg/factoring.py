@@ -28,41 +28,46 @@ def plan_factoring(
     facts: ClusterFacts,
     *,
     assume: Assume = "general",
+    orthogonal: bool = False,
     panel: int | None = None,
     driver_bytes: int = 0,
     state_bytes: int = 0,
+    before: Sequence[PassCost] = (),
     more: Sequence[PassCost] = (),
 ) -> PanelPlan:
-    """Plan the factorization of a square matrix and passes over its rows.
+    """Plan the factorization of a matrix and passes over its rows.
 
     Parameters
     ----------
     kind : str
-    A : Matrix (n, n)
+    A : Matrix (m, n)
         As it is factored, in its own precision: there must be room for that where rounded factors are not good enough.
     facts : ClusterFacts
     assume : str
+    orthogonal : bool
+        Whether it is factored by QR.
     panel : int, optional
     driver_bytes : int
         What the driver holds beside, such as right-hand sides.
     state_bytes : int
         Partial results of a pass.
-    more : sequence of PassCost
-        What comes after the factorization.
+    before, more : sequence of PassCost
+        What comes before and after the factorization.
 
     Raises
     ------
     SpecError, DoesNotFitError
     """
-    words = {"general": "LU with partial pivoting", "sym": "LU with partial pivoting", "pos": "Cholesky"}
+    words = {"general": "LU with partial pivoting", "sym": "LU with partial pivoting", "pos": "Cholesky"}[assume]
+    method, words = (panel_qr.Householder(), "Householder QR by panels") if orthogonal else (method_of(assume), words)
     left = replace(facts, memory_bytes=max(1, facts.memory_bytes - driver_bytes))
     options = FactorOptions(panel or min(choose_panel(A.shape), A.shape[1]))
-    plan = plan_panels(kind, words[assume], A, method_of(assume), options, left, copied=assume != "pos")
+    plan = plan_panels(kind, words, A, method, options, left, copied=isinstance(method, lu.LU))
     layout = lay_out(A, left, state_bytes=state_bytes, operand_bytes=state_bytes)
     return replace(
         plan,
         grid=layout.grid,
-        passes=(PassCost("norms", 2.0 * A.shape[0] * A.shape[1], A.n_stored_bytes), *plan.passes, *more),
+        passes=(*before, *plan.passes, *more),
         peak_bytes_per_worker=max(plan.peak_bytes_per_worker, layout.peak_bytes) + driver_bytes,
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
@@ -95,7 +100,7 @@ def factor(passes: Passes, A: Matrix, plan: PanelPlan, assume: Assume, *, name: 
     threads = plan.cluster.threads_per_worker
     probes = np.zeros((A.shape[1], 1), A.dtype)
     if assume == "pos":
-        L, _ = cholesky.factor_panels(passes, A, plan.factored, probes=probes, name=name, keep=False)
+        L, _ = cholesky.factor_panels(passes, A, plan.factored, probes=probes, step=name, keep=False)
         return CholeskyFactors(L, threads)
     packed, pivots, zero = factor_general(passes, A, plan, name=name)
     if zero is not None:
@@ -106,7 +111,7 @@ def factor(passes: Passes, A: Matrix, plan: PanelPlan, assume: Assume, *, name: 
 def factor_general(passes: Passes, A: Matrix, plan: PanelPlan, *, name: str) -> tuple[Matrix, Array, int | None]:
     """LU with partial pivoting: the packed factors, the pivots, and the first step (from 0) whose pivot is zero."""
     probes = np.zeros((A.shape[1], 1), A.dtype)
-    packed, pivots, facts, *_ = lu.factor_panels(passes, A, plan.factored, probes=probes, name=name, keep=False)
+    packed, pivots, facts, *_ = lu.factor_panels(passes, A, plan.factored, probes=probes, step=name, keep=False)
     zeros = [int(fact["singular"][0]) - 1 for fact in facts if fact["singular"][0]]
     return packed, pivots, min(zeros, default=None)
 

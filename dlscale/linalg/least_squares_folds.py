@@ -1,0 +1,174 @@
+"""What least squares problems do with a block of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dlscale.engine.passes import Fold, State
+from dlscale.errors import NonFiniteError
+from dlscale.kernels import accumulator_dtype
+from dlscale.linalg.orthogonal import Basis
+from dlscale.storage.matrices import Array, Matrix
+
+
+def read_rhs(B: Matrix, start: int, stop: int) -> Array:
+    """Rows of the right-hand sides, all of them finite (NonFiniteError)."""
+    rows = B.read(start, stop)
+    bad = np.argwhere(~np.isfinite(rows))
+    if len(bad):
+        i, j = (int(index) for index in bad[0])
+        raise NonFiniteError(start + i, j, rows[i, j].item())
+    return rows
+
+
+@dataclass(frozen=True)
+class AugmentedQR(Fold):
+    """The triangle of ``[A B]``: R of A, and Q^H B beside it; TSQR (Demmel et al. 2012).
+
+    Parameters
+    ----------
+    n : int
+        Columns of A.
+    B : Matrix (m, k)
+    columns : (start, stop)
+        Of B, those that are taken.
+    dtype : numpy.dtype
+        Of A.
+    """
+
+    n: int
+    B: Matrix
+    columns: tuple[int, int]
+    dtype: np.dtype[Any]
+
+    @property
+    def width(self) -> int:
+        return self.n + self.columns[1] - self.columns[0]
+
+    @property
+    def flops_per_row(self) -> float:
+        return 2.0 * self.width**2
+
+    def start(self) -> State:
+        return {"triangle": np.zeros((0, self.width), accumulator_dtype(np.result_type(self.dtype, self.B.dtype)))}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        B = read_rhs(self.B, first_row, first_row + len(A))[:, slice(*self.columns)]
+        above = state["triangle"]
+        stack = np.empty((len(above) + len(A), self.width), above.dtype)
+        stack[: len(above)] = above
+        stack[len(above) :, : self.n] = A
+        stack[len(above) :, self.n :] = B
+        state["triangle"] = _triangle(stack)
+        return ()
+
+    def merge(self, left: State, right: State) -> State:
+        return {"triangle": _triangle(np.concatenate([left["triangle"], right["triangle"]]))}
+
+
+def _triangle(stack: Array) -> Array:
+    # LAPACK does not say so when an entry is not finite; the pass does.
+    return np.asarray(np.linalg.qr(stack, mode="r"))
+
+
+@dataclass(frozen=True)
+class Rotation(Fold):
+    """The rows of ``Q Z``; Q is a basis of the matrix that is read, and ``basis`` the recipe of Q Z.
+
+    Parameters
+    ----------
+    basis : Basis
+    Z : (n, k)
+    """
+
+    basis: Basis
+    Z: Array
+
+    @property
+    def flops_per_row(self) -> float:
+        return 2.0 * self.Z.size + float(len(self.Z)) ** 2
+
+    def start(self) -> State:
+        return {"rows": np.zeros((0, self.Z.shape[1]), self.Z.dtype)}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        pieces = [np.array(self.basis.apply(tile, first_row + i)) for i, tile in self.basis.pieces(A)]
+        state["rows"] = np.concatenate([state["rows"], *pieces])
+        return ()
+
+    def merge(self, left: State, right: State) -> State:
+        return {"rows": np.concatenate([left["rows"], right["rows"]])}
+
+
+@dataclass(frozen=True)
+class NormalResidual(Fold):
+    """``A^H R`` with ``R = B - A X``, and the squares of the entries of A, R and B, from one read of A by rows."""
+
+    X: Array
+    B: Matrix
+
+    @property
+    def flops_per_row(self) -> float:
+        return 4.0 * self.X.size
+
+    def start(self) -> State:
+        dtype = np.result_type(self.X, self.B.dtype)
+        return {
+            "gradient": np.zeros(self.X.shape, dtype),
+            "residuals": np.zeros(self.X.shape[1]),
+            "matrix": np.zeros(1),
+            "rhs": np.zeros(1),
+        }
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        A = A.astype(accumulator_dtype(A.dtype), copy=False)
+        B = read_rhs(self.B, first_row, first_row + len(A))
+        R = B - A @ self.X
+        state["gradient"] += A.conj().T @ R
+        state["residuals"] += (np.abs(R) ** 2).sum(axis=0)
+        state["matrix"] += np.linalg.norm(A) ** 2
+        state["rhs"] += np.linalg.norm(B) ** 2
+        return ()
+
+
+@dataclass(frozen=True)
+class WideProduct(Fold):
+    """``A X`` for a wide A (m, n) that is read by columns, and the squares of its entries."""
+
+    X: Array
+    m: int
+
+    @property
+    def flops_per_row(self) -> float:
+        return float(2.0 * self.m * self.X.shape[1])
+
+    def start(self) -> State:
+        return {"product": np.zeros((self.m, self.X.shape[1]), self.X.dtype), "matrix": np.zeros(1)}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        A = A.astype(accumulator_dtype(A.dtype), copy=False)
+        state["product"] += A.T @ self.X[first_row : first_row + len(A)]
+        state["matrix"] += np.linalg.norm(A) ** 2
+        return ()
+
+
+@dataclass(frozen=True)
+class WideGradient(Fold):
+    """The square of ``||A^H R||_F`` for a wide A (m, n) that is read by columns."""
+
+    R: Array
+
+    @property
+    def flops_per_row(self) -> float:
+        return 2.0 * self.R.size
+
+    def start(self) -> State:
+        return {"gradient": np.zeros(1)}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        state["gradient"] += np.linalg.norm(A.astype(accumulator_dtype(A.dtype), copy=False).conj() @ self.R) ** 2
+        return ()
