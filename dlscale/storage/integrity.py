@@ -1,6 +1,7 @@
 """Looking up every chunk of an array before computing on it.
 
-Zarr reads an absent chunk as its fill value. dlscale does not compute on one: the files that the metadata promises are
+Zarr reads an absent chunk as its fill value, and by default writes no chunk of nothing else, so that a lost chunk and an
+empty one look the same. dlscale does not compute on one: the files that the metadata promises are
 looked up by name and size, and where a format says in its own bytes how long it is (Zstandard blocks, Blosc headers,
 shard indexes), a truncated file is found without decoding it.
 """
@@ -51,7 +52,9 @@ def check_chunks(array: Any, uri: str, root: Path | None) -> None:
     if damaged:
         more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
         raise MissingChunkError(
-            f"{uri}: chunk {damaged[0]}{more}. Zarr would read it as zeros or fail halfway; restore it, or write the matrix again."
+            f"{uri}: chunk {damaged[0]}{more}. Zarr would read it as zeros or fail halfway; restore it, or write the matrix again. "
+            "If Zarr left it out because it holds nothing but the fill value, which is Zarr's default, write such chunks too "
+            '(`write_empty_chunks`; the README shows how under "Chunks that are not there").'
         )
 
 
