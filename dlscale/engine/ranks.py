@@ -32,8 +32,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 MAX_COUNT = 2**31 - 1
 #: Bytes of the description that ranks exchange when they disagree.
 _DESCRIPTION_BYTES = 256
-#: How long a waiting rank polls without sleeping; longer where every rank has a core.
-_SPIN_SECONDS = 1e-4
+#: How long a waiting rank polls without sleeping, where every rank has a core and nothing else to do on it; and beside a
+#: computing thread.
+_SPIN_SECONDS, _SPIN_BESIDE_SECONDS = 2e-3, 2e-5
 _NAP_SECONDS = 5e-5
 #: The longer a rank has waited, the longer it sleeps, up to this: ranks that serve a Dask job wait for minutes.
 _MAX_NAP_SECONDS = 5e-3
@@ -193,9 +194,10 @@ class MPICommunicator(Communicator):
         self._tags, self._data = comm.Dup(), comm.Dup()
         self._in_place, self._ops = MPI.IN_PLACE, {"sum": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}
         node = comm.Split_type(MPI.COMM_TYPE_SHARED)
-        crowded = node.Get_size() > len(os.sched_getaffinity(0))
+        # Launchers bind each rank to cores of its own, so it is the machine's cores that count.
+        crowded = node.Get_size() > (os.cpu_count() or 1)
         node.Free()
-        self._spin_seconds = 0.0 if crowded else _SPIN_SECONDS
+        self._crowded = crowded
         self._number = 0
         self._queue: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._last: _Request | None = None
@@ -287,6 +289,8 @@ class MPICommunicator(Communicator):
 
     def _await(self, request: Any, tag: str) -> None:
         """Poll until all ranks are there."""
+        beside = threading.current_thread() is self._thread
+        spin_seconds = 0.0 if self._crowded else _SPIN_BESIDE_SECONDS if beside else _SPIN_SECONDS
         started = time.perf_counter()
         while not request.Test():
             if self.failure is not None:
@@ -294,7 +298,7 @@ class MPICommunicator(Communicator):
             waited = time.perf_counter() - started
             if self.stall_seconds is not None and waited > self.stall_seconds:
                 raise StalledError(f"Rank {self.rank} waited {waited:.0f} s for the other ranks in {tag}.")
-            if waited >= self._spin_seconds:
+            if waited >= spin_seconds:
                 time.sleep(min(max(_NAP_SECONDS, waited / 100), _MAX_NAP_SECONDS))
 
     def _disagreement(self, tag: str) -> RankError:

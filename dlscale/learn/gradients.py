@@ -20,7 +20,7 @@ from dlscale.learn.kfac import factor_buffer, factor_sums
 from dlscale.learn.models import Model
 from dlscale.learn.parameters import Parameters, backward_buffer
 
-#: A bucket is a quarter of the gradients, within these bounds: small ones cost latency, large ones leave nothing to hide behind.
+#: A bucket is an eighth of the gradients, within these bounds: small ones cost latency, large ones leave nothing to hide behind.
 SMALLEST_BUCKET_BYTES, LARGEST_BUCKET_BYTES = 2**20, 25 * 2**20
 #: Bytes that the activations of rows taken together may have; larger shares go through in parts.
 _ACTIVATION_BYTES = 128 * 2**20
@@ -78,7 +78,7 @@ class RankGradients:
         self._names = list(reversed(parameters))
         ends = np.cumsum([parameters[name].size for name in self._names])
         self._ends = dict(zip(self._names, ends.tolist(), strict=True))
-        bucket_bytes = min(max(self.buffer.nbytes // 4, SMALLEST_BUCKET_BYTES), LARGEST_BUCKET_BYTES)
+        bucket_bytes = min(max(self.buffer.nbytes // 8, SMALLEST_BUCKET_BYTES), LARGEST_BUCKET_BYTES)
         self._bucket_size = bucket_bytes // self.buffer.itemsize
         widths = sum(array.shape[0] for name, array in parameters.items() if name.endswith("/bias"))
         self._most_rows = max(256, _ACTIVATION_BYTES // (3 * widths * self.buffer.itemsize))
@@ -106,17 +106,16 @@ class RankGradients:
         """Backpropagate this rank's share; its sum over ranks is under way when this returns."""
         statistics = self.statistics(parameters, share)
         if self.communicator.size == 1 or self.buffer.nbytes < SMALLEST_BUCKET_BYTES or len(share.X) > self._most_rows:
-            loss = self._local(parameters, share, statistics)
-            return Reduction(self, loss, [])
+            return Reduction(self, self._local(parameters, share, statistics), [])
         buckets: list[tuple[int, Pending]] = []
-        started = 0
+        started = end = 0
 
         def ready(name: str, gradient: Array) -> None:
-            nonlocal started
-            end = self._ends[name]
+            nonlocal started, end
+            end += gradient.size
             if end - started >= self._bucket_size or end == self.buffer.size:
                 bucket = self.buffer[started:end]
-                buckets.append((end, self.communicator.start_allreduce(bucket, name=f"gradients to {name}")))
+                buckets.append((end, self.communicator.start_allreduce(bucket, name=f"gradients to {end}")))
                 started = end
 
         loss, _ = self.model.loss_and_gradients(
@@ -128,6 +127,10 @@ class RankGradients:
     def sum_up(self, array: Array) -> Array:
         """An array of statistics, added up over ranks in place."""
         return self._reduce(array, "statistics")
+
+    def start_late(self, parameters: Parameters, share: Share) -> Reduction:
+        """As `start`, but nothing is reduced before backpropagation has ended: what overlap is measured against."""
+        return Reduction(self, self._local(parameters, share, self.statistics(parameters, share)), [])
 
     def add_up(
         self, parameters: Parameters, shares: Iterator[Share], normalizer: float, *, statistics: Array | None = None

@@ -216,8 +216,11 @@ class Training:
         normalizer = self.shard.total_weight()
         statistics = None
         if self.model.decorrelation:
-            parts = [self.model.statistics(parameters, share.X, share.weights) for share in self.shard.shares(0)]
-            statistics = self.source.sum_up(np.sum(parts, axis=0))
+            for share in self.shard.shares(0):
+                part = self.model.statistics(parameters, share.X, share.weights)
+                statistics = part if statistics is None or part is None else statistics + part
+            assert statistics is not None
+            statistics = self.source.sum_up(statistics)
         return self.source.add_up(parameters, self._timed(self.shard.shares(0)), normalizer, statistics=statistics)
 
     def _require_finite(self, loss: float, share: Share) -> None:
@@ -315,12 +318,12 @@ class Training:
             arrays = None if packed is None else unpack(packed)
             for problem in self.checkpoint.problems:
                 send(self.task.token, {"event": "warning", "message": problem})
-        found = np.array([arrays is not None, *(arrays["position"] if arrays else (0, 0, 0, 0, 0))], np.float64)
-        self.communicator.bcast(found, name="position")
-        if not found[0]:
+        position = np.array([arrays is not None, *(arrays["position"] if arrays else (0, 0, 0, 0, 0))], np.float64)
+        self.communicator.bcast(position, name="position")
+        if not position[0]:
             return
-        self.step, self.epoch = int(found[1]), int(found[2])
-        self._loss_sum, self._weight_sum, self.finished = float(found[3]), float(found[4]), bool(found[5])
+        self.step, self.epoch = int(position[1]), int(position[2])
+        self._loss_sum, self._weight_sum, self.finished = float(position[3]), float(position[4]), bool(position[5])
         for name, array in self._arrays().items():
             if arrays is not None:
                 array[...] = arrays[name]

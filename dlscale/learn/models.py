@@ -31,6 +31,9 @@ LOSSES_OF_MODELS = {
     "mlp": ("cross_entropy", "squared", "huber", "hinge"),
 }
 
+#: A part of a gradient that is reduced while the rest of it is computed has at least so many bytes.
+_SLICE_BYTES = 2**19
+
 Ready = Callable[[str, Array], None]
 
 
@@ -245,8 +248,9 @@ class Model:
             The sum of weights of the whole batch over all ranks: rows are weighted, not ranks, so shares simply add up.
         ready : callable, optional
             Called as ``ready(name, gradient)`` as soon as a gradient is final, in the reverse order of the parameters
-            (last layer first, its bias before its weight), while the layers before are still to come. It may read and
-            reduce the array in place; nothing here touches it again.
+            (last layer first, its bias before its weight), while the layers before are still to come; a large weight comes
+            in several calls, some rows each, the first rows first. It may read and reduce the array in place; nothing here
+            touches it again.
         gradients : Parameters, optional
             Overwritten and returned, such as the views of `backward_buffer`; None makes new ones.
         statistics : array, optional
@@ -292,13 +296,21 @@ class Model:
             np.matmul(ones, delta, out=gradients[bias])
             if ready is not None:
                 ready(bias, gradients[bias])
-            np.matmul(forward.inputs[layer].T, delta, out=gradients[weight])
-            if ready is not None:
-                ready(weight, gradients[weight])
+            for rows in _slices(gradients[weight]):
+                np.matmul(forward.inputs[layer][:, rows].T, delta, out=gradients[weight][rows])
+                if ready is not None:
+                    ready(weight, gradients[weight][rows])
             if layer > 0:
                 delta = self.backward(parameters, forward, layer, delta, extra=extra)
                 extra = None
         return value, gradients
+
+
+def _slices(weight: Array) -> list[slice]:
+    """Rows of a weight whose gradients are computed together: all, or a quarter where that is worth a reduction of its own."""
+    n_slices = 4 if weight.nbytes >= 4 * _SLICE_BYTES else 1
+    step = -(-len(weight) // n_slices)
+    return [slice(start, start + step) for start in range(0, len(weight), step)]
 
 
 def model(

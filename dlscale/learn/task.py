@@ -24,7 +24,7 @@ from dlscale.storage.matrices import Matrix
 #: Optimizers whose one step reads all rows, several times; an epoch is one of their iterations.
 FULL_BATCH = {"lbfgs": LBFGS, "proximal": ProximalGradient}
 LEARNING_RATES = {"sgd": 0.1, "momentum": 0.01, "nesterov": 0.01, "adam": 1e-3, "adamw": 1e-3, "lars": 1.0, "kfac": 0.1}
-DTYPES = {"float32": np.dtype(np.float32), "float64": np.dtype(np.float64)}
+DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "float64": np.dtype(np.float64)}
 SYNCS = ("auto", "mpi", "dask", "none")
 
 
