@@ -1,7 +1,8 @@
 """A larger problem than the one that was traced: the real graphs of the larger one, with the rates of the traced tasks.
 
-The engine itself builds the graphs, on a cluster that only keeps them. A leaf of a pass costs in proportion to its rows, a
-merge to the number of partial results that it adds up; what the driver does alone grows along the line through two traces.
+The engine itself builds the graphs, on a cluster that only keeps them. A leaf of a pass costs in proportion to its entries, a
+merge to the number of partial results that it adds up and to their size, a task of a factorization to its flops or bytes; what
+the driver does alone grows with the entries of the matrix, along the line through two traces.
 """
 
 from __future__ import annotations
@@ -16,8 +17,12 @@ from dlscale.bench.simulation import SimulatedJob
 from dlscale.bench.tracing import JobBuilder, TaskCost, Trace, TracedGraph, kind_of
 from dlscale.engine.clusters import Cluster, ClusterFacts
 from dlscale.engine.grids import BLOCK_BYTES, RowGrid, plan_grid
+from dlscale.engine.panel_grids import PanelGrid, choose_panel
+from dlscale.engine.panels import Panels
+from dlscale.engine.transforms import Facts, Method, Transform
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.progress import Emit
+from dlscale.errors import SpecError
 from dlscale.storage.matrices import Array, ArrayMatrix
 
 
@@ -49,6 +54,10 @@ class RecordingCluster(Cluster):
         self.graphs.append(TracedGraph(graph, priority, worker))
         return {key: key for key in keys}
 
+    def gather(self, handles: Sequence[Any]) -> list[Any]:
+        """Nothing for the facts of a panel, nought for the products of a load."""
+        return [{} if "facts" in key else (np.zeros((1, 1)), 0.0) for key in handles]
+
 
 class _NoFold(Fold):
     """A fold that is never called."""
@@ -60,7 +69,29 @@ class _NoFold(Fold):
         return ()
 
 
-def grown(traced: Trace, smaller: Trace, shape: tuple[int, int]) -> SimulatedJob:
+class _NoMethod(Method):
+    """The shape of a factorization, without its mathematics."""
+
+    def __init__(self, method: Method) -> None:
+        self.method = method
+
+    def first_row(self, top: int) -> int:
+        return self.method.first_row(top)
+
+    def factor(self, panel: Array, top: int) -> Facts:
+        raise NotImplementedError
+
+    def apply(self, transform: Transform, panel: Array, top: int) -> None:
+        raise NotImplementedError
+
+    def factor_flops(self, m: int, b: int) -> float:
+        return self.method.factor_flops(m, b)
+
+    def apply_flops(self, m: int, b: int, width: int) -> float:
+        return self.method.apply_flops(m, b, width)
+
+
+def grown(traced: Trace, smaller: Trace, shape: tuple[int, int], *, flops: float) -> SimulatedJob:
     """The job of a traced one on a matrix of another shape.
 
     Parameters
@@ -68,52 +99,102 @@ def grown(traced: Trace, smaller: Trace, shape: tuple[int, int]) -> SimulatedJob
     traced, smaller : Trace
         Of the same kind, at two sizes.
     shape : (m, n)
-        Of the same n, for jobs made of passes.
+        Of the same n for jobs that are passes only.
+    flops : float
+        Of the larger job.
+
+    Raises
+    ------
+    SpecError
+        If the job has graphs that are neither passes nor a factorization.
     """
-    factor = shape[0] / traced.shape[0]
-    driver_seconds = _on_the_line(traced, smaller, shape[0])
-    builder = JobBuilder()
+    driver_seconds = _on_the_line(traced, smaller, shape)
+    builder, waiting, done = JobBuilder(), 0.0, set()
     for graph, seconds in zip(traced.graphs, driver_seconds, strict=False):
-        _add_pass(builder, graph, shape, traced.shape, seconds)
-    return builder.job(driver_seconds[-1], traced.flops * factor)
+        shared = shared_of(graph)
+        if hasattr(shared, "fold"):
+            _add_pass(builder, graph, shape, traced.shape, waiting + seconds)
+        elif kinds_of(graph) - PANEL_KINDS:
+            raise SpecError(f"--grow: a job with {', '.join(sorted(kinds_of(graph) - PANEL_KINDS))} cannot be enlarged yet.")
+        elif shared.step not in done:
+            done.add(shared.step)
+            same = [each for each in traced.graphs if shared_of(each).step == shared.step]
+            _add_panels(builder, same, shape, waiting + seconds)
+        else:
+            waiting += seconds
+            continue
+        waiting = 0.0
+    return builder.job(waiting + driver_seconds[-1], flops)
 
 
-def _on_the_line(traced: Trace, smaller: Trace, n_rows: int) -> list[float]:
-    """The driver's seconds for a matrix of so many rows; what does not grow with the rows is the same for all."""
+def shared_of(graph: TracedGraph) -> Any:
+    """What all tasks of a graph are given: the sweep of a pass, or the work of a factorization."""
+    values = (node.value for key, node in graph.graph.items() if key not in graph.seconds)
+    return next(value for value in values if hasattr(value, "step"))
+
+
+def kinds_of(graph: TracedGraph) -> set[str]:
+    return {kind_of(graph.graph[key]) for key in graph.seconds}
+
+
+def _on_the_line(traced: Trace, smaller: Trace, shape: tuple[int, int]) -> list[float]:
+    """The driver's seconds for a matrix of this shape."""
     at, below = traced.driver_seconds, smaller.driver_seconds
     if len(at) != len(below):
         return at
-    ratio = (n_rows - traced.shape[0]) / (traced.shape[0] - smaller.shape[0])
+    size, size_below, size_above = (m * n for m, n in (traced.shape, smaller.shape, shape))
+    ratio = (size_above - size) / (size - size_below)
     return [a + max(0.0, a - b) * ratio for a, b in zip(at, below, strict=True)]
 
 
 def _add_pass(builder: JobBuilder, graph: TracedGraph, shape: tuple[int, int], before: tuple[int, int], seconds: float) -> None:
-    """The graph of a pass over a matrix with more rows."""
-    sweep = next(node.value for key, node in graph.graph.items() if key not in graph.seconds)
-    m, n_columns, item = shape[0], sweep.A.shape[1], sweep.A.dtype.itemsize
+    """The graph of a pass over a larger matrix."""
+    sweep = shared_of(graph)
+    whole = sweep.A.shape[1] == before[1]
+    n_columns = shape[1] if whole else sweep.A.shape[1]
     grid = plan_grid(_virtual(shape), max_block_bytes=BLOCK_BYTES)
-    if n_columns != before[1]:
-        grid = grid.coarser(n_columns * item)  # a pass over what an earlier one wrote
+    if not whole:
+        grid = grid.coarser(n_columns * sweep.A.dtype.itemsize)  # a pass over what an earlier one wrote
     recorder = RecordingCluster()
-    Passes(recorder).sweep(sweep.step, _virtual((m, n_columns)), _NoFold(), grid)
-    rates = _PassRates(graph, grid, sweep.A.shape[0])
-    builder.add(
-        recorder.graphs[0].graph, rates.cost_of, priority={}, worker={}, driver_seconds=seconds, data_bytes=len(pickle.dumps(sweep))
-    )
+    Passes(recorder).sweep(sweep.step, _virtual((shape[0], n_columns)), _NoFold(), grid)
+    wider = n_columns / sweep.A.shape[1]
+    cost_of = _PassRates(graph, grid, sweep.A.shape[0], wider).cost_of
+    n_bytes = int(len(pickle.dumps(sweep)) * wider)
+    builder.add(recorder.graphs[0].graph, cost_of, priority={}, worker={}, driver_seconds=seconds, data_bytes=n_bytes)
+
+
+def _add_panels(builder: JobBuilder, graphs: Sequence[TracedGraph], shape: tuple[int, int], seconds: float) -> None:
+    """The graphs of a larger factorization whose panels are all in memory."""
+    grid = PanelGrid(shape, choose_panel(shape), -(-shape[1] // choose_panel(shape)))
+    work = shared_of(graphs[0])
+    rates = _PanelRates(graphs, work.method, work.grid, grid)
+    recorder = RecordingCluster()
+    target = np.broadcast_to(np.zeros(()), shape)
+    Panels(Passes(recorder)).factor("grown", _virtual(shape), _NoMethod(work.method), grid, target, probes=np.zeros((shape[1], 1)))
+    for graph in recorder.graphs:
+        builder.add(
+            graph.graph,
+            rates.cost_of,
+            priority=graph.priority,
+            worker=graph.worker,
+            driver_seconds=seconds,
+            data_bytes=2**14,
+        )
+        seconds = 0.0
 
 
 class _PassRates:
-    """What the tasks of a pass cost, from a traced one."""
+    """What the tasks of a pass cost, from a traced one over a matrix that is ``1 / wider`` as wide."""
 
-    def __init__(self, graph: TracedGraph, grid: RowGrid, n_rows: int) -> None:
+    def __init__(self, graph: TracedGraph, grid: RowGrid, n_rows: int, wider: float) -> None:
         leaves = [key for key in graph.seconds if kind_of(graph.graph[key]) == "run_leaf"]
         merges = [key for key in graph.seconds if key not in set(leaves)]
         self.leaf_rows = [stop - start for start, stop in grid.leaves()]
-        self.row_seconds = sum(graph.seconds[key] for key in leaves) / n_rows
-        self.state_bytes = graph.result_bytes[leaves[0]]
+        self.row_seconds = sum(graph.seconds[key] for key in leaves) / n_rows * wider
+        self.state_bytes = int(graph.result_bytes[leaves[0]] * wider)
         n_merged = sum(len(graph.graph[key].dependencies) - 1 for key in merges)
         # A pass of one leaf has no merges; then they are taken to run at a moderate memory bandwidth.
-        self.merge_seconds = sum(graph.seconds[key] for key in merges) / n_merged if merges else self.state_bytes / 4e9
+        self.merge_seconds = sum(graph.seconds[key] for key in merges) / n_merged * wider if merges else self.state_bytes / 4e9
 
     def cost_of(self, key: Any, task: Any) -> TaskCost | None:
         if not isinstance(key, tuple):
@@ -122,6 +203,54 @@ class _PassRates:
         if depth == 0:
             return TaskCost("run_leaf", self.row_seconds * self.leaf_rows[i], self.state_bytes)
         return TaskCost("merge", self.merge_seconds * (len(task.dependencies) - 1), self.state_bytes)
+
+
+#: Tasks of a factorization.
+PANEL_KINDS = {"load", "take", "factor", "transform", "apply", "write"}
+
+
+class _PanelRates:
+    """What the tasks of a factorization cost: seconds for each flop or byte of a traced one."""
+
+    def __init__(self, graphs: Sequence[TracedGraph], method: Method, traced: PanelGrid, grid: PanelGrid) -> None:
+        self.method, self.grid = method, grid
+        seconds, amounts = dict.fromkeys(PANEL_KINDS, 0.0), dict.fromkeys(PANEL_KINDS, 0.0)
+        for graph in graphs:
+            for key, spent in graph.seconds.items():
+                kind = kind_of(graph.graph[key])
+                seconds[kind] += spent
+                amounts[kind] += self._amount(kind, key, graph.graph[key], traced)
+        self.rate = {kind: seconds[kind] / amounts[kind] if amounts[kind] else 0.0 for kind in PANEL_KINDS}
+
+    def cost_of(self, key: Any, task: Any) -> TaskCost | None:
+        if hasattr(task, "value"):
+            return None
+        kind = kind_of(task)
+        seconds = self.rate[kind] * self._amount(kind, key, task, self.grid)
+        return TaskCost(kind, seconds, self._result_bytes(kind, key, task))
+
+    def _amount(self, kind: str, key: Any, task: Any, grid: PanelGrid) -> float:
+        """Flops of what multiplies, entries of what moves, and one of what does neither."""
+        m = grid.shape[0]
+        if kind == "factor":
+            return self.method.factor_flops(m - grid.columns(key[2])[0], grid.width(key[2]))
+        if kind == "apply":
+            k, j = key[2], key[3] - 1
+            top = max(grid.columns(j)[0], self.method.first_row(grid.columns(k)[0]))
+            return self.method.apply_flops(m - top, grid.width(j), grid.width(k))
+        if kind == "load":
+            return float(m * sum(grid.width(k) for k in range(*task.args[1:3])))
+        return float(m * grid.width(key[2])) if kind == "write" else 1.0
+
+    def _result_bytes(self, kind: str, key: Any, task: Any) -> int:
+        m, item = self.grid.shape[0], 8
+        if kind == "load":
+            return m * sum(self.grid.width(k) for k in range(*task.args[1:3])) * item
+        if kind == "transform":
+            return (m - self.grid.columns(key[2])[0]) * self.grid.width(key[2]) * item
+        if kind in ("factor", "apply") or key[1] == "panel":
+            return m * self.grid.width(key[2]) * item
+        return 2**10
 
 
 def _virtual(shape: tuple[int, int]) -> ArrayMatrix:

@@ -11,8 +11,9 @@ from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import PassCost
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.panel_grids import PanelGrid
-from dlscale.engine.panels import Facts, Method, Panels, Seen, Transform
+from dlscale.engine.panels import Panels
 from dlscale.engine.passes import Passes
+from dlscale.engine.transforms import Facts, Method, Seen, Transform
 from dlscale.errors import NumericalError, SpecError
 from dlscale.lapack import factor_cholesky, multiply_add, solve_right
 from dlscale.linalg.factor_plan import FactorOptions, PanelPlan, as_matrix, factor_target, plan_panels

@@ -10,14 +10,19 @@ import numpy as np
 
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import PassCost, lay_out
-from dlscale.engine.panel_grids import choose_panel
-from dlscale.engine.panels import Method, Panels
+from dlscale.engine.grids import RowGrid
+from dlscale.engine.panel_grids import PanelGrid, choose_panel
+from dlscale.engine.panels import Panels
 from dlscale.engine.passes import Passes
+from dlscale.engine.transforms import Method
 from dlscale.errors import NumericalError
 from dlscale.linalg import cholesky, lu, panel_qr
 from dlscale.linalg.factor_plan import FactorOptions, PanelPlan, factor_target, plan_panels
 from dlscale.linalg.factors import CholeskyFactors, LUFactors, QRFactors, singular_words
 from dlscale.storage.matrices import Array, Matrix
+
+#: The name of the factorization's steps.
+FACTORS = "factors"
 
 Assume = Literal["general", "pos", "sym"]
 
@@ -67,12 +72,17 @@ def plan_factoring(
     return replace(
         plan,
         grid=layout.grid,
-        passes=(*before, *plan.passes, *more),
+        passes=(*before, *(replace(cost, name=cost.name.replace(kind, FACTORS)) for cost in plan.passes), *more),
         peak_bytes_per_worker=max(plan.peak_bytes_per_worker, layout.peak_bytes) + driver_bytes,
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
         notes=(*layout.notes, *plan.notes),
     )
+
+
+def column_grid(panels: PanelGrid) -> RowGrid:
+    """The grid of passes over the columns of stored factors."""
+    return RowGrid(panels.shape[1], panels.panel, panels.panel * max(1, panels.n_panels // 16))
 
 
 def method_of(assume: Assume) -> Method:

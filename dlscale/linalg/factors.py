@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dlscale.engine.panels import Factored
+from dlscale.engine.transforms import Factored
 from dlscale.errors import InputError, NumericalError
 from dlscale.kernels import one_blas_thread
 from dlscale.lapack import Op, interchanges

@@ -13,8 +13,9 @@ from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import PassCost
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.panel_grids import PanelGrid
-from dlscale.engine.panels import Facts, Method, Panels, RowMove, Seen, Transform, largest_modulus
+from dlscale.engine.panels import Panels
 from dlscale.engine.passes import Passes
+from dlscale.engine.transforms import Facts, Method, RowMove, Seen, Transform, largest_modulus
 from dlscale.lapack import factor_lu, interchanges, multiply_add, solve_lower
 from dlscale.linalg.factor_plan import FactorOptions, PanelPlan, as_matrix, factor_target, plan_panels
 from dlscale.linalg.factor_products import TriangularProduct, probes, scaled, triangular_product

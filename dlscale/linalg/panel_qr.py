@@ -12,8 +12,9 @@ from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import PassCost
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.outcome import Outcome
-from dlscale.engine.panels import Factored, Facts, Method, Panels, Transform
+from dlscale.engine.panels import Panels
 from dlscale.engine.passes import Fold, Passes, State
+from dlscale.engine.transforms import Factored, Facts, Method, Transform
 from dlscale.lapack import Op, factor_qr, multiply_add
 from dlscale.linalg.factor_plan import FactorOptions, PanelPlan, as_matrix, factor_target, plan_panels
 from dlscale.linalg.factor_products import TriangularProduct, probes, scaled, triangular_product

@@ -1,0 +1,215 @@
+"""What the tasks of a factorization do: read panels, factor one, apply it to another, write them."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dlscale.engine.panel_grids import PanelGrid
+from dlscale.engine.progress import resident_bytes, send, worker_name
+from dlscale.engine.transforms import Factored, Facts, Finish, Method, RowMove, Transform, largest_modulus
+from dlscale.errors import NonFiniteError, NumericalError
+from dlscale.kernels import workspace
+from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.results import ArrayWriter
+
+#: Rows that are read at a time when panels are loaded.
+STRIP_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the tasks of a factorization share, shipped to each worker once and as one piece (see `passes`)."""
+
+    token: str
+    step: str
+    A: Matrix
+    method: Method
+    grid: PanelGrid
+    finished: Factored | None
+    target: ArrayWriter | Array
+    probes: Array
+    finish: Finish | None = None
+
+    def __reduce__(self) -> tuple[Callable[..., Work], tuple[bytes]]:
+        fields = (self.token, self.step, self.A, self.method, self.grid, self.finished, self.target, self.probes, self.finish)
+        return _unpack, (pickle.dumps(fields, protocol=4),)
+
+
+def _unpack(fields: bytes) -> Work:
+    return Work(*pickle.loads(fields))
+
+
+def measured(work: Work, task: str, panel: int, started: float, *, flops: float = 0.0, n_bytes: int = 0, **more: int) -> None:
+    """Report what a task did."""
+    seconds = time.perf_counter() - started
+    event = {
+        "event": "blocks",
+        "step": work.step,
+        "worker": worker_name(),
+        "thread": threading.get_native_id(),
+        "task": task,
+        "panel": panel,
+        "rows": 0,
+        "bytes": n_bytes,
+        "flops": flops,
+        "read_seconds": seconds if n_bytes else 0.0,
+        "compute_seconds": 0.0 if n_bytes else seconds,
+        "started": time.time() - seconds,
+        "rss_bytes": resident_bytes(),
+    }
+    send(work.token, event | more)
+
+
+def take(work: Work, results: Sequence[Any], i: int) -> Any:
+    """One of several results."""
+    return results[i]
+
+
+def load_panels(work: Work, first: int, stop: int) -> list[Any]:
+    """Read the columns of some panels, strip by strip; the panels, and behind them the products with the probes."""
+    started = time.perf_counter()
+    A, grid, m = work.A, work.grid, work.grid.shape[0]
+    columns = (grid.columns(first)[0], grid.columns(stop - 1)[1])
+    tops = [work.method.first_row(grid.columns(k)[0]) for k in range(first, stop)]
+    panels = [room(work, k, top) for k, top in zip(range(first, stop), tops, strict=True)]
+    products = np.zeros((m, work.probes.shape[1]), work.probes.dtype)
+    width, largest = columns[1] - columns[0], 0.0
+    step = max(1, STRIP_BYTES // (width * A.dtype.itemsize))
+    if step > A.row_unit > 1:
+        step = step // A.row_unit * A.row_unit
+    with np.errstate(over="ignore", invalid="ignore"):
+        for row in range(min(tops) // step * step, m, step):
+            rows = (row, min(row + step, m))
+            strip = A.region(rows, columns, None if A.in_memory else workspace("strip", (rows[1] - row, width), A.dtype))
+            largest = max(largest, largest_modulus(strip))
+            work.method.probe(strip, row, columns[0], work.probes, products)
+            for panel, top, k in zip(panels, tops, range(first, stop), strict=True):
+                left = grid.columns(k)[0] - columns[0]
+                part = strip[max(0, top - row) :, left : left + grid.width(k)]
+                panel[max(0, row - top) : rows[1] - top] = part
+    if not np.isfinite(products).all():
+        find_non_finite(A, columns, tops[0])
+    measured(work, "load", first, started, n_bytes=m * width * A.stored_dtype.itemsize)
+    return [*panels, (products, largest)]
+
+
+def room(work: Work, k: int, top: int) -> Array:
+    """Memory for the rows ``top:`` of a panel: its final place where that is in memory, which is touched only once so."""
+    left, right = work.grid.columns(k)
+    if isinstance(work.target, np.ndarray):
+        return work.target[top:, left:right]
+    return np.empty((work.grid.shape[0] - top, right - left), work.A.dtype)
+
+
+def find_non_finite(A: Matrix, columns: tuple[int, int], top: int) -> None:
+    """Say which entry spoilt the sums of a panel."""
+    step = max(1, STRIP_BYTES // ((columns[1] - columns[0]) * A.dtype.itemsize))
+    for row in range(top, A.shape[0], step):
+        strip = A.region((row, min(row + step, A.shape[0])), columns)
+        bad = np.argwhere(~np.isfinite(strip))
+        if len(bad):
+            i, j = (int(index) for index in bad[0])
+            raise NonFiniteError(*A.place(row + i, columns[0] + j), strip[i, j].item())
+    raise NumericalError(f"The entries are finite, but their sums overflow {A.dtype}; divide the matrix by its largest entry.")
+
+
+def factor_panel(work: Work, j: int, panel: Array) -> tuple[Array, Facts]:
+    """Factor a panel in place; it, and its facts."""
+    started = time.perf_counter()
+    panel, top = writable(panel), work.grid.columns(j)[0]
+    facts = work.method.factor(panel, top)
+    measured(work, "factor", j, started, flops=work.method.factor_flops(work.grid.shape[0] - top, panel.shape[1]))
+    return panel, facts
+
+
+def transform_of(work: Work, factored: tuple[Array, Facts], j: int) -> Transform:
+    """What a factored panel does to the others."""
+    panel, facts = factored
+    top = work.grid.columns(j)[0]
+    return Transform(j, top, panel[top - work.method.first_row(top) :], facts)
+
+
+def fetch_panel(work: Work, j: int) -> Transform:
+    """Read a finished panel."""
+    started = time.perf_counter()
+    assert work.finished is not None
+    transform = work.finished.transform(j)
+    measured(work, "fetch", j, started, n_bytes=transform.panel.nbytes)
+    return transform
+
+
+def apply_panel(work: Work, transform: Transform, k: int, panel: Array) -> Array:
+    """Apply a transform to a panel, in place."""
+    started = time.perf_counter()
+    panel, top = writable(panel), work.grid.columns(k)[0]
+    work.method.apply(transform, panel, top)
+    rows = work.grid.shape[0] - max(transform.top, work.method.first_row(top))
+    flops = work.method.apply_flops(rows, transform.panel.shape[1], panel.shape[1])
+    measured(work, "apply", k, started, flops=flops, transform=transform.index)
+    return panel
+
+
+def identity_panel(work: Work, k: int) -> Array:
+    """Columns of the identity."""
+    panel = room(work, k, 0)
+    panel[...] = 0
+    np.fill_diagonal(panel[work.grid.columns(k)[0] :], 1)
+    return panel
+
+
+def unapply_panel(work: Work, transform: Transform, k: int, panel: Array) -> Array:
+    """Apply the inverse of a transform to a panel, in place."""
+    started = time.perf_counter()
+    panel = writable(panel)
+    work.method.unapply(transform, panel)
+    flops = work.method.apply_flops(len(transform.panel), transform.panel.shape[1], panel.shape[1])
+    measured(work, "apply", k, started, flops=flops, transform=transform.index)
+    return panel
+
+
+def place_panel(work: Work, k: int) -> int:
+    """Copy a finished panel to its final place, changed."""
+    started = time.perf_counter()
+    m, columns = work.grid.shape[0], work.grid.columns(k)
+    assert work.finish is not None
+    panel = work.finish(k, writable(work.A.region((0, m), columns)))
+    if isinstance(work.target, np.ndarray):
+        work.target[:, slice(*columns)] = panel
+    else:
+        work.target.write(0, panel, columns[0])
+    measured(work, "write", k, started, n_bytes=2 * panel.nbytes)
+    return k
+
+
+def write_panel(work: Work, k: int, panel: Array, move: RowMove | None) -> int:
+    """Write a finished panel to its place, its rows where they belong."""
+    started = time.perf_counter()
+    m, (left, right) = work.grid.shape[0], work.grid.columns(k)
+    top = m - len(panel)
+    if work.finish is not None:
+        panel = work.finish(k, writable(panel))
+    if isinstance(work.target, np.ndarray):
+        work.target[:top, left:right] = 0
+        if move is not None:
+            panel[move.targets] = panel[move.sources]
+    else:
+        if top:
+            panel = np.concatenate([np.zeros((top, right - left), panel.dtype), panel])
+        if move is not None:
+            panel = writable(panel)
+            panel[move.targets] = panel[move.sources]
+        work.target.write(0, panel, left)
+    measured(work, "write", k, started, n_bytes=m * (right - left) * panel.itemsize)
+    return k
+
+
+def writable(panel: Array) -> Array:
+    """An array that came from another worker may be read-only, or lie at an odd address."""
+    return np.require(panel, requirements=["A", "W"])

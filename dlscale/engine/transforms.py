@@ -1,0 +1,127 @@
+"""What panels are to each other: a method that factors one, the transform that this makes, and what is remembered of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dlscale.engine.panel_grids import PanelGrid
+from dlscale.storage.matrices import Array, Matrix
+
+Facts = dict[str, Array]
+
+#: A last change to a finished panel (m, b), from its number; may work in place, and may return fewer rows.
+Finish = Callable[[int, Array], Array]
+
+
+@dataclass(frozen=True)
+class Transform:
+    """What a factored panel does to the others.
+
+    Parameters
+    ----------
+    index : int
+        j, of the panel.
+    top : int
+        The first row that it touches.
+    panel : (m - top, b)
+        The factored panel from that row on.
+    facts : dict of arrays
+        Small things beside it, such as pivots.
+    """
+
+    index: int
+    top: int
+    panel: Array
+    facts: Facts
+
+
+class Method(ABC):
+    """A factorization: how one panel is factored, and what that does to another. Picklable."""
+
+    def first_row(self, top: int) -> int:
+        """The first row that is kept of a panel whose diagonal begins at row ``top``."""
+        return 0
+
+    @abstractmethod
+    def factor(self, panel: Array, top: int) -> Facts:
+        """Factor the rows ``top:`` of a panel (m, b) in place; what else is to be remembered."""
+
+    @abstractmethod
+    def apply(self, transform: Transform, panel: Array, top: int) -> None:
+        """Apply a factored panel to a panel whose diagonal begins at row ``top``, in place."""
+
+    def unapply(self, transform: Transform, panel: Array) -> None:
+        """Apply the inverse of a transform to a panel, in place, where ``form`` is to be used."""
+        raise NotImplementedError
+
+    def settle(self, facts: Sequence[Facts], first: int, grid: PanelGrid) -> list[tuple[RowMove | None, Facts]]:
+        """For finished panels ``first, first + 1, ...``: how the rows of each moved afterwards, and its facts from now on."""
+        return [(None, fact) for fact in facts]
+
+    def probe(self, strip: Array, row: int, column: int, probes: Array, products: Array) -> None:
+        """Add what a strip of the matrix, from ``row`` and ``column`` on, contributes to ``products = A probes``."""
+        products[row : row + len(strip)] += strip @ probes[column : column + strip.shape[1]]
+
+    @abstractmethod
+    def factor_flops(self, m: int, b: int) -> float: ...
+
+    @abstractmethod
+    def apply_flops(self, m: int, b: int, width: int) -> float: ...
+
+
+@dataclass(frozen=True)
+class RowMove:
+    """``A[targets] = A[sources]``, both of them row numbers."""
+
+    targets: Array
+    sources: Array
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was measured of a matrix while it was read.
+
+    Parameters
+    ----------
+    products : (m, k)
+        ``A probes``.
+    largest : float
+        The largest modulus of its entries.
+    """
+
+    products: Array
+    largest: float
+
+
+@dataclass(frozen=True)
+class Factored:
+    """A finished factorization.
+
+    Parameters
+    ----------
+    grid : PanelGrid
+    matrix : Matrix (m, n)
+        The factors, panel by panel, as LAPACK stores them.
+    facts : list of dict
+        Beside each factored panel.
+    """
+
+    grid: PanelGrid
+    matrix: Matrix
+    facts: list[Facts]
+
+    def transform(self, j: int) -> Transform:
+        """Read the transform of panel j."""
+        top, columns = self.grid.columns(j)[0], self.grid.columns(j)
+        return Transform(j, top, self.matrix.region((top, self.matrix.shape[0]), columns), self.facts[j])
+
+
+def largest_modulus(block: Array) -> float:
+    """The largest modulus of the entries; 0 where there are none."""
+    if block.size == 0:
+        return 0.0
+    return float(np.abs(block).max() if block.dtype.kind == "c" else max(block.max(), -block.min()))
