@@ -1,0 +1,228 @@
+"""The life of a job on the command line: submit, wait, cancel, resume; jobs, status, logs, report."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dlscale.cli_options import (
+    Command,
+    follow,
+    json_option,
+    open_console,
+    open_workspace,
+    plan_job,
+    print_json,
+    read_job_file,
+    refusal_as_json,
+    spec_options,
+    workspace_option,
+)
+
+if TYPE_CHECKING:
+    from dlscale.batch.workspace import Job, JobState
+
+
+def _slurm_options(command: Command) -> Command:
+    for option in (
+        click.option("--account", metavar="A", help="With --slurm: who pays."),
+        click.option("--partition", metavar="P", help="With --slurm: where to."),
+        click.option("--memory", metavar="SIZE", help="With --slurm: of a node, such as 64G."),
+        click.option("--cpus-per-task", type=click.IntRange(1), help="With --slurm: threads of each rank."),
+        click.option("--ntasks", type=click.IntRange(1), help="With --slurm: ranks; more than one run under MPI [1]."),
+        click.option("--nodes", type=click.IntRange(1), help="With --slurm."),
+        click.option("--time", metavar="T", help="With --slurm: limit of one start, such as 2:00:00; a job may take many."),
+        click.option("--slurm", is_flag=True, help="Queue it with sbatch; at the time limit it queues itself again until done."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@spec_options
+@click.option("--priority", type=int, default=0, help="Jobs with a higher one go first [0].")
+@click.option("--concurrency", type=click.IntRange(1), help="Submitted jobs of the workspace that run at once, from now on [1].")
+@_slurm_options
+@workspace_option
+@json_option
+def submit(
+    spec: Path,
+    overrides: tuple[str, ...],
+    cluster: str | None,
+    output: str | None,
+    priority: int,
+    concurrency: int | None,
+    slurm: bool,
+    workspace: str | None,
+    as_json: bool,
+    **asked: Any,
+) -> None:
+    """Hand the job of the file SPEC over and print its ID; it goes on when this command, or its terminal, is gone.
+
+    On a running Dask cluster (tcp://host:port) a worker drives the job, and another one if that dies; with local or threads a
+    process of its own on this machine does.
+    """
+    request = {name: value for name, value in asked.items() if value is not None}
+    if request and not slurm:
+        raise click.UsageError(f"--{next(iter(request)).replace('_', '-')} goes with --slurm.")
+    console, root = open_console(as_json=True), open_workspace(workspace)
+    with refusal_as_json(as_json):
+        prepared = plan_job(read_job_file(spec, overrides, cluster, output), root, console)
+        from dlscale.batch import slurm as slurm_jobs
+        from dlscale.batch.submit import submit_prepared
+
+        if slurm:
+            job = slurm_jobs.submit_prepared(root, prepared, slurm_jobs.SlurmRequest(**request))
+            click.echo(f"Slurm's number is {slurm_jobs.slurm_number(job.folder)}.", err=True)
+        else:
+            job = submit_prepared(root, prepared, priority=priority, concurrency=concurrency)
+    _show_submitted(job, as_json)
+
+
+@click.command()
+@click.argument("job_id", metavar="[ID]", required=False)
+@click.option("--timeout", type=click.FloatRange(0), metavar="SECONDS", help="Fail if the job has not ended by then.")
+@workspace_option
+@json_option
+def wait(job_id: str | None, timeout: float | None, workspace: str | None, as_json: bool) -> None:
+    """Wait for the end of the job ID (by default the newest), and end with its exit code."""
+    from dlscale.batch.submit import wait as wait_for
+
+    job = open_workspace(workspace).find(job_id)
+    state = wait_for(job, timeout_seconds=timeout)
+    if as_json:
+        print_json(_state_record(state))
+    else:
+        click.echo(f"{job.id} {state.state}{': ' if state.message else ''}{state.message}")
+    sys.exit(state.exit_code)
+
+
+@click.command()
+@click.argument("job_id", metavar="ID")
+@workspace_option
+def cancel(job_id: str, workspace: str | None) -> None:
+    """Stop the job ID within seconds, wherever it runs or waits; its checkpoint stays."""
+    from dlscale.batch.submit import cancel as stop
+
+    root = open_workspace(workspace)
+    job = root.find(job_id)
+    state = stop(job, root)
+    click.echo(f"{job.id} {state.state}{': ' if state.message else ''}{state.message}")
+
+
+@click.command()
+@click.argument("job_id", metavar="ID")
+@click.option("--cluster", metavar="C", help="Where to go on, if not where it began: local, threads or tcp://host:port.")
+@click.option("--detach", is_flag=True, help="Hand it over, as `submit` does, instead of waiting for its end here.")
+@workspace_option
+@json_option
+def resume(job_id: str, cluster: str | None, detach: bool, workspace: str | None, as_json: bool) -> None:
+    """Go on with the interrupted, cancelled, lost or failed job ID from its last checkpoint."""
+    console, root = open_console(as_json), open_workspace(workspace)
+    from dlscale.batch import run as jobs
+    from dlscale.terminal import import_bar
+
+    with refusal_as_json(as_json):
+        job = root.find(job_id)
+        with import_bar(console) as bar:
+            prepared = jobs.reopen(job, root, cluster=cluster, progress=bar)
+        if detach:
+            from dlscale.batch.submit import resubmit
+
+            resubmit(job, root, prepared)
+    if detach:
+        _show_submitted(job, as_json)
+        return
+    follow(console, job.id, prepared, lambda listener: jobs.resume(job, prepared, listener=listener), as_json=as_json)
+
+
+@click.command()
+@workspace_option
+@json_option
+def jobs(workspace: str | None, as_json: bool) -> None:
+    """List the jobs of the workspace, the newest first."""
+    states = [job.read_state() for job in open_workspace(workspace).jobs()]
+    if as_json:
+        print_json([{"job": s.job, "kind": s.kind, "state": s.state, "created": s.created, "seconds": s.seconds} for s in states])
+        return
+    from dlscale.terminal import jobs_table
+
+    open_console().print(jobs_table(states) if states else "No jobs yet.")
+
+
+@click.command()
+@click.argument("job_id", metavar="[ID]", required=False)
+@workspace_option
+@json_option
+def status(job_id: str | None, workspace: str | None, as_json: bool) -> None:
+    """Show how far the job ID (by default the newest) is."""
+    job = open_workspace(workspace).find(job_id)
+    state = job.read_state()
+    if as_json:
+        print_json(_state_record(state))
+        return
+    from dlscale.terminal import status_rows
+
+    console = open_console()
+    console.print(job.id, style="bold", highlight=False)
+    console.print(status_rows(job, state))
+
+
+@click.command()
+@click.argument("job_id", metavar="[ID]", required=False)
+@click.option("-f", "--follow", is_flag=True, help="Go on until the job ends.")
+@workspace_option
+def logs(job_id: str | None, follow: bool, workspace: str | None) -> None:
+    """Print the log of the job ID (by default the newest)."""
+    from dlscale.batch.workspace import RUNNING
+
+    job = open_workspace(workspace).find(job_id)
+    offset = 0
+    while True:
+        running = job.read_state().state in (*RUNNING, "submitted")
+        text = b""
+        if job.log.exists():
+            with open(job.log, "rb") as log:
+                log.seek(offset)
+                text = log.read()
+        offset += len(text)
+        click.echo(text.decode(errors="replace"), nl=False)
+        if not (follow and running):
+            return
+        time.sleep(0.5)
+
+
+@click.command()
+@click.argument("job_id", metavar="[ID]", required=False)
+@click.option("--open", "show", is_flag=True, help="Open it in the browser.")
+@workspace_option
+def report(job_id: str | None, show: bool, workspace: str | None) -> None:
+    """Draw the report of the job ID (by default the newest) anew, and print its path."""
+    from dlscale.batch.reporting import write_report
+
+    path = write_report(open_workspace(workspace).find(job_id))
+    click.echo(str(path))
+    if show:
+        click.launch(str(path))
+
+
+def _state_record(state: JobState) -> dict[str, Any]:
+    record = {"job": state.job, "state": state.state, "kind": state.kind, "result": state.result, "seconds": state.seconds}
+    return record | {"message": state.message, "heartbeat": state.heartbeat._asdict()}
+
+
+def _show_submitted(job: Job, as_json: bool) -> None:
+    state = job.read_state().state
+    if as_json:
+        print_json({"job": job.id, "state": state, "folder": str(job.folder)})
+        return
+    click.echo(job.id)
+    if state == "submitted" and not (job.folder / "slurm.json").exists():
+        click.echo("No worker has taken the job yet: they are busy. It starts when one is free.", err=True)
+
+
+COMMANDS = (submit, wait, cancel, resume, jobs, status, logs, report)
