@@ -232,7 +232,8 @@ def _reduction_tree(sweep: _Sweep, grid: RowGrid) -> tuple[dict[Any, Any], Any]:
     level: list[Any] = []
     for i, (start, stop) in enumerate(grid.leaves()):
         key = (token, 0, i)
-        graph[key] = Task(key, _run_leaf, TaskRef(sweep_key), start, stop)
+        # Said to be a producer, a leaf goes to any idle worker; otherwise all would follow the sweep to the one that has it.
+        graph[key] = Task(key, _run_leaf, TaskRef(sweep_key), start, stop, _data_producer=True)
         level.append(key)
     for depth in itertools.count(1):
         if len(level) == 1:
