@@ -6,37 +6,17 @@ A new kind is one entry of `KINDS`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 
 from dlscale.report import figures, pictures, words
+from dlscale.report.kinds import Kind, Tile, array
 from dlscale.report.markup import NOTHING, Markup, div, join, tag
 from dlscale.report.sections import Job, pair, section
 
 _N_PICTURES = 24
 _N_LINES = 8
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A key number with its name, and a line below it."""
-
-    name: str
-    value: str
-    below: str = ""
-    bar: Markup = NOTHING
-
-
-@dataclass(frozen=True)
-class Kind:
-    """How a kind of job is told: `title` heads the page, `goal` says what was computed, then its numbers and its sections."""
-
-    title: str
-    goal: Callable[[Job], str]
-    tiles: Callable[[Job], list[Tile]]
-    answer: tuple[Callable[[Job], Markup | None], ...]
 
 
 def title(kind: str) -> str:
@@ -107,14 +87,8 @@ def _error_tiles(job: Job) -> list[Tile]:
     return [Tile("Left unexplained", words.share(part) if part >= 1e-4 else words.number(part), f"{of_what}, in Frobenius norm")]
 
 
-def _array(job: Job, *names: str) -> np.ndarray | None:
-    """The first of these arrays that the result has."""
-    found = next((job.record.arrays[name] for name in names if job.record.arrays.get(name) is not None), None)
-    return np.asarray(found) if found is not None and np.size(found) else None
-
-
 def _singular_values(job: Job) -> np.ndarray | None:
-    return _array(job, "s", "singular_values")
+    return array(job, "s", "singular_values")
 
 
 def _spectrum_tile(job: Job) -> list[Tile]:
@@ -127,7 +101,7 @@ def _spectrum_tile(job: Job) -> list[Tile]:
 
 
 def _pca_tiles(job: Job) -> list[Tile]:
-    components, shares = _array(job, "components"), _array(job, "explained_variance_ratio")
+    components, shares = array(job, "components"), array(job, "explained_variance_ratio")
     shown = []
     if components is not None:
         shown.append(Tile("Components", words.count(len(components)), f"of {words.count(components.shape[1])} columns"))
@@ -144,7 +118,7 @@ def _svd_tiles(job: Job) -> list[Tile]:
 
 def _diagonal(job: Job) -> np.ndarray | None:
     """Magnitudes of the diagonal of R."""
-    r = _array(job, "r", "r_diagonal")
+    r = array(job, "r", "r_diagonal")
     return None if r is None else np.abs(np.diagonal(r) if r.ndim == 2 else r)
 
 
@@ -171,7 +145,7 @@ def _rank_words(job: Job, one: str) -> str:
 
 def variance(job: Job) -> Markup | None:
     """Scree plot and cumulative share."""
-    amounts, shares = _array(job, "explained_variance"), _array(job, "explained_variance_ratio")
+    amounts, shares = array(job, "explained_variance"), array(job, "explained_variance_ratio")
     drawn = []
     if amounts is not None:
         unit = "" if shares is None else " of variance"
@@ -200,10 +174,10 @@ def singular_values(job: Job) -> Markup | None:
 
 def components(job: Job) -> Markup | None:
     """The first components, as pictures where rows are pictures and as lines elsewhere."""
-    rows = _array(job, "components", "vh")
+    rows = array(job, "components", "vh")
     if rows is None or rows.ndim != 2:
         return None
-    shares, centre, shape = _array(job, "explained_variance_ratio"), _array(job, "mean"), job.record.image_shape
+    shares, centre, shape = array(job, "explained_variance_ratio"), array(job, "mean"), job.record.image_shape
     name = "component" if "components" in job.record.arrays else "right singular vector"
     if shape is not None and pictures.drawable(shape, rows.shape[1]):
         cells = [] if centre is None else [_picture(pictures.mean(centre, shape, "mean"), "mean", "")]
@@ -235,7 +209,7 @@ def triangle(job: Job) -> Markup | None:
     if r is None:
         return None
     drawn = [figures.spectrum(r, "magnitude of each diagonal entry of R", "column", style="s3")]
-    whole = _array(job, "r")
+    whole = array(job, "r")
     if whole is not None and whole.ndim == 2:
         image = pictures.magnitudes(whole, "R by orders of magnitude")
         said = "R by orders of magnitude: yellow is the largest entry, dark is 16 decades below it, clear is exactly zero."
