@@ -47,7 +47,7 @@ def machine(folder: Path | None, as_json: bool) -> None:
 
 
 @bench.command()
-@click.option("--kinds", default="svd", metavar="A,B,...", help="Kinds of jobs: svd, pca, qr, lu, cholesky, train [svd].")
+@click.option("--kinds", default="svd", metavar="A,B,...", help="Kinds of jobs: svd, pca, qr, lu, train [svd].")
 @click.option("--workers", metavar="1,2,...", help="Run with so many workers of one thread each.")
 @click.option("--mode", type=click.Choice(["strong", "weak"]), default="strong", help="One problem for all, or one that grows.")
 @click.option("--launcher", type=click.Choice(["dask", "mpirun"]), default="dask", help="Local worker processes, or ranks.")

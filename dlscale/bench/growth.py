@@ -19,9 +19,9 @@ from dlscale.engine.clusters import Cluster, ClusterFacts
 from dlscale.engine.grids import BLOCK_BYTES, RowGrid, plan_grid
 from dlscale.engine.panel_grids import PanelGrid, choose_panel
 from dlscale.engine.panels import Panels
-from dlscale.engine.transforms import Facts, Method, Transform
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.progress import Emit
+from dlscale.engine.transforms import Facts, Method, Transform
 from dlscale.errors import SpecError
 from dlscale.storage.matrices import Array, ArrayMatrix
 

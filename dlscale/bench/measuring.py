@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from dlscale.batch.workspace import Workspace
-from dlscale.bench.workloads import make_matrix, spec_of, workload
+from dlscale.bench.workloads import make_job, workload
 from dlscale.errors import DlscaleError, SpecError
 
 
@@ -75,12 +75,12 @@ def measure(kind: str, n_workers: int, folder: Path, *, mode: str, launcher: str
     """
     if launcher == "mpirun" and shutil.which("mpirun") is None:
         raise SpecError("--launcher mpirun: there is no mpirun on the PATH; install Open MPI or MPICH.")
-    shape = workload(kind).grown(size * (n_workers if mode == "weak" else 1))
-    matrix = make_matrix(folder, shape)
+    factor = size * (n_workers if mode == "weak" else 1)
+    cluster = "mpi" if launcher == "mpirun" else {"workers": n_workers, "threads": 1}
+    job_file = make_job(folder, kind, factor, cluster)
     with tempfile.TemporaryDirectory(dir=folder) as place:
         spec = Path(place) / "spec.yaml"
-        cluster = "mpi" if launcher == "mpirun" else {"workers": n_workers, "threads": 1}
-        spec.write_text(yaml.safe_dump(spec_of(kind, matrix, cluster)))
+        spec.write_text(yaml.safe_dump(job_file))
         ranks = ["mpirun", "-n", str(n_workers), "--oversubscribe"] if launcher == "mpirun" else []
         command = [*ranks, sys.executable, "-m", "dlscale", "run", str(spec), "--workspace", place, "--json"]
         started = time.perf_counter()
@@ -90,7 +90,7 @@ def measure(kind: str, n_workers: int, folder: Path, *, mode: str, launcher: str
             raise DlscaleError(f"{kind} with {n_workers} workers ended with {ended.returncode}: {ended.stderr[-1000:]}")
         job = Workspace(place).find(json.loads(ended.stdout.splitlines()[-1])["job"])
         seconds, flops = seconds_of(job.read_events()), float(job.read_plan()["flops"])
-    return Run(kind, mode, launcher, n_workers, shape, seconds, wall, flops)
+    return Run(kind, mode, launcher, n_workers, workload(kind).grown(factor), seconds, wall, flops)
 
 
 def _one_thread() -> dict[str, str]:
@@ -98,7 +98,10 @@ def _one_thread() -> dict[str, str]:
 
 
 def seconds_of(events: Sequence[dict[str, Any]]) -> float:
-    """From the start of a job's first task to the end of its last pass."""
+    """From the start of a job's first task to the end of its last pass; of a training, its own time."""
+    finished = [event for event in events if event["event"] == "pass_finished"]
+    if finished[0]["step"] == "training":
+        return float(finished[0]["seconds"])
     blocks = (event for event in events if event["event"] == "blocks")
     started = min(event.get("started", event["time"] - event["read_seconds"] - event["compute_seconds"]) for event in blocks)
-    return float(max(event["time"] for event in events if event["event"] == "pass_finished") - started)
+    return float(max(event["time"] for event in finished) - started)

@@ -17,7 +17,8 @@ from dlscale.batch.workspace import Workspace
 from dlscale.bench.growth import grown
 from dlscale.bench.simulation import ModelCluster, SimulatedJob, simulate
 from dlscale.bench.tracing import Trace, TracingCluster, replayed
-from dlscale.bench.workloads import make_matrix, spec_of, workload
+from dlscale.bench.training import predict_training
+from dlscale.bench.workloads import make_job, workload
 from dlscale.engine.passes import Passes
 from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.results import ResultGroup
@@ -37,11 +38,10 @@ def trace(kind: str, folder: Path, *, size: float = 1.0) -> Trace:
     size : float
         How many times the work of the usual problem.
     """
-    shape = workload(kind).grown(size)
-    matrix = make_matrix(folder, shape)
+    job_file = make_job(folder, kind, size, {"workers": 1, "threads": 1})
     with tempfile.TemporaryDirectory(dir=folder) as place:
         root = Path(place)
-        document = read_document(spec_of(kind, matrix, {"workers": 1, "threads": 1}))
+        document = read_document(job_file)
         prepared = prepare(parse_spec(document), document, Workspace(root / "workspace"))
         cluster = TracingCluster()
         group = ResultGroup(root / "result.zarr", fsync=False)
@@ -52,7 +52,7 @@ def trace(kind: str, folder: Path, *, size: float = 1.0) -> Trace:
         finally:
             group.close()
     # What comes before the first graph is the start of the job, which the measured runs do not count either.
-    return Trace(cluster.traces, cluster.traces[0].started, ended, float(prepared.plan.flops), shape)
+    return Trace(cluster.traces, cluster.traces[0].started, ended, float(prepared.plan.flops), workload(kind).grown(size))
 
 
 def warm_up(kind: str, folder: Path) -> None:
@@ -85,6 +85,9 @@ def predict(
     dict
         A record for each number of workers.
     """
+    if kind == "train":
+        yield from predict_training(workers, folder, mode=mode, network=network, size=size, grow=grow)
+        return
     warm_up(kind, folder)
     traced = trace(kind, folder, size=size)
     larger = grow > 1 or mode == "weak"
@@ -93,7 +96,8 @@ def predict(
     for n in workers:
         factor = grow * (n if mode == "weak" else 1)
         if factor not in jobs:
-            jobs = {factor: replayed(traced) if factor == 1 else grown(traced, smaller, workload(kind).grown(size * factor))}
+            shape, flops = workload(kind).grown(size * factor), traced.flops * factor
+            jobs = {factor: replayed(traced) if factor == 1 else grown(traced, smaller, shape, flops=flops)}
         found = simulate(jobs[factor], replace(network, n_workers=n))
         facts = {"kind": kind, "mode": mode, "launcher": "model", "shape": workload(kind).grown(size * factor)}
         yield asdict(network) | facts | found.to_dict() | {"flops": jobs[factor].flops, "measured": False}

@@ -71,6 +71,8 @@ class TracingCluster(ThreadCluster):
         with Callback(pretask=before, posttask=after):  # type: ignore[no-untyped-call]
             value = super().compute(graph, key, token=token, listener=listener, stalled=stalled)
         trace.ended = time.perf_counter()
+        # What nothing needs is not computed.
+        trace.graph = {key: node for key, node in graph.items() if key in trace.seconds or hasattr(node, "value")}
         self.traces.append(trace)
         return value
 

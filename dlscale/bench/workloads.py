@@ -45,7 +45,7 @@ WORKLOADS: Mapping[str, Workload] = {
     "pca": Workload((100_000, 1000), {"n_components": 50, "solver": "covariance"}),
     "qr": Workload((400_000, 200), {}),
     "lu": Workload((4096, 4096), {}, columns_grow=True),
-    "cholesky": Workload((5120, 5120), {}, columns_grow=True),
+    "train": Workload((100_000, 512), {"epochs": 2, "batch_size": 2048}),
 }
 
 
@@ -56,21 +56,33 @@ def workload(kind: str) -> Workload:
     return WORKLOADS[kind]
 
 
+#: What kind train trains: a network of 0.8 million parameters.
+_NETWORK = {"model": {"type": "mlp", "hidden": [512, 512]}, "loss": {"type": "squared"}, "optimizer": {"type": "adam"}}
+_N_TARGETS = 16
+
+
+def make_job(folder: Path, kind: str, factor: float, cluster: Any) -> dict[str, Any]:
+    """The job file of a kind with so many times the usual work; its matrices are made once.
+
+    A training of so many times the rows takes as many steps, each on a batch so many times as large.
+    """
+    job = workload(kind)
+    m, n = job.grown(factor)
+    more: dict[str, Any] = {"input": {"matrix": str(make_matrix(folder, (m, n)))}, "params": dict(job.params)}
+    if kind == "train":
+        batch = max(1, round(job.params["batch_size"] * factor))
+        inputs = {"features": str(make_matrix(folder, (m, n))), "targets": str(make_matrix(folder, (m, _N_TARGETS)))}
+        more = {"input": inputs, "params": {**job.params, "batch_size": batch}, **_NETWORK}
+    return {"kind": kind, "name": "bench", "cluster": cluster, **more}
+
+
 def make_matrix(folder: Path, shape: tuple[int, int]) -> Path:
     """A matrix of this shape with slowly falling singular values, made once."""
     path = folder / f"matrix-{shape[0]}x{shape[1]}.zarr"
     if not path.exists():
         document = read_document({"shape": list(shape), "spectrum": "power:-0.5", "dtype": "f8", "cluster": "threads"})
         generate(parse_generate(document), path)
+    for file in path.rglob("*"):
+        if file.is_file():
+            file.read_bytes()  # what is in memory is read alike by all runs
     return path
-
-
-def spec_of(kind: str, matrix: Path, cluster: Any) -> dict[str, Any]:
-    """The job file of a kind on a matrix."""
-    return {
-        "kind": kind,
-        "name": "bench",
-        "input": {"matrix": str(matrix)},
-        "params": dict(workload(kind).params),
-        "cluster": cluster,
-    }

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from dlscale.bench import workloads
+from dlscale.bench.commands import bench, parse_workers
+from dlscale.bench.growth import grown, kinds_of
+from dlscale.bench.plots import draw_scaling, efficiency
+from dlscale.bench.replay import trace
+from dlscale.bench.simulation import ModelCluster, simulate
+from dlscale.bench.tracing import replayed
+from dlscale.errors import SpecError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("lab")
+
+
+@pytest.fixture(scope="module")
+def svd(folder):
+    return trace("svd", folder, size=0.1), trace("svd", folder, size=0.05)
+
+
+def test_one_worker_without_overheads_takes_the_traced_time(svd):
+    job = replayed(svd[0])
+    found = simulate(job, ModelCluster(1, 1, 1e15, 0.0, 0.0))
+    traced = svd[0].ended - svd[0].started
+    # What is missing is Dask's own time between tasks.
+    assert 0.5 * traced < found.seconds <= traced
+    assert found.seconds == pytest.approx(job.work_seconds + sum(svd[0].driver_seconds))
+    assert found.critical_seconds <= found.seconds
+
+
+def test_more_workers_are_never_slower_than_the_longest_chain_nor_faster_than_their_share(svd):
+    job = replayed(svd[0])
+    driver = sum(svd[0].driver_seconds)
+    for n in (1, 2, 4, 64, 1024):
+        found = simulate(job, ModelCluster(n))
+        assert found.seconds >= max(found.critical_seconds, driver + job.work_seconds / n)
+        assert 0 <= found.idle_share < 1
+
+
+def test_a_larger_pass_is_the_engines_own_graph_with_the_traced_rates(svd):
+    before = replayed(svd[0])
+    same = grown(*svd, svd[0].shape, flops=1.0)
+    assert len(same.stages) == len(before.stages)
+    ten = grown(*svd, (10 * svd[0].shape[0], svd[0].shape[1]), flops=1.0)
+    leaves = sum(task.seconds for task in before.tasks if task.kind == "run_leaf")
+    for job, factor in ((same, 1), (ten, 10)):
+        assert sum(task.seconds for task in job.tasks if task.kind == "run_leaf") == pytest.approx(factor * leaves)
+    assert len(ten.tasks) > len(same.tasks)
+
+
+def test_a_larger_factorization_is_the_engines_own_graph_with_the_traced_rates(folder):
+    traced, smaller = trace("lu", folder, size=0.02), trace("lu", folder, size=0.01)
+    assert {"factor", "apply", "load", "write"} <= kinds_of(traced.graphs[0]) | kinds_of(traced.graphs[1])
+    same, before = grown(traced, smaller, traced.shape, flops=1.0), replayed(traced)
+    for kind in ("factor", "apply"):
+        seconds = [sum(task.seconds for task in job.tasks if task.kind == kind) for job in (same, before)]
+        assert seconds[0] == pytest.approx(seconds[1])
+    eight = grown(traced, smaller, (2 * traced.shape[0], 2 * traced.shape[1]), flops=1.0)
+    seconds = [sum(task.seconds for task in job.tasks if task.kind == "apply") for job in (eight, before)]
+    assert 7 < seconds[0] / seconds[1] < 9
+    found = simulate(eight, ModelCluster(4))
+    assert found.moved_bytes > 0
+
+
+def test_command_predicts_writes_and_draws(folder, tmp_path):
+    output, plot = tmp_path / "runs.jsonl", tmp_path / "scaling.svg"
+    arguments = ["scaling", "--kinds", "svd", "--size", "0.02", "--simulate", "1..4", "--mode", "weak", "--folder", str(folder)]
+    ended = CliRunner().invoke(bench, [*arguments, "--output", str(output), "--plot", str(plot)])
+    assert ended.exit_code == 0, ended.output
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [record["n_workers"] for record in records] == [1, 2, 4]
+    assert [record["shape"][0] for record in records] == [2000, 4000, 8000]
+    assert plot.read_text().count("<svg") == 1
+    assert "predicted" in ended.output
+
+
+def test_efficiency():
+    assert efficiency({1: 8.0, 2: 4.0, 4: 4.0}, mode="strong") == {1: 1.0, 2: 1.0, 4: 0.5}
+    assert efficiency({1: 8.0, 2: 8.0, 4: 16.0}, mode="weak") == {1: 1.0, 2: 1.0, 4: 0.5}
+
+
+def test_numbers_of_workers():
+    assert parse_workers("1..1024", "--simulate") == [2**i for i in range(11)]
+    assert parse_workers("4,1,2", "--workers") == [1, 2, 4]
+    for wrong in ("0", "1..", "a", "8..4", ""):
+        with pytest.raises(SpecError, match=r"--workers: got .* allowed: numbers"):
+            parse_workers(wrong, "--workers")
+    with pytest.raises(SpecError, match="--kinds: got lx; allowed: svd"):
+        workloads.workload("lx")
+
+
+def test_drawing_takes_measured_and_predicted_runs(tmp_path):
+    runs = [
+        {"kind": "svd", "mode": "strong", "n_workers": n, "seconds": 8 / n**0.9, "measured": measured}
+        for n in (1, 2)
+        for measured in (True, False)
+    ]
+    draw_scaling(runs, tmp_path / "a.svg", title="Scaling", note="a model")
+    assert "svd, strong, measured" in (tmp_path / "a.svg").read_text() or (tmp_path / "a.svg").stat().st_size > 5000
