@@ -6,16 +6,21 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dlscale.engine.clusters import open_cluster
+from dlscale.engine.grids import RowGrid
 from dlscale.engine.launchers import across_ranks
+from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.progress import send
 from dlscale.engine.ranks import Communicator
 from dlscale.errors import DlscaleError
+from dlscale.storage.matrices import Array, open_matrix
 
 
 def total(communicator: Communicator, start: float) -> tuple[int, int, float]:
@@ -55,8 +60,32 @@ def until_stopped(communicator: Communicator, folder: str) -> int:
     return step
 
 
+@dataclass(frozen=True)
+class Who(Fold):
+    """Which ranks saw a block."""
+
+    def start(self) -> State:
+        return {"ranks": np.zeros(2)}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        state["ranks"][int(os.environ["OMPI_COMM_WORLD_RANK"])] += 1
+        time.sleep(0.02)
+        return ()
+
+
+def sweep(path: str) -> int:
+    """A pass over a matrix on two ranks; says which of them took part."""
+    A = open_matrix(path)
+    with open_cluster("mpi") as cluster:
+        state = Passes(cluster).sweep("who", A, Who(), RowGrid(A.shape[0], 500, 500))
+    print([f"rank {rank}" for rank in np.flatnonzero(state["ranks"])])
+    return 0
+
+
 def command(name: str, *arguments: Any) -> int:
     """Run a program on all ranks and say what came out."""
+    if name == "sweep":
+        return sweep(*arguments)
     events: list[dict[str, Any]] = []
     try:
         with open_cluster("mpi") as cluster:
