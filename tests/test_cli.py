@@ -82,7 +82,7 @@ def make_huge_matrix(folder: Path) -> Path:
         (["input.matrix=file.txt"], ["input.matrix", "file.txt", "is a file", "dlscale import"]),
         (["input.matrix=line.zarr"], ["input.matrix", "two dimensions", "(10,)"]),
         (["input.matrix={import: absent.npy}"], ["input.matrix", "absent.npy", "no such file"]),
-        (["kind=qr", "params={}", "input.matrix=wide.zarr"], ["tall", "60 x 400"]),
+        (["kind=cholesky", "params={}", "input.matrix=wide.zarr"], ["input.matrix", "square", "60 x 400"]),
         (["output=file.txt/r.zarr"], ["output", "file.txt", "nothing can be written"]),
         (["output=/proc/r.zarr"], ["output", "/proc", "nothing can be written"]),
         (["output=s3://bucket/r.zarr"], ["output", "s3://bucket/r.zarr", "this machine"]),
