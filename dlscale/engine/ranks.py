@@ -204,12 +204,11 @@ class MPICommunicator(Communicator):
         self._thread: threading.Thread | None = None
 
     def allreduce(self, array: Array, *, name: str, op: str = "sum") -> Array:
-        request = self._request("allreduce", array, f"{name} {op}", self._reducer(array, op))
-        self._run_here(request)
+        self._run_here(self._tag("allreduce", array, f"{name} {op}"), self._reducer(array, op))
         return array
 
     def start_allreduce(self, array: Array, *, name: str, op: str = "sum") -> Pending:
-        request = self._request("allreduce", array, f"{name} {op}", self._reducer(array, op))
+        request = _Request(self, self._tag("allreduce", array, f"{name} {op}"), self._reducer(array, op))
         if self._thread is None:
             # The thread must get the interpreter soon after it asks for it: the caller is busy.
             sys.setswitchinterval(min(sys.getswitchinterval(), 2e-4))
@@ -224,11 +223,11 @@ class MPICommunicator(Communicator):
             for piece in _pieces(array):
                 self._data.Bcast(piece, root=root)
 
-        self._run_here(self._request("bcast", array, f"{name} from {root}", move))
+        self._run_here(self._tag("bcast", array, f"{name} from {root}"), move)
         return array
 
     def barrier(self, name: str) -> None:
-        self._run_here(self._request("barrier", np.empty(0), name, lambda: None))
+        self._run_here(self._tag("barrier", np.empty(0), name), lambda: None)
 
     def abort(self, exit_code: int = 1) -> None:
         sys.stdout.flush()
@@ -251,12 +250,11 @@ class MPICommunicator(Communicator):
         move()
         return time.perf_counter() - started
 
-    def _request(self, verb: str, array: Array, name: str, move: Callable[[], None]) -> _Request:
+    def _tag(self, verb: str, array: Array, name: str) -> str:
         if not array.flags.c_contiguous:
             raise ValueError(f"{verb} {name}: the array must be C-contiguous")
         self._number += 1
-        tag = f"#{self._number} {verb} {name} {tuple(array.shape)} {array.dtype.name}"
-        return _Request(self, tag, move)
+        return f"#{self._number} {verb} {name} {array.shape} {array.dtype.name}"
 
     def _reducer(self, array: Array, op: str) -> Callable[[], None]:
         def move() -> None:
@@ -265,15 +263,14 @@ class MPICommunicator(Communicator):
 
         return move
 
-    def _run_here(self, request: _Request) -> None:
+    def _run_here(self, tag: str, move: Callable[[], None]) -> None:
         """Run a collective in the calling thread, after those that were started."""
         if self._last is not None:
-            self._last.done.wait()
+            self._last.wait()
             self._last = None
         self._enter()
-        request.run()
-        if request.error is not None:
-            raise request.error
+        self._agree(tag)
+        move()
 
     def _serve(self) -> None:
         while (request := self._queue.get()) is not None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -228,6 +229,8 @@ class Shard:
     rank, size : int
     dtype : dtype
         Of the shares.
+    reads_features : bool
+        False leaves the rows of the shares out.
     """
 
     def __init__(
@@ -239,10 +242,11 @@ class Shard:
         order: Order,
         rank: int,
         size: int,
-        dtype: np.dtype[np.floating],
+        dtype: np.dtype[Any],
+        reads_features: bool = True,
     ) -> None:
         self.features, self.targets, self.weights, self.order = features, targets, weights, order
-        self.rank, self.size, self.dtype = rank, size, dtype
+        self.rank, self.size, self.dtype, self.reads_features = rank, size, dtype, reads_features
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="dlscale-read")
         self._free: list[Array] = []
         self._held: dict[tuple[int, int], Future[Array]] = {}
@@ -266,11 +270,14 @@ class Shard:
             parts = [piece.share(self.rank, self.size) for piece in batch]
             n_rows = sum(len(part.rows) for part in parts)
             slot = number % 2
-            if len(buffers[slot]) < n_rows:
+            if self.reads_features and len(buffers[slot]) < n_rows:
                 buffers[slot] = np.empty((n_rows, self.features.shape[1]), self.dtype)
             X, filled = buffers[slot][:n_rows], 0
             targets = []
             for part in parts:
+                if not self.reads_features:
+                    targets.append(self._targets_of(self.order.row_ids(part)))
+                    continue
                 if part.window > current:
                     current = part.window
                     self._let_go(current)

@@ -56,7 +56,15 @@ def train(communicator: Communicator, task: Task) -> dict[str, Any]:
 
 
 class Training:
-    """One training on one rank."""
+    """One training on one rank.
+
+    Attributes
+    ----------
+    reads_features : bool
+        Whether the shares of batches carry their rows, or only say which they are.
+    """
+
+    reads_features = True
 
     def __init__(self, communicator: Communicator, task: Task) -> None:
         self.communicator, self.task = communicator, task
@@ -138,7 +146,7 @@ class Training:
             self.seconds.read += time.perf_counter() - started
             if share is None:
                 return
-            self.seconds.rows += len(share.X)
+            self.seconds.rows += len(share.rows)
             if self.task.options.log_rows:
                 self.log.append((self.step, share.rows))
             yield share
@@ -286,12 +294,12 @@ class Training:
         task = self.task
         if self.recipe.full_batch:
             order = Order(order.n_rows, order.unit_rows, order.n_lanes, min(order.n_rows, _BLOCK_ROWS), shuffle=False)
-        features = in_memory_if_small(task.features)
+        features = in_memory_if_small(task.features) if self.reads_features else task.features
         weights = None if task.weights is None else Column(task.weights, keep=True)
         targets = Column(task.targets)
         return Shard(
             features, targets, weights=weights, order=order, rank=self.communicator.rank, size=self.communicator.size,
-            dtype=self.dtype,
+            dtype=self.dtype, reads_features=self.reads_features,
         )  # fmt: skip
 
     def _validation(self) -> Shard | None:

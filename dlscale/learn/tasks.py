@@ -1,0 +1,162 @@
+"""Training on a Dask cluster without MPI: each step is a pass over its batch, local gradients and a tree of sums.
+
+The loop, and with it the curve, is that of the ranks; only where gradients come from differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+
+from dlscale.engine import progress
+from dlscale.engine.grids import RowGrid
+from dlscale.engine.guard import Guard
+from dlscale.engine.passes import Fold, Passes, State
+from dlscale.engine.ranks import Communicator
+from dlscale.kernels import Array, workspace
+from dlscale.learn.data import Share
+from dlscale.learn.gradients import RankGradients, Reduction
+from dlscale.learn.kfac import factor_buffer, factor_sums
+from dlscale.learn.loop import Training
+from dlscale.learn.models import Model
+from dlscale.learn.parameters import Parameters, backward_buffer
+from dlscale.learn.task import Task
+from dlscale.storage.matrices import Matrix
+
+#: Parts of a batch, each of them one task; the sums depend on it, so it does not depend on the cluster.
+N_PARTS = 8
+
+
+class BatchRows(Matrix):
+    """Rows of a matrix, in any order, as a matrix: the tasks of a step read them for themselves."""
+
+    any_range = True
+
+    def __init__(self, base: Matrix, rows: Array) -> None:
+        self.base, self.row_ids = base, rows
+        self.shape = (len(rows), base.shape[1])
+        self.stored_dtype, self.uri = base.stored_dtype, base.uri
+        self.in_memory = base.in_memory
+
+    def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
+        wanted = self.row_ids[rows[0] : rows[1]]
+        if out is None:
+            out = np.empty((len(wanted), columns[1] - columns[0]), self.dtype)
+        # Rows of one stored unit are read together, from the first to the last of them.
+        units = wanted // max(1, self.base.row_unit)
+        for unit in np.unique(units):
+            places = np.flatnonzero(units == unit)
+            first, last = int(wanted[places].min()), int(wanted[places].max()) + 1
+            block = self.base.region((first, last), columns)
+            out[places] = block[wanted[places] - first]
+        return out
+
+    def place(self, row: int, column: int) -> tuple[int, int]:
+        return self.base.place(int(self.row_ids[row]), column)
+
+
+class BatchFold(Fold):
+    """Sums over rows of a batch: loss and gradients, or statistics, or factors."""
+
+    def __init__(self, what: str, model: Model, parameters: Parameters, share: Share, statistics: Array | None = None) -> None:
+        self.what, self.model, self.parameters, self.statistics = what, model, parameters, statistics
+        self.y, self.weights, self.normalizer = share.y, share.weights, share.normalizer
+
+    def start(self) -> State:
+        if self.what == "gradients":
+            return {"sum": backward_buffer(self.parameters)[0], "loss": np.zeros(1)}
+        if self.what == "factors":
+            return {"sum": factor_buffer(self.parameters)[0]}
+        return {}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        rows = slice(first_row, first_row + len(A))
+        y, weights = self.y[rows], None if self.weights is None else self.weights[rows]
+        X = np.asarray(A, self.parameters["layer-0/weight"].dtype)
+        if self.what == "gradients":
+            buffer, gradients = self._views("gradients")
+            loss, _ = self.model.loss_and_gradients(
+                self.parameters, X, y, weights=weights, normalizer=self.normalizer, gradients=gradients,
+                statistics=self.statistics,
+            )  # fmt: skip
+            state["sum"] += buffer
+            state["loss"] += loss
+        elif self.what == "factors":
+            buffer, factors = self._views("factors")
+            factor_sums(self.model, self.parameters, X, y, weights=weights, normalizer=self.normalizer, factors=factors)
+            state["sum"] += buffer
+        else:
+            found = self.model.statistics(self.parameters, X, weights)
+            assert found is not None
+            state["sum"] = state["sum"] + found if "sum" in state else found
+        return ()
+
+    def _views(self, what: str) -> tuple[Array, Parameters]:
+        make = backward_buffer if what == "gradients" else factor_buffer
+        buffer, views = make(self.parameters)
+        kept = workspace(f"learn/{what}-of-task", buffer.shape, buffer.dtype)
+        kept[:] = 0
+        start, placed = 0, {}
+        order = reversed(list(views.items())) if what == "gradients" else views.items()
+        for name, view in order:
+            placed[name] = kept[start : start + view.size].reshape(view.shape)
+            start += view.size
+        return kept, {name: placed[name] for name in views}
+
+
+class PassGradients(RankGradients):
+    """Gradients of whole batches, from tasks of a cluster."""
+
+    def __init__(self, passes: Passes, features: Matrix, model: Model, parameters: Parameters) -> None:
+        super().__init__(Communicator(), model, parameters)
+        self._features = features
+        self._passes = Passes(passes.cluster, stall_seconds=passes.stall_seconds)
+
+    def _sweep(self, what: str, parameters: Parameters, share: Share, statistics: Array | None = None) -> State:
+        n_rows = len(share.rows)
+        part = -(-n_rows // N_PARTS)
+        grid = RowGrid(n_rows, part, part)
+        fold = BatchFold(what, self.model, parameters, share, statistics)
+        return self._passes.sweep(what, BatchRows(self._features, share.rows), fold, grid)
+
+    def statistics(self, parameters: Parameters, share: Share) -> Array | None:
+        return self._sweep("statistics", parameters, share)["sum"] if self.model.decorrelation else None
+
+    def factors(self, parameters: Parameters, share: Share) -> Parameters:
+        buffer, factors = self._factors = self._factors or factor_buffer(parameters)
+        buffer[:] = self._sweep("factors", parameters, share)["sum"]
+        return factors
+
+    def start(self, parameters: Parameters, share: Share) -> Reduction:
+        return Reduction(self, self._local(parameters, share, self.statistics(parameters, share)), [])
+
+    def _local(self, parameters: Parameters, share: Share, statistics: Array | None) -> float:
+        state = self._sweep("gradients", parameters, share, statistics)
+        self.buffer[:] = state["sum"]
+        return float(state["loss"][0])
+
+
+class PassTraining(Training):
+    """The driver's side of a training on a Dask cluster."""
+
+    reads_features = False
+
+    def __init__(self, passes: Passes, task: Task) -> None:
+        self._passes = passes
+        super().__init__(Communicator(), task)
+
+    def _source(self) -> RankGradients:
+        return PassGradients(self._passes, self.task.features, self.model, self.parameters)
+
+
+def train_on_passes(passes: Passes, task: Task) -> dict[str, Any]:
+    """Train with the tasks of a cluster; as `dlscale.learn.loop.train`."""
+    progress.listen(task.token, passes.emit)
+    try:
+        with closing(PassTraining(passes, task)) as training, Guard(training.communicator):
+            return training.run()
+    finally:
+        progress.unlisten(task.token)
