@@ -1,0 +1,212 @@
+"""What trainings and their uses show: curves, gradients by layer, where the time went, predictions and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from dlscale.report import figures, words
+from dlscale.report.charts import COLOURS, chart, logarithmic
+from dlscale.report.kinds import Kind, Tile, array
+from dlscale.report.markup import Markup, join, tag
+from dlscale.report.sections import Job, pair, section, table
+
+_STYLES = ("s1", "s2", "s3", "s4", "s5", "s6")
+#: Points of a curve; longer ones are drawn as means of as many stretches.
+_MOST_POINTS = 400
+#: A layer whose gradients are so much smaller, or larger, than the largest or smallest of the others.
+_VANISHING, _EXPLODING = 1e-3, 1e2
+
+
+def _estimate(job: Job, name: str) -> float | None:
+    value = job.record.estimates.get(name)
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _train_tiles(job: Job) -> list[Tile]:
+    shown = []
+    final = _estimate(job, "final_loss")
+    loss = array(job, "history/loss")
+    if final is not None:
+        below = f"from {words.number(float(loss[0]))}, in {words.count(len(loss))} steps" if loss is not None else ""
+        shown.append(Tile("Loss", words.number(final), below))
+    for name, title, percent in (
+        ("accuracy", "Accuracy", True),
+        ("r2", "R²", False),
+        ("mean_squared_error", "Mean squared error", False),
+    ):
+        value = _estimate(job, f"final_validation_{name}")
+        if value is not None:
+            shown.append(Tile(title, words.share(value) if percent else words.number(value), "on the validation rows"))
+    if (ended := job.record.estimates.get("ended")) is not None and (epochs := _estimate(job, "epochs")) is not None:
+        shown.append(Tile("Epochs", words.count(int(epochs)), str(ended)))
+    seconds = _seconds(job)
+    if seconds and max(seconds["total"]) > 0:
+        n_ranks = len(seconds["rows"])
+        rate = sum(seconds["rows"]) / max(seconds["total"])
+        shown.append(Tile("Rows", words.quantity(rate, "rows/s"), f"{n_ranks} rank{'s' if n_ranks != 1 else ''} together"))
+    return shown
+
+
+def _seconds(job: Job) -> Mapping[str, Sequence[float]]:
+    found = job.record.estimates.get("seconds_by_rank")
+    return found if isinstance(found, Mapping) else {}
+
+
+def curves(job: Job) -> Markup | None:
+    """Loss over steps, and loss and metrics of the validation rows over epochs."""
+    drawn, loss = [], array(job, "history/loss")
+    if loss is not None and len(loss) > 1:
+        drawn.append(_lines({"loss of a step": (np.arange(1, len(loss) + 1), loss)}, "loss, with its penalties", "step"))
+    epochs = {}
+    for name, label in (("epoch_loss", "training rows"), ("validation_loss", "validation rows")):
+        values = array(job, f"history/{name}")
+        if values is not None and len(values) > 1:
+            epochs[label] = (np.arange(1, len(values) + 1), values)
+    if len(epochs) > 1:
+        drawn.append(_lines(epochs, "loss of an epoch, without penalties", "epoch"))
+    for name, label in (("accuracy", "accuracy"), ("r2", "R²")):
+        values = array(job, f"history/validation_{name}")
+        if values is not None and len(values) > 1:
+            places = {label: (np.arange(1, len(values) + 1), values)}
+            drawn.append(_lines(places, f"{label} on the validation rows", "epoch", log=False, first_style=2))
+    optimality = array(job, "history/optimality")
+    if optimality is not None and len(optimality) > 1:
+        places = {"optimality": (np.arange(1, len(optimality) + 1), optimality)}
+        drawn.append(_lines(places, "largest entry of the gradient", "iteration", first_style=3))
+    return (
+        section("Learning", "How far the loss came down, and whether rows that were not trained on agree.", pair(*drawn))
+        if drawn
+        else None
+    )
+
+
+def gradients(job: Job) -> Markup | None:
+    """Norms of the gradients of every layer, with a warning in words where they vanish or explode."""
+    names = sorted(name for name in job.record.arrays if name.startswith("history/gradient_norm/"))
+    steps = array(job, "history/norm_step")
+    if not names or steps is None or len(steps) < 2:
+        return None
+    norms = {name.rsplit("/", 1)[-1]: np.asarray(job.record.arrays[name], float) for name in names}
+    figure = _lines({name: (steps + 1, values) for name, values in norms.items()}, "norm of the gradient", "step")
+    found = warnings(norms)
+    said = [tag("p", {"class": "warning"}, text) for text in found] or [
+        tag("p", {"class": "legend"}, "No layer's gradients vanish or explode.")
+    ]
+    lead = "Layers are numbered from the features on. In a sound network the curves stay within a few orders of magnitude."
+    return section("Gradients by layer", lead, pair(figure), *said)
+
+
+def warnings(norms: Mapping[str, np.ndarray]) -> list[str]:
+    """Sentences about layers whose gradients vanish beside those of the others, or explode with time."""
+    medians = {name: float(np.median(values[np.isfinite(values)])) for name, values in norms.items() if np.isfinite(values).any()}
+    largest = max(medians.values(), default=0.0)
+    said = []
+    for name, median in medians.items():
+        if largest > 0 and median < _VANISHING * largest:
+            said.append(
+                f"Vanishing gradients: those of {name} are {words.number(median / largest)} of the largest layer's, so it hardly "
+                "learns. Use relu or gelu, he or orthogonal initial weights, fewer layers, or kfac."
+            )
+    for name, values in norms.items():
+        start = float(np.median(values[: max(1, len(values) // 10)]))
+        peak = float(np.max(values)) if np.isfinite(values).all() else np.inf
+        if start > 0 and peak > _EXPLODING * start:
+            said.append(
+                f"Exploding gradients: those of {name} rose to {words.number(peak / start)} times those of the first steps. Set "
+                "params.clip_norm, lower optimizer.learning_rate, or scale the features."
+            )
+    return said
+
+
+def times(job: Job) -> Markup | None:
+    """What a step of each rank took, and what was hidden of the communication."""
+    seconds = _seconds(job)
+    if not seconds or not max(seconds.get("steps", [0])):
+        return None
+    rows = []
+    for rank in range(len(seconds["rows"])):
+        of = {name: float(values[rank]) for name, values in seconds.items()}
+        steps = max(of["steps"], 1.0)
+        hidden = max(0.0, 1 - of["exposed"] / of["communicate"]) if of["communicate"] > 0 else None
+        rows.append(
+            (
+                f"rank {rank}",
+                words.duration(of["total"] / steps),
+                words.duration(of["read"] / steps),
+                words.duration(of["compute"] / steps),
+                words.duration(of["communicate"] / steps),
+                words.share(hidden) if hidden is not None else words.MISSING,
+                words.quantity(of["rows"] / of["total"], "rows/s") if of["total"] > 0 else words.MISSING,
+            )
+        )
+    head = ("", "a step", "reading", "computing", "communicating", "of which hidden", "throughput")
+    lead = "Where the time of a step went. Communication is hidden when it goes on while the rank computes."
+    return section("Time by rank", lead, table(head, rows))
+
+
+def _lines(
+    curves_: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str, x_label: str, *, log: bool = True, first_style: int = 0
+) -> Markup:
+    """Curves by name over a common axis; a logarithmic one where all values are positive and differ much."""
+    thin = {name: _thinned(np.asarray(x, float), np.asarray(y, float)) for name, (x, y) in curves_.items()}
+    every = np.concatenate([y[np.isfinite(y)] for _, y in thin.values()])
+    log = log and len(every) > 0 and float(every.min()) > 0 and float(every.max() / every.min()) > 20
+    styles = [_STYLES[(first_style + i) % len(_STYLES)] for i in range(len(thin))]
+    with chart(510, 290, f"{title} over {x_label}s") as drawn:
+        axes = drawn.axes(62, 34, 496, 240, title=title, x_label=x_label)
+        if log:
+            logarithmic(axes, float(every.min()), float(every.max()))
+        for (x, y), style in zip(thin.values(), styles, strict=True):
+            axes.plot(x, np.where(y > 0, y, np.nan) if log else y, color=COLOURS[style])
+        axes.locator_params(axis="x", nbins=7, integer=True)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+    keys = figures.legend(list(zip(styles, thin, strict=True))) if len(thin) > 1 else Markup("")
+    return join([drawn.markup, keys])
+
+
+def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if len(x) <= _MOST_POINTS:
+        return x, y
+    parts = np.array_split(np.arange(len(x)), _MOST_POINTS)
+    return np.array([x[part].mean() for part in parts]), np.array([y[part].mean() for part in parts])
+
+
+def _goal(job: Job) -> str:
+    model = job.record.spec.get("model") or {}
+    names = {"mlp": "A neural network", "linear": "A linear regression", "logistic": "A logistic regression"}
+    return f"{names.get(model.get('type', 'softmax'), 'A softmax regression')}, trained on the rows"
+
+
+def _predict_tiles(job: Job) -> list[Tile]:
+    named = (("accuracy", "Accuracy"), ("loss", "Loss"), ("r2", "R²"), ("mean_squared_error", "Mean squared error"))
+    return [
+        Tile(title, words.number(value), "against the targets")
+        for name, title in named
+        if (value := _estimate(job, name)) is not None
+    ]
+
+
+def _covariate_tiles(job: Job) -> list[Tile]:
+    shown = []
+    rows, effective, capped = (
+        (job.record.matrix.get("shape") or [0])[0],
+        _estimate(job, "effective_rows"),
+        _estimate(job, "capped_rows"),
+    )
+    if effective is not None:
+        below = f"of {words.count(rows)}: as many unweighted rows tell as much"
+        shown.append(Tile("Effective rows", words.count(round(effective)), below))
+    if capped is not None:
+        shown.append(Tile("Rows at the cap", words.count(int(capped)), "they would weigh more"))
+    return shown
+
+
+KINDS: Mapping[str, Kind] = {
+    "train": Kind("Training", _goal, _train_tiles, (curves, gradients, times)),
+    "predict": Kind("Prediction", lambda job: "Predictions for the rows", _predict_tiles, ()),
+    "covariate_weights": Kind(
+        "Weights under covariate shift", lambda job: "Weights for the rows", _covariate_tiles, (curves, times)
+    ),
+}
