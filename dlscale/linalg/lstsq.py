@@ -19,16 +19,16 @@ import numpy as np
 from dlscale.certificates import Certificate, scaled
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import Layout, PassCost, Plan, bytes_of, lay_out, measured_rates
+from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
 from dlscale.errors import DoesNotFitError, NumericalError, SpecError
 from dlscale.kernels import accumulator_dtype, one_blas_thread
 from dlscale.linalg.condition import condition
 from dlscale.linalg.factor_plan import PanelPlan
-from dlscale.linalg.factoring import factor_orthogonally, plan_factoring
+from dlscale.linalg.factoring import FACTORS, factor_orthogonally, plan_factoring
 from dlscale.linalg.factors import QRFactors, TopRows
 from dlscale.linalg.least_squares_folds import AugmentedQR, NormalResidual, Rotation, WideGradient, WideProduct, read_rhs
 from dlscale.linalg.orthogonal import find_basis
-from dlscale.engine.outcome import Outcome
 from dlscale.linalg.products import Gram
 from dlscale.linalg.triangular import solve_triangular
 from dlscale.storage.inputs import Inputs
@@ -263,7 +263,7 @@ def _wide(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float) -> So
 
 def _by_panels(passes: Passes, A: Matrix, B: Matrix, plan: PanelPlan, cutoff: float) -> Solution:
     long = A.T if plan.transposed else A
-    factors = factor_orthogonally(passes, long, plan, name="factors-qr")
+    factors = factor_orthogonally(passes, long, plan, name=FACTORS)
     n, rhs = long.shape[1], read_rhs(B, 0, B.shape[0])
     R = TopRows(factors.factored.matrix, n)
     number = _triangle_condition(R, factors)

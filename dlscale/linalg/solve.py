@@ -22,7 +22,7 @@ from dlscale.errors import InputError, NumericalError, SpecError
 from dlscale.kernels import accumulator_dtype
 from dlscale.linalg.condition import condition
 from dlscale.linalg.factor_plan import PanelPlan
-from dlscale.linalg.factoring import Assume, factor, factor_orthogonally, plan_factoring
+from dlscale.linalg.factoring import FACTORS, Assume, factor, factor_orthogonally, plan_factoring
 from dlscale.linalg.factors import CholeskyFactors, Factorization, LUFactors, ScaledFactors, stored_factors
 from dlscale.linalg.refinement import Refined, refine, refine_by_gmres
 from dlscale.linalg.residuals import Norms, Residual, Rounded, rounding_scale
@@ -117,7 +117,7 @@ def plan_solve(inputs: Inputs, options: SolveOptions, facts: ClusterFacts) -> Pa
     words = f"{plan.algorithm}{' in single precision' if mixed else ''}, triangular systems, refinement"
     if given:
         words = f"factors of {inputs.results['factors'].uri}, triangular systems, refinement"
-        plan = replace(plan, passes=tuple(p for p in plan.passes if not p.name.startswith(("panels", "rows"))))
+        plan = replace(plan, passes=tuple(p for p in plan.passes if not p.name.startswith((FACTORS, "rows"))))
     notes = plan.notes
     if options.precision == "mixed" and not mixed:
         notes += ("precision mixed: the matrix is in single precision already, or its factors are given; nothing is rounded",)
@@ -218,14 +218,14 @@ class System:
         elif is_mixed(self.A, self.options):
             scale = rounding_scale(self.largest)
             try:
-                rounded = self._factor(Rounded(self.A, scale), "factors-single")
+                rounded = self._factor(Rounded(self.A, scale), f"{FACTORS}-single")
                 yield ScaledFactors(rounded, scale, self.A.dtype), MIXED_TARGET, "factored in single precision"
             except NumericalError as error:
                 self.notes.append(f"in single precision: {error}")
             self.notes.append("factored again in double precision")
-        yield self._factor(self.A, "factors"), DOUBLE_TARGET, f"factored in {self.A.dtype}"
+        yield self._factor(self.A, FACTORS), DOUBLE_TARGET, f"factored in {self.A.dtype}"
         self.notes.append("factored once more by QR: the entries of LU grew too much")
-        yield factor_orthogonally(self.passes, self.A, self.plan, name="factors-qr"), DOUBLE_TARGET, "factored by QR"
+        yield factor_orthogonally(self.passes, self.A, self.plan, name=f"{FACTORS}-qr"), DOUBLE_TARGET, "factored by QR"
 
     def _factor(self, A: Matrix, name: str) -> LUFactors | CholeskyFactors:
         return factor(self.passes, A, self.plan, self.options.assume, name=name)
