@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dlscale.bench.simulation import SimulatedJob
-from dlscale.bench.tracing import JobBuilder, TaskCost, Trace, TracedGraph, kind_of
+from dlscale.bench.tracing import JobBuilder, TaskCost, Trace, TracedGraph, is_value, kind_of
 from dlscale.engine.clusters import Cluster, ClusterFacts
 from dlscale.engine.grids import BLOCK_BYTES, RowGrid, plan_grid
 from dlscale.engine.panel_grids import PanelGrid, choose_panel
@@ -113,13 +113,13 @@ def grown(traced: Trace, smaller: Trace, shape: tuple[int, int], *, flops: float
     for graph, seconds in zip(traced.graphs, driver_seconds, strict=False):
         shared = shared_of(graph)
         if hasattr(shared, "fold"):
-            _add_pass(builder, graph, shape, traced.shape, waiting + seconds)
+            _add_pass(builder, graph, shape, traced.shape, waiting + seconds + traced.overheads[0])
         elif kinds_of(graph) - PANEL_KINDS:
             raise SpecError(f"--grow: a job with {', '.join(sorted(kinds_of(graph) - PANEL_KINDS))} cannot be enlarged yet.")
         elif shared.step not in done:
             done.add(shared.step)
             same = [each for each in traced.graphs if shared_of(each).step == shared.step]
-            _add_panels(builder, same, shape, waiting + seconds)
+            _add_panels(builder, same, shape, waiting + seconds, traced.overheads[0])
         else:
             waiting += seconds
             continue
@@ -129,12 +129,12 @@ def grown(traced: Trace, smaller: Trace, shape: tuple[int, int], *, flops: float
 
 def shared_of(graph: TracedGraph) -> Any:
     """What all tasks of a graph are given: the sweep of a pass, or the work of a factorization."""
-    values = (node.value for key, node in graph.graph.items() if key not in graph.seconds)
+    values = (node.value for node in graph.graph.values() if is_value(node))
     return next(value for value in values if hasattr(value, "step"))
 
 
 def kinds_of(graph: TracedGraph) -> set[str]:
-    return {kind_of(graph.graph[key]) for key in graph.seconds}
+    return {kind_of(node) for node in graph.graph.values() if not is_value(node)}
 
 
 def _on_the_line(traced: Trace, smaller: Trace, shape: tuple[int, int]) -> list[float]:
@@ -163,7 +163,9 @@ def _add_pass(builder: JobBuilder, graph: TracedGraph, shape: tuple[int, int], b
     builder.add(recorder.graphs[0].graph, cost_of, priority={}, worker={}, driver_seconds=seconds, data_bytes=n_bytes)
 
 
-def _add_panels(builder: JobBuilder, graphs: Sequence[TracedGraph], shape: tuple[int, int], seconds: float) -> None:
+def _add_panels(
+    builder: JobBuilder, graphs: Sequence[TracedGraph], shape: tuple[int, int], seconds: float, graph_seconds: float
+) -> None:
     """The graphs of a larger factorization whose panels are all in memory."""
     grid = PanelGrid(shape, choose_panel(shape), -(-shape[1] // choose_panel(shape)))
     work = shared_of(graphs[0])
@@ -177,7 +179,7 @@ def _add_panels(builder: JobBuilder, graphs: Sequence[TracedGraph], shape: tuple
             rates.cost_of,
             priority=graph.priority,
             worker=graph.worker,
-            driver_seconds=seconds,
+            driver_seconds=seconds + graph_seconds,
             data_bytes=2**14,
         )
         seconds = 0.0
@@ -187,8 +189,9 @@ class _PassRates:
     """What the tasks of a pass cost, from a traced one over a matrix that is ``1 / wider`` as wide."""
 
     def __init__(self, graph: TracedGraph, grid: RowGrid, n_rows: int, wider: float) -> None:
-        leaves = [key for key in graph.seconds if kind_of(graph.graph[key]) == "run_leaf"]
-        merges = [key for key in graph.seconds if key not in set(leaves)]
+        tasks = {key: kind_of(node) for key, node in graph.graph.items() if not is_value(node)}
+        leaves = [key for key, kind in tasks.items() if kind == "run_leaf"]
+        merges = [key for key, kind in tasks.items() if kind != "run_leaf"]
         self.leaf_rows = [stop - start for start, stop in grid.leaves()]
         self.row_seconds = sum(graph.seconds[key] for key in leaves) / n_rows * wider
         self.state_bytes = int(graph.result_bytes[leaves[0]] * wider)
@@ -197,7 +200,7 @@ class _PassRates:
         self.merge_seconds = sum(graph.seconds[key] for key in merges) / n_merged * wider if merges else self.state_bytes / 4e9
 
     def cost_of(self, key: Any, task: Any) -> TaskCost | None:
-        if not isinstance(key, tuple):
+        if is_value(task):
             return None
         _, depth, i = key
         if depth == 0:
@@ -206,7 +209,7 @@ class _PassRates:
 
 
 #: Tasks of a factorization.
-PANEL_KINDS = {"load", "take", "factor", "transform", "apply", "write"}
+PANEL_KINDS = {"load_panels", "take", "factor_panel", "transform_of", "apply_panel", "write_panel"}
 
 
 class _PanelRates:
@@ -216,14 +219,14 @@ class _PanelRates:
         self.method, self.grid = method, grid
         seconds, amounts = dict.fromkeys(PANEL_KINDS, 0.0), dict.fromkeys(PANEL_KINDS, 0.0)
         for graph in graphs:
-            for key, spent in graph.seconds.items():
-                kind = kind_of(graph.graph[key])
-                seconds[kind] += spent
-                amounts[kind] += self._amount(kind, key, graph.graph[key], traced)
+            for key, node in graph.graph.items():
+                if not is_value(node):
+                    seconds[kind_of(node)] += graph.seconds[key]
+                    amounts[kind_of(node)] += self._amount(kind_of(node), key, node, traced)
         self.rate = {kind: seconds[kind] / amounts[kind] if amounts[kind] else 0.0 for kind in PANEL_KINDS}
 
     def cost_of(self, key: Any, task: Any) -> TaskCost | None:
-        if hasattr(task, "value"):
+        if is_value(task):
             return None
         kind = kind_of(task)
         seconds = self.rate[kind] * self._amount(kind, key, task, self.grid)
@@ -232,23 +235,23 @@ class _PanelRates:
     def _amount(self, kind: str, key: Any, task: Any, grid: PanelGrid) -> float:
         """Flops of what multiplies, entries of what moves, and one of what does neither."""
         m = grid.shape[0]
-        if kind == "factor":
+        if kind == "factor_panel":
             return self.method.factor_flops(m - grid.columns(key[2])[0], grid.width(key[2]))
-        if kind == "apply":
+        if kind == "apply_panel":
             k, j = key[2], key[3] - 1
             top = max(grid.columns(j)[0], self.method.first_row(grid.columns(k)[0]))
             return self.method.apply_flops(m - top, grid.width(j), grid.width(k))
-        if kind == "load":
+        if kind == "load_panels":
             return float(m * sum(grid.width(k) for k in range(*task.args[1:3])))
-        return float(m * grid.width(key[2])) if kind == "write" else 1.0
+        return float(m * grid.width(key[2])) if kind == "write_panel" else 1.0
 
     def _result_bytes(self, kind: str, key: Any, task: Any) -> int:
         m, item = self.grid.shape[0], 8
-        if kind == "load":
+        if kind == "load_panels":
             return m * sum(self.grid.width(k) for k in range(*task.args[1:3])) * item
-        if kind == "transform":
+        if kind == "transform_of":
             return (m - self.grid.columns(key[2])[0]) * self.grid.width(key[2]) * item
-        if kind in ("factor", "apply") or key[1] == "panel":
+        if kind in ("factor_panel", "apply_panel") or key[1] == "panel":
             return m * self.grid.width(key[2]) * item
         return 2**10
 

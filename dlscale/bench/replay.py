@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,12 @@ from dlscale.storage.results import ResultGroup
 
 #: A second, smaller run tells how what the driver does alone grows with the matrix.
 SMALLER = 0.5
+#: A first, small one pays for imports and the first call of everything.
+_WARMING = 0.01
 
 
 def trace(kind: str, folder: Path, *, size: float = 1.0) -> Trace:
-    """Run the workload of a kind on one thread, and note each task of its graphs.
+    """Run the workload of a kind on one worker with one thread, and note each task of its graphs.
 
     Parameters
     ----------
@@ -38,26 +40,26 @@ def trace(kind: str, folder: Path, *, size: float = 1.0) -> Trace:
     size : float
         How many times the work of the usual problem.
     """
-    job_file = make_job(folder, kind, size, {"workers": 1, "threads": 1})
+    with closing(TracingCluster()) as cluster:
+        _run(kind, folder, min(size, _WARMING), cluster)
+        cluster.traces.clear()
+        flops = _run(kind, folder, size, cluster)
+        ended = cluster.clock()
+    # What comes before the first graph is the start of the job, which the measured runs do not count either.
+    return Trace(cluster.traces, cluster.traces[0].started, ended, flops, workload(kind).grown(size))
+
+
+def _run(kind: str, folder: Path, size: float, cluster: TracingCluster) -> float:
+    """Compute a job on a cluster; its flops by the plan."""
+    document = read_document(make_job(folder, kind, size, {"workers": 1, "threads": 1}))
     with tempfile.TemporaryDirectory(dir=folder) as place:
         root = Path(place)
-        document = read_document(job_file)
         prepared = prepare(parse_spec(document), document, Workspace(root / "workspace"))
-        cluster = TracingCluster()
         group = ResultGroup(root / "result.zarr", fsync=False)
         passes = Passes(cluster, checkpoint=Checkpoint(root / "checkpoint.zarr"), result=group)
-        try:
+        with closing(group):
             KINDS[kind].compute(passes, prepared.inputs, prepared.options, prepared.plan)
-            ended = time.perf_counter()
-        finally:
-            group.close()
-    # What comes before the first graph is the start of the job, which the measured runs do not count either.
-    return Trace(cluster.traces, cluster.traces[0].started, ended, float(prepared.plan.flops), workload(kind).grown(size))
-
-
-def warm_up(kind: str, folder: Path) -> None:
-    """Run a kind once on a small matrix: imports and the first call of everything."""
-    trace(kind, folder, size=0.01)
+    return float(prepared.plan.flops)
 
 
 def predict(
@@ -88,10 +90,10 @@ def predict(
     if kind == "train":
         yield from predict_training(workers, folder, mode=mode, network=network, size=size, grow=grow)
         return
-    warm_up(kind, folder)
     traced = trace(kind, folder, size=size)
     larger = grow > 1 or mode == "weak"
     smaller = trace(kind, folder, size=size * SMALLER) if larger else traced
+    network = replace(network, between_seconds=traced.overheads[1])
     jobs: dict[float, SimulatedJob] = {}
     for n in workers:
         factor = grow * (n if mode == "weak" else 1)

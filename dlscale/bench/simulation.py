@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -109,8 +108,8 @@ class ModelCluster:
         Of a message from one worker to another.
     scheduler_seconds : float
         What the scheduler takes for a task.
-    slowdown : float
-        How much longer a task takes because workers share a machine.
+    between_seconds : float
+        What a worker takes from the end of a task to the start of the next.
     """
 
     n_workers: int
@@ -118,7 +117,7 @@ class ModelCluster:
     bandwidth_bytes_per_second: float = 1.25e9
     latency_seconds: float = 50e-6
     scheduler_seconds: float = 500e-6
-    slowdown: float = 1.0
+    between_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -164,10 +163,10 @@ def simulate(job: SimulatedJob, cluster: ModelCluster) -> Prediction:
     now += job.last_seconds
     n_tasks = sum(not task.is_data for task in job.tasks)
     idle = 1 - state.busy / (now * cluster.n_workers * cluster.threads_per_worker) if now else 0.0
-    return Prediction(cluster.n_workers, n_tasks, now, max(0.0, idle), state.moved_bytes, _critical_seconds(job, cluster))
+    return Prediction(cluster.n_workers, n_tasks, now, max(0.0, idle), state.moved_bytes, _critical_seconds(job))
 
 
-def _critical_seconds(job: SimulatedJob, cluster: ModelCluster) -> float:
+def _critical_seconds(job: SimulatedJob) -> float:
     ends = [0.0] * len(job.tasks)
     now = 0.0
     for stage in job.stages:
@@ -175,7 +174,7 @@ def _critical_seconds(job: SimulatedJob, cluster: ModelCluster) -> float:
         for i in stage.tasks:
             task = job.tasks[i]
             ends[i] = max((ends[j] for j in task.inputs), default=0.0)
-            ends[i] = max(ends[i], now) + task.seconds * cluster.slowdown
+            ends[i] = max(ends[i], now) + task.seconds
         now = max((ends[i] for i in stage.tasks), default=now)
     return now + job.last_seconds
 
@@ -295,10 +294,10 @@ class _State:
     def _start(self, worker: int, now: float) -> None:
         while self.free[worker] and self.ready[worker]:
             i = heapq.heappop(self.ready[worker])[1]
-            seconds = self.job.tasks[i].seconds * self.cluster.slowdown
+            seconds = self.job.tasks[i].seconds
             self.free[worker] -= 1
             self.busy += seconds
-            self._later(now + seconds, _ENDED, i, worker)
+            self._later(now + seconds + self.cluster.between_seconds, _ENDED, i, worker)
 
     def _end(self, i: int, worker: int, now: float) -> None:
         self.free[worker] += 1
@@ -312,9 +311,3 @@ class _State:
             if not self.waits_for[j]:
                 self._is_ready(j, heard)
         self._hand_out(heard)
-
-
-def efficiencies(predictions: Sequence[Prediction]) -> list[float]:
-    """Of strong scaling: the time of the first, divided by the time of each and its share of workers."""
-    first = predictions[0]
-    return [first.seconds * first.n_workers / (each.seconds * each.n_workers) for each in predictions]

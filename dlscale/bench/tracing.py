@@ -1,17 +1,20 @@
-"""Real task graphs with what their tasks cost: a job is run once, on one thread, and every task of it is timed."""
+"""Real task graphs with what their tasks cost: a job is run once, on one worker of one thread, and every task of it is timed."""
 
 from __future__ import annotations
 
 import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from scipy.optimize import nnls
 
 from dlscale.bench.simulation import SimulatedJob, SimulatedTask, Stage
-from dlscale.engine.clusters import ClusterFacts, ThreadCluster
+from dlscale.engine.clusters import DaskCluster, describe_cluster
 from dlscale.engine.progress import Emit
 
 
@@ -41,40 +44,26 @@ class TracedGraph:
 
     def cost_of(self, key: Any, task: Any) -> TaskCost | None:
         """What a task took (None for a value)."""
-        if key not in self.seconds:
+        if is_value(task):
             return None
         return TaskCost(kind_of(task), self.seconds[key], self.result_bytes[key])
 
 
-class TracingCluster(ThreadCluster):
-    """This process on one thread; keeps the graphs that it computes, and what each task took."""
+class TracingCluster(DaskCluster):
+    """A worker process with one thread; keeps the graphs that it computes, and what each task took."""
 
     def __init__(self) -> None:
-        super().__init__(ClusterFacts("threads", 1, 1, 2**40))
+        super().__init__(describe_cluster({"type": "local", "workers": 1, "threads": 1}))
         self.traces: list[TracedGraph] = []
-        self._hints: tuple[Mapping[Any, float], Mapping[Any, int]] = ({}, {})
+        self._asked_seconds = 0.0
+
+    def clock(self) -> float:
+        """Seconds, without those that went into asking the scheduler what tasks took."""
+        return time.perf_counter() - self._asked_seconds
 
     def compute(self, graph: dict[Any, Any], key: Any, *, token: str, listener: Emit, stalled: Callable[[], str]) -> Any:
-        from dask.callbacks import Callback
-
-        trace = TracedGraph(graph, *self._hints)
-        begun: dict[Any, float] = {}
-
-        def before(key: Any, *_: Any) -> None:
-            begun[key] = time.perf_counter()
-
-        def after(key: Any, result: Any, *_: Any) -> None:
-            trace.seconds[key] = time.perf_counter() - begun[key]
-            trace.result_bytes[key] = n_bytes_of(result)
-
-        trace.started = time.perf_counter()
-        with Callback(pretask=before, posttask=after):  # type: ignore[no-untyped-call]
-            value = super().compute(graph, key, token=token, listener=listener, stalled=stalled)
-        trace.ended = time.perf_counter()
-        # What nothing needs is not computed.
-        trace.graph = {key: node for key, node in graph.items() if key in trace.seconds or hasattr(node, "value")}
-        self.traces.append(trace)
-        return value
+        with self._traced(graph, {}, {}):
+            return super().compute(graph, key, token=token, listener=listener, stalled=stalled)
 
     def hold(
         self,
@@ -88,31 +77,39 @@ class TracingCluster(ThreadCluster):
         listener: Emit,
         stalled: Callable[[], str],
     ) -> dict[Any, Any]:
-        self._hints = (priority, worker)
-        try:
+        with self._traced(graph, priority, worker):
             return super().hold(
                 graph, keys, held, priority=priority, worker=worker, token=token, listener=listener, stalled=stalled
             )
-        finally:
-            self._hints = ({}, {})
+
+    @contextmanager
+    def _traced(self, graph: dict[Any, Any], priority: Mapping[Any, float], worker: Mapping[Any, int]) -> Iterator[None]:
+        if not self.traces:
+            self.client.get_task_stream(count=0)  # from now on it is kept
+        trace, since = TracedGraph(graph, priority, worker), time.time()
+        trace.started = self.clock()
+        yield
+        trace.ended = self.clock()
+        asked = time.perf_counter()
+        for record in self.client.get_task_stream(start=since):
+            if record["key"] in graph:
+                spans = [span for span in record["startstops"] if span["action"] == "compute"]
+                trace.seconds[record["key"]] = sum(span["stop"] - span["start"] for span in spans)
+                trace.result_bytes[record["key"]] = int(record["nbytes"])
+        # What nothing needs is not computed.
+        trace.graph = {key: node for key, node in graph.items() if key in trace.seconds or is_value(node)}
+        self.traces.append(trace)
+        self._asked_seconds += time.perf_counter() - asked
+
+
+def is_value(node: Any) -> bool:
+    """Whether what stands in a graph is a value, and no task."""
+    return hasattr(node, "value")
 
 
 def kind_of(task: Any) -> str:
     """The name of what a task calls."""
     return str(task.func.__name__).strip("_")
-
-
-def n_bytes_of(value: Any) -> int:
-    """Bytes of the arrays in a task's result."""
-    if isinstance(value, np.ndarray):
-        return value.nbytes
-    if isinstance(value, Mapping):
-        return sum(map(n_bytes_of, value.values()))
-    if isinstance(value, list | tuple):
-        return sum(map(n_bytes_of, value))
-    if is_dataclass(value) and not isinstance(value, type):
-        return sum(map(n_bytes_of, vars(value).values()))
-    return 0
 
 
 @dataclass(frozen=True)
@@ -143,6 +140,14 @@ class Trace:
         starts = [*(graph.started for graph in self.graphs), self.ended]
         ends = [self.started, *(graph.ended for graph in self.graphs)]
         return [start - end for start, end in zip(starts, ends, strict=True)]
+
+    @cached_property
+    def overheads(self) -> tuple[float, float]:
+        """What a graph takes beside its tasks, and a task beside its own time: the line through all graphs."""
+        waited = [graph.ended - graph.started - sum(graph.seconds.values()) for graph in self.graphs]
+        counts = [[1.0, float(len(graph.seconds))] for graph in self.graphs]
+        graph_seconds, between_seconds = nnls(np.array(counts), np.array(waited))[0]
+        return float(graph_seconds), float(between_seconds)
 
 
 @dataclass(frozen=True)
@@ -220,9 +225,11 @@ class JobBuilder:
 
 def replayed(trace: Trace) -> SimulatedJob:
     """The job as it was traced."""
-    builder, driver_seconds = JobBuilder(), trace.driver_seconds
+    builder, driver_seconds, graph_seconds = JobBuilder(), trace.driver_seconds, trace.overheads[0]
     for graph, seconds in zip(trace.graphs, driver_seconds, strict=False):
-        builder.add(graph.graph, graph.cost_of, priority=graph.priority, worker=graph.worker, driver_seconds=seconds)
+        builder.add(
+            graph.graph, graph.cost_of, priority=graph.priority, worker=graph.worker, driver_seconds=seconds + graph_seconds
+        )
     return builder.job(driver_seconds[-1], trace.flops)
 
 
