@@ -4,6 +4,7 @@ import dlscale
 dlscale.randomized_svd(A, 50)          # u, s, vh of a NumPy, Dask or Zarr array, a path or a URL
 dlscale.svd(A)                         # exact, tall or wide
 dlscale.qr(A)                          # q, r of a tall matrix
+dlscale.solve(A, b), dlscale.lstsq(A, b), dlscale.inverse(A), dlscale.slogdet(A)
 dlscale.PCA(20).fit(A)                 # scikit-learn's estimator contract
 dlscale.run("jobs/photo-pca.yaml")     # a job, as `dlscale run` would
 dlscale.submit("jobs/photo-pca.yaml")  # the same without waiting for it, as `dlscale submit` would
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from dlscale.linalg.factor_functions import qr as qr
     from dlscale.linalg.functions import randomized_svd as randomized_svd
     from dlscale.linalg.functions import svd as svd
+    from dlscale.linalg.solve_functions import inverse as inverse
+    from dlscale.linalg.solve_functions import lstsq as lstsq
+    from dlscale.linalg.solve_functions import slogdet as slogdet
+    from dlscale.linalg.solve_functions import solve as solve
 
 __version__ = "0.1.0"
 
@@ -32,11 +37,15 @@ _PLACES = {
     "lu": "dlscale.linalg.factor_functions",
     "qr": "dlscale.linalg.factor_functions",
     "cholesky": "dlscale.linalg.factor_functions",
+    "solve": "dlscale.linalg.solve_functions",
+    "lstsq": "dlscale.linalg.solve_functions",
+    "inverse": "dlscale.linalg.solve_functions",
+    "slogdet": "dlscale.linalg.solve_functions",
     "PCA": "dlscale.linalg.estimator",
     "run": "dlscale.batch.run",
     "submit": "dlscale.batch.submit",
 }
-__all__ = ["PCA", "cholesky", "lu", "qr", "randomized_svd", "run", "submit", "svd"]
+__all__ = ["PCA", "cholesky", "inverse", "lstsq", "lu", "qr", "randomized_svd", "run", "slogdet", "solve", "submit", "svd"]
 
 
 def __getattr__(name: str) -> Any:

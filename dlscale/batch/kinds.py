@@ -16,9 +16,13 @@ from dlscale.learn.task import TrainOptions
 from dlscale.learn.training import TrainPlan, compute_train, plan_train
 from dlscale.linalg.cholesky import CholeskyOptions, compute_cholesky, plan_cholesky
 from dlscale.linalg.factor_plan import PanelPlan
+from dlscale.linalg.inverse import InverseOptions, compute_inverse, plan_inverse
+from dlscale.linalg.lstsq import LstsqOptions, compute_lstsq, plan_lstsq
 from dlscale.linalg.lu import LUOptions, compute_lu, plan_lu
 from dlscale.linalg.pca import PCAOptions, compute_pca, plan_pca
 from dlscale.linalg.qr import QROptions, compute_qr, plan_qr
+from dlscale.linalg.slogdet import SlogdetOptions, compute_slogdet, plan_slogdet
+from dlscale.linalg.solve import SolveOptions, compute_solve, plan_solve
 from dlscale.linalg.svd import SVDOptions, compute_svd, plan_svd
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrices import Matrix
@@ -68,6 +72,10 @@ KINDS: Mapping[str, Kind] = {
     "lu": on_matrix(LUOptions, plan_lu, compute_lu, PanelPlan),
     "qr": on_matrix(QROptions, plan_qr, compute_qr, PanelPlan),
     "cholesky": on_matrix(CholeskyOptions, plan_cholesky, compute_cholesky, PanelPlan),
+    "solve": Kind(SolveOptions, plan_solve, compute_solve, PanelPlan),
+    "lstsq": Kind(LstsqOptions, plan_lstsq, compute_lstsq, PanelPlan),
+    "inverse": on_matrix(InverseOptions, plan_inverse, compute_inverse, PanelPlan),
+    "slogdet": on_matrix(SlogdetOptions, plan_slogdet, compute_slogdet, PanelPlan),
     "train": Kind(TrainOptions, plan_train, compute_train, TrainPlan, collective=True),
     "predict": Kind(PredictOptions, plan_predict, compute_predict),
     "covariate_weights": Kind(CovariateOptions, plan_covariate, compute_covariate, TrainPlan, collective=True),

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from dlscale.batch import spec_factors, spec_learn, spec_matrix
+from dlscale.batch import spec_factors, spec_learn, spec_matrix, spec_solves
 from dlscale.batch.document import Document, read_document
 from dlscale.batch.messages import explain
 from dlscale.batch.sections import JobSpec
@@ -28,6 +28,10 @@ MODELS: Mapping[str, type[JobSpec]] = {
     "lu": spec_factors.LUSpec,
     "qr": spec_factors.QRSpec,
     "cholesky": spec_factors.CholeskySpec,
+    "solve": spec_solves.SolveSpec,
+    "lstsq": spec_solves.LstsqSpec,
+    "inverse": spec_solves.InverseSpec,
+    "slogdet": spec_solves.SlogdetSpec,
     "train": spec_learn.TrainSpec,
     "predict": spec_learn.PredictSpec,
     "covariate_weights": spec_learn.CovariateSpec,
