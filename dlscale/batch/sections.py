@@ -112,14 +112,21 @@ class MatrixInput(InputSection):
 
 
 class ClusterSpec(Section):
-    """An embedded local cluster with stated resources."""
+    """A cluster that the job starts, with stated resources."""
 
-    type: Literal["local", "threads"] = Field(
-        default="local", description="local (worker processes) or threads (this process; nothing to start, for small jobs)"
+    type: Literal["local", "threads", "slurm", "pbs", "kubernetes"] = Field(
+        default="local",
+        description="local (worker processes), threads (this process; nothing to start, for small jobs), slurm, pbs or kubernetes",
     )
     workers: Positive | None = Field(default=None, description="an integer of at least 1: worker processes")
     threads: Positive | None = Field(default=None, description="an integer of at least 1: threads per worker")
     memory: Size | None = Field(default=None, description="a size such as 4GB: the limit of the whole job, all processes together")
+    queue: str | None = Field(default=None, min_length=1, description="text: queue or partition of slurm or pbs")
+    account: str | None = Field(default=None, min_length=1, description="text: account of slurm or pbs")
+    walltime: str | None = Field(default=None, min_length=1, description="text such as 02:00:00: time limit of slurm or pbs")
+    interface: str | None = Field(default=None, min_length=1, description="text such as ib0: network interface on slurm or pbs")
+    image: str | None = Field(default=None, min_length=1, description="text: container image with dlscale, for kubernetes")
+    namespace: str | None = Field(default=None, min_length=1, description="text: namespace of kubernetes")
 
 
 class CheckpointSpec(Section):

@@ -1,7 +1,8 @@
 """Where a job runs: one noun, `Cluster`, that computes a task graph and says how large it is.
 
 ``local`` is one worker process with a thread per core; ``mpi`` are the ranks that mpirun started; ``tcp://host:port`` is a
-running Dask cluster; ``threads`` is this process itself, for arrays that are in its memory.
+running Dask cluster; ``slurm``, ``pbs`` and ``kubernetes`` ask for workers there; ``threads`` is this process itself, for
+arrays that are in its memory.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
 import psutil
 
-from dlscale.engine import launchers
+from dlscale.engine import launchers, started
 from dlscale.engine.progress import Emit, ignore
 from dlscale.errors import DlscaleError, SpecError, StalledError
 from dlscale.kernels import one_blas_thread
@@ -33,12 +34,14 @@ class ClusterFacts:
     Parameters
     ----------
     kind : str
-        ``local``, ``threads``, ``mpi`` or ``tcp``.
+        ``local``, ``threads``, ``mpi``, ``tcp``, ``slurm``, ``pbs`` or ``kubernetes``.
     n_workers, threads_per_worker : int
     memory_bytes : int
         What one worker process may use, all in all.
     address : str
         Of the scheduler, for ``tcp``.
+    options : mapping
+        What else a batch system or Kubernetes is told (see `dlscale.engine.started.OPTIONS`).
     """
 
     kind: str
@@ -46,6 +49,7 @@ class ClusterFacts:
     threads_per_worker: int
     memory_bytes: int
     address: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def n_threads(self) -> int:
@@ -71,9 +75,9 @@ def describe_cluster(spec: str | Mapping[str, Any] = "local") -> ClusterFacts:
     Parameters
     ----------
     spec : str or mapping
-        ``"local"`` (under mpirun its ranks), ``"threads"``, ``"mpi"``, ``"tcp://host:port"``, or a mapping with ``type`` and,
-        for a local cluster, ``workers``, ``threads`` (of each worker) and ``memory`` (of all processes together: bytes, or
-        text such as ``"4GB"``).
+        ``"local"`` (under mpirun its ranks), ``"threads"``, ``"mpi"``, ``"tcp://host:port"``, or a mapping with
+        ``workers``, ``threads`` (of each worker) and ``memory`` (of all processes together: bytes, or text such as
+        ``"4GB"``) for a cluster of ``type`` local, threads, slurm, pbs or kubernetes.
 
     Raises
     ------
@@ -87,8 +91,11 @@ def describe_cluster(spec: str | Mapping[str, Any] = "local") -> ClusterFacts:
         return _remote_facts(kind)
     if kind == "mpi" or (spec == "local" and launchers.session() is not None):
         return _ranks_facts()
+    options = {name: value for name, value in options.items() if value is not None}
+    if kind in started.OPTIONS:
+        return _asked_for(kind, options)
     if kind not in ("local", "threads"):
-        raise SpecError(f"cluster must be local, threads, mpi or tcp://host:port; got {kind!r}.")
+        raise SpecError(f"cluster must be local, threads, mpi, slurm, pbs, kubernetes or tcp://host:port; got {kind!r}.")
     n_workers = int(options.pop("workers", None) or 1)
     threads = int(options.pop("threads", None) or max(1, n_cores() // n_workers))
     total = psutil.virtual_memory().total
@@ -112,6 +119,22 @@ def _bytes(text: Any) -> int:
     from dask.utils import parse_bytes
 
     return int(parse_bytes(text)) if text else 0
+
+
+def _asked_for(kind: str, options: dict[str, Any]) -> ClusterFacts:
+    started.require_library(kind)
+    if missing := [name for name in ("workers", "threads", "memory") if name not in options]:
+        raise SpecError(f"cluster: {kind} needs the keys workers, threads and memory; missing: {', '.join(missing)}.")
+    if unknown := [name for name in options if name not in ("workers", "threads", "memory", *started.OPTIONS[kind])]:
+        allowed = ", ".join(("type", "workers", "threads", "memory", *started.OPTIONS[kind]))
+        raise SpecError(f"cluster: unknown key {unknown[0]!r} of {kind}; allowed: {allowed}.")
+    n_workers, threads, memory = int(options.pop("workers")), int(options.pop("threads")), _bytes(options.pop("memory"))
+    per_worker = memory // n_workers
+    if per_worker < 2 * BASELINE_BYTES:
+        raise SpecError(
+            f"cluster: memory must be at least {2 * BASELINE_BYTES / 1e9:.2f} GB a worker; got {per_worker / 1e9:.2f} GB."
+        )
+    return ClusterFacts(kind, n_workers, threads, per_worker, options=options)
 
 
 def _ranks_facts() -> ClusterFacts:
@@ -336,6 +359,11 @@ class DaskCluster(Cluster):
     def _connect(self) -> Any:
         if self.facts.kind == "local":
             self.local = _start_workers(self.facts)
+        elif self.facts.kind in started.OPTIONS:
+            self.local = started.start(self.facts, WORKER_SETTINGS)
+            client = connect(self.local.scheduler_address)
+            client.wait_for_workers(self.facts.n_workers)
+            return client
         return connect(self.local.scheduler_address if self.local else self.facts.address)
 
     def close(self) -> None:
