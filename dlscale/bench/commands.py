@@ -105,9 +105,17 @@ def scaling(
     if plot is not None:
         from dlscale.bench.plots import draw_scaling
 
-        note = f"Model: the task graphs with task times of one thread here; {bandwidth}/s and {latency:g} us a message; "
-        note += f"{scheduler:g} us a task in the scheduler"
-        draw_scaling(records, plot, title="Scaling efficiency", note=note if modelled else "")
+        draw_scaling(records, plot)
+
+
+@bench.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.argument("picture", type=click.Path(path_type=Path))
+def plot(runs: Sequence[Path], picture: Path) -> None:
+    """Draw efficiency over workers from files of RUNS (see `scaling --output`) as PICTURE (SVG, PNG or PDF)."""
+    from dlscale.bench.plots import draw_scaling
+
+    draw_scaling([json.loads(line) for path in runs for line in path.read_text().splitlines()], picture)
 
 
 def parse_workers(text: str | None, option: str) -> list[int]:

@@ -26,17 +26,15 @@ def efficiency(seconds: Mapping[int, float], *, mode: str) -> dict[int, float]:
     return {n: seconds[first] / (seconds[n] * share(n)) for n in sorted(seconds)}
 
 
-def draw_scaling(records: Sequence[Mapping[str, Any]], path: Path, *, title: str, note: str = "") -> None:
-    """Draw efficiency over workers: measured runs as dots, predictions as lines.
+def draw_scaling(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw efficiency over workers: measured runs as dots, predictions as lines, with what the model assumes.
 
     Parameters
     ----------
     records : sequence of mapping
-        With ``kind mode n_workers seconds measured``.
+        What `dlscale bench scaling` writes, a record a run.
     path : Path
         Of an SVG (or what else Matplotlib writes).
-    title, note : str
-        Above and below; the note says what the model assumes.
     """
     import matplotlib.style
     from matplotlib.figure import Figure
@@ -56,7 +54,7 @@ def draw_scaling(records: Sequence[Mapping[str, Any]], path: Path, *, title: str
                     if found:
                         shown = efficiency(found, mode=mode)
                         line = "none" if measured else "-" if mode == "strong" else "--"
-                        label = f"{kind}, {mode}, {'measured' if measured else 'predicted'}"
+                        label = f"{kind} {problem_of(records, kind, mode, measured)}, {'measured' if measured else 'predicted'}"
                         axes.plot(
                             list(shown),
                             list(shown.values()),
@@ -76,10 +74,30 @@ def draw_scaling(records: Sequence[Mapping[str, Any]], path: Path, *, title: str
         axes.grid(color=_LINE, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.set_xlabel("workers", color=_SOFT)
-        axes.set_title(title, loc="left", color=_INK, fontsize=11, fontweight="bold")
+        axes.set_title("Scaling efficiency", loc="left", color=_INK, fontsize=11, fontweight="bold")
         axes.tick_params(colors=_SOFT, length=0)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, labelcolor=_INK, fontsize=8, loc="lower left")
-        if note:
+        if note := model_of(records):
             figure.supxlabel(note, fontsize=7.5, color=_SOFT, x=0.01, horizontalalignment="left")
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def problem_of(records: Sequence[Mapping[str, Any]], kind: str, mode: str, measured: bool) -> str:
+    """The size of a problem, or how it grows with the workers."""
+    shapes = [tuple(r["shape"]) for r in records if (r["kind"], r["mode"], r["measured"]) == (kind, mode, measured)]
+    m, n = min(shapes)
+    return f"{m:,} x {n:,}{' a worker' if mode == 'weak' else ''}"
+
+
+def model_of(records: Sequence[Mapping[str, Any]]) -> str:
+    """What the predictions among the records assume; nothing if there are none."""
+    for r in records:
+        if not r["measured"]:
+            rate, micro = r["bandwidth_bytes_per_second"] / 1e9, 1e6
+            return (
+                f"Predicted: the task graphs of a traced job, its task times, workers of one thread; a network of {rate:g} GB/s, "
+                f"{r['latency_seconds'] * micro:g} us,\none scheduler that takes {r['scheduler_seconds'] * micro:g} us a task; "
+                "every worker reads the store as fast as the traced one."
+            )
+    return ""

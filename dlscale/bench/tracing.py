@@ -86,12 +86,13 @@ class TracingCluster(DaskCluster):
     def _traced(self, graph: dict[Any, Any], priority: Mapping[Any, float], worker: Mapping[Any, int]) -> Iterator[None]:
         if not self.traces:
             self.client.get_task_stream(count=0)  # from now on it is kept
-        trace, since = TracedGraph(graph, priority, worker), time.time()
+        trace = TracedGraph(graph, priority, worker)
         trace.started = self.clock()
         yield
         trace.ended = self.clock()
         asked = time.perf_counter()
-        for record in self.client.get_task_stream(start=since):
+        # All of it: since when is a question of two clocks.
+        for record in self.client.get_task_stream():
             if record["key"] in graph:
                 spans = [span for span in record["startstops"] if span["action"] == "compute"]
                 trace.seconds[record["key"]] = sum(span["stop"] - span["start"] for span in spans)

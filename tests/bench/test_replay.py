@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from dlscale.bench import workloads
 from dlscale.bench.commands import bench, parse_workers
 from dlscale.bench.growth import grown, kinds_of
-from dlscale.bench.plots import draw_scaling, efficiency
+from dlscale.bench.plots import efficiency, model_of, problem_of
 from dlscale.bench.replay import trace
 from dlscale.bench.simulation import ModelCluster, simulate
 from dlscale.bench.tracing import replayed
@@ -76,7 +76,7 @@ def test_a_larger_factorization_is_the_engines_own_graph_with_the_traced_rates(f
 def test_command_predicts_writes_and_draws(folder, tmp_path):
     output, plot = tmp_path / "runs.jsonl", tmp_path / "scaling.svg"
     arguments = ["scaling", "--kinds", "svd", "--size", "0.02", "--simulate", "1..4", "--mode", "weak", "--folder", str(folder)]
-    ended = CliRunner().invoke(bench, [*arguments, "--output", str(output), "--plot", str(plot)])
+    ended = CliRunner().invoke(bench, [*arguments, "--output", str(output), "--plot", str(plot)], catch_exceptions=False)
     assert ended.exit_code == 0, ended.output
     records = [json.loads(line) for line in output.read_text().splitlines()]
     assert [record["n_workers"] for record in records] == [1, 2, 4]
@@ -101,10 +101,24 @@ def test_numbers_of_workers():
 
 
 def test_drawing_takes_measured_and_predicted_runs(tmp_path):
+    model = {"bandwidth_bytes_per_second": 1.25e9, "latency_seconds": 5e-5, "scheduler_seconds": 5e-4}
     runs = [
-        {"kind": "svd", "mode": "strong", "n_workers": n, "seconds": 8 / n**0.9, "measured": measured}
+        {
+            "kind": "svd",
+            "mode": "strong",
+            "shape": [1000, 100],
+            "n_workers": n,
+            "seconds": 8 / n**0.9,
+            "measured": measured,
+            **model,
+        }
         for n in (1, 2)
         for measured in (True, False)
     ]
-    draw_scaling(runs, tmp_path / "a.svg", title="Scaling", note="a model")
-    assert "svd, strong, measured" in (tmp_path / "a.svg").read_text() or (tmp_path / "a.svg").stat().st_size > 5000
+    (tmp_path / "runs.jsonl").write_text("\n".join(map(json.dumps, runs)))
+    ended = CliRunner().invoke(bench, ["plot", str(tmp_path / "runs.jsonl"), str(tmp_path / "a.svg")], catch_exceptions=False)
+    assert ended.exit_code == 0, ended.output
+    assert (tmp_path / "a.svg").stat().st_size > 5000
+    assert problem_of(runs, "svd", "strong", True) == "1,000 x 100"
+    assert "1.25 GB/s, 50 us" in model_of(runs)
+    assert model_of([run for run in runs if run["measured"]]) == ""
