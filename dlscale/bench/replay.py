@@ -1,4 +1,4 @@
-"""From a job on one thread of this machine to its time on any number of workers."""
+"""From a job on one worker of this machine to its time on any number of workers."""
 
 from __future__ import annotations
 
@@ -43,14 +43,13 @@ def trace(kind: str, folder: Path, *, size: float = 1.0) -> Trace:
     with closing(TracingCluster()) as cluster:
         _run(kind, folder, min(size, _WARMING), cluster)
         cluster.traces.clear()
-        flops = _run(kind, folder, size, cluster)
-        ended = cluster.clock()
+        flops, ended = _run(kind, folder, size, cluster)
     # What comes before the first graph is the start of the job, which the measured runs do not count either.
     return Trace(cluster.traces, cluster.traces[0].started, ended, flops, workload(kind).grown(size))
 
 
-def _run(kind: str, folder: Path, size: float, cluster: TracingCluster) -> float:
-    """Compute a job on a cluster; its flops by the plan."""
+def _run(kind: str, folder: Path, size: float, cluster: TracingCluster) -> tuple[float, float]:
+    """Compute a job on a cluster: its flops by the plan, and when it ended."""
     document = read_document(make_job(folder, kind, size, {"workers": 1, "threads": 1}))
     with tempfile.TemporaryDirectory(dir=folder) as place:
         root = Path(place)
@@ -59,7 +58,8 @@ def _run(kind: str, folder: Path, size: float, cluster: TracingCluster) -> float
         passes = Passes(cluster, checkpoint=Checkpoint(root / "checkpoint.zarr"), result=group)
         with closing(group):
             KINDS[kind].compute(passes, prepared.inputs, prepared.options, prepared.plan)
-    return float(prepared.plan.flops)
+            ended = cluster.clock()
+    return float(prepared.plan.flops), ended
 
 
 def predict(

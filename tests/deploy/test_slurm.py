@@ -68,6 +68,20 @@ def test_a_job_that_is_stopped_again_and_again_ends_with_the_bits_of_an_uninterr
     assert len(computed) == len(set(computed))
 
 
+def test_ranks_that_srun_starts_stop_and_go_on_together(slurm, submit, tmp_path):
+    if command("srun", "--mpi=pmix", "true", cwd=tmp_path, **_conf(slurm)).returncode:
+        pytest.skip("srun has no PMIx here: libpmix-dev is not installed")
+    job, number = submit(ntasks=2, cpus_per_task=1)
+    slurm.wait(number, "RUNNING")
+    until_saved(job, 3)
+    slurm.command("scancel", "--signal=TERM", "--batch", number)
+    facts = slurm.wait(number, "COMPLETED", "FAILED")
+    said = Path(facts["StdOut"]).read_text()
+    assert (facts["JobState"], facts["Restarts"], facts["NumTasks"]) == ("COMPLETED", "1", "2"), said
+    alone = dlscale.run(job_file(tmp_path, cluster=ONE_THREAD), workspace=tmp_path / "other")
+    assert arrays(job.result) == arrays(Path(alone.result))
+
+
 @pytest.mark.parametrize("by", ["slurm", "dlscale"])
 def test_a_cancelled_job_keeps_its_checkpoint_and_is_not_queued_again(slurm, submit, tmp_path, by):
     job, number = submit()
@@ -165,3 +179,20 @@ def test_a_job_that_saves_nothing_new_is_given_up(tmp_path):
 
 def _conf(slurm: SlurmCluster) -> dict[str, str]:
     return {"SLURM_CONF": slurm.environment["SLURM_CONF"]}
+
+
+def test_workers_that_slurm_starts_compute_for_a_driver_here(slurm, tmp_path):
+    pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed here")
+    cluster = {"type": "slurm", "workers": 2, "threads": 1, "memory": "4GB", "walltime": "00:10:00", "queue": "main"}
+    spec = job_file(tmp_path, cluster=cluster)
+    result = tmp_path / "result.zarr"
+    ended = command("dlscale", "run", spec, "--output", result, cwd=tmp_path, **_conf(slurm))
+    assert ended.returncode == 0, ended.stderr
+    alone = dlscale.run(job_file(tmp_path, cluster=ONE_THREAD), workspace=tmp_path / "other")
+    assert arrays(result) == arrays(Path(alone.result))
+    # Its workers were jobs of Slurm, and are gone with it.
+    assert slurm.command("squeue", "--noheader", "--states=all", "--format=%j").split() == ["dask-worker"] * 2
+    end = time.monotonic() + 30
+    while slurm.command("squeue", "--noheader"):
+        assert time.monotonic() < end
+        time.sleep(0.2)
