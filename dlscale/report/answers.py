@@ -1,6 +1,6 @@
 """What each kind of job shows of its answer: a sentence on what was asked, its key numbers, its figures.
 
-A new kind is one entry of `KINDS`.
+A new kind is one entry of `KINDS`, here or in the module of its family.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dlscale.report import figures, pictures, words
+from dlscale.report import factors, figures, learning, pictures, words
 from dlscale.report.kinds import Kind, Tile, array
 from dlscale.report.markup import NOTHING, Markup, div, join, tag
 from dlscale.report.sections import Job, pair, section
@@ -131,7 +131,7 @@ def _qr_tiles(job: Job) -> list[Tile]:
         shown.append(Tile("Condition of R", f"≥ {words.number(float(r.max() / r.min()))}", "from its diagonal"))
     if r is not None:
         shown.append(Tile("Diagonal of R", words.number(float(r.max())), f"down to {words.number(float(r.min()))}"))
-    return shown + _error_tiles(job)
+    return shown + _error_tiles(job) + factors.rate_tile(job)
 
 
 def _rank_words(job: Job, one: str) -> str:
@@ -229,4 +229,6 @@ KINDS: Mapping[str, Kind] = {
         (components, variance, singular_values),
     ),
     "qr": Kind("QR factorization", lambda job: "The QR factorization", _qr_tiles, (triangle,)),
+    **factors.KINDS,
+    **learning.KINDS,
 }

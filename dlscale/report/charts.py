@@ -7,7 +7,7 @@ setting, prints, and can be searched. Matplotlib is imported when the first char
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -145,6 +145,21 @@ def text_width(text: str, size: float) -> float:
     from matplotlib.textpath import TextPath
 
     return float(TextPath((0, 0), text, size=size, prop=FontProperties(family=_FACE, weight="bold")).get_extents().width)
+
+
+def boxes(
+    axes: Axes, edges: Iterable[tuple[float, float, float, float]], style: str, alpha: float = 1.0, *, split: bool = False
+) -> Artist:
+    """Boxes (left, right, low, high), all of them as one mark or each as one of its own."""
+    from matplotlib.collections import PathCollection
+    from matplotlib.path import Path
+
+    paths = [Path([(a, low), (b, low), (b, high), (a, high), (a, low)], closed=True) for a, b, low, high in edges]
+    if not split:
+        paths = [Path.make_compound_path(*paths)]
+    drawn = PathCollection(paths, facecolors=COLOURS[style], alpha=alpha, linewidths=0.0)
+    axes.add_collection(drawn, autolim=False)
+    return drawn
 
 
 def rule(axes: Axes, y: float, label: str, *, planned: bool = False, below: bool = False) -> None:

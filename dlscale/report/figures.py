@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dlscale.report import words
-from dlscale.report.charts import COLOURS, Chart, chart, logarithmic
+from dlscale.report.charts import COLOURS, Chart, boxes, chart, logarithmic
 from dlscale.report.markup import Markup, div, tag
 
 if TYPE_CHECKING:
@@ -97,8 +97,8 @@ def cumulative(shares: np.ndarray) -> Markup:
     return drawn.markup
 
 
-def vector(values: np.ndarray, label: str, *, style: str = "s1") -> Markup:
-    """One component over its columns: stems where there are few, else a line."""
+def vector(values: np.ndarray, label: str, *, style: str = "s1", over: str = "column") -> Markup:
+    """One component over its columns, or what else its entries belong to: stems where there are few, else a line."""
     values, colour = np.abs(values) if np.iscomplexobj(values) else np.asarray(values, dtype=float), COLOURS[style]
     n, reach = len(values), float(np.max(np.abs(values), initial=0.0)) or 1.0
     low = 0.0 if float(np.min(values, initial=0.0)) >= 0 else -reach
@@ -111,7 +111,7 @@ def vector(values: np.ndarray, label: str, *, style: str = "s1") -> Markup:
         levels = sorted({low, 0.0, reach})
         axes.set_yticks(levels, [words.number(level) for level in levels])
         ends = sorted({0, n - 1})
-        axes.set_xticks(ends, ["column 0", f"{n - 1:,}"][: len(ends)])
+        axes.set_xticks(ends, [f"{over} 0", f"{n - 1:,}"][: len(ends)])
         axes.tick_params(axis="x", length=0, pad=6)
         if n > 1:
             # Inwards from the ends, clear of the numbers of the other axis.
@@ -120,10 +120,25 @@ def vector(values: np.ndarray, label: str, *, style: str = "s1") -> Markup:
             last.set_horizontalalignment("right")
         if n <= 60:
             axes.vlines(columns, 0, values, color=colour, linewidth=1.5)
-            titles = [f"column {i}: {words.number(float(v))}" for i, v in enumerate(values)]
+            titles = [f"{over} {i}: {words.number(float(v))}" for i, v in enumerate(values)]
             drawn.tip(axes.plot(columns, values, "o", color=colour, markersize=4.4, clip_on=False)[0], *titles)
         else:
             axes.plot(columns, values, color=colour, linewidth=1.2)
+    return drawn.markup
+
+
+def scatter(x: np.ndarray, y: np.ndarray, n: int, title: str, x_label: str, *, style: str = "s3") -> Markup:
+    """Points (x, y) of 1 .. n, as one mark: there may be thousands."""
+    with chart(510, 290, f"{title}, {len(x)} points") as drawn:
+        axes = _over_index(drawn, n, title, x_label)
+        axes.set_ylim(1 - max(0.5, 0.015 * n), n + max(0.5, 0.015 * n))
+        axes.locator_params(axis="y", nbins=6, integer=True)
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.plot([1, n], [1, n], color=COLOURS["line"], linewidth=1)
+        size = 1.5 if len(x) > 400 else 3.0
+        # Half a mark, in steps: the axes are 434 x 206 pixels.
+        wide, high = size / 2 * n / 434, size / 2 * n / 206
+        boxes(axes, [(a - wide, a + wide, b - high, b + high) for a, b in zip(x, y, strict=True)], style)
     return drawn.markup
 
 

@@ -6,7 +6,7 @@ reader's light or dark setting, and prints.
 
 from __future__ import annotations
 
-from dlscale.report import answers, figures, sections, words
+from dlscale.report import answers, figures, lookahead, sections, words
 from dlscale.report.markup import Markup, div, join, tag
 from dlscale.report.record import JobRecord
 from dlscale.report.sections import Job
@@ -37,6 +37,7 @@ def render(record: JobRecord) -> str:
         _tiles(job),
         sections.certificate(job),
         *(part(job) for part in (kind.answer if kind else ())),
+        lookahead.lookahead(job),
         sections.timeline(job),
         sections.memory(job),
         sections.planned(job),

@@ -15,7 +15,7 @@ from dlscale.report.timeline import PassRun, Timeline
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_WIDTH, _LEFT, _RIGHT = 1060.0, 62.0, 1044.0
+WIDTH, LEFT, RIGHT = 1060.0, 62.0, 1044.0
 #: Processes drawn by themselves; the rest are summed.
 _MOST_BANDS = 6
 #: A limit more than this many times above the data is named beside the chart instead of flattening it.
@@ -24,8 +24,8 @@ _FAR_LIMIT = 5.0
 
 def throughput(timeline: Timeline, read_limit: float | None, flops_limit: float | None) -> Markup:
     """Bars of the passes over reading (bytes/s) and computing (FLOP/s), on one axis of running time."""
-    per, unit = _time_unit(timeline.seconds)
-    with chart(_WIDTH, 404, "Passes and throughput over time") as drawn:
+    per, unit = time_unit(timeline.seconds)
+    with chart(WIDTH, 404, "Passes and throughput over time") as drawn:
         _pass_bars(drawn, timeline, per)
         _rates(drawn, timeline, "reading", "B/s", timeline.read_rate, read_limit, "s1", 96)
         last = _rates(drawn, timeline, "computing", "FLOP/s", timeline.flop_rate, flops_limit, "s2", 248)
@@ -35,14 +35,14 @@ def throughput(timeline: Timeline, read_limit: float | None, flops_limit: float 
         for at, left_out in timeline.pauses:
             # The line goes up through the axes above, to the top of the passes.
             last.axvline(at / per, 0, (358 - 22) / (358 - 248), color=COLOURS["warn"], linewidth=1.4, dashes=(2, 3), clip_on=False)
-            spot = _LEFT + at / timeline.seconds * (_RIGHT - _LEFT)
+            spot = LEFT + at / timeline.seconds * (RIGHT - LEFT)
             said = f"stopped; resumed {words.duration(left_out)} later"
             width = text_width(said, 11.5)
-            start = spot + 5 if spot + width < _RIGHT else spot - 5 - width
+            start = spot + 5 if spot + width < RIGHT else spot - 5 - width
             # Stops in quick succession have room for the words of the first.
             if start > free:
                 free = start + width
-                drawn.figure.text(start / _WIDTH, 1 - 72 / 404, said, bbox=BACKING)
+                drawn.figure.text(start / WIDTH, 1 - 72 / 404, said, bbox=BACKING)
     keys = [
         ("s1 solid", "read from storage"),
         ("s2 solid", "floating-point work"),
@@ -55,15 +55,15 @@ def throughput(timeline: Timeline, read_limit: float | None, flops_limit: float 
 
 def memory(timeline: Timeline, limit: float | None, planned: float | None) -> Markup:
     """Resident memory of the processes on top of each other, against the plan and the limit of them all together."""
-    per, unit = _time_unit(timeline.seconds)
+    per, unit = time_unit(timeline.seconds)
     times, bands = _bands(timeline)
     peak = timeline.peak_bytes or 1.0
     shown = [value for value in (limit, planned) if value and value <= _FAR_LIMIT * peak]
     high = max(peak, *shown, 0.0) * 1.15
-    prefix, scale = _prefix(high)
+    unit_prefix, scale = prefix(high)
     far = f" (limit {words.size(limit)}, above the chart)" if limit and limit not in shown else ""
-    with chart(_WIDTH, 252, f"Memory over time, peak {words.size(peak)}") as drawn:
-        axes = drawn.axes(_LEFT, 34, _RIGHT, 206, title=f"resident memory, {prefix}B{far}", x_label=unit)
+    with chart(WIDTH, 252, f"Memory over time, peak {words.size(peak)}") as drawn:
+        axes = drawn.axes(LEFT, 34, RIGHT, 206, title=f"resident memory, {unit_prefix}B{far}", x_label=unit)
         axes.set(xlim=(0, timeline.seconds / per), ylim=(0, high / scale))
         series = np.array([band for _, band in bands]) / scale
         axes.stackplot(times / per, series, colors=[COLOURS[f"s{i + 1}"] for i in range(len(bands))], alpha=0.75, linewidth=0)
@@ -78,12 +78,14 @@ def memory(timeline: Timeline, limit: float | None, planned: float | None) -> Ma
     return join([tag("div", {"class": "wide"}, drawn.markup), legend(keys)])
 
 
-def _time_unit(seconds: float) -> tuple[float, str]:
+def time_unit(seconds: float) -> tuple[float, str]:
+    """Seconds of an axis' unit, and what stands below the axis."""
     per, name = (1.0, "seconds") if seconds < 180 else (60.0, "minutes") if seconds < 3 * 3600 else (3600.0, "hours")
     return per, f"{name} of running time"
 
 
-def _prefix(value: float) -> tuple[str, float]:
+def prefix(value: float) -> tuple[str, float]:
+    """The metric prefix for values up to this one, and its factor."""
     for name, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= scale:
             return name, scale
@@ -91,11 +93,11 @@ def _prefix(value: float) -> tuple[str, float]:
 
 
 def _pass_bars(drawn: Chart, timeline: Timeline, per: float) -> None:
-    axes = drawn.axes(_LEFT, 22, _RIGHT, 62, title="passes")
+    axes = drawn.axes(LEFT, 22, RIGHT, 62, title="passes")
     axes.set(xlim=(0, timeline.seconds / per), ylim=(0, 40))
     axes.set_axis_off()
     axes.set_title("passes", pad=8)
-    pixel = timeline.seconds / (_RIGHT - _LEFT)
+    pixel = timeline.seconds / (RIGHT - LEFT)
     for i, run in enumerate(timeline.passes):
         width = max(run.seconds / pixel - 1.5, 1.0)
         shade, alpha = ("bad", 0.75) if run.outcome == "cut" else ("s3", 0.78 if i % 2 else 1.0)
@@ -127,10 +129,10 @@ def _rates(
     peak = float(values.max(initial=0.0))
     shown = limit if limit and (peak == 0 or limit <= _FAR_LIMIT * peak) else None
     high = max(peak, shown or 0.0) or 1.0
-    prefix, scale = _prefix(high)
-    per, _ = _time_unit(timeline.seconds)
+    unit_prefix, scale = prefix(high)
+    per, _ = time_unit(timeline.seconds)
     far = f"  (limit {words.quantity(limit, base)}, above the chart)" if limit and not shown else ""
-    axes = drawn.axes(_LEFT, top, _RIGHT, top + 110, title=f"{title}, {prefix}{base}{far}")
+    axes = drawn.axes(LEFT, top, RIGHT, top + 110, title=f"{title}, {unit_prefix}{base}{far}")
     axes.set(xlim=(0, timeline.seconds / per), ylim=(0, high * 1.15 / scale))
     axes.locator_params(axis="y", nbins=4)
     axes.tick_params(labelbottom=False, bottom=False)

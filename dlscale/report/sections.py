@@ -135,7 +135,8 @@ def timeline(job: Job) -> Markup | None:
     if line is None or not line.passes:
         return None
     read, flops = job.record.rate("read_bytes_per_second"), job.record.rate("matmul_flops_per_second")
-    lead = "Each bar is one pass over the rows. Where a curve meets its dashed line, the machine could not have gone faster."
+    bar = "one pass over the rows, or one group of panels factored" if job.record.plan.get("panels") else "one pass over the rows"
+    lead = f"Each bar is {bar}. Where a curve meets its dashed line, the machine could not have gone faster."
     parts = [running.throughput(line, read, flops), _passes(line, read, flops)]
     return section("How it ran", lead, *parts)
 
@@ -190,7 +191,7 @@ def planned(job: Job) -> Markup | None:
     written = sum(e.get("bytes_written", 0) for e in job.record.events if e.get("event") == "pass_finished") or None
     work = "floating-point work"
     rows: list[tuple[str, float | None, float | None, str]] = [
-        ("passes over the rows", len(passes), len({run.step for run in done}) or None, ""),
+        ("passes", len(passes), len({run.step for run in done}) or None, ""),
         (work, sum(p["flops"] for p in passes), line.flops if line and line.passes else None, "FLOP"),
         ("read from storage", sum(p["bytes_read"] for p in passes), line.bytes_read if line and line.passes else None, "B"),
         ("written to storage", sum(p["bytes_written"] for p in passes), written, "B"),
@@ -205,8 +206,13 @@ def planned(job: Job) -> Markup | None:
         cells.append((name, _amount(want, unit), _amount(got, unit), words.ratio(got, want), bar))
     lead = "The plan was made before anything ran, from the sizes of the matrix and the rates measured on this machine. "
     lead += "Measured memory counts every process with its program and libraries."
-    grid = plan.get("grid") or {}
-    if grid.get("block_rows"):
+    grid, panels = plan.get("grid") or {}, plan.get("panels") or {}
+    if panels:
+        n_groups = panels.get("n_groups") or 1
+        cut = f"{words.count(panels['n_panels'])} panels of {words.count(panels['panel'])} columns"
+        how = "all of them in memory together" if n_groups == 1 else f"in {n_groups} groups that fit in memory one after the other"
+        lead += f" The matrix is factored in {cut}, {how}, by {_workers(plan)}."
+    elif grid.get("block_rows"):
         n_rows, high = grid.get("n_rows"), grid["block_rows"]
         cut = f"{words.count(-(-n_rows // high))} blocks of {words.count(high)}" if n_rows else f"blocks of {words.count(high)}"
         lead += f" The rows are read in {cut}, by {_workers(plan)}."

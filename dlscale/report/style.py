@@ -97,6 +97,7 @@ header { display: flex; justify-content: space-between; align-items: center; gap
 .key { display: inline-flex; align-items: center; gap: 7px; }
 .key i { width: 12px; height: 12px; border-radius: 2px; }
 .key i.limit-key { height: 0; width: 20px; border-top: 1.6px dashed var(--ink); border-radius: 0; }
+.key i.line-key { height: 0; width: 20px; border-top: 2px solid var(--s4); border-radius: 0; }
 .key i.diamond-key { background: var(--s5); transform: rotate(45deg) scale(0.75); border-radius: 0; }
 
 .pair { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 440px), 1fr)); gap: 22px 40px; }

@@ -82,7 +82,7 @@ def read_timeline(events: Sequence[Mapping[str, Any]]) -> Timeline | None:
     timed = sorted((e for e in events if isinstance(e.get("time"), int | float)), key=lambda e: e["time"])
     if not timed:
         return None
-    seconds, pauses = _running_seconds(timed)
+    seconds, pauses = running_seconds(timed)
     passes, knots = _passes(timed, seconds)
     total = max(seconds[-1], 1e-6)
     n_bins = int(np.clip(total / _BIN_SECONDS, 12, _N_BINS))
@@ -95,7 +95,7 @@ def read_timeline(events: Sequence[Mapping[str, Any]]) -> Timeline | None:
     return Timeline(total, tuple(passes), edges, rates[0], rates[1], tuple(pauses), checkpoints, times, memory)
 
 
-def _running_seconds(timed: list[Mapping[str, Any]]) -> tuple[list[float], list[tuple[float, float]]]:
+def running_seconds(timed: list[Mapping[str, Any]]) -> tuple[list[float], list[tuple[float, float]]]:
     """Each event's place on an axis that leaves out the time between a stop and the run that went on from it."""
     seconds: list[float] = []
     pauses: list[tuple[float, float]] = []

@@ -1,0 +1,239 @@
+"""What every thread did in a factorization by panels: its tasks, what it waited for, the rate of each step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dlscale.report.timeline import running_seconds
+
+#: The tasks of a factorization, in the order of their legend.
+TASKS = ("load", "fetch", "factor", "apply", "write")
+
+
+@dataclass(frozen=True, eq=False)
+class Lanes:
+    """Tasks of all threads, ordered by their start; arrays have one entry a task.
+
+    `start`, `stop` and `ready` are seconds of the report's time axis; a task is ready when those that it needs are done. `task`
+    is a number in `TASKS`, `transform` the panel that is factored or applied (-1 for the others), `part` a number in `parts`,
+    the names of the passes, one for each run of a pass. `lane` is a number in `names`.
+    """
+
+    start: np.ndarray
+    stop: np.ndarray
+    ready: np.ndarray
+    lane: np.ndarray
+    task: np.ndarray
+    panel: np.ndarray
+    transform: np.ndarray
+    part: np.ndarray
+    flops: np.ndarray
+    bytes: np.ndarray
+    names: tuple[str, ...]
+    parts: tuple[str, ...]
+
+    def spans(self) -> list[tuple[float, float]]:
+        """When the tasks of each pass began and ended."""
+        return [(float(self.start[mine].min()), float(self.stop[mine].max())) for mine in self._each_part()]
+
+    def _each_part(self) -> list[np.ndarray]:
+        return [self.part == i for i in range(len(self.parts))]
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Where the threads' time went, as parts of it all, between the first and the last task of each pass.
+
+    Parameters
+    ----------
+    tasks : mapping of str to float
+        Of each task.
+    scheduling : float
+        A thread was free although the task that it ran next was ready.
+    waiting : float
+        A thread was free, and the task that it ran next was not ready, or there was none left.
+    thread_seconds : float
+        All of it.
+    """
+
+    tasks: Mapping[str, float]
+    scheduling: float
+    waiting: float
+    thread_seconds: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """The work of one transform within one pass: its panel factored or fetched, and applied to the panels behind it.
+
+    Parameters
+    ----------
+    panel, part : int
+    start, stop : float
+        When so much work was done as there is in the steps before it, and in it too. Steps overlap in truth.
+    flops : float
+    kernel_rate : float
+        FLOP/s if all threads computed at the rate of these tasks all the time.
+    """
+
+    panel: int
+    part: int
+    start: float
+    stop: float
+    flops: float
+    kernel_rate: float
+
+    @property
+    def rate(self) -> float:
+        """FLOP/s of all threads together, waiting included."""
+        return self.flops / max(self.stop - self.start, 1e-9)
+
+
+def read_lanes(events: Sequence[Mapping[str, Any]]) -> Lanes | None:
+    """Collect the tasks of all factorizations by panels; None when there are none.
+
+    Parameters
+    ----------
+    events : sequence of mapping
+        The lines of events.jsonl. Tasks are the ``blocks`` that name a ``task``; clocks of workers are taken to agree.
+    """
+    timed = sorted((e for e in events if isinstance(e.get("time"), int | float)), key=lambda e: e["time"])
+    seconds, _ = running_seconds(timed) if timed else ([], [])
+    found: list[tuple[float, int, Mapping[str, Any]]] = []
+    parts: list[str] = []
+    latest: dict[str, int] = {}
+    for x, event in zip(seconds, timed, strict=True):
+        step = str(event.get("step", ""))
+        if event.get("event") == "pass_started":
+            latest.pop(step, None)
+        elif event.get("event") == "blocks" and event.get("task") in TASKS and isinstance(event.get("started"), int | float):
+            if step not in latest:
+                latest[step] = len(parts)
+                parts.append(step)
+            found.append((event["started"] - event["time"] + x, latest[step], event))
+    if not found:
+        return None
+    found.sort(key=lambda item: item[0])
+    start = np.array([x for x, _, _ in found])
+    part = np.array([number for _, number, _ in found])
+    tasks = [event for _, _, event in found]
+    stop = start + [float(e.get("read_seconds") or 0.0) + float(e.get("compute_seconds") or 0.0) for e in tasks]
+    lane, names = _lanes([(str(e.get("worker", "")), e.get("thread")) for e in tasks], start, stop)
+
+    def column(key: str, missing: float) -> np.ndarray:
+        return np.array([missing if e.get(key) is None else e[key] for e in tasks])
+
+    panel, task = column("panel", 0), np.array([TASKS.index(e["task"]) for e in tasks])
+    own = np.isin(task, (TASKS.index("factor"), TASKS.index("fetch")))
+    transform = np.where(own, panel, column("transform", -1))
+    ready = _ready(stop, task, panel, transform, part)
+    return Lanes(
+        start, stop, ready, lane, task, panel, transform, part, column("flops", 0.0), column("bytes", 0.0), names, tuple(parts)
+    )
+
+
+def _lanes(threads: Sequence[tuple[str, Any]], start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """A lane for each thread; threads of one worker that came one after the other share one."""
+    spans: dict[tuple[str, Any], list[float]] = {}
+    for thread, begin, end in zip(threads, start, stop, strict=True):
+        span = spans.setdefault(thread, [begin, end])
+        span[1] = max(span[1], end)
+    taken: list[tuple[str, float]] = []
+    lanes: dict[tuple[str, Any], int] = {}
+    for thread, (begin, end) in sorted(spans.items(), key=lambda item: item[1][0]):
+        free = next((i for i, (worker, until) in enumerate(taken) if worker == thread[0] and until <= begin), len(taken))
+        taken[free : free + 1] = [(thread[0], end)]
+        lanes[thread] = free
+    workers = list(dict.fromkeys(worker for worker, _ in taken))
+    order = sorted(range(len(taken)), key=lambda i: workers.index(taken[i][0]))
+    names, seen = [], dict.fromkeys(workers, 0)
+    for i in order:
+        seen[taken[i][0]] += 1
+        names.append(
+            f"worker {workers.index(taken[i][0])}, thread {seen[taken[i][0]]}"
+            if len(workers) > 1
+            else f"thread {seen[taken[i][0]]}"
+        )
+    place = {lane: i for i, lane in enumerate(order)}
+    return np.array([place[lanes[thread]] for thread in threads]), tuple(names)
+
+
+def _ready(stop: np.ndarray, task: np.ndarray, panel: np.ndarray, transform: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """When each task could have begun: after the last task on its panel, and after the transform that it applies."""
+    ready = np.full(len(stop), -np.inf)
+    on_panel: dict[tuple[int, int], float] = {}
+    made: dict[tuple[int, int], float] = {}
+    loaded: dict[int, list[tuple[int, float]]] = {}
+    load, apply = TASKS.index("load"), TASKS.index("apply")
+    for i in range(len(stop)):
+        key = (int(part[i]), int(panel[i]))
+        if task[i] == load:
+            # A task may load several panels, and names the first.
+            loaded.setdefault(key[0], []).append((key[1], stop[i]))
+            continue
+        before = on_panel.get(key)
+        if before is None:
+            before = max(((first, at) for first, at in loaded.get(key[0], ()) if first <= key[1]), default=(0, -np.inf))[1]
+        ready[i] = before
+        if task[i] == apply:
+            ready[i] = max(before, made.get((key[0], int(transform[i])), -np.inf))
+        if transform[i] >= 0 and task[i] != apply:
+            made[key] = stop[i]
+        if task[i] != TASKS.index("fetch"):
+            on_panel[key] = stop[i]
+    return ready
+
+
+def shares(lanes: Lanes, n_threads: int | None = None) -> Shares:
+    """Where the time went.
+
+    Parameters
+    ----------
+    lanes : Lanes
+    n_threads : int, optional
+        Of the cluster, where threads may have had no task at all.
+    """
+    threads = max(len(lanes.names), n_threads or 0)
+    total = scheduling = 0.0
+    for i, (begin, end) in enumerate(lanes.spans()):
+        total += (end - begin) * threads
+        for lane in range(len(lanes.names)):
+            mine = np.flatnonzero((lanes.part == i) & (lanes.lane == lane))
+            free = np.concatenate([[begin], np.maximum.accumulate(lanes.stop[mine])])[:-1] if len(mine) else np.empty(0)
+            scheduling += float(np.maximum(lanes.start[mine] - np.maximum(free, lanes.ready[mine]), 0.0).sum())
+    took = lanes.stop - lanes.start
+    busy = {name: float(took[lanes.task == i].sum()) / total for i, name in enumerate(TASKS) if (lanes.task == i).any()}
+    return Shares(busy, scheduling / total, max(1.0 - sum(busy.values()) - scheduling / total, 0.0), total)
+
+
+def steps(lanes: Lanes, n_threads: int | None = None) -> list[Step]:
+    """The rate of every step, in the order of the work."""
+    threads, found = max(len(lanes.names), n_threads or 0), []
+    for i in range(len(lanes.parts)):
+        mine = np.flatnonzero((lanes.part == i) & (lanes.flops > 0) & (lanes.transform >= 0))
+        if not len(mine):
+            continue
+        # Work done until a time, every task at an even rate; the steps follow each other in it.
+        at, changes = _changes(lanes.start[mine], lanes.stop[mine], lanes.flops[mine])
+        done = np.concatenate([[0.0], np.cumsum(np.cumsum(changes)[:-1] * np.diff(at))])
+        panels = list(dict.fromkeys(lanes.transform[mine].tolist()))
+        flops = np.array([lanes.flops[mine][lanes.transform[mine] == j].sum() for j in panels])
+        busy = np.array([(lanes.stop - lanes.start)[mine][lanes.transform[mine] == j].sum() for j in panels])
+        ends = np.concatenate([at[:1], np.interp(np.cumsum(flops), done, at)])
+        found += [
+            Step(int(j), i, float(begin), float(end), float(f), float(f / max(b, 1e-9) * threads))
+            for j, begin, end, f, b in zip(panels, ends[:-1], ends[1:], flops, busy, strict=True)
+        ]
+    return found
+
+
+def _changes(start: np.ndarray, stop: np.ndarray, flops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The times at which tasks begin and end, and by how much the rate of all together changes there."""
+    rate = flops / np.maximum(stop - start, 1e-9)
+    times = np.concatenate([start, np.maximum(stop, start + 1e-9)])
+    order = np.argsort(times, kind="stable")
+    return times[order], np.concatenate([rate, -rate])[order]
