@@ -76,7 +76,9 @@ class TriangularBasis:
         return R
 
     def rotated(self, X: Array) -> TriangularBasis:
-        last = solve_triangular(self.factors[-1], X)
+        # The bits of a solve depend on how many threads share it.
+        with one_blas_thread():
+            last = solve_triangular(self.factors[-1], X)
         return TriangularBasis(self.factors[:-1], self.dtype, np.ascontiguousarray(last, self.dtype))
 
     def pieces(self, A: Array) -> Iterator[tuple[int, Array]]:
@@ -108,7 +110,8 @@ class TreeBasis:
     block_rows: int
 
     def rotated(self, X: Array) -> TreeBasis:
-        return TreeBasis(self.R, self.coefficients @ X, self.block_rows)
+        with one_blas_thread():
+            return TreeBasis(self.R, self.coefficients @ X, self.block_rows)
 
     def pieces(self, A: Array) -> Iterator[tuple[int, Array]]:
         # The coefficients belong to whole blocks.
