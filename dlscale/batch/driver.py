@@ -76,19 +76,21 @@ def wait_for_turn(job: Job, queue: Queue, ticket: Ticket) -> bool:
         return False
     try:
         queue.join(ticket)
-        last, before = 0.0, ""
-        while True:
+        said, last = "", 0.0
+        ahead: list[str] | None = None
+        while ahead is None or ahead:
             if job.cancel.exists():
                 mark_cancelled(job, queue)
                 return False
-            ahead = queue.take_turn(ticket)
             waits = f"waits for {', '.join(ahead[:3])}{' ...' if ahead[3:] else ''}" if ahead else ""
-            if time.monotonic() - last > HEARTBEAT_SECONDS or waits != before:
-                last, before = time.monotonic(), waits
+            # A ticket counts for others only while its job is seen to live, so first of all the state is written.
+            if time.monotonic() - last > HEARTBEAT_SECONDS or waits != said:
+                last, said = time.monotonic(), waits
                 job.write_state(replace(job.read_state(), state="queued", message=waits, heartbeat=Heartbeat.now()), fsync=False)
-            if not ahead:
-                return True
-            time.sleep(_POLL_SECONDS)
+            if ahead:
+                time.sleep(_POLL_SECONDS)
+            ahead = queue.take_turn(ticket)
+        return True
     finally:
         os.close(claim)
 

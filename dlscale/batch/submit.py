@@ -128,7 +128,7 @@ def submit_prepared(root: Workspace, prepared: Prepared, *, priority: int = 0, c
             _check_workers_see(prepared.facts.address, job)
         if concurrency is not None:
             queue.limit(concurrency)
-        _hand_over(job, prepared, queue, priority)
+        _hand_over(job, prepared, priority, job.read_state().created)
     except BaseException:
         shutil.rmtree(job.folder, ignore_errors=True)
         for folder in missing:
@@ -149,7 +149,7 @@ def resubmit(job: Job, root: Workspace, prepared: Prepared, *, priority: int = 0
     write_atomically(job.spec, yaml.safe_dump(prepared.data, sort_keys=False).encode())
     job.write_state(replace(before, state="submitted", message="", heartbeat=Heartbeat.now()))
     try:
-        _hand_over(job, prepared, Queue(root), priority)
+        _hand_over(job, prepared, priority, time.time())
     except BaseException:
         job.write_state(before)
         raise
@@ -209,10 +209,10 @@ def _check_place(prepared: Prepared) -> None:
         raise SpecError(f"cluster: got {prepared.facts.kind}; a job is submitted to tcp://host:port, local or threads.")
 
 
-def _hand_over(job: Job, prepared: Prepared, queue: Queue, priority: int) -> None:
+def _hand_over(job: Job, prepared: Prepared, priority: int, submitted: float) -> None:
     facts, kind = prepared.facts, prepared.spec.kind
     place = facts.address or f"local@{gethostname()}"
-    ticket = Ticket(job.id, time.time(), priority=priority, cluster=place, collective=KINDS[kind].collective)
+    ticket = Ticket(job.id, submitted, priority=priority, cluster=place, collective=KINDS[kind].collective)
     if facts.kind != "tcp":
         detach(job, ticket)
         _until_taken(job)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dlscale.batch.driver import wait_for_turn
 from dlscale.batch.queue import Queue, Ticket
 from dlscale.batch.workspace import Heartbeat, Job, JobState, Workspace
 from dlscale.errors import SpecError
@@ -95,3 +96,18 @@ def test_a_torn_or_foreign_file_holds_nobody(workspace: Workspace, queue: Queue)
     (workspace.queue_folder / "limit.json").write_text("?")
     queue.join(Ticket("no-such-job", 1.0))
     assert queue.take_turn(mine) == []
+
+
+def test_a_job_lives_before_it_takes_its_turn(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a job of the same moment would not see it, and run beside it."""
+    ticket = enter(workspace, "mine", 1.0)
+    end(workspace, ticket, "submitted", heartbeat=Heartbeat.now()._replace(started=1.0))
+    seen: list[str] = []
+
+    def take_turn(queue: Queue, ticket: Ticket) -> list[str]:
+        seen.append(workspace.job(ticket.job).read_state().state)
+        return []
+
+    monkeypatch.setattr(Queue, "take_turn", take_turn)
+    assert wait_for_turn(workspace.job("mine"), Queue(workspace), ticket)
+    assert seen == ["queued"]
