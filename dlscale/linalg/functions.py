@@ -65,7 +65,8 @@ def randomized_svd(
 
     Notes
     -----
-    4 m n (k + oversampling) (q + 1) flops.
+    4 m n (k + oversampling) (q + 1) flops, those of the power iterations in single precision where that is harmless
+    (`dlscale.linalg.svd.SVDOptions`).
 
     References
     ----------

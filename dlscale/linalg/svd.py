@@ -38,7 +38,9 @@ class SVDOptions:
     oversampling : int
         Columns beyond k that the iterations carry.
     power_iterations : int
-        q; the matrix is read q + 1 times.
+        q; the matrix is read q + 1 times. In double precision, their products are made in single precision as long as that
+        costs no accuracy (`dlscale.linalg.subspace.half_precision_suffices`); where the first turns out to need double
+        precision, it is made again, with a read of its own.
     method : str
         ``randomized``; ``krylov`` (keeps all iterates: more accurate for the same reads); ``streaming`` (one read);
         ``exact``.
