@@ -219,7 +219,7 @@ def test_a_pass_without_progress_ends(clusters: Any, matrices: dict[str, Path], 
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("mainframe", "local, threads or tcp"),
+        ("mainframe", "local, threads, mpi, slurm"),
         ({"type": "local", "cores": 3}, "'cores'"),
         ({"type": "local", "workers": -1}, "positive"),
         ({"type": "local", "memory": "100MB"}, "at least"),
