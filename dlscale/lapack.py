@@ -81,8 +81,10 @@ def factor_lu(panel: Array) -> tuple[Array, int]:
     -----
     m b^2 - b^3 / 3 flops. LAPACK ``getrf``, on a copy in Fortran order.
     """
-    work = _fortran(panel)
     m, b = panel.shape
+    if not m:
+        return np.empty(0, np.intp), 0
+    work = _fortran(panel)
     pivots = np.empty(min(m, b), np.intc)
     info = _call(cython_lapack, "getrf", panel.dtype, m, b, work, m, pivots)
     _copy_back(work, panel)

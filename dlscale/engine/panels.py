@@ -36,13 +36,13 @@ from dlscale.storage.results import ArrayWriter
 
 #: Tasks of one graph: enough to hide the start and the end of it, few enough for any scheduler.
 MAX_TASKS = 4000
-_NO_PROBES = np.empty((0, 0))
+NO_PROBES = np.empty((0, 0))
 
 
 Key = tuple[Any, ...]
 
 
-class _Graph:
+class TaskGraph:
     """Tasks under construction, with their priorities and the workers that they prefer."""
 
     def __init__(self, work: Work) -> None:
@@ -60,6 +60,10 @@ class _Graph:
         self.priority[key], self.worker[key] = priority, worker
         return key
 
+    @property
+    def n_tasks(self) -> int:
+        return len(self.tasks) - 1
+
 
 class _Copy(Method):
     """No factorization: panels are only moved."""
@@ -71,7 +75,7 @@ class _Copy(Method):
     factor_flops = apply_flops = factor  # type: ignore[assignment]
 
 
-def _token() -> str:
+def fresh_token() -> str:
     return f"dlscale-{uuid.uuid4().hex[:12]}"
 
 
@@ -119,12 +123,12 @@ class Panels:
         done = Factored(grid, ArrayMatrix(target) if isinstance(target, np.ndarray) else target.matrix(), [])
         products, largest = np.zeros((m, probes.shape[1]), probes.dtype), 0.0
         for number, group in enumerate(grid.groups()):
-            work = Work(_token(), f"{step}-{number + 1}", A, method, grid, done, target, probes)
+            work = Work(fresh_token(), f"{step}-{number + 1}", A, method, grid, done, target, probes)
             flops, n_bytes = group_flops(method, grid, group), group_bytes(A, grid, group)
-            saved = self._memoised(work.step, flops, n_bytes, target, _Factoring(passes, work, group).run)
+            saved = self.memoised(work.step, flops, n_bytes, target, _Factoring(passes, work, group).run)
             products += saved.pop("products")
             largest = max(largest, float(saved.pop("largest")))
-            done = replace(done, facts=done.facts + _unflatten(saved))
+            done = replace(done, facts=done.facts + unflatten(saved))
         return done, Seen(products, largest)
 
     def form(
@@ -149,17 +153,17 @@ class Panels:
                 method.apply_flops(m - grid.columns(j)[0], grid.width(j), grid.width(k)) for k in group for j in range(k + 1)
             )
             n_bytes = sum((m - grid.columns(j)[0]) * grid.width(j) for j in range(group.stop)) * factored.matrix.dtype.itemsize
-            work = Work(_token(), f"{step}-{number + 1}", factored.matrix, method, grid, factored, target, _NO_PROBES, finish)
-            self._memoised(work.step, flops, n_bytes, target, _Forming(self.passes, work, group).run)
+            work = Work(fresh_token(), f"{step}-{number + 1}", factored.matrix, method, grid, factored, target, NO_PROBES, finish)
+            self.memoised(work.step, flops, n_bytes, target, _Forming(self.passes, work, group).run)
 
     def place(self, step: str, factored: Factored, target: ArrayWriter | Array, finish: Finish) -> None:
         """Copy the panels to their final place, each changed by ``finish``."""
         grid = factored.grid
         n_bytes = grid.shape[0] * grid.shape[1] * factored.matrix.dtype.itemsize
-        work = Work(_token(), step, factored.matrix, _Copy(), grid, factored, target, _NO_PROBES, finish)
-        self._memoised(step, 0.0, n_bytes, target, _Placing(self.passes, work, range(grid.n_panels)).run)
+        work = Work(fresh_token(), step, factored.matrix, _Copy(), grid, factored, target, NO_PROBES, finish)
+        self.memoised(step, 0.0, n_bytes, target, _Placing(self.passes, work, range(grid.n_panels)).run)
 
-    def _memoised(self, name: str, flops: float, n_bytes: int, target: ArrayWriter | Array, compute: Callable[[], Facts]) -> Facts:
+    def memoised(self, name: str, flops: float, n_bytes: int, target: ArrayWriter | Array, compute: Callable[[], Facts]) -> Facts:
         """Compute a step, or take its small results from the checkpoint; then what it wrote is there too."""
         passes = self.passes
         passes.emit({"event": "pass_started", "step": name, "flops": flops, "bytes": n_bytes})
@@ -181,7 +185,7 @@ class Panels:
         return facts
 
 
-class _Group:
+class Group:
     """Panels that are in memory together, and the graphs that work on them.
 
     Parameters
@@ -202,15 +206,18 @@ class _Group:
         """Do the work; small results by name."""
         raise NotImplementedError
 
-    def windows(self, steps: range, *, fetched: bool) -> Iterator[range]:
-        """Cut steps so that a graph has few tasks, and those that read finished panels have room for them."""
+    def limit(self, *, fetched: bool) -> int:
+        """Steps of one graph: it has few tasks, and there is room for the finished panels that it reads."""
         limit = max(1, MAX_TASKS // len(self.group))
-        if fetched:
-            limit = min(limit, self.grid.streamed)
+        return min(limit, self.grid.streamed) if fetched else limit
+
+    def windows(self, steps: range, *, fetched: bool) -> Iterator[range]:
+        """Cut steps in those of one graph each."""
+        limit = self.limit(fetched=fetched)
         for start in range(0, len(steps), limit):
             yield steps[start : start + limit]
 
-    def compute(self, graph: _Graph, keys: Sequence[Key]) -> None:
+    def compute(self, graph: TaskGraph, keys: Sequence[Key]) -> None:
         """Run a graph; afterwards what the keys name is held, and nothing else."""
         passes, work = self.passes, self.work
         touch, stalled = watchdog(passes.stall_seconds)
@@ -234,7 +241,7 @@ class _Group:
         self.held = {key: fresh[key] if key in fresh else self.held[key] for key in keys}
 
 
-class _Factoring(_Group):
+class _Factoring(Group):
     """A group is loaded, updated by the finished panels, factored, and written."""
 
     def __init__(self, passes: Passes, work: Work, group: range) -> None:
@@ -246,17 +253,17 @@ class _Factoring(_Group):
     def run(self) -> Facts:
         """The facts of the group's factored panels, and the products of its columns with the probes."""
         to_factor = range(min(self.group.start, self.grid.n_steps), min(self.group.stop, self.grid.n_steps))
-        graph = self.load(_Graph(self.work))
+        graph = self.load(TaskGraph(self.work))
         for window in (*self.windows(range(self.n_done), fetched=True), *self.windows(to_factor, fetched=False)):
             for j in window:
                 self._step(graph, j, finished=j < self.n_done)
             self.compute(graph, [*self.panels.values(), *self.facts.values(), *self.products])
-            graph = _Graph(self.work)
-        if len(graph.tasks) > 1:
+            graph = TaskGraph(self.work)
+        if graph.n_tasks:
             self.compute(graph, [*self.panels.values(), *self.products])
         facts = self.passes.cluster.gather([self.held[key] for key in self.facts.values()])
         settled = self.work.method.settle(facts, to_factor.start, self.grid)
-        graph = _Graph(self.work)
+        graph = TaskGraph(self.work)
         moves = [move for move, _ in settled] + [None] * (len(self.group) - len(settled))
         written = [
             graph.add(("write", k), tasks.write_panel, k, self.panels[k], move, priority=k, worker=k)
@@ -267,7 +274,7 @@ class _Factoring(_Group):
         sums = {"products": sum((part for part, _ in parts[1:]), parts[0][0]), "largest": np.array(max(x for _, x in parts))}
         return sums | {f"{j}.{name}": value for j, (_, fact) in enumerate(settled) for name, value in fact.items()}
 
-    def load(self, graph: _Graph) -> _Graph:
+    def load(self, graph: TaskGraph) -> TaskGraph:
         for run in load_runs(self.work.A, self.grid, self.group):
             loaded = graph.add(("load", run.start), tasks.load_panels, run.start, run.stop, priority=run.start, worker=run.start)
             self.products.append(graph.add(("products", run.start), tasks.take, loaded, -1, priority=run.start, worker=run.start))
@@ -275,7 +282,7 @@ class _Factoring(_Group):
                 self.panels[k] = graph.add(("panel", k, 0), tasks.take, loaded, i, priority=k, worker=k)
         return graph
 
-    def _step(self, graph: _Graph, j: int, *, finished: bool) -> None:
+    def _step(self, graph: TaskGraph, j: int, *, finished: bool) -> None:
         """Factor panel j, or read it where it is finished, and apply it to the panels of the group behind it."""
         n = self.grid.n_panels
         if finished:
@@ -295,11 +302,11 @@ class _Factoring(_Group):
                 )  # fmt: skip
 
 
-class _Forming(_Group):
+class _Forming(Group):
     """Columns of the identity, to which the transforms are applied, the last one first."""
 
     def run(self) -> Facts:
-        graph = _Graph(self.work)
+        graph = TaskGraph(self.work)
         for k in self.group:
             self.panels[k] = graph.add(("panel", k, "identity"), tasks.identity_panel, k, priority=k, worker=k)
         steps = range(self.group.stop - 1, -1, -1)
@@ -313,18 +320,18 @@ class _Forming(_Group):
                         before = self.panels[k]
                         self.panels[k] = graph.add(key, tasks.unapply_panel, transform, k, before, priority=priority, worker=k)
             self.compute(graph, list(self.panels.values()))
-            graph = _Graph(self.work)
+            graph = TaskGraph(self.work)
         written = [graph.add(("write", k), tasks.write_panel, k, self.panels[k], None, priority=k, worker=k) for k in self.group]
         self.compute(graph, written)
         return {"done": np.array(True)}
 
 
-class _Placing(_Group):
+class _Placing(Group):
     """Finished panels are read, changed, and written to another place."""
 
     def run(self) -> Facts:
         for window in self.windows(self.group, fetched=False):
-            graph = _Graph(self.work)
+            graph = TaskGraph(self.work)
             self.compute(graph, [graph.add(("place", k), tasks.place_panel, k, priority=k, worker=k) for k in window])
         return {"done": np.array(True)}
 
@@ -356,7 +363,7 @@ def group_bytes(A: Matrix, grid: PanelGrid, group: range) -> int:
     return int(m * sum(grid.width(k) for k in group) * A.stored_dtype.itemsize + finished * item)
 
 
-def _unflatten(saved: Mapping[str, Array]) -> list[Facts]:
+def unflatten(saved: Mapping[str, Array]) -> list[Facts]:
     facts: dict[int, Facts] = {}
     for key, value in saved.items():
         j, name = key.split(".")
