@@ -1,0 +1,110 @@
+"""Solves as jobs: on worker processes, with their results in Zarr, and going on from stored factors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.linalg
+import zarr
+from helpers import Array, gaussian, store
+
+import dlscale
+from dlscale import gallery
+from dlscale.errors import InputError, NumericalError, SpecError
+
+N = 90
+Job = Any
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """Runs a kind on arrays, in panels of 32."""
+
+    def run(kind: str, inputs: dict[str, Any], cluster: Any = "threads", **params: Any) -> dict[str, Array]:
+        places = {}
+        for role, value in inputs.items():
+            places[role] = str(value) if isinstance(value, Path) else str(_stored(tmp_path / f"{role}.zarr", value))
+        output = tmp_path / f"{kind}-{len(list(tmp_path.iterdir()))}.zarr"
+        spec = {"kind": kind, "input": places, "params": params, "output": str(output), "cluster": cluster}
+        result = dlscale.run(spec, workspace=tmp_path / "workspace")
+        assert result.certificate is not None
+        assert result.certificate["passed"]
+        assert result.result is not None
+        return {"path": Path(result.result)} | {name: np.asarray(array) for name, array in result.open().items()}  # type: ignore[dict-item]
+
+    return run
+
+
+def _stored(path: Path, A: Array) -> Path:
+    if A.ndim == 2:
+        return path if path.exists() else store(path, A, chunks=(33, min(33, A.shape[1])), compressors=None)
+    if not path.exists():
+        zarr.create_array(path, shape=A.shape, dtype=A.dtype, chunks=(50,))[:] = A
+    return path
+
+
+def test_solve_on_worker_processes(job: Job) -> None:
+    """The same bits as in this process."""
+    A, b = gaussian(N, N), gaussian(N, 1)[:, 0]
+    cluster = {"type": "local", "workers": 2, "threads": 1}
+    x = job("solve", {"matrix": A, "rhs": b}, cluster, precision="mixed", panel=32)["x"]
+    assert x.shape == (N,)
+    np.testing.assert_allclose(x, np.linalg.solve(A, b), rtol=1e-9)
+    np.testing.assert_array_equal(job("solve", {"matrix": A, "rhs": b}, precision="mixed", panel=32)["x"], x)
+
+
+@pytest.mark.parametrize("kind", ["lu", "cholesky"])
+def test_stored_factors_are_used_again(kind: str, job: Job, tmp_path: Path) -> None:
+    A, B = gallery.positive_definite(N), gaussian(N, 3)
+    factors = job(kind, {"matrix": A}, panel=32)
+    x = job("solve", {"matrix": A, "rhs": B, "factors": factors["path"]})["x"]
+    np.testing.assert_allclose(x, np.linalg.solve(A, B), rtol=1e-9)
+    if kind == "lu":
+        np.testing.assert_allclose(scipy.linalg.lu_solve((factors["lu"], factors["piv"]), B), x, rtol=1e-9)
+    events = [path.read_text() for path in (tmp_path / "workspace" / "jobs").glob("solve*/events.jsonl")]
+    assert events
+    assert "factors-1" not in events[0]
+
+
+def test_stored_factors_of_another_matrix(job: Job, tmp_path: Path) -> None:
+    """Of another order they are refused; else refinement shows that they do not belong to the matrix, and it is factored."""
+    factors = job("lu", {"matrix": gaussian(N, N)}, panel=32)["path"]
+    small = store(tmp_path / "small.zarr", gaussian(50, 50), chunks=(50, 50))
+    with pytest.raises((SpecError, InputError), match="order 50"):
+        job("solve", {"matrix": small, "rhs": gaussian(50, 1), "factors": factors})
+    other, B = gaussian(N, N, seed=5), gaussian(N, 2)
+    places = {"matrix": store(tmp_path / "c.zarr", other, chunks=(N, N)), "rhs": store(tmp_path / "d.zarr", B, chunks=(N, 2))}
+    found = job("solve", places | {"factors": factors}, panel=32)
+    np.testing.assert_allclose(found["x"], np.linalg.solve(other, B), rtol=1e-8)
+
+
+def test_lstsq_inverse_slogdet(job: Job) -> None:
+    A, b = gaussian(N, N), gaussian(N, 1)[:, 0]
+    np.testing.assert_allclose(job("inverse", {"matrix": A}, panel=32)["inverse"] @ A, np.eye(N), atol=1e-10)
+    determinant = job("slogdet", {"matrix": A}, panel=32)
+    sign, logarithm = np.linalg.slogdet(A)
+    assert determinant["sign"][0] == sign
+    assert determinant["logabsdet"][0] == pytest.approx(logarithm)
+    np.testing.assert_allclose(job("lstsq", {"matrix": A, "rhs": b})["x"], np.linalg.solve(A, b), rtol=1e-8)
+
+
+def test_a_singular_matrix_fails_with_its_step(job: Job) -> None:
+    with pytest.raises(NumericalError, match="pivot of step 8"):
+        job("solve", {"matrix": gallery.singular_at(N, 7), "rhs": np.ones(N)})
+
+
+def test_functions() -> None:
+    A, b = gaussian(60, 60), gaussian(60, 1)[:, 0]
+    expected = np.linalg.solve(A, b)
+    np.testing.assert_allclose(dlscale.solve(A, b), expected, rtol=1e-9)
+    np.testing.assert_allclose(dlscale.solve(A, b, precision="mixed"), expected, rtol=1e-9)
+    np.testing.assert_allclose(dlscale.inverse(A), np.linalg.inv(A), rtol=1e-8)
+    assert dlscale.slogdet(A) == pytest.approx(np.linalg.slogdet(A))
+    found, reference = dlscale.lstsq(A[:, :7], b), np.linalg.lstsq(A[:, :7], b)
+    np.testing.assert_allclose(found.x, reference[0], rtol=1e-9)
+    np.testing.assert_allclose(found.residuals, reference[1])
+    assert found.rank == reference[2]
+    np.testing.assert_allclose(found.s, reference[3])
