@@ -51,7 +51,7 @@ def _lu_tiles(job: Job) -> list[Tile]:
     shown = []
     growth, piv = _estimate(job, "growth_factor"), array(job, "piv")
     if growth is not None:
-        shown.append(Tile("Growth factor", words.number(growth), "largest entry of U over that of the matrix"))
+        shown.append(Tile("Growth factor", words.number(growth), "largest entry of U over that of A"))
     if piv is not None:
         moved = int(np.sum(piv != np.arange(len(piv))))
         shown.append(Tile("Row exchanges", words.count(moved), f"in {words.count(len(piv))} steps"))

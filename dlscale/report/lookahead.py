@@ -42,6 +42,7 @@ def lookahead(job: Job) -> Markup | None:
     n_threads = max(len(lanes.names), (plan.get("n_workers") or 1) * (plan.get("threads_per_worker") or 1))
     limit = job.record.rate("matmul_flops_per_second")
     where, by_panel = shares(lanes, n_threads), steps(lanes, n_threads)
+    tiled = ((plan.get("panels") or {}).get("row_blocks") or 1) > 1
     present = [name for name in TASKS if name in where.tasks]
     keys = legend(
         [
@@ -54,7 +55,9 @@ def lookahead(job: Job) -> Markup | None:
         "Each lane is a thread. The shade of “apply” changes from panel to panel: the next panel is factored while the updates by "
         "the one before it still run, so that no thread waits for it."
     )
-    parts = [div("wide", _figure(lanes, by_panel, limit)), keys, _table(lanes, where, limit, n_threads)]
+    if any("-single" in name for name in lanes.parts):
+        lead += " Single precision can be faster than the limit, which was measured with products in the matrix's own precision."
+    parts = [div("wide", _figure(lanes, by_panel, limit)), keys, _table(lanes, where, limit, n_threads, tiled=tiled)]
     return section("Panels and look-ahead", lead, *parts)
 
 
@@ -63,7 +66,8 @@ def overall(job: Job) -> tuple[float, float | None] | None:
     lanes = read_lanes(job.record.events)
     if lanes is None or not lanes.flops.any():
         return None
-    rate = float(lanes.flops.sum()) / sum(stop - start for start, stop in lanes.spans())
+    worked = set(lanes.part[lanes.flops > 0].tolist())
+    rate = float(lanes.flops.sum()) / sum(stop - start for i, (start, stop) in enumerate(lanes.spans()) if i in worked)
     limit = job.record.rate("matmul_flops_per_second")
     return rate, rate / limit if limit else None
 
@@ -72,12 +76,15 @@ def _figure(lanes: Lanes, by_panel: Sequence[Step], limit: float | None) -> Mark
     n_lanes = min(len(lanes.names), _MOST_LANES)
     begin, end = float(lanes.start.min()), float(lanes.stop.max())
     per, unit = time_unit(end - begin)
-    foot = 36 + n_lanes * _LANE_PIXELS
+    # Names of several passes stand between the title and the lanes.
+    top = 32 + (16 if len(lanes.parts) > 1 else 0)
+    foot = top + 4 + n_lanes * _LANE_PIXELS
     height = foot + (196 if by_panel else 46)
     with chart(WIDTH, height, "Tasks of every thread, and the rate of every panel") as drawn:
         hidden = len(lanes.names) - n_lanes
         title = "tasks of each thread" + (f" ({hidden} more threads are not drawn)" if hidden else "")
-        axes = drawn.axes(LEFT, 32, RIGHT, foot, title=title)
+        axes = drawn.axes(LEFT, top, RIGHT, foot, title=title)
+        axes.set_title(title, pad=top - 22)
         axes.set(xlim=(begin / per, end / per), ylim=(n_lanes * _LANE_PIXELS, 0))
         axes.grid(visible=False)
         axes.spines["bottom"].set_visible(False)
@@ -214,8 +221,15 @@ def _step_words(step: Step) -> str:
     return f"panel {step.panel}: {rates[0]}; its tasks alone {rates[1]}; {words.quantity(step.flops, 'FLOP')}"
 
 
-def _table(lanes: Lanes, where: Shares, limit: float | None, n_threads: int) -> Markup:
-    """Time, work and rate of each task, and the time in which threads had none."""
+def _table(lanes: Lanes, where: Shares, limit: float | None, n_threads: int, *, tiled: bool) -> Markup:
+    """Time, work and rate of each task, and the time in which threads had none.
+
+    Events do not tell the row blocks of a panel apart, so that what a task waited for is not known where there are several
+    (`tiled`).
+    """
+    free = [("scheduling", where.scheduling), ("waiting", where.waiting)]
+    if tiled:
+        free = [("without a task", where.scheduling + where.waiting)]
     took = lanes.stop - lanes.start
     rows = []
     for i, name in enumerate(TASKS):
@@ -228,12 +242,11 @@ def _table(lanes: Lanes, where: Shares, limit: float | None, n_threads: int) -> 
         part = rate * n_threads / limit if limit and rate and flops else None
         cells = (words.count(int(mine.sum())), words.duration(seconds), words.share(where.tasks[name]))
         rows.append((name, *cells, words.quantity(amount, unit), words.quantity(rate, f"{unit}/s"), words.share(part)))
-    for name, part in (("scheduling", where.scheduling), ("waiting", where.waiting)):
-        rest = (words.MISSING,) * 3
+    rest = (words.MISSING,) * 3
+    for name, part in free:
         rows.append((name, words.MISSING, words.duration(part * where.thread_seconds), words.share(part), *rest))
-    head = ("", "tasks", "time of all threads", "share", "work", "rate of a thread", "of its limit")
     said = (
-        "Scheduling: a thread was free although its next task was ready. Waiting: its next task was not ready yet, or it had none "
-        "left."
+        "Scheduling: a thread was free although its next task was ready. Waiting: its next task was not ready, or it had none left."
     )
-    return join([table(head, rows), tag("p", {"class": "legend"}, said)])
+    head = ("", "tasks", "time of all threads", "share", "work", "rate of a thread", "of its limit")
+    return join([table(head, rows), *([tag("p", {"class": "legend"}, said)] if len(free) > 1 else [])])
