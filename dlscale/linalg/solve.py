@@ -16,6 +16,7 @@ from dlscale.certificates import Certificate, solution
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import PassCost
 from dlscale.engine.grids import RowGrid
+from dlscale.engine.machine import matmul_rate
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
 from dlscale.errors import InputError, NumericalError, SpecError
@@ -36,7 +37,7 @@ Refine = Literal["auto", "never"]
 MIXED_TARGET = 1.0
 DOUBLE_TARGET = 4.0
 #: Right-hand sides that are solved together.
-BATCH_BYTES = 2**29
+BATCH_BYTES = 2**26
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,9 @@ def plan_solve(inputs: Inputs, options: SolveOptions, facts: ClusterFacts) -> Pa
     notes = plan.notes
     if options.precision == "mixed" and not mixed:
         notes += ("precision mixed: the matrix is in single precision already, or its factors are given; nothing is rounded",)
-    return replace(plan, algorithm=words, notes=notes)
+    lower = lower_dtype(A.dtype) if mixed else A.dtype
+    rates = plan.rates | {"matmul_flops_per_second": matmul_rate(str(lower)) * facts.n_threads}
+    return replace(plan, algorithm=words, notes=notes, rates=rates)
 
 
 def is_mixed(A: Matrix, options: SolveOptions) -> bool:

@@ -11,12 +11,12 @@ from helpers import DTYPES, THREADS, Array, eps, gaussian, spectrum, store
 
 from dlscale import gallery
 from dlscale.engine.clusters import open_cluster
+from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
 from dlscale.errors import NonFiniteError, SpecError
 from dlscale.linalg import lstsq
 from dlscale.linalg.factor_plan import PanelPlan
 from dlscale.linalg.lstsq import LstsqOptions, compute_lstsq, plan_lstsq
-from dlscale.engine.outcome import Outcome
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrices import open_matrix
 
