@@ -7,6 +7,7 @@ mpirun -n 2 python ranks.py bandwidth                            (a JSON line: b
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import time
 from pathlib import Path
@@ -15,10 +16,12 @@ import numpy as np
 
 from dlscale.engine.ranks import Communicator, MPICommunicator, import_mpi
 from dlscale.kernels import one_blas_thread
-from dlscale.learn.data import Share
+from dlscale.learn.data import Column, Shard, Share, plan_order
 from dlscale.learn.gradients import RankGradients
 from dlscale.learn.models import model
 from dlscale.learn.optimizers import optimizer
+from dlscale.storage.matrices import open_matrix
+from dlscale.storage.writers import create_array
 
 
 def steps(
@@ -83,12 +86,70 @@ def bandwidth(communicator: Communicator) -> dict[str, object]:
     return {"bytes_per_second": rates}
 
 
+def stream(communicator: Communicator, folder: Path, megabytes: int, epochs: int) -> dict[str, object]:
+    """Softmax regression over stored rows, in batches of 8,192; the last epoch is timed. The first call writes the rows."""
+    row_bytes, chunk_rows = 784 * 4, 5344
+    n_chunks = max(1, megabytes * 10**6 // (chunk_rows * row_bytes))
+    n_rows = n_chunks * chunk_rows
+    if communicator.rank == 0 and not (folder / "done").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        generator = np.random.default_rng(0)
+        block = generator.standard_normal((chunk_rows, 784)).astype("f4")
+        features = create_array(folder / "X.zarr", (n_rows, 784), dtype="f4", chunks=(chunk_rows, 784), overwrite=True)
+        for i in range(n_chunks):
+            features.write(i * chunk_rows, np.roll(block, i % 97, axis=0))
+        targets = create_array(folder / "y.zarr", (n_rows, 1), dtype="f4", chunks=(n_rows, 1), overwrite=True)
+        targets.write(0, generator.integers(0, 10, (n_rows, 1)).astype("f4"))
+        (folder / "done").touch()
+    communicator.barrier("rows are there")
+    features, targets = open_matrix(str(folder / "X.zarr")), open_matrix(str(folder / "y.zarr"))
+    n_rows = features.shape[0]
+    order = plan_order(features, batch_size=8192, seed=0, memory_bytes=600 * 10**6)
+    shard = Shard(
+        features, Column(targets), weights=None, order=order, rank=communicator.rank, size=communicator.size,
+        dtype=np.dtype(np.float32),
+    )  # fmt: skip
+    network, rule = model("softmax"), optimizer("sgd")
+    parameters = network.initialize(784, 10, rng=np.random.default_rng(0), dtype=np.dtype("f4"))
+    source = RankGradients(communicator, network, parameters)
+    step = 0
+    for epoch in range(epochs):
+        communicator.barrier("an epoch begins")
+        started, waited = time.perf_counter(), 0.0
+        shares = shard.shares(epoch)
+        while True:
+            before = time.perf_counter()
+            share = next(shares, None)
+            waited += time.perf_counter() - before
+            if share is None:
+                break
+            reduction = source.start(parameters, share)
+            step += 1
+            for name in reduction.names():
+                rule.step(name, parameters[name], reduction.gradient(name), [], 0.05, step)
+        communicator.barrier("an epoch has ended")
+        seconds = time.perf_counter() - started
+    shard.close()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    table = communicator.allgather(np.array([float(peak), waited]), name="facts of all ranks")
+    return {
+        "epoch_seconds": seconds,
+        "rows_per_second": n_rows / seconds,
+        "bytes_per_second": n_rows * row_bytes / seconds,
+        "peak_bytes": table[:, 0].tolist(),
+        "read_seconds": table[:, 1].tolist(),
+        "feature_bytes": n_rows * row_bytes,
+    }
+
+
 if __name__ == "__main__":
     communicator = MPICommunicator() if "--alone" not in sys.argv else Communicator()
     what, *rest = [argument for argument in sys.argv[1:] if not argument.startswith("--")]
     with one_blas_thread():
         if what == "bandwidth":
             record = bandwidth(communicator)
+        elif what == "stream":
+            record = stream(communicator, Path(rest[0]), int(rest[1]), int(rest[2]))
         else:
             folder, n_steps, batch, *hidden = rest
             record = steps(

@@ -65,6 +65,7 @@ class Guard:
         self._handles_signals = handles_signals and threading.current_thread() is threading.main_thread()
         self._before: dict[int, Any] = {}
         self._received: int | None = None
+        self._own: Failure | None = None
         self._peers: dict[int, socket.socket] = {}
         self._left: set[int] = set()
         self._answered = threading.Event()
@@ -113,6 +114,7 @@ class Guard:
         if self.failure is None:
             text = "".join(traceback.format_exception(error))
             failure = {"rank": self.communicator.rank, "cause": explain_failure(error), "traceback": text}
+            self._own = failure
             if self.communicator.rank == 0 or not self._say({"failed": failure}):
                 self._spread(failure)
         self._answered.set()
@@ -205,7 +207,9 @@ class Guard:
     def _lost(self, rank: int) -> None:
         if rank in self._left or self.communicator.rank in self._left:
             return
-        if rank == 0 and self.failure is not None:
+        if rank == 0 and (self.failure or self._own):
+            # It failed for the same reason, and ended before it read what this rank said of it.
+            self._spread(self._own or {})
             _exit_now()
         cause = "the process ended without a word: it was killed, crashed, or ran out of memory."
         self._spread({"rank": rank, "cause": cause, "traceback": ""})

@@ -1,6 +1,7 @@
 """The data sets that scikit-learn ships, by name: ``sample:digits``, ``sample:digits/targets``, ``sample:digits/train``.
 
-Every fifth row is for validation; ``/train`` are the others, and without either it is all rows.
+Every fifth row is for validation; ``/train`` are the others, and without either it is all rows. With ``/standardized`` every
+column of the features has mean 0 and variance 1 over all rows.
 """
 
 from __future__ import annotations
@@ -34,13 +35,16 @@ def read_sample(request: Request) -> Iterator[Table]:
 
     name, *parts = request.source.removeprefix("sample:").split("/")
     loaders = {"digits": datasets.load_digits, "breast-cancer": datasets.load_breast_cancer, "diabetes": datasets.load_diabetes}
-    if name not in loaders or not set(parts) <= {"targets", "train", "validation"}:
+    if name not in loaders or not set(parts) <= {"targets", "train", "validation", "standardized"}:
         raise InputError(
             f"There is no {request.source}; known are sample:photos and sample:{', sample:'.join(SAMPLES)}, each with /targets, "
-            "/train, /validation, /targets/train and /targets/validation."
+            "/train, /validation, /standardized, and these together."
         )
     X, y = loaders[name](return_X_y=True)
     array = np.asarray(y, np.float64)[:, None] if "targets" in parts else np.asarray(X, np.float64)
+    if "standardized" in parts and "targets" not in parts:
+        spread = array.std(axis=0)
+        array = (array - array.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
     validation = np.arange(len(array)) % 5 == 4
     if "train" in parts:
         array = array[~validation]

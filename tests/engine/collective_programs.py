@@ -1,0 +1,82 @@
+"""Programs that tests start under mpirun: ``python collective_programs.py NAME FOLDER ARGUMENTS...``."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from dlscale.engine import ranks
+from dlscale.engine.guard import Guard
+from dlscale.engine.ranks import Communicator, MPICommunicator, n_launched_ranks
+
+N_STEPS, FAULT_STEP = 60, 30
+
+
+def communicator() -> Communicator:
+    return MPICommunicator() if n_launched_ranks() > 1 else Communicator()
+
+
+def collectives(folder: Path) -> None:
+    """Every verb, blocking and started, with counts beyond a (small) limit of MPI."""
+    ranks.MAX_COUNT = 1000
+    comm = communicator()
+    with Guard(comm):
+        for dtype in (np.float32, np.float64, np.int64):
+            mine = (np.arange(2503) % 7 + comm.rank).astype(dtype)
+            together = sum((np.arange(2503) % 7 + rank).astype(dtype) for rank in range(comm.size))
+            pending = [comm.start_allreduce(mine.copy(), name="a"), comm.start_allreduce(started := mine.copy(), name="b")]
+            blocking = comm.allreduce(mine.copy(), name="c")
+            for request in pending:
+                request.wait()
+            assert (blocking == together).all()
+            assert (started == together).all()
+        high = comm.allreduce(np.array([float(comm.rank)]), name="d", op="max")
+        assert high[0] == comm.size - 1
+        sent = comm.bcast(np.arange(2503) if comm.rank == 0 else np.zeros(2503, int), name="e")
+        assert (sent == np.arange(2503)).all()
+        table = comm.allgather(np.array([comm.rank, 1]), name="f")
+        assert (table == [[rank, 1] for rank in range(comm.size)]).all()
+        comm.barrier("g")
+    comm.close()
+
+
+def fault(folder: Path, kind: str, victim: str) -> None:
+    """Steps with a reduction under way, in one of which a rank goes wrong."""
+    comm = communicator()
+
+    def note(failure: dict) -> None:
+        (folder / f"failure-{comm.rank}.json").write_text(json.dumps(failure))
+
+    with Guard(comm, on_failure=note):
+        for step in range(N_STEPS):
+            pending = comm.start_allreduce(gradients := np.ones(100_000), name=f"gradients {step}")
+            if step == FAULT_STEP and comm.rank == int(victim):
+                if kind == "raise":
+                    raise ValueError("a fault of this rank")
+                if kind == "exit":
+                    os._exit(3)
+                if kind == "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if kind == "early":
+                    break
+                if kind == "stop":
+                    os.kill(os.getpid(), signal.SIGTERM)
+            wrong = kind == "disagree" and step == FAULT_STEP and comm.rank == int(victim)
+            comm.allreduce(np.zeros(3 if wrong else 2), name=f"loss {step}")
+            pending.wait()
+            assert gradients[0] == comm.size
+            time.sleep(0.001)
+            if comm.stopping:
+                (folder / f"stopped-{comm.rank}").write_text(str(step))
+                # The signal comes again at the end of the guard; without a handler of its own this process ends by it.
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                os._exit(75)
+
+
+if __name__ == "__main__":
+    name, place, *rest = sys.argv[1:]
+    globals()[name](Path(place), *rest)
