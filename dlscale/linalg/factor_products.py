@@ -85,6 +85,13 @@ def probes(n: int, dtype: np.dtype[Any]) -> Array:
 
 
 def scaled(residual: Array, product: Array, n: int, dtype: np.dtype[Any]) -> float:
-    """``||R|| / (||A X|| n eps)`` for a residual on the same random vectors X."""
-    size = max(float(np.linalg.norm(product)), float(np.finfo(dtype).tiny))
-    return float(np.linalg.norm(residual)) / (size * n * float(np.finfo(dtype).eps))
+    """``||R|| / (||A X|| n eps)`` for a residual on the same random vectors X; 0 where it is zero."""
+    # Divided by the largest entry first: the squares of 1e200, or of 1e-200, are no numbers.
+    largest = float(np.abs(product).max())
+    if not residual.any():
+        return 0.0
+    if not 0 < largest < np.inf:
+        return float("inf")
+    with np.errstate(over="ignore", invalid="ignore"):
+        ratio = float(np.linalg.norm(residual / largest)) / float(np.linalg.norm(product / largest))
+    return ratio / (n * float(np.finfo(dtype).eps))

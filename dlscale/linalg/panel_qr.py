@@ -14,7 +14,7 @@ from dlscale.engine.grids import RowGrid
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.panels import Panels
 from dlscale.engine.passes import Fold, Passes, State
-from dlscale.engine.transforms import Factored, Facts, Method, Transform
+from dlscale.engine.transforms import Factored, Facts, Method, Transform, largest_modulus
 from dlscale.lapack import Op, factor_qr, multiply_add
 from dlscale.linalg.factor_plan import FactorOptions, PanelPlan, as_matrix, factor_target, plan_panels
 from dlscale.linalg.factor_products import TriangularProduct, probes, scaled, triangular_product
@@ -155,10 +155,12 @@ def compute_panel_qr(passes: Passes, A: Matrix, mode: str, plan: PanelPlan) -> O
         q = factor_target(passes, "q", (m, k), dtype, grid)
         panels.form("q", factored, Householder(), q, finish=ScaledColumns(grid.panel, phases))
         Y = probes(k, dtype)
-        fold = Orthonormal(seen.products, np.ascontiguousarray(phases.conj()[:, None] * RX), Y)
+        # At size 1, so that no square overflows or vanishes.
+        size = largest_modulus(seen.products) or 1.0
+        fold = Orthonormal(seen.products / size, np.ascontiguousarray(phases.conj()[:, None] * RX / size), Y)
         rows = max(1, min(m, 16 * 2**20 // (k * dtype.itemsize)))
         found = passes.sweep("check", as_matrix(q), fold, RowGrid(m, rows, rows * max(1, m // rows // 16)))
-        residual, back = np.sqrt(found["residual"]), found["back"] - Y
+        residual, back = np.sqrt(found["residual"]) * size, found["back"] - Y
         orthonormal = scaled(back, Y, k, dtype)
     else:
         QRX = np.zeros((m, X.shape[1]), dtype)
