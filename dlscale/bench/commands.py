@@ -54,6 +54,7 @@ def machine(folder: Path | None, as_json: bool) -> None:
 @click.option("--size", type=click.FloatRange(0, min_open=True), default=1.0, help="Times the work of the usual problem [1].")
 @click.option("--simulate", metavar="1..1024", help="Predict the time on so many modelled workers.")
 @click.option("--grow", type=click.FloatRange(1), default=1.0, help="Simulate so many times the work that was measured [1].")
+@click.option("--shared", is_flag=True, help="The modelled workers share this machine, as those of --workers do.")
 @click.option("--bandwidth", default=_BANDWIDTH, metavar="SIZE", help=f"Of the modelled network, bytes a second [{_BANDWIDTH}].")
 @click.option("--latency", default=_LATENCY_MICROSECONDS, metavar="US", help="Of a message, microseconds [50].")
 @click.option("--scheduler", default=_SCHEDULER_MICROSECONDS, metavar="US", help="The scheduler's time for a task, us [500].")
@@ -69,6 +70,7 @@ def scaling(
     size: float,
     simulate: str | None,
     grow: float,
+    shared: bool,
     bandwidth: str,
     latency: float,
     scheduler: float,
@@ -93,7 +95,7 @@ def scaling(
     with _folder(folder) as place:
         for kind in kinds.split(","):
             runs = _measure(kind, measured, place, mode=mode, launcher=launcher, size=size)
-            predictions = _predict(kind, modelled, place, mode=mode, size=size, grow=grow, network=network)
+            predictions = _predict(kind, modelled, place, mode=mode, size=size, grow=grow, network=network, shared=shared)
             for record in chain(runs, predictions):
                 _keep(record, output, as_json)
                 records.append(record)
@@ -146,13 +148,13 @@ def _measure(kind: str, workers: Sequence[int], folder: Path, *, mode: str, laun
 
 
 def _predict(
-    kind: str, workers: Sequence[int], folder: Path, *, mode: str, size: float, grow: float, network: ModelCluster
+    kind: str, workers: Sequence[int], folder: Path, *, mode: str, size: float, grow: float, network: ModelCluster, shared: bool
 ) -> Iterator[dict[str, Any]]:
     if not workers:
         return
     from dlscale.bench.replay import predict
 
-    yield from predict(kind, workers, folder, mode=mode, size=size, grow=grow, network=network)
+    yield from predict(kind, workers, folder, mode=mode, size=size, grow=grow, network=network, shared=shared)
 
 
 def _keep(record: dict[str, Any], output: Path | None, as_json: bool) -> None:

@@ -84,7 +84,7 @@ def measure(kind: str, n_workers: int, folder: Path, *, mode: str, launcher: str
         ranks = ["mpirun", "-n", str(n_workers), "--oversubscribe"] if launcher == "mpirun" else []
         command = [*ranks, sys.executable, "-m", "dlscale", "run", str(spec), "--workspace", place, "--json"]
         started = time.perf_counter()
-        ended = subprocess.run(command, capture_output=True, text=True, check=False, env=_one_thread())
+        ended = subprocess.run(command, capture_output=True, text=True, check=False, env=one_thread())
         wall = time.perf_counter() - started
         if ended.returncode:
             raise DlscaleError(f"{kind} with {n_workers} workers ended with {ended.returncode}: {ended.stderr[-1000:]}")
@@ -93,7 +93,8 @@ def measure(kind: str, n_workers: int, folder: Path, *, mode: str, launcher: str
     return Run(kind, mode, launcher, n_workers, workload(kind).grown(factor), seconds, wall, flops)
 
 
-def _one_thread() -> dict[str, str]:
+def one_thread() -> dict[str, str]:
+    """The environment of a process whose BLAS has one thread."""
     return os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 

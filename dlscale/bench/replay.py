@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,13 @@ from dlscale.batch.prepare import prepare
 from dlscale.batch.spec import parse_spec
 from dlscale.batch.workspace import Workspace
 from dlscale.bench.growth import grown
+from dlscale.bench.measuring import one_thread
 from dlscale.bench.simulation import ModelCluster, SimulatedJob, simulate
 from dlscale.bench.tracing import Trace, TracingCluster, replayed
 from dlscale.bench.training import predict_training
 from dlscale.bench.workloads import make_job, workload
 from dlscale.engine.passes import Passes
+from dlscale.errors import DlscaleError
 from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.results import ResultGroup
 
@@ -62,8 +66,31 @@ def _run(kind: str, folder: Path, size: float, cluster: TracingCluster) -> tuple
     return float(prepared.plan.flops), ended
 
 
+@contextmanager
+def neighbour(kind: str, folder: Path, *, size: float) -> Iterator[None]:
+    """Another process that does the same job, again and again, on one thread."""
+    with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as place:
+        command = [sys.executable, "-m", "dlscale.bench.neighbour", kind, str(folder), str(size), place]
+        with subprocess.Popen(command, env=one_thread(), stdout=subprocess.PIPE) as process:
+            try:
+                assert process.stdout is not None
+                if not process.stdout.readline():  # it has begun
+                    raise DlscaleError("The neighbour of the traced job did not start; see what it said above.")
+                yield
+            finally:
+                process.kill()
+
+
 def predict(
-    kind: str, workers: Sequence[int], folder: Path, *, mode: str, network: ModelCluster, size: float = 1.0, grow: float = 1.0
+    kind: str,
+    workers: Sequence[int],
+    folder: Path,
+    *,
+    mode: str,
+    network: ModelCluster,
+    size: float = 1.0,
+    grow: float = 1.0,
+    shared: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Predict the times of a kind's workload.
 
@@ -82,6 +109,9 @@ def predict(
     network : ModelCluster
         Of any number of workers.
 
+    shared : bool
+        The workers share this machine, as those of a measured run do: their tasks take as long as beside a neighbour.
+
     Yields
     ------
     dict
@@ -94,12 +124,16 @@ def predict(
     larger = grow > 1 or mode == "weak"
     smaller = trace(kind, folder, size=size * SMALLER) if larger else traced
     network = replace(network, between_seconds=traced.overheads[1])
+    crowded = network
+    if shared and max(workers) > 1:
+        with neighbour(kind, folder, size=size):
+            crowded = replace(network, slowdown=max(1.0, trace(kind, folder, size=size).task_seconds / traced.task_seconds))
     jobs: dict[float, SimulatedJob] = {}
     for n in workers:
         factor = grow * (n if mode == "weak" else 1)
         if factor not in jobs:
             shape, flops = workload(kind).grown(size * factor), traced.flops * factor
             jobs = {factor: replayed(traced) if factor == 1 else grown(traced, smaller, shape, flops=flops)}
-        found = simulate(jobs[factor], replace(network, n_workers=n))
+        found = simulate(jobs[factor], replace(crowded if n > 1 else network, n_workers=n))
         facts = {"kind": kind, "mode": mode, "launcher": "model", "shape": workload(kind).grown(size * factor)}
-        yield asdict(network) | facts | found.to_dict() | {"flops": jobs[factor].flops, "measured": False}
+        yield asdict(crowded if n > 1 else network) | facts | found.to_dict() | {"flops": jobs[factor].flops, "measured": False}

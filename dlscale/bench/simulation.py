@@ -110,6 +110,8 @@ class ModelCluster:
         What the scheduler takes for a task.
     between_seconds : float
         What a worker takes from the end of a task to the start of the next.
+    slowdown : float
+        How many times longer tasks take because workers share a machine's memory.
     """
 
     n_workers: int
@@ -118,6 +120,7 @@ class ModelCluster:
     latency_seconds: float = 50e-6
     scheduler_seconds: float = 500e-6
     between_seconds: float = 0.0
+    slowdown: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -163,10 +166,10 @@ def simulate(job: SimulatedJob, cluster: ModelCluster) -> Prediction:
     now += job.last_seconds
     n_tasks = sum(not task.is_data for task in job.tasks)
     idle = 1 - state.busy / (now * cluster.n_workers * cluster.threads_per_worker) if now else 0.0
-    return Prediction(cluster.n_workers, n_tasks, now, max(0.0, idle), state.moved_bytes, _critical_seconds(job))
+    return Prediction(cluster.n_workers, n_tasks, now, max(0.0, idle), state.moved_bytes, _critical_seconds(job, cluster.slowdown))
 
 
-def _critical_seconds(job: SimulatedJob) -> float:
+def _critical_seconds(job: SimulatedJob, slowdown: float) -> float:
     ends = [0.0] * len(job.tasks)
     now = 0.0
     for stage in job.stages:
@@ -174,7 +177,7 @@ def _critical_seconds(job: SimulatedJob) -> float:
         for i in stage.tasks:
             task = job.tasks[i]
             ends[i] = max((ends[j] for j in task.inputs), default=0.0)
-            ends[i] = max(ends[i], now) + task.seconds
+            ends[i] = max(ends[i], now) + task.seconds * slowdown
         now = max((ends[i] for i in stage.tasks), default=now)
     return now + job.last_seconds
 
@@ -294,7 +297,7 @@ class _State:
     def _start(self, worker: int, now: float) -> None:
         while self.free[worker] and self.ready[worker]:
             i = heapq.heappop(self.ready[worker])[1]
-            seconds = self.job.tasks[i].seconds
+            seconds = self.job.tasks[i].seconds * self.cluster.slowdown
             self.free[worker] -= 1
             self.busy += seconds
             self._later(now + seconds + self.cluster.between_seconds, _ENDED, i, worker)

@@ -142,6 +142,11 @@ class Trace:
         ends = [self.started, *(graph.ended for graph in self.graphs)]
         return [start - end for start, end in zip(starts, ends, strict=True)]
 
+    @property
+    def task_seconds(self) -> float:
+        """Of all tasks together."""
+        return sum(sum(graph.seconds.values()) for graph in self.graphs)
+
     @cached_property
     def overheads(self) -> tuple[float, float]:
         """What a graph takes beside its tasks, and a task beside its own time: the line through all graphs."""
