@@ -42,8 +42,8 @@ def condition_tile(job: Job, below: str = "estimate, in the 1-norm") -> list[Til
     value = _estimate(job, "condition")
     if value is None:
         return []
-    digits = np.log10(value) if 1 < value < np.inf else 0.0
-    lost = f"; costs about {digits:.0f} digits" if digits >= 1 else ""
+    digits = round(np.log10(value)) if 1 < value < np.inf else 0
+    lost = f"; costs about {digits} digit{'s' if digits > 1 else ''}" if digits else ""
     return [Tile("Condition", words.number(value), below + lost)]
 
 
@@ -93,8 +93,8 @@ def _slogdet_tiles(job: Job) -> list[Tile]:
         shown.append(Tile("log |det|", words.number(value), power))
     if sign is not None:
         unit = complex(np.ravel(sign)[0])
-        said = words.number(unit.real) if unit.imag == 0 else f"{unit.real:.4f} {unit.imag:+.4f} i".replace("-", "−")
-        shown.append(Tile("Sign of det", said, ""))
+        said = f"{unit.real:+g}" if unit.imag == 0 else f"{unit.real:.4f} {unit.imag:+.4f} i"
+        shown.append(Tile("Sign of det", said.replace("-", "−")))
     return shown + condition_tile(job) + rate_tile(job)
 
 
@@ -152,6 +152,6 @@ KINDS: Mapping[str, Kind] = {
     "cholesky": Kind("Cholesky factorization", lambda job: "The Cholesky factorization", rate_tile, (cholesky_factor,)),
     "solve": Kind("Linear system", lambda job: "The solution of linear systems with the matrix", _solve_tiles, (solution,)),
     "lstsq": Kind("Least squares", lambda job: "The least squares solution of minimum norm", _lstsq_tiles, (solution,)),
-    "inverse": Kind("Inverse", lambda job: "The inverse", lambda job: condition_tile(job) + rate_tile(job), ()),
+    "inverse": Kind("Inverse", lambda job: "The inverse", lambda job: condition_tile(job, "in the 1-norm") + rate_tile(job), ()),
     "slogdet": Kind("Determinant", lambda job: "Sign and logarithm of the determinant", _slogdet_tiles, ()),
 }

@@ -31,7 +31,7 @@ RECORDS = {
     "slogdet": (
         of_kind("slogdet", {}, {"sign": np.array([-1.0]), "logabsdet": np.array([-230.2585])}),
         "|det| = 10 to the −100.00",
-        "Sign of det",
+        "−1",
     ),
     "slogdet, singular": (
         of_kind("slogdet", {}, {"sign": np.array([0.6 + 0.8j]), "logabsdet": np.array([-np.inf])}),
