@@ -80,5 +80,5 @@ class PanelGrid:
 
 
 def choose_panel(shape: tuple[int, int]) -> int:
-    """Columns of a panel for a matrix of this shape: a multiple of 32."""
-    return max(32, min(PANEL_COLUMNS, -(-min(shape) // MIN_PANELS // 32) * 32))
+    """Columns of a panel for a matrix of this shape: a multiple of 32, or all of its columns."""
+    return min(shape[1], max(32, min(PANEL_COLUMNS, -(-min(shape) // MIN_PANELS // 32) * 32)))
