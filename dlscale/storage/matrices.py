@@ -98,6 +98,9 @@ class Matrix(ABC):
         ndarray (stop - start rows, stop - start columns), in the compute dtype; a view where the matrix is in memory.
         """
 
+    def expect(self, start: int, stop: int) -> None:
+        """Tell the operating system that these rows will be read soon, so that the disk can begin; reads nothing itself."""
+
     def read(self, start: int, stop: int, out: Array | None = None) -> Array:
         """Read rows ``start:stop``, all columns, in the compute dtype."""
         return self.region((start, stop), (0, self.shape[1]), out)

@@ -7,6 +7,8 @@ else goes through zarr-python in whole chunks.
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,6 +128,20 @@ class ZarrMatrix(Matrix):
         if not same:
             np.copyto(out, target, casting="unsafe")
         return out
+
+    def expect(self, start: int, stop: int) -> None:
+        if self.raw is None or not hasattr(os, "posix_fadvise"):
+            return
+        height, width = self.array.chunks[0], (self.array.chunks[1] if len(self.array.chunks) > 1 else 1)
+        for i in range(start // height, -(-stop // height)):
+            for j in range(-(-self.shape[1] // width)):
+                index = (i, j) if len(self.array.chunks) > 1 else (i,)
+                with suppress(OSError):
+                    fd = os.open(self.raw.root / self.array.metadata.encode_chunk_key(index), os.O_RDONLY)
+                    try:
+                        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
+                    finally:
+                        os.close(fd)
 
     def _read_decoded(self, rows: tuple[int, int], columns: tuple[int, int], out: Array) -> None:
         from zarr.core.buffer import default_buffer_prototype
