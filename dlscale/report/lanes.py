@@ -137,29 +137,32 @@ def read_lanes(events: Sequence[Mapping[str, Any]]) -> Lanes | None:
 
 
 def _lanes(threads: Sequence[tuple[str, Any]], start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
-    """A lane for each thread; threads of one worker that came one after the other share one."""
-    spans: dict[tuple[str, Any], list[float]] = {}
-    for thread, begin, end in zip(threads, start, stop, strict=True):
-        span = spans.setdefault(thread, [begin, end])
-        span[1] = max(span[1], end)
-    taken: list[tuple[str, float]] = []
-    lanes: dict[tuple[str, Any], int] = {}
-    for thread, (begin, end) in sorted(spans.items(), key=lambda item: item[1][0]):
-        free = next((i for i, (worker, until) in enumerate(taken) if worker == thread[0] and until <= begin), len(taken))
-        taken[free : free + 1] = [(thread[0], end)]
-        lanes[thread] = free
-    workers = list(dict.fromkeys(worker for worker, _ in taken))
-    order = sorted(range(len(taken)), key=lambda i: workers.index(taken[i][0]))
-    names, seen = [], dict.fromkeys(workers, 0)
-    for i in order:
-        seen[taken[i][0]] += 1
-        names.append(
-            f"worker {workers.index(taken[i][0])}, thread {seen[taken[i][0]]}"
-            if len(workers) > 1
-            else f"thread {seen[taken[i][0]]}"
-        )
-    place = {lane: i for i, lane in enumerate(order)}
-    return np.array([place[lanes[thread]] for thread in threads]), tuple(names)
+    """A lane for each thread. Workers that came one after the other, as after a resume, share a place, and so do their threads."""
+    places = _places([worker for worker, _ in threads], start, stop)
+    numbers: dict[tuple[str, Any], tuple[int, int]] = {}
+    for place in sorted(set(places.values())):
+        mine = [i for i, (worker, _) in enumerate(threads) if places[worker] == place]
+        lanes = _places([threads[i] for i in mine], start[mine], stop[mine])
+        numbers |= {thread: (place, lane) for thread, lane in lanes.items()}
+    order = sorted(set(numbers.values()))
+    several = order[-1][0] > 0
+    names = tuple(f"worker {place}, thread {lane + 1}" if several else f"thread {lane + 1}" for place, lane in order)
+    return np.array([order.index(numbers[thread]) for thread in threads]), names
+
+
+def _places(who: Sequence[Any], start: np.ndarray, stop: np.ndarray) -> dict[Any, int]:
+    """Numbers 0, 1, ... for those who worked at the same time; one who came after another may have its number."""
+    spans: dict[Any, tuple[float, float]] = {}
+    for name, begin, end in zip(who, start, stop, strict=True):
+        first, last = spans.get(name, (begin, end))
+        spans[name] = min(first, begin), max(last, end)
+    until: list[float] = []
+    numbers = {}
+    for name, (begin, end) in sorted(spans.items(), key=lambda item: item[1]):
+        number = next((i for i, free in enumerate(until) if free <= begin), len(until))
+        until[number : number + 1] = [end]
+        numbers[name] = number
+    return numbers
 
 
 def _ready(stop: np.ndarray, task: np.ndarray, panel: np.ndarray, transform: np.ndarray, part: np.ndarray) -> np.ndarray:

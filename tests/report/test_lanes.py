@@ -66,10 +66,12 @@ def test_steps_of_a_large_factorization_cover_its_time() -> None:
     assert where.waiting == pytest.approx((n + n // 2) * 0.001 / where.thread_seconds, rel=0.05)
 
 
-def test_threads_that_follow_each_other_share_a_lane_and_workers_do_not() -> None:
+def test_who_follows_another_has_its_lane() -> None:
     one = [block("lu-1", "factor", j, 2.0 * j, thread=10 + j) for j in range(3)]
     assert lanes_of(one).names == ("thread 1",)
-    two = [*one, block("lu-1", "factor", 3, 9.0, worker="tcp://b")]
+    resumed = [*one, block("lu-1", "factor", 3, 9.0, worker="tcp://b")]
+    assert lanes_of(resumed).names == ("thread 1",)
+    two = [*one, block("lu-1", "factor", 3, 1.0, worker="tcp://b")]
     assert lanes_of(two).names == ("worker 0, thread 1", "worker 1, thread 1")
     at_once = [block("lu-1", "factor", j, 0.1 * j, thread=j) for j in range(3)]
     assert lanes_of(at_once).names == ("thread 1", "thread 2", "thread 3")
