@@ -50,4 +50,4 @@ def read_sample(request: Request) -> Iterator[Table]:
         array = array[~validation]
     elif "validation" in parts:
         array = array[validation]
-    yield Table(*array.shape, array.dtype, (block for block in [np.ascontiguousarray(array)]), {})
+    yield Table(array.shape[0], array.shape[1], array.dtype, (block for block in [np.ascontiguousarray(array)]), {})
