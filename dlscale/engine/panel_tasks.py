@@ -13,7 +13,7 @@ import numpy as np
 
 from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.progress import resident_bytes, send, worker_name
-from dlscale.engine.transforms import Factored, Facts, Finish, Method, RowMove, Transform, largest_modulus
+from dlscale.engine.transforms import Factored, Facts, Finish, RowMove, Transform, largest_modulus
 from dlscale.errors import NonFiniteError, NumericalError
 from dlscale.kernels import workspace
 from dlscale.storage.matrices import Array, Matrix
@@ -30,7 +30,7 @@ class Work:
     token: str
     step: str
     A: Matrix
-    method: Method
+    method: Any
     grid: PanelGrid
     finished: Factored | None
     target: ArrayWriter | Array

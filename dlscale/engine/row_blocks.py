@@ -130,12 +130,13 @@ class Tiles:
         work = Work(fresh_token(), step, factored.matrix, _Rows(tuple(sources)), grid, factored, target, NO_PROBES)
         self.panels.memoised(step, 0.0, n_bytes, target, _TiledPlacing(self.panels.passes, work, range(grid.n_panels)).run)
 
-    def product(self, step: str, T: Matrix, grid: PanelGrid, X: Array, *, lower: bool, unit: bool = False) -> Array:
-        """``Y = T X`` for the lower or upper triangle of a stored factor (m, n), tile by tile."""
+    def product(self, step: str, T: Matrix, grid: PanelGrid, X: Array, *, lower: bool, unit: bool = False) -> tuple[Array, float]:
+        """``T X`` for the lower or upper triangle of a stored factor (m, n), tile by tile, and its largest modulus."""
         work = Work(fresh_token(), step, T, _Triangle(lower, unit), grid, None, NO_PROBES, X)
         n_bytes = grid.shape[0] * grid.shape[1] * T.dtype.itemsize
         run = _Product(self.panels.passes, work, range(grid.n_panels)).run
-        return self.panels.memoised(step, 0.0, n_bytes, NO_PROBES, run)["product"]
+        found = self.panels.memoised(step, 0.0, n_bytes, NO_PROBES, run)
+        return found["product"], float(found["largest"])
 
 
 class _TiledFactoring(Group):
@@ -150,6 +151,10 @@ class _TiledFactoring(Group):
         self.tiles: dict[tuple[int, int], Key] = {}
         self.facts: dict[int, Key] = {}
         self.products: dict[int, Key] = {}
+
+    def at(self, i: int, k: int) -> int:
+        """The worker of a tile: those of a row block share a row of workers, so that a tile travels along that row only."""
+        return _at(self, i, k)
 
     def run(self) -> Facts:
         to_factor = range(min(self.group.start, self.grid.n_steps), min(self.group.stop, self.grid.n_steps))
@@ -166,7 +171,9 @@ class _TiledFactoring(Group):
         book = self.passes.cluster.gather([self.held[self.book]])[0] if self.book else self.first_book
         graph = TaskGraph(self.work)
         written = [
-            graph.add(("write", i, k), _write, i, k, self.tiles[i, k], facts[k - to_factor.start + 1 :], priority=k, worker=i + k)
+            graph.add(
+                ("write", i, k), _write, i, k, self.tiles[i, k], facts[k - to_factor.start + 1 :], priority=k, worker=self.at(i, k)
+            )
             for i, k in self.tiles
         ]
         self.compute(graph, [*written, *self.products.values()])
@@ -186,9 +193,9 @@ class _TiledFactoring(Group):
 
     def load(self, graph: TaskGraph) -> None:
         for i in self.blocks:
-            loaded = [graph.add(("load", i, k), _load, i, k, priority=k, worker=i + k) for k in self.group]
+            loaded = [graph.add(("load", i, k), _load, i, k, priority=k, worker=self.at(i, k)) for k in self.group]
             for k, key in zip(self.group, loaded, strict=True):
-                self.tiles[i, k] = graph.add(("tile", i, k, 0), take, key, 0, priority=k, worker=i + k)
+                self.tiles[i, k] = graph.add(("tile", i, k, 0), take, key, 0, priority=k, worker=self.at(i, k))
             self.products[i] = graph.add(("products", i), _total, *loaded, priority=self.group.stop, worker=i)
 
     def step(self, graph: TaskGraph, j: int, *, finished: bool) -> None:
@@ -196,11 +203,11 @@ class _TiledFactoring(Group):
         n, urgent = self.grid.n_panels, (j - 2) * self.grid.n_panels
         if finished:
             choice = graph.add(("choice", j), _recall, j, priority=urgent, worker=j)
-            transforms = [graph.add(("fetch", i, j), _fetch, i, j, priority=urgent, worker=i + j) for i in self.blocks]
+            transforms = [graph.add(("fetch", i, j), _fetch, i, j, priority=urgent, worker=self.at(i, j)) for i in self.blocks]
         else:
             book = self.book or self.first_book
             candidates = [
-                graph.add(("propose", i, j), _propose, i, j, self.tiles[i, j], book, priority=urgent, worker=i + j)
+                graph.add(("propose", i, j), _propose, i, j, self.tiles[i, j], book, priority=urgent, worker=self.at(i, j))
                 for i in self.blocks
             ]
             elected = graph.add(("elect", j), _elect, j, book, *candidates, priority=urgent, worker=j)
@@ -208,14 +215,16 @@ class _TiledFactoring(Group):
             self.book = graph.add(("book", j), take, elected, 1, priority=urgent, worker=j)
             transforms = []
             for i in self.blocks:
-                tile = graph.add(("accept", i, j), _accept, i, j, self.tiles[i, j], choice, priority=urgent, worker=i + j)
+                tile = graph.add(("accept", i, j), _accept, i, j, self.tiles[i, j], choice, priority=urgent, worker=self.at(i, j))
                 self.tiles[i, j] = tile
-                transforms.append(graph.add(("transform", i, j), _transform, i, j, tile, choice, priority=urgent, worker=i + j))
+                transforms.append(
+                    graph.add(("transform", i, j), _transform, i, j, tile, choice, priority=urgent, worker=self.at(i, j))
+                )
         for k in self.group:
             if k > j:
                 priority = (j - 1 if k == j + 1 else j) * n + k
                 offers = [
-                    graph.add(("offer", i, j, k), _offer, transforms[i], self.tiles[i, k], priority=priority, worker=i + k)
+                    graph.add(("offer", i, j, k), _offer, transforms[i], self.tiles[i, k], priority=priority, worker=self.at(i, k))
                     for i in self.blocks
                 ]
                 met = graph.add(("meet", j, k), _meet, choice, *offers, priority=priority, worker=k)
@@ -229,18 +238,21 @@ class _TiledFactoring(Group):
 class _TiledPlacing(Group):
     """Rows of finished panels go from the row blocks where they were stored to those where they belong."""
 
+    def at(self, i: int, k: int) -> int:
+        return _at(self, i, k)
+
     def run(self) -> Facts:
         blocks = range(self.grid.row_blocks)
         limit = max(1, self.limit(fetched=False) // len(blocks) ** 2)
         for start in range(0, len(self.group), limit):
             graph, merged = TaskGraph(self.work), []
             for k in self.group[start : start + limit]:
-                split = [graph.add(("split", i, k), _split, i, k, priority=k, worker=i + k) for i in blocks]
+                split = [graph.add(("split", i, k), _split, i, k, priority=k, worker=self.at(i, k)) for i in blocks]
                 for q in blocks:
                     pieces = [
-                        graph.add(("piece", i, q, k), take, split[i], q, priority=k, worker=i + k) for i in blocks
+                        graph.add(("piece", i, q, k), take, split[i], q, priority=k, worker=self.at(i, k)) for i in blocks
                     ]  # fmt: skip
-                    merged.append(graph.add(("merge", q, k), _merge, q, k, *pieces, priority=k, worker=q + k))
+                    merged.append(graph.add(("merge", q, k), _merge, q, k, *pieces, priority=k, worker=self.at(q, k)))
             self.compute(graph, merged)
         return {"done": np.array(True)}
 
@@ -258,7 +270,12 @@ class _Product(Group):
                     sums[i] = graph.add(("product", i, k), _add_product, i, k, sums[i], priority=k, worker=i)
             self.compute(graph, [key for key in sums.values() if key])
         parts = self.passes.cluster.gather([self.held[key] for key in sums.values() if key])
-        return {"product": np.concatenate(parts)}
+        return {"product": np.concatenate([part for part, _ in parts]), "largest": np.array(max(x for _, x in parts))}
+
+
+def _at(group: Group, i: int, k: int) -> int:
+    across = max(1, group.passes.cluster.facts.n_workers // group.grid.row_blocks)
+    return i * across + k % across
 
 
 @dataclass(frozen=True)
@@ -396,22 +413,23 @@ def _merge(work: Work, q: int, k: int, *pieces: Array) -> int:
     return k
 
 
-def _add_product(work: Work, i: int, k: int, total: Array | None) -> Array:
+def _add_product(work: Work, i: int, k: int, total: tuple[Array, float] | None) -> tuple[Array, float]:
     started = time.perf_counter()
-    rows, columns = work.grid.rows(i), work.grid.columns(k)
-    triangle: _Triangle = work.method  # type: ignore[assignment]
-    X = work.probes[slice(*columns)]
-    result = np.zeros((rows[1] - rows[0], X.shape[1]), X.dtype) if total is None else total.copy()
-    beside = columns[0] - rows[0]
+    rows, columns, X = work.grid.rows(i), work.grid.columns(k), work.probes
+    triangle: _Triangle = work.method
+    result, largest = (np.zeros((rows[1] - rows[0], X.shape[1]), X.dtype), 0.0) if total is None else total
+    result = result.copy()
+    shift = rows[0] - columns[0]
     if triangle.lower and rows[1] > columns[0]:
-        T = np.tril(work.A.region(rows, columns), -beside - triangle.unit)
-        result += T @ X
-        if triangle.unit:
-            diagonal = range(max(rows[0], columns[0]), min(rows[1], columns[1]))
-            result[diagonal.start - rows[0] : diagonal.stop - rows[0]] += X[
-                diagonal.start - columns[0] : diagonal.stop - columns[0]
-            ]
+        T = np.tril(work.A.region(rows, columns), shift - triangle.unit)
+        result += T @ X[slice(*columns)]
+        first, stop = max(rows[0], columns[0]), min(rows[1], columns[1])
+        if triangle.unit and first < stop:
+            result[first - rows[0] : stop - rows[0]] += X[first:stop]
+        largest = float(np.maximum(largest, largest_modulus(T)))
     elif not triangle.lower and columns[1] > rows[0]:
-        result += np.triu(work.A.region(rows, columns), -beside) @ X
+        T = np.triu(work.A.region(rows, columns), shift)
+        result += T @ X[slice(*columns)]
+        largest = float(np.maximum(largest, largest_modulus(T)))
     measured(work, "product", k, started, n_bytes=result.nbytes)
-    return result
+    return result, largest

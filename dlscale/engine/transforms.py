@@ -42,6 +42,9 @@ class Transform:
 class Method(ABC):
     """A factorization: how one panel is factored, and what that does to another. Picklable."""
 
+    #: Whether its panels may be cut in row blocks.
+    tiled = False
+
     def first_row(self, top: int) -> int:
         """The first row that is kept of a panel whose diagonal begins at row ``top``."""
         return 0

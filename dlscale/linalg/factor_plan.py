@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -13,7 +14,7 @@ from dlscale.engine.costs import NOMINAL_FLOPS_PER_SECOND, PassCost, Plan, measu
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.panel_grids import PanelGrid, choose_panel
 from dlscale.engine.panel_tasks import STRIP_BYTES
-from dlscale.engine.panels import group_bytes, group_flops
+from dlscale.engine.panels import MAX_TASKS, group_bytes, group_flops
 from dlscale.engine.passes import Passes
 from dlscale.engine.transforms import Method
 from dlscale.errors import DoesNotFitError, SpecError
@@ -56,13 +57,35 @@ class PanelPlan(Plan):
     panels: PanelGrid | None = None
 
     @property
+    def n_tasks(self) -> int:
+        """Tasks of the largest graph."""
+        grid = self.factored
+        group = min(grid.group, grid.n_panels)
+        per_step = group * (1 if grid.row_blocks == 1 else 2 * grid.row_blocks + 1)
+        return per_step * max(1, min(MAX_TASKS // per_step, grid.n_steps))
+
+    @property
+    def bytes_moved(self) -> float:
+        """Bytes between workers: factored tiles to the workers of their row block, and b rows of each column to and fro."""
+        grid, workers = self.factored, self.cluster.n_workers
+        triangle = sum((grid.shape[0] - grid.columns(j)[0]) * grid.width(j) for j in range(grid.n_steps)) * self.itemsize
+        if grid.row_blocks == 1:
+            return float(triangle * (workers - 1))
+        return float(triangle * (max(1, workers // grid.row_blocks) - 1 + min(workers - 1, 1 + grid.row_blocks)))
+
+    @property
+    def itemsize(self) -> int:
+        return int(np.dtype(self.matrix["dtype"]).itemsize)
+
+    @property
     def factored(self) -> PanelGrid:
         """The grid of the factorization."""
         assert self.panels is not None
         return self.panels
 
     def to_dict(self) -> dict[str, Any]:
-        return super().to_dict() | {"panels": self.factored.to_dict()}
+        sizes = {"n_tasks": self.n_tasks, "bytes_moved": self.bytes_moved}
+        return super().to_dict() | {"panels": self.factored.to_dict() | sizes}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Plan:
@@ -111,30 +134,31 @@ def plan_panels(
     if not 1 <= panel <= n:
         raise SpecError(f"params.panel must be from 1 to the {n} columns of the matrix; got {panel}.")
     item = A.dtype.itemsize
-    panel_bytes = m * panel * item
-    # Beside the panels of a group: what each thread factors or reads, and the finished panels that are streamed.
-    fixed = facts.threads_per_worker * (panel_bytes + 2 * STRIP_BYTES) + (BASELINE_BYTES if facts.kind != "threads" else 0)
+    row_blocks = _row_blocks(A, method, options, panel, facts)
+    tile_bytes = -(-m // row_blocks) * panel * item
+    # Beside the tiles of a group: what each thread factors or reads, and the finished tiles that are streamed.
+    fixed = facts.threads_per_worker * (tile_bytes + 2 * STRIP_BYTES) + (BASELINE_BYTES if facts.kind != "threads" else 0)
     n_panels = -(-n // panel)
     room = facts.memory_bytes - fixed
-    streamed = max(2, min(FETCH_BYTES, room // 5) // panel_bytes)
+    streamed = max(2, min(FETCH_BYTES, room // 5) // tile_bytes)
     group = n_panels
-    if n_panels * panel_bytes > room * facts.n_workers:
-        group = int(room // panel_bytes - streamed - 1) * facts.n_workers
+    if n_panels * row_blocks * tile_bytes > room * facts.n_workers:
+        group = int(room // tile_bytes - streamed - 1) * facts.n_workers // row_blocks
     if group < 1:
-        needed = fixed + (streamed + 2) * panel_bytes
+        needed = fixed + (streamed + 2) * tile_bytes
         raise DoesNotFitError(
-            f"One worker needs {needed / 1e9:.2f} GB for panels of {m} rows x {panel} columns, and has "
+            f"One worker needs {needed / 1e9:.2f} GB for panels of {m // row_blocks} rows x {panel} columns, and has "
             f"{facts.memory_bytes / 1e9:.2f} GB; raise cluster.memory, use fewer threads, or choose a smaller panel."
         )
     group = _by_time(method, (m, n), panel, group, facts)
-    grid = PanelGrid((m, n), panel, group, options.row_blocks or 1, streamed)
+    grid = PanelGrid((m, n), panel, group, row_blocks, streamed)
     groups = grid.groups()
     passes = [
         PassCost(f"{kind}-{i + 1}", group_flops(method, grid, g), group_bytes(A, grid, g), m * sum(map(grid.width, g)) * item)
         for i, g in enumerate(groups)
     ]
     copies = [PassCost("rows", 0.0, m * n * item, m * n * item)] if copied and len(groups) > 1 else []
-    per_worker = -(-group // facts.n_workers) * panel_bytes
+    per_worker = -(-group * row_blocks // facts.n_workers) * tile_bytes
     return PanelPlan(
         kind=kind,
         algorithm=algorithm,
@@ -142,13 +166,35 @@ def plan_panels(
         grid=RowGrid(n, panel, panel * max(1, n_panels // 16)),
         transposed=False,
         passes=(*passes, *copies, *more),
-        peak_bytes_per_worker=fixed + per_worker + ((streamed + 1) * panel_bytes if len(groups) > 1 else 0),
+        peak_bytes_per_worker=fixed + per_worker + ((streamed + 1) * tile_bytes if len(groups) > 1 else 0),
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
         rates=measured_rates(A, facts),
         notes=tuple(A.notes),
         panels=grid,
     )
+
+
+#: A panel is cut in row blocks where it would take more than this part of a worker's memory.
+MAX_PANEL_SHARE = 1 / 32
+
+
+def _row_blocks(A: Matrix, method: Method, options: FactorOptions, panel: int, facts: ClusterFacts) -> int:
+    """The row blocks of a panel: as asked for, or so many that a tile is a small part of a worker's memory."""
+    m, tall = A.shape[0], -(-A.shape[0] // panel)
+    if options.row_blocks is not None:
+        if options.row_blocks > tall:
+            raise SpecError(
+                f"params.row_blocks must be at most {tall}, the rows of the matrix over those of a panel; got {options.row_blocks}."
+            )
+        if options.row_blocks > 1 and not method.tiled:
+            raise SpecError(f"params.row_blocks above 1 is for kind lu; got {options.row_blocks}. Leave it out.")
+        return options.row_blocks
+    if not method.tiled or facts.n_workers == 1:
+        return 1
+    needed = -(-m * panel * A.dtype.itemsize // int(facts.work_bytes * MAX_PANEL_SHARE))
+    # Workers in a square move the least.
+    return 1 if needed == 1 else max(1, min(tall, facts.n_workers, max(needed, math.isqrt(facts.n_workers))))
 
 
 def _by_time(method: Method, shape: tuple[int, int], panel: int, group: int, facts: ClusterFacts) -> int:
@@ -176,7 +222,12 @@ def factor_target(
         if not scratch:
             passes.outputs[name] = array
         return array
-    chunks = (max(1, min(shape[0], CHUNK_BYTES // (grid.panel * dtype.itemsize))), min(grid.panel, shape[1]))
+    rows = max(1, min(shape[0], CHUNK_BYTES // (grid.panel * dtype.itemsize)))
+    if grid.row_blocks > 1:
+        # Tiles are whole chunks.
+        pieces = grid.block_rows // grid.panel
+        rows = grid.panel * max((d for d in range(1, pieces + 1) if pieces % d == 0 and d * grid.panel <= rows), default=1)
+    chunks = (min(rows, shape[0]), min(grid.panel, shape[1]))
     if scratch and passes.checkpoint is not None:
         return passes.checkpoint.scratch(name, shape, dtype, chunks=chunks)
     return passes.result.create(name, shape, dtype, chunks=chunks)

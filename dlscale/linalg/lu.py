@@ -1,10 +1,12 @@
-"""LU with partial pivoting, panel by panel: P A = L U."""
+"""LU factorization with pivoting: P A = L U.
+
+A panel is one block of columns and pivoted like LAPACK's (`lu_panels`), or, where it is too tall for one worker, cut in row
+blocks that choose their pivots by a tournament (`tiled_lu`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,75 +17,16 @@ from dlscale.engine.outcome import Outcome
 from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.panels import Panels
 from dlscale.engine.passes import Passes
-from dlscale.engine.transforms import Facts, Method, RowMove, Seen, Transform, largest_modulus
+from dlscale.engine.row_blocks import Tiles
+from dlscale.engine.transforms import Facts, Seen
 from dlscale.errors import NumericalError
-from dlscale.lapack import factor_lu, interchanges, multiply_add, solve_lower
-from dlscale.linalg.factor_plan import FactorOptions, PanelPlan, as_matrix, factor_target, plan_panels
+from dlscale.linalg import lu_panels, tiled_lu
+from dlscale.linalg.factor_plan import FactorOptions, PanelPlan, plan_panels
 from dlscale.linalg.factor_products import TriangularProduct, probes, scaled, triangular_product
+from dlscale.linalg.lu_panels import LU, row_move
 from dlscale.storage.matrices import Array, Matrix
 
-
-class LU(Method):
-    """Right-looking blocked LU (Golub and Van Loan, algorithm 3.4.1 by blocks).
-
-    The facts of a panel are ``first`` and ``pivots``: row ``first + i`` was exchanged with row ``pivots[i]``, in this order.
-    """
-
-    def factor(self, panel: Array, top: int) -> Facts:
-        pivots, singular = factor_lu(panel[top:])
-        k = min(panel.shape[1], len(panel) - top)
-        return {
-            "first": np.array([top]),
-            "pivots": top + pivots,
-            "singular": np.array([top + singular if singular else 0]),
-            "largest": np.array([np.maximum(largest_modulus(panel[:top]), largest_modulus(np.triu(panel[top : top + k])))]),
-        }
-
-    def apply(self, transform: Transform, panel: Array, top: int) -> None:
-        first, pivots = int(transform.facts["first"][0]), transform.facts["pivots"]
-        move = row_move(first, pivots)
-        panel[move.targets] = panel[move.sources]
-        L, below = transform.panel, panel[transform.top :]
-        k = min(L.shape)
-        U = solve_lower(L[:k, :k], below[:k], unit=True)
-        multiply_add(L[k:, :k], U, below[k:])
-
-    def settle(self, facts: Sequence[Facts], first: int, grid: PanelGrid) -> list[tuple[RowMove | None, Facts]]:
-        # The rows of a panel move with the pivots behind it. Afterwards all pivots of the group come with its first panel.
-        settled: list[tuple[RowMove | None, Facts]] = []
-        for i, fact in enumerate(facts):
-            later = [f["pivots"] for f in facts[i + 1 :]]
-            move = row_move(int(facts[i + 1]["first"][0]), np.concatenate(later)) if later else None
-            pivots = np.concatenate([f["pivots"] for f in facts]) if i == 0 else np.empty(0, np.intp)
-            settled.append((move, fact | {"pivots": pivots}))
-        return settled
-
-    def factor_flops(self, m: int, b: int) -> float:
-        k = min(m, b)
-        return float(m * b * k - (m + b) * k**2 / 2 + k**3 / 3) * 2
-
-    def apply_flops(self, m: int, b: int, width: int) -> float:
-        k = min(m, b)
-        return float(k * k * width + 2 * (m - k) * k * width)
-
-
-def row_move(first: int, pivots: Array) -> RowMove:
-    """The net effect of exchanging row ``first + i`` with row ``pivots[i]``, for all i in order."""
-    targets, sources = interchanges(pivots - first, len(pivots))
-    return RowMove(targets + first, sources + first)
-
-
-@dataclass(frozen=True)
-class LaterRows:
-    """Moves the rows of each panel as the pivots of the groups behind its own did."""
-
-    moves: dict[int, RowMove]
-
-    def __call__(self, k: int, panel: Array) -> Array:
-        move = self.moves.get(k)
-        if move is not None:
-            panel[move.targets] = panel[move.sources]
-        return panel
+__all__ = ["LU", "LUOptions", "compute_lu", "factor_panels", "plan_lu", "row_move"]
 
 
 @dataclass(frozen=True)
@@ -100,7 +43,7 @@ def plan_lu(A: Matrix, options: LUOptions, facts: ClusterFacts) -> PanelPlan:
     """
     m, n = A.shape
     stored = m * n * A.dtype.itemsize
-    return plan_panels(
+    plan = plan_panels(
         "lu",
         "blocked LU with partial pivoting (the pivots of LAPACK)",
         A,
@@ -110,6 +53,9 @@ def plan_lu(A: Matrix, options: LUOptions, facts: ClusterFacts) -> PanelPlan:
         more=(PassCost("upper", 4.0 * m * n, stored), PassCost("lower", 4.0 * m * n, stored)),
         copied=True,
     )
+    if plan.factored.row_blocks == 1:
+        return plan
+    return replace(plan, algorithm=f"blocked LU with tournament pivoting over {plan.factored.row_blocks} row blocks")
 
 
 def compute_lu(passes: Passes, A: Matrix, options: LUOptions, plan: PanelPlan) -> Outcome:
@@ -129,7 +75,7 @@ def compute_lu(passes: Passes, A: Matrix, options: LUOptions, plan: PanelPlan) -
     ----------
     Golub and Van Loan (2013), section 3.4; Toledo (1997) for left-looking factorization out of memory.
     """
-    (m, n), dtype = A.shape, A.dtype
+    n, dtype = A.shape[1], A.dtype
     X = probes(n, dtype)
     lu, pivots, facts, seen = factor_panels(passes, A, plan.factored, probes=X)
     largest = float(np.max([fact["largest"][0] for fact in facts]))
@@ -137,16 +83,13 @@ def compute_lu(passes: Passes, A: Matrix, options: LUOptions, plan: PanelPlan) -
         raise NumericalError(
             f"The matrix is finite, but its factors overflow {dtype}; divide it by its largest entry, or use kind qr."
         )
-    k = min(m, n)
-    UX = triangular_product(passes, "upper", lu, plan.grid, TriangularProduct(X, m, lower=False))[:k]
-    unit_lower = TriangularProduct(UX, m, lower=True, unit=True)
-    LUX = triangular_product(passes, "lower", lu, plan.grid, unit_lower)
+    LUX, largest_in_tiles = _products(passes, lu, plan, X)
     AX = seen.products
     PAX = AX.copy()
     move = row_move(0, pivots)
     PAX[move.targets] = AX[move.sources]
     singular = [int(fact["singular"][0]) for fact in facts if fact["singular"][0]]
-    growth = largest / max(seen.largest, float(np.finfo(float).tiny))
+    growth = max(largest, largest_in_tiles) / max(seen.largest, float(np.finfo(float).tiny))
     certificate = Certificate(
         (
             Check(
@@ -164,45 +107,20 @@ def compute_lu(passes: Passes, A: Matrix, options: LUOptions, plan: PanelPlan) -
 def factor_panels(
     passes: Passes, A: Matrix, grid: PanelGrid, *, probes: Array, step: str = "lu", keep: bool = True
 ) -> tuple[Matrix, Array, list[Facts], Seen]:
-    """Factor a matrix.
-
-    Parameters
-    ----------
-    passes : Passes
-    A : Matrix (m, n)
-    grid : PanelGrid
-    probes : (n, k)
-    step : str
-        Name of the step, and of the array.
-    keep : bool
-        Whether it belongs to the job's result.
-
-    Returns
-    -------
-    lu : Matrix (m, n)
-    pivots : (min(m, n),)
-    facts : list
-        Of the panels.
-    Seen
-    """
-    several = len(grid.groups()) > 1
-    # Rows of finished groups still move, so groups are kept apart until the last one is done.
-    target = factor_target(passes, step, A.shape, A.dtype, grid, scratch=several or not keep)
-    factored, seen = Panels(passes).factor(step, A, LU(), grid, target, probes=probes)
-    pivots = np.concatenate([fact["pivots"] for fact in factored.facts])
-    if several:
-        final = factor_target(passes, step if keep else f"{step}-rows", A.shape, A.dtype, grid, scratch=not keep)
-        Panels(passes).place(f"{step}-rows", factored, final, LaterRows(_later_moves(factored.facts, grid)))
-        target = final
-    return as_matrix(target), pivots, factored.facts, seen
+    """Factor a matrix by panels, or by panels in row blocks; see `lu_panels.factor_panels`."""
+    factor = lu_panels.factor_panels if grid.row_blocks == 1 else tiled_lu.factor_tiles
+    return factor(passes, A, grid, probes=probes, step=step, keep=keep)
 
 
-def _later_moves(facts: Sequence[Facts], grid: PanelGrid) -> dict[int, RowMove]:
-    """For each panel, the exchanges of the groups behind its own (whose pivots lie at the first panel of a group)."""
-    moves: dict[int, RowMove] = {}
-    groups = [group for group in grid.groups() if group.start < len(facts)]
-    for group, following in pairwise(groups):
-        first = grid.columns(following.start)[0]
-        move = row_move(first, np.concatenate([fact["pivots"] for fact in facts[following.start :]]))
-        moves |= dict.fromkeys(group, move)
-    return moves
+def _products(passes: Passes, lu: Matrix, plan: PanelPlan, X: Array) -> tuple[Array, float]:
+    """``L U X`` with the stored factors, and the largest modulus of U where it is measured on the way."""
+    (m, n), grid = lu.shape, plan.factored
+    k = min(m, n)
+    if grid.row_blocks == 1:
+        UX = triangular_product(passes, "upper", lu, plan.grid, TriangularProduct(X, m, lower=False))[:k]
+        return triangular_product(passes, "lower", lu, plan.grid, TriangularProduct(UX, m, lower=True, unit=True)), 0.0
+    tiles = Tiles(Panels(passes))
+    UX, largest = tiles.product("upper", lu, grid, X, lower=False)
+    X = np.zeros_like(X)
+    X[:k] = UX[:k]
+    return tiles.product("lower", lu, grid, X, lower=True, unit=True)[0], largest

@@ -15,10 +15,10 @@ from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.panels import Panels
 from dlscale.engine.passes import Passes
 from dlscale.engine.row_blocks import TiledMethod, Tiles, TileTransform
-from dlscale.engine.transforms import Facts, RowMove, Seen
+from dlscale.engine.transforms import Facts, RowMove, Seen, largest_modulus
 from dlscale.lapack import factor_lu, multiply_add, solve_lower, solve_right
 from dlscale.linalg.factor_plan import as_matrix, factor_target
-from dlscale.linalg.lu import LU, row_move
+from dlscale.linalg.lu_panels import LU, row_move
 from dlscale.storage.matrices import Array, Matrix
 
 
@@ -57,6 +57,7 @@ class TournamentLU(TiledMethod):
             "local": local[winners],
             "done": book["done"],
             "singular": np.array([top + singular if singular else 0]),
+            "largest": np.array([largest_modulus(np.triu(stack[: len(pivots)]))]),
             "order": np.empty(0, np.intp),
         }
         return choice, {"done": book["done"] + np.bincount(choice["block"], minlength=len(candidates))}
