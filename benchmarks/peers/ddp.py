@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ def work(rank: int, size: int, folder: str, n_steps: int, batch: int, hidden: li
     first = np.load(Path(folder) / "parameters.npz")
     widths = [X.shape[1], *hidden, 10]
     layers: list[nn.Module] = []
-    for i, (n_in, n_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for i, (n_in, n_out) in enumerate(pairwise(widths)):
         layer = nn.Linear(n_in, n_out)
         with torch.no_grad():
             layer.weight.copy_(torch.from_numpy(first[f"layer-{i}/weight"].T.copy()))
