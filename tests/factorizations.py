@@ -17,6 +17,7 @@ from dlscale.certificates import LAPACK_THRESHOLD
 from dlscale.engine.clusters import Cluster, ClusterFacts, open_cluster
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
+from dlscale.engine.progress import Emit, ignore
 from dlscale.linalg.cholesky import CholeskyOptions, compute_cholesky, plan_cholesky
 from dlscale.linalg.lu import LUOptions, compute_lu, plan_lu
 from dlscale.linalg.qr import QROptions, compute_qr, plan_qr
@@ -57,10 +58,12 @@ def factor(
     return outcome, outcome.arrays | passed.outputs
 
 
-def factor_in_files(kind: str, source: Any, folder: Path, cluster: Cluster, **more: Any) -> dict[str, Array]:
+def factor_in_files(
+    kind: str, source: Any, folder: Path, cluster: Cluster, *, emit: Emit = ignore, **more: Any
+) -> dict[str, Array]:
     """The same with the result, finished panels and checkpoints in files, as jobs do; the arrays of the result."""
     group = ResultGroup(folder / "result.zarr")
-    given = {"checkpoint": Checkpoint(folder / "checkpoint.zarr"), "result": group}
+    given = {"checkpoint": Checkpoint(folder / "checkpoint.zarr"), "result": group, "emit": emit}
     outcome, arrays = factor(kind, source, facts=cluster.facts, cluster=cluster, passes=given, **more)
     outcome.certificate.require()
     for name, array in arrays.items():

@@ -121,6 +121,10 @@ class Cluster:
         """Bring (small) held results to the driver."""
         raise NotImplementedError
 
+    def workers(self) -> frozenset[str]:
+        """Addresses of the workers that are there now; one that was lost and started again has another."""
+        return frozenset()
+
     def on_every_rank(
         self,
         program: Callable[..., Any],
@@ -264,7 +268,7 @@ class DaskCluster(Cluster):
         from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
         annotations: dict[str, Any] = {"priority": {key: -priority.get(key, 0.0) for key in graph}.__getitem__}
-        addresses = sorted(self.client.scheduler_info(n_workers=-1)["workers"])
+        addresses = sorted(self.workers())
         if len(addresses) > 1:
             places = {key: [addresses[worker.get(key, 0) % len(addresses)]] for key in graph}
             annotations |= {"workers": places.__getitem__, "allow_other_workers": True}
@@ -277,6 +281,9 @@ class DaskCluster(Cluster):
 
     def gather(self, handles: Sequence[Any]) -> list[Any]:
         return list(self.client.gather(list(handles)))
+
+    def workers(self) -> frozenset[str]:
+        return frozenset(self.client.scheduler_info(n_workers=-1)["workers"])
 
     def on_every_rank(
         self,

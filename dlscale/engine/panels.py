@@ -9,8 +9,8 @@ that fits in memory, with the next panel updated and factored first, so that no 
 updates across groups, the finished panels streamed from the store; a finished group as a checkpoint that costs one write;
 graphs of bounded size; progress, retry and every kind of cluster.
 
-Panels are updated in place. That is safe because each state of a panel has one consumer, which runs where the state is:
-when a worker is lost its panels go with it, and are made again from the matrix and the finished groups.
+Panels are updated in place: each state of a panel has one consumer, which runs where the state is. What a lost worker had
+could only be made again from states that the others have overwritten since, so a group starts again when a worker is lost.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,11 +32,14 @@ from dlscale.engine.panel_tasks import Work
 from dlscale.engine.passes import Passes
 from dlscale.engine.progress import Event
 from dlscale.engine.transforms import Factored, Facts, Finish, Method, Seen
+from dlscale.errors import DlscaleError
 from dlscale.storage.matrices import Array, ArrayMatrix, Matrix
 from dlscale.storage.results import ArrayWriter
 
 #: Tasks of one graph: enough to hide the start and the end of it, few enough for any scheduler.
 MAX_TASKS = 4000
+#: Times that a group is started before the loss of workers is taken as a fault of the job.
+MAX_LOSSES = 4
 NO_PROBES = np.empty((0, 0))
 
 
@@ -125,7 +129,7 @@ class Panels:
         for number, group in enumerate(grid.groups()):
             work = Work(fresh_token(), f"{step}-{number + 1}", A, method, grid, done, target, probes)
             flops, n_bytes = group_flops(method, grid, group), group_bytes(A, grid, group)
-            saved = self.memoised(work.step, flops, n_bytes, target, _Factoring(passes, work, group).run)
+            saved = self.memoised(work, flops, n_bytes, partial(_Factoring, passes, group=group))
             products += saved.pop("products")
             largest = max(largest, float(saved.pop("largest")))
             done = replace(done, facts=done.facts + unflatten(saved))
@@ -154,24 +158,24 @@ class Panels:
             )
             n_bytes = sum((m - grid.columns(j)[0]) * grid.width(j) for j in range(group.stop)) * factored.matrix.dtype.itemsize
             work = Work(fresh_token(), f"{step}-{number + 1}", factored.matrix, method, grid, factored, target, NO_PROBES, finish)
-            self.memoised(work.step, flops, n_bytes, target, _Forming(self.passes, work, group).run)
+            self.memoised(work, flops, n_bytes, partial(_Forming, self.passes, group=group))
 
     def place(self, step: str, factored: Factored, target: ArrayWriter | Array, finish: Finish) -> None:
         """Copy the panels to their final place, each changed by ``finish``."""
         grid = factored.grid
         n_bytes = grid.shape[0] * grid.shape[1] * factored.matrix.dtype.itemsize
         work = Work(fresh_token(), step, factored.matrix, _Copy(), grid, factored, target, NO_PROBES, finish)
-        self.memoised(step, 0.0, n_bytes, target, _Placing(self.passes, work, range(grid.n_panels)).run)
+        self.memoised(work, 0.0, n_bytes, partial(_Placing, self.passes, group=range(grid.n_panels)))
 
-    def memoised(self, name: str, flops: float, n_bytes: int, target: ArrayWriter | Array, compute: Callable[[], Facts]) -> Facts:
+    def memoised(self, work: Work, flops: float, n_bytes: int, begin: Callable[[Work], Group]) -> Facts:
         """Compute a step, or take its small results from the checkpoint; then what it wrote is there too."""
-        passes = self.passes
+        passes, name, target = self.passes, work.step, work.target
         passes.emit({"event": "pass_started", "step": name, "flops": flops, "bytes": n_bytes})
         started = time.perf_counter()
         facts = passes.checkpoint.load(name) if passes.checkpoint else None
         resumed = facts is not None
         if facts is None:
-            facts = compute()
+            facts = self._undisturbed(work, begin)
             if passes.checkpoint is not None:
                 saving = time.perf_counter()
                 written = target.flush() if isinstance(target, ArrayWriter) else {}
@@ -183,6 +187,30 @@ class Panels:
             {"event": "pass_finished", "step": name, "seconds": seconds, "bytes_read": n_bytes, "flops": flops, "resumed": resumed}
         )
         return facts
+
+    def _undisturbed(self, work: Work, begin: Callable[[Work], Group]) -> Facts:
+        """Run a group; from its start again, under other keys, where a worker was lost meanwhile."""
+        for _ in range(MAX_LOSSES):
+            group = begin(replace(work, token=fresh_token()))
+            try:
+                facts = group.run()
+            except Exception:
+                # Whatever it is, it may come from panels that were made again wrongly.
+                if not group.has_lost_workers:
+                    raise
+            else:
+                if not group.has_lost_workers:
+                    return facts
+            group.held = {}
+            self.passes.emit({"event": "warning", "message": f"A worker was lost; {work.step} starts again."})
+        raise WorkersLostError(work.step)
+
+
+class WorkersLostError(DlscaleError):
+    """Workers were lost while a group was in their memory."""
+
+    def __init__(self, step: str) -> None:
+        super().__init__(f"Workers were lost in each of {MAX_LOSSES} attempts at {step}; look why they end, and resume the job.")
 
 
 class Group:
@@ -201,6 +229,15 @@ class Group:
         #: The key of each panel's latest state.
         self.panels: dict[int, Key] = {}
         self.held: dict[Key, Any] = {}
+        self._workers = passes.cluster.workers()
+
+    @property
+    def has_lost_workers(self) -> bool:
+        """Whether a worker that was there at the start is there no more."""
+        try:
+            return not self._workers <= self.passes.cluster.workers()
+        except OSError:
+            return False  # the scheduler is gone, which is said elsewhere
 
     def run(self) -> Facts:
         """Do the work; small results by name."""
@@ -228,6 +265,11 @@ class Group:
             passes.emit(event)
             passes.emit({"event": "memory", "process": event["worker"], "rss_bytes": rss_bytes})
 
+        def checked() -> str:
+            if self.has_lost_workers:
+                raise WorkersLostError(work.step)
+            return stalled()
+
         fresh = passes.cluster.hold(
             graph.tasks,
             [key for key in keys if key in graph.tasks],
@@ -236,7 +278,7 @@ class Group:
             worker=graph.worker,
             token=work.token,
             listener=listener,
-            stalled=stalled,
+            stalled=checked,
         )
         self.held = {key: fresh[key] if key in fresh else self.held[key] for key in keys}
 

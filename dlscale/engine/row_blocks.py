@@ -18,6 +18,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -115,8 +116,8 @@ class Tiles:
             work = Work(fresh_token(), f"{step}-{number + 1}", A, method, grid, done, target, probes)
             flops = group_flops(method.whole, grid, group)
             n_bytes = grid.shape[0] * sum(map(grid.width, range(group.stop))) * A.dtype.itemsize
-            run = _TiledFactoring(self.panels.passes, work, group, book).run
-            saved = self.panels.memoised(work.step, flops, n_bytes, target, run)
+            begin = partial(_TiledFactoring, self.panels.passes, group=group, book=book)
+            saved = self.panels.memoised(work, flops, n_bytes, begin)
             products += saved.pop("products")
             largest = max(largest, float(saved.pop("largest")))
             book = {name.removeprefix("book-"): saved.pop(name) for name in [n for n in saved if n.startswith("book-")]}
@@ -128,14 +129,13 @@ class Tiles:
         grid = factored.grid
         n_bytes = grid.shape[0] * grid.shape[1] * factored.matrix.dtype.itemsize
         work = Work(fresh_token(), step, factored.matrix, _Rows(tuple(sources)), grid, factored, target, NO_PROBES)
-        self.panels.memoised(step, 0.0, n_bytes, target, _TiledPlacing(self.panels.passes, work, range(grid.n_panels)).run)
+        self.panels.memoised(work, 0.0, n_bytes, partial(_TiledPlacing, self.panels.passes, group=range(grid.n_panels)))
 
     def product(self, step: str, T: Matrix, grid: PanelGrid, X: Array, *, lower: bool, unit: bool = False) -> tuple[Array, float]:
         """``T X`` for the lower or upper triangle of a stored factor (m, n), tile by tile, and its largest modulus."""
         work = Work(fresh_token(), step, T, _Triangle(lower, unit), grid, None, NO_PROBES, X)
         n_bytes = grid.shape[0] * grid.shape[1] * T.dtype.itemsize
-        run = _Product(self.panels.passes, work, range(grid.n_panels)).run
-        found = self.panels.memoised(step, 0.0, n_bytes, NO_PROBES, run)
+        found = self.panels.memoised(work, 0.0, n_bytes, partial(_Product, self.panels.passes, group=range(grid.n_panels)))
         return found["product"], float(found["largest"])
 
 
