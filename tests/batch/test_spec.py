@@ -36,7 +36,7 @@ HEAD = "kind: pca\ninput: {matrix: a.zarr}\n"
         ("kind: pca\ninput: {matrix: {patches: 8}}\n", ["input.matrix.import", "missing"]),
         ("kind: pca\ninput: {matrix: 4}\n", ["input.matrix", "got 4", "path or URL"]),
         ("kind: pca\n", ["job.yaml", "input", "missing"]),
-        ("kind: pac\ninput: {matrix: a.zarr}\n", ["job.yaml:1", "kind", "got 'pac'", "svd, pca, qr"]),
+        ("kind: pac\ninput: {matrix: a.zarr}\n", ["job.yaml:1", "kind", "got 'pac'", "svd, pca, lu"]),
         ("input: {matrix: a.zarr}\n", ["kind", "missing"]),
     ],
 )
