@@ -11,8 +11,9 @@ from dlscale.engine.clusters import ClusterFacts, describe_cluster, n_cores, ope
 from dlscale.engine.costs import Plan
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
+from dlscale.errors import NumericalError
 from dlscale.linalg.cholesky import CholeskyOptions, compute_cholesky, plan_cholesky
-from dlscale.linalg.factors import CholeskyFactors, LUFactors
+from dlscale.linalg.factors import CholeskyFactors, LUFactors, singular_words
 from dlscale.linalg.lu import LUOptions, compute_lu, plan_lu
 from dlscale.linalg.qr import Mode, QROptions, compute_qr, plan_qr
 from dlscale.storage.matrices import Array, ArrayMatrix, Matrix, open_matrix
@@ -33,7 +34,10 @@ class LUResult(NamedTuple):
     piv: Array
 
     def solve(self, b: Array) -> Array:
-        """Solve ``A x = b`` for b (n,) or (n, k)."""
+        """Solve ``A x = b`` for b (n,) or (n, k); NumericalError where A is exactly singular."""
+        zeros = np.flatnonzero(np.diagonal(self.lu) == 0)
+        if len(zeros):
+            raise NumericalError(f"The matrix is {singular_words(int(zeros[0]))}")
         return _solve(LUFactors(ArrayMatrix(self.lu), self.piv.astype(np.intp), n_cores()), b)
 
 

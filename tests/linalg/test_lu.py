@@ -96,11 +96,11 @@ def test_growth() -> None:
     """It is measured; where it costs all digits the certificate says so, though the factors are those of LAPACK."""
     outcome, arrays = factor("lu", gaussian(90, 90), panel=32)
     assert outcome.estimates["growth_factor"] == np.abs(np.triu(arrays["lu"])).max() / np.abs(gaussian(90, 90)).max()
-    for n in (24, 100):
+    for n in (12, 100):
         A = gallery.wilkinson_growth(n)
-        outcome, arrays = factor("lu", A, panel=32, group=2)
+        outcome, arrays = factor("lu", A, panel=5, group=2)
         assert outcome.estimates["growth_factor"] == 2.0 ** (n - 1)
-        assert outcome.certificate.passed == (n == 24)
+        assert outcome.certificate.passed == (n == 12)
         lu, piv = lapack_lu(A)
         np.testing.assert_array_equal(arrays["lu"], lu)
         np.testing.assert_array_equal(arrays["piv"], piv)

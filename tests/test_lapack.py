@@ -1,0 +1,171 @@
+"""BLAS and LAPACK in place, on views of larger arrays, against NumPy and SciPy; other threads run meanwhile."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import scipy.linalg
+from helpers import DTYPES, eps, gaussian
+
+from dlscale.lapack import (
+    factor_cholesky,
+    factor_lu,
+    factor_qr,
+    interchanges,
+    multiply_add,
+    solve_lower,
+    solve_right,
+    solve_upper,
+)
+
+OPS = {"N": lambda A: A, "T": lambda A: A.T, "C": lambda A: A.conj().T}
+
+
+def view(A: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A as a part of a larger array of sevens, and that array."""
+    m, n = A.shape
+    room = np.full((m + 3, n + 5), 7, A.dtype)
+    inside = room[2 : m + 2, 1 : n + 1]
+    inside[...] = A
+    return inside, room
+
+
+def assert_frame_untouched(room: np.ndarray) -> None:
+    room[2:-1, 1:-4] = 7
+    assert (room == 7).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op_a", OPS)
+@pytest.mark.parametrize("op_b", OPS)
+def test_multiply_add(op_a: str, op_b: str, dtype: str) -> None:
+    m, n, k = 13, 7, 5
+    A, B = gaussian(*((m, k) if op_a == "N" else (k, m)), dtype), gaussian(*((k, n) if op_b == "N" else (n, k)), dtype)
+    (a, _), (b, _), (c, room) = view(A), view(B), view(gaussian(m, n, dtype))
+    expected = 0.5 * c + 2.0 * OPS[op_a](A) @ OPS[op_b](B)
+    assert multiply_add(a, b, c, alpha=2.0, beta=0.5, op_a=op_a, op_b=op_b) is c
+    np.testing.assert_allclose(c, expected, rtol=0, atol=100 * eps(A))
+    assert_frame_untouched(room)
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 3), (4, 0, 3), (1, 1, 1), (1, 6, 4), (6, 1, 4)], ids=str)
+def test_products_that_are_small_or_empty(shape: tuple[int, int, int]) -> None:
+    m, n, k = shape
+    A, B = gaussian(m, k), gaussian(k, n)
+    np.testing.assert_allclose(multiply_add(A, B, np.ones((m, n))), 1 - A @ B, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("unit", [False, True])
+def test_triangular_solves(unit: bool, op: str, dtype: str) -> None:
+    """The other triangle, and a unit diagonal, are not looked at."""
+    A, B = gaussian(9, 9, dtype) / 9 + 3 * np.eye(9, dtype=dtype), gaussian(9, 4, dtype)
+    L, U = np.tril(A, -1 if unit else 0), np.triu(A, 1 if unit else 0)
+    if unit:
+        L, U = L + np.eye(9, dtype=dtype), U + np.eye(9, dtype=dtype)
+    (a, _), tolerance = view(A), 200 * eps(A)
+    for solve, T in ((solve_lower, L), (solve_upper, U)):
+        x, room = view(B)
+        solve(a, x, op=op, unit=unit)
+        np.testing.assert_allclose(OPS[op](T) @ x, B, atol=tolerance * np.abs(x).max() * 9)
+        assert_frame_untouched(room)
+    for uplo, T in (("L", L), ("U", U)):
+        x, room = view(np.ascontiguousarray(B.T))
+        solve_right(x, a, uplo=uplo, op=op, unit=unit)
+        np.testing.assert_allclose(x @ OPS[op](T), B.T, atol=tolerance * np.abs(x).max() * 9)
+        assert_frame_untouched(room)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1), (130, 20), (20, 20), (8, 20), (1, 9), (9, 1)], ids=str)
+def test_factor_lu_is_getrf(shape: tuple[int, int], dtype: str) -> None:
+    A = gaussian(*shape, dtype)
+    panel, room = view(A)
+    pivots, singular = factor_lu(panel)
+    (getrf,) = scipy.linalg.get_lapack_funcs(("getrf",), (A,))
+    lu, piv, _ = getrf(A)
+    assert singular == 0
+    np.testing.assert_array_equal(pivots, piv)
+    np.testing.assert_allclose(panel, lu, rtol=0, atol=100 * eps(A) * np.abs(lu).max())
+    targets, sources = interchanges(pivots, shape[0])
+    P = np.arange(shape[0])
+    P[targets] = P[sources]
+    k = min(shape)
+    L, U = np.tril(panel[:, :k], -1) + np.eye(shape[0], k, dtype=dtype), np.triu(panel[:k])
+    np.testing.assert_allclose(L @ U, A[P], atol=100 * eps(A) * np.abs(A).max())
+    assert_frame_untouched(room)
+
+
+def test_factor_lu_names_the_first_zero_pivot() -> None:
+    A = gaussian(10, 6)
+    A[:, [2, 4]] = 0
+    assert factor_lu(A)[1] == 3
+
+
+def test_interchanges_in_a_row() -> None:
+    """Row 0 goes to 3, on to 5, and a row that comes back stays where it was."""
+    A = np.arange(6)
+    for i, p in enumerate([3, 1, 2, 5, 4, 5]):
+        A[[i, p]] = A[[p, i]]
+    targets, sources = interchanges(np.array([3, 1, 2, 5, 4, 5]), 6)
+    B = np.arange(6)
+    B[targets] = B[sources]
+    np.testing.assert_array_equal(A, B)
+    assert all(len(part) == 0 for part in interchanges(np.arange(4), 4))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1), (130, 20), (20, 20), (8, 20), (1, 9), (9, 1)], ids=str)
+def test_factor_qr(shape: tuple[int, int], dtype: str) -> None:
+    """Q = I - V T V^H is unitary, Q R = A, and R is LAPACK's up to phases."""
+    A = gaussian(*shape, dtype)
+    panel, room = view(A)
+    V1, T = factor_qr(panel)
+    k = min(shape)
+    V = np.tril(panel[:, :k], -1)
+    V[:k] += np.eye(k, dtype=dtype)
+    np.testing.assert_array_equal(V[:k], V1)
+    assert (np.tril(T, -1) == 0).all()
+    Q = np.eye(shape[0]) - V @ T @ V.conj().T
+    np.testing.assert_allclose(Q.conj().T @ Q, np.eye(shape[0]), atol=100 * eps(A))
+    np.testing.assert_allclose(Q @ np.triu(panel), A, atol=200 * eps(A) * np.abs(A).max())
+    assert_frame_untouched(room)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_factor_cholesky(dtype: str) -> None:
+    for n in (1, 2, 40):
+        B = gaussian(n, n, dtype)
+        A = B @ B.conj().T + np.eye(n, dtype=dtype)
+        block, room = view(A)
+        block[np.triu_indices(n, 1)] = np.nan
+        assert factor_cholesky(block) == 0
+        np.testing.assert_allclose(block, np.linalg.cholesky(A), atol=100 * n * eps(A))
+        assert_frame_untouched(room)
+    A = np.eye(6, dtype=dtype)
+    A[3, 3] = -1
+    assert factor_cholesky(A) == 4
+
+
+def test_wrong_arguments_raise() -> None:
+    """An argument that LAPACK refuses is a fault of ours, not a result."""
+    from dlscale.lapack import _call, cython_lapack
+
+    with pytest.raises(ValueError, match="LAPACK potrf"):
+        _call(cython_lapack, "potrf", np.dtype("f8"), "?", 2, np.eye(2), 2)
+
+
+def test_the_interpreter_is_free_meanwhile() -> None:
+    """A Python thread counts on while another factors."""
+    A, counted, done = gaussian(1500, 1500), 0, threading.Event()
+    thread = threading.Thread(target=lambda: (factor_lu(A), done.set()))
+    thread.start()
+    while not done.is_set():
+        counted += 1
+        time.sleep(1e-4)
+    thread.join()
+    assert counted > 20
