@@ -113,7 +113,7 @@ def lu_lapack(bench: Bench) -> None:
 
 @case("LU", "dask, pivots in diagonal blocks only")
 def lu_dask(bench: Bench) -> None:
-    """dask.array.linalg.lu, tiles of 1,024: its best here."""
+    """dask.array.linalg.lu, tiles of 1,024."""
     A = square.general(order(bench, "LU"))
     dask, D, linalg = on_dask(A, 1024)
     with harness_threads():
@@ -123,7 +123,7 @@ def lu_dask(bench: Bench) -> None:
 
 
 def scalapack(bench: Bench, group: str, what: str) -> None:
-    """ScaLAPACK on 2 ranks: blocks of 128, a grid of 1 x 2; no other did better here."""
+    """ScaLAPACK on 2 ranks: blocks of 128, a grid of 1 x 2."""
     program = native.scalapack(bench.data)
     arguments = (program, what, str(order(bench, group)), "128", "1", "2")
     printed = timed(bench, group, lambda: native.mpirun(2, *arguments), subprocess_only=True)

@@ -251,7 +251,7 @@ def _compute(job: Job, prepared: Prepared, group: ResultGroup, recorder: Recorde
     shapes = (matrix.attributes.get("image_shape") for matrix in prepared.inputs.values())
     image_shape = next(filter(None, shapes), None)
     recorder.change("running", summary={"machine": describe_machine(), "image_shape": image_shape})
-    every, shared = prepared.spec.checkpoint.every, prepared.facts.kind == "tcp"
+    every, shared = prepared.spec.checkpoint.every, not prepared.facts.one_host
     checkpoint = PacedCheckpoint(job.checkpoint, every_seconds=every, fsync=shared)
     try:
         with open_cluster(prepared.facts) as cluster:
@@ -295,7 +295,7 @@ def _answers(address: str) -> bool:
 
 
 def _result_group(job: Job, prepared: Prepared, output: Path) -> ResultGroup:
-    return ResultGroup(output, overwrite=prepared.spec.overwrite, fsync=prepared.facts.kind == "tcp", owner=job.id)
+    return ResultGroup(output, overwrite=prepared.spec.overwrite, fsync=not prepared.facts.one_host, owner=job.id)
 
 
 def _summary(outcome: Outcome) -> dict[str, Any]:

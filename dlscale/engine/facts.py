@@ -41,6 +41,11 @@ class ClusterFacts:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def one_host(self) -> bool:
+        """Whether all its processes certainly run on this machine, whose kernel then holds what they have written."""
+        return self.kind in ("local", "threads")
+
+    @property
     def n_threads(self) -> int:
         return self.n_workers * self.threads_per_worker
 
