@@ -102,11 +102,15 @@ def compute_lu(passes: Passes, A: Matrix, options: LUOptions, plan: PanelPlan) -
         LAPACK_THRESHOLD,
         "on random vectors, L U acts as the matrix with its rows exchanged does",
     )
-    notes = (f"the matrix is exactly singular: pivot {singular[0]} is zero",) if singular else ()
-    if growth * float(np.finfo(dtype).eps) > GROWTH_EPS:
-        notes += (f"the entries of U grew to {growth:.1e} times those of the matrix, and as many digits may be lost: use kind qr",)
-    certificate = Certificate((check,))
-    return Outcome({"piv": pivots.astype(np.int32)}, ("lu",), certificate, {"growth_factor": growth}, notes)
+    lost = growth * float(np.finfo(dtype).eps)
+    digits = Check("max|U| / max|A| eps", lost, 1.0, "the growth of the entries in U leaves correct digits")
+    notes = [f"the matrix is exactly singular: pivot {singular[0]} is zero"] if singular else []
+    if lost > GROWTH_EPS:
+        notes.append(
+            f"the entries of U grew to {growth:.1e} times those of the matrix, and as many digits may be lost: use kind qr"
+        )
+    certificate = Certificate((check, digits))
+    return Outcome({"piv": pivots.astype(np.int32)}, ("lu",), certificate, {"growth_factor": growth}, tuple(notes))
 
 
 def factor_panels(
