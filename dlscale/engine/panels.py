@@ -257,13 +257,17 @@ class Group:
     def compute(self, graph: TaskGraph, keys: Sequence[Key]) -> None:
         """Run a graph; afterwards what the keys name is held, and nothing else."""
         passes, work = self.passes, self.work
+        sampled: dict[str, float] = {}
         touch, stalled = watchdog(passes.stall_seconds)
 
         def listener(event: Event) -> None:
             touch(event)
             rss_bytes = event.pop("rss_bytes")
             passes.emit(event)
-            passes.emit({"event": "memory", "process": event["worker"], "rss_bytes": rss_bytes})
+            # Once a second is enough: a large factorization has millions of tasks.
+            if time.monotonic() - sampled.get(event["worker"], 0.0) > 1.0:
+                sampled[event["worker"]] = time.monotonic()
+                passes.emit({"event": "memory", "process": event["worker"], "rss_bytes": rss_bytes})
 
         def checked() -> str:
             if self.has_lost_workers:
