@@ -8,19 +8,18 @@ the driver does alone grows with the entries of the matrix, along the line throu
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dlscale.bench.simulation import SimulatedJob
 from dlscale.bench.tracing import JobBuilder, TaskCost, Trace, TracedGraph, is_value, kind_of
-from dlscale.engine.clusters import Cluster, ClusterFacts
+from dlscale.engine.clusters import Cluster, ClusterFacts, Watch, Wishes
 from dlscale.engine.grids import BLOCK_BYTES, RowGrid, plan_grid
 from dlscale.engine.panel_grids import PanelGrid, choose_panel
 from dlscale.engine.panels import Panels
 from dlscale.engine.passes import Fold, Passes, State
-from dlscale.engine.progress import Emit
 from dlscale.engine.transforms import Facts, Method, Transform
 from dlscale.errors import SpecError
 from dlscale.storage.matrices import Array, ArrayMatrix
@@ -35,23 +34,14 @@ class RecordingCluster(Cluster):
         super().__init__(ClusterFacts("threads", 1, 1, 2**40))
         self.graphs: list[TracedGraph] = []
 
-    def compute(self, graph: dict[Any, Any], key: Any, *, token: str, listener: Emit, stalled: Callable[[], str]) -> Any:
+    def compute(self, graph: dict[Any, Any], key: Any, watch: Watch) -> Any:
         self.graphs.append(TracedGraph(graph, {}, {}))
         return {}
 
     def hold(
-        self,
-        graph: dict[Any, Any],
-        keys: Sequence[Any],
-        held: Mapping[Any, Any],
-        *,
-        priority: Mapping[Any, float],
-        worker: Mapping[Any, int],
-        token: str,
-        listener: Emit,
-        stalled: Callable[[], str],
+        self, graph: dict[Any, Any], keys: Sequence[Any], held: Mapping[Any, Any], wishes: Wishes, watch: Watch
     ) -> dict[Any, Any]:
-        self.graphs.append(TracedGraph(graph, priority, worker))
+        self.graphs.append(TracedGraph(graph, wishes.priority, wishes.worker))
         return {key: key for key in keys}
 
     def gather(self, handles: Sequence[Any]) -> list[Any]:

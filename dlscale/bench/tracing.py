@@ -14,8 +14,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from dlscale.bench.simulation import SimulatedJob, SimulatedTask, Stage
-from dlscale.engine.clusters import DaskCluster, describe_cluster
-from dlscale.engine.progress import Emit
+from dlscale.engine.clusters import DaskCluster, Watch, Wishes, describe_cluster
 
 
 @dataclass
@@ -61,26 +60,15 @@ class TracingCluster(DaskCluster):
         """Seconds, without those that went into asking the scheduler what tasks took."""
         return time.perf_counter() - self._asked_seconds
 
-    def compute(self, graph: dict[Any, Any], key: Any, *, token: str, listener: Emit, stalled: Callable[[], str]) -> Any:
+    def compute(self, graph: dict[Any, Any], key: Any, watch: Watch) -> Any:
         with self._traced(graph, {}, {}):
-            return super().compute(graph, key, token=token, listener=listener, stalled=stalled)
+            return super().compute(graph, key, watch)
 
     def hold(
-        self,
-        graph: dict[Any, Any],
-        keys: Sequence[Any],
-        held: Mapping[Any, Any],
-        *,
-        priority: Mapping[Any, float],
-        worker: Mapping[Any, int],
-        token: str,
-        listener: Emit,
-        stalled: Callable[[], str],
+        self, graph: dict[Any, Any], keys: Sequence[Any], held: Mapping[Any, Any], wishes: Wishes, watch: Watch
     ) -> dict[Any, Any]:
-        with self._traced(graph, priority, worker):
-            return super().hold(
-                graph, keys, held, priority=priority, worker=worker, token=token, listener=listener, stalled=stalled
-            )
+        with self._traced(graph, wishes.priority, wishes.worker):
+            return super().hold(graph, keys, held, wishes, watch)
 
     @contextmanager
     def _traced(self, graph: dict[Any, Any], priority: Mapping[Any, float], worker: Mapping[Any, int]) -> Iterator[None]:

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -32,6 +33,40 @@ __all__ = [
     "open_cluster",
     "watchdog",
 ]
+
+
+@dataclass(frozen=True)
+class Watch:
+    """How a computation is followed.
+
+    Parameters
+    ----------
+    token : str
+    listener : callable
+        Receives the events that tasks send under the token.
+    stalled : callable
+        Asked about once a second; a sentence ends the computation with `StalledError`.
+    """
+
+    token: str
+    listener: Emit
+    stalled: Callable[[], str]
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """When and where the tasks of a graph should run.
+
+    Parameters
+    ----------
+    priority : mapping
+        A smaller number runs first.
+    worker : mapping
+        The number of the worker that a task prefers, modulo how many there are.
+    """
+
+    priority: Mapping[Any, float]
+    worker: Mapping[Any, int]
 
 
 class Cluster:
@@ -65,7 +100,7 @@ class Cluster:
     def close(self) -> None:
         """Let go of what was started."""
 
-    def compute(self, graph: dict[Any, Any], key: Any, *, token: str, listener: Emit, stalled: Callable[[], str]) -> Any:
+    def compute(self, graph: dict[Any, Any], key: Any, watch: Watch) -> Any:
         """Compute one key of a task graph.
 
         Parameters
@@ -74,24 +109,12 @@ class Cluster:
             Keys to Dask tasks.
         key
             What to return.
-        token, listener
-            Events that tasks send under the token reach the listener.
-        stalled : callable
-            Asked about once a second; a sentence ends the computation with `StalledError`.
+        watch : Watch
         """
         raise NotImplementedError
 
     def hold(
-        self,
-        graph: dict[Any, Any],
-        keys: Sequence[Any],
-        held: Mapping[Any, Any],
-        *,
-        priority: Mapping[Any, float],
-        worker: Mapping[Any, int],
-        token: str,
-        listener: Emit,
-        stalled: Callable[[], str],
+        self, graph: dict[Any, Any], keys: Sequence[Any], held: Mapping[Any, Any], wishes: Wishes, watch: Watch
     ) -> dict[Any, Any]:
         """Compute keys of a task graph and leave the results where they are.
 
@@ -103,12 +126,8 @@ class Cluster:
             What to hold.
         held : mapping
             What earlier calls returned and this graph refers to.
-        priority : mapping
-            Of the tasks: a smaller number runs first.
-        worker : mapping
-            The number of the worker that a task prefers, modulo how many there are.
-        token, listener, stalled
-            As for `compute`.
+        wishes : Wishes
+        watch : Watch
 
         Returns
         -------
@@ -170,42 +189,33 @@ class ThreadCluster(Cluster):
 
     shares_memory = True
 
-    def compute(self, graph: dict[Any, Any], key: Any, *, token: str, listener: Emit, stalled: Callable[[], str]) -> Any:
+    def compute(self, graph: dict[Any, Any], key: Any, watch: Watch) -> Any:
         import dask.threaded
 
         from dlscale.engine import progress
 
-        progress.listen(token, listener)
+        progress.listen(watch.token, watch.listener)
         try:
             with one_blas_thread():
                 return dask.threaded.get(graph, key, num_workers=self.facts.threads_per_worker)
         finally:
-            progress.unlisten(token)
+            progress.unlisten(watch.token)
 
     def hold(
-        self,
-        graph: dict[Any, Any],
-        keys: Sequence[Any],
-        held: Mapping[Any, Any],
-        *,
-        priority: Mapping[Any, float],
-        worker: Mapping[Any, int],
-        token: str,
-        listener: Emit,
-        stalled: Callable[[], str],
+        self, graph: dict[Any, Any], keys: Sequence[Any], held: Mapping[Any, Any], wishes: Wishes, watch: Watch
     ) -> dict[Any, Any]:
         from dask._task_spec import DataNode
         from dask.callbacks import Callback
 
         def sort_ready(state: dict[str, Any]) -> None:
             # The scheduler starts the last of the ready tasks.
-            state["ready"].sort(key=lambda key: -priority.get(key, 0.0))
+            state["ready"].sort(key=lambda key: -wishes.priority.get(key, 0.0))
 
         graph = {key: DataNode(key, value) for key, value in held.items()} | graph
         with Callback(  # type: ignore[no-untyped-call]
             start_state=lambda _, state: sort_ready(state), posttask=lambda key, result, graph, state, thread: sort_ready(state)
         ):
-            values = self.compute(graph, list(keys), token=token, listener=listener, stalled=stalled)
+            values = self.compute(graph, list(keys), watch)
         return dict(zip(keys, values, strict=True))
 
     def gather(self, handles: Sequence[Any]) -> list[Any]:
@@ -245,38 +255,29 @@ class DaskCluster(Cluster):
         if self.local is not None:
             self.local.close(timeout=5)
 
-    def compute(self, graph: dict[Any, Any], key: Any, *, token: str, listener: Emit, stalled: Callable[[], str]) -> Any:
-        with self._listening(token, listener):
+    def compute(self, graph: dict[Any, Any], key: Any, watch: Watch) -> Any:
+        with self._listening(watch.token, watch.listener):
             future = self._submit(graph, key)
             try:
-                return self._wait(future, stalled)
+                return self._wait(future, watch.stalled)
             finally:
                 future.release()
 
     def hold(
-        self,
-        graph: dict[Any, Any],
-        keys: Sequence[Any],
-        held: Mapping[Any, Any],
-        *,
-        priority: Mapping[Any, float],
-        worker: Mapping[Any, int],
-        token: str,
-        listener: Emit,
-        stalled: Callable[[], str],
+        self, graph: dict[Any, Any], keys: Sequence[Any], held: Mapping[Any, Any], wishes: Wishes, watch: Watch
     ) -> dict[Any, Any]:
         from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
-        annotations: dict[str, Any] = {"priority": {key: -priority.get(key, 0.0) for key in graph}.__getitem__}
+        annotations: dict[str, Any] = {"priority": {key: -wishes.priority.get(key, 0.0) for key in graph}.__getitem__}
         addresses = sorted(self.workers())
         if len(addresses) > 1:
-            places = {key: [addresses[worker.get(key, 0) % len(addresses)]] for key in graph}
+            places = {key: [addresses[wishes.worker.get(key, 0) % len(addresses)]] for key in graph}
             annotations |= {"workers": places.__getitem__, "allow_other_workers": True}
         layer = MaterializedLayer(graph, annotations=annotations)
-        with self._listening(token, listener):
-            futures = self._submit(HighLevelGraph({token: layer}, {token: set()}), list(keys))
+        with self._listening(watch.token, watch.listener):
+            futures = self._submit(HighLevelGraph({watch.token: layer}, {watch.token: set()}), list(keys))
             for future in futures:
-                self._wait(future, stalled, result=False)
+                self._wait(future, watch.stalled, result=False)
         return dict(zip(keys, futures, strict=True))
 
     def gather(self, handles: Sequence[Any]) -> list[Any]:

@@ -7,9 +7,10 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
-from dlscale.engine.clusters import SWITCH_SECONDS, WORKER_SETTINGS, ClusterFacts, DaskCluster, connect, quieten
+from dlscale.engine.clusters import SWITCH_SECONDS, WORKER_SETTINGS, ClusterFacts, DaskCluster, Watch, Wishes, connect, quieten
 from dlscale.engine.launchers import Session
 from dlscale.engine.progress import Emit, ignore
 from dlscale.errors import DlscaleError, RankError
@@ -65,26 +66,15 @@ class MpiCluster(DaskCluster):
             super().close()
             self.session.tell("rest")
 
-    def compute(self, graph: dict[Any, Any], key: Any, *, token: str, listener: Emit, stalled: Callable[[], str]) -> Any:
-        with self._blamed(stalled) as checked:
-            return super().compute(graph, key, token=token, listener=listener, stalled=checked)
+    def compute(self, graph: dict[Any, Any], key: Any, watch: Watch) -> Any:
+        with self._blamed(watch) as checked:
+            return super().compute(graph, key, checked)
 
     def hold(
-        self,
-        graph: dict[Any, Any],
-        keys: Sequence[Any],
-        held: Mapping[Any, Any],
-        *,
-        priority: Mapping[Any, float],
-        worker: Mapping[Any, int],
-        token: str,
-        listener: Emit,
-        stalled: Callable[[], str],
+        self, graph: dict[Any, Any], keys: Sequence[Any], held: Mapping[Any, Any], wishes: Wishes, watch: Watch
     ) -> dict[Any, Any]:
-        with self._blamed(stalled) as checked:
-            return super().hold(
-                graph, keys, held, priority=priority, worker=worker, token=token, listener=listener, stalled=checked
-            )
+        with self._blamed(watch) as checked:
+            return super().hold(graph, keys, held, wishes, checked)
 
     def on_every_rank(
         self,
@@ -97,15 +87,15 @@ class MpiCluster(DaskCluster):
         return self.session.run(program, arguments, token=token, listener=listener, stall_seconds=stall_seconds)
 
     @contextmanager
-    def _blamed(self, stalled: Callable[[], str]) -> Iterator[Callable[[], str]]:
+    def _blamed(self, watch: Watch) -> Iterator[Watch]:
         """A rank that fails ends the computation, whatever else seems to be the reason at first."""
 
         def checked() -> str:
             self.session.check()
-            return stalled()
+            return watch.stalled()
 
         try:
-            yield checked
+            yield replace(watch, stalled=checked)
         except RankError:
             raise
         except BaseException:

@@ -26,7 +26,7 @@ import numpy as np
 from dask._task_spec import DataNode, Task, TaskRef
 
 from dlscale.engine import panel_tasks as tasks
-from dlscale.engine.clusters import watchdog
+from dlscale.engine.clusters import Watch, Wishes, watchdog
 from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.panel_tasks import Work
 from dlscale.engine.passes import Passes
@@ -274,16 +274,9 @@ class Group:
                 raise WorkersLostError(work.step)
             return stalled()
 
-        fresh = passes.cluster.hold(
-            graph.tasks,
-            [key for key in keys if key in graph.tasks],
-            self.held,
-            priority=graph.priority,
-            worker=graph.worker,
-            token=work.token,
-            listener=listener,
-            stalled=checked,
-        )
+        new = [key for key in keys if key in graph.tasks]
+        wishes, watch = Wishes(graph.priority, graph.worker), Watch(work.token, listener, checked)
+        fresh = passes.cluster.hold(graph.tasks, new, self.held, wishes, watch)
         self.held = {key: fresh[key] if key in fresh else self.held[key] for key in keys}
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from dask._task_spec import DataNode, Task, TaskRef
 
-from dlscale.engine.clusters import Cluster, watchdog
+from dlscale.engine.clusters import Cluster, Watch, watchdog
 from dlscale.engine.grids import RowGrid, blocks
 from dlscale.engine.outputs import ArrayOutput, Collector, RowOutput, TransposedOutput
 from dlscale.engine.progress import Emit, Event, Meter, ignore
@@ -185,7 +185,7 @@ class Passes:
             )
         sweep = _Sweep(token, step, A, fold, grid.block_rows, tuple(outputs))
         graph, root = _reduction_tree(sweep, grid)
-        state: State = self.cluster.compute(graph, root, token=token, listener=listener, stalled=stalled)
+        state: State = self.cluster.compute(graph, root, Watch(token, listener, stalled))
         return state
 
     def _save(self, step: str, state: State, outputs: Sequence[RowOutput]) -> None:
