@@ -69,16 +69,6 @@ class TaskGraph:
         return len(self.tasks) - 1
 
 
-class _Copy(Method):
-    """No factorization: panels are only moved."""
-
-    def factor(self, panel: Array, top: int) -> Facts:
-        raise NotImplementedError
-
-    apply = factor  # type: ignore[assignment]
-    factor_flops = apply_flops = factor  # type: ignore[assignment]
-
-
 def fresh_token() -> str:
     return f"dlscale-{uuid.uuid4().hex[:12]}"
 
@@ -164,7 +154,7 @@ class Panels:
         """Copy the panels to their final place, each changed by ``finish``."""
         grid = factored.grid
         n_bytes = grid.shape[0] * grid.shape[1] * factored.matrix.dtype.itemsize
-        work = Work(fresh_token(), step, factored.matrix, _Copy(), grid, factored, target, NO_PROBES, finish)
+        work = Work(fresh_token(), step, factored.matrix, None, grid, factored, target, NO_PROBES, finish)
         self.memoised(work, 0.0, n_bytes, partial(_Placing, self.passes, group=range(grid.n_panels)))
 
     def memoised(self, work: Work, flops: float, n_bytes: int, begin: Callable[[Work], Group]) -> Facts:
