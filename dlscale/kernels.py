@@ -1,13 +1,11 @@
 """Block functions on NumPy arrays, each with its flop count.
 
 They trust their arguments. Each runs on one thread: the parallelism of dlscale is between blocks, so that the bits of a
-result do not depend on how many threads or workers there were (`one_blas_thread`). Temporary arrays come from
-`workspace`, because memory touched for the first time is slow.
+result do not depend on how many threads or workers there were (`one_blas_thread`).
 """
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,29 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.linalg import cython_blas
 from threadpoolctl import ThreadpoolController
+
+from dlscale.lapack import add_hermitian_square
+from dlscale.workspaces import workspace
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 #: Rows of a tile are chosen so that it stays in a core's share of the cache while it is used twice.
 TILE_BYTES = 5_400_000
-
-#: Where workspaces begin, so that a disk can fill them past the page cache.
-PAGE_BYTES = 4096
-
-_local = threading.local()
-
-
-def workspace(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """An uninitialised array of this thread, at the start of a page, kept and reused from call to call under its name."""
-    n_bytes = int(np.prod(shape)) * dtype.itemsize
-    store: Array | None = getattr(_local, name, None)
-    if store is None or store.nbytes < n_bytes:
-        room = np.empty(n_bytes + PAGE_BYTES, np.uint8)
-        store = room[-room.ctypes.data % PAGE_BYTES :]
-        setattr(_local, name, store)
-    return store[:n_bytes].view(dtype).reshape(shape)
 
 
 class _Limiter:
@@ -177,77 +161,43 @@ def add_normal_product(A: Array, W: Array, ZH: Array, *, mean: Array | None = No
 
 
 def add_gram(A: Array, G: Array, *, mean: Array | None = None, moments: Moments | None = None) -> None:
-    """``G += (A - 1 mean)^H (A - 1 mean)``, by the symmetric rank-k product.
+    """The upper triangle of ``G += (A - 1 mean)^H (A - 1 mean)``; `mirror_upper` gives the lower one when all is added.
 
     Parameters
     ----------
     A : (b, n)
-    G : (n, n), double precision, updated in place
+    G : (n, n), double precision, upper triangle updated in place
     mean : (n,), optional
     moments : Moments, optional
         Gains those of ``A - 1 mean``.
 
     Notes
     -----
-    b n^2 flops (b n (n + 1) multiplications and additions, one triangle). Tiles have at least 2 n rows, so that the
-    product outweighs adding it up.
+    b n^2 flops (b n (n + 1) multiplications and additions). Sums within a tile are in A's precision, between tiles in G's.
     """
-    update = workspace("G", G.shape, A.dtype)
-    for _, tile in tiles(A, mean, at_least=2 * A.shape[1]):
-        G += np.matmul(tile.conj().T, tile, out=update)
+    for _, tile in tiles(A, mean):
+        if G.dtype == A.dtype:
+            add_hermitian_square(tile, G)
+        else:
+            update = workspace("G", G.shape, A.dtype)
+            update.fill(0)
+            G += add_hermitian_square(tile, update)
         if moments is not None:
             moments.add(tile)
+
+
+def mirror_upper(G: Array) -> Array:
+    """Fill the lower triangle of a Hermitian matrix (n, n) from its upper one, in place; returns G."""
+    step = 64
+    for i in range(0, len(G), step):
+        stop = i + step
+        G[stop:, i:stop] = G[i:stop, stop:].conj().T
+        corner = G[i:stop, i:stop]
+        G[i:stop, i:stop] = np.triu(corner) + np.triu(corner, 1).conj().T
+    return G
 
 
 def sum_of_squares(A: Array) -> float:
     """``||A||_F^2`` of a tile, summed in double precision over its rows."""
     flat = A.reshape(-1) if A.flags.c_contiguous else A.ravel(order="K")
     return float(np.vdot(flat, flat).real)
-
-
-_TRSM = {np.dtype(code): f"{letter}trsm" for code, letter in (("f4", "s"), ("f8", "d"), ("c8", "c"), ("c16", "z"))}
-
-
-def solve_triangular_right(B: Array, R: Array) -> Array:
-    """``B <- B R^-1`` in place, for an upper triangular R.
-
-    Parameters
-    ----------
-    B : (b, n), C order, overwritten
-    R : (n, n), upper triangular, of B's dtype
-
-    Returns
-    -------
-    B
-
-    Notes
-    -----
-    b n^2 flops. Called through the C pointer that SciPy exports, which, unlike SciPy's Python wrapper, lets other
-    threads run.
-
-    References
-    ----------
-    BLAS ``trsm``. In C order, ``X R = B`` is ``R' X' = B'``: a lower triangular R' from the left, in Fortran order.
-    """
-    b, n = B.shape
-    routine = _blas(_TRSM[B.dtype])
-    one = np.ones(1, B.dtype)
-    R = np.ascontiguousarray(R, B.dtype)
-    rows, columns = ctypes.c_int(n), ctypes.c_int(b)
-    size = ctypes.c_int(n)
-    routine(
-        b"L", b"L", b"N", b"N", ctypes.byref(rows), ctypes.byref(columns),
-        one.ctypes.data, R.ctypes.data, ctypes.byref(size), B.ctypes.data, ctypes.byref(size),
-    )  # fmt: skip
-    return B
-
-
-def _blas(name: str) -> Any:
-    """A BLAS routine as a ctypes function (which releases the interpreter lock)."""
-    capsule = vars(cython_blas)["__pyx_capi__"][name]
-    api = ctypes.pythonapi
-    api.PyCapsule_GetName.restype, api.PyCapsule_GetName.argtypes = ctypes.c_char_p, [ctypes.py_object]
-    api.PyCapsule_GetPointer.restype, api.PyCapsule_GetPointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    address = api.PyCapsule_GetPointer(capsule, api.PyCapsule_GetName(capsule))
-    void = ctypes.c_void_p
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_char_p] * 4, void, void, void, void, void, void, void)(address)

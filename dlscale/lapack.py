@@ -13,6 +13,8 @@ from typing import Any, Literal
 import numpy as np
 from scipy.linalg import cython_blas, cython_lapack
 
+from dlscale.workspaces import workspace
+
 Array = np.ndarray[Any, np.dtype[Any]]
 Op = Literal["N", "T", "C"]
 
@@ -45,6 +47,23 @@ def multiply_add(A: Array, B: Array, C: Array, *, alpha: float = -1.0, beta: flo
             cython_blas, "gemm", C.dtype, op_b, op_a, n, m, k, a, B, _leading(B), A, _leading(A), b, C, _leading(C)
         )  # fmt: skip
     return C
+
+
+def add_hermitian_square(A: Array, G: Array) -> Array:
+    """The upper triangle of ``G <- G + A^H A`` for A (m, n) and G (n, n); m n^2 flops (BLAS ``syrk``, ``herk``).
+
+    Returns
+    -------
+    G
+    """
+    m, n = A.shape
+    if m and n:
+        A = A if A.strides[1] == A.itemsize else np.ascontiguousarray(A)
+        name = "herk" if A.dtype.kind == "c" else "syrk"
+        # Of herk the factors are real.
+        one = np.ones(1, A.real.dtype)
+        _call(cython_blas, name, A.dtype, "L", "N", n, m, one, A, _leading(A), one, G, _leading(G))
+    return G
 
 
 def solve_lower(L: Array, B: Array, *, op: Op = "N", unit: bool = False) -> Array:
@@ -215,8 +234,6 @@ _STRIP = 64
 
 def _fortran(panel: Array) -> Array:
     """A workspace of this thread with the panel in Fortran order."""
-    from dlscale.kernels import workspace
-
     m, b = panel.shape
     work = workspace("panel", (b, m), panel.dtype).T
     for i in range(0, m, _STRIP):

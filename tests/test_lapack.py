@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import scipy.linalg
 from helpers import DTYPES, eps, gaussian
 
 from dlscale.lapack import (
+    add_hermitian_square,
     factor_cholesky,
     factor_lu,
     factor_qr,
@@ -56,6 +58,16 @@ def test_products_that_are_small_or_empty(shape: tuple[int, int, int]) -> None:
     m, n, k = shape
     A, B = gaussian(m, k), gaussian(k, n)
     np.testing.assert_allclose(multiply_add(A, B, np.ones((m, n))), 1 - A @ B, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_hermitian_square(order: Literal["C", "F"], dtype: str) -> None:
+    """One triangle is added to, the other not touched."""
+    A, G = np.asarray(gaussian(40, 9, dtype), order=order), np.ones((9, 9), dtype)
+    assert add_hermitian_square(A, G) is G
+    np.testing.assert_allclose(G, 1 + np.triu(A.conj().T @ A), atol=400 * eps(A))
+    add_hermitian_square(A[:0], G)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -15,9 +15,9 @@ from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.progress import resident_bytes, send, worker_name
 from dlscale.engine.transforms import Factored, Facts, Finish, RowMove, Transform, largest_modulus
 from dlscale.errors import NonFiniteError, NumericalError
-from dlscale.kernels import workspace
 from dlscale.storage.matrices import Array, Matrix
 from dlscale.storage.results import ArrayWriter
+from dlscale.workspaces import workspace
 
 #: Rows that are read at a time when panels are loaded.
 STRIP_BYTES = 16 * 2**20

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from dlscale.engine.grids import blocks
-from dlscale.kernels import workspace
 from dlscale.storage.matrices import Array, Matrix
+from dlscale.workspaces import workspace
 
 _readers = threading.local()
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from dlscale.kernels import Array, workspace
+from dlscale.kernels import Array
+from dlscale.workspaces import workspace
 
 
 def covariance_sums(H: Array, weights: Array) -> Array:

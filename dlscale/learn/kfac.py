@@ -17,11 +17,12 @@ import numpy as np
 from scipy.linalg import cho_solve
 
 from dlscale.errors import NumericalError
-from dlscale.kernels import Array, workspace
+from dlscale.kernels import Array
 from dlscale.learn.models import Model
 from dlscale.learn.optimizers import State
 from dlscale.learn.options import require_count, require_number
 from dlscale.learn.parameters import Parameters, n_layers
+from dlscale.workspaces import workspace
 
 
 def factor_buffer(parameters: Parameters) -> tuple[Array, Parameters]:

@@ -26,19 +26,16 @@ from dlscale.learn.history import History
 from dlscale.learn.kfac import KFAC
 from dlscale.learn.lbfgs import LBFGS
 from dlscale.learn.metrics import METRICS, metrics_of
-from dlscale.learn.packing import pack, unpack
 from dlscale.learn.parameters import Parameters, norm
 from dlscale.learn.proximal import ProximalGradient
+from dlscale.learn.saving import Position, Saver
 from dlscale.learn.task import Recipe, Task
-from dlscale.storage.checkpoints import Checkpoint
 
 #: Rows that a validation, or an evaluation on all rows, takes at a time over all ranks.
 _BLOCK_ROWS = 8192
 #: Steps of which the norms of the gradients are kept, at most.
 _N_NORMS = 2000
 _EVENT_SECONDS = 0.25
-#: Without a wish of the user, checkpoints come so seldom that they take 2% of the time, and at least so many seconds apart.
-_LEAST_SECONDS, _SAVE_SHARE = 20.0, 50.0
 #: Name of the last checkpoint.
 FINISHED = "trained"
 
@@ -71,23 +68,26 @@ class Training:
         self.recipe = Recipe.of(task.options)
         self.model = self.recipe.model
         self.dtype = np.dtype(task.dtype)
-        self.checkpoint = Checkpoint(Path(task.directory))
         generator = np.random.default_rng([task.options.seed, 2**32 - 1])
         self.parameters = self.model.initialize(
             task.features.shape[1], task.n_outputs, init=task.options.model.get("init"), rng=generator, dtype=self.dtype
         )
         self.state = self.recipe.optimizer.start(self.parameters)
-        self.best: Parameters = {name: array.copy() for name, array in self.parameters.items()}
         self.history = History()
-        self.step = 0
-        self.epoch = 0
-        self.finished = False
+        self.at = Position()
+        saved = {f"parameters/{name}": array for name, array in self.parameters.items()}
+        saved |= {f"optimizer/{name}": array for name, array in self.state.items()}
+        self.best: Parameters = {}
+        if self.recipe.early_stopping is not None:
+            self.best = {name: array.copy() for name, array in self.parameters.items()}
+            saved |= {f"best/{name}": array for name, array in self.best.items()}
+        self.saver = Saver(communicator, task, saved, self.at, self.history)
         self.source = self._source()
         self.seconds = self.source.seconds
         self.shard = self._shard(task.order)
         self.validation = self._validation()
         self.log: list[tuple[int, Array]] = []
-        self._saved_at, self._saved_step, self._sent_at = time.monotonic(), 0, time.perf_counter()
+        self._sent_at = time.perf_counter()
         self._sent = Seconds()
 
     def _source(self) -> RankGradients:
@@ -99,27 +99,27 @@ class Training:
             self.validation.close()
 
     def run(self) -> dict[str, Any]:
-        self._restore()
-        started, self._began = time.perf_counter(), self.step
-        reason = "finished before" if self.finished else ""
+        self.saver.restore()
+        started, self._began = time.perf_counter(), self.at.step
+        reason = "finished before" if self.at.finished else ""
         steps_in_epoch = 1 if self.recipe.full_batch else self.task.order.steps_per_epoch
-        while not reason and self.epoch < self.task.options.epochs:
-            first_step = self.step - self.epoch * steps_in_epoch
+        while not reason and self.at.epoch < self.task.options.epochs:
+            first_step = self.at.step - self.at.epoch * steps_in_epoch
             reason = self._iterate() if self.recipe.full_batch else self._epoch(first_step)
             if reason == "stopped":
-                self._save(f"step-{self.step}")
+                self.saver.save(f"step-{self.at.step}")
                 break
-            self.epoch += 1
+            self.at.epoch += 1
             reason = self._after_epoch() or reason
-            self._save_when_due()
+            self.saver.save_when_due()
         self.seconds.total += time.perf_counter() - started
-        self.seconds.steps += self.step - self._began
+        self.seconds.steps += self.at.step - self._began
         self.seconds.compute = self.seconds.total - self.seconds.read - self.seconds.exposed
         self._write_log()
         stopped = reason == "stopped"
-        if not stopped and not self.finished:
-            self.finished = True
-            self._save(FINISHED)
+        if not stopped and not self.at.finished:
+            self.at.finished = True
+            self.saver.save(FINISHED)
         self._report(last=True)
         table = self.communicator.allgather(self.seconds.to_array(), name="seconds of all ranks")
         return {"stopped": stopped, "reason": reason, "seconds": table.tolist() if self.communicator.rank == 0 else None}
@@ -129,14 +129,14 @@ class Training:
     def _epoch(self, first_step: int) -> str:
         """The rest of an epoch."""
         if first_step == 0:
-            self._loss_sum = self._weight_sum = 0.0
-        shares = self.shard.shares(self.epoch, first_step)
+            self.at.loss_sum = self.at.weight_sum = 0.0
+        shares = self.shard.shares(self.at.epoch, first_step)
         for share in self._timed(shares):
             self._take_step(share)
-            self.step += 1
+            self.at.step += 1
             if self.communicator.stopping:
                 return "stopped"
-            self._save_when_due()
+            self.saver.save_when_due()
         return ""
 
     def _timed(self, shares: Iterator[Share]) -> Iterator[Share]:
@@ -148,15 +148,15 @@ class Training:
                 return
             self.seconds.rows += len(share.rows)
             if self.task.options.log_rows:
-                self.log.append((self.step, share.rows))
+                self.log.append((self.at.step, share.rows))
             yield share
 
     def _take_step(self, share: Share) -> None:
         optimizer, recipe = self.recipe.optimizer, self.recipe
         assert not isinstance(optimizer, LBFGS | ProximalGradient)
-        rate = recipe.learning_rate * recipe.schedule(self.step)
+        rate = recipe.learning_rate * recipe.schedule(self.at.step)
         reduction = self.source.start(self.parameters, share)
-        keeps_norms = self.step % self._norms_every == 0
+        keeps_norms = self.at.step % self._norms_every == 0
         norms: dict[str, float] = {}
         penalty = 0.0
         if isinstance(optimizer, KFAC) or self.task.options.clip_norm is not None:
@@ -182,8 +182,8 @@ class Training:
             loss = reduction.loss()
             self._require_finite(loss, share)
         recipe.regularization.shrink(self.parameters, rate)
-        self._loss_sum += loss * share.normalizer
-        self._weight_sum += share.normalizer
+        self.at.loss_sum += loss * share.normalizer
+        self.at.weight_sum += share.normalizer
         self.history.append("loss", loss + penalty)
         self.history.append("learning_rate", rate)
         if keeps_norms:
@@ -196,7 +196,7 @@ class Training:
         return max(1, order.steps_per_epoch * self.task.options.epochs // _N_NORMS)
 
     def _keep_norms(self, norms: dict[str, float]) -> None:
-        self.history.append("norm_step", self.step)
+        self.history.append("norm_step", self.at.step)
         for layer in dict.fromkeys(name.split("/")[0] for name in self.parameters):
             parts = [norms[name] for name in self.parameters if name.startswith(f"{layer}/")]
             self.history.append(f"gradient_norm/{layer}", math.hypot(*parts))
@@ -206,13 +206,13 @@ class Training:
         optimizer = self.recipe.optimizer
         assert isinstance(optimizer, LBFGS | ProximalGradient)
         found = optimizer.iterate(self._evaluate, self.parameters, self.state, regularization=self.recipe.regularization)
-        self.step += 1
+        self.at.step += 1
         self.history.append("loss", found.loss)
         self.history.append("optimality", found.optimality)
         self.history.append("evaluations", found.n_evaluations)
-        self._loss_sum, self._weight_sum = found.loss, 1.0
+        self.at.loss_sum, self.at.weight_sum = found.loss, 1.0
         if not math.isfinite(found.loss):
-            raise NumericalError(f"The loss became {found.loss} in iteration {self.step}; look for huge features or targets.")
+            raise NumericalError(f"The loss became {found.loss} in iteration {self.at.step}; look for huge features or targets.")
         self._report()
         if self.communicator.stopping:
             return "stopped"
@@ -247,7 +247,7 @@ class Training:
             value = self.task.features.read(place[0], place[0] + 1)[0, place[1]].item()
             raise NonFiniteError(*place, value)
         raise NumericalError(
-            f"The loss became {loss} in step {self.step}; lower optimizer.learning_rate, set params.clip_norm, "
+            f"The loss became {loss} in step {self.at.step}; lower optimizer.learning_rate, set params.clip_norm, "
             "or scale the features."
         )
 
@@ -255,8 +255,8 @@ class Training:
 
     def _after_epoch(self) -> str:
         history = self.history
-        history.append("epoch_step", self.step)
-        history.append("epoch_loss", self._loss_sum / self._weight_sum if self._weight_sum else math.nan)
+        history.append("epoch_step", self.at.step)
+        history.append("epoch_loss", self.at.loss_sum / self.at.weight_sum if self.at.weight_sum else math.nan)
         watched = history.values("epoch_loss")
         if self.validation is not None:
             for name, value in self._validate(self.validation).items():
@@ -265,7 +265,7 @@ class Training:
         if self.communicator.rank == 0:
             names = ["epoch_loss", *(name for name in history.names() if name.startswith("validation_"))]
             values = {name: history.values(name)[-1] for name in names}
-            send(self.task.token, {"event": "epoch", "epoch": self.epoch, **values})
+            send(self.task.token, {"event": "epoch", "epoch": self.at.epoch, **values})
         stopping = self.recipe.early_stopping
         if stopping is None:
             return ""
@@ -314,67 +314,6 @@ class Training:
             in_memory_if_small(features), Column(targets), weights=None, order=order, rank=self.communicator.rank,
             size=self.communicator.size, dtype=self.dtype,
         )  # fmt: skip
-
-    # Checkpoints.
-
-    def _restore(self) -> None:
-        """Go on from the last checkpoint that counts; rank 0 reads it, and all get the same."""
-        arrays: dict[str, Array] | None = None
-        if self.communicator.rank == 0:
-            steps = self.checkpoint.steps()
-            packed = next((found for step in reversed(steps) if (found := self.checkpoint.load(step)) is not None), None)
-            arrays = None if packed is None else unpack(packed)
-            for problem in self.checkpoint.problems:
-                send(self.task.token, {"event": "warning", "message": problem})
-        position = np.array([arrays is not None, *(arrays["position"] if arrays else (0, 0, 0, 0, 0))], np.float64)
-        self.communicator.bcast(position, name="position")
-        if not position[0]:
-            return
-        self.step, self.epoch = int(position[1]), int(position[2])
-        self._loss_sum, self._weight_sum, self.finished = float(position[3]), float(position[4]), bool(position[5])
-        for name, array in self._arrays().items():
-            if arrays is not None:
-                array[...] = arrays[name]
-            self.communicator.bcast(array, name=f"checkpoint {name}")
-        self.history.restore(self.communicator, arrays)
-        self._saved_step = self.step
-        if self.communicator.rank == 0:
-            send(self.task.token, {"event": "resumed", "steps": self.step, "epoch": self.epoch})
-
-    def _arrays(self) -> dict[str, Array]:
-        """All that a later run needs, but for history and position."""
-        named = {f"parameters/{name}": array for name, array in self.parameters.items()}
-        named |= {f"optimizer/{name}": array for name, array in self.state.items()}
-        if self.recipe.early_stopping is not None:
-            named |= {f"best/{name}": array for name, array in self.best.items()}
-        return named
-
-    def _save_when_due(self) -> None:
-        every, steps = self.task.every_seconds, self.task.options.checkpoint_steps
-        due = steps is not None and self.step - self._saved_step >= steps
-        if not every and steps is None:
-            every = max(_LEAST_SECONDS, _SAVE_SHARE * self._save_seconds)
-        # The clock of rank 0 alone decides, and rank 0 alone writes.
-        due = due or (every > 0 and time.monotonic() - self._saved_at >= every)
-        if due and self.step > self._saved_step:
-            self._save(f"step-{self.step}")
-
-    def _save(self, name: str) -> None:
-        self._saved_at, self._saved_step = time.monotonic(), self.step
-        if self.communicator.rank != 0:
-            return
-        started = time.perf_counter()
-        position = np.array([self.step, self.epoch, self._loss_sum, self._weight_sum, self.finished])
-        before = self.checkpoint.steps()
-        n_bytes = self.checkpoint.save(name, pack({**self._arrays(), **self.history.to_arrays(), "position": position}))
-        for step in before[:-1]:
-            self.checkpoint.drop(step)
-        self._save_seconds = time.perf_counter() - started
-        send(self.task.token, {"event": "checkpoint", "step": name, "bytes": n_bytes, "seconds": self._save_seconds})
-
-    _save_seconds = 0.0
-    _loss_sum = 0.0
-    _weight_sum = 0.0
 
     # Messages.
 

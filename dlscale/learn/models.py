@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dlscale.errors import SpecError
-from dlscale.kernels import Array, tile_rows, workspace
+from dlscale.kernels import Array, tile_rows
 from dlscale.learn.activations import ACTIVATIONS, Activation
 from dlscale.learn.decorrelation import covariance_sums, penalty_and_slope
 from dlscale.learn.initializers import initializer
@@ -22,6 +22,7 @@ from dlscale.learn.losses import Loss
 from dlscale.learn.losses import loss as make_loss
 from dlscale.learn.options import require_count, require_number
 from dlscale.learn.parameters import Parameters, backward_buffer, n_layers
+from dlscale.workspaces import workspace
 
 #: Losses that a type of model is trained with, the default first.
 LOSSES_OF_MODELS = {

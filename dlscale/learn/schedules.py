@@ -16,48 +16,38 @@ from dlscale.learn.options import choose, require_count, require_number
 
 @dataclass(frozen=True)
 class Schedule:
-    """A factor of the learning rate for each step, counted from 0."""
+    """A factor of the learning rate for each step, counted from 0; this one is always 1."""
 
-    def __call__(self, step: int) -> float:
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class Constant(Schedule):
-    """Always 1."""
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name == "factor":
+                require_number("schedule.factor", value, above=0, at_most=1)
+            elif name == "final":
+                require_number("schedule.final", value, at_least=0, at_most=1)
+            else:
+                require_count(f"schedule.{name}", value)
 
     def __call__(self, step: int) -> float:
         return 1.0
 
 
 @dataclass(frozen=True)
-class Step(Schedule):
-    """Multiplied by ``factor`` after every ``every`` steps."""
-
-    every: int
-    factor: float = 0.1
-
-    def __post_init__(self) -> None:
-        require_count("schedule.every", self.every)
-        require_number("schedule.factor", self.factor, above=0, at_most=1)
-
-    def __call__(self, step: int) -> float:
-        return float(self.factor ** (step // self.every))
-
-
-@dataclass(frozen=True)
 class Exponential(Schedule):
-    """``factor ** (step / every)``: what `Step` does, smoothly."""
+    """``factor ** (step / every)``."""
 
     every: int
     factor: float = 0.1
-
-    def __post_init__(self) -> None:
-        require_count("schedule.every", self.every)
-        require_number("schedule.factor", self.factor, above=0, at_most=1)
 
     def __call__(self, step: int) -> float:
         return float(self.factor ** (step / self.every))
+
+
+@dataclass(frozen=True)
+class Step(Exponential):
+    """The same in stairs: multiplied by ``factor`` after every ``every`` steps."""
+
+    def __call__(self, step: int) -> float:
+        return super().__call__(step // self.every * self.every)
 
 
 @dataclass(frozen=True)
@@ -66,10 +56,6 @@ class Cosine(Schedule):
 
     n_steps: int
     final: float = 0.0
-
-    def __post_init__(self) -> None:
-        require_count("schedule.n_steps", self.n_steps)
-        require_number("schedule.final", self.final, at_least=0, at_most=1)
 
     def __call__(self, step: int) -> float:
         done = min(1.0, step / self.n_steps)
@@ -85,9 +71,7 @@ class WarmupCosine(Schedule):
     final: float = 0.0
 
     def __post_init__(self) -> None:
-        require_count("schedule.n_steps", self.n_steps)
-        require_count("schedule.n_warmup_steps", self.n_warmup_steps)
-        require_number("schedule.final", self.final, at_least=0, at_most=1)
+        super().__post_init__()
         if self.n_warmup_steps >= self.n_steps:
             raise SpecError(
                 f"schedule.n_warmup_steps must be less than schedule.n_steps; got {self.n_warmup_steps} of {self.n_steps}. "
@@ -106,15 +90,12 @@ class InverseSquareRoot(Schedule):
 
     n_warmup_steps: int = 1
 
-    def __post_init__(self) -> None:
-        require_count("schedule.n_warmup_steps", self.n_warmup_steps)
-
     def __call__(self, step: int) -> float:
         return min((step + 1) / self.n_warmup_steps, math.sqrt(self.n_warmup_steps / (step + 1)))
 
 
 SCHEDULES: dict[str, type[Schedule]] = {
-    "constant": Constant,
+    "constant": Schedule,
     "step": Step,
     "exponential": Exponential,
     "cosine": Cosine,

@@ -16,7 +16,7 @@ from dlscale.engine.grids import RowGrid
 from dlscale.engine.guard import Guard
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.ranks import Communicator
-from dlscale.kernels import Array, workspace
+from dlscale.kernels import Array
 from dlscale.learn.data import Share
 from dlscale.learn.gradients import RankGradients, Reduction
 from dlscale.learn.kfac import factor_buffer, factor_sums
@@ -25,6 +25,7 @@ from dlscale.learn.models import Model
 from dlscale.learn.parameters import Parameters, backward_buffer
 from dlscale.learn.task import Task
 from dlscale.storage.matrices import Matrix
+from dlscale.workspaces import workspace
 
 #: Parts of a batch, each of them one task; the sums depend on it, so it does not depend on the cluster.
 N_PARTS = 8

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from dlscale.engine.passes import Fold, State
-from dlscale.kernels import accumulator_dtype, workspace
+from dlscale.kernels import accumulator_dtype
 from dlscale.linalg.orthogonal import Basis
 from dlscale.storage.matrices import Array
+from dlscale.workspaces import workspace
 
 
 def phases_of(peaks: Array) -> Array:

@@ -21,8 +21,10 @@ from scipy.linalg import solve_triangular
 
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Fold, Passes, State
-from dlscale.kernels import accumulator_dtype, add_gram, one_blas_thread, solve_triangular_right, tiles, workspace
+from dlscale.kernels import accumulator_dtype, add_gram, mirror_upper, one_blas_thread, tiles
+from dlscale.lapack import solve_right
 from dlscale.storage.matrices import Array, Matrix
+from dlscale.workspaces import workspace
 
 #: A factor of a matrix of this condition leaves an orthogonality of about eps * 25: no further round is needed.
 WELL_CONDITIONED = 5.0
@@ -90,7 +92,7 @@ class TriangularBasis:
             Q = workspace("Q", A.shape, self.dtype)
             np.copyto(Q, A)
         for factor in self.factors:
-            solve_triangular_right(Q, factor)
+            solve_right(Q, np.ascontiguousarray(factor, self.dtype), uplo="U")
         return Q if self.last is None else np.matmul(Q, self.last, out=workspace("U", (len(A), self.last.shape[1]), self.dtype))
 
 
@@ -144,6 +146,10 @@ class BasisGram(Fold):
         for i, tile in self.basis.pieces(A[:, : self.n]):
             add_gram(self.basis.apply(tile, first_row + i), state["gram"])
         return ()
+
+    def finish(self, state: State) -> State:
+        mirror_upper(state["gram"])
+        return state
 
 
 @dataclass(frozen=True)

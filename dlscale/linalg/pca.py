@@ -273,8 +273,7 @@ def _from_gram(
     passes: Passes, centered: Matrix, state: State, options: PCAOptions, plan: Plan, left: LeftOutput, solver: str
 ) -> Triplets:
     """From ``A_c^H A_c`` to triplets: by its eigenvectors, or, where these are too few digits, by an exact SVD."""
-    # Products of complex tiles are Hermitian only up to rounding.
-    gram, dtype = (state["gram"] + state["gram"].conj().T) / 2, centered.dtype
+    gram, dtype = state["gram"], centered.dtype
     n = gram.shape[0]
     with one_blas_thread():
         values, vectors = np.linalg.eigh(gram)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dlscale.engine.passes import Fold, State
-from dlscale.kernels import Moments, accumulator_dtype, add_gram, add_normal_product
+from dlscale.kernels import Moments, accumulator_dtype, add_gram, add_normal_product, mirror_upper
 from dlscale.storage.matrices import Array
 
 #: Rows whose mean a leaf subtracts before it takes squares; what that leaves is corrected when the leaf is complete.
@@ -158,6 +158,7 @@ class Gram(Fold):
         return ()
 
     def finish(self, state: State) -> State:
+        mirror_upper(state["gram"])
         if self.center:
             count, low = settle_means(state)
             state["gram"] -= count * np.outer(low.conj(), low)

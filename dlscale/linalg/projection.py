@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dlscale.kernels import solve_triangular_right
+from dlscale.lapack import solve_right
 from dlscale.linalg.orthogonal import Basis, TriangularBasis, scaled_condition
 from dlscale.storage.matrices import Array
 
@@ -73,9 +73,9 @@ def project(basis: Basis, W: Array, Z: Array, gram: Array, dtype: np.dtype[Any],
     eps = float(np.finfo(dtype).eps)
     condition = scaled_condition(gram, eps)
     if isinstance(basis, TriangularBasis) and condition < eps**-0.3:
-        BH = np.ascontiguousarray(Z)
+        BH = Z.copy()
         for factor in basis.factors:
-            solve_triangular_right(BH, factor)
+            solve_right(BH, np.ascontiguousarray(factor, BH.dtype), uplo="U")
         return _on_range(BH, f"projected on the range of A W (condition {condition:.2g})", eps * condition)
     if n_iterations == 0:
         # Rounding in Z is amplified by at most 1 / cut, and what is cut off is at most this: they balance.

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from dlscale.engine.passes import Fold, State
-from dlscale.kernels import accumulator_dtype, tiles, workspace
+from dlscale.kernels import accumulator_dtype, tiles
 from dlscale.storage.matrices import Array, Matrix
+from dlscale.workspaces import workspace
 
 
 @dataclass(frozen=True)

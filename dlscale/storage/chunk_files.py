@@ -13,8 +13,8 @@ import google_crc32c
 import numpy as np
 
 from dlscale.errors import CorruptionError, MissingChunkError
-from dlscale.kernels import PAGE_BYTES, workspace
 from dlscale.storage.matrices import Array
+from dlscale.workspaces import PAGE_BYTES, workspace
 
 _CRC_BYTES = 4
 #: Not on every system.

@@ -17,9 +17,9 @@ import numpy as np
 import psutil
 
 from dlscale.errors import CorruptionError, InputError, MissingChunkError
-from dlscale.kernels import workspace
 from dlscale.storage.chunk_files import read_window
 from dlscale.storage.matrices import Array, Matrix
+from dlscale.workspaces import workspace
 
 
 class RawLayout(NamedTuple):

@@ -16,8 +16,8 @@ import pytest
 import zarr
 
 from dlscale.errors import CorruptionError, InputError, MissingChunkError, SpecError
-from dlscale.kernels import workspace
 from dlscale.storage.matrices import Matrix, open_matrix
+from dlscale.workspaces import workspace
 
 # Test files are imported by path, which leaves the folder of helpers.py off the module path.
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -1,0 +1,24 @@
+"""Temporary arrays that are kept from call to call, because memory touched for the first time is slow."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+
+#: Where workspaces begin, so that a disk can fill them past the page cache.
+PAGE_BYTES = 4096
+
+_local = threading.local()
+
+
+def workspace(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, np.dtype[Any]]:
+    """An uninitialised array of this thread, at the start of a page, kept and reused from call to call under its name."""
+    n_bytes = int(np.prod(shape)) * dtype.itemsize
+    store: np.ndarray[Any, np.dtype[Any]] | None = getattr(_local, name, None)
+    if store is None or store.nbytes < n_bytes:
+        room = np.empty(n_bytes + PAGE_BYTES, np.uint8)
+        store = room[-room.ctypes.data % PAGE_BYTES :]
+        setattr(_local, name, store)
+    return store[:n_bytes].view(dtype).reshape(shape)
