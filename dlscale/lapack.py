@@ -68,12 +68,17 @@ def add_hermitian_square(A: Array, G: Array) -> Array:
 
 def solve_lower(L: Array, B: Array, *, op: Op = "N", unit: bool = False) -> Array:
     """``B <- op(L)^-1 B`` for a lower triangular L (n, n) and B (n, k), in place; n^2 k flops (BLAS ``trsm``)."""
-    return _solve(L, B, uplo="L", op=op, unit=unit)
+    return _triangular("trsm", L, B, uplo="L", op=op, unit=unit)
 
 
 def solve_upper(R: Array, B: Array, *, op: Op = "N", unit: bool = False) -> Array:
     """``B <- op(R)^-1 B`` for an upper triangular R (n, n) and B (n, k), in place; n^2 k flops (BLAS ``trsm``)."""
-    return _solve(R, B, uplo="U", op=op, unit=unit)
+    return _triangular("trsm", R, B, uplo="U", op=op, unit=unit)
+
+
+def multiply_triangular(T: Array, B: Array, *, uplo: Literal["L", "U"], op: Op = "N", unit: bool = False) -> Array:
+    """``B <- op(T) B`` for a triangular T (n, n) and B (n, k), in place; n^2 k flops (BLAS ``trmm``)."""
+    return _triangular("trmm", T, B, uplo=uplo, op=op, unit=unit)
 
 
 def solve_right(B: Array, T: Array, *, uplo: Literal["L", "U"], op: Op = "N", unit: bool = False) -> Array:
@@ -110,14 +115,12 @@ def factor_lu(panel: Array) -> tuple[Array, int]:
     return pivots.astype(np.intp) - 1, info
 
 
-def factor_qr(panel: Array) -> tuple[Array, Array]:
+def factor_qr(panel: Array) -> Array:
     """Householder QR of a panel (m, b) in compact WY form, in place: R on and above the diagonal, the reflectors below.
 
     Returns
     -------
-    V1 : (k, k), k = min(m, b)
-        The top of the reflectors, with its unit diagonal and zeros above.
-    T : (k, k), upper triangular
+    T : (k, k), k = min(m, b), upper triangular
         ``Q = I - V T V^H``.
 
     Notes
@@ -130,13 +133,34 @@ def factor_qr(panel: Array) -> tuple[Array, Array]:
     T = np.zeros((k, k), panel.dtype, order="F")
     _call(cython_lapack, "geqrt3", panel.dtype, m, k, work, m, T, k)
     _copy_back(work, panel)
-    V1 = np.tril(panel[:k, :k], -1) + np.eye(k, dtype=panel.dtype)
     T = np.ascontiguousarray(np.triu(T))
     if b > k:
-        rest = panel[:, k:]
-        update = multiply_add(V1, rest, np.empty_like(rest), alpha=1.0, beta=0.0, op_a="C")
-        multiply_add(V1, multiply_add(T, update, np.empty_like(update), alpha=1.0, beta=0.0, op_a="C"), rest)
-    return V1, T
+        apply_reflectors(panel[:, :k], T, panel[:, k:], op="C")
+    return T
+
+
+def apply_reflectors(V: Array, T: Array, C: Array, *, op: Op) -> None:
+    """``C <- (I - V op(T) V^H) C`` in place (LAPACK ``larfb``).
+
+    Parameters
+    ----------
+    V : (m, k)
+        A factored panel: the reflectors below the diagonal, whose ones are not stored.
+    T : (k, k), upper triangular
+    C : (m, n), overwritten
+
+    Notes
+    -----
+    4 m k n - k^2 n flops.
+    """
+    k = len(T)
+    W = workspace("reflected", (k, C.shape[1]), C.dtype)
+    W[...] = C[:k]
+    multiply_triangular(V[:k], W, uplo="L", op="C", unit=True)
+    multiply_add(V[k:], C[k:], W, alpha=1.0, op_a="C")
+    multiply_triangular(T, W, uplo="U", op=op)
+    multiply_add(V[k:], W, C[k:])
+    C[:k] -= multiply_triangular(V[:k], W, uplo="L", unit=True)
 
 
 def factor_cholesky(block: Array) -> int:
@@ -173,12 +197,12 @@ def interchanges(pivots: Array, n_rows: int) -> tuple[Array, Array]:
     return targets, np.fromiter(place.values(), np.intp, len(place))
 
 
-def _solve(T: Array, B: Array, *, uplo: str, op: Op, unit: bool) -> Array:
+def _triangular(name: str, T: Array, B: Array, *, uplo: str, op: Op, unit: bool) -> Array:
     n, k = B.shape
     if n and k:
         flipped = "U" if uplo == "L" else "L"
         one, diagonal = np.ones(1, B.dtype), "U" if unit else "N"
-        _call(cython_blas, "trsm", B.dtype, "R", flipped, op, diagonal, k, n, one, T, _leading(T), B, _leading(B))
+        _call(cython_blas, name, B.dtype, "R", flipped, op, diagonal, k, n, one, T, _leading(T), B, _leading(B))
     return B
 
 

@@ -15,7 +15,7 @@ from dlscale.engine.outcome import Outcome
 from dlscale.engine.panels import Panels
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.transforms import Factored, Facts, Method, Transform, largest_modulus
-from dlscale.lapack import Op, factor_qr, multiply_add
+from dlscale.lapack import Op, apply_reflectors, factor_qr
 from dlscale.linalg.factor_plan import FactorOptions, PanelPlan, as_matrix, factor_target, plan_panels
 from dlscale.linalg.factor_products import TriangularProduct, probes, scaled, triangular_product
 from dlscale.storage.matrices import Array, Matrix
@@ -28,8 +28,7 @@ class Householder(Method):
     """
 
     def factor(self, panel: Array, top: int) -> Facts:
-        _, T = factor_qr(panel[top:])
-        return {"t": T}
+        return {"t": factor_qr(panel[top:])}
 
     def apply(self, transform: Transform, panel: Array, top: int) -> None:
         reflect(transform, panel[transform.top :], op="C")
@@ -47,16 +46,9 @@ class Householder(Method):
 
 
 def reflect(transform: Transform, C: Array, *, op: Op) -> None:
-    """``C <- (I - V op(T) V^H) C`` in place, V (m, k) unit lower trapezoidal: 4 m k n flops (LAPACK ``larfb``)."""
+    """``C <- (I - V op(T) V^H) C`` in place, by the V and T of a factored panel."""
     T = transform.facts["t"]
-    k = len(T)
-    V2 = transform.panel[k:, :k]
-    V1 = np.tril(transform.panel[:k, :k], -1) + np.eye(k, dtype=C.dtype)
-    W = multiply_add(V1, C[:k], np.empty((k, C.shape[1]), C.dtype), alpha=1.0, beta=0.0, op_a="C")
-    multiply_add(V2, C[k:], W, alpha=1.0, op_a="C")
-    W = multiply_add(T, W, np.empty_like(W), alpha=1.0, beta=0.0, op_a=op)
-    multiply_add(V1, W, C[:k])
-    multiply_add(V2, W, C[k:])
+    apply_reflectors(transform.panel[:, : len(T)], T, C, op=op)
 
 
 @dataclass(frozen=True)
