@@ -29,6 +29,7 @@ from dlscale.batch.signals import Signals, Stop
 from dlscale.batch.spec import parse_spec
 from dlscale.batch.workspace import Heartbeat, Job, JobState, Workspace
 from dlscale.engine.clusters import open_cluster
+from dlscale.engine.launchers import lost_rank
 from dlscale.engine.machine import describe_machine
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
@@ -202,14 +203,14 @@ def _execute(job: Job, state: JobState, prepared: Prepared, listener: Emit) -> J
             PacedCheckpoint(job.checkpoint).discard()
             recorder.change("succeeded", result=str(path))
         except (Stop, Exception) as reason:
-            # Of a lost rank its launcher kills the others, with SIGTERM first: the cause is what counts.
-            if signals.received and not isinstance(reason, RankError):
+            lost = lost_rank() if isinstance(reason, Stop) else None
+            if signals.received and not isinstance(lost or reason, RankError):
                 cancelled = job.cancel.exists()
                 said = "cancelled" if cancelled else signals.received
                 error = Interrupted(f"{said}: stopped after the last finished pass; go on with `dlscale resume {job.id}`.")
                 recorder.change("cancelled" if cancelled else "interrupted", str(error))
             else:
-                error = _failed(reason, job, prepared, output, recorder)
+                error = _failed(lost or reason, job, prepared, output, recorder)
         job.cancel.unlink(missing_ok=True)
         try:
             write_report(job)
@@ -253,15 +254,17 @@ def _compute(job: Job, prepared: Prepared, group: ResultGroup, recorder: Recorde
     recorder.change("running", summary={"machine": describe_machine(), "image_shape": image_shape})
     every, shared = prepared.spec.checkpoint.every, not prepared.facts.one_host
     checkpoint = PacedCheckpoint(job.checkpoint, every_seconds=every, fsync=shared)
+    losses: list[str] = []
     try:
         with open_cluster(prepared.facts) as cluster:
+            losses = cluster.losses
             passes = Passes(cluster, checkpoint=checkpoint, result=group, emit=emit, stall_seconds=prepared.spec.stall)
             outcome = KINDS[prepared.spec.kind].compute(passes, prepared.inputs, prepared.options, prepared.plan)
     except Stop:
         checkpoint.flush()
         raise
     finally:
-        for problem in checkpoint.problems:
+        for problem in (*checkpoint.problems, *losses):
             recorder.emit({"event": "warning", "message": problem})
     recorder.change("certifying", summary=_summary(outcome))
     outcome.certificate.require()

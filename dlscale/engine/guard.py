@@ -69,7 +69,8 @@ class Guard:
         self._peers: dict[int, socket.socket] = {}
         self._left: set[int] = set()
         self._answered = threading.Event()
-        self._lock = threading.Lock()
+        self._rests: dict[int, bytes] = {}
+        self._lock, self._receiving = threading.Lock(), threading.RLock()
 
     def __enter__(self) -> Guard:
         if self._handles_signals:
@@ -92,6 +93,15 @@ class Guard:
                 self._fail(error)
             if self.failure is None or not self._handles_signals:
                 self._restore()
+
+    def look(self) -> None:
+        """Notice at once which ranks have failed or died by now.
+
+        The operating system closes the connections of a process before its launcher learns of its death: in whoever was sent a
+        signal for it, this finds the cause.
+        """
+        for rank in self._peers:
+            self._receive(rank)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
@@ -180,23 +190,33 @@ class Guard:
 
     def _watch(self) -> None:
         selector = selectors.DefaultSelector()
-        rests = {}
         for rank, connection in self._peers.items():
             selector.register(connection, selectors.EVENT_READ, rank)
-            rests[rank] = b""
         while selector.get_map():
             for key, _ in selector.select():
-                rank = key.data
+                if not self._receive(key.data):
+                    selector.unregister(key.fileobj)
+
+    def _receive(self, rank: int) -> bool:
+        """Take in what a rank has sent so far; whether more can come."""
+        lines: list[bytes] = []
+        ended = False
+        with self._receiving:
+            while not ended:
                 try:
-                    data = key.fileobj.recv(1 << 16)  # type: ignore[union-attr]
+                    data = self._peers[rank].recv(1 << 16, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    break
                 except OSError:
                     data = b""
-                *lines, rests[rank] = (rests[rank] + data).split(b"\n")
-                for line in lines:
-                    self._hear(rank, json.loads(line))
-                if not data:
-                    selector.unregister(key.fileobj)
-                    self._lost(rank)
+                ended = not data
+                *whole, self._rests[rank] = (self._rests.get(rank, b"") + data).split(b"\n")
+                lines += whole
+            for line in lines:
+                self._hear(rank, json.loads(line))
+            if ended:
+                self._lost(rank)
+        return not ended
 
     def _hear(self, rank: int, message: dict[str, Any]) -> None:
         if "failed" in message:

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ _VARIABLES = (
 #: A launcher forwards these to all ranks and leaves them the time they need, which it does not after SIGTERM.
 _STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, *_STOP_SIGNALS)
-#: The others' deaths are known after so long: the operating system closes the connections of a process as it dies.
+#: Deaths on other hosts are known after so long: the operating system closes the connections of a process as it dies.
 _KNOWN_SECONDS = 0.02
 _END_SECONDS = 8.0
 
@@ -53,6 +53,16 @@ def launched() -> tuple[int, int] | None:
 def session() -> Session | None:
     """The session that this process leads, if it is rank 0 of several."""
     return _session
+
+
+def lost_rank() -> RankError | None:
+    """Why a signal came, if it was not somebody's wish: launchers that lose a rank send SIGTERM to the others."""
+    try:
+        if _session is not None:
+            _session.blame()
+    except RankError as error:
+        return error
+    return None
 
 
 def across_ranks(command: Callable[[], int]) -> int:
@@ -142,7 +152,7 @@ class Session:
                 f"The launcher started {n_ranks} processes, and MPI sees {self.communicator.size}: they do not belong to each "
                 "other. Use the mpirun of the MPI library that mpi4py loads, or `srun --mpi=pmix`."
             )
-        self._guard = Guard(self.communicator, handles_signals=False).__enter__()
+        self._guard = Guard(self.communicator, on_failure=self._speak, handles_signals=False).__enter__()
         self._worker: threading.Thread | None = None
         self._broken = False
         self._places = exchange(self.communicator, Place.here(), name="places")
@@ -228,6 +238,7 @@ class Session:
     def blame(self) -> None:
         """As `check`, for an error or a signal that may come of the death of a rank at this very moment."""
         time.sleep(_KNOWN_SECONDS)
+        self._guard.look()
         self.check()
 
     def give_up(self, error: BaseException) -> None:
@@ -235,6 +246,11 @@ class Session:
         if not self._broken:
             self._broken = True
             self._guard.__exit__(type(error), error, error.__traceback__)
+
+    def _speak(self, failure: Mapping[str, Any]) -> None:
+        """Of the end of rank 0, which speaks for all, another one must tell."""
+        if failure["rank"] == 0 and not failure["traceback"] and self.communicator.rank == 1:
+            print(f"error: Rank 0: {failure['cause']}", file=sys.stderr, flush=True)
 
     def end(self, code: int) -> None:
         """Leave, all ranks with the same exit code; does not return."""
