@@ -19,11 +19,12 @@ import numpy as np
 
 from dlscale.kernels import Array
 from dlscale.storage.matrices import ArrayMatrix, Matrix
+from dlscale.workspaces import PAGE_BYTES
 
 #: Units merged in a window, where there are so many: it divides evenly by 1, 2, 3, 4, 6 and 12 ranks.
 N_LANES = 12
-#: Bytes of a unit, where the store allows any range of rows.
-UNIT_BYTES = 8 * 2**20
+#: Bytes of a unit: so many of several chunks together, or of a part of a large one; a chunk between these is a unit.
+UNIT_BYTES, LARGEST_UNIT_BYTES = 8 * 2**20, 32 * 2**20
 #: Targets up to so many bytes are kept in memory.
 SMALL_BYTES = 256 * 2**20
 
@@ -163,13 +164,24 @@ def plan_order(features: Matrix, *, batch_size: int | None, seed: int, memory_by
     """
     n_rows = features.shape[0]
     row_bytes = features.shape[1] * features.dtype.itemsize
-    if features.any_range or features.in_memory:
-        unit_rows = max(1, min(UNIT_BYTES, memory_bytes // (2 * N_LANES)) // row_bytes)
+    rows_of_unit = max(1, min(UNIT_BYTES, memory_bytes // (2 * N_LANES)) // row_bytes)
+    chunk_bytes = features.row_unit * row_bytes
+    if features.in_memory:
+        unit_rows = rows_of_unit
+    elif features.any_range and chunk_bytes > min(LARGEST_UNIT_BYTES, memory_bytes // (2 * N_LANES)):
+        unit_rows = _part_of_chunk(features.row_unit, rows_of_unit, row_bytes)
     else:
-        unit_rows = features.row_unit
+        unit_rows = features.row_unit * max(1, rows_of_unit // features.row_unit)
     unit_rows = min(unit_rows, n_rows)
     n_lanes = max(1, min(N_LANES, memory_bytes // (2 * unit_rows * row_bytes)))
     return Order(n_rows, unit_rows, n_lanes, min(batch_size or n_rows, n_rows), seed, shuffle)
+
+
+def _part_of_chunk(chunk_rows: int, most_rows: int, row_bytes: int) -> int:
+    """So many rows or less: an equal part of a chunk, of whole pages if there is one; disks read these best."""
+    fewest = -(-chunk_rows // most_rows)
+    parts = [chunk_rows // n for n in range(fewest, min(4 * fewest, chunk_rows) + 1) if chunk_rows % n == 0] or [most_rows]
+    return next((part for part in parts if part * row_bytes % PAGE_BYTES == 0), parts[0])
 
 
 class Column:
@@ -249,7 +261,7 @@ class Shard:
         self.rank, self.size, self.dtype, self.reads_features = rank, size, dtype, reads_features
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="dlscale-read")
         self._free: list[Array] = []
-        self._held: dict[tuple[int, int], Future[Array]] = {}
+        self._held: dict[tuple[int, int], tuple[Array | None, Future[Array]]] = {}
 
     def close(self) -> None:
         self._reader.shutdown(cancel_futures=True)
@@ -338,27 +350,29 @@ class Shard:
     def _unit(self, window: int, unit: int) -> Future[Array]:
         key = (window, unit)
         if key not in self._held:
-            self._held[key] = self._reader.submit(self._read, unit)
-        return self._held[key]
+            buffer = None if self.features.in_memory else self._free.pop() if self._free else self._buffer()
+            self._held[key] = buffer, self._reader.submit(self._read, unit, buffer)
+        return self._held[key][1]
 
     def _bounds(self, unit: int) -> tuple[int, int]:
         start = unit * self.order.unit_rows
         return start, min(self.order.n_rows, start + self.order.unit_rows)
 
-    def _read(self, unit: int) -> Array:
+    def _buffer(self) -> Array:
+        """Room for a unit, at the start of a page, so that a disk can fill it past the page cache."""
+        shape, dtype = (self.order.unit_rows, self.features.shape[1]), self.features.dtype
+        room = np.empty(shape[0] * shape[1] * dtype.itemsize + PAGE_BYTES, np.uint8)
+        first = -room.ctypes.data % PAGE_BYTES
+        return room[first : first + len(room) - PAGE_BYTES].view(dtype).reshape(shape)
+
+    def _read(self, unit: int, buffer: Array | None) -> Array:
         start, stop = self._bounds(unit)
-        if self.features.in_memory:
-            return self.features.read(start, stop)
-        try:
-            buffer = self._free.pop()
-        except IndexError:
-            buffer = np.empty((self.order.unit_rows, self.features.shape[1]), self.features.dtype)
-        return self.features.read(start, stop, buffer[: stop - start])
+        return self.features.read(start, stop, None if buffer is None else buffer[: stop - start])
 
     def _let_go(self, window: int) -> None:
         """Keep the buffers of windows before this one for the next units."""
         for key in [key for key in self._held if key[0] < window]:
-            array = self._held.pop(key).result()
-            owner = array if array.base is None else array.base
-            if not self.features.in_memory and len(owner) == self.order.unit_rows:
-                self._free.append(owner)
+            buffer, reading = self._held.pop(key)
+            reading.result()
+            if buffer is not None:
+                self._free.append(buffer)

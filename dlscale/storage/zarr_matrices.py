@@ -83,8 +83,12 @@ class ZarrMatrix(Matrix):
 
     @cached_property
     def exceeds_memory(self) -> bool:
-        """Whether the page cache of this machine cannot keep the matrix from one pass to the next."""
-        return self.n_stored_bytes > psutil.virtual_memory().total
+        """Whether the page cache of this machine cannot keep the matrix from one pass to the next.
+
+        Of a matrix that is a little too large it keeps nothing at all: each page is dropped before its turn comes again. A
+        quarter of the memory is what processes and other files are likely to take.
+        """
+        return self.n_stored_bytes > psutil.virtual_memory().total * 3 // 4
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -130,7 +134,7 @@ class ZarrMatrix(Matrix):
         return out
 
     def expect(self, start: int, stop: int) -> None:
-        if self.raw is None or not hasattr(os, "posix_fadvise"):
+        if self.raw is None or self.exceeds_memory or not hasattr(os, "posix_fadvise"):
             return
         height, width = self.array.chunks[0], (self.array.chunks[1] if len(self.array.chunks) > 1 else 1)
         for i in range(start // height, -(-stop // height)):
