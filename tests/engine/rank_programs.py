@@ -42,8 +42,6 @@ def misbehave(communicator: Communicator, how: str, rank: int) -> None:
                     os._exit(7)
                 case "kill":
                     os.kill(os.getpid(), signal.SIGKILL)
-                case "leave":
-                    return
         time.sleep(0.01)
 
 
@@ -64,8 +62,10 @@ def until_stopped(communicator: Communicator, folder: str) -> int:
 class Who(Fold):
     """Which ranks saw a block."""
 
+    n_ranks: int
+
     def start(self) -> State:
-        return {"ranks": np.zeros(2)}
+        return {"ranks": np.zeros(self.n_ranks)}
 
     def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
         state["ranks"][int(os.environ["OMPI_COMM_WORLD_RANK"])] += 1
@@ -74,10 +74,13 @@ class Who(Fold):
 
 
 def sweep(path: str) -> int:
-    """A pass over a matrix on two ranks; says which of them took part."""
+    """A program on every rank, then a pass over a matrix; says what came out, and which ranks took part."""
     A = open_matrix(path)
+    n_ranks = int(os.environ["OMPI_COMM_WORLD_SIZE"])
+    events: list[dict[str, Any]] = []
     with open_cluster("mpi") as cluster:
-        state = Passes(cluster).sweep("who", A, Who(), RowGrid(A.shape[0], 500, 500))
+        print(cluster.on_every_rank(total, 1, token="events", listener=events.append), events)
+        state = Passes(cluster).sweep("who", A, Who(n_ranks), RowGrid(A.shape[0], 500, 500))
     print([f"rank {rank}" for rank in np.flatnonzero(state["ranks"])])
     return 0
 
@@ -86,11 +89,9 @@ def command(name: str, *arguments: Any) -> int:
     """Run a program on all ranks and say what came out."""
     if name == "sweep":
         return sweep(*arguments)
-    events: list[dict[str, Any]] = []
     try:
         with open_cluster("mpi") as cluster:
-            print(cluster.on_every_rank(globals()[name], *arguments, token="events", listener=events.append), flush=True)
-            print(events)
+            cluster.on_every_rank(globals()[name], *arguments)
     except DlscaleError as error:
         print(error, *getattr(error, "__notes__", ()), sep="\n", flush=True)
         return error.exit_code

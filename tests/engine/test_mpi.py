@@ -84,7 +84,7 @@ def bits(result: str | Path | None) -> dict[str, bytes]:
 
 
 @needs_mpirun
-@pytest.mark.parametrize(("kind", "n_ranks"), [("qr", 1), ("svd", 2), ("pca", 2), ("qr", 2), ("svd", 4)])
+@pytest.mark.parametrize(("kind", "n_ranks"), [("qr", 1), ("pca", 2), ("svd", 4)])
 def test_same_bits_and_a_quiet_end(
     matrix: Path, reference: dict[str, dict[str, bytes]], tmp_path: Path, kind: str, n_ranks: int
 ) -> None:
@@ -100,11 +100,11 @@ def test_same_bits_and_a_quiet_end(
 
 
 @needs_mpirun
-def test_every_rank_works(matrix: Path, tmp_path: Path) -> None:
-    """None is given up for a scheduler or a client alone."""
+def test_every_rank_works(matrix: Path) -> None:
+    """In a program that all run, and in a pass: none is given up for a scheduler or a client alone."""
     code, out, err = mpirun(2, PROGRAMS, "sweep", matrix)
     assert (code, err) == (0, "")
-    assert out.splitlines() == ["['rank 0', 'rank 1']"]
+    assert out.splitlines() == ["[(0, 2, 3.0), (1, 2, 3.0)] [{'rank': 0}]", "['rank 0', 'rank 1']"]
 
 
 @needs_mpirun
@@ -131,28 +131,15 @@ def test_a_killed_rank_is_the_recorded_cause(matrix: Path, tmp_path: Path) -> No
 
 
 @needs_mpirun
-def test_a_program_runs_on_all_ranks() -> None:
-    code, out, err = mpirun(3, PROGRAMS, "total", 1)
-    assert (code, err) == (0, "")
-    assert out.splitlines() == ["[(0, 3, 6.0), (1, 3, 6.0), (2, 3, 6.0)]", "[{'rank': 0}]"]
-
-
-@needs_mpirun
-@pytest.mark.parametrize(("how", "rank"), [("raise", 0), ("raise", 2), ("exit", 1), ("kill", 1), ("kill", 0), ("leave", 2)])
+@pytest.mark.parametrize(("how", "rank"), [("raise", 2), ("exit", 1), ("kill", 0)])
 def test_one_rank_ends_all(how: str, rank: int) -> None:
-    """Within 30 seconds, with the cause where rank 0 lives."""
+    """Within 30 seconds, with the cause."""
     started = time.monotonic()
     code, out, err = mpirun(3, PROGRAMS, "misbehave", how, rank)
     assert code != 0
     assert time.monotonic() - started < 30
-    cause = {
-        "raise": "ZeroDivisionError: of all things",
-        "exit": f"Rank {rank}: the process ended without a word",
-        "kill": f"Rank {rank}: the process ended without a word",
-        "leave": "The ranks disagree",
-    }[how]
-    if (how, rank) != ("kill", 0):
-        assert cause in out + err
+    cause = "ZeroDivisionError: of all things" if how == "raise" else f"Rank {rank}: the process ended without a word"
+    assert cause in out + err
 
 
 @needs_mpirun

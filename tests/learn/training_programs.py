@@ -1,4 +1,8 @@
-"""A small training that tests start with and without mpirun: ``python training_programs.py FOLDER FAULT VICTIM STEP``."""
+"""A small training that tests start under mpirun.
+
+``python training_programs.py curves FOLDER`` trains on 4, 3 and 2 of the ranks, then stops on 4, goes on on 2, and ends on 3.
+``python training_programs.py fault FOLDER FAULT MOMENT VICTIM`` trains on all of them, and one goes wrong.
+"""
 
 import os
 import signal
@@ -8,15 +12,18 @@ from pathlib import Path
 import numpy as np
 
 from dlscale.engine.programs import run_here
-from dlscale.engine.ranks import Communicator, MPICommunicator, n_launched_ranks
+from dlscale.engine.ranks import Communicator, MPICommunicator, import_mpi
 from dlscale.learn.data import Order
-from dlscale.learn.loop import Training
+from dlscale.learn.loop import Training, train
 from dlscale.learn.packing import unpack
 from dlscale.learn.task import Task, TrainOptions
 from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.matrices import ArrayMatrix
 
 N_ROWS, BATCH, EPOCHS = 1013, 50, 10
+SAVE_STEPS = 40
+#: Steps of a fault; "saving" is in the second checkpoint.
+MOMENTS = {"first": 0, "middle": 100}
 
 
 def rows() -> tuple[np.ndarray, np.ndarray]:
@@ -34,7 +41,7 @@ def task(folder: Path, **options: object) -> Task:
         "model": {"type": "mlp", "hidden": [16, 8], "activation": "tanh"},
         "optimizer": {"type": "momentum", "learning_rate": 0.1},
         "regularization": {"l2": 1e-3},
-        "checkpoint_steps": 40,
+        "checkpoint_steps": SAVE_STEPS,
         "log_rows": True,
     }
     chosen = TrainOptions(**{**given, **options})
@@ -50,39 +57,82 @@ def learned(folder: Path) -> dict[str, np.ndarray]:
     return unpack(packed)
 
 
-def faulty(communicator: Communicator, job: Task, fault: str, victim: int, step: int) -> dict:
-    """The training, with a fault on one rank in one step."""
+def strike(fault: str, folder: Path) -> None:
+    """Go wrong, after a note that it came to this."""
+    (folder / "struck").touch()
+    match fault:
+        case "raise":
+            raise ValueError("a fault of this rank")
+        case "exit":
+            os._exit(3)
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "stop":
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    class Faulty(Training):
-        def _take_step(self, share):
-            if self.step == step and self.communicator.rank == victim:
-                if fault == "raise":
-                    raise ValueError("a fault of this rank")
-                if fault == "kill":
-                    os.kill(os.getpid(), signal.SIGKILL)
-                if fault == "stop":
-                    os.kill(os.getpid(), signal.SIGTERM)
-            super()._take_step(share)
 
-        def _save(self, name):
-            if fault == "kill-saving" and self.step >= step and self.communicator.rank == victim:
-                if self.communicator.rank == 0:
-                    self.checkpoint._write = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-                else:
-                    os.kill(os.getpid(), signal.SIGKILL)
-            super()._save(name)
+class Faulty(Training):
+    """A training in which one rank goes wrong: in a step, or in a checkpoint, which rank 0 is writing then."""
 
-    training = Faulty(communicator, job)
+    def __init__(self, communicator: Communicator, job: Task, fault: str, moment: str | int, victim: int) -> None:
+        super().__init__(communicator, job)
+        folder, here = Path(job.directory).parent, communicator.rank == victim
+        self.fault_step = MOMENTS.get(str(moment), moment) if here else None
+        self.strike = lambda: strike(fault, folder)
+        if moment == "saving" and here:
+            save, write = self.saver.save, self.saver.checkpoint._write
+
+            def striking(*arguments: object) -> object:
+                written = write(*arguments) if communicator.rank == 0 else None
+                if self.at.step >= 2 * SAVE_STEPS:
+                    self.strike()
+                return written if communicator.rank == 0 else save(*arguments)
+
+            if communicator.rank == 0:
+                self.saver.checkpoint._write = striking
+            else:
+                self.saver.save = striking
+
+    def _take_step(self, share):
+        if self.at.step == self.fault_step:
+            self.strike()
+        super()._take_step(share)
+
+
+def faulty(communicator: Communicator, job: Task, fault: str, moment: str | int, victim: int) -> dict:
+    training = Faulty(communicator, job, fault, moment, victim)
     try:
         return training.run()
     finally:
         training.close()
 
 
+def curves(folder: Path) -> None:
+    """Trainings on the first few ranks."""
+    signal.signal(signal.SIGTERM, lambda *_: None)  # it comes again when a training has stopped
+    world = import_mpi().COMM_WORLD
+    for place, size, stop in [
+        ("4", 4, None),
+        ("3", 3, None),
+        ("2", 2, None),
+        ("r", 4, (50, 2)),
+        ("r", 2, (110, 1)),
+        ("r", 3, None),
+    ]:
+        part = world.Split(0 if world.rank < size else 1, world.rank)
+        if world.rank < size:
+            communicator, job = MPICommunicator(part), task(folder / place)
+            program, more = (train, ()) if stop is None else (faulty, ("stop", *stop))
+            found = run_here(program, (job, *more), communicator=communicator, token="t")
+            assert found["stopped"] == (stop is not None)
+            communicator.close()
+        world.Barrier()
+
+
 if __name__ == "__main__":
-    folder, fault, victim, step = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-    comm = MPICommunicator() if n_launched_ranks() > 1 else Communicator()
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    found = run_here(faulty, (task(folder), fault, victim, step), communicator=comm, token="t")
-    if found["stopped"]:
-        os._exit(75)
+    name, place, *rest = sys.argv[1:]
+    if name == "curves":
+        curves(Path(place))
+    else:
+        fault, moment, victim = rest
+        run_here(faulty, (task(Path(place)), fault, moment, int(victim)), communicator=MPICommunicator(), token="t")
