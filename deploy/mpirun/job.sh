@@ -22,9 +22,9 @@ ranks run "$spec" "$@"
 code=$?
 while [ "$code" -ne 0 ] && [ "$code" -ne 2 ] && [ "$restarts" -gt 0 ]; do
   job=$(newest)
-  # A job that failed for a reason of its own would only fail again.
-  case "$(dlscale status "$job" --json | python3 -c "import json, sys; print(json.load(sys.stdin)['state'])")" in
-    lost | interrupted) ;;
+  # A job that failed for a reason of its own would only fail again; a rank that was killed (137) is none.
+  case "$code $(dlscale status "$job" --json | python3 -c "import json, sys; print(json.load(sys.stdin)['state'])")" in
+    137* | *lost | *interrupted) ;;
     *) break ;;
   esac
   [ "$job" != "$before" ] || break

@@ -502,8 +502,9 @@ def run(code, *args):
 def test_ctrl_c_leaves_nothing_behind(tmp_path):
     np.save(tmp_path / "a.npy", matrix(1000, 100))
     code = """
-        import sys, time
+        import signal, sys, time
         from dlscale.storage.importers import import_matrix
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
         def slow(done, total):
             print("running", flush=True)
             time.sleep(60)
