@@ -13,8 +13,8 @@ from dlscale.storage.matrices import Array, Matrix
 
 Facts = dict[str, Array]
 
-#: A last change to a finished panel (m, b), from its number; may work in place, and may return fewer rows.
-Finish = Callable[[int, Array], Array]
+#: A last change to a finished panel (m, b), or its upper rows, in place, from its number.
+Finish = Callable[[int, Array], None]
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,6 @@ class Transform:
 class Method(ABC):
     """A factorization: how one panel is factored, and what that does to another. Picklable."""
 
-    #: Whether its panels may be cut in row blocks.
-    tiled = False
-
     def first_row(self, top: int) -> int:
         """The first row that is kept of a panel whose diagonal begins at row ``top``."""
         return 0
@@ -59,6 +56,10 @@ class Method(ABC):
 
     def unapply(self, transform: Transform, panel: Array) -> None:
         """Apply the inverse of a transform to a panel, in place, where ``form`` is to be used."""
+        raise NotImplementedError
+
+    def form(self, transform: Transform, panel: Array) -> None:
+        """Apply the inverse of a transform to the first columns of the identity, and leave them in ``panel`` (m - top, b)."""
         raise NotImplementedError
 
     def settle(self, facts: Sequence[Facts], first: int, grid: PanelGrid) -> list[tuple[RowMove | None, Facts]]:

@@ -134,7 +134,7 @@ def plan_panels(
     if not 1 <= panel <= n:
         raise SpecError(f"params.panel must be from 1 to the {n} columns of the matrix; got {panel}.")
     item = A.dtype.itemsize
-    row_blocks = _row_blocks(A, method, options, panel, facts)
+    row_blocks = _row_blocks(A, options, panel, facts)
     tile_bytes = -(-m // row_blocks) * panel * item
     # Beside the tiles of a group: what each thread factors or reads, and the finished tiles that are streamed.
     fixed = facts.threads_per_worker * (tile_bytes + 2 * STRIP_BYTES) + (BASELINE_BYTES if facts.kind != "threads" else 0)
@@ -161,7 +161,7 @@ def plan_panels(
     per_worker = -(-group * row_blocks // facts.n_workers) * tile_bytes
     return PanelPlan(
         kind=kind,
-        algorithm=algorithm,
+        algorithm=algorithm if row_blocks == 1 else f"{algorithm}; panels in {row_blocks} row blocks",
         matrix=A.describe(),
         grid=RowGrid(n, panel, panel * max(1, n_panels // 16)),
         transposed=False,
@@ -179,7 +179,7 @@ def plan_panels(
 MAX_PANEL_SHARE = 1 / 32
 
 
-def _row_blocks(A: Matrix, method: Method, options: FactorOptions, panel: int, facts: ClusterFacts) -> int:
+def _row_blocks(A: Matrix, options: FactorOptions, panel: int, facts: ClusterFacts) -> int:
     """The row blocks of a panel: as asked for, or so many that a tile is a small part of a worker's memory."""
     m, tall = A.shape[0], -(-A.shape[0] // panel)
     if options.row_blocks is not None:
@@ -187,10 +187,8 @@ def _row_blocks(A: Matrix, method: Method, options: FactorOptions, panel: int, f
             raise SpecError(
                 f"params.row_blocks must be at most {tall}, the rows of the matrix over those of a panel; got {options.row_blocks}."
             )
-        if options.row_blocks > 1 and not method.tiled:
-            raise SpecError(f"params.row_blocks above 1 is for kind lu; got {options.row_blocks}. Leave it out.")
         return options.row_blocks
-    if not method.tiled or facts.n_workers == 1:
+    if facts.n_workers == 1:
         return 1
     needed = -(-m * panel * A.dtype.itemsize // int(facts.work_bytes * MAX_PANEL_SHARE))
     # Workers in a square move the least.

@@ -66,7 +66,8 @@ def plan_factoring(
     words = {"general": "LU with partial pivoting", "sym": "LU with partial pivoting", "pos": "Cholesky"}[assume]
     method, words = (panel_qr.Householder(), "Householder QR by panels") if orthogonal else (method_of(assume), words)
     left = replace(facts, memory_bytes=max(1, facts.memory_bytes - driver_bytes))
-    options = FactorOptions(panel or min(choose_panel(A.shape), A.shape[1]))
+    # Solves by QR read whole panels (`factors.QRFactors`).
+    options = FactorOptions(panel or min(choose_panel(A.shape), A.shape[1]), 1 if orthogonal else None)
     plan = plan_panels(kind, words, A, method, options, left, copied=isinstance(method, lu.LU))
     layout = lay_out(A, left, state_bytes=state_bytes, operand_bytes=state_bytes)
     return replace(

@@ -15,9 +15,9 @@ from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import PassCost
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.panel_grids import PanelGrid
-from dlscale.engine.panels import Panels
 from dlscale.engine.passes import Passes
 from dlscale.engine.row_blocks import Tiles
+from dlscale.engine.tile_products import tile_product
 from dlscale.engine.transforms import Facts, Seen
 from dlscale.errors import NumericalError
 from dlscale.linalg import lu_panels, tiled_lu
@@ -129,8 +129,8 @@ def _products(passes: Passes, lu: Matrix, plan: PanelPlan, X: Array) -> tuple[Ar
         UX = triangular_product(passes, "upper", lu, plan.grid, TriangularProduct(X, m, lower=False))[:k]
         LUX = triangular_product(passes, "lower", lu, plan.grid, TriangularProduct(UX, m, lower=True, unit=True))
         return UX, LUX, 0.0
-    tiles = Tiles(Panels(passes))
-    UX, largest = tiles.product("upper", lu, grid, X, lower=False)
+    tiles = Tiles(passes)
+    UX, largest = tile_product(tiles, "upper", lu, grid, X, part="upper")
     X = np.zeros_like(X)
     X[:k] = UX[:k]
-    return UX[:k], tiles.product("lower", lu, grid, X, lower=True, unit=True)[0], largest
+    return UX[:k], tile_product(tiles, "lower", lu, grid, X, part="lower", unit=True)[0], largest

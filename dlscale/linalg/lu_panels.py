@@ -23,8 +23,6 @@ class LU(Method):
     The facts of a panel are ``first`` and ``pivots``: row ``first + i`` was exchanged with row ``pivots[i]``, in this order.
     """
 
-    tiled = True
-
     def factor(self, panel: Array, top: int) -> Facts:
         pivots, singular = factor_lu(panel[top:])
         k = min(panel.shape[1], len(panel) - top)
@@ -75,11 +73,10 @@ class LaterRows:
 
     moves: dict[int, RowMove]
 
-    def __call__(self, k: int, panel: Array) -> Array:
+    def __call__(self, k: int, panel: Array) -> None:
         move = self.moves.get(k)
         if move is not None:
             panel[move.targets] = panel[move.sources]
-        return panel
 
 
 def factor_panels(

@@ -1,4 +1,7 @@
-"""QR of a matrix of any shape: tall ones by passes over their rows, the others by panels of their columns."""
+"""QR of a matrix of any shape: tall ones by passes over their rows, the others by panels of their columns.
+
+A panel is one block of columns (`panel_qr`), or, where it is too tall for one worker, cut in row blocks (`tiled_qr`).
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from dlscale.errors import DoesNotFitError, SpecError
 from dlscale.linalg import tall_qr
 from dlscale.linalg.factor_plan import FactorOptions, PanelPlan
 from dlscale.linalg.panel_qr import compute_panel_qr, plan_panel_qr
+from dlscale.linalg.tiled_qr import compute_tiled_qr
 from dlscale.storage.matrices import Matrix
 
 Mode = Literal["reduced", "r", "raw"]
@@ -32,7 +36,7 @@ class QROptions(FactorOptions):
         ``reduced``: Q (m, k) and R (k, n), k = min(m, n), the diagonal of R positive; ``r``: R alone; ``raw``: the reflectors
         and R in one array ``qr`` (m, n), and ``t`` (b, k), as LAPACK's ``geqrt`` with blocks of the panel's width.
     panel, row_blocks : int, optional
-        See `FactorOptions`; asking for a panel means that the matrix is factored by panels.
+        See `FactorOptions`; asking for either means that the matrix is factored by panels.
     block_rows : int, optional
         Rows of a block of a tall matrix, instead of the planner's choice.
     """
@@ -44,8 +48,14 @@ class QROptions(FactorOptions):
         """Check what does not depend on the matrix (SpecError)."""
         if self.mode not in get_args(Mode):
             raise SpecError(f"params.mode must be one of {', '.join(get_args(Mode))}; got {self.mode!r}.")
-        if self.block_rows and (self.panel or self.mode == "raw"):
-            raise SpecError("params.block_rows is for tall matrices that go by passes; leave it out, or panel and mode: raw.")
+        if self.block_rows and (self.by_panels or self.mode == "raw"):
+            raise SpecError(
+                "params.block_rows is for tall matrices that go by passes; leave it out, or panel, row_blocks and mode: raw."
+            )
+
+    @property
+    def by_panels(self) -> bool:
+        return self.panel is not None or self.row_blocks is not None
 
 
 def plan_qr(A: Matrix, options: QROptions, facts: ClusterFacts) -> Plan:
@@ -57,7 +67,7 @@ def plan_qr(A: Matrix, options: QROptions, facts: ClusterFacts) -> Plan:
     """
     options.check()
     m, n = A.shape
-    if options.mode != "raw" and options.panel is None and m >= TALL * n and (n <= MAX_TALL_COLUMNS or options.block_rows):
+    if options.mode != "raw" and not options.by_panels and m >= TALL * n and (n <= MAX_TALL_COLUMNS or options.block_rows):
         try:
             return tall_qr.plan_qr(A, _by_passes(options), facts)
         except DoesNotFitError:
@@ -69,9 +79,10 @@ def plan_qr(A: Matrix, options: QROptions, facts: ClusterFacts) -> Plan:
 
 
 def compute_qr(passes: Passes, A: Matrix, options: QROptions, plan: Plan) -> Outcome:
-    """Compute by the plan (`tall_qr.compute_qr`, `panel_qr.compute_panel_qr`)."""
+    """Compute by the plan (`tall_qr.compute_qr`, `panel_qr.compute_panel_qr`, `tiled_qr.compute_tiled_qr`)."""
     if isinstance(plan, PanelPlan):
-        return compute_panel_qr(passes, A, options.mode, plan)
+        by_panels = compute_panel_qr if plan.factored.row_blocks == 1 else compute_tiled_qr
+        return by_panels(passes, A, options.mode, plan)
     return tall_qr.compute_qr(passes, A, _by_passes(options), plan)
 
 

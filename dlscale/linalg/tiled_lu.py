@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from dlscale.engine.panel_grids import PanelGrid
-from dlscale.engine.panels import Panels
 from dlscale.engine.passes import Passes
-from dlscale.engine.row_blocks import TiledMethod, Tiles, TileTransform
+from dlscale.engine.row_blocks import Election, Place, TiledMethod, Tiles, TileTransform
 from dlscale.engine.transforms import Facts, RowMove, Seen, largest_modulus
 from dlscale.lapack import factor_lu, multiply_add, solve_lower, solve_right
 from dlscale.linalg.factor_plan import as_matrix, factor_target
@@ -34,18 +33,20 @@ class TournamentLU(TiledMethod):
     """
 
     whole = LU()
+    # A pivot row may lie in any row block, and rests there.
+    downward = False
 
     def begin(self, grid: PanelGrid) -> Facts:
         return {"done": np.zeros(grid.row_blocks, np.intp)}
 
-    def propose(self, tile: Array, book: Facts, i: int) -> Facts:
-        first = int(book["done"][i])
+    def propose(self, tile: Array, book: Facts, place: Place) -> Facts:
+        first = int(book["done"][place.block])
         active = tile[first:].copy()
         pivots, _ = factor_lu(active)
         places = _after(pivots, len(active))[: len(pivots)] + first
         return {"rows": tile[places], "local": places}
 
-    def elect(self, candidates: Sequence[Facts], book: Facts, top: int) -> tuple[Facts, Facts]:
+    def elect(self, candidates: Sequence[Facts], book: Facts, top: int) -> Election:
         stack = np.concatenate([candidate["rows"] for candidate in candidates])
         local = np.concatenate([candidate["local"] for candidate in candidates])
         block = np.repeat(np.arange(len(candidates)), [len(candidate["rows"]) for candidate in candidates])
@@ -60,11 +61,13 @@ class TournamentLU(TiledMethod):
             "largest": np.array([largest_modulus(np.triu(stack[: len(pivots)]))]),
             "order": np.empty(0, np.intp),
         }
-        return choice, {"done": book["done"] + np.bincount(choice["block"], minlength=len(candidates))}
+        done = book["done"] + np.bincount(choice["block"], minlength=len(book["done"]))
+        return Election(choice, [choice] * len(candidates), {"done": done})
 
-    def accept(self, tile: Array, choice: Facts, i: int) -> None:
-        mine, first, stop = _retired(choice, i)
-        move = _move(choice, i)
+    def accept(self, tile: Array, candidate: Facts, share: Facts, place: Place) -> None:
+        choice = share
+        mine, first, stop = _retired(choice, place.block)
+        move = _move(choice, place.block)
         tile[move.targets] = tile[move.sources]
         tile[first:stop] = choice["lu"][mine]
         k = len(choice["lu"])
@@ -75,10 +78,10 @@ class TournamentLU(TiledMethod):
         solve_right(tile[stop:, :k], U, uplo="U")
 
     def offer(self, transform: TileTransform, tile: Array) -> Array:
-        mine, first, stop = _retired(transform.facts, transform.block)
+        mine, first, stop = _retired(transform.facts, transform.place.block)
         order = transform.facts["order"]
         if len(order):
-            start = transform.block * int(transform.facts["block_rows"][0])
+            start = transform.place.block * int(transform.facts["block_rows"][0])
             return tile[order[start : start + len(tile)][first:stop]]
         local = transform.facts["local"]
         return tile[local[mine]] if len(local) else tile[first:stop].copy()
@@ -91,7 +94,7 @@ class TournamentLU(TiledMethod):
         return solve_lower(np.ascontiguousarray(choice["lu"][:, :k]), rows, unit=True)
 
     def update(self, transform: TileTransform, tile: Array, met: Array) -> None:
-        choice, i = transform.facts, transform.block
+        choice, i = transform.facts, transform.place.block
         mine, first, stop = _retired(choice, i)
         if len(choice["order"]):
             start = i * int(choice["block_rows"][0])
@@ -102,10 +105,10 @@ class TournamentLU(TiledMethod):
         tile[first:stop] = met[mine]
         multiply_add(transform.tile[stop:, : len(met)], met, tile[stop:])
 
-    def order(self, facts: Sequence[Facts], i: int, n_rows: int) -> Array | None:
+    def order(self, facts: Sequence[Facts], block: int, n_rows: int) -> Array:
         order = np.arange(n_rows)
         for choice in facts:
-            move = _move(choice, i)
+            move = _move(choice, block)
             order[move.targets] = order[move.sources]
         return order
 
@@ -114,7 +117,7 @@ class TournamentLU(TiledMethod):
         for n, choice in enumerate(facts):
             rows = (grid.rows(i) for i in range(grid.row_blocks))
             parts = [self.order(facts, i, stop - start) for i, (start, stop) in enumerate(rows)] if n == 0 else []
-            order = np.concatenate([part for part in parts if part is not None]) if parts else np.empty(0, np.intp)
+            order = np.concatenate(parts) if parts else np.empty(0, np.intp)
             settled.append(choice | {"order": order, "local": np.empty(0, np.intp), "block_rows": np.array([grid.block_rows])})
         return settled
 
@@ -123,7 +126,7 @@ def factor_tiles(
     passes: Passes, A: Matrix, grid: PanelGrid, *, probes: Array, step: str = "lu", keep: bool = True
 ) -> tuple[Matrix, Array, list[Facts], Seen]:
     """Factor a matrix whose panels are in row blocks; as `lu.factor_panels`."""
-    tiles = Tiles(Panels(passes))
+    tiles = Tiles(passes)
     target = factor_target(passes, step, A.shape, A.dtype, grid, scratch=True)
     factored, seen = tiles.factor(step, A, TournamentLU(), grid, target, probes=probes)
     sources, pivots = final_rows(factored.facts, grid)
