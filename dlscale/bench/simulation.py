@@ -17,8 +17,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-#: Dask gives a worker so many tasks without inputs for each of its threads, so that the next one is there in time.
-WORKER_SATURATION = 1.1
+from dlscale.engine.started import WORKER_SATURATION
 
 
 @dataclass(frozen=True)

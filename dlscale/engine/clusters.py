@@ -35,6 +35,10 @@ __all__ = [
 ]
 
 
+#: The scheduler may hear of the end of a worker sooner than whoever started it.
+_KNOWN_SECONDS = 0.5
+
+
 @dataclass(frozen=True)
 class Watch:
     """How a computation is followed.
@@ -80,12 +84,15 @@ class Cluster:
     ----------
     shares_memory : bool
         Whether tasks see the driver's arrays.
+    losses : list of str
+        Why workers ended before their time, as far as is known; a sentence on each.
     """
 
     shares_memory = False
 
     def __init__(self, facts: ClusterFacts) -> None:
         self.facts = facts
+        self.losses: list[str] = []
 
     def __enter__(self) -> Cluster:
         # In the driver too: the bits of its small matrices must not depend on the cores that it may use.
@@ -240,14 +247,12 @@ class DaskCluster(Cluster):
         return client
 
     def _connect(self) -> Any:
-        if self.facts.kind == "local":
-            self.local = _start_workers(self.facts)
-        elif self.facts.kind in started.OPTIONS:
-            self.local = started.start(self.facts, WORKER_SETTINGS)
-            client = connect(self.local.scheduler_address)
-            client.wait_for_workers(self.facts.n_workers)
-            return client
-        return connect(self.local.scheduler_address if self.local else self.facts.address)
+        if self.facts.kind == "tcp":
+            return connect(self.facts.address)
+        self.local = started.start(self.facts, self.losses.append)
+        client = connect(self.local.scheduler_address)
+        client.wait_for_workers(self.facts.n_workers)
+        return client
 
     def close(self) -> None:
         if "client" in self.__dict__:
@@ -257,7 +262,7 @@ class DaskCluster(Cluster):
 
     def compute(self, graph: dict[Any, Any], key: Any, watch: Watch) -> Any:
         with self._listening(watch.token, watch.listener):
-            future = self._submit(graph, key)
+            future = self._submit(graph, key, watch)
             try:
                 return self._wait(future, watch.stalled)
             finally:
@@ -266,16 +271,13 @@ class DaskCluster(Cluster):
     def hold(
         self, graph: dict[Any, Any], keys: Sequence[Any], held: Mapping[Any, Any], wishes: Wishes, watch: Watch
     ) -> dict[Any, Any]:
-        from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
-
         annotations: dict[str, Any] = {"priority": {key: -wishes.priority.get(key, 0.0) for key in graph}.__getitem__}
         addresses = sorted(self.workers())
         if len(addresses) > 1:
             places = {key: [addresses[wishes.worker.get(key, 0) % len(addresses)]] for key in graph}
             annotations |= {"workers": places.__getitem__, "allow_other_workers": True}
-        layer = MaterializedLayer(graph, annotations=annotations)
         with self._listening(watch.token, watch.listener):
-            futures = self._submit(HighLevelGraph({watch.token: layer}, {watch.token: set()}), list(keys))
+            futures = self._submit(graph, list(keys), watch, annotations)
             for future in futures:
                 self._wait(future, watch.stalled, result=False)
         return dict(zip(keys, futures, strict=True))
@@ -309,12 +311,16 @@ class DaskCluster(Cluster):
         finally:
             self.client.unsubscribe_topic(token)
 
-    def _submit(self, graph: Any, keys: Any) -> Any:
+    def _submit(self, graph: dict[Any, Any], keys: Any, watch: Watch, annotations: dict[str, Any] | None = None) -> Any:
+        """Futures of some keys of a graph."""
         import dask
+        from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
+        # As a layer with a name; the name of a mere dict would be made from all that is in it.
+        named = HighLevelGraph({watch.token: MaterializedLayer(graph, annotations=annotations)}, {watch.token: set()})
         # What the leaves of a pass share travels in the graph, so that it survives the worker that had it.
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"}):
-            return self.client.get(graph, keys, sync=False)
+            return self.client.get(named, keys, sync=False)
 
     def _wait(self, future: Any, stalled: Callable[[], str], *, result: bool = True) -> Any:
         """The result of a future, or just its end."""
@@ -322,6 +328,7 @@ class DaskCluster(Cluster):
 
         from distributed import TimeoutError as DaskTimeoutError
         from distributed.comm.core import CommClosedError
+        from distributed.scheduler import KilledWorker
 
         while True:
             try:
@@ -335,6 +342,10 @@ class DaskCluster(Cluster):
                     raise
                 if reason := stalled():
                     raise StalledError(reason + f" Waiting for: {self._running()}.") from None
+            except KilledWorker as error:
+                time.sleep(_KNOWN_SECONDS)
+                said = " ".join(dict.fromkeys(self.losses)) or str(error)
+                raise DlscaleError(f"The same task was lost with each of {error.allowed_failures + 1} workers. {said}") from error
             except (CancelledError, CommClosedError) as error:
                 raise DlscaleError(
                     f"The connection to the scheduler{f' at {self.facts.address}' if self.facts.address else ''} was lost; "
@@ -344,34 +355,6 @@ class DaskCluster(Cluster):
     def _running(self) -> str:
         tasks = [f"{task} on {worker}" for worker, names in self.client.processing().items() for task in names]
         return ", ".join(tasks[:4]) or "workers to start"
-
-
-#: A computing thread that returns from BLAS gets the interpreter back after at most this long.
-SWITCH_SECONDS = 2e-4
-#: Run by each worker as it starts. A terminal sends Ctrl-C to every process, and the driver is the one that acts on it.
-_WORKER_SETUP = f"import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.setswitchinterval({SWITCH_SECONDS})"
-#: The plan bounds memory; Dask's own reactions to a full worker (spill, pause, kill) would only hide a wrong plan. Its profiler
-#: takes the interpreter from the computing threads a hundred times a second.
-WORKER_SETTINGS: Mapping[str, Any] = {
-    **{f"distributed.worker.memory.{what}": False for what in ("target", "spill", "pause", "terminate")},
-    "distributed.worker.profile.enabled": False,
-}
-
-
-def _start_workers(facts: ClusterFacts) -> Any:
-    import dask
-    from distributed import LocalCluster
-
-    with dask.config.set({**WORKER_SETTINGS, "distributed.worker.preload": [_WORKER_SETUP]}):
-        return LocalCluster(  # type: ignore[no-untyped-call]
-            n_workers=facts.n_workers,
-            threads_per_worker=facts.threads_per_worker,
-            memory_limit=facts.memory_bytes,
-            dashboard_address=None,
-            # Even without a dashboard a scheduler serves pages, and warns where the port is taken: any free one will do.
-            scheduler_kwargs={"dashboard_address": ":0"},
-            silence_logs=logging.CRITICAL,
-        )
 
 
 def quieten() -> None:

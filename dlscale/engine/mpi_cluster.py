@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from dlscale.engine.clusters import SWITCH_SECONDS, WORKER_SETTINGS, ClusterFacts, DaskCluster, Watch, Wishes, connect, quieten
+from dlscale.engine.clusters import ClusterFacts, DaskCluster, Watch, Wishes, connect, quieten
 from dlscale.engine.launchers import Session
 from dlscale.engine.progress import Emit, ignore
+from dlscale.engine.started import SETTINGS, SWITCH_SECONDS
 from dlscale.errors import DlscaleError, RankError
 
 _START_SECONDS = 60
@@ -30,7 +31,7 @@ class MpiCluster(DaskCluster):
         from distributed import LocalCluster
 
         self.session.check()
-        dask.config.set(WORKER_SETTINGS)
+        dask.config.set(SETTINGS)
         sys.setswitchinterval(SWITCH_SECONDS)
         threads, memory_bytes = self.session.shares[0]
         self.local = LocalCluster(  # type: ignore[no-untyped-call]
@@ -108,7 +109,7 @@ def work(scheduler: str, rank: int, threads: int, memory_bytes: int) -> None:
     import dask
     from distributed import Worker
 
-    dask.config.set(WORKER_SETTINGS)
+    dask.config.set(SETTINGS)
     sys.setswitchinterval(SWITCH_SECONDS)
     quieten()
     host = "127.0.0.1" if "//127.0.0.1:" in scheduler else None

@@ -1,4 +1,4 @@
-"""Dask clusters that are asked for from a batch system or from Kubernetes, for one job."""
+"""Dask clusters that are started for one job: processes of this machine, or asked for from a batch system or Kubernetes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,20 @@ from dlscale.errors import SpecError
 if TYPE_CHECKING:
     from dlscale.engine.clusters import ClusterFacts
 
+#: A computing thread that returns from BLAS gets the interpreter back after at most this long.
+SWITCH_SECONDS = 2e-4
+#: Run by each worker as it starts. A terminal sends Ctrl-C to every process, and the driver is the one that acts on it.
+_WORKER_SETUP = f"import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.setswitchinterval({SWITCH_SECONDS})"
+#: Tasks without inputs that each thread of a worker is given ahead: messages go every few milliseconds, and meanwhile a thread
+#: finishes several that are short. Their results are small, and what they read they read when they run.
+WORKER_SATURATION = 4.0
+#: The plan bounds memory; Dask's own reactions to a full worker (spill, pause, kill) would only hide a wrong plan. Its profiler
+#: takes the interpreter from the computing threads a hundred times a second.
+SETTINGS: Mapping[str, Any] = {
+    **{f"distributed.worker.memory.{what}": False for what in ("target", "spill", "pause", "terminate")},
+    "distributed.worker.profile.enabled": False,
+    "distributed.scheduler.worker-saturation": WORKER_SATURATION,
+}
 #: Beside workers, threads and memory; what they mean is said by the libraries.
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "slurm": ("queue", "account", "walltime", "interface"),
@@ -30,25 +44,50 @@ def require_library(kind: str) -> None:
         raise SpecError(f"cluster: {kind} needs {package}; install it with `pip install dlscale[{extra}]`.")
 
 
-def start(facts: ClusterFacts, settings: Mapping[str, Any]) -> Any:
-    """Ask for the workers; they come when there is room for them.
+def start(facts: ClusterFacts, tell: Callable[[str], None]) -> Any:
+    """Start the workers, or ask for them: they come when there is room for them.
 
     Parameters
     ----------
     facts : ClusterFacts
-        Of a kind in `OPTIONS`.
-    settings : mapping
-        Dask's configuration of the workers.
+        Of kind ``local``, or of one in `OPTIONS`.
+    tell : callable
+        Receives a sentence on each worker of this machine that ends before its time.
     """
-    return _STARTERS[facts.kind](facts, {_variable(name): str(value) for name, value in settings.items()})
+    import dask
+
+    with dask.config.set(SETTINGS):
+        return _start_processes(facts, tell) if facts.kind == "local" else _STARTERS[facts.kind](facts)
 
 
-def _variable(name: str) -> str:
-    """The environment variable from which Dask reads a setting."""
-    return "DASK_" + name.upper().replace(".", "__").replace("-", "_")
+def _start_processes(facts: ClusterFacts, tell: Callable[[str], None]) -> Any:
+    import dask
+    from distributed import LocalCluster
+
+    from dlscale.engine.losses import WatchedNanny
+
+    with dask.config.set({"distributed.worker.preload": [_WORKER_SETUP]}):
+        cluster = LocalCluster(  # type: ignore[no-untyped-call]
+            worker_class=WatchedNanny,
+            n_workers=facts.n_workers,
+            threads_per_worker=facts.threads_per_worker,
+            memory_limit=facts.memory_bytes,
+            dashboard_address=None,
+            # Even without a dashboard a scheduler serves pages, and warns where the port is taken: any free one will do.
+            scheduler_kwargs={"dashboard_address": ":0"},
+            silence_logs=logging.CRITICAL,
+        )
+    for nanny in cluster.workers.values():
+        nanny.tell = tell
+    return cluster
 
 
-def _start_jobs(facts: ClusterFacts, environment: Mapping[str, str]) -> Any:
+def _environment() -> dict[str, str]:
+    """Dask's settings, as the environment variables from which workers elsewhere read them."""
+    return {"DASK_" + name.upper().replace(".", "__").replace("-", "_"): str(value) for name, value in SETTINGS.items()}
+
+
+def _start_jobs(facts: ClusterFacts) -> Any:
     from dask_jobqueue.pbs import PBSCluster
     from dask_jobqueue.slurm import SLURMCluster
 
@@ -57,14 +96,14 @@ def _start_jobs(facts: ClusterFacts, environment: Mapping[str, str]) -> Any:
         cores=facts.threads_per_worker,
         memory=f"{facts.memory_bytes}B",
         processes=1,
-        job_script_prologue=[f"export {name}={value}" for name, value in environment.items()],
+        job_script_prologue=[f"export {name}={value}" for name, value in _environment().items()],
         scheduler_options={"dashboard_address": ":0"},
         silence_logs=logging.CRITICAL,
         **facts.options,
     )
 
 
-def _start_pods(facts: ClusterFacts, environment: Mapping[str, str]) -> Any:
+def _start_pods(facts: ClusterFacts) -> Any:
     from dask_kubernetes.operator import KubeCluster
 
     size = {"cpu": str(facts.threads_per_worker), "memory": str(facts.memory_bytes)}
@@ -72,13 +111,13 @@ def _start_pods(facts: ClusterFacts, environment: Mapping[str, str]) -> Any:
         name="dlscale",
         n_workers=facts.n_workers,
         resources={"requests": size, "limits": size},
-        env=dict(environment),
+        env=_environment(),
         quiet=True,
         **facts.options,
     )
 
 
-_STARTERS: Mapping[str, Callable[[ClusterFacts, Mapping[str, str]], Any]] = {
+_STARTERS: Mapping[str, Callable[[ClusterFacts], Any]] = {
     "slurm": _start_jobs,
     "pbs": _start_jobs,
     "kubernetes": _start_pods,
