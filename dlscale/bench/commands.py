@@ -7,6 +7,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,7 @@ def machine(folder: Path | None, as_json: bool) -> None:
 @click.option("--mode", type=click.Choice(["strong", "weak"]), default="strong", help="One problem for all, or one that grows.")
 @click.option("--launcher", type=click.Choice(["dask", "mpirun"]), default="dask", help="Local worker processes, or ranks.")
 @click.option("--size", type=click.FloatRange(0, min_open=True), default=1.0, help="Times the work of the usual problem [1].")
+@click.option("--repeat", type=click.IntRange(1), default=1, help="Measure so often, by turns, and keep the fastest [1].")
 @click.option("--simulate", metavar="1..1024", help="Predict the time on so many modelled workers.")
 @click.option("--grow", type=click.FloatRange(1), default=1.0, help="Simulate so many times the work that was measured [1].")
 @click.option("--shared", is_flag=True, help="The modelled workers share this machine, as those of --workers do.")
@@ -68,6 +70,7 @@ def scaling(
     mode: str,
     launcher: str,
     size: float,
+    repeat: int,
     simulate: str | None,
     grow: float,
     shared: bool,
@@ -81,6 +84,7 @@ def scaling(
 ) -> None:
     """Run jobs with more and more workers, and predict the rest.
 
+    What the machine allows is measured too: as many processes as workers, each multiplying matrices.
     A prediction replays the task graphs of a job, traced on one thread of this machine, on modelled workers.
     """
     from dask.utils import parse_bytes
@@ -94,7 +98,7 @@ def scaling(
     records: list[dict[str, Any]] = []
     with _folder(folder) as place:
         for kind in kinds.split(","):
-            runs = _measure(kind, measured, place, mode=mode, launcher=launcher, size=size)
+            runs = _measure(kind, measured, place, mode=mode, launcher=launcher, size=size, repeat=repeat)
             predictions = _predict(kind, modelled, place, mode=mode, size=size, grow=grow, network=network, shared=shared)
             for record in chain(runs, predictions):
                 _keep(record, output, as_json)
@@ -140,11 +144,23 @@ def parse_workers(text: str | None, option: str) -> list[int]:
     return sorted(set(numbers))
 
 
-def _measure(kind: str, workers: Sequence[int], folder: Path, *, mode: str, launcher: str, size: float) -> Iterator[dict[str, Any]]:
-    from dlscale.bench.measuring import measure
+def _measure(
+    kind: str, workers: Sequence[int], folder: Path, *, mode: str, launcher: str, size: float, repeat: int
+) -> Iterator[dict[str, Any]]:
+    from dlscale.bench.limit import measure_limit
+    from dlscale.bench.measuring import Run, measure
 
-    for n in workers:
-        yield measure(kind, n, folder, mode=mode, launcher=launcher, size=size).to_dict()
+    def fastest(runs: Sequence[Run]) -> dict[str, Any]:
+        return min(runs, key=lambda run: run.seconds).to_dict()
+
+    jobs: dict[int, list[Run]] = {n: [] for n in workers}
+    products: dict[int, list[Run]] = {n: [] for n in workers}
+    for _ in range(repeat):
+        for n in workers:
+            products[n].append(replace(measure_limit(n), kind=f"product, beside {kind}"))
+            jobs[n].append(measure(kind, n, folder, mode=mode, launcher=launcher, size=size))
+    yield from (fastest(products[n]) for n in workers)
+    yield from (fastest(jobs[n]) for n in workers)
 
 
 def _predict(

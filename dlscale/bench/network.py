@@ -8,13 +8,17 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
 import numpy as np
 
 from dlscale.engine.clusters import DaskCluster, describe_cluster
+from dlscale.engine.grids import RowGrid
+from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.ranks import Communicator, MPICommunicator
+from dlscale.storage.matrices import Array, ArrayMatrix
 
 _LARGE_BYTES = 2**26
 _N_TASKS = 500
@@ -34,6 +38,7 @@ def measure_network() -> list[dict[str, Any]]:
         large = min(_transfer(client, first, second, _LARGE_BYTES) for _ in range(3))
         chain = min(_chain(client, 50) for _ in range(3)) / 50
         overhead = min(_many(client, _N_TASKS) for _ in range(2)) / _N_TASKS
+        of_pass = min(_pass(cluster, _N_TASKS) for _ in range(3)) / _N_TASKS
     return [
         {
             "what": "worker to worker",
@@ -44,6 +49,12 @@ def measure_network() -> list[dict[str, Any]]:
         {"what": "fetch of 8 bytes", "value": small * 1e3, "unit": "ms", "note": "a task whose input is on another worker"},
         {"what": "task, one after the other", "value": chain * 1e3, "unit": "ms", "note": "a chain of tasks that do nothing"},
         {"what": "task, many at once", "value": overhead * 1e3, "unit": "ms", "note": f"{_N_TASKS} tasks that do nothing"},
+        {
+            "what": "task of a pass",
+            "value": of_pass * 1e3,
+            "unit": "ms",
+            "note": f"a pass over {_N_TASKS} blocks that does nothing",
+        },
     ]
 
 
@@ -67,6 +78,22 @@ def _chain(client: Any, length: int) -> float:
 def _many(client: Any, n: int) -> float:
     started = time.perf_counter()
     client.gather(client.map(_same, range(n), pure=False, batch_size=n))
+    return time.perf_counter() - started
+
+
+class _Nothing(Fold):
+    """A pass that does nothing with its blocks."""
+
+    def start(self) -> State:
+        return {}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        return ()
+
+
+def _pass(cluster: DaskCluster, n: int) -> float:
+    started = time.perf_counter()
+    Passes(cluster).sweep("bench", ArrayMatrix(np.zeros((n, 1))), _Nothing(), RowGrid(n, 1, 1))
     return time.perf_counter() - started
 
 

@@ -25,7 +25,7 @@ def test_command_measures_every_limit(tmp_path, monkeypatch):
     assert record["machine"]["cores"] >= 1
     rates = {rate["what"]: rate["value"] for rate in record["rates"]}
     wanted = ("product f8, 1 thread", "memory, 1 thread", "disk write", "disk read", "store read, 1 thread", "worker to worker")
-    assert {*wanted, "task, many at once", "fetch of 8 bytes"} <= rates.keys()
+    assert {*wanted, "task, many at once", "task of a pass", "fetch of 8 bytes"} <= rates.keys()
     assert ("allreduce of 8 bytes" in rates) == (shutil.which("mpirun") is not None)
     assert all(np.isfinite(value) and value > 0 for value in rates.values())
     assert list(tmp_path.iterdir()) == []
