@@ -12,6 +12,7 @@ from victims import (
     at_night,
     call,
     events,
+    fault,
     fingerprint,
     job_folder,
     job_folders,
@@ -52,6 +53,7 @@ def test_a_damaged_input_is_refused_before_work(layout: str, damage: Callable[[P
 
     matrix = make_matrix(tmp_path / "a.zarr", (4000, 20), **LAYOUTS[layout])
     damage(matrix / "c" / "2" / "0")
+    fault("damaged input")
     spec = write_spec(tmp_path / "job.yaml", "svd", matrix, cluster="threads")
     result = CliRunner().invoke(commands, ["run", str(spec), "--workspace", str(tmp_path / "ws")])
     assert result.exit_code == 2
@@ -68,6 +70,7 @@ def kill_after(step: str, folder: Path) -> Path:
             alive=process,
         )
         kill_tree(process)
+        fault("tree of svd")
     return job_folder(folder)
 
 
@@ -104,6 +107,7 @@ def check_damage(victim: str, folder: Path) -> None:
     job = kill_after(step, folder)
     assert (job / name).exists(), sorted(str(path.relative_to(job)) for path in job.rglob("*"))
     damage(job / name)
+    fault(f"damaged {victim}")
     resumed = call("resume", job.name, "--json", cwd=folder)
     assert resumed.code == 0, resumed.err
     assert fingerprint(resumed.record["result"]) == fingerprint(folder / "whole.zarr")

@@ -18,6 +18,7 @@ from victims import (
     SEED,
     call,
     events,
+    fault,
     fingerprint,
     finish,
     job_folder,
@@ -104,6 +105,7 @@ def test_a_process_tree_killed_at_every_group(kind: str, matrix: Path, whole: Wh
             break
         with killed_at_the_end(spawn(*command, cwd=tmp_path)) as process:
             wait_for(lambda wanted=n_kills + 1: groups_done(tmp_path, kind) >= wanted, alive=process)
+            fault(f"tree of {kind}")
         n_groups = json.loads((job_folder(tmp_path) / "plan.json").read_text())["panels"]["n_groups"]
         command = ("resume", job_folder(tmp_path).name)
     check_whole_after_resume(tmp_path, expected, n_kills=n_groups)
@@ -117,6 +119,7 @@ def test_a_process_tree_killed_at_a_random_moment(run: int, kind: str, matrix: P
     write_spec(tmp_path, kind, matrix)
     with killed_at_the_end(spawn("run", "job.yaml", cwd=tmp_path)):
         time.sleep(moment)
+        fault(f"tree of {kind}")
     if job_folders(tmp_path):
         check_whole_after_resume(tmp_path, expected, n_kills=1)
 
@@ -134,6 +137,7 @@ def test_a_worker_killed_in_the_middle(run: int, kind: str, n_workers: int, matr
         assert len(found) == n_workers
         time.sleep(moment)
         found[run % n_workers].kill()
+        fault(f"worker of {kind}")
         ended = finish(process)
     assert ended.code == 0, ended.err
     assert fingerprint(ended.record["result"]) == expected

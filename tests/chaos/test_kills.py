@@ -18,6 +18,7 @@ from victims import (
     at_night,
     call,
     events,
+    fault,
     fingerprint,
     finish,
     finished,
@@ -100,6 +101,7 @@ def test_a_process_tree_killed_at_a_random_moment(
         if process.returncode == 0 or not job_folders(tmp_path):
             break
         n_kills += 1
+        fault(f"tree of {kind}")
         command = ("resume", job_folder(tmp_path).name)
     if job_folders(tmp_path):
         check_whole_after_resume(tmp_path, expected, n_kills=n_kills)
@@ -127,6 +129,7 @@ def test_a_kill_before_any_change_of_the_disk(kind: str, small_matrix: Path, tmp
         write_spec(folder / "job.yaml", kind, small_matrix, params=SMALL[kind], cluster="threads")
         code, _ = run_until(change, ["run", "job.yaml"], folder)
         assert code == -signal.SIGKILL
+        fault(f"{kind} at change {change} of the disk")
         for job in job_folders(folder):
             code, _ = run_until(None, ["resume", job.name], folder)
             said = (folder / "output.txt").read_text()
@@ -153,6 +156,7 @@ def test_a_kill_while_publishing_or_reporting(matrix: Path, tmp_path: Path) -> N
         with killed_at_the_end(spawn("run", "job.yaml", cwd=folder)) as process:
             wait_for(lambda folder=folder: any(e.get("state") == "certifying" for f in job_folders(folder) for e in events(f)))
             time.sleep(delay)
+            fault("tree of svd")
         process.communicate()
         check_whole_after_resume(folder, expected)
 
@@ -164,6 +168,7 @@ def test_a_worker_killed_in_the_middle_of_a_pass(matrix: Path, whole: Callable[[
         wait_for(lambda: finished(tmp_path) >= 2, alive=process)
         (worker,) = wait_for(lambda: workers_of(process))
         worker.kill()
+        fault("worker of svd")
         ended = finish(process)
     assert ended.code == 0, ended.err
     assert fingerprint(ended.record["result"]) == expected
@@ -180,6 +185,7 @@ def test_no_worker_outlives_its_driver(matrix: Path, whole: Callable[[str], Any]
         wait_for(lambda: finished(tmp_path) >= 2, alive=process)
         workers = workers_of(process)
         process.kill()
+        fault("driver of svd")
         process.wait(30)
         check_whole_after_resume(tmp_path, expected)
         wait_for(lambda: not any(worker.is_running() for worker in workers), seconds=30)
@@ -197,6 +203,7 @@ def test_a_signal_stops_within_seconds(
         for _ in range(n_times):
             kill_tree(process, number)
             time.sleep(0.1)
+        fault(f"{signal.Signals(number).name} to svd")
         ended = finish(process, timeout=15)
     assert ended.code == 75, ended.err
     assert ended.seconds < 5.0
@@ -218,6 +225,7 @@ def test_a_signal_before_the_job_exists_leaves_nothing(delay: float, tmp_path: P
         wait_for(lambda: list(tmp_path.glob("dlscale-workspace/imports/.*")), alive=process)
         time.sleep(delay)
         kill_tree(process, signal.SIGTERM)
+        fault("SIGTERM to an import")
         ended = finish(process, timeout=15)
     assert ended.code == 75, ended.err
     assert "run the command again" in ended.err

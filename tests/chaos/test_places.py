@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from victims import call, fingerprint, finish, killed_at_the_end, leftovers, make_matrix, spawn, wait_for, write_spec
+from victims import call, fault, fingerprint, finish, killed_at_the_end, leftovers, make_matrix, spawn, wait_for, write_spec
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_a_disk_that_fills_up_meanwhile(small_disk: Path, tmp_path: Path) -> Non
                 while True:
                     file.write(bytes(4096))
             except OSError:
-                pass
+                fault("full disk")
         ended = finish(process)
     assert ended.code != 0
     assert "Traceback" not in ended.err

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from real_cluster import RealCluster
 from victims import (
-    ENVIRONMENT,
     RUNS,
     at_night,
     call,
+    fault,
     fingerprint,
     finish,
     finished,
@@ -30,30 +28,11 @@ from victims import (
 KINDS = ("svd", "pca", "qr") if RUNS >= 10 else ("svd",)
 
 
-Cluster = tuple[str, list[subprocess.Popen[bytes]]]
-
-
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    """The address of a scheduler with two workers, and the processes, the scheduler first."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-    base = [sys.executable, "-m", "dask"]
-    worker = [*base, "worker", address, "--nthreads", "1", "--memory-limit", "2GB", "--no-nanny", "--no-dashboard"]
-    scheduler = [*base, "scheduler", "--host", "127.0.0.1", "--port", address.rsplit(":", 1)[1], "--no-dashboard", "--no-show"]
-    commands = [scheduler, worker, worker]
-    (tmp_path / "dask").mkdir()
-    processes = [
-        subprocess.Popen(command, env=ENVIRONMENT, cwd=tmp_path / "dask", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        for command in commands
-    ]
-    try:
-        yield address, processes
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+def cluster(tmp_path: Path) -> Iterator[RealCluster]:
+    cluster = RealCluster(tmp_path / "dask").with_workers()
+    yield cluster
+    cluster.close()
 
 
 def whole(kind: str, folder: Path) -> dict[str, str]:
@@ -65,25 +44,24 @@ def whole(kind: str, folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_remote_cluster_gives_the_same_bits(kind: str, cluster: Cluster, tmp_path: Path) -> None:
+def test_a_remote_cluster_gives_the_same_bits(kind: str, cluster: RealCluster, tmp_path: Path) -> None:
     make_matrix(tmp_path / "a.zarr")
     expected = whole(kind, tmp_path)
-    ended = call("run", f"{kind}.yaml", "--json", "--cluster", cluster[0], cwd=tmp_path)
+    ended = call("run", f"{kind}.yaml", "--json", "--cluster", cluster.address, cwd=tmp_path)
     assert ended.code == 0, ended.err
     assert fingerprint(ended.record["result"]) == expected
     assert "Traceback" not in ended.err
 
 
 @at_night
-def test_a_cluster_that_dies(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_cluster_that_dies(cluster: RealCluster, tmp_path: Path) -> None:
     """The job fails within a bounded time, says why, and goes on elsewhere."""
-    address, processes = cluster
     make_matrix(tmp_path / "a.zarr")
     expected = whole("svd", tmp_path)
-    with killed_at_the_end(spawn("run", "svd.yaml", "--json", "--cluster", address, cwd=tmp_path)) as process:
+    with killed_at_the_end(spawn("run", "svd.yaml", "--json", "--cluster", cluster.address, cwd=tmp_path)) as process:
         wait_for(lambda: finished(tmp_path) >= 1, alive=process)
-        for victim in processes:
-            victim.kill()
+        cluster.close()
+        fault("a whole cluster")
         ended = finish(process, timeout=60)
     assert ended.code == 1, ended.err
     assert "Traceback" not in ended.err
@@ -106,6 +84,7 @@ def test_a_job_that_stands_still_is_ended(tmp_path: Path) -> None:
         workers = workers_of(process)
         for worker in workers:
             worker.send_signal(signal.SIGSTOP)
+        fault("workers that stand still")
         ended = finish(process, timeout=60)
     assert ended.code == 1, ended.err
     assert "No progress for 2 s" in ended.err

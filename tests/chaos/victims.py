@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +30,20 @@ RUNS = int(os.environ.get("DLSCALE_CHAOS_RUNS", "1"))
 at_night = pytest.mark.skipif(RUNS < 10, reason="slow; set DLSCALE_CHAOS_RUNS=10 or more")
 SEED = int(os.environ.get("DLSCALE_CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 2**31)
 
-ENVIRONMENT = os.environ | {
+#: What the launchers of other jobs may have left in the environment of the tests must not reach those that they start.
+_CLEAN = {name: value for name, value in os.environ.items() if not name.startswith(("OMPI_", "PMI", "SLURM_"))}
+ENVIRONMENT = _CLEAN | {
     "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
 }
+
+MPIRUN = shutil.which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+
+#: What was done to jobs so far in the test that runs.
+FAULTS: list[str] = []
 
 N_ROWS, N_COLUMNS = 30_000, 40
 
@@ -60,10 +70,15 @@ def write_spec(path: Path, kind: str, matrix: str | Path, **more: Any) -> Path:
     return path
 
 
-def spawn(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.Popen[str]:
-    """A command in a session of its own, so that its whole process tree can be killed at once."""
+def fault(what: str) -> None:
+    """Note a fault, for the ledger of a long night (see conftest.py)."""
+    FAULTS.append(what)
+
+
+def spawn(*arguments: str | Path, cwd: Path, under: Sequence[str] = (), **environment: str) -> subprocess.Popen[str]:
+    """A command in a session of its own, so that its whole process tree can be killed at once; ``under`` a launcher."""
     return subprocess.Popen(
-        [sys.executable, "-m", "dlscale", *map(str, arguments)],
+        [*under, sys.executable, "-m", "dlscale", *map(str, arguments)],
         env=ENVIRONMENT | environment,
         cwd=cwd,
         stdout=subprocess.PIPE,
@@ -71,6 +86,11 @@ def spawn(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.P
         text=True,
         start_new_session=True,
     )
+
+
+def ranks(n: int) -> list[str]:
+    """The launcher of so many ranks, for `spawn`."""
+    return [str(MPIRUN), "-n", str(n), "--oversubscribe"]
 
 
 def kill_tree(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> None:
@@ -166,6 +186,13 @@ def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
         return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
     except psutil.NoSuchProcess:
         return []
+
+
+def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The ranks that an mpirun started, in their order."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    ranks = {child.environ().get("OMPI_COMM_WORLD_RANK"): child for child in children if "dlscale" in child.cmdline()}
+    return [ranks[rank] for rank in sorted(filter(None, ranks))]
 
 
 def fingerprint(result: str | Path) -> dict[str, str]:

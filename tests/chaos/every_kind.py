@@ -1,0 +1,88 @@
+"""Small jobs of every kind, with several tasks for each of some workers, and what their answers must be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+import zarr
+from victims import call, job_folder
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+N_TALL, N_SQUARE = 12_000, 700
+_TALL, _SQUARE = {"matrix": "tall"}, {"matrix": "square"}
+
+JOBS: Mapping[str, dict[str, Any]] = {
+    "svd": {"input": _TALL, "params": {"n_components": 6, "power_iterations": 8, "block_rows": 500}},
+    "pca": {"input": _TALL, "params": {"n_components": 5, "scores": True, "block_rows": 500}},
+    "qr": {"input": _TALL, "params": {"block_rows": 500}},
+    "lu": {"input": _SQUARE, "params": {"panel": 32}},
+    "cholesky": {"input": _SQUARE, "params": {"panel": 32}},
+    "solve": {"input": _SQUARE | {"rhs": "right"}, "params": {"panel": 32}},
+    "train": {
+        "input": {"features": "tall", "targets": "targets"},
+        "model": {"type": "mlp", "hidden": [32]},
+        "loss": {"type": "squared"},
+        "params": {"epochs": 6, "batch_size": 256},
+    },
+}
+
+
+def make_inputs(folder: Path) -> Path:
+    """The matrices of all jobs; the square one is positive definite by its diagonal."""
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((N_SQUARE, N_SQUARE))
+    arrays = {
+        "tall": rng.standard_normal((N_TALL, 40)) * np.arange(1, 41) ** -0.5,
+        "targets": rng.standard_normal((N_TALL, 3)),
+        "square": A + A.T + 4 * N_SQUARE**0.5 * np.eye(N_SQUARE),
+        "right": rng.standard_normal((N_SQUARE, 2)),
+    }
+    for name, array in arrays.items():
+        chunks = (500, array.shape[1])
+        zarr.create_array(folder / f"{name}.zarr", shape=array.shape, dtype="f8", chunks=chunks, compressors=None)[:] = array
+    return folder
+
+
+def write_job(folder: Path, kind: str, inputs: Path, **more: Any) -> Path:
+    """A job file of a kind."""
+    paths = {role: str(inputs / f"{name}.zarr") for role, name in JOBS[kind]["input"].items()}
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump({"kind": kind, "name": "chaos", **JOBS[kind], "input": paths, **more}))
+    return path
+
+
+def arrays_of(result: Path) -> Arrays:
+    """All arrays of a result, those of its groups too."""
+    members = zarr.open_group(result, mode="r").members(max_depth=None)
+    return {name: np.asarray(member[...]) for name, member in members if isinstance(member, zarr.Array)}
+
+
+def check_same(kind: str, found: Arrays, expected: Arrays) -> None:
+    """The same bits; of a training, whose sums over ranks are rounded differently, the same numbers."""
+    assert found.keys() == expected.keys()
+    for name, array in found.items():
+        if kind != "train":
+            assert array.tobytes() == expected[name].tobytes(), name
+        elif "seconds" not in name:
+            np.testing.assert_allclose(array, expected[name], rtol=1e-10, atol=1e-10, err_msg=name)
+
+
+def on_the_local_cluster(inputs: Path, folder_of: Callable[[str], Path]) -> Callable[[str], Arrays]:
+    """The arrays of an undisturbed run of a kind on the local cluster; each is run once."""
+    known: dict[str, Arrays] = {}
+
+    def run(kind: str) -> Arrays:
+        if kind not in known:
+            folder = folder_of(kind)
+            write_job(folder, kind, inputs)
+            ended = call("run", "job.yaml", "--cluster", "local", cwd=folder)
+            assert ended.code == 0, ended.err
+            known[kind] = arrays_of(job_folder(folder) / "result.zarr")
+        return known[kind]
+
+    return run

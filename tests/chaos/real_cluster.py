@@ -1,0 +1,52 @@
+"""A Dask cluster of real processes, any of which a test may kill."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from victims import ENVIRONMENT
+
+
+class RealCluster:
+    """A scheduler and workers of one thread each, as processes.
+
+    Parameters
+    ----------
+    folder : Path
+        Where they run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(exist_ok=True)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.address = f"tcp://127.0.0.1:{port}"
+        self.scheduler = self._spawn("scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard", "--no-show")
+        self.workers: list[subprocess.Popen[bytes]] = []
+
+    def with_workers(self, n: int = 2) -> RealCluster:
+        """Start as many as are missing, and wait for them."""
+        from distributed import Client
+
+        self.workers = [worker for worker in self.workers if worker.poll() is None]
+        options = ("--nthreads", "1", "--memory-limit", "2GB", "--no-nanny", "--no-dashboard")
+        self.workers += [self._spawn("worker", self.address, *options) for _ in range(n - len(self.workers))]
+        with Client(self.address, timeout="30s", set_as_default=False) as client:
+            client.wait_for_workers(n, timeout=60)
+        return self
+
+    def _spawn(self, *arguments: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "dask", *arguments]
+        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        return subprocess.Popen(command, env=ENVIRONMENT, cwd=self.folder, **quiet)
+
+    def close(self) -> None:
+        for process in (self.scheduler, *self.workers):
+            process.kill()
+            process.wait()

@@ -1,0 +1,123 @@
+"""Two hosts, made of network namespaces, whose connection breaks: for a moment, and for good."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from every_kind import Arrays, arrays_of, check_same, make_inputs, on_the_local_cluster, write_job
+from victims import ENVIRONMENT, at_night, call, fault, finish, finished, job_folder, killed_at_the_end, spawn, wait_for
+
+pytestmark = at_night
+
+ADDRESSES = ("10.77.0.1", "10.77.0.2")
+SCHEDULER = f"tcp://{ADDRESSES[0]}:8786"
+
+
+class Hosts:
+    """Two network namespaces with a cable between them."""
+
+    def __init__(self) -> None:
+        self.names = [f"dlscale-{os.getpid()}-{i}" for i in range(2)]
+        self.ends = [f"dl{os.getpid() % 10**6}-{i}" for i in range(2)]
+
+    def on(self, host: int) -> list[str]:
+        """What a command is put behind to run on a host."""
+        return ["ip", "netns", "exec", self.names[host]]
+
+    def connect(self) -> bool:
+        """Make them; False where that is not allowed."""
+        lines = [["netns", "add", name] for name in self.names]
+        lines += [["link", "add", self.ends[0], "type", "veth", "peer", "name", self.ends[1]]]
+        for name, end, address in zip(self.names, self.ends, ADDRESSES, strict=True):
+            lines += [["link", "set", end, "netns", name], ["-n", name, "addr", "add", f"{address}/24", "dev", end]]
+            lines += [["-n", name, "link", "set", device, "up"] for device in (end, "lo")]
+        return all(_ip(*line) for line in lines)
+
+    def cable(self, state: str) -> None:
+        """Pull the cable out (``down``), or put it in again (``up``)."""
+        assert _ip("-n", self.names[1], "link", "set", self.ends[1], state)
+
+    def remove(self) -> None:
+        for name in self.names:
+            _ip("netns", "del", name)
+
+
+def _ip(*arguments: str) -> bool:
+    try:
+        return subprocess.run(["ip", *arguments], capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture
+def hosts() -> Iterator[Hosts]:
+    hosts = Hosts()
+    try:
+        if not hosts.connect():
+            pytest.skip("network namespaces need root and the command ip")
+        yield hosts
+    finally:
+        hosts.remove()
+
+
+@contextmanager
+def cluster(hosts: Hosts, folder: Path) -> Iterator[None]:
+    """A scheduler and a worker on the first host, a worker on the second."""
+    base = [sys.executable, "-m", "dask"]
+    worker = [*base, "worker", SCHEDULER, "--nthreads", "1", "--memory-limit", "2GB", "--no-nanny", "--no-dashboard", "--host"]
+    commands = [
+        [*hosts.on(0), *base, "scheduler", "--host", ADDRESSES[0], "--port", "8786", "--no-dashboard", "--no-show"],
+        *([*hosts.on(i), *worker, ADDRESSES[i]] for i in range(2)),
+    ]
+    folder.mkdir()
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    processes = [subprocess.Popen(command, env=ENVIRONMENT, cwd=folder, **quiet) for command in commands]
+    try:
+        waiting = "import sys; from distributed import Client; Client(sys.argv[1], timeout='30s').wait_for_workers(2, timeout=60)"
+        subprocess.run([*hosts.on(0), sys.executable, "-c", waiting, SCHEDULER], env=ENVIRONMENT, check=True, timeout=90)
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_inputs(tmp_path_factory.mktemp("input"))
+
+
+@pytest.fixture(scope="module")
+def expected(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Arrays:
+    return on_the_local_cluster(inputs, tmp_path_factory.mktemp)("svd")
+
+
+@pytest.mark.parametrize("seconds", [2.0, None], ids=["for a moment", "for good"])
+def test_a_broken_connection(seconds: float | None, hosts: Hosts, inputs: Path, expected: Arrays, tmp_path: Path) -> None:
+    """A moment is not noticed; a job that waits for the other side says so, ends, and goes on elsewhere."""
+    folder = tmp_path / "job"
+    folder.mkdir()
+    write_job(folder, "svd", inputs, stall="6s")
+    with cluster(hosts, tmp_path / "dask"):
+        with killed_at_the_end(spawn("run", "job.yaml", "--cluster", SCHEDULER, cwd=folder, under=hosts.on(0))) as process:
+            wait_for(lambda: finished(folder) >= 2, alive=process)
+            hosts.cable("down")
+            fault("a broken connection between hosts")
+            if seconds is not None:
+                time.sleep(seconds)
+                hosts.cable("up")
+            ended = finish(process, timeout=90)
+        if seconds is None:
+            assert ended.code == 1, ended.err
+            assert "No progress for 6 s" in ended.err
+            assert ADDRESSES[1] in ended.err
+            ended = call("resume", job_folder(folder).name, "--cluster", "local", cwd=folder)
+        assert ended.code == 0, ended.err
+    check_same("svd", arrays_of(job_folder(folder) / "result.zarr"), expected)
