@@ -156,11 +156,14 @@ def apply_panel(work: Work, transform: Transform, k: int, panel: Array) -> Array
     return panel
 
 
-def identity_panel(work: Work, k: int) -> Array:
-    """Columns of the identity."""
+def form_panel(work: Work, transform: Transform, k: int) -> Array:
+    """Columns of the identity, to which the transform of their own number is applied."""
+    started = time.perf_counter()
     panel = room(work, k, 0)
-    panel[...] = 0
-    np.fill_diagonal(panel[work.grid.columns(k)[0] :], 1)
+    panel[: transform.top] = 0
+    work.method.form(transform, panel[transform.top :])
+    flops = work.method.apply_flops(len(transform.panel), transform.panel.shape[1], panel.shape[1]) / 2
+    measured(work, "apply", k, started, flops=flops, transform=transform.index)
     return panel
 
 
@@ -175,14 +178,18 @@ def unapply_panel(work: Work, transform: Transform, k: int, panel: Array) -> Arr
 
 
 def place_panel(work: Work, k: int) -> int:
-    """Copy a finished panel to its final place, changed."""
+    """Copy the upper rows of a finished panel, as many as are wanted, to their final place, and change them there."""
     started = time.perf_counter()
-    m, columns = work.grid.shape[0], work.grid.columns(k)
+    columns, n_rows = work.grid.columns(k), work.target.shape[0]
     assert work.finish is not None
-    panel = work.finish(k, writable(work.A.region((0, m), columns)))
+    panel = work.A.region((0, n_rows), columns)
     if isinstance(work.target, np.ndarray):
-        work.target[:, slice(*columns)] = panel
+        place = work.target[:, slice(*columns)]
+        place[...] = panel
+        work.finish(k, place)
     else:
+        panel = writable(panel)
+        work.finish(k, panel)
         work.target.write(0, panel, columns[0])
     measured(work, "write", k, started, n_bytes=2 * panel.nbytes)
     return k
@@ -194,7 +201,8 @@ def write_panel(work: Work, k: int, panel: Array, move: RowMove | None) -> int:
     m, (left, right) = work.grid.shape[0], work.grid.columns(k)
     top = m - len(panel)
     if work.finish is not None:
-        panel = work.finish(k, writable(panel))
+        panel = writable(panel)
+        work.finish(k, panel)
     if isinstance(work.target, np.ndarray):
         work.target[:top, left:right] = 0
         if move is not None:

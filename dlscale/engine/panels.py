@@ -143,8 +143,11 @@ class Panels:
         m, n = factored.grid.shape
         grid = replace(factored.grid, shape=(m, min(m, n)))
         for number, group in enumerate(grid.groups()):
+            # A panel's own transform meets columns of the identity, which is half the work.
             flops = sum(
-                method.apply_flops(m - grid.columns(j)[0], grid.width(j), grid.width(k)) for k in group for j in range(k + 1)
+                method.apply_flops(m - grid.columns(j)[0], grid.width(j), grid.width(k)) / (1 + (j == k))
+                for k in group
+                for j in range(k + 1)
             )
             n_bytes = sum((m - grid.columns(j)[0]) * grid.width(j) for j in range(group.stop)) * factored.matrix.dtype.itemsize
             work = Work(fresh_token(), f"{step}-{number + 1}", factored.matrix, method, grid, factored, target, NO_PROBES, finish)
@@ -336,16 +339,15 @@ class _Forming(Group):
 
     def run(self) -> Facts:
         graph = TaskGraph(self.work)
-        for k in self.group:
-            self.panels[k] = graph.add(("panel", k, "identity"), tasks.identity_panel, k, priority=k, worker=k)
         steps = range(self.group.stop - 1, -1, -1)
         for window in self.windows(steps, fetched=True):
             for j in window:
                 transform = graph.add(("fetch", j), tasks.fetch_panel, j, priority=-(j + 2) * self.grid.n_panels, worker=j)
                 for k in self.group:
-                    if k >= j:
-                        priority = -j * self.grid.n_panels + k
-                        key = ("panel", k, j)
+                    key, priority = ("panel", k, j), -j * self.grid.n_panels + k
+                    if k == j:
+                        self.panels[k] = graph.add(key, tasks.form_panel, transform, k, priority=priority, worker=k)
+                    elif k > j:
                         before = self.panels[k]
                         self.panels[k] = graph.add(key, tasks.unapply_panel, transform, k, before, priority=priority, worker=k)
             self.compute(graph, list(self.panels.values()))

@@ -15,7 +15,7 @@ from dlscale.engine.outcome import Outcome
 from dlscale.engine.panels import Panels
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.transforms import Factored, Facts, Method, Transform, largest_modulus
-from dlscale.lapack import Op, apply_reflectors, factor_qr
+from dlscale.lapack import Op, apply_reflectors, factor_qr, multiply_add, multiply_triangular
 from dlscale.linalg.factor_plan import FactorOptions, PanelPlan, as_matrix, factor_target, plan_panels
 from dlscale.linalg.factor_products import TriangularProduct, probes, scaled, triangular_product
 from dlscale.storage.matrices import Array, Matrix
@@ -36,6 +36,17 @@ class Householder(Method):
     def unapply(self, transform: Transform, panel: Array) -> None:
         reflect(transform, panel[transform.top :], op="N")
 
+    def form(self, transform: Transform, panel: Array) -> None:
+        # (I - V T V^H) E = E - V W with W = T V1^H, for the first columns E of the identity: V1 is the top of V.
+        T = transform.facts["t"]
+        k = len(T)
+        V1, V2 = transform.panel[:k, :k], transform.panel[k:, :k]
+        W = np.ascontiguousarray(np.tril(V1, -1).conj().T) + np.eye(k, dtype=T.dtype)
+        multiply_triangular(T, W, uplo="U")
+        multiply_add(V2, W, panel[k:], beta=0.0)
+        np.negative(multiply_triangular(V1, W, uplo="L", unit=True), out=panel[:k])
+        panel[np.diag_indices(k)] += 1
+
     def factor_flops(self, m: int, b: int) -> float:
         k = min(m, b)
         return float(3 * m * b * k - k**3)
@@ -53,13 +64,16 @@ def reflect(transform: Transform, C: Array, *, op: Op) -> None:
 
 @dataclass(frozen=True)
 class UpperPart:
-    """Cuts R (k, n) out of a factored panel, its rows scaled by ``phases`` (k,)."""
+    """Leaves R (k, n) of a factored panel, its rows scaled by ``phases`` (k,)."""
 
     panel: int
     phases: Array
 
-    def __call__(self, j: int, panel: Array) -> Array:
-        return np.triu(panel[: len(self.phases)], -j * self.panel) * self.phases.conj()[:, None]
+    def __call__(self, j: int, panel: Array) -> None:
+        first, stop = j * self.panel, j * self.panel + panel.shape[1]
+        panel[first:stop] = np.triu(panel[first:stop])
+        panel[stop:] = 0
+        panel[:stop] *= self.phases.conj()[:stop, None]
 
 
 @dataclass(frozen=True)
@@ -69,9 +83,8 @@ class ScaledColumns:
     panel: int
     phases: Array
 
-    def __call__(self, j: int, panel: Array) -> Array:
+    def __call__(self, j: int, panel: Array) -> None:
         panel *= self.phases[j * self.panel : j * self.panel + panel.shape[1]]
-        return panel
 
 
 @dataclass(frozen=True)
@@ -139,7 +152,7 @@ def compute_panel_qr(passes: Passes, A: Matrix, mode: str, plan: PanelPlan) -> O
     raw = as_matrix(target)
     upper = TriangularProduct(X, m, lower=False)
     RX = triangular_product(passes, "upper", raw, plan.grid, upper)[:k]
-    phases = np.concatenate([_phases(raw, grid.columns(j), k) for j in range(grid.n_steps)]).astype(dtype)
+    phases = np.concatenate([diagonal_phases(raw, grid.columns(j), k) for j in range(grid.n_steps)]).astype(dtype)
     if mode != "raw":
         r = factor_target(passes, "r", (k, n), dtype, grid)
         panels.place("r", factored, r, UpperPart(grid.panel, phases))
@@ -161,10 +174,17 @@ def compute_panel_qr(passes: Passes, A: Matrix, mode: str, plan: PanelPlan) -> O
             transform = factored.transform(j)
             reflect(transform, QRX[transform.top :], op="N")
         residual, orthonormal = seen.products - QRX, None
+    arrays = {"t": stacked_triangles(factored)} if mode == "raw" else {}
+    stored = {"reduced": ("q", "r"), "r": ("r",), "raw": ("qr",)}[mode]
+    return Outcome(arrays, stored, qr_certificate(scaled(residual, seen.products, n, dtype), orthonormal))
+
+
+def qr_certificate(residual: float, orthonormal: float | None) -> Certificate:
+    """The certificate of a QR factorization, from scaled residuals; Q is not always formed."""
     checks = [
         Check(
             "||(A - QR)x|| / (||Ax|| n eps)",
-            scaled(residual, seen.products, n, dtype),
+            residual,
             LAPACK_THRESHOLD,
             "on random vectors, Q R acts as the matrix does",
         )
@@ -178,12 +198,10 @@ def compute_panel_qr(passes: Passes, A: Matrix, mode: str, plan: PanelPlan) -> O
                 "the columns of Q are orthonormal to working precision",
             )
         )
-    arrays = {"t": _stacked(factored)} if mode == "raw" else {}
-    stored = {"reduced": ("q", "r"), "r": ("r",), "raw": ("qr",)}[mode]
-    return Outcome(arrays, stored, Certificate(tuple(checks)))
+    return Certificate(tuple(checks))
 
 
-def _phases(raw: Matrix, columns: tuple[int, int], k: int) -> Array:
+def diagonal_phases(raw: Matrix, columns: tuple[int, int], k: int) -> Array:
     """Factors of modulus 1 that make the diagonal of R positive."""
     first, stop = columns[0], min(columns[1], k)
     d = np.diagonal(raw.region((first, stop), (first, stop))).copy()
@@ -191,7 +209,7 @@ def _phases(raw: Matrix, columns: tuple[int, int], k: int) -> Array:
     return np.where(size > 0, d / np.where(size > 0, size, 1), 1)
 
 
-def _stacked(factored: Factored) -> Array:
+def stacked_triangles(factored: Factored) -> Array:
     """The T of all panels side by side, (b, k), as LAPACK's ``geqrt`` returns them."""
     width = factored.grid.panel
     parts = [np.pad(fact["t"], ((0, width - len(fact["t"])), (0, 0))) for fact in factored.facts]
