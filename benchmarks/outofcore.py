@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -47,6 +48,28 @@ def measure_bound(bench: Bench, path: Path, *, n_reads: int, flops: float, width
     compute = flops / harness.matmul_flops("f8", bench.pick(full=4096, quick=1024))
     skinny = flops / harness.skinny_flops(bench.record["facts"]["shape"][1], width)
     bench.fact(flops=flops, raw_read_seconds=read, flops_seconds=compute, skinny_seconds=skinny, bound_seconds=max(read, compute))
+
+
+@contextmanager
+def enforced(limit_bytes: int) -> Iterator[None]:
+    """Put this process and its children in a control group whose memory, page cache included, is limited by the kernel.
+
+    What is read then really comes from the disk each time, however much memory the machine has. Needs root on Linux.
+    """
+    groups = Path("/sys/fs/cgroup")
+    version_1 = (groups / "memory").is_dir()
+    name, limit = ("memory/dlscale-bench", "memory.limit_in_bytes") if version_1 else ("dlscale-bench", "memory.max")
+    own = Path("/proc/self/cgroup").read_text().splitlines()
+    line = next(line for line in own if (":memory:" in line if version_1 else line.startswith("0::")))
+    before = groups / ("memory" if version_1 else "") / line.split(":", 2)[2].strip("/")
+    group = groups / name
+    group.mkdir(exist_ok=True)
+    (group / limit).write_text(str(limit_bytes))
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+    try:
+        yield
+    finally:
+        (before / "cgroup.procs").write_text(str(os.getpid()))
 
 
 def run_dlscale(bench: Bench, path: Path, kind: str, params: dict[str, Any], *, memory: str) -> Path:

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import psutil
-
 from dlscale.engine import launchers, started
 from dlscale.errors import SpecError
+from dlscale.memory import total_bytes
 
 #: Resident memory of a process that has imported the libraries and read nothing.
 BASELINE_BYTES = 300 * 2**20
@@ -92,7 +91,7 @@ def describe_cluster(spec: str | Mapping[str, Any] = "local") -> ClusterFacts:
         raise SpecError(f"cluster must be local, threads, mpi, slurm, pbs, kubernetes or tcp://host:port; got {kind!r}.")
     n_workers = int(options.pop("workers", None) or 1)
     threads = int(options.pop("threads", None) or max(1, n_cores() // n_workers))
-    total = psutil.virtual_memory().total
+    total = total_bytes()
     memory = _bytes(options.pop("memory", None)) or total * 6 // 10
     if memory > total:
         raise SpecError(f"cluster: memory must be at most the machine's {total / 1e9:.1f} GB; got {memory / 1e9:.1f} GB.")
@@ -145,7 +144,7 @@ def _remote_facts(address: str) -> ClusterFacts:
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
         if not workers:
             raise SpecError(f"cluster: the scheduler at {address} has no workers; start some with `dask worker {address}`.")
-        memory = min(worker["memory_limit"] or psutil.virtual_memory().total for worker in workers)
+        memory = min(worker["memory_limit"] or total_bytes() for worker in workers)
         return ClusterFacts("tcp", len(workers), min(worker["nthreads"] for worker in workers), int(memory), address)
 
 

@@ -116,12 +116,11 @@ class Place:
 
     @classmethod
     def here(cls) -> Place:
-        import psutil
-
         from dlscale.engine.clusters import n_cores
+        from dlscale.memory import total_bytes
 
         cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(n_cores())
-        return cls(socket.gethostname(), frozenset(cores), psutil.virtual_memory().total)
+        return cls(socket.gethostname(), frozenset(cores), total_bytes())
 
     def share(self, places: Sequence[Place]) -> tuple[int, int]:
         """Threads and bytes of memory for one of the ranks at these places, which stands here."""

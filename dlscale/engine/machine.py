@@ -10,9 +10,9 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import psutil
 
 from dlscale.kernels import one_blas_thread
+from dlscale.memory import total_bytes
 from dlscale.storage.matrices import Matrix
 
 _N_MATMUL = 768
@@ -63,7 +63,7 @@ def describe_machine() -> dict[str, Any]:
         "host": platform.node(),
         "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
+        "memory_bytes": total_bytes(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("dlscale", "numpy", "scipy", "dask", "distributed", "zarr")},
     }

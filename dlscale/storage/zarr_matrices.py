@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import psutil
 
 from dlscale.errors import CorruptionError, InputError, MissingChunkError
+from dlscale.memory import total_bytes
 from dlscale.storage.chunk_files import read_window
 from dlscale.storage.matrices import Array, Matrix
 from dlscale.workspaces import workspace
@@ -88,7 +88,7 @@ class ZarrMatrix(Matrix):
         Of a matrix that is a little too large it keeps nothing at all: each page is dropped before its turn comes again. A
         quarter of the memory is what processes and other files are likely to take.
         """
-        return self.n_stored_bytes > psutil.virtual_memory().total * 3 // 4
+        return self.n_stored_bytes > total_bytes() * 3 // 4
 
     @property
     def attributes(self) -> dict[str, Any]:
