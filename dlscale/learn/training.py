@@ -21,6 +21,7 @@ from dlscale.kernels import Array
 from dlscale.learn.data import SMALL_BYTES, Order, plan_order
 from dlscale.learn.gradients import Seconds
 from dlscale.learn.loop import FINISHED, flops_per_row, train
+from dlscale.learn.losses import LOSSES
 from dlscale.learn.packing import unpack
 from dlscale.learn.task import DTYPES, Recipe, Task, TrainOptions, count_outputs
 from dlscale.storage.inputs import Inputs
@@ -132,7 +133,8 @@ def _algorithm(recipe: Recipe, options: TrainOptions, order: Order, n_parameters
     layers = f" {'-'.join(map(str, model.hidden))} {model.activation}" if model.hidden else ""
     rows = "all rows a step" if recipe.full_batch else f"{order.batch_size} rows a step"
     name = dict(options.optimizer).get("type", "adam")
-    return f"{model.type}{layers} ({n_parameters:,} parameters), {type(model.loss).__name__.lower()} loss, {name}, {rows}"
+    loss = next(key for key, kind in LOSSES.items() if type(model.loss) is kind).replace("_", "-")
+    return f"{model.type}{layers} ({n_parameters:,} parameters), {loss} loss, {name}, {rows}"
 
 
 def choose_sync(asked: str, facts: ClusterFacts) -> tuple[str, str]:

@@ -15,6 +15,8 @@ from dlscale.report.sections import Job, pair, section, table
 _STYLES = ("s1", "s2", "s3", "s4", "s5", "s6")
 #: Points of a curve; longer ones are drawn as means of as many stretches.
 _MOST_POINTS = 400
+#: Weights in a table, the largest.
+_MOST_WEIGHTS = 20
 #: A layer whose gradients are so much smaller, or larger, than the largest or smallest of the others.
 _VANISHING, _EXPLODING = 1e-3, 1e2
 
@@ -75,11 +77,22 @@ def curves(job: Job) -> Markup | None:
     if optimality is not None and len(optimality) > 1:
         places = {"optimality": (np.arange(1, len(optimality) + 1), optimality)}
         drawn.append(_lines(places, "largest entry of the gradient", "iteration", first_style=3))
-    return (
-        section("Learning", "How far the loss came down, and whether rows that were not trained on agree.", pair(*drawn))
-        if drawn
-        else None
-    )
+    agree = ", and whether rows that were not trained on agree" if array(job, "history/validation_loss") is not None else ""
+    return section("Learning", f"How far the loss came down{agree}.", pair(*drawn)) if drawn else None
+
+
+def coefficients(job: Job) -> Markup | None:
+    """The weights of a model of one layer and one output, the largest first."""
+    weight = array(job, "parameters/layer-0/weight", "classifier/layer-0/weight")
+    if weight is None or weight.shape[1] > 1 or "parameters/layer-1/weight" in job.record.arrays:
+        return None
+    w = weight[:, 0]
+    order = [int(column) for column in np.argsort(-np.abs(w), kind="stable")[:_MOST_WEIGHTS] if w[column] != 0]
+    n_zero = int(np.count_nonzero(w == 0))
+    zeros = f"{words.count(n_zero)} of the {words.count(len(w))} weights are exactly zero. " if n_zero else ""
+    lead = f"{zeros}Columns are numbered from 0. Sizes compare where the columns are scaled alike."
+    rows = [(f"column {column}", words.number(float(w[column]))) for column in order]
+    return section("Largest weights" if len(order) < len(w) - n_zero else "Weights", lead, table(("", "weight"), rows))
 
 
 def gradients(job: Job) -> Markup | None:
@@ -204,9 +217,9 @@ def _covariate_tiles(job: Job) -> list[Tile]:
 
 
 KINDS: Mapping[str, Kind] = {
-    "train": Kind("Training", _goal, _train_tiles, (curves, gradients, times)),
+    "train": Kind("Training", _goal, _train_tiles, (curves, coefficients, gradients, times)),
     "predict": Kind("Prediction", lambda job: "Predictions for the rows", _predict_tiles, ()),
     "covariate_weights": Kind(
-        "Weights under covariate shift", lambda job: "Weights for the rows", _covariate_tiles, (curves, times)
+        "Weights under covariate shift", lambda job: "Weights for the rows", _covariate_tiles, (curves, coefficients, times)
     ),
 }

@@ -37,7 +37,7 @@ def mpirun(n_ranks, *arguments):
 
 @pytest.fixture(scope="module")
 def on_ranks(tmp_path_factory):
-    """Trainings on 4, 3 and 2 ranks, and in ``r`` one that was stopped on 4, then on 2, and ended on 3."""
+    """Trainings on 1, 2, 3 and 4 ranks, and in ``r`` one that was stopped on 4, then on 2, and ended on 3."""
     folder = tmp_path_factory.mktemp("ranks")
     done = mpirun(4, "curves", folder)
     assert (done.returncode, done.stderr) == (0, "")
@@ -91,7 +91,7 @@ def test_the_curve_is_that_of_plain_numpy(alone):
     np.testing.assert_allclose(alone["history/loss"], plain_numpy(), rtol=1e-10)
 
 
-@pytest.mark.parametrize("n_ranks", [2, 3, 4])
+@pytest.mark.parametrize("n_ranks", [1, 2, 3, 4])
 def test_the_curve_is_the_same_on_any_number_of_ranks(on_ranks, alone, n_ranks):
     np.testing.assert_allclose(programs.learned(on_ranks / str(n_ranks))["history/loss"], alone["history/loss"], rtol=1e-10)
 

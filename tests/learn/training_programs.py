@@ -1,6 +1,6 @@
 """A small training that tests start under mpirun.
 
-``python training_programs.py curves FOLDER`` trains on 4, 3 and 2 of the ranks, then stops on 4, goes on on 2, and ends on 3.
+``python training_programs.py curves FOLDER`` trains on 1, 2, 3 and 4 of the ranks, then stops on 4, goes on on 2, and ends on 3.
 ``python training_programs.py fault FOLDER FAULT MOMENT VICTIM`` trains on all of them, and one goes wrong.
 """
 
@@ -111,14 +111,8 @@ def curves(folder: Path) -> None:
     """Trainings on the first few ranks."""
     signal.signal(signal.SIGTERM, lambda *_: None)  # it comes again when a training has stopped
     world = import_mpi().COMM_WORLD
-    for place, size, stop in [
-        ("4", 4, None),
-        ("3", 3, None),
-        ("2", 2, None),
-        ("r", 4, (50, 2)),
-        ("r", 2, (110, 1)),
-        ("r", 3, None),
-    ]:
+    whole = [(str(size), size, None) for size in (1, 2, 3, 4)]
+    for place, size, stop in [*whole, ("r", 4, (50, 2)), ("r", 2, (110, 1)), ("r", 3, None)]:
         part = world.Split(0 if world.rank < size else 1, world.rank)
         if world.rank < size:
             communicator, job = MPICommunicator(part), task(folder / place)
