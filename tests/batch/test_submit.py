@@ -7,12 +7,12 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-import yaml
 import zarr
 from real_cluster import RealCluster
 from victims import (
@@ -37,7 +37,7 @@ from dlscale.errors import SpecError
 #: Passes that are many and short.
 PARAMS = {"n_components": 6, "power_iterations": 12, "block_rows": 2000}
 #: So many that a test has time to stop them.
-LONG = "params.power_iterations=40"
+LONG = "params.power_iterations=25"
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +101,12 @@ def test_four_trainings_at_once_all_finish(cluster: RealCluster, tmp_path: Path)
         make_matrix(tmp_path / name, (2000, n_columns), seed=n_columns)
     inputs = {name: str(tmp_path / name) for name in ("features", "targets")}
     job = {"kind": "train", "input": inputs, "model": {"type": "linear"}, "params": {"epochs": 3}}
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
-    clients = [spawn("submit", "job.yaml", "--cluster", cluster.address, "--concurrency", "4", cwd=tmp_path) for _ in range(4)]
-    jobs = [Job(tmp_path / "dlscale-workspace" / "jobs" / client.communicate(timeout=120)[0].strip()) for client in clients]
+    workspace = tmp_path / "dlscale-workspace"
+    with ThreadPoolExecutor(4) as clients:
+        submitted = [
+            clients.submit(dlscale.submit, job | {"cluster": cluster.address}, workspace=workspace, concurrency=4) for _ in range(4)
+        ]
+    jobs = [Job(each.result().folder) for each in submitted]
     table = call("jobs", "--json", cwd=tmp_path).record
     assert {row["job"] for row in table} == {job.id for job in jobs}
     assert [wait(job).state for job in jobs] == ["succeeded"] * 4
@@ -112,7 +115,7 @@ def test_four_trainings_at_once_all_finish(cluster: RealCluster, tmp_path: Path)
     states = [[event["time"] for event in events(job.folder) if event["event"] == "state"] for job in jobs]
     spans = sorted((times[0], times[-1]) for times in states)
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
-    wait_for(lambda: {path.name for path in (tmp_path / "dlscale-workspace" / "queue").iterdir()} == {"lock", "limit.json"})
+    wait_for(lambda: {path.name for path in (workspace / "queue").iterdir()} == {"lock", "limit.json"})
 
 
 def test_a_client_that_is_killed_is_not_missed(cluster: RealCluster, folder: Path, expected: dict[str, str]) -> None:
@@ -163,7 +166,7 @@ def test_a_job_is_cancelled_within_seconds_and_goes_on_from_its_checkpoint(clust
     assert state_of(job) == "cancelled"
     assert time.monotonic() - started < 10
     assert job.checkpoint.exists()
-    assert call("wait", job.id, cwd=folder).code == 75
+    assert wait(job).exit_code == 75
     with pytest.raises(SpecError, match="has ended already"):
         cancel(job, root)
     assert call("resume", job.id, "--detach", "--cluster", "threads", cwd=folder).code == 0
@@ -182,7 +185,7 @@ def test_a_scheduler_that_is_killed(cluster: RealCluster, folder: Path, tmp_path
         wait_for(lambda: state_of(job) == "lost", seconds=30)
         assert f"dlscale resume {job.id}" in call("status", job.id, cwd=folder).out
         assert "pass " in call("logs", job.id, cwd=folder).out
-        assert call("wait", job.id, cwd=folder).code == 1
+        assert wait(job).exit_code == 1
     finally:
         other.close()
     resumed = call("resume", job.id, "--cluster", cluster.address, "--json", cwd=folder)

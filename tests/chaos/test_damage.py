@@ -19,6 +19,7 @@ from victims import (
     kill_tree,
     killed_at_the_end,
     make_matrix,
+    refuse,
     spawn,
     wait_for,
     write_spec,
@@ -47,18 +48,14 @@ def cut(path: Path) -> None:
 @pytest.mark.parametrize("damage", [Path.unlink, cut], ids=["missing", "truncated"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_damaged_input_is_refused_before_work(layout: str, damage: Callable[[Path], None], tmp_path: Path) -> None:
-    from click.testing import CliRunner
-
-    from dlscale.cli import commands
-
     matrix = make_matrix(tmp_path / "a.zarr", (4000, 20), **LAYOUTS[layout])
     damage(matrix / "c" / "2" / "0")
     fault("damaged input")
     spec = write_spec(tmp_path / "job.yaml", "svd", matrix, cluster="threads")
-    result = CliRunner().invoke(commands, ["run", str(spec), "--workspace", str(tmp_path / "ws")])
-    assert result.exit_code == 2
-    assert "input.matrix" in result.stderr
-    assert "c/2/0" in result.stderr
+    ended = refuse("run", spec, "--workspace", tmp_path / "ws", cwd=tmp_path)
+    assert ended.code == 2
+    assert "input.matrix" in ended.err
+    assert "c/2/0" in ended.err
     assert not (tmp_path / "ws").exists()
 
 

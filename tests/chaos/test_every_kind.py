@@ -59,9 +59,10 @@ def cluster(tmp_path: Path) -> Iterator[RealCluster]:
     cluster.close()
 
 
-def wait_for_work(folder: Path) -> None:
-    """Until the job computes."""
-    wait_for(lambda: any(e["event"] == "pass_started" for job in job_folders(folder) for e in events(job)))
+def wait_for_work(kind: str, folder: Path) -> None:
+    """Until the workers have begun; of a training, which says only what each epoch did, until its start."""
+    wanted = "pass_started" if kind == "train" else "blocks"
+    wait_for(lambda: any(e["event"] == wanted for job in job_folders(folder) for e in events(job)))
 
 
 def check_resumed(kind: str, folder: Path, expected: Arrays) -> None:
@@ -95,7 +96,7 @@ def kill_local(victim: str, kind: str, folder: Path, moment: float, expected: Ar
     """A job on the local cluster of two workers: both workers and driver, the driver alone, or a worker alone die."""
     write = ("--set", "cluster.workers=2", "--set", "cluster.threads=1")
     with killed_at_the_end(spawn("run", "job.yaml", *write, "--json", cwd=folder)) as process:
-        wait_for_work(folder)
+        wait_for_work(kind, folder)
         workers = wait_for(lambda: workers_of(process)) if victim == "worker" else workers_of(process)
         time.sleep(moment)
         if victim == "worker":
@@ -122,7 +123,7 @@ def kill_rank(kind: str, folder: Path, moment: float, expected: Arrays) -> None:
     if MPIRUN is None:
         pytest.skip("there is no mpirun on this machine")
     with killed_at_the_end(spawn("run", "job.yaml", cwd=folder, under=ranks(2))) as process:
-        wait_for_work(folder)
+        wait_for_work(kind, folder)
         found = ranks_of(process)
         time.sleep(moment)
         rank = found[int(moment * 1000) % 2]
@@ -151,7 +152,7 @@ def kill_on(cluster: RealCluster, victim: str, kind: str, folder: Path, moment: 
     """A job that was submitted to a running cluster goes on by itself, unless the cluster is gone."""
     submitted = call("submit", "job.yaml", "--cluster", cluster.address, cwd=folder)
     assert submitted.code == 0, submitted.err
-    wait_for_work(folder)
+    wait_for_work(kind, folder)
     driver = psutil.Process(Job(job_folder(folder)).read_state().heartbeat.pid)
     time.sleep(moment)
     fault(f"{victim} of {kind}")

@@ -25,6 +25,7 @@ from victims import (
     job_folders,
     killed_at_the_end,
     leftovers,
+    refuse,
     repeated_passes,
     spawn,
     wait_for,
@@ -164,9 +165,8 @@ def test_wrong_specs_are_refused_before_anything_starts(
     if kind == "cholesky" and not change:
         matrix = tmp_path / "tall.zarr"
         zarr.create_array(matrix, shape=(3, 2), dtype="f8", config={"write_empty_chunks": True})[:] = 1
-    ended = call("plan", write_spec(tmp_path, kind, matrix, **change), cwd=tmp_path)
+    ended = refuse("plan", write_spec(tmp_path, kind, matrix, **change), cwd=tmp_path)
     assert ended.code == 2, ended.err
     for word in words:
         assert word in ended.err
-    assert "Traceback" not in ended.err
     assert not job_folders(tmp_path)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from victims import call, fault, fingerprint, finish, killed_at_the_end, leftovers, make_matrix, spawn, wait_for, write_spec
+from victims import call, fault, fingerprint, finish, killed_at_the_end, leftovers, make_matrix, refuse, spawn, wait_for, write_spec
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_disk_that_is_too_small_is_refused(small_disk: Path, tmp_path: Path) -> None:
     write_spec(tmp_path / "job.yaml", "qr", make_matrix(tmp_path / "a.zarr", (80_000, 40)), cluster="threads")
-    refused = call("run", "job.yaml", "--workspace", small_disk / "ws", cwd=tmp_path)
+    refused = refuse("run", "job.yaml", "--workspace", small_disk / "ws", cwd=tmp_path)
     assert refused.code == 2
     assert "free disk" in refused.err
     assert list(small_disk.iterdir()) == []
@@ -82,7 +82,7 @@ def test_two_jobs_side_by_side(tmp_path: Path) -> None:
 def test_an_output_in_the_input_is_refused(tmp_path: Path) -> None:
     write_spec(tmp_path / "job.yaml", "svd", make_matrix(tmp_path / "a.zarr", (400, 20)), cluster="threads")
     before = sorted(path.name for path in (tmp_path / "a.zarr").iterdir())
-    refused = call("run", "job.yaml", "--output", "a.zarr/r.zarr", cwd=tmp_path)
+    refused = refuse("run", "job.yaml", "--output", "a.zarr/r.zarr", cwd=tmp_path)
     assert refused.code == 2
     assert "lies in the input matrix" in refused.err
     assert sorted(path.name for path in (tmp_path / "a.zarr").iterdir()) == before

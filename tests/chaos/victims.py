@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,19 @@ class Ended:
 def call(*arguments: str | Path, cwd: Path, timeout: float = 120.0, **environment: str) -> Ended:
     """Run a command to its end; one that hangs is killed with its children and fails the test."""
     return finish(spawn(*arguments, cwd=cwd, **environment), timeout)
+
+
+def refuse(*arguments: str | Path, cwd: Path) -> Ended:
+    """Run a command that starts nothing, in this process."""
+    from click.testing import CliRunner
+
+    from dlscale.cli import commands
+
+    started = time.monotonic()
+    with chdir(cwd):
+        result = CliRunner().invoke(commands, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return Ended(result.exit_code, result.stdout, result.stderr, time.monotonic() - started)
 
 
 def finish(process: subprocess.Popen[str], timeout: float = 120.0) -> Ended:

@@ -41,7 +41,9 @@ SelectTypeParameters=CR_CPU
 SchedulerType=sched/builtin
 SchedulerParameters=sched_interval=1
 ReturnToService=2
-NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory={memory} State=UNKNOWN
+# More processors than there may be, so that jobs that mostly wait need not wait for each other.
+SlurmdParameters=config_overrides
+NodeName={host} NodeAddr=127.0.0.1 CPUs=8 RealMemory={memory} State=UNKNOWN
 PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -89,7 +91,7 @@ def missing_programs() -> list[str]:
 
 @contextmanager
 def running_slurm(folder: Path) -> Iterator[SlurmCluster]:
-    """Start the daemons of a one-node Slurm with 2 processors; stop them at the end."""
+    """Start the daemons of a one-node Slurm; stop them at the end."""
     for name in ("munge", "state", "spool"):
         (folder / name).mkdir(mode=0o755)
     key = folder / "munge" / "key"
