@@ -64,7 +64,8 @@ def enforced(limit_bytes: int) -> Iterator[None]:
     before = groups / ("memory" if version_1 else "") / line.split(":", 2)[2].strip("/")
     group = groups / name
     group.mkdir(exist_ok=True)
-    (group / limit).write_text(str(limit_bytes))
+    # In whole pages, and not under what is asked for.
+    (group / limit).write_text(str(-(-limit_bytes // 4096) * 4096))
     (group / "cgroup.procs").write_text(str(os.getpid()))
     try:
         yield

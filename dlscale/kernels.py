@@ -22,6 +22,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 #: Rows of a tile are chosen so that it stays in a core's share of the cache while it is used twice.
 TILE_BYTES = 5_400_000
+#: A symmetric product reads a tile once, and is fastest where it is near the core's own cache.
+GRAM_TILE_BYTES = 1_600_000
 
 
 class _Limiter:
@@ -67,13 +69,13 @@ def half_precision(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.complex64 if dtype.kind == "c" else np.float32)
 
 
-def tile_rows(n_columns: int, itemsize: int) -> int:
-    """Rows of a cache-sized tile, a multiple of 64, at least 64."""
-    return max(64, TILE_BYTES // (n_columns * itemsize) // 64 * 64)
+def tile_rows(n_columns: int, itemsize: int, n_bytes: int | None = None) -> int:
+    """Rows of a tile of `TILE_BYTES`, or of so many bytes, a multiple of 64, at least 64."""
+    return max(64, (n_bytes or TILE_BYTES) // (n_columns * itemsize) // 64 * 64)
 
 
-def tiles(A: Array, mean: Array | None = None, *, at_least: int = 1) -> Iterator[tuple[int, Array]]:
-    """Cut a block into cache-sized tiles ``A[i:i+b] - mean`` of ``at_least`` so many rows; without a mean they are views.
+def tiles(A: Array, mean: Array | None = None, *, rows: int | None = None) -> Iterator[tuple[int, Array]]:
+    """Cut a block into cache-sized tiles ``A[i:i+b] - mean``, of about ``rows`` rows on request; without a mean they are views.
 
     Yields
     ------
@@ -81,7 +83,7 @@ def tiles(A: Array, mean: Array | None = None, *, at_least: int = 1) -> Iterator
         The tile is overwritten by the next one when a mean is subtracted.
     """
     m, n = A.shape
-    step = max(at_least, tile_rows(n, A.itemsize))
+    step = rows or tile_rows(n, A.itemsize)
     # Equal ones: a short last tile costs as much as a whole one beside its product. A fifth too high is still in the cache.
     n_tiles = max(1, -(-5 * m // (6 * step)))
     step = -(-m // (8 * n_tiles)) * 8
@@ -175,13 +177,16 @@ def add_gram(A: Array, G: Array, *, mean: Array | None = None, moments: Moments 
     -----
     b n^2 flops (b n (n + 1) multiplications and additions). Sums within a tile are in A's precision, between tiles in G's.
     """
-    for _, tile in tiles(A, mean):
-        if G.dtype == A.dtype:
-            add_hermitian_square(tile, G)
-        else:
-            update = workspace("G", G.shape, A.dtype)
-            update.fill(0)
-            G += add_hermitian_square(tile, update)
+    n, same = len(G), G.dtype == A.dtype
+    update = G if same else workspace("G", G.shape, A.dtype)
+    if not same:
+        update.fill(0)
+    # What has to be added up in another precision should outweigh that.
+    rows = max(256 if same else 2 * n, tile_rows(n, A.itemsize, GRAM_TILE_BYTES))
+    for _, tile in tiles(A, mean, rows=rows):
+        add_hermitian_square(tile, update, beta=1.0 if same else 0.0)
+        if not same:
+            G += update
         if moments is not None:
             moments.add(tile)
 

@@ -49,8 +49,8 @@ def multiply_add(A: Array, B: Array, C: Array, *, alpha: float = -1.0, beta: flo
     return C
 
 
-def add_hermitian_square(A: Array, G: Array) -> Array:
-    """The upper triangle of ``G <- G + A^H A`` for A (m, n) and G (n, n); m n^2 flops (BLAS ``syrk``, ``herk``).
+def add_hermitian_square(A: Array, G: Array, *, beta: float = 1.0) -> Array:
+    """The upper triangle of ``G <- beta G + A^H A`` for A (m, n) and G (n, n); m n^2 flops (BLAS ``syrk``, ``herk``).
 
     Returns
     -------
@@ -61,8 +61,8 @@ def add_hermitian_square(A: Array, G: Array) -> Array:
         A = A if A.strides[1] == A.itemsize else np.ascontiguousarray(A)
         name = "herk" if A.dtype.kind == "c" else "syrk"
         # Of herk the factors are real.
-        one = np.ones(1, A.real.dtype)
-        _call(cython_blas, name, A.dtype, "L", "N", n, m, one, A, _leading(A), one, G, _leading(G))
+        one, b = np.ones(1, A.real.dtype), np.array([beta], A.real.dtype)
+        _call(cython_blas, name, A.dtype, "L", "N", n, m, one, A, _leading(A), b, G, _leading(G))
     return G
 
 

@@ -24,13 +24,14 @@ from dlscale.kernels import (
 from dlscale.workspaces import workspace
 
 DTYPES = ("f4", "f8", "c8", "c16")
-#: One row, one under, at and over a tile of 64 rows, and several tiles.
-HEIGHTS = (1, 63, 64, 65, 200)
+#: One row, one under, at and over a tile of 64 rows, and several tiles of 64 or 256.
+HEIGHTS = (1, 63, 64, 65, 600)
 
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "TILE_BYTES", 1)
+    monkeypatch.setattr(kernels, "GRAM_TILE_BYTES", 1)
 
 
 def gaussian(m: int, n: int, dtype: str, seed: int = 0) -> Any:
@@ -83,7 +84,7 @@ def test_tiles_cover_the_block_in_order(m: int) -> None:
     np.testing.assert_array_equal(np.concatenate([tile for _, tile in pieces]), A)
     centred = np.concatenate([tile.copy() for _, tile in tiles(A, np.array([1.0, 2.0]))])
     np.testing.assert_array_equal(centred, A - [1.0, 2.0])
-    assert all(len(tile) >= min(100, m) or i + len(tile) == m for i, tile in tiles(A, at_least=100))
+    assert all(len(tile) <= 120 for _, tile in tiles(A, rows=100))
 
 
 def test_tile_rows(monkeypatch: pytest.MonkeyPatch) -> None:

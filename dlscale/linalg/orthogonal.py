@@ -21,7 +21,7 @@ from scipy.linalg import solve_triangular
 
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Fold, Passes, State
-from dlscale.kernels import accumulator_dtype, add_gram, mirror_upper, one_blas_thread, tiles
+from dlscale.kernels import accumulator_dtype, add_gram, mirror_upper, one_blas_thread, tile_rows, tiles
 from dlscale.lapack import solve_right
 from dlscale.storage.matrices import Array, Matrix
 from dlscale.workspaces import workspace
@@ -84,7 +84,7 @@ class TriangularBasis:
         return TriangularBasis(self.factors[:-1], self.dtype, np.ascontiguousarray(last, self.dtype))
 
     def pieces(self, A: Array) -> Iterator[tuple[int, Array]]:
-        return tiles(A, at_least=2 * A.shape[1])
+        return tiles(A, rows=max(2 * A.shape[1], tile_rows(A.shape[1], A.itemsize)))
 
     def apply(self, A: Array, first_row: int) -> Array:
         Q = A

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import pickle
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,11 @@ import dask.array
 import numpy as np
 import pytest
 import zarr
+from helpers import DTYPES, LAYOUTS, M, N, gaussian, store
 
 from dlscale.errors import CorruptionError, InputError, MissingChunkError, SpecError
 from dlscale.storage.matrices import Matrix, open_matrix
 from dlscale.workspaces import workspace
-
-# Test files are imported by path, which leaves the folder of helpers.py off the module path.
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from helpers import DTYPES, LAYOUTS, M, N, gaussian, store
 
 RANGES = [((0, M), (0, N)), ((13, 501), (0, N)), ((0, 1), (0, 1)), ((M - 1, M), (N - 1, N)), ((99, 101), (3, 38))]
 
