@@ -60,7 +60,8 @@ def read_window(
             whole = whole_rows and r1 - r0 == height
             buffer = out if whole else workspace("chunk", (height, width), out.dtype)
             stored = bytearray(_CRC_BYTES)
-            _read_exactly(fd, path, _bytes_of(buffer), 0)
+            done = _read_direct(path, buffer, 0) if direct else 0
+            _read_exactly(fd, path, _bytes_of(buffer)[done:], done)
             _read_exactly(fd, path, memoryview(stored), height * width * item)
             if google_crc32c.value(buffer) != int.from_bytes(stored, "little"):
                 raise CorruptionError(f"Chunk {path} does not match its checksum: its bytes have changed since they were written.")

@@ -173,6 +173,23 @@ def test_reading_past_the_page_cache(tmp_path: Path, n: int, monkeypatch: pytest
         A.read(0, 64, workspace("test", (64, n), A.dtype))
 
 
+def test_reading_past_the_page_cache_compares_checksums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = gaussian(64, 500)
+    path = store(tmp_path / "A.zarr", expected, **LAYOUTS["crc32c row strips"] | {"chunks": (64, 500)})
+    A = open_matrix(path)
+    A.exceeds_memory = True  # type: ignore[attr-defined]
+    flags, real_open = [], os.open
+    monkeypatch.setattr(os, "open", lambda path, mode, *more, **named: flags.append(mode) or real_open(path, mode, *more, **named))
+    np.testing.assert_array_equal(A.read(0, 64, workspace("test", (64, 500), A.dtype)), expected)
+    assert any(mode & os.O_DIRECT for mode in flags)
+    [chunk] = chunk_files(path)
+    data = bytearray(chunk.read_bytes())
+    data[5000] ^= 1
+    chunk.write_bytes(data)
+    with pytest.raises(CorruptionError, match="checksum"):
+        A.read(0, 64, workspace("test", (64, 500), A.dtype))
+
+
 def test_a_file_system_without_direct_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, real_open = gaussian(64, 512), os.open
     A = open_matrix(store(tmp_path / "A.zarr", expected, chunks=(64, 512), compressors=None))
