@@ -124,4 +124,5 @@ def compute_covariate(passes: Passes, inputs: Inputs, options: CovariateOptions,
     missing = features.shape[0] - int(state["rows"][0])
     check = Check("rows without a weight", float(missing), 0.0, "every row has its weight")
     arrays = {f"classifier/{name}": array for name, array in learned.parameters.items()}
+    arrays |= {f"history/{name}": array for name, array in learned.history.items()}
     return Outcome(arrays, ("weights",), Certificate((check,)), estimates, tuple(notes))

@@ -356,5 +356,9 @@ class Training:
 
 def flops_per_row(parameters: Parameters) -> float:
     """Of a forward and a backward sweep: 6 for each weight, 2 less in the first layer."""
-    weights = [array.size for name, array in parameters.items() if name.endswith("/weight")]
-    return 6.0 * sum(weights) - 2.0 * weights[0]
+    return 3 * forward_flops_per_row(parameters) - 2.0 * parameters["layer-0/weight"].size
+
+
+def forward_flops_per_row(parameters: Parameters) -> float:
+    """Of a forward sweep: 2 for each weight."""
+    return 2.0 * sum(array.size for name, array in parameters.items() if name.endswith("/weight"))

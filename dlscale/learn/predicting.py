@@ -16,7 +16,7 @@ from dlscale.engine.passes import Fold, Passes, RowOutput, State
 from dlscale.errors import InputError, SpecError
 from dlscale.kernels import Array
 from dlscale.learn.data import Column
-from dlscale.learn.loop import flops_per_row
+from dlscale.learn.loop import forward_flops_per_row
 from dlscale.learn.metrics import METRICS, metrics_of
 from dlscale.learn.models import Model
 from dlscale.learn.parameters import Parameters
@@ -46,7 +46,7 @@ class PredictFold(Fold):
 
     @property
     def flops_per_row(self) -> float:
-        return flops_per_row(self.parameters) / 3
+        return forward_flops_per_row(self.parameters)
 
     def start(self) -> State:
         return {"rows": np.zeros(1), **{name: np.zeros(metric.n_sums) for name, metric in self.metrics.items()}}
@@ -69,6 +69,10 @@ class ScoreFold(Fold):
 
     def __init__(self, model: Model, parameters: Parameters, cap: float) -> None:
         self.model, self.parameters, self.cap = model, parameters, cap
+
+    @property
+    def flops_per_row(self) -> float:
+        return forward_flops_per_row(self.parameters)
 
     def start(self) -> State:
         return {"rows": np.zeros(1), "sums": np.zeros(3)}

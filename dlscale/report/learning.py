@@ -175,7 +175,11 @@ def _lines(
             axes.plot(x, np.where(y > 0, y, np.nan) if log else y, color=COLOURS[style])
         axes.locator_params(axis="x", nbins=7, integer=True)
         axes.xaxis.set_major_formatter("{x:,.0f}")
-    keys = figures.legend(list(zip(styles, thin, strict=True))) if len(thin) > 1 else Markup("")
+    keys = (
+        figures.legend([(f"{style} solid", name) for style, name in zip(styles, thin, strict=True)])
+        if len(thin) > 1
+        else Markup("")
+    )
     return join([drawn.markup, keys])
 
 
@@ -216,10 +220,23 @@ def _covariate_tiles(job: Job) -> list[Tile]:
     return shown
 
 
+def row_weights(job: Job) -> Markup | None:
+    """The weights that rows were given, sorted."""
+    weights = array(job, "weights")
+    if weights is None or len(weights) < 2:
+        return None
+    places = {"weight": (np.arange(1, len(weights) + 1), np.sort(weights[:, 0])[::-1])}
+    lead = "A weight of 1 is a row as common in one population as in the other."
+    return section("Weights of the rows", lead, pair(_lines(places, "weights, the largest first", "row")))
+
+
 KINDS: Mapping[str, Kind] = {
     "train": Kind("Training", _goal, _train_tiles, (curves, coefficients, gradients, times)),
     "predict": Kind("Prediction", lambda job: "Predictions for the rows", _predict_tiles, ()),
     "covariate_weights": Kind(
-        "Weights under covariate shift", lambda job: "Weights for the rows", _covariate_tiles, (curves, coefficients, times)
+        "Weights under covariate shift",
+        lambda job: "Weights for the rows",
+        _covariate_tiles,
+        (row_weights, curves, coefficients, times),
     ),
 }
