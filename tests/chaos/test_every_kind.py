@@ -155,13 +155,15 @@ def kill_on(cluster: RealCluster, victim: str, kind: str, folder: Path, moment: 
     wait_for_work(kind, folder)
     driver = psutil.Process(Job(job_folder(folder)).read_state().heartbeat.pid)
     time.sleep(moment)
-    fault(f"{victim} of {kind}")
-    if victim == "submitted driver":
-        driver.kill()
-    elif victim == "scheduler":
+    ended = not driver.is_running()
+    if victim == "scheduler":
         cluster.scheduler.kill()
-    else:
+    elif victim == "worker of a cluster":
         cluster.workers[int(moment * 1000) % 2].kill()
+    elif not ended:
+        driver.kill()
+    if not ended:
+        fault(f"{victim} of {kind}")
     waited = call("wait", cwd=folder)
     if victim == "scheduler":
         check_resumed(kind, folder, expected)

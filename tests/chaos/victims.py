@@ -154,6 +154,9 @@ def killed_at_the_end(process: subprocess.Popen[str]) -> Iterator[subprocess.Pop
     finally:
         if process.returncode is None:
             kill_tree(process)
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 60.0, *, alive: subprocess.Popen[str] | None = None) -> Any:
