@@ -104,15 +104,31 @@ def run(
 
 @commands.command()
 @spec_options
+@click.option("--shape", metavar="ROWSxCOLUMNS", help="As if the matrix had this shape; none needs to be there.")
+@click.option("--workers", type=click.IntRange(1), metavar="N", help="As if on so many workers; none needs to be there.")
+@click.option("--threads", type=click.IntRange(1), metavar="N", help="Of each of these workers [this machine's cores].")
+@click.option("--worker-memory", metavar="SIZE", help="Of each of these workers, such as 64GB.")
 @workspace_option
 @json_option
 def plan(
-    spec: Path, overrides: tuple[str, ...], cluster: str | None, output: str | None, workspace: str | None, as_json: bool
+    spec: Path,
+    overrides: tuple[str, ...],
+    cluster: str | None,
+    output: str | None,
+    shape: str | None,
+    workers: int | None,
+    threads: int | None,
+    worker_memory: str | None,
+    workspace: str | None,
+    as_json: bool,
 ) -> None:
-    """Show what the job of the file SPEC would do and take; compute nothing."""
+    """Show what the job of the file SPEC would do and take, here or elsewhere; compute nothing."""
+    from dlscale.batch.assumed import Assumed
+
     console, root = open_console(as_json), open_workspace(workspace)
     with refusal_as_json(as_json):
-        prepared = plan_job(read_job_file(spec, overrides, cluster, output), root, console)
+        assumed = Assumed.from_options(shape, workers, threads, worker_memory)
+        prepared = plan_job(read_job_file(spec, overrides, cluster, output), root, console, assumed=assumed)
     if as_json:
         print_json(prepared.describe_plan())
         return

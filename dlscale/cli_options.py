@@ -16,6 +16,7 @@ from dlscale.errors import DlscaleError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from dlscale.batch.assumed import Assumed
     from dlscale.batch.document import Document
     from dlscale.batch.prepare import Prepared
     from dlscale.batch.run import JobResult
@@ -87,7 +88,7 @@ def read_job_file(spec: Path, overrides: tuple[str, ...], cluster: str | None, o
     return document if output is None else set_value(document, ["output"], output, "--output")
 
 
-def plan_job(document: Document, root: Workspace, console: Console) -> Prepared:
+def plan_job(document: Document, root: Workspace, console: Console, *, assumed: Assumed | None = None) -> Prepared:
     from dlscale.batch.spec import parse_spec
 
     spec = parse_spec(document)  # before the slow imports, so that a bad file is refused at once
@@ -95,7 +96,7 @@ def plan_job(document: Document, root: Workspace, console: Console) -> Prepared:
     from dlscale.terminal import import_bar
 
     with import_bar(console) as bar:
-        return prepare(spec, document, root, progress=bar)
+        return prepare(spec, document, root, progress=bar, assumed=assumed)
 
 
 def follow(console: Console, title: str, prepared: Prepared, work: Callable[[Any], JobResult], *, as_json: bool) -> None:

@@ -55,6 +55,7 @@ def plan_panel(title: str, plan: Mapping[str, Any]) -> Panel:
         ("passes", f"{len(plan['passes'])}: {', '.join(names)}"),
         ("work", f"{words.quantity(plan['flops'], 'FLOP')}, {words.size(plan['bytes_read'])} read"),
         ("memory", f"{words.size(plan['peak_bytes_per_worker'])} of {words.size(plan['memory_limit_bytes'])} per worker"),
+        *_panel_words(plan.get("panels")),
         ("cluster", cluster),
         (
             "expected",
@@ -64,6 +65,17 @@ def plan_panel(title: str, plan: Mapping[str, Any]) -> Panel:
         *(("note", str(note)) for note in plan["notes"]),
     ]
     return Panel(rows(pairs), title=f"{escape(title)} ({plan['kind']})", title_align="left", border_style="cyan")
+
+
+def _panel_words(panels: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """How a factorization is cut, and what that asks of a cluster."""
+    if panels is None:
+        return []
+    cut = f"{words.count(panels['n_panels'])} of {words.count(panels['panel'])} columns, {panels['n_groups']} group(s) in memory"
+    if panels["row_blocks"] > 1:
+        cut += f", {panels['row_blocks']} row blocks each"
+    graphs = f"up to {words.count(panels['n_tasks'])} tasks; {words.size(panels['bytes_moved'])} between workers in all"
+    return [("panels", cut), ("graphs", graphs)]
 
 
 def _input_words(described: Mapping[str, Any]) -> str:

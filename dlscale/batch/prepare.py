@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dlscale.batch.assumed import Assumed
 from dlscale.batch.document import Document, KeyPath
 from dlscale.batch.kinds import KINDS
 from dlscale.batch.places import check_output, check_writable, only_importer
@@ -82,7 +83,13 @@ class Prepared:
 
 
 def prepare(
-    spec: JobSpec, document: Document, workspace: Workspace, *, earlier: Earlier | None = None, progress: Progress | None = None
+    spec: JobSpec,
+    document: Document,
+    workspace: Workspace,
+    *,
+    earlier: Earlier | None = None,
+    progress: Progress | None = None,
+    assumed: Assumed | None = None,
 ) -> Prepared:
     """Open and check the inputs, plan the job, and refuse what cannot work.
 
@@ -96,6 +103,8 @@ def prepare(
         A stopped job to go on with.
     progress : callable, optional
         Receives (done, total) of an import.
+    assumed : Assumed, optional
+        For a plan that is only looked at: the matrix or the cluster that it is for.
 
     Raises
     ------
@@ -108,8 +117,8 @@ def prepare(
     with _blame(document):
         check_writable(workspace.root)
     with _blame(document, "cluster"):
-        facts = describe_cluster(cluster_request(spec.cluster))
-    inputs = _open_inputs(spec, data, document, workspace, progress)
+        facts = assumed.facts if assumed and assumed.facts else describe_cluster(cluster_request(spec.cluster))
+    inputs = assumed.inputs(spec) if assumed and assumed.shape else _open_inputs(spec, data, document, workspace, progress)
     kind = KINDS[spec.kind]
     options = kind.options(**spec.option_values())
     if earlier is not None:
@@ -120,6 +129,8 @@ def prepare(
     else:
         with _blame_key(document, spec):
             plan = kind.plan(inputs, options, facts)
+        if assumed:
+            return Prepared(spec, data, inputs, facts, options, assumed.plan(plan), output)
         n_bytes = sum(step.bytes_written for step in plan.passes)
         with _blame(document, "output"):
             require_free_space(output or workspace.root, n_bytes)

@@ -115,7 +115,8 @@ class TilesGroup(Group):
         return i * across + k % across
 
     def limit(self, *, fetched: bool) -> int:
-        return max(1, super().limit(fetched=fetched) // (1 if fetched else 2 * len(self.blocks)))
+        limit = max(1, super().limit(fetched=False) // (2 * len(self.blocks)))
+        return min(limit, self.grid.streamed) if fetched else limit
 
     def taking_part(self, j: int, k: int) -> list[int]:
         """The row blocks that have rows in which step j changes panel k."""

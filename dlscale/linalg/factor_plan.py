@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from dlscale.engine.costs import NOMINAL_FLOPS_PER_SECOND, PassCost, Plan, measu
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.panel_grids import PanelGrid, choose_panel
 from dlscale.engine.panel_tasks import STRIP_BYTES
-from dlscale.engine.panels import MAX_TASKS, group_bytes, group_flops
+from dlscale.engine.panels import MAX_TASKS, group_bytes
 from dlscale.engine.passes import Passes
 from dlscale.engine.transforms import Method
 from dlscale.errors import DoesNotFitError, SpecError
@@ -61,17 +62,21 @@ class PanelPlan(Plan):
         """Tasks of the largest graph."""
         grid = self.factored
         group = min(grid.group, grid.n_panels)
-        per_step = group * (1 if grid.row_blocks == 1 else 2 * grid.row_blocks + 1)
-        return per_step * max(1, min(MAX_TASKS // per_step, grid.n_steps))
+        if grid.row_blocks == 1:
+            return group * max(1, min(MAX_TASKS // group, grid.n_steps))
+        steps = max(1, min(MAX_TASKS // group // (2 * grid.row_blocks), grid.n_steps))
+        return steps * group * (2 * grid.row_blocks + 1)
 
     @property
     def bytes_moved(self) -> float:
-        """Bytes between workers: factored tiles to the workers of their row block, and b rows of each column to and fro."""
+        """Bytes between workers: factored tiles to the workers of their row block, and for each column of a later panel b rows
+        from the row blocks that offer some and b rows to each."""
         grid, workers = self.factored, self.cluster.n_workers
         triangle = sum((grid.shape[0] - grid.columns(j)[0]) * grid.width(j) for j in range(grid.n_steps)) * self.itemsize
         if grid.row_blocks == 1:
             return float(triangle * (workers - 1))
-        return float(triangle * (max(1, workers // grid.row_blocks) - 1 + min(workers - 1, 1 + grid.row_blocks)))
+        offered = grid.row_blocks if self.kind == "qr" else 1
+        return float(triangle * (max(1, workers // grid.row_blocks) - 1 + min(workers - 1, offered + grid.row_blocks)))
 
     @property
     def itemsize(self) -> int:
@@ -150,11 +155,12 @@ def plan_panels(
             f"One worker needs {needed / 1e9:.2f} GB for panels of {m // row_blocks} rows x {panel} columns, and has "
             f"{facts.memory_bytes / 1e9:.2f} GB; raise cluster.memory, use fewer threads, or choose a smaller panel."
         )
-    group = _by_time(method, (m, n), panel, group, facts)
+    flops = _panel_flops(method, PanelGrid((m, n), panel, group))
+    group = _by_time(flops, group, facts)
     grid = PanelGrid((m, n), panel, group, row_blocks, streamed)
     groups = grid.groups()
     passes = [
-        PassCost(f"{kind}-{i + 1}", group_flops(method, grid, g), group_bytes(A, grid, g), m * sum(map(grid.width, g)) * item)
+        PassCost(f"{kind}-{i + 1}", sum(flops[g.start : g.stop]), group_bytes(A, grid, g), m * sum(map(grid.width, g)) * item)
         for i, g in enumerate(groups)
     ]
     copies = [PassCost("rows", 0.0, m * n * item, m * n * item)] if copied and len(groups) > 1 else []
@@ -195,26 +201,47 @@ def _row_blocks(A: Matrix, options: FactorOptions, panel: int, facts: ClusterFac
     return 1 if needed == 1 else max(1, min(tall, facts.n_workers, max(needed, math.isqrt(facts.n_workers))))
 
 
-def _by_time(method: Method, shape: tuple[int, int], panel: int, group: int, facts: ClusterFacts) -> int:
+def _panel_flops(method: Method, grid: PanelGrid) -> list[float]:
+    """Flops of bringing each panel up to date and factoring it."""
+    m, apply_flops = grid.shape[0], cache(method.apply_flops)
+    tops = [grid.columns(k)[0] for k in range(grid.n_panels)]
+    flops = []
+    for k, top in enumerate(tops):
+        first, width = method.first_row(top), grid.width(k)
+        updates = sum(apply_flops(m - max(j_top, first), grid.panel, width) for j_top in tops[: min(k, grid.n_steps)])
+        flops.append(updates + (method.factor_flops(m - top, width) if k < grid.n_steps else 0.0))
+    return flops
+
+
+def _by_time(flops: Sequence[float], group: int, facts: ClusterFacts) -> int:
     """The largest group, at most the one given, of which none takes much longer than the checkpoint distance."""
-    while group > 1:
-        grid = PanelGrid(shape, panel, group)
-        longest = max(group_flops(method, grid, g) for g in grid.groups())
-        if longest <= CHECKPOINT_SECONDS * NOMINAL_FLOPS_PER_SECOND * facts.n_threads:
-            break
+    limit = CHECKPOINT_SECONDS * NOMINAL_FLOPS_PER_SECOND * facts.n_threads
+    while group > 1 and max(sum(flops[k : k + group]) for k in range(0, len(flops), group)) > limit:
         group = group * 3 // 4
     return group
 
 
 def factor_target(
-    passes: Passes, name: str, shape: tuple[int, int], dtype: np.dtype[Any], grid: PanelGrid, *, scratch: bool = False
+    passes: Passes,
+    name: str,
+    shape: tuple[int, int],
+    dtype: np.dtype[Any],
+    grid: PanelGrid,
+    *,
+    scratch: bool = False,
+    over: ArrayWriter | Array | None = None,
 ) -> ArrayWriter | Array:
     """Where panels go: an array of the result, or scratch space; in memory where the job has no files.
+
+    An array in memory of the same shape that is done with may be given in ``over``: memory that has been touched is faster.
 
     The chunks of a stored factor are as wide as a panel. An array in memory whose rows are a power of two apart would make
     the caches thrash, so its rows are padded.
     """
     if passes.result is None or (scratch and passes.checkpoint is None):
+        if isinstance(over, np.ndarray) and over.shape == shape:
+            passes.outputs[name] = over
+            return over
         pad = 64 if shape[1] * dtype.itemsize % 4096 == 0 else 0
         array = np.empty((shape[0], shape[1] + pad), dtype)[:, : shape[1]]
         if not scratch:

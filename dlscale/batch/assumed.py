@@ -1,0 +1,102 @@
+"""Plans for elsewhere: what a job would take on a cluster that is not reached, with a matrix that is not there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from dlscale.batch.sections import JobSpec
+from dlscale.engine.clusters import ClusterFacts, n_cores
+from dlscale.engine.costs import NOMINAL_BYTES_PER_SECOND
+from dlscale.errors import SpecError
+from dlscale.storage.inputs import Inputs
+from dlscale.storage.matrices import Array, Matrix
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """What a plan takes for granted.
+
+    Parameters
+    ----------
+    shape : (m, n), optional
+        Of the matrix; that of the spec is not opened.
+    facts : ClusterFacts, optional
+        Of the cluster; that of the spec is not reached.
+    """
+
+    shape: tuple[int, int] | None = None
+    facts: ClusterFacts | None = None
+
+    @classmethod
+    def from_options(cls, shape: str | None, workers: int | None, threads: int | None, memory: str | None) -> Assumed | None:
+        """From the options ``--shape``, ``--workers``, ``--threads`` and ``--worker-memory``; None if none was given.
+
+        Raises
+        ------
+        SpecError
+            If an option has no meaning, alone or at all.
+        """
+        if shape is None and workers is None and threads is None and memory is None:
+            return None
+        from dlscale.batch.generate import parse_pair  # which plans, too
+
+        m, n = parse_pair(shape, "--shape") if shape else (0, 0)
+        if shape and min(m, n) < 1:
+            raise SpecError(f"--shape: got {shape}; a matrix has at least one row and one column.")
+        if workers is None and threads is None and memory is None:
+            return cls((m, n))
+        if workers is None or memory is None:
+            raise SpecError("--workers and --worker-memory: give both, such as --workers 256 --worker-memory 64GB.")
+        facts = ClusterFacts("assumed", workers, threads or n_cores(), _bytes(memory))
+        return cls((m, n) if shape else None, facts)
+
+    def inputs(self, spec: JobSpec) -> Inputs:
+        """Inputs of this shape in place of those that a spec names: the first is the matrix, others are columns beside it.
+
+        Raises
+        ------
+        SpecError
+            If the job goes on from the result of another one.
+        """
+        assert self.shape is not None
+        roles = list(spec.input.roles())
+        if results := [role for role in roles if role in type(spec.input).results]:
+            raise SpecError(f"--shape: stands for a matrix, and input.{results[0]} is the result of a job; leave one out.")
+        m, n = self.shape
+        return Inputs({role: AssumedMatrix((m, n if role == roles[0] else 1)) for role in roles})
+
+    def plan(self, plan: Any) -> Any:
+        """A plan that says what it assumes, and reads at a nominal rate where nothing could be measured."""
+        notes, rates = list(plan.notes), dict(plan.rates)
+        if self.shape is not None:
+            rates["read_bytes_per_second"] = NOMINAL_BYTES_PER_SECOND * plan.cluster.n_workers
+            notes.append(f"of a matrix that is assumed, read at {NOMINAL_BYTES_PER_SECOND / 1e9:g} GB/s by each worker")
+        if self.facts is not None:
+            notes.append("for a cluster that is assumed, with cores as fast as this machine's")
+        return replace(plan, rates=rates, notes=tuple(notes))
+
+
+class AssumedMatrix(Matrix):
+    """A matrix of which only the shape is known; float64, read equally well in any order."""
+
+    any_range = True
+    uri = "assumed"
+    stored_dtype = np.dtype(np.float64)
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self.shape = shape
+
+    def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
+        return np.zeros((rows[1] - rows[0], columns[1] - columns[0]))
+
+
+def _bytes(text: str) -> int:
+    from dask.utils import parse_bytes
+
+    try:
+        return int(parse_bytes(text))
+    except ValueError:
+        raise SpecError(f"--worker-memory: got {text!r}; allowed: a size such as 64GB.") from None
