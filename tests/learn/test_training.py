@@ -16,11 +16,12 @@ import dlscale
 from dlscale.engine.clusters import open_cluster
 from dlscale.engine.passes import Passes
 from dlscale.engine.programs import run_here
-from dlscale.learn.data import Order
+from dlscale.learn.data import Order, plan_order
 from dlscale.learn.loop import train
 from dlscale.learn.models import model
 from dlscale.learn.tasks import train_on_passes
 from dlscale.storage.importers import import_matrix
+from dlscale.storage.matrices import ArrayMatrix
 from tests.learn import training_programs as programs
 
 PROGRAM = Path(programs.__file__)
@@ -145,6 +146,19 @@ def test_every_row_once_an_epoch_for_any_number_of_ranks(n_rows, unit, lanes, ba
     later = list(order.batches(1, first_step=1))
     assert len(later) == order.steps_per_epoch - 1
     assert not np.array_equal(*[np.concatenate([order.row_ids(p) for p in next(order.batches(e))]) for e in (0, 1)])
+
+
+@pytest.mark.parametrize(
+    ("chunk_rows", "unit_rows"),
+    [(4096, 4096), (100, 2000), (32768, 2048), (20_000, 2000), (30_011, 2048)],
+    ids=["a chunk", "several small ones", "whole pages of a large one", "equal parts", "a prime number of rows"],
+)
+def test_units_follow_the_chunks(chunk_rows, unit_rows):
+    class Stored(ArrayMatrix):
+        in_memory, row_unit = False, chunk_rows
+
+    features = Stored(np.broadcast_to(np.float32(0), (60_000, 1024)))
+    assert plan_order(features, batch_size=64, seed=0, memory_bytes=10**9).unit_rows == unit_rows
 
 
 # Beside scikit-learn.
