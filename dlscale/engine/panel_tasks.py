@@ -185,7 +185,8 @@ def place_panel(work: Work, k: int) -> int:
     panel = work.A.region((0, n_rows), columns)
     if isinstance(work.target, np.ndarray):
         place = work.target[:, slice(*columns)]
-        place[...] = panel
+        if not np.may_share_memory(place, panel):
+            place[...] = panel
         work.finish(k, place)
     else:
         panel = writable(panel)

@@ -153,9 +153,6 @@ def compute_panel_qr(passes: Passes, A: Matrix, mode: str, plan: PanelPlan) -> O
     upper = TriangularProduct(X, m, lower=False)
     RX = triangular_product(passes, "upper", raw, plan.grid, upper)[:k]
     phases = np.concatenate([diagonal_phases(raw, grid.columns(j), k) for j in range(grid.n_steps)]).astype(dtype)
-    if mode != "raw":
-        r = factor_target(passes, "r", (k, n), dtype, grid)
-        panels.place("r", factored, r, UpperPart(grid.panel, phases))
     if mode == "reduced":
         q = factor_target(passes, "q", (m, k), dtype, grid)
         panels.form("q", factored, Householder(), q, finish=ScaledColumns(grid.panel, phases))
@@ -174,6 +171,9 @@ def compute_panel_qr(passes: Passes, A: Matrix, mode: str, plan: PanelPlan) -> O
             transform = factored.transform(j)
             reflect(transform, QRX[transform.top :], op="N")
         residual, orthonormal = seen.products - QRX, None
+    if mode != "raw":
+        r = factor_target(passes, "r", (k, n), dtype, grid, over=target)
+        panels.place("r", factored, r, UpperPart(grid.panel, phases))
     arrays = {"t": stacked_triangles(factored)} if mode == "raw" else {}
     stored = {"reduced": ("q", "r"), "r": ("r",), "raw": ("qr",)}[mode]
     return Outcome(arrays, stored, qr_certificate(scaled(residual, seen.products, n, dtype), orthonormal))
