@@ -25,11 +25,14 @@ class Workload:
         Work grows with this power of the rows when ``columns_grow``, else in proportion to the rows.
     columns_grow : bool
         Whether a larger problem has more columns too.
+    chunks : (int, int), optional
+        Of the stored matrix; what `dlscale generate` chooses when None.
     """
 
     shape: tuple[int, int]
     params: Mapping[str, Any]
     columns_grow: bool = False
+    chunks: tuple[int, int] | None = None
 
     def grown(self, factor: float) -> tuple[int, int]:
         """The shape with so many times the work."""
@@ -44,7 +47,8 @@ WORKLOADS: Mapping[str, Workload] = {
     "svd": Workload((100_000, 1000), {"n_components": 50, "power_iterations": 2}),
     "pca": Workload((100_000, 1000), {"n_components": 50, "solver": "covariance"}),
     "qr": Workload((400_000, 200), {}),
-    "lu": Workload((4096, 4096), {}, columns_grow=True),
+    # In chunks of few columns, so that each worker reads its own panels.
+    "lu": Workload((4096, 4096), {}, columns_grow=True, chunks=(1024, 512)),
     "train": Workload((100_000, 512), {"epochs": 2, "batch_size": 2048}),
 }
 
@@ -68,7 +72,7 @@ def make_job(folder: Path, kind: str, factor: float, cluster: Any) -> dict[str, 
     """
     job = workload(kind)
     m, n = job.grown(factor)
-    more: dict[str, Any] = {"input": {"matrix": str(make_matrix(folder, (m, n)))}, "params": dict(job.params)}
+    more: dict[str, Any] = {"input": {"matrix": str(make_matrix(folder, (m, n), chunks=job.chunks))}, "params": dict(job.params)}
     if kind == "train":
         batch = max(1, round(job.params["batch_size"] * factor))
         inputs = {"features": str(make_matrix(folder, (m, n))), "targets": str(make_matrix(folder, (m, _N_TARGETS)))}
@@ -76,11 +80,13 @@ def make_job(folder: Path, kind: str, factor: float, cluster: Any) -> dict[str, 
     return {"kind": kind, "name": "bench", "cluster": cluster, **more}
 
 
-def make_matrix(folder: Path, shape: tuple[int, int]) -> Path:
+def make_matrix(folder: Path, shape: tuple[int, int], *, chunks: tuple[int, int] | None = None) -> Path:
     """A matrix of this shape with slowly falling singular values, made once."""
-    path = folder / f"matrix-{shape[0]}x{shape[1]}.zarr"
+    layout = {"chunks": [min(sides) for sides in zip(chunks, shape, strict=True)]} if chunks else {}
+    path = folder / "-".join(f"{m}x{n}" for m, n in (shape, *layout.values()))
+    path = path.with_name(f"matrix-{path.name}.zarr")
     if not path.exists():
-        document = read_document({"shape": list(shape), "spectrum": "power:-0.5", "dtype": "f8", "cluster": "threads"})
+        document = read_document({"shape": list(shape), "spectrum": "power:-0.5", "dtype": "f8", "cluster": "threads", **layout})
         generate(parse_generate(document), path)
     for file in path.rglob("*"):
         if file.is_file():

@@ -307,9 +307,11 @@ class _Factoring(Group):
         return sums | {f"{j}.{name}": value for j, (_, fact) in enumerate(settled) for name, value in fact.items()}
 
     def load(self, graph: TaskGraph) -> TaskGraph:
-        for run in load_runs(self.work.A, self.grid, self.group):
-            loaded = graph.add(("load", run.start), tasks.load_panels, run.start, run.stop, priority=run.start, worker=run.start)
-            self.products.append(graph.add(("products", run.start), tasks.take, loaded, -1, priority=run.start, worker=run.start))
+        for number, run in enumerate(load_runs(self.work.A, self.grid, self.group)):
+            # A run of several panels is one worker's, and the next run is the next one's.
+            place = run.start if len(run) == 1 else number
+            loaded = graph.add(("load", run.start), tasks.load_panels, run.start, run.stop, priority=run.start, worker=place)
+            self.products.append(graph.add(("products", run.start), tasks.take, loaded, -1, priority=run.start, worker=place))
             for i, k in enumerate(run):
                 self.panels[k] = graph.add(("panel", k, 0), tasks.take, loaded, i, priority=k, worker=k)
         return graph

@@ -29,6 +29,9 @@ def read_ahead(A: Matrix, start: int, stop: int, block_rows: int) -> Iterator[tu
     if block_rows % A.row_unit and not A.any_range:
         source = _UnitReader(A, start, stop).read
     spans = list(blocks(start, stop, block_rows))
+    if len(spans) == 1:  # there is nothing to read ahead, and each change of threads costs more than a small block
+        yield start, source(start, stop, next(buffers)[: stop - start])
+        return
     ahead = reader.submit(source, *spans[0], next(buffers)[: spans[0][1] - spans[0][0]])
     for i, (first, _) in enumerate(spans):
         block = ahead.result()
