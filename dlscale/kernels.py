@@ -23,7 +23,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 #: Rows of a tile are chosen so that it stays in a core's share of the cache while it is used twice.
 TILE_BYTES = 5_400_000
 #: A symmetric product reads a tile once, and is fastest where it is near the core's own cache.
-GRAM_TILE_BYTES = 1_600_000
+GRAM_TILE_BYTES = 1_000_000
 
 
 class _Limiter:

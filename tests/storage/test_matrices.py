@@ -156,8 +156,8 @@ def test_reading_past_the_page_cache(tmp_path: Path, n: int, monkeypatch: pytest
     expected = gaussian(300, n)
     path = store(tmp_path / "A.zarr", expected, chunks=(64, n), compressors=None)
     A = open_matrix(path)
-    assert not A.exceeds_memory  # type: ignore[attr-defined]
-    A.exceeds_memory = True  # type: ignore[attr-defined]
+    assert not A.past_cache  # type: ignore[attr-defined]
+    A.past_cache = True  # type: ignore[attr-defined]
     flags, real_open = [], os.open
     monkeypatch.setattr(os, "open", lambda path, mode, *more, **named: flags.append(mode) or real_open(path, mode, *more, **named))
     for start, stop in [(0, 64), (0, 300), (64, 128), (3, 60), (250, 300)]:
@@ -177,7 +177,7 @@ def test_reading_past_the_page_cache_compares_checksums(tmp_path: Path, monkeypa
     expected = gaussian(64, 500)
     path = store(tmp_path / "A.zarr", expected, **LAYOUTS["crc32c row strips"] | {"chunks": (64, 500)})
     A = open_matrix(path)
-    A.exceeds_memory = True  # type: ignore[attr-defined]
+    A.past_cache = True  # type: ignore[attr-defined]
     flags, real_open = [], os.open
     monkeypatch.setattr(os, "open", lambda path, mode, *more, **named: flags.append(mode) or real_open(path, mode, *more, **named))
     np.testing.assert_array_equal(A.read(0, 64, workspace("test", (64, 500), A.dtype)), expected)
@@ -193,7 +193,7 @@ def test_reading_past_the_page_cache_compares_checksums(tmp_path: Path, monkeypa
 def test_a_file_system_without_direct_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, real_open = gaussian(64, 512), os.open
     A = open_matrix(store(tmp_path / "A.zarr", expected, chunks=(64, 512), compressors=None))
-    A.exceeds_memory = True  # type: ignore[attr-defined]
+    A.past_cache = True  # type: ignore[attr-defined]
 
     def refusing(path: Any, flags: int, *more: Any, **named: Any) -> int:
         if flags & os.O_DIRECT:
