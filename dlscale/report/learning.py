@@ -16,7 +16,7 @@ _STYLES = ("s1", "s2", "s3", "s4", "s5", "s6")
 #: Points of a curve; longer ones are drawn as means of as many stretches.
 _MOST_POINTS = 400
 #: Weights in a table, the largest.
-_MOST_WEIGHTS = 20
+_MOST_WEIGHTS = 12
 #: A layer whose gradients are so much smaller, or larger, than the largest or smallest of the others.
 _VANISHING, _EXPLODING = 1e-3, 1e2
 
@@ -92,7 +92,9 @@ def coefficients(job: Job) -> Markup | None:
     zeros = f"{words.count(n_zero)} of the {words.count(len(w))} weights are exactly zero. " if n_zero else ""
     lead = f"{zeros}Columns are numbered from 0. Sizes compare where the columns are scaled alike."
     rows = [(f"column {column}", words.number(float(w[column]))) for column in order]
-    return section("Largest weights" if len(order) < len(w) - n_zero else "Weights", lead, table(("", "weight"), rows))
+    largest = "Largest weights" if len(order) < len(w) - n_zero else "Weights"
+    title = f"{largest} of the classifier" if array(job, "classifier/layer-0/weight") is not None else largest
+    return section(title, lead, table(("", "weight"), rows))
 
 
 def gradients(job: Job) -> Markup | None:
