@@ -151,6 +151,7 @@ class _Request(Pending):
         super().__init__()
         self.communicator, self.tag, self.move = communicator, tag, move
         self.done = threading.Event()
+        self.awaited = False
         self.error: BaseException | None = None
 
     def run(self) -> None:
@@ -162,11 +163,10 @@ class _Request(Pending):
 
     def wait(self) -> None:
         started = time.perf_counter()
-        self.communicator.caller_waits = True
+        self.awaited = True
         while not self.done.wait(0.1):
             if self.communicator.failure is not None:
                 raise self.communicator.failure
-        self.communicator.caller_waits = False
         self.waited_seconds = time.perf_counter() - started
         if self.error is not None:
             raise self.error
@@ -201,7 +201,7 @@ class MPICommunicator(Communicator):
         node.Free()
         self._crowded = crowded
         self._number = 0
-        self.caller_waits = False
+        self._serving: _Request | None = None
         self._queue: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._last: _Request | None = None
         self._thread: threading.Thread | None = None
@@ -277,6 +277,7 @@ class MPICommunicator(Communicator):
 
     def _serve(self) -> None:
         while (request := self._queue.get()) is not None:
+            self._serving = request
             request.run()
 
     def _agree(self, tag: str) -> None:
@@ -289,13 +290,15 @@ class MPICommunicator(Communicator):
 
     def _await(self, request: Any, tag: str) -> None:
         """Poll until all ranks are there."""
-        beside = threading.current_thread() is self._thread
+        serving = self._serving if threading.current_thread() is self._thread else None
         started = time.perf_counter()
         while not request.Test():
             if self.failure is not None:
                 raise self.failure
             waited = time.perf_counter() - started
-            spin_seconds = 0.0 if self._crowded else _SPIN_BESIDE_SECONDS if beside and not self.caller_waits else _SPIN_SECONDS
+            # The core is the caller's as long as it computes.
+            beside = serving is not None and not serving.awaited
+            spin_seconds = 0.0 if self._crowded else _SPIN_BESIDE_SECONDS if beside else _SPIN_SECONDS
             if self.stall_seconds is not None and waited > self.stall_seconds:
                 raise StalledError(f"Rank {self.rank} waited {waited:.0f} s for the other ranks in {tag}.")
             if waited >= spin_seconds:
