@@ -6,6 +6,7 @@ For the panel j, whose tiles are A_i (TSQR):
     [R_0; R_1; ...] = [G_0; G_1; ...] R      at the root
     A = [Q_0 G_0; Q_1 G_1; ...] R            = Q R, Q with orthonormal columns
 
+The tree has one level, its root over all r triangles of b rows, whatever the number of workers.
 Householder vectors that make the same R, up to signs S, come from an LU factorization without pivoting of Q - S, whose pivots
 are at least 1. So the panels behind are updated, and the result is stored, as if one worker had held the whole panel:
 
