@@ -38,6 +38,10 @@ class Transform:
     panel: Array
     facts: Facts
 
+    def __sizeof__(self) -> int:
+        """What Dask reckons with where it moves one."""
+        return object.__sizeof__(self) + self.panel.nbytes
+
 
 class Method(ABC):
     """A factorization: how one panel is factored, and what that does to another. Picklable."""
