@@ -28,7 +28,8 @@ ROOT = Path(__file__).parents[2]
 #: Random kills of each test; raise it for a long night, which runs the slower tests too.
 RUNS = int(os.environ.get("DLSCALE_CHAOS_RUNS", "1"))
 at_night = pytest.mark.skipif(RUNS < 10, reason="slow; set DLSCALE_CHAOS_RUNS=10 or more")
-SEED = int(os.environ.get("DLSCALE_CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 2**31)
+#: The same in all processes of one run of the tests, whose name is in the environment; another one in each run.
+SEED = int(os.environ.get("DLSCALE_CHAOS_SEED", "0")) or random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID")).randrange(1, 2**31)
 
 #: What the launchers of other jobs may have left in the environment of the tests must not reach those that they start.
 _CLEAN = {name: value for name, value in os.environ.items() if not name.startswith(("OMPI_", "PMI", "SLURM_"))}
