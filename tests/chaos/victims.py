@@ -29,7 +29,8 @@ ROOT = Path(__file__).parents[2]
 RUNS = int(os.environ.get("DLSCALE_CHAOS_RUNS", "1"))
 at_night = pytest.mark.skipif(RUNS < 10, reason="slow; set DLSCALE_CHAOS_RUNS=10 or more")
 #: The same in all processes of one run of the tests, whose name is in the environment; another one in each run.
-SEED = int(os.environ.get("DLSCALE_CHAOS_SEED", "0")) or random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID")).randrange(1, 2**31)
+_RUN = random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID"))
+SEED = int(os.environ.get("DLSCALE_CHAOS_SEED", "0")) or _RUN.randrange(1, 2**31)
 
 #: What the launchers of other jobs may have left in the environment of the tests must not reach those that they start.
 _CLEAN = {name: value for name, value in os.environ.items() if not name.startswith(("OMPI_", "PMI", "SLURM_"))}
