@@ -187,14 +187,17 @@ class Panels:
             group = begin(replace(work, token=fresh_token()))
             try:
                 facts = group.run()
+                if not group.has_lost_workers:
+                    return facts
+            except WorkersLostError:
+                pass  # it may be back by now
             except Exception:
                 # Whatever it is, it may come from panels that were made again wrongly.
                 if not group.has_lost_workers:
                     raise
-            else:
-                if not group.has_lost_workers:
-                    return facts
-            group.held = {}
+            finally:
+                # Panels that are still held would stand beside those of the next group.
+                group.held = {}
             self.passes.emit({"event": "warning", "message": f"A worker was lost; {work.step} starts again."})
         raise WorkersLostError(work.step)
 
