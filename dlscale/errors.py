@@ -87,6 +87,21 @@ class RankError(DlscaleError):
     """An MPI rank died, failed, or was about to do something else than the others; its traceback is a note."""
 
 
+class WorkersLostError(DlscaleError):
+    """Workers were lost while panels were in their memory.
+
+    Parameters
+    ----------
+    step : str
+        Of the factorization.
+    n_attempts : int
+        How often it was begun.
+    """
+
+    def __init__(self, step: str, n_attempts: int = 1) -> None:
+        super().__init__(f"Workers were lost in each of {n_attempts} attempts at {step}; look why they end, and resume the job.")
+
+
 class Interrupted(DlscaleError):
     """SIGINT or SIGTERM arrived; what was finished is checkpointed."""
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dlscale.engine.clusters import DaskCluster, describe_cluster
+from dlscale.engine.facts import list_workers
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.ranks import Communicator, MPICommunicator
@@ -32,7 +33,7 @@ def measure_network() -> list[dict[str, Any]]:
     with closing(cluster):
         client = cluster.client
         client.wait_for_workers(2)
-        first, second = client.scheduler_info(n_workers=-1)["workers"]
+        first, second = list_workers(client)
         # One worker makes an array, the other asks for it: with a small one that is three messages and two tasks.
         small = min(_transfer(client, first, second, 8) for _ in range(10))
         large = min(_transfer(client, first, second, _LARGE_BYTES) for _ in range(3))

@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any
 
 from dlscale.engine import launchers, started
-from dlscale.engine.facts import BASELINE_BYTES, ClusterFacts, connect, describe_cluster, n_cores
+from dlscale.engine.facts import BASELINE_BYTES, ClusterFacts, connect, describe_cluster, list_workers, n_cores
 from dlscale.engine.progress import Emit, ignore
 from dlscale.errors import DlscaleError, StalledError
 from dlscale.kernels import one_blas_thread
@@ -286,7 +286,10 @@ class DaskCluster(Cluster):
         return list(self.client.gather(list(handles)))
 
     def workers(self) -> frozenset[str]:
-        return frozenset(self.client.scheduler_info(n_workers=-1)["workers"])
+        try:
+            return frozenset(list_workers(self.client))
+        except OSError as error:
+            raise self._unreachable() from error
 
     def on_every_rank(
         self,
@@ -347,10 +350,13 @@ class DaskCluster(Cluster):
                 said = " ".join(dict.fromkeys(self.losses)) or str(error)
                 raise DlscaleError(f"The same task was lost with each of {error.allowed_failures + 1} workers. {said}") from error
             except (CancelledError, CommClosedError) as error:
-                raise DlscaleError(
-                    f"The connection to the scheduler{f' at {self.facts.address}' if self.facts.address else ''} was lost; "
-                    "start the cluster again, or resume with `--cluster local`."
-                ) from error
+                raise self._unreachable() from error
+
+    def _unreachable(self) -> DlscaleError:
+        where = f" at {self.facts.address}" if self.facts.address else ""
+        return DlscaleError(
+            f"The connection to the scheduler{where} was lost; start the cluster again, or resume with `--cluster local`."
+        )
 
     def _running(self) -> str:
         tasks = [f"{task} on {worker}" for worker, names in self.client.processing().items() for task in names]

@@ -141,7 +141,7 @@ def _ranks_facts() -> ClusterFacts:
 
 def _remote_facts(address: str) -> ClusterFacts:
     with connect(address) as client:
-        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        workers = list_workers(client).values()
         if not workers:
             raise SpecError(f"cluster: the scheduler at {address} has no workers; start some with `dask worker {address}`.")
         memory = min(worker["memory_limit"] or total_bytes() for worker in workers)
@@ -156,3 +156,11 @@ def connect(address: str) -> Any:
         return Client(address, timeout="10s", set_as_default=False)  # type: ignore[no-untyped-call]
     except (OSError, TimeoutError, ValueError) as error:
         raise SpecError(f"cluster: nothing answers at {address} ({error}); start a scheduler, or use `cluster: local`.") from error
+
+
+def list_workers(client: Any) -> dict[str, Any]:
+    """What the scheduler of a client says of each worker, by address (OSError if it is gone).
+
+    ``client.scheduler_info`` shares its answer with the client's own regular query, which asks for no workers.
+    """
+    return dict(client.sync(client.scheduler.identity, n_workers=-1)["workers"])

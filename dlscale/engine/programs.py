@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dlscale.engine import progress
+from dlscale.engine.facts import list_workers
 from dlscale.engine.guard import Guard
 from dlscale.engine.progress import Emit, ignore
 from dlscale.engine.ranks import Communicator, MPICommunicator, import_mpi
@@ -75,7 +76,7 @@ def run_on_workers(
     """
     from distributed import Semaphore
 
-    addresses = sorted(client.scheduler_info(n_workers=-1)["workers"])
+    addresses = sorted(list_workers(client))
     members = _members(client, addresses)
     # Two such jobs that each had some of the workers would wait for each other; a driver that dies loses its lease.
     lease = Semaphore(1, name="dlscale-ranks", scheduler_rpc=client.scheduler, loop=client.loop)  # type: ignore[no-untyped-call]

@@ -23,8 +23,9 @@ import numpy as np
 
 from dlscale.engine import tile_tasks as tasks
 from dlscale.engine.panel_grids import PanelGrid
+from dlscale.engine.panel_groups import Group, Key, TaskGraph, fresh_token
 from dlscale.engine.panel_tasks import Work, take
-from dlscale.engine.panels import NO_PROBES, Group, Key, Panels, TaskGraph, fresh_token, group_flops, unflatten
+from dlscale.engine.panels import NO_PROBES, Panels, group_flops, unflatten
 from dlscale.engine.passes import Passes
 from dlscale.engine.tile_tasks import Election, Place, TiledMethod, TileTransform
 from dlscale.engine.transforms import Factored, Facts, Finish, Seen

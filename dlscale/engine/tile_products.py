@@ -10,8 +10,9 @@ from typing import Any, Literal
 import numpy as np
 
 from dlscale.engine.panel_grids import PanelGrid
+from dlscale.engine.panel_groups import Key, TaskGraph, fresh_token
 from dlscale.engine.panel_tasks import Work, measured
-from dlscale.engine.panels import NO_PROBES, Key, TaskGraph, fresh_token
+from dlscale.engine.panels import NO_PROBES
 from dlscale.engine.row_blocks import Tiles, TilesGroup
 from dlscale.engine.transforms import Facts, largest_modulus
 from dlscale.storage.matrices import Array, Matrix

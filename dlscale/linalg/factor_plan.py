@@ -14,8 +14,9 @@ from dlscale.engine.clusters import BASELINE_BYTES, ClusterFacts
 from dlscale.engine.costs import NOMINAL_FLOPS_PER_SECOND, PassCost, Plan, measured_rates
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.panel_grids import PanelGrid, choose_panel
+from dlscale.engine.panel_groups import MAX_TASKS
 from dlscale.engine.panel_tasks import STRIP_BYTES
-from dlscale.engine.panels import MAX_TASKS, group_bytes
+from dlscale.engine.panels import group_bytes
 from dlscale.engine.passes import Passes
 from dlscale.engine.transforms import Method
 from dlscale.errors import DoesNotFitError, SpecError

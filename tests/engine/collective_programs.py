@@ -49,7 +49,9 @@ def fault(folder: Path, kind: str, victim: str) -> None:
     comm = communicator()
 
     def note(failure: dict) -> None:
-        (folder / f"failure-{comm.rank}.json").write_text(json.dumps(failure))
+        # The launcher may kill this rank in the middle of it.
+        (begun := folder / f"begun-{comm.rank}").write_text(json.dumps(failure))
+        begun.rename(folder / f"failure-{comm.rank}.json")
 
     with Guard(comm, on_failure=note):
         for step in range(N_STEPS):

@@ -251,6 +251,27 @@ def test_two_clusters_at_a_time_do_not_get_in_each_others_way(clusters: Any) -> 
     assert clusters(1).client.scheduler.address != clusters(2).client.scheduler.address
 
 
+def test_workers_are_seen_while_the_client_asks_for_other_things(clusters: Any) -> None:
+    """Dask's client asks its scheduler for a summary without workers now and then."""
+    cluster = clusters(2)
+    client = cluster.client
+    ended = threading.Event()
+
+    def ask() -> None:
+        while not ended.is_set():
+            client.sync(client._update_scheduler_info)
+
+    asking = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in asking:
+        thread.start()
+    try:
+        assert {len(cluster.workers()) for _ in range(200)} == {2}
+    finally:
+        ended.set()
+        for thread in asking:
+            thread.join()
+
+
 def test_a_pass_without_progress_ends(clusters: Any, matrices: dict[str, Path], tmp_path: Path) -> None:
     A = open_matrix(matrices["row strips"])
     passes = Passes(clusters(2), stall_seconds=1.0)

@@ -1,0 +1,226 @@
+"""Groups of panels as graphs of tasks: a group is factored, formed, or copied.
+
+A group's panels stay in the memory of the workers from one graph to the next; the graphs are bounded in size, and their
+priorities put the panel that is factored next before everything else.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from dask._task_spec import DataNode, Task, TaskRef
+
+from dlscale.engine import panel_tasks as tasks
+from dlscale.engine.clusters import Watch, Wishes, watchdog
+from dlscale.engine.panel_grids import PanelGrid
+from dlscale.engine.panel_tasks import Work
+from dlscale.engine.passes import Passes
+from dlscale.engine.progress import Event
+from dlscale.engine.transforms import Facts
+from dlscale.errors import DlscaleError, WorkersLostError
+from dlscale.storage.matrices import Matrix
+
+#: Tasks of one graph: enough to hide the start and the end of it, few enough for any scheduler.
+MAX_TASKS = 4000
+
+Key = tuple[Any, ...]
+
+
+class TaskGraph:
+    """Tasks under construction, with their priorities and the workers that they prefer."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.shared = (work.token, "work", uuid.uuid4().hex[:8])
+        self.tasks: dict[Key, Any] = {self.shared: DataNode(self.shared, work)}
+        self.priority: dict[Key, float] = {}
+        self.worker: dict[Key, int] = {}
+
+    def add(self, key: Key, function: Callable[..., Any], *arguments: Any, priority: float, worker: int) -> Key:
+        """A task that calls ``function(work, *arguments)``; keys among the arguments stand for their results."""
+        key = (self.work.token, *key)
+        refs = [TaskRef(a) if isinstance(a, tuple) and a and a[0] == self.work.token else a for a in arguments]
+        self.tasks[key] = Task(key, function, TaskRef(self.shared), *refs)
+        self.priority[key], self.worker[key] = priority, worker
+        return key
+
+    @property
+    def n_tasks(self) -> int:
+        return len(self.tasks) - 1
+
+
+def fresh_token() -> str:
+    return f"dlscale-{uuid.uuid4().hex[:12]}"
+
+
+class Group:
+    """Panels that are in memory together, and the graphs that work on them.
+
+    Parameters
+    ----------
+    passes : Passes
+    work : Work
+    group : range
+        The panels.
+    """
+
+    def __init__(self, passes: Passes, work: Work, group: range) -> None:
+        self.passes, self.work, self.group, self.grid = passes, work, group, work.grid
+        #: The key of each panel's latest state.
+        self.panels: dict[int, Key] = {}
+        self.held: dict[Key, Any] = {}
+        self._workers = passes.cluster.workers()
+
+    @property
+    def has_lost_workers(self) -> bool:
+        """Whether a worker that was there at the start is there no more."""
+        try:
+            return not self._workers <= self.passes.cluster.workers()
+        except DlscaleError:
+            return False  # the scheduler is gone, which is said elsewhere
+
+    def run(self) -> Facts:
+        """Do the work; small results by name."""
+        raise NotImplementedError
+
+    def limit(self, *, fetched: bool) -> int:
+        """Steps of one graph: it has few tasks, and there is room for the finished panels that it reads."""
+        limit = max(1, MAX_TASKS // len(self.group))
+        return min(limit, self.grid.streamed) if fetched else limit
+
+    def windows(self, steps: range, *, fetched: bool) -> Iterator[range]:
+        """Cut steps in those of one graph each."""
+        limit = self.limit(fetched=fetched)
+        for start in range(0, len(steps), limit):
+            yield steps[start : start + limit]
+
+    def compute(self, graph: TaskGraph, keys: Sequence[Key]) -> None:
+        """Run a graph; afterwards what the keys name is held, and nothing else."""
+        passes, work = self.passes, self.work
+        sampled: dict[str, float] = {}
+        touch, stalled = watchdog(passes.stall_seconds)
+
+        def listener(event: Event) -> None:
+            touch(event)
+            rss_bytes = event.pop("rss_bytes")
+            passes.emit(event)
+            # Once a second is enough: a large factorization has millions of tasks.
+            if time.monotonic() - sampled.get(event["worker"], 0.0) > 1.0:
+                sampled[event["worker"]] = time.monotonic()
+                passes.emit({"event": "memory", "process": event["worker"], "rss_bytes": rss_bytes})
+
+        def checked() -> str:
+            if self.has_lost_workers:
+                raise WorkersLostError(work.step)
+            return stalled()
+
+        new = [key for key in keys if key in graph.tasks]
+        wishes, watch = Wishes(graph.priority, graph.worker), Watch(work.token, listener, checked)
+        fresh = passes.cluster.hold(graph.tasks, new, self.held, wishes, watch)
+        self.held = {key: fresh[key] if key in fresh else self.held[key] for key in keys}
+
+
+class Factoring(Group):
+    """A group is loaded, updated by the finished panels, factored, and written."""
+
+    def __init__(self, passes: Passes, work: Work, group: range) -> None:
+        super().__init__(passes, work, group)
+        self.n_done = len(work.finished.facts) if work.finished else 0
+        self.facts: dict[int, Key] = {}
+        self.products: list[Key] = []
+
+    def run(self) -> Facts:
+        """The facts of the group's factored panels, and the products of its columns with the probes."""
+        to_factor = range(min(self.group.start, self.grid.n_steps), min(self.group.stop, self.grid.n_steps))
+        graph = self.load(TaskGraph(self.work))
+        for window in (*self.windows(range(self.n_done), fetched=True), *self.windows(to_factor, fetched=False)):
+            for j in window:
+                self._step(graph, j, finished=j < self.n_done)
+            self.compute(graph, [*self.panels.values(), *self.facts.values(), *self.products])
+            graph = TaskGraph(self.work)
+        if graph.n_tasks:
+            self.compute(graph, [*self.panels.values(), *self.products])
+        facts = self.passes.cluster.gather([self.held[key] for key in self.facts.values()])
+        settled = self.work.method.settle(facts, to_factor.start, self.grid)
+        graph = TaskGraph(self.work)
+        moves = [move for move, _ in settled] + [None] * (len(self.group) - len(settled))
+        written = [
+            graph.add(("write", k), tasks.write_panel, k, self.panels[k], move, priority=k, worker=k)
+            for k, move in zip(self.group, moves, strict=True)
+        ]
+        self.compute(graph, [*written, *self.products])
+        parts = self.passes.cluster.gather([self.held[key] for key in self.products])
+        sums = {"products": sum((part for part, _ in parts[1:]), parts[0][0]), "largest": np.array(max(x for _, x in parts))}
+        return sums | {f"{j}.{name}": value for j, (_, fact) in enumerate(settled) for name, value in fact.items()}
+
+    def load(self, graph: TaskGraph) -> TaskGraph:
+        for number, run in enumerate(load_runs(self.work.A, self.grid, self.group)):
+            # A run of several panels is one worker's, and the next run is the next one's.
+            place = run.start if len(run) == 1 else number
+            loaded = graph.add(("load", run.start), tasks.load_panels, run.start, run.stop, priority=run.start, worker=place)
+            self.products.append(graph.add(("products", run.start), tasks.take, loaded, -1, priority=run.start, worker=place))
+            for i, k in enumerate(run):
+                self.panels[k] = graph.add(("panel", k, 0), tasks.take, loaded, i, priority=k, worker=k)
+        return graph
+
+    def _step(self, graph: TaskGraph, j: int, *, finished: bool) -> None:
+        """Factor panel j, or read it where it is finished, and apply it to the panels of the group behind it."""
+        n = self.grid.n_panels
+        if finished:
+            transform = graph.add(("fetch", j), tasks.fetch_panel, j, priority=(j - 2) * n, worker=j)
+        else:
+            urgent = (j - 2) * n
+            factored = graph.add(("factor", j), tasks.factor_panel, j, self.panels[j], priority=urgent, worker=j)
+            self.panels[j] = graph.add(("panel", j, "factored"), tasks.take, factored, 0, priority=urgent, worker=j)
+            self.facts[j] = graph.add(("facts", j), tasks.take, factored, 1, priority=urgent, worker=j)
+            transform = graph.add(("transform", j), tasks.transform_of, factored, j, priority=urgent, worker=j)
+        for k in self.group:
+            if k > j:
+                # The panel that is factored next comes first, before the rest of the step before.
+                priority = (j - 1 if k == j + 1 else j) * n + k
+                self.panels[k] = graph.add(
+                    ("panel", k, j + 1), tasks.apply_panel, transform, k, self.panels[k], priority=priority, worker=k
+                )  # fmt: skip
+
+
+class Forming(Group):
+    """Columns of the identity, to which the transforms are applied, the last one first."""
+
+    def run(self) -> Facts:
+        graph = TaskGraph(self.work)
+        steps = range(self.group.stop - 1, -1, -1)
+        for window in self.windows(steps, fetched=True):
+            for j in window:
+                transform = graph.add(("fetch", j), tasks.fetch_panel, j, priority=-(j + 2) * self.grid.n_panels, worker=j)
+                for k in self.group:
+                    key, priority = ("panel", k, j), -j * self.grid.n_panels + k
+                    if k == j:
+                        self.panels[k] = graph.add(key, tasks.form_panel, transform, k, priority=priority, worker=k)
+                    elif k > j:
+                        before = self.panels[k]
+                        self.panels[k] = graph.add(key, tasks.unapply_panel, transform, k, before, priority=priority, worker=k)
+            self.compute(graph, list(self.panels.values()))
+            graph = TaskGraph(self.work)
+        written = [graph.add(("write", k), tasks.write_panel, k, self.panels[k], None, priority=k, worker=k) for k in self.group]
+        self.compute(graph, written)
+        return {"done": np.array(True)}
+
+
+class Placing(Group):
+    """Finished panels are read, changed, and written to another place."""
+
+    def run(self) -> Facts:
+        for window in self.windows(self.group, fetched=False):
+            graph = TaskGraph(self.work)
+            self.compute(graph, [graph.add(("place", k), tasks.place_panel, k, priority=k, worker=k) for k in window])
+        return {"done": np.array(True)}
+
+
+def load_runs(A: Matrix, grid: PanelGrid, group: range) -> list[range]:
+    """Panels that are loaded by one task: those that share stored chunks, as far as two threads still share the work."""
+    length = max(1, min(A.column_unit // grid.panel, len(group) // 2))
+    return [range(k, min(k + length, group.stop)) for k in range(group.start, group.stop, length)]
