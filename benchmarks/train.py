@@ -74,7 +74,7 @@ def ours(bench: Bench) -> None:
     record = bench.time(lambda: _on_ranks(*_steps(bench)), subprocess_only=True)
     _judge(bench, record)
     hidden = 1 - record["exposed_per_step"] / record["communicate_per_step"]
-    bench.fact(communicate_per_step=record["communicate_per_step"], hidden_share=hidden)
+    bench.fact(communicate_per_step=record["communicate_per_step"], wait_per_step=record["wait_per_step"], hidden_share=hidden)
 
 
 @case(NETWORK, "dlscale, 2 ranks, no overlap")

@@ -18,7 +18,14 @@ def workspace(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.nda
     n_bytes = int(np.prod(shape)) * dtype.itemsize
     store: np.ndarray[Any, np.dtype[Any]] | None = getattr(_local, name, None)
     if store is None or store.nbytes < n_bytes:
-        room = np.empty(n_bytes + PAGE_BYTES, np.uint8)
-        store = room[-room.ctypes.data % PAGE_BYTES :]
+        store = empty_pages((n_bytes,), np.dtype(np.uint8))
         setattr(_local, name, store)
     return store[:n_bytes].view(dtype).reshape(shape)
+
+
+def empty_pages(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, np.dtype[Any]]:
+    """A new uninitialised array at the start of a page."""
+    n_bytes = int(np.prod(shape)) * dtype.itemsize
+    room = np.empty(n_bytes + PAGE_BYTES, np.uint8)
+    start = -room.ctypes.data % PAGE_BYTES
+    return room[start : start + n_bytes].view(dtype).reshape(shape)

@@ -38,7 +38,7 @@ def steps(
     losses, seconds = [], []
     for step in range(n_steps):
         if step == n_steps // 4:
-            source.seconds.communicate = source.seconds.exposed = 0.0
+            source.seconds.communicate = source.seconds.exposed = source.seconds.wait = 0.0
         start = (step * batch) % (len(X) - batch + 1) + rank * mine
         rows = slice(start, start + mine)
         started = time.perf_counter()
@@ -54,6 +54,7 @@ def steps(
         "losses": losses,
         "communicate_per_step": spent.communicate / (n_steps - n_steps // 4),
         "exposed_per_step": spent.exposed / (n_steps - n_steps // 4),
+        "wait_per_step": spent.wait / (n_steps - n_steps // 4),
     }
 
 

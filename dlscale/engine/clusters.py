@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -139,13 +139,16 @@ class Cluster:
         Returns
         -------
         dict
-            Each key with a handle on its result, which lives as long as the handle.
+            Each key with a handle on its result, which lives until `release`.
         """
         raise NotImplementedError
 
     def gather(self, handles: Sequence[Any]) -> list[Any]:
         """Bring (small) held results to the driver."""
         raise NotImplementedError
+
+    def release(self, handles: Iterable[Any]) -> None:
+        """Let go of held results."""
 
     def workers(self) -> frozenset[str]:
         """Addresses of the workers that are there now; one that was lost and started again has another."""
@@ -278,12 +281,21 @@ class DaskCluster(Cluster):
             annotations |= {"workers": places.__getitem__, "allow_other_workers": True}
         with self._listening(watch.token, watch.listener):
             futures = self._submit(graph, list(keys), watch, annotations)
-            for future in futures:
-                self._wait(future, watch.stalled, result=False)
+            try:
+                for future in futures:
+                    self._wait(future, watch.stalled, result=False)
+            except BaseException:
+                self.release(futures)
+                raise
         return dict(zip(keys, futures, strict=True))
 
     def gather(self, handles: Sequence[Any]) -> list[Any]:
         return list(self.client.gather(list(handles)))
+
+    def release(self, handles: Iterable[Any]) -> None:
+        # Each second of a wait leaves a cycle of references to its future: without this, results stay until Python collects it.
+        for future in handles:
+            future.release()
 
     def workers(self) -> frozenset[str]:
         try:

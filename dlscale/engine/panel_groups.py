@@ -121,7 +121,14 @@ class Group:
         new = [key for key in keys if key in graph.tasks]
         wishes, watch = Wishes(graph.priority, graph.worker), Watch(work.token, listener, checked)
         fresh = passes.cluster.hold(graph.tasks, new, self.held, wishes, watch)
-        self.held = {key: fresh[key] if key in fresh else self.held[key] for key in keys}
+        held = {key: fresh[key] if key in fresh else self.held[key] for key in keys}
+        passes.cluster.release(handle for key, handle in self.held.items() if key not in held)
+        self.held = held
+
+    def let_go(self) -> None:
+        """Hold nothing any more; panels of this group would stand beside those of the next one."""
+        self.passes.cluster.release(self.held.values())
+        self.held = {}
 
 
 class Factoring(Group):

@@ -159,8 +159,7 @@ class Panels:
                 if not group.has_lost_workers:
                     raise
             finally:
-                # Panels that are still held would stand beside those of the next group.
-                group.held = {}
+                group.let_go()
             self.passes.emit({"event": "warning", "message": f"A worker was lost; {work.step} starts again."})
         raise WorkersLostError(work.step, MAX_LOSSES)
 

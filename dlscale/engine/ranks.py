@@ -48,12 +48,15 @@ class Pending:
     seconds : float
         How long the data took to be reduced, once all ranks were there; known after `wait`.
     waited_seconds : float
-        How long `wait` took: what computing did not hide.
+        How long `wait` took.
+    exposed_seconds : float
+        The part of it after all ranks were there: what computing did not hide. The rest is for ranks that were late.
     """
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self.waited_seconds = 0.0
+        self.exposed_seconds = 0.0
 
     def wait(self) -> None:
         """Return when the array holds the sum over all ranks; raises what went wrong instead."""
@@ -152,11 +155,15 @@ class _Request(Pending):
         self.communicator, self.tag, self.move = communicator, tag, move
         self.done = threading.Event()
         self.awaited = False
+        self.moving_since = 0.0
         self.error: BaseException | None = None
 
     def run(self) -> None:
         try:
-            self.seconds = self.communicator.meet(self.tag, self.move)
+            self.communicator.agree(self.tag)
+            self.moving_since = time.perf_counter()
+            self.move()
+            self.seconds = time.perf_counter() - self.moving_since
         except BaseException as error:  # handed to the thread that waits
             self.error = error
         self.done.set()
@@ -167,7 +174,9 @@ class _Request(Pending):
         while not self.done.wait(0.1):
             if self.communicator.failure is not None:
                 raise self.communicator.failure
-        self.waited_seconds = time.perf_counter() - started
+        ended = time.perf_counter()
+        self.waited_seconds = ended - started
+        self.exposed_seconds = ended - max(started, self.moving_since)
         if self.error is not None:
             raise self.error
 
@@ -246,12 +255,14 @@ class MPICommunicator(Communicator):
             self._tags.Free()
             self._data.Free()
 
-    def meet(self, tag: str, move: Callable[[], None]) -> float:
-        """Agree on the tag with all ranks, then move the data; the seconds that the latter took."""
-        self._agree(tag)
-        started = time.perf_counter()
-        move()
-        return time.perf_counter() - started
+    def agree(self, tag: str) -> None:
+        """Return when all ranks are about to do the same; raises when one is not."""
+        digest = int.from_bytes(hashlib.blake2b(tag.encode(), digest_size=8).digest(), "little") >> 2
+        message = np.array([digest, -digest, int(self._stop_asked)], np.int64)
+        self._await(self._tags.Iallreduce(self._in_place, message, op=self._ops["max"]), tag)
+        self.stopping = self.stopping or bool(message[2])
+        if message[0] != -message[1]:
+            raise self._disagreement(tag)
 
     def _tag(self, verb: str, array: Array, name: str) -> str:
         if not array.flags.c_contiguous:
@@ -272,21 +283,13 @@ class MPICommunicator(Communicator):
             self._last.wait()
             self._last = None
         self._enter()
-        self._agree(tag)
+        self.agree(tag)
         move()
 
     def _serve(self) -> None:
         while (request := self._queue.get()) is not None:
             self._serving = request
             request.run()
-
-    def _agree(self, tag: str) -> None:
-        digest = int.from_bytes(hashlib.blake2b(tag.encode(), digest_size=8).digest(), "little") >> 2
-        message = np.array([digest, -digest, int(self._stop_asked)], np.int64)
-        self._await(self._tags.Iallreduce(self._in_place, message, op=self._ops["max"]), tag)
-        self.stopping = self.stopping or bool(message[2])
-        if message[0] != -message[1]:
-            raise self._disagreement(tag)
 
     def _await(self, request: Any, tag: str) -> None:
         """Poll until all ranks are there."""

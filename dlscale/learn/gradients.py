@@ -39,7 +39,10 @@ class Seconds:
     communicate : float
         Reducing, from when all ranks were there.
     exposed : float
-        The part of ``communicate``, and of waiting for other ranks, during which nothing was computed.
+        The part of ``communicate`` during which nothing was computed. A sum that cannot overlap with anything is all exposed,
+        with the wait for other ranks.
+    wait : float
+        Waiting for ranks that were late, with nothing to compute.
     total : float
     rows, steps : float
         How many.
@@ -49,6 +52,7 @@ class Seconds:
     compute: float = 0.0
     communicate: float = 0.0
     exposed: float = 0.0
+    wait: float = 0.0
     total: float = 0.0
     rows: float = 0.0
     steps: float = 0.0
@@ -215,4 +219,5 @@ class Reduction:
     def _await(self, pending: Pending) -> None:
         pending.wait()
         self._source.seconds.communicate += pending.seconds
-        self._source.seconds.exposed += pending.waited_seconds
+        self._source.seconds.exposed += pending.exposed_seconds
+        self._source.seconds.wait += pending.waited_seconds - pending.exposed_seconds

@@ -114,7 +114,7 @@ class Training:
             self.saver.save_when_due()
         self.seconds.total += time.perf_counter() - started
         self.seconds.steps += self.at.step - self._began
-        self.seconds.compute = self.seconds.total - self.seconds.read - self.seconds.exposed
+        self.seconds.compute = self.seconds.total - self.seconds.read - self.seconds.exposed - self.seconds.wait
         self._write_log()
         stopped = reason == "stopped"
         if not stopped and not self.at.finished:

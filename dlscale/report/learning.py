@@ -153,10 +153,11 @@ def times(job: Job) -> Markup | None:
                 words.duration(of["compute"] / steps),
                 words.duration(of["communicate"] / steps),
                 words.share(hidden) if hidden is not None else words.MISSING,
+                words.duration(of.get("wait", 0.0) / steps),
                 words.quantity(of["rows"] / of["total"], "rows/s") if of["total"] > 0 else words.MISSING,
             )
         )
-    head = ("", "a step", "reading", "computing", "communicating", "of which hidden", "throughput")
+    head = ("", "a step", "reading", "computing", "communicating", "of which hidden", "waiting for ranks", "throughput")
     lead = "Where the time of a step went. Communication is hidden when it goes on while the rank computes."
     return section("Time by rank", lead, table(head, rows))
 

@@ -19,7 +19,7 @@ from dlscale.errors import CorruptionError, InputError, MissingChunkError
 from dlscale.memory import total_bytes
 from dlscale.storage.chunk_files import read_window
 from dlscale.storage.matrices import Array, Matrix
-from dlscale.workspaces import workspace
+from dlscale.workspaces import empty_pages, workspace
 
 
 class RawLayout(NamedTuple):
@@ -123,7 +123,7 @@ class ZarrMatrix(Matrix):
     def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
         shape = (rows[1] - rows[0], columns[1] - columns[0])
         if out is None:
-            out = np.empty(shape, self.dtype)
+            out = empty_pages(shape, self.dtype) if self.past_cache else np.empty(shape, self.dtype)
         same = self.stored_dtype == self.dtype
         target = out if same else workspace("converted", shape, self.stored_dtype)
         if self.raw is None:

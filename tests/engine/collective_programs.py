@@ -41,6 +41,13 @@ def collectives(folder: Path) -> None:
         table = comm.allgather(np.array([comm.rank, 1]), name="f")
         assert (table == [[rank, 1] for rank in range(comm.size)]).all()
         comm.barrier("g")
+        if comm.rank == 1:
+            time.sleep(0.5)
+        late = comm.start_allreduce(np.ones(10), name="h")
+        late.wait()
+        # The time for a rank that is late is not that of the reduction.
+        assert late.exposed_seconds <= late.waited_seconds
+        assert comm.rank == 1 or late.waited_seconds - late.exposed_seconds > 0.2
     comm.close()
 
 

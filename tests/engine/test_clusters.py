@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dask._task_spec import Task
 from helpers import Array, gaussian, store
 
-from dlscale.engine.clusters import Cluster, ClusterFacts, describe_cluster, open_cluster
+from dlscale.engine.clusters import Cluster, ClusterFacts, Watch, Wishes, describe_cluster, open_cluster
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.losses import describe_loss
 from dlscale.engine.passes import Fold, Passes, State
@@ -270,6 +273,33 @@ def test_workers_are_seen_while_the_client_asks_for_other_things(clusters: Any) 
         ended.set()
         for thread in asking:
             thread.join()
+
+
+def test_results_that_are_released_leave_the_workers_at_once(clusters: Any) -> None:
+    """Also those that were long waited for, and before Python looks for cycles of references."""
+    cluster = clusters(2)
+    key = ("held", uuid.uuid4().hex)
+
+    def held() -> bool:
+        return any(str(key) in map(str, keys) for keys in cluster.client.has_what().values())
+
+    gc.disable()
+    try:
+        watch = Watch("held", lambda event: None, lambda: "")
+        handles = cluster.hold({key: Task(key, wait_and_make, 2.5)}, [key], {}, Wishes({}, {}), watch)
+        assert held()
+        cluster.release(handles.values())
+        ended = time.monotonic() + 10
+        while held():
+            assert time.monotonic() < ended
+            time.sleep(0.02)
+    finally:
+        gc.enable()
+
+
+def wait_and_make(seconds: float) -> Array:
+    time.sleep(seconds)
+    return np.zeros(1000)
 
 
 def test_a_pass_without_progress_ends(clusters: Any, matrices: dict[str, Path], tmp_path: Path) -> None:

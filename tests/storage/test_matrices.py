@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import pickle
 from collections import Counter
@@ -171,6 +172,29 @@ def test_reading_past_the_page_cache(tmp_path: Path, n: int, monkeypatch: pytest
     chunk.unlink()
     with pytest.raises(MissingChunkError, match="missing"):
         A.read(0, 64, workspace("test", (64, n), A.dtype))
+
+
+@pytest.mark.parametrize(("n", "width"), [(20_000, 20_000), (20_001, 20_001), (20_001, 1500)])
+def test_reading_pieces_of_rows_past_the_page_cache(tmp_path: Path, n: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = gaussian(40, n)
+    path = store(tmp_path / "A.zarr", expected, chunks=(16, width), compressors=None)
+    A = open_matrix(path)
+    A.past_cache = True  # type: ignore[attr-defined]
+    ordinary: list[int] = []
+    real_read = os.preadv
+
+    def reading(fd: int, *arguments: Any) -> int:
+        if not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+            ordinary.append(fd)
+        return real_read(fd, *arguments)
+
+    monkeypatch.setattr(os, "preadv", reading)
+    for rows, columns in [((0, 40), (0, 10_000)), ((3, 18), (101, 9_000)), ((14, 40), (n - 9_000, n))]:
+        np.testing.assert_array_equal(A.region(rows, columns), expected[slice(*rows), slice(*columns)])
+    assert not ordinary
+    os.truncate(chunk_files(path)[0], 50_000)
+    with pytest.raises(MissingChunkError, match="truncated"):
+        A.region((0, 40), (0, 10_000))
 
 
 def test_reading_past_the_page_cache_compares_checksums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
