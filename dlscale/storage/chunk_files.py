@@ -75,7 +75,7 @@ def read_window(
             offset, stride = (r0 * width + c0) * item, width * item
             pieces = _pieces_direct(path, offset, (c1 - c0) * item, stride=stride, n=r1 - r0) if direct else ()
             for row, piece in zip(out, pieces, strict=False):
-                _bytes_of(row)[:] = memoryview(piece)
+                _bytes_of(row)[:] = _bytes_of(piece)
                 done += 1
             for k in range(done, r1 - r0):
                 _read_exactly(fd, path, _bytes_of(out[k]), offset + k * stride)
@@ -156,7 +156,7 @@ def _pieces_direct(path: Path, offset: int, n_bytes: int, *, stride: int = 0, n:
             skip = start % PAGE_BYTES
             wanted = -(-(skip + n_bytes) // PAGE_BYTES) * PAGE_BYTES
             try:
-                got = os.preadv(fd, [memoryview(pages[:wanted])], start - skip)
+                got = os.preadv(fd, [_bytes_of(pages[:wanted])], start - skip)
             except OSError:
                 # A device with larger pages.
                 return
