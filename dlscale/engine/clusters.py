@@ -246,13 +246,22 @@ class DaskCluster(Cluster):
 
         quieten()
         client = self._connect()
-        client.register_plugin(OneBlasThread(), name="dlscale-one-blas-thread")
+        plugin, name = OneBlasThread(), "dlscale-one-blas-thread"
+        try:
+            client.register_plugin(plugin, name=name)
+        except OSError:
+            # A worker was lost at this moment. The scheduler has told the others and tells its successor; now it only agrees.
+            client.register_plugin(plugin, name=name)
         return client
 
     def _connect(self) -> Any:
         if self.facts.kind == "tcp":
             return connect(self.facts.address)
-        self.local = started.start(self.facts, self.losses.append)
+        try:
+            self.local = started.start(self.facts, self.losses.append)
+        except RuntimeError as error:
+            said = " ".join(self.losses) or str(error)
+            raise DlscaleError(f"The workers of the {self.facts.kind} cluster did not start. {said}") from error
         client = connect(self.local.scheduler_address)
         client.wait_for_workers(self.facts.n_workers)
         return client

@@ -8,10 +8,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from distributed import Nanny
+from distributed import LocalCluster, Nanny, Status
+from distributed.deploy.spec import SpecCluster
 from tornado.ioloop import PeriodicCallback
 
 _SAMPLE_SECONDS = 0.5
+#: A worker that ends so often before it is up will not come up.
+_STARTS = 5
 _CRASHES = {
     signal.SIGSEGV: "a segmentation fault",
     signal.SIGBUS: "a bus error",
@@ -21,19 +24,28 @@ _CRASHES = {
 }
 
 
+class PatientCluster(LocalCluster):
+    """Worker processes that are waited for, however long a busy machine takes to start one again."""
+
+    def _update_worker_status(self, op: str, msg: Any) -> None:
+        # Past the one of SpecCluster, which closes the nanny of a worker that is away for some seconds.
+        super(SpecCluster, self)._update_worker_status(op, msg)  # type: ignore[no-untyped-call]
+
+
 class WatchedNanny(Nanny):
     """Starts its worker again, as every nanny of Dask does, and says why the one before ended.
 
-    Attributes
+    A worker that ends while the cluster starts is started again too, which other nannies take for the end of the cluster.
+
+    Parameters
     ----------
-    tell : callable, optional
-        Receives a sentence.
+    tell : callable
+        Receives a sentence on each worker that ends before its time.
     """
 
-    tell: Callable[[str], None] | None = None
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(self, *arguments: Any, tell: Callable[[str], None], **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.tell = tell
         self._peak_bytes, self._oom_kills = 0, oom_kills()
         sampler = PeriodicCallback(self._sample, 1e3 * _SAMPLE_SECONDS)
         self.periodic_callbacks["dlscale-peak"] = sampler
@@ -42,8 +54,16 @@ class WatchedNanny(Nanny):
     def _sample(self) -> None:
         self._peak_bytes = max(self._peak_bytes, peak_bytes(self.pid))
 
+    async def instantiate(self) -> Status:
+        status = await super().instantiate()
+        for _ in range(_STARTS - 1):
+            if status != Status.stopped or self.status != Status.init:
+                break  # it is up; or the nanny is, which then starts workers again by itself
+            status = await super().instantiate()
+        return status
+
     async def _on_worker_exit(self, exitcode: int) -> None:
-        if self.status.name == "running" and self.tell is not None:
+        if self.status in (Status.init, Status.running):
             before, self._oom_kills = self._oom_kills, oom_kills()
             self.tell(describe_loss(str(self.name), exitcode, self._peak_bytes, out_of_memory=self._oom_kills > before))
         self._peak_bytes = 0

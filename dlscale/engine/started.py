@@ -62,13 +62,13 @@ def start(facts: ClusterFacts, tell: Callable[[str], None]) -> Any:
 
 def _start_processes(facts: ClusterFacts, tell: Callable[[str], None]) -> Any:
     import dask
-    from distributed import LocalCluster
 
-    from dlscale.engine.losses import WatchedNanny
+    from dlscale.engine.losses import PatientCluster, WatchedNanny
 
     with dask.config.set({"distributed.worker.preload": [_WORKER_SETUP]}):
-        cluster = LocalCluster(  # type: ignore[no-untyped-call]
+        return PatientCluster(  # type: ignore[no-untyped-call]
             worker_class=WatchedNanny,
+            tell=tell,
             n_workers=facts.n_workers,
             threads_per_worker=facts.threads_per_worker,
             memory_limit=facts.memory_bytes,
@@ -77,9 +77,6 @@ def _start_processes(facts: ClusterFacts, tell: Callable[[str], None]) -> Any:
             scheduler_kwargs={"dashboard_address": ":0"},
             silence_logs=logging.CRITICAL,
         )
-    for nanny in cluster.workers.values():
-        nanny.tell = tell
-    return cluster
 
 
 def _environment() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import re
 import signal
@@ -10,11 +11,14 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
+import psutil
 import pytest
 from dask._task_spec import Task
 from helpers import Array, gaussian, store
@@ -206,6 +210,63 @@ def test_what_took_a_worker_is_said(exitcode: int, out_of_memory: bool, words: s
     assert said.startswith("Worker 1 ")
     assert words in said
     assert said.endswith("It had 3.00 GB of memory at most.")
+
+
+@contextmanager
+def kill_new_workers(n_kills: float) -> Iterator[list[int]]:
+    """Kill so many worker processes that are not there yet, each as soon as it is: long before it can work."""
+    ended, killed = threading.Event(), list[int]()
+
+    def find() -> set[int]:
+        found = set()
+        for child in psutil.Process().children():
+            with suppress(psutil.Error):
+                if "spawn_main" in " ".join(child.cmdline()):
+                    found.add(child.pid)
+        return found
+
+    def kill() -> None:
+        while len(killed) < n_kills and not ended.wait(0.01):
+            for pid in find() - known - set(killed):
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+
+    known, killer = find(), threading.Thread(target=kill)
+    killer.start()
+    try:
+        yield killed
+    finally:
+        ended.set()
+        killer.join()
+
+
+def test_a_worker_killed_while_it_starts_is_started_again() -> None:
+    """With the cluster, and in the place of another that was killed, however long it stays away."""
+    cluster: Any = open_cluster({"type": "local", "workers": 1, "threads": 1, "memory": "1GB"})
+    with closing(cluster):
+        with kill_new_workers(2) as killed:
+            first = cluster.workers()
+        assert (len(first), len(killed), len(cluster.losses)) == (1, 2, 2)
+        with kill_new_workers(1) as killed, dask.config.set({"distributed.deploy.lost-worker-timeout": "10ms"}):
+            (running,) = cluster.client.run(os.getpid).values()
+            os.kill(running, signal.SIGKILL)
+            deadline = time.monotonic() + 30
+            while not cluster.workers() - first:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        assert (len(killed), len(cluster.losses)) == (1, 4)
+        assert {said[:35] for said in cluster.losses} == {"Worker 0 was killed by SIGKILL. It "}
+
+
+def test_workers_that_never_come_up_are_given_up() -> None:
+    cluster = open_cluster({"type": "local", "workers": 1, "threads": 1, "memory": "1GB"})
+    with (
+        closing(cluster),
+        kill_new_workers(math.inf) as killed,
+        pytest.raises(DlscaleError, match=r"The workers of the local cluster did not start\. Worker 0 was killed by SIGKILL"),
+    ):
+        cluster.workers()
+    assert len(killed) == 5
 
 
 @dataclass(frozen=True)
