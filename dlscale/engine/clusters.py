@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ class Wishes:
     worker: Mapping[Any, int]
 
 
-class Cluster:
+class Cluster(ABC):
     """A place that computes task graphs; a context manager.
 
     Parameters
@@ -107,6 +108,7 @@ class Cluster:
     def close(self) -> None:
         """Let go of what was started."""
 
+    @abstractmethod
     def compute(self, graph: dict[Any, Any], key: Any, watch: Watch) -> Any:
         """Compute one key of a task graph.
 
@@ -118,8 +120,8 @@ class Cluster:
             What to return.
         watch : Watch
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def hold(
         self, graph: dict[Any, Any], keys: Sequence[Any], held: Mapping[Any, Any], wishes: Wishes, watch: Watch
     ) -> dict[Any, Any]:
@@ -141,11 +143,10 @@ class Cluster:
         dict
             Each key with a handle on its result, which lives until `release`.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def gather(self, handles: Sequence[Any]) -> list[Any]:
         """Bring (small) held results to the driver."""
-        raise NotImplementedError
 
     def release(self, handles: Iterable[Any]) -> None:
         """Let go of held results."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -57,7 +58,7 @@ def fresh_token() -> str:
     return f"dlscale-{uuid.uuid4().hex[:12]}"
 
 
-class Group:
+class Group(ABC):
     """Panels that are in memory together, and the graphs that work on them.
 
     Parameters
@@ -83,9 +84,9 @@ class Group:
         except DlscaleError:
             return False  # the scheduler is gone, which is said elsewhere
 
+    @abstractmethod
     def run(self) -> Facts:
         """Do the work; small results by name."""
-        raise NotImplementedError
 
     def limit(self, *, fetched: bool) -> int:
         """Steps of one graph: it has few tasks, and there is room for the finished panels that it reads."""

@@ -58,14 +58,6 @@ class Method(ABC):
     def apply(self, transform: Transform, panel: Array, top: int) -> None:
         """Apply a factored panel to a panel whose diagonal begins at row ``top``, in place."""
 
-    def unapply(self, transform: Transform, panel: Array) -> None:
-        """Apply the inverse of a transform to a panel, in place, where ``form`` is to be used."""
-        raise NotImplementedError
-
-    def form(self, transform: Transform, panel: Array) -> None:
-        """Apply the inverse of a transform to the first columns of the identity, and leave them in ``panel`` (m - top, b)."""
-        raise NotImplementedError
-
     def settle(self, facts: Sequence[Facts], first: int, grid: PanelGrid) -> list[tuple[RowMove | None, Facts]]:
         """For finished panels ``first, first + 1, ...``: how the rows of each moved afterwards, and its facts from now on."""
         return [(None, fact) for fact in facts]
@@ -79,6 +71,18 @@ class Method(ABC):
 
     @abstractmethod
     def apply_flops(self, m: int, b: int, width: int) -> float: ...
+
+
+class Reversible(Method):
+    """A factorization whose transforms can be undone: their product, the orthogonal factor, can be formed."""
+
+    @abstractmethod
+    def unapply(self, transform: Transform, panel: Array) -> None:
+        """Apply the inverse of a transform to a panel, in place."""
+
+    @abstractmethod
+    def form(self, transform: Transform, panel: Array) -> None:
+        """Apply the inverse of a transform to the first columns of the identity, and leave them in ``panel`` (m - top, b)."""
 
 
 @dataclass(frozen=True)

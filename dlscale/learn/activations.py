@@ -6,6 +6,7 @@ The derivative is taken from the output where the function allows it; only GELU 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,18 +19,18 @@ from dlscale.workspaces import workspace
 
 
 @dataclass(frozen=True)
-class Activation:
+class Activation(ABC):
     """An elementwise function f."""
 
     keeps_slope: ClassVar[bool] = False
 
+    @abstractmethod
     def apply(self, Z: Array, slope: Array | None) -> None:
         """``Z <- f(Z)``; an activation that ``keeps_slope`` also writes ``f'(Z)`` to ``slope`` unless that is None."""
-        raise NotImplementedError
 
+    @abstractmethod
     def backpropagate(self, G: Array, H: Array, slope: Array | None) -> None:
         """``G <- G * f'(Z)`` where ``H = f(Z)``."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

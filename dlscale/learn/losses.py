@@ -6,6 +6,7 @@ classification, labels 0 .. k-1, (b,), with a single score for two classes (labe
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,11 +20,12 @@ from dlscale.learn.options import choose, require_number
 
 
 @dataclass(frozen=True)
-class Loss:
+class Loss(ABC):
     """A function of a row's scores and target."""
 
     classifies: ClassVar[bool] = False
 
+    @abstractmethod
     def differentiate(self, S: Array, y: Array) -> Array:
         """Overwrite the scores with the derivatives of the loss.
 
@@ -36,7 +38,6 @@ class Loss:
         -------
         (b,) : the loss of each row
         """
-        raise NotImplementedError
 
     def link(self, S: Array) -> Array:
         """Overwrite scores with predictions: probabilities for cross-entropy, the scores themselves for the others."""
@@ -46,9 +47,9 @@ class Loss:
         """Labels (b,) of predictions (b, k) for classification; for regression the predictions themselves."""
         return S
 
+    @abstractmethod
     def curvature_roots(self, S: Array, y: Array) -> Iterator[Array]:
         """Arrays B_c (b, k) with ``sum_c B_c[r] B_c[r]^T`` the Hessian of row r's loss in its scores; S is not overwritten."""
-        raise NotImplementedError
 
     def check_targets(self, y: Array, n_outputs: int) -> None:
         """Refuse targets that do not fit this loss and model.

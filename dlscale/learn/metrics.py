@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,7 +17,7 @@ from dlscale.learn.options import require_count, require_number
 
 
 @dataclass(frozen=True)
-class Metric:
+class Metric(ABC):
     """A number that follows from sums over rows."""
 
     n_sums: ClassVar[int] = 2
@@ -43,9 +44,9 @@ class Metric:
         w = np.ones(len(S)) if weights is None else np.asarray(weights, np.float64)
         return np.array([w.sum(), *self.row_sums(loss, S, y, w)])
 
+    @abstractmethod
     def row_sums(self, loss: Loss, S: Array, y: Array, w: Array) -> list[float]:
         """The other sums."""
-        raise NotImplementedError
 
     def value(self, sums: Array) -> float:
         """The metric of all rows whose sums were added up; NaN when there were none."""

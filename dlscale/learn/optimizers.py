@@ -7,6 +7,7 @@ Elementwise work is done tile by tile, so that each array is read from memory on
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -22,7 +23,7 @@ State = dict[str, Array]
 
 
 @dataclass(frozen=True)
-class Optimizer:
+class Optimizer(ABC):
     """A rule that turns gradients into a step."""
 
     #: Names of the arrays it keeps for every parameter, in that parameter's shape and dtype.
@@ -43,9 +44,9 @@ class Optimizer:
         for name, parameter in parameters.items():
             self.step(name, parameter, gradients[name], [state[f"{moment}/{name}"] for moment in self.moments], learning_rate, n)
 
+    @abstractmethod
     def step(self, name: str, parameter: Array, gradient: Array, kept: list[Array], learning_rate: float, n: int) -> None:
         """Step n (counted from 1) of one parameter, in place."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

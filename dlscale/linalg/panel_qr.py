@@ -14,14 +14,14 @@ from dlscale.engine.grids import RowGrid
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.panels import Panels
 from dlscale.engine.passes import Fold, Passes, State
-from dlscale.engine.transforms import Factored, Facts, Method, Transform, largest_modulus
+from dlscale.engine.transforms import Factored, Facts, Reversible, Transform, largest_modulus
 from dlscale.lapack import Op, apply_reflectors, factor_qr, multiply_add, multiply_triangular
 from dlscale.linalg.factor_plan import FactorOptions, PanelPlan, as_matrix, factor_target, plan_panels
 from dlscale.linalg.factor_products import TriangularProduct, probes, scaled, triangular_product
 from dlscale.storage.matrices import Array, Matrix
 
 
-class Householder(Method):
+class Householder(Reversible):
     """Blocked Householder QR in compact WY form: the panels behind are multiplied by ``(I - V T V^H)^H``.
 
     The facts of a panel are ``t`` (k, k).
