@@ -12,6 +12,7 @@ from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import PassCost
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.outcome import Outcome
+from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.panels import Panels
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.transforms import Factored, Facts, Reversible, Transform, largest_modulus
@@ -152,7 +153,7 @@ def compute_panel_qr(passes: Passes, A: Matrix, mode: str, plan: PanelPlan) -> O
     raw = as_matrix(target)
     upper = TriangularProduct(X, m, lower=False)
     RX = triangular_product(passes, "upper", raw, plan.grid, upper)[:k]
-    phases = np.concatenate([diagonal_phases(raw, grid.columns(j), k) for j in range(grid.n_steps)]).astype(dtype)
+    phases = diagonal_phases(raw, grid)
     if mode == "reduced":
         q = factor_target(passes, "q", (m, k), dtype, grid)
         panels.form("q", factored, Householder(), q, finish=ScaledColumns(grid.panel, phases))
@@ -174,13 +175,11 @@ def compute_panel_qr(passes: Passes, A: Matrix, mode: str, plan: PanelPlan) -> O
     if mode != "raw":
         r = factor_target(passes, "r", (k, n), dtype, grid, over=target)
         panels.place("r", factored, r, UpperPart(grid.panel, phases))
-    arrays = {"t": stacked_triangles(factored)} if mode == "raw" else {}
-    stored = {"reduced": ("q", "r"), "r": ("r",), "raw": ("qr",)}[mode]
-    return Outcome(arrays, stored, qr_certificate(scaled(residual, seen.products, n, dtype), orthonormal))
+    return qr_outcome(mode, factored, scaled(residual, seen.products, n, dtype), orthonormal)
 
 
-def qr_certificate(residual: float, orthonormal: float | None) -> Certificate:
-    """The certificate of a QR factorization, from scaled residuals; Q is not always formed."""
+def qr_outcome(mode: str, factored: Factored, residual: float, orthonormal: float | None) -> Outcome:
+    """What a QR factorization hands over, with a certificate from scaled residuals; Q is not always formed."""
     checks = [
         Check(
             "||(A - QR)x|| / (||Ax|| n eps)",
@@ -198,15 +197,18 @@ def qr_certificate(residual: float, orthonormal: float | None) -> Certificate:
                 "the columns of Q are orthonormal to working precision",
             )
         )
-    return Certificate(tuple(checks))
+    arrays = {"t": stacked_triangles(factored)} if mode == "raw" else {}
+    stored = {"reduced": ("q", "r"), "r": ("r",), "raw": ("qr",)}[mode]
+    return Outcome(arrays, stored, Certificate(tuple(checks)))
 
 
-def diagonal_phases(raw: Matrix, columns: tuple[int, int], k: int) -> Array:
-    """Factors of modulus 1 that make the diagonal of R positive."""
-    first, stop = columns[0], min(columns[1], k)
-    d = np.diagonal(raw.region((first, stop), (first, stop))).copy()
+def diagonal_phases(raw: Matrix, grid: PanelGrid) -> Array:
+    """Factors of modulus 1, (k,), that make the diagonal of R positive; R is read panel by panel."""
+    k = min(raw.shape)
+    spans = [(first, min(stop, k)) for first, stop in map(grid.columns, range(grid.n_steps))]
+    d = np.concatenate([np.diagonal(raw.region(span, span)) for span in spans])
     size = np.abs(d)
-    return np.where(size > 0, d / np.where(size > 0, size, 1), 1)
+    return np.where(size > 0, d / np.where(size > 0, size, 1), 1).astype(d.dtype, copy=False)
 
 
 def stacked_triangles(factored: Factored) -> Array:

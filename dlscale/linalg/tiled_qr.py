@@ -34,7 +34,7 @@ from dlscale.engine.transforms import Facts, largest_modulus
 from dlscale.lapack import apply_reflectors, factor_qr, multiply_add, multiply_triangular, solve_lower, solve_right
 from dlscale.linalg.factor_plan import PanelPlan, as_matrix, factor_target
 from dlscale.linalg.factor_products import probes, scaled
-from dlscale.linalg.panel_qr import Householder, ScaledColumns, diagonal_phases, qr_certificate, stacked_triangles
+from dlscale.linalg.panel_qr import Householder, ScaledColumns, diagonal_phases, qr_outcome
 from dlscale.storage.matrices import Array, Matrix
 
 #: Rows that are worked on at a time where a tile is overwritten by its product with a small matrix.
@@ -164,7 +164,7 @@ def compute_tiled_qr(passes: Passes, A: Matrix, mode: str, plan: PanelPlan) -> O
     factored, seen = tiles.factor("qr", A, TiledHouseholder(), grid, target, probes=X)
     raw = as_matrix(target)
     RX = tile_product(tiles, "upper", raw, grid, X, part="upper")[0][:k]
-    phases = np.concatenate([diagonal_phases(raw, grid.columns(j), k) for j in range(grid.n_steps)]).astype(dtype)
+    phases = diagonal_phases(raw, grid)
     if mode != "raw":
         r = factor_target(passes, "r", (k, n), dtype, grid)
         tiles.copy("r", factored, r, UpperTile(grid, phases))
@@ -182,6 +182,4 @@ def compute_tiled_qr(passes: Passes, A: Matrix, mode: str, plan: PanelPlan) -> O
     else:
         RX = np.concatenate([RX, np.zeros((m - k, X.shape[1]), dtype)])
         residual = seen.products - tiles.unapply("check", factored, TiledHouseholder(inverse=True), RX)
-    arrays = {"t": stacked_triangles(factored)} if mode == "raw" else {}
-    stored = {"reduced": ("q", "r"), "r": ("r",), "raw": ("qr",)}[mode]
-    return Outcome(arrays, stored, qr_certificate(scaled(residual, seen.products, n, dtype), orthonormal))
+    return qr_outcome(mode, factored, scaled(residual, seen.products, n, dtype), orthonormal)
