@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -25,6 +25,22 @@ from dlscale.storage.matrices import Array, Matrix
 FACTORS = "factors"
 
 Assume = Literal["general", "pos", "sym"]
+
+
+@dataclass(frozen=True)
+class FactoringOptions:
+    """How to factor a square matrix for what follows from its factors.
+
+    Parameters
+    ----------
+    assume : str
+        As for `SolveOptions`.
+    panel : int, optional
+        Columns of a panel, instead of the planner's choice.
+    """
+
+    assume: Assume = "general"
+    panel: int | None = None
 
 
 def plan_factoring(

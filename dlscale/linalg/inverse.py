@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from dlscale.errors import SpecError
 from dlscale.kernels import accumulator_dtype
 from dlscale.linalg.factor_plan import PanelPlan
 from dlscale.linalg.factor_products import probes
-from dlscale.linalg.factoring import Assume, plan_factoring
+from dlscale.linalg.factoring import FactoringOptions, plan_factoring
 from dlscale.linalg.factors import Factorization
 from dlscale.linalg.solve import SolveOptions, System
 from dlscale.storage.matrices import Array, ArrayMatrix, Matrix
@@ -26,20 +25,8 @@ from dlscale.storage.matrices import Array, ArrayMatrix, Matrix
 BLOCK_ROWS = 512
 
 
-@dataclass(frozen=True)
-class InverseOptions:
-    """How to invert.
-
-    Parameters
-    ----------
-    assume : str
-        As for `SolveOptions`.
-    panel : int, optional
-        Columns of a panel, instead of the planner's choice.
-    """
-
-    assume: Assume = "general"
-    panel: int | None = None
+class InverseOptions(FactoringOptions):
+    """How to invert."""
 
 
 def plan_inverse(A: Matrix, options: InverseOptions, facts: ClusterFacts) -> PanelPlan:

@@ -16,7 +16,7 @@ from dlscale.kernels import accumulator_dtype
 from dlscale.linalg import cholesky, lu
 from dlscale.linalg.factor_plan import PanelPlan
 from dlscale.linalg.factor_products import TriangularProduct, probes, triangular_product
-from dlscale.linalg.factoring import FACTORS, Assume, column_grid, factor_orthogonally, plan_factoring
+from dlscale.linalg.factoring import FACTORS, FactoringOptions, column_grid, factor_orthogonally, plan_factoring
 from dlscale.linalg.factors import diagonal
 from dlscale.linalg.lu import row_move
 from dlscale.linalg.residuals import Residual
@@ -24,20 +24,8 @@ from dlscale.linalg.solve import SolveOptions
 from dlscale.storage.matrices import Array, Matrix
 
 
-@dataclass(frozen=True)
-class SlogdetOptions:
-    """How to take a determinant.
-
-    Parameters
-    ----------
-    assume : str
-        As for `SolveOptions`.
-    panel : int, optional
-        Columns of a panel, instead of the planner's choice.
-    """
-
-    assume: Assume = "general"
-    panel: int | None = None
+class SlogdetOptions(FactoringOptions):
+    """How to take a determinant."""
 
 
 def plan_slogdet(A: Matrix, options: SlogdetOptions, facts: ClusterFacts) -> PanelPlan:
