@@ -12,6 +12,8 @@ import zarr
 from victims import call, job_folder
 
 Arrays = dict[str, np.ndarray[Any, Any]]
+#: The arrays of an undisturbed run of a kind.
+Whole = Callable[[str], Arrays]
 
 N_TALL, N_SQUARE = 12_000, 700
 _TALL, _SQUARE = {"matrix": "tall"}, {"matrix": "square"}
@@ -72,7 +74,7 @@ def check_same(kind: str, found: Arrays, expected: Arrays) -> None:
             np.testing.assert_allclose(array, expected[name], rtol=1e-10, atol=1e-10, err_msg=name)
 
 
-def on_the_local_cluster(inputs: Path, folder_of: Callable[[str], Path]) -> Callable[[str], Arrays]:
+def on_the_local_cluster(inputs: Path, folder_of: Callable[[str], Path]) -> Whole:
     """The arrays of an undisturbed run of a kind on the local cluster; each is run once."""
     known: dict[str, Arrays] = {}
 

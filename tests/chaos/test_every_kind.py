@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from every_kind import JOBS, Arrays, arrays_of, check_same, make_inputs, on_the_local_cluster, write_job
+from every_kind import JOBS, Arrays, Whole, arrays_of, check_same, write_job
 from real_cluster import RealCluster
 from victims import (
     MPIRUN,
@@ -38,18 +38,6 @@ from dlscale.batch.workspace import Job
 VICTIMS = ("tree", "driver", "worker", "scheduler", "worker of a cluster", "client", "submitted driver", "rank")
 CASES = [(victim, kind) for victim in VICTIMS for kind in JOBS if (victim, kind) != ("worker", "train")]
 CHOSEN = CASES if RUNS >= 10 else random.Random(SEED).sample(CASES, 1)
-
-Whole = Callable[[str], Arrays]
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_inputs(tmp_path_factory.mktemp("input"))
-
-
-@pytest.fixture(scope="module")
-def whole(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    return on_the_local_cluster(inputs, tmp_path_factory.mktemp)
 
 
 @pytest.fixture

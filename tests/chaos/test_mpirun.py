@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from every_kind import JOBS, Arrays, arrays_of, check_same, make_inputs, on_the_local_cluster, write_job
+from every_kind import JOBS, Arrays, Whole, arrays_of, check_same, write_job
 from victims import MPIRUN, at_night, finish, job_folder, ranks, spawn
 
 pytestmark = [at_night, pytest.mark.skipif(MPIRUN is None, reason="there is no mpirun on this machine")]
@@ -16,18 +15,6 @@ pytestmark = [at_night, pytest.mark.skipif(MPIRUN is None, reason="there is no m
 N_RUNS = 50
 #: How long the processes may take to end after the state of the job says that it has.
 END_SECONDS = 10.0
-
-Whole = Callable[[str], Arrays]
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_inputs(tmp_path_factory.mktemp("input"))
-
-
-@pytest.fixture(scope="module")
-def whole(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    return on_the_local_cluster(inputs, tmp_path_factory.mktemp)
 
 
 def check_run(kind: str, n_ranks: int, folder: Path, inputs: Path, expected: Arrays) -> None:

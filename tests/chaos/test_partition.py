@@ -7,12 +7,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from every_kind import Arrays, arrays_of, check_same, make_inputs, on_the_local_cluster, write_job
-from victims import ENVIRONMENT, at_night, call, fault, finish, finished, job_folder, killed_at_the_end, spawn, wait_for
+from every_kind import Whole, arrays_of, check_same, write_job
+from victims import ENVIRONMENT, at_night, call, fault, finish, finished, job_folder, killed_at_the_end, spawn, system, wait_for
 
 pytestmark = at_night
 
@@ -31,37 +31,33 @@ class Hosts:
         """What a command is put behind to run on a host."""
         return ["ip", "netns", "exec", self.names[host]]
 
-    def connect(self) -> bool:
-        """Make them; False where that is not allowed."""
-        lines = [["netns", "add", name] for name in self.names]
-        lines += [["link", "add", self.ends[0], "type", "veth", "peer", "name", self.ends[1]]]
+    def connect(self) -> None:
+        """Make them."""
+        for name in self.names:
+            system("ip", "netns", "add", name)
+        system("ip", "link", "add", self.ends[0], "type", "veth", "peer", "name", self.ends[1])
         for name, end, address in zip(self.names, self.ends, ADDRESSES, strict=True):
-            lines += [["link", "set", end, "netns", name], ["-n", name, "addr", "add", f"{address}/24", "dev", end]]
-            lines += [["-n", name, "link", "set", device, "up"] for device in (end, "lo")]
-        return all(_ip(*line) for line in lines)
+            system("ip", "link", "set", end, "netns", name)
+            system("ip", "-n", name, "addr", "add", f"{address}/24", "dev", end)
+            for device in (end, "lo"):
+                system("ip", "-n", name, "link", "set", device, "up")
 
     def cable(self, state: str) -> None:
         """Pull the cable out (``down``), or put it in again (``up``)."""
-        assert _ip("-n", self.names[1], "link", "set", self.ends[1], state)
+        system("ip", "-n", self.names[1], "link", "set", self.ends[1], state)
 
     def remove(self) -> None:
+        """Remove what there is of them."""
         for name in self.names:
-            _ip("netns", "del", name)
-
-
-def _ip(*arguments: str) -> bool:
-    try:
-        return subprocess.run(["ip", *arguments], capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        return False
+            with suppress(FileNotFoundError):
+                subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
 
 @pytest.fixture
 def hosts() -> Iterator[Hosts]:
     hosts = Hosts()
     try:
-        if not hosts.connect():
-            pytest.skip("network namespaces need root and the command ip")
+        hosts.connect()
         yield hosts
     finally:
         hosts.remove()
@@ -89,20 +85,10 @@ def cluster(hosts: Hosts, folder: Path) -> Iterator[None]:
             process.wait()
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_inputs(tmp_path_factory.mktemp("input"))
-
-
-@pytest.fixture(scope="module")
-def expected(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Arrays:
-    return on_the_local_cluster(inputs, tmp_path_factory.mktemp)("svd")
-
-
 @pytest.mark.parametrize("seconds", [2.0, None], ids=["for a moment", "for good"])
-def test_a_broken_connection(seconds: float | None, hosts: Hosts, inputs: Path, expected: Arrays, tmp_path: Path) -> None:
+def test_a_broken_connection(seconds: float | None, hosts: Hosts, inputs: Path, whole: Whole, tmp_path: Path) -> None:
     """A moment is not noticed; a job that waits for the other side says so, ends, and goes on elsewhere."""
-    folder = tmp_path / "job"
+    expected, folder = whole("svd"), tmp_path / "job"
     folder.mkdir()
     write_job(folder, "svd", inputs, stall="20s")
     with cluster(hosts, tmp_path / "dask"):

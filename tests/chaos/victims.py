@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -43,6 +44,8 @@ ENVIRONMENT = _CLEAN | {
 }
 
 MPIRUN = shutil.which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+
+_NOT_ALLOWED = re.compile("permission denied|not permitted|superuser|only root|not supported|unknown device type", re.IGNORECASE)
 
 #: What was done to jobs so far in the test that runs.
 FAULTS: list[str] = []
@@ -146,6 +149,16 @@ def finish(process: subprocess.Popen[str], timeout: float = 120.0) -> Ended:
         out, err = process.communicate()
         raise AssertionError(f"hung for {timeout} s\n{out}\n{err}") from None
     return Ended(process.returncode, out, err, time.monotonic() - started)
+
+
+def system(*command: str | Path) -> None:
+    """Change this machine for a test, which is skipped where the machine has no such command or does not allow it."""
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"there is no command {command[0]} on this machine")
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ended.returncode and _NOT_ALLOWED.search(ended.stderr):
+        pytest.skip(f"this machine does not allow {command[0]}: {ended.stderr.strip()}")
+    assert ended.returncode == 0, (command, ended.stderr)
 
 
 @contextmanager
