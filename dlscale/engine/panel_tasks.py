@@ -92,8 +92,9 @@ def load_panels(work: Work, first: int, stop: int) -> list[Any]:
             work.method.probe(strip, row, columns[0], work.probes, products)
             for panel, top, k in zip(panels, tops, range(first, stop), strict=True):
                 left = grid.columns(k)[0] - columns[0]
-                part = strip[max(0, top - row) :, left : left + grid.width(k)]
-                panel[max(0, row - top) : rows[1] - top] = part
+                if rows[1] > top:
+                    part = strip[max(0, top - row) :, left : left + grid.width(k)]
+                    panel[max(0, row - top) : rows[1] - top] = part
     if not np.isfinite(products).all():
         find_non_finite(A, columns, tops[0])
     measured(work, "load", first, started, n_bytes=m * width * A.stored_dtype.itemsize)

@@ -79,7 +79,7 @@ class ColumnMeans(Fold):
 
     def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
         moments = Moments(state["rest"])
-        for _, tile in tiles(A, shift_rows(state, A)):
+        for _, tile in tiles(A, shift_rows(state, A, dtype=A.dtype)):
             moments.add(tile)
         return ()
 

@@ -18,6 +18,7 @@ from helpers import LAYOUTS, THREADS, Array, gaussian, store
 
 from dlscale import gallery
 from dlscale.batch.pacing import PacedCheckpoint
+from dlscale.engine import panel_tasks
 from dlscale.engine.clusters import Cluster, ClusterFacts, open_cluster
 from dlscale.engine.panel_grids import PanelGrid, choose_panel
 from dlscale.errors import CorruptionError
@@ -212,6 +213,17 @@ def test_every_entry_is_read_once(kind: str, group: int | None, tmp_path: Path) 
     assert (A.times[np.tril_indices(A.shape[0], 0, A.shape[1])] == 1).all()
     if kind != "cholesky":
         assert A.times.min() == 1
+
+
+@pytest.mark.parametrize("layout", ["row strips", "squares"])
+@pytest.mark.parametrize("kind", MATRICES)
+def test_panels_are_read_in_many_strips(kind: str, layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in strips that end above the first row of a panel."""
+    monkeypatch.setattr(panel_tasks, "STRIP_BYTES", 2000)
+    path = store(tmp_path / "a.zarr", MATRICES[kind](), **LAYOUTS[layout])
+    with open_cluster("threads") as cluster:
+        arrays = factor_in_files(kind, path, tmp_path, cluster, panel=16, group=6)
+    assert_same_bits(arrays, factor(kind, MATRICES[kind](), panel=16)[1])
 
 
 def test_panels_that_share_chunks_are_read_together(tmp_path: Path) -> None:
