@@ -117,22 +117,13 @@ def import_matrix(
     destination.
     """
     source, destination = os.fspath(source), Path(destination)
-    given = {
-        "patches": patches,
-        "stride": stride if stride != 1 else None,
-        "dataset": dataset,
-        "columns": columns,
-        "header": header,
-    }
-    kind = _format(source, given)
-    wanted = _wanted_dtype(dtype)
-    if stride < 1 or (patches is not None and patches < 1) or columns == []:
-        raise SpecError("patches and stride must be at least 1, and columns must not be empty.")
-    _check_destination(destination, overwrite=overwrite)
-
-    destination.parent.mkdir(parents=True, exist_ok=True)
     partial = destination.parent / f".{destination.name}.{uuid.uuid4().hex[:8]}.partial"
-    request = Request(source, partial / "scratch", dataset, tuple(columns) if columns else None, patches, stride, header, wanted)
+    names = None if columns is None else tuple(columns)
+    kind = _format(source)
+    request = Request(source, partial / "scratch", dataset, names, patches, stride, header, _wanted_dtype(dtype))
+    _check_options(request, kind)
+    _check_destination(destination, overwrite=overwrite)
+    destination.parent.mkdir(parents=True, exist_ok=True)
     try:
         _copy(request, kind.read, partial / "array", chunks=chunks, progress=progress)
         _publish(partial, destination)
@@ -193,34 +184,38 @@ def _explained(source: str) -> Iterator[None]:
         raise InputError(f"{source} cannot be read: {error}. The file is damaged or not what its name says.") from error
 
 
-def _format(source: str, options: dict[str, Any]) -> Format:
+def _format(source: str) -> Format:
+    """How a source is read, by its name; it must exist."""
     if source == SAMPLE_PHOTOS:
-        found = Format(read_sample_photos, _IMAGES.options)
-    elif is_sample(source):
-        found = Format(read_sample)
-    else:
-        name = source.partition("?")[0].rstrip("/").lower() if is_url(source) else source.rstrip("/").lower()
-        suffix = max((known for known in FORMATS if name.endswith(known)), key=len, default="")
-        try:
-            files, path = fsspec.core.url_to_fs(source)
-        except (ImportError, ValueError) as error:
-            raise SpecError(f"{source} cannot be opened: {error}") from error
-        if not files.exists(path):
-            raise InputError(f"There is no file or folder {source}.")
-        if files.exists(f"{path.rstrip('/')}/zarr.json") or files.exists(f"{path.rstrip('/')}/.zarray"):
-            raise SpecError(f"{source} is a Zarr array already; use it as it is.")
-        if not suffix and files.isdir(path):
-            found = _IMAGES
-        elif not suffix:
-            known = " ".join(FORMATS)
-            raise SpecError(f"The format of {source} is told by the end of its name; known are {known}, and folders of images.")
-        else:
-            found = FORMATS[suffix]
-    for option, value in options.items():
-        if value is not None and option not in found.options:
-            kinds = [suffix for suffix, kind in FORMATS.items() if option in kind.options]
-            raise SpecError(f"{option} does not apply to {source}; it is for {' '.join(kinds)}.")
-    return found
+        return Format(read_sample_photos, _IMAGES.options)
+    if is_sample(source):
+        return Format(read_sample)
+    try:
+        files, path = fsspec.core.url_to_fs(source)
+    except (ImportError, ValueError) as error:
+        raise SpecError(f"{source} cannot be opened: {error}") from error
+    if not files.exists(path):
+        raise InputError(f"There is no file or folder {source}.")
+    if files.exists(f"{path.rstrip('/')}/zarr.json") or files.exists(f"{path.rstrip('/')}/.zarray"):
+        raise SpecError(f"{source} is a Zarr array already; use it as it is.")
+    name = source.partition("?")[0].rstrip("/").lower() if is_url(source) else source.rstrip("/").lower()
+    suffix = max((known for known in FORMATS if name.endswith(known)), key=len, default="")
+    if suffix:
+        return FORMATS[suffix]
+    if files.isdir(path):
+        return _IMAGES
+    known = " ".join(FORMATS)
+    raise SpecError(f"The format of {source} is told by the end of its name; known are {known}, and folders of images.")
+
+
+def _check_options(request: Request, kind: Format) -> None:
+    """Refuse what this format does not know, and values that no format knows."""
+    for option in dict.fromkeys(option for known in FORMATS.values() for option in known.options):
+        if getattr(request, option) != getattr(Request, option) and option not in kind.options:
+            suffixes = [suffix for suffix, known in FORMATS.items() if option in known.options]
+            raise SpecError(f"{option} does not apply to {request.source}; it is for {' '.join(suffixes)}.")
+    if request.stride < 1 or (request.patches is not None and request.patches < 1) or request.columns == ():
+        raise SpecError("patches and stride must be at least 1, and columns must not be empty.")
 
 
 def _wanted_dtype(dtype: DTypeLike | None) -> np.dtype[Any] | None:
