@@ -23,8 +23,6 @@ MAX_OUTPUT_CHUNKS = 8192
 N_LEAVES = 64
 MAX_LEAVES = 4096
 MIN_LEAF_BYTES = 32 * 2**20
-#: The same of blocks and leaves in memory, where a task costs a tenth: small ones let all threads end at the same time.
-IN_MEMORY_BYTES = 8 * 2**20
 MAX_LEAF_BYTES = 2**30
 
 
@@ -93,9 +91,8 @@ def plan_grid(A: Matrix, *, max_block_bytes: int, block_rows: int | None = None)
     """
     m, n = A.shape
     unit, row_bytes = min(A.row_unit, m), n * A.dtype.itemsize
-    block_bytes, min_leaf_bytes = (IN_MEMORY_BYTES, IN_MEMORY_BYTES) if A.in_memory else (BLOCK_BYTES, MIN_LEAF_BYTES)
     if block_rows is None:
-        target = max(1, min(block_bytes, max_block_bytes) // row_bytes)
+        target = max(1, min(BLOCK_BYTES, max_block_bytes) // row_bytes)
         if 1 < unit <= target:
             block_rows = unit * (target // unit)
         elif unit > target and not A.any_range and unit * row_bytes <= max_block_bytes:
@@ -103,7 +100,7 @@ def plan_grid(A: Matrix, *, max_block_bytes: int, block_rows: int | None = None)
         else:
             block_rows = 2 ** int(math.log2(target))
     block_rows = min(block_rows, m)
-    leaf_bytes = min(max(m * row_bytes // N_LEAVES, min_leaf_bytes), max(MAX_LEAF_BYTES, m * row_bytes // MAX_LEAVES))
+    leaf_bytes = min(max(m * row_bytes // N_LEAVES, MIN_LEAF_BYTES), max(MAX_LEAF_BYTES, m * row_bytes // MAX_LEAVES))
     per_leaf = max(1, min(-(-m // block_rows), leaf_bytes // (block_rows * row_bytes)))
     if unit > block_rows and unit % block_rows == 0:
         # Leaves of whole units: a chunk is then read by one leaf alone.

@@ -202,22 +202,30 @@ def write_panel(work: Work, k: int, panel: Array, move: RowMove | None) -> int:
     started = time.perf_counter()
     m, (left, right) = work.grid.shape[0], work.grid.columns(k)
     top = m - len(panel)
+    panel = writable(panel)
     if work.finish is not None:
-        panel = writable(panel)
         work.finish(k, panel)
+    if move is not None:
+        panel[move.targets] = panel[move.sources]
     if isinstance(work.target, np.ndarray):
         work.target[:top, left:right] = 0
-        if move is not None:
-            panel[move.targets] = panel[move.sources]
     else:
-        if top:
-            panel = np.concatenate([np.zeros((top, right - left), panel.dtype), panel])
-        if move is not None:
-            panel = writable(panel)
-            panel[move.targets] = panel[move.sources]
-        work.target.write(0, panel, left)
+        _write_below(work.target, panel, top, left)
     measured(work, "write", k, started, n_bytes=m * (right - left) * panel.itemsize)
     return k
+
+
+def _write_below(target: ArrayWriter, panel: Array, top: int, left: int) -> None:
+    """Write whole columns: zeros above row ``top``, the panel from there on, chunk by chunk where both meet."""
+    m, height = target.shape[0], target.chunks[0]
+    start = min(m, -(-top // height) * height)
+    for row in range(0, start, height):
+        strip = np.zeros((min(row + height, start) - row, panel.shape[1]), panel.dtype)
+        if row + len(strip) > top:
+            strip[top - row :] = panel[: row + len(strip) - top]
+        target.write(row, strip, left)
+    if start < m:
+        target.write(start, panel[start - top :], left)
 
 
 def writable(panel: Array) -> Array:

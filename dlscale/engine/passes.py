@@ -223,6 +223,8 @@ def _unpack(fields: bytes) -> _Sweep:
 
 #: Partial results that one task merges: fewer tasks than a binary tree, and still few at a time in memory.
 _FAN_IN = 8
+#: Of larger ones a binary tree keeps fewest in memory, and hardly more when there are more leaves.
+_LARGE_BYTES = 16 * 2**20
 
 
 def _reduction_tree(sweep: _Sweep, grid: RowGrid) -> tuple[dict[Any, Any], Any]:
@@ -230,6 +232,7 @@ def _reduction_tree(sweep: _Sweep, grid: RowGrid) -> tuple[dict[Any, Any], Any]:
     token, sweep_key = sweep.token, f"{sweep.token}-sweep"
     graph: dict[Any, Any] = {sweep_key: DataNode(sweep_key, sweep)}
     level: list[Any] = []
+    fan_in = 2 if sum(value.nbytes for value in sweep.fold.start().values()) > _LARGE_BYTES else _FAN_IN
     for i, (start, stop) in enumerate(grid.leaves()):
         key = (token, 0, i)
         # Said to be a producer, a leaf goes to any idle worker; otherwise all would follow the sweep to the one that has it.
@@ -239,9 +242,9 @@ def _reduction_tree(sweep: _Sweep, grid: RowGrid) -> tuple[dict[Any, Any], Any]:
         if len(level) == 1:
             return graph, level[0]
         above = []
-        for i in range(0, len(level), _FAN_IN):
+        for i in range(0, len(level), fan_in):
             key = (token, depth, i)
-            graph[key] = Task(key, _merge, TaskRef(sweep_key), *map(TaskRef, level[i : i + _FAN_IN]))
+            graph[key] = Task(key, _merge, TaskRef(sweep_key), *map(TaskRef, level[i : i + fan_in]))
             above.append(key)
         level = above
     raise AssertionError("unreachable")

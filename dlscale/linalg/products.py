@@ -18,6 +18,7 @@ import numpy as np
 
 from dlscale.engine.passes import Fold, State
 from dlscale.kernels import Moments, accumulator_dtype, add_gram, add_normal_product, mirror_upper
+from dlscale.lapack import multiply_add
 from dlscale.storage.matrices import Array
 
 #: Rows whose mean a leaf subtracts before it takes squares; what that leaves is corrected when the leaf is complete.
@@ -120,7 +121,7 @@ class NormalProduct(Fold):
     def finish(self, state: State) -> State:
         if self.center:
             count, low = settle_means(state)
-            state["ZH"] -= count * np.outer((low @ self.W).conj(), low)
+            add_outer(low @ self.W, low, state["ZH"], alpha=-count)
             if self.squares:
                 state["squares"] -= count * np.vdot(low, low).real
         return state
@@ -129,7 +130,7 @@ class NormalProduct(Fold):
         if self.center:
             delta, weight = combine_means(left, right)
             # A_c^H A_c of the union = sum of both + weight conj(delta)' delta (delta a row), so Z gains this times W.
-            left["ZH"] += weight * np.outer((delta @ self.W).conj(), delta)
+            add_outer(delta @ self.W, delta, left["ZH"], alpha=weight)
             if self.squares:
                 left["squares"] += weight * np.vdot(delta, delta).real
         for name in left.keys() - {"count", "mean", "mean_low"}:
@@ -181,7 +182,7 @@ class Gram(Fold):
         mirror_upper(state["gram"])
         if self.center:
             count, low = settle_means(state)
-            state["gram"] -= count * np.outer(low.conj(), low)
+            add_outer(low, low, state["gram"], alpha=-count)
             if self.probe is not None:
                 state["probed"] -= count * (low @ self.probe).conj() * low
         return state
@@ -189,12 +190,17 @@ class Gram(Fold):
     def merge(self, left: State, right: State) -> State:
         if self.center:
             delta, weight = combine_means(left, right)
-            left["gram"] += weight * np.outer(delta.conj(), delta)
+            add_outer(delta, delta, left["gram"], alpha=weight)
             if self.probe is not None:
                 left["probed"] += weight * (delta @ self.probe).conj() * delta
         for name in left.keys() - {"count", "mean", "mean_low"}:
             left[name] += right[name]
         return left
+
+
+def add_outer(x: Array, y: Array, C: Array, *, alpha: float) -> None:
+    """``C <- C + alpha conj(x)' y`` for rows x and y, without a temporary array of the size of C."""
+    multiply_add(x.astype(C.dtype).conj()[:, None], y.astype(C.dtype)[None, :], C, alpha=alpha)
 
 
 def combine_means(left: State, right: State) -> tuple[Array, float]:
