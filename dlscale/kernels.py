@@ -24,6 +24,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 TILE_BYTES = 5_400_000
 #: A symmetric product reads a tile once, and is fastest where it is near the core's own cache.
 GRAM_TILE_BYTES = 1_000_000
+#: The same where it is used with vectors.
+PIECE_BYTES = 2**18
 
 
 class _Limiter:
@@ -184,11 +186,13 @@ def add_gram(A: Array, G: Array, *, mean: Array | None = None, moments: Moments 
     # What has to be added up in another precision should outweigh that.
     rows = max(256 if same else 2 * n, tile_rows(n, A.itemsize, GRAM_TILE_BYTES))
     for _, tile in tiles(A, mean, rows=rows):
+        if moments is not None:
+            # Products with vectors read what they need again and again: pieces of it stay in the second cache.
+            for _, piece in tiles(tile, rows=tile_rows(n, A.itemsize, PIECE_BYTES)):
+                moments.add(piece)
         add_hermitian_square(tile, update, beta=1.0 if same else 0.0)
         if not same:
             G += update
-        if moments is not None:
-            moments.add(tile)
 
 
 def mirror_upper(G: Array) -> Array:

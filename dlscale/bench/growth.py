@@ -15,12 +15,13 @@ import numpy as np
 
 from dlscale.bench.simulation import SimulatedJob
 from dlscale.bench.tracing import JobBuilder, TaskCost, Trace, TracedGraph, is_value, kind_of
-from dlscale.engine.clusters import Cluster, ClusterFacts, Watch, Wishes
+from dlscale.engine.clusters import Cluster, ClusterFacts
 from dlscale.engine.grids import BLOCK_BYTES, RowGrid, plan_grid
 from dlscale.engine.panel_grids import PanelGrid, choose_panel
 from dlscale.engine.panels import Panels
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.transforms import Facts, Method, Transform
+from dlscale.engine.watching import Watch, Wishes
 from dlscale.errors import SpecError
 from dlscale.storage.matrices import Array, ArrayMatrix
 

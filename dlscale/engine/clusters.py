@@ -12,13 +12,13 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from dlscale.engine import launchers, started
 from dlscale.engine.facts import BASELINE_BYTES, ClusterFacts, connect, describe_cluster, list_workers, n_cores
 from dlscale.engine.progress import Emit, ignore
+from dlscale.engine.watching import Watch, Wishes
 from dlscale.errors import DlscaleError, StalledError
 from dlscale.kernels import one_blas_thread
 
@@ -32,46 +32,11 @@ __all__ = [
     "describe_cluster",
     "n_cores",
     "open_cluster",
-    "watchdog",
 ]
 
 
 #: The scheduler may hear of the end of a worker sooner than whoever started it.
 _KNOWN_SECONDS = 0.5
-
-
-@dataclass(frozen=True)
-class Watch:
-    """How a computation is followed.
-
-    Parameters
-    ----------
-    token : str
-    listener : callable
-        Receives the events that tasks send under the token.
-    stalled : callable
-        Asked about once a second; a sentence ends the computation with `StalledError`.
-    """
-
-    token: str
-    listener: Emit
-    stalled: Callable[[], str]
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """When and where the tasks of a graph should run.
-
-    Parameters
-    ----------
-    priority : mapping
-        A smaller number runs first.
-    worker : mapping
-        The number of the worker that a task prefers, modulo how many there are.
-    """
-
-    priority: Mapping[Any, float]
-    worker: Mapping[Any, int]
 
 
 class Cluster(ABC):
@@ -404,19 +369,3 @@ def open_cluster(spec: str | Mapping[str, Any] | ClusterFacts = "local") -> Clus
 
         return MpiCluster(facts, session)
     return DaskCluster(facts)
-
-
-def watchdog(seconds: float | None) -> tuple[Emit, Callable[[], str]]:
-    """A pair: call the first on every event; the second says so when none came for that long (None: never)."""
-    if seconds is None:
-        return ignore, lambda: ""
-    last = time.monotonic()
-
-    def touch(_: dict[str, Any]) -> None:
-        nonlocal last
-        last = time.monotonic()
-
-    def check() -> str:
-        return f"No progress for {seconds:g} s." if time.monotonic() - last > seconds else ""
-
-    return touch, check

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from dlscale.engine.clusters import ClusterFacts, DaskCluster, Watch, Wishes, connect, quieten
+from dlscale.engine.clusters import ClusterFacts, DaskCluster, connect, quieten
 from dlscale.engine.launchers import Session
 from dlscale.engine.progress import Emit, ignore
 from dlscale.engine.started import SETTINGS, SWITCH_SECONDS
+from dlscale.engine.watching import Watch, Wishes
 from dlscale.errors import DlscaleError, RankError
 
 _START_SECONDS = 60

@@ -16,12 +16,12 @@ import numpy as np
 from dask._task_spec import DataNode, Task, TaskRef
 
 from dlscale.engine import panel_tasks as tasks
-from dlscale.engine.clusters import Watch, Wishes, watchdog
 from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.panel_tasks import Work
 from dlscale.engine.passes import Passes
 from dlscale.engine.progress import Event
 from dlscale.engine.transforms import Facts
+from dlscale.engine.watching import Watch, Wishes, watchdog
 from dlscale.errors import DlscaleError, WorkersLostError
 from dlscale.storage.matrices import Matrix
 

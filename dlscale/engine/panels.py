@@ -26,7 +26,7 @@ from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.panel_groups import Factoring, Forming, Group, Placing, fresh_token
 from dlscale.engine.panel_tasks import Work
 from dlscale.engine.passes import Passes
-from dlscale.engine.transforms import Factored, Facts, Finish, Method, Seen
+from dlscale.engine.transforms import Factored, Facts, Finish, Method, Reversible, Seen
 from dlscale.errors import WorkersLostError
 from dlscale.storage.matrices import Array, ArrayMatrix, Matrix
 from dlscale.storage.results import ArrayWriter
@@ -89,7 +89,7 @@ class Panels:
         return done, Seen(products, largest)
 
     def form(
-        self, step: str, factored: Factored, method: Method, target: ArrayWriter | Array, *, finish: Finish | None = None
+        self, step: str, factored: Factored, method: Reversible, target: ArrayWriter | Array, *, finish: Finish | None = None
     ) -> None:
         """Apply the transforms, the last one first, to the columns of the identity: the orthogonal factor itself.
 
@@ -97,8 +97,7 @@ class Panels:
         ----------
         step : str
         factored : Factored
-        method : Method
-            Whose ``unapply`` is used.
+        method : Reversible
         target : ArrayWriter or ndarray (m, k), k = min(m, n)
         finish : callable, optional
             A last change to each panel.

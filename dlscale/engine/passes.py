@@ -23,11 +23,12 @@ from typing import Any
 import numpy as np
 from dask._task_spec import DataNode, Task, TaskRef
 
-from dlscale.engine.clusters import Cluster, Watch, watchdog
+from dlscale.engine.clusters import Cluster
 from dlscale.engine.grids import RowGrid, blocks
 from dlscale.engine.outputs import ArrayOutput, Collector, RowOutput, TransposedOutput
 from dlscale.engine.progress import Emit, Event, Meter, ignore
 from dlscale.engine.reading import read_ahead
+from dlscale.engine.watching import Watch, watchdog
 from dlscale.errors import NonFiniteError, NumericalError, SpecError
 from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.matrices import Array, Matrix

@@ -20,6 +20,7 @@ from dlscale.engine.passes import Fold, State
 from dlscale.kernels import Moments, accumulator_dtype, add_gram, add_normal_product, mirror_upper
 from dlscale.lapack import multiply_add
 from dlscale.storage.matrices import Array
+from dlscale.workspaces import workspace
 
 #: Rows whose mean a leaf subtracts before it takes squares; what that leaves is corrected when the leaf is complete.
 _SHIFT_ROWS = 256
@@ -50,10 +51,11 @@ def shift_rows(state: State, A: Array, *, dtype: np.dtype[Any]) -> Array | None:
         A row near the mean; None where that is near zero already.
     """
     if state["count"][0] == 0:
-        first = A[:_SHIFT_ROWS].astype(state["mean"].dtype)
-        mean = first.mean(axis=0)
-        harmless = _HARMLESS_SQUARES[np.finfo(dtype).bits]
-        if (np.abs(mean) ** 2 > harmless * first.var(axis=0)).any():
+        first = A[:_SHIFT_ROWS]
+        mean = first.mean(axis=0, dtype=state["mean"].dtype)
+        rest = np.subtract(first, mean, out=workspace("shift", first.shape, mean.dtype))
+        variance = np.einsum("ij,ij->j", rest, rest.conj()).real / len(first)
+        if (np.abs(mean) ** 2 > _HARMLESS_SQUARES[np.finfo(dtype).bits] * variance).any():
             state["mean"] = mean.astype(A.dtype).astype(state["mean"].dtype)
     state["count"] += len(A)
     return state["mean"].astype(A.dtype) if state["mean"].any() else None

@@ -23,10 +23,11 @@ import pytest
 from dask._task_spec import Task
 from helpers import Array, gaussian, store
 
-from dlscale.engine.clusters import Cluster, ClusterFacts, Watch, Wishes, describe_cluster, open_cluster
+from dlscale.engine.clusters import Cluster, ClusterFacts, describe_cluster, open_cluster
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.losses import describe_loss
 from dlscale.engine.passes import Fold, Passes, State
+from dlscale.engine.watching import Watch, Wishes
 from dlscale.errors import DlscaleError, NonFiniteError, SpecError, StalledError
 from dlscale.linalg.pca import PCAOptions, compute_pca, plan_pca
 from dlscale.linalg.svd import SVDOptions, compute_svd, plan_svd
