@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -354,7 +355,7 @@ def main() -> int:
         item = next(c for c in [MACHINE, *CASES] if f"{c.group}/{c.library}" == arguments.child)
         return child(item, arguments.size, arguments.data, arguments.answer)
 
-    words = [w for w in arguments.only.split(",") if w]
+    words = [w for w in re.split(r",(?! )", arguments.only) if w]
     chosen = [c for c in CASES if not words or any(w in f"{c.group}/{c.library}" for w in words)]
     if arguments.list:
         print("\n".join(f"{c.group}/{c.library}" for c in chosen))

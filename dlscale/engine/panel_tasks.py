@@ -11,16 +11,17 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.engine.grids import blocks
 from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.progress import resident_bytes, send, worker_name
+from dlscale.engine.reading import read_strips
 from dlscale.engine.transforms import Factored, Facts, Finish, RowMove, Transform, largest_modulus
 from dlscale.errors import NonFiniteError, NumericalError
 from dlscale.storage.matrices import Array, Matrix
 from dlscale.storage.results import ArrayWriter
-from dlscale.workspaces import workspace
 
-#: Rows that are read at a time when panels are loaded.
-STRIP_BYTES = 16 * 2**20
+#: Of a strip of rows that is read at a time when panels are loaded.
+STRIP_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)
@@ -85,16 +86,15 @@ def load_panels(work: Work, first: int, stop: int) -> list[Any]:
     if step > A.row_unit > 1:
         step = step // A.row_unit * A.row_unit
     with np.errstate(over="ignore", invalid="ignore"):
-        for row in range(min(tops) // step * step, m, step):
-            rows = (row, min(row + step, m))
-            strip = A.region(rows, columns, None if A.in_memory else workspace("strip", (rows[1] - row, width), A.dtype))
+        spans = list(blocks(min(tops) // step * step, m, step))
+        for row, strip in read_strips(A, spans, columns):
+            end = row + len(strip)
             largest = max(largest, largest_modulus(strip))
             work.method.probe(strip, row, columns[0], work.probes, products)
             for panel, top, k in zip(panels, tops, range(first, stop), strict=True):
                 left = grid.columns(k)[0] - columns[0]
-                if rows[1] > top:
-                    part = strip[max(0, top - row) :, left : left + grid.width(k)]
-                    panel[max(0, row - top) : rows[1] - top] = part
+                if end > top:
+                    panel[max(0, row - top) : end - top] = strip[max(0, top - row) :, left : left + grid.width(k)]
     if not np.isfinite(products).all():
         find_non_finite(A, columns, tops[0])
     measured(work, "load", first, started, n_bytes=m * width * A.stored_dtype.itemsize)

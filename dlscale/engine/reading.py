@@ -1,17 +1,21 @@
-"""Blocks of rows for a pass, each stored unit read once, the next block being read while one is computed."""
+"""Blocks of rows, each stored unit read once, the next ones being read while one is computed."""
 
 from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import numpy as np
 
 from dlscale.engine.grids import blocks
 from dlscale.storage.matrices import Array, Matrix
 from dlscale.workspaces import workspace
+
+#: Strips that are read at the same time: a disk is fastest when it has several things to do.
+_N_STRIPS = 3
 
 _readers = threading.local()
 
@@ -22,7 +26,7 @@ def read_ahead(A: Matrix, start: int, stop: int, block_rows: int) -> Iterator[tu
         for first, last in blocks(start, stop, block_rows):
             yield first, A.read(first, last)
         return
-    reader = _reader()
+    reader = _reader("read", 1)
     shape = (min(block_rows, stop - start), A.shape[1])
     buffers = itertools.cycle([workspace("read-0", shape, A.dtype), workspace("read-1", shape, A.dtype)])
     source: Callable[[int, int, Array], Array] = A.read
@@ -41,11 +45,41 @@ def read_ahead(A: Matrix, start: int, stop: int, block_rows: int) -> Iterator[tu
         yield first, block
 
 
-def _reader() -> ThreadPoolExecutor:
-    """The reading thread that belongs to the calling thread."""
-    reader: ThreadPoolExecutor | None = getattr(_readers, "pool", None)
+def read_strips(A: Matrix, spans: Sequence[tuple[int, int]], columns: tuple[int, int]) -> Iterator[tuple[int, Array]]:
+    """Some columns of each span of rows, in order, the next ones being read while the caller works on one.
+
+    Yields
+    ------
+    (first_row, strip)
+        Of a matrix that is not in memory a workspace, overwritten later.
+    """
+    if A.in_memory:
+        for first, last in spans:
+            yield first, A.region((first, last), columns)
+        return
+    reader, waiting = _reader("strips", _N_STRIPS), deque[tuple[int, Future[Array]]]()
+    shape = (max(last - first for first, last in spans), columns[1] - columns[0])
+    buffers = itertools.cycle([workspace(f"strip-{i}", shape, A.dtype) for i in range(_N_STRIPS + 1)])
+    try:
+        for first, last in spans:
+            waiting.append((first, reader.submit(A.region, (first, last), columns, next(buffers)[: last - first])))
+            if len(waiting) > _N_STRIPS:
+                row, ahead = waiting.popleft()
+                yield row, ahead.result()
+        while waiting:
+            row, ahead = waiting.popleft()
+            yield row, ahead.result()
+    finally:
+        # Nobody may write to the workspaces any more.
+        wait([ahead for _, ahead in waiting])
+
+
+def _reader(name: str, n_threads: int) -> ThreadPoolExecutor:
+    """The reading threads of this name that belong to the calling thread."""
+    reader: ThreadPoolExecutor | None = getattr(_readers, name, None)
     if reader is None:
-        reader = _readers.pool = ThreadPoolExecutor(1, thread_name_prefix="dlscale-read")
+        reader = ThreadPoolExecutor(n_threads, thread_name_prefix=f"dlscale-{name}")
+        setattr(_readers, name, reader)
     return reader
 
 
