@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 
 #: Where workspaces begin, so that a disk can fill them past the page cache.
 PAGE_BYTES = 4096
+#: What opens a file past the page cache; not on every system.
+O_DIRECT: int = getattr(os, "O_DIRECT", 0)
 
 _local = threading.local()
 

@@ -19,6 +19,7 @@ from dlscale.engine.transforms import Factored, Facts, Finish, RowMove, Transfor
 from dlscale.errors import NonFiniteError, NumericalError
 from dlscale.storage.matrices import Array, Matrix
 from dlscale.storage.results import ArrayWriter
+from dlscale.workspaces import empty_pages
 
 #: Of a strip of rows that is read at a time when panels are loaded.
 STRIP_BYTES = 8 * 2**20
@@ -106,7 +107,7 @@ def room(work: Work, k: int, top: int) -> Array:
     left, right = work.grid.columns(k)
     if isinstance(work.target, np.ndarray):
         return work.target[top:, left:right]
-    return np.empty((work.grid.shape[0] - top, right - left), work.A.dtype)
+    return empty_pages((work.grid.shape[0] - top, right - left), work.A.dtype)
 
 
 def find_non_finite(A: Matrix, columns: tuple[int, int], top: int) -> None:
@@ -220,7 +221,8 @@ def _write_below(target: ArrayWriter, panel: Array, top: int, left: int) -> None
     m, height = target.shape[0], target.chunks[0]
     start = min(m, -(-top // height) * height)
     for row in range(0, start, height):
-        strip = np.zeros((min(row + height, start) - row, panel.shape[1]), panel.dtype)
+        strip = empty_pages((min(row + height, start) - row, panel.shape[1]), panel.dtype)
+        strip[: top - row] = 0
         if row + len(strip) > top:
             strip[top - row :] = panel[: row + len(strip) - top]
         target.write(row, strip, left)

@@ -15,11 +15,9 @@ import numpy as np
 
 from dlscale.errors import CorruptionError, MissingChunkError
 from dlscale.storage.matrices import Array
-from dlscale.workspaces import PAGE_BYTES, workspace
+from dlscale.workspaces import O_DIRECT, PAGE_BYTES, workspace
 
 _CRC_BYTES = 4
-#: Not on every system.
-_O_DIRECT: int = getattr(os, "O_DIRECT", 0)
 
 
 def read_window(
@@ -105,7 +103,7 @@ def _bytes_of(array: Array) -> memoryview:
 def _open_direct(path: Path) -> int | None:
     """None where it cannot be done, such as in a file system in memory."""
     try:
-        return _open(path, os.O_RDONLY | _O_DIRECT)
+        return _open(path, os.O_RDONLY | O_DIRECT)
     except OSError:
         return None
 

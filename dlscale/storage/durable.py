@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlscale.errors import CorruptionError, DoesNotFitError
+from dlscale.workspaces import O_DIRECT, PAGE_BYTES
 
 #: Ending of the names of files that are being written; what a killed process leaves behind carries it too.
 PARTIAL = ".partial"
@@ -109,7 +110,13 @@ def write_atomically(path: Path, data: bytes, *, fsync: bool = True) -> None:
 
 
 def write_chunk(
-    path: Path, block: NDArray[Any], chunk_shape: tuple[int, ...], *, fsync: bool = False, checksum: bool = True
+    path: Path,
+    block: NDArray[Any],
+    chunk_shape: tuple[int, ...],
+    *,
+    fsync: bool = False,
+    checksum: bool = True,
+    direct: bool = False,
 ) -> int:
     """Write one Zarr chunk file with the codecs ``bytes`` (little endian) and ``crc32c``, atomically.
 
@@ -124,6 +131,8 @@ def write_chunk(
         Flush the file to the disk before it gets its name.
     checksum : bool
         Whether the array's codecs have a ``crc32c``.
+    direct : bool
+        Past the page cache, where the block is contiguous and begins at a page of memory.
 
     Returns
     -------
@@ -139,10 +148,10 @@ def write_chunk(
     crc = crc32c(elements) if checksum else 0
     parts: list[bytes | memoryview] = [elements.data, crc.to_bytes(_CRC_BYTES if checksum else 0, "little")]
     try:
-        _replace(path, parts, fsync)
+        _replace(path, parts, fsync, direct=direct)
     except FileNotFoundError:  # the first chunk of its row of chunks
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, parts, fsync)
+        _replace(path, parts, fsync, direct=direct)
     return crc
 
 
@@ -228,11 +237,13 @@ def require_free_space(path: str | os.PathLike[str], n_bytes: int) -> None:
         )
 
 
-def _replace(path: Path, parts: Sequence[bytes | memoryview], fsync: bool) -> None:
+def _replace(path: Path, parts: Sequence[bytes | memoryview], fsync: bool, *, direct: bool = False) -> None:
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
     try:
         with open(partial, "xb") as file:
-            for part in parts:
+            done = _write_direct(partial, parts[0]) if direct else 0
+            file.seek(done)
+            for part in (parts[0][done:], *parts[1:]):
                 file.write(part)
             if fsync:
                 file.flush()
@@ -248,6 +259,27 @@ def _replace(path: Path, parts: Sequence[bytes | memoryview], fsync: bool) -> No
                 "free some space or raise the quota, and resume."
             ) from error
         raise
+
+
+def _write_direct(path: Path, data: bytes | memoryview) -> int:
+    """Write whole pages past the page cache; returns the bytes written, which an ordinary write completes."""
+    n_bytes, done = len(data) // PAGE_BYTES * PAGE_BYTES, 0
+    if n_bytes == 0 or np.frombuffer(data, np.uint8).ctypes.data % PAGE_BYTES:
+        return 0
+    try:
+        fd = os.open(path, os.O_WRONLY | O_DIRECT)
+    except OSError:
+        # Such as a file system in memory.
+        return 0
+    try:
+        while done < n_bytes:
+            done += os.write(fd, data[done:n_bytes])
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # which is a device with larger pages
+            raise
+    finally:
+        os.close(fd)
+    return done
 
 
 def _gb(n_bytes: int) -> str:

@@ -25,6 +25,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.core.buffer import default_buffer_prototype
 
 from dlscale.errors import SpecError
+from dlscale.memory import total_bytes
 from dlscale.storage.durable import PARTIAL, Stamp, fsync_path, fsync_tree, make_folder, write_atomically, write_chunk
 from dlscale.storage.nodes import find_node, remove_node
 
@@ -79,6 +80,11 @@ class ArrayWriter:
         """Bytes of the array's elements."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    @cached_property
+    def past_cache(self) -> bool:
+        """Whether chunks are written past the page cache, which would keep nothing of an array of this size."""
+        return self.n_bytes > total_bytes() // 2
+
     @property
     def unit(self) -> Shape:
         """Shape of what one task must write as a whole: the shard, or the chunk."""
@@ -130,7 +136,9 @@ class ArrayWriter:
         block = block.astype(self.dtype, copy=False)
         if self._is_plain:
             for key, part in self._files(region):
-                write_chunk(self.path / key, block[part], self.chunks, fsync=self.fsync, checksum=self.checksum)
+                write_chunk(
+                    self.path / key, block[part], self.chunks, fsync=self.fsync, checksum=self.checksum, direct=self.past_cache
+                )
         else:
             self._array[region] = block
             if self.fsync:

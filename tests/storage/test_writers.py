@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import multiprocessing
@@ -18,8 +19,10 @@ import pytest
 import zarr
 
 from dlscale.errors import SpecError
+from dlscale.storage import writers
 from dlscale.storage.nodes import check_name
 from dlscale.storage.writers import ArrayWriter, create_array, put_array
+from dlscale.workspaces import empty_pages
 
 DTYPES = ["f4", "f8", "c8", "c16", "i1", "i4", "u2", "f2", "?"]
 
@@ -48,6 +51,33 @@ def test_zarr_reads_the_same_bits(tmp_path: Path, dtype: str, order: str, shards
     inner = codecs[0]["configuration"]["codecs"] if shards else codecs
     assert [codec["name"] for codec in inner] == ["bytes", "crc32c"]
     assert len(chunk_files(tmp_path / "a")) == array.metadata.chunk_grid.get_nchunks(A.shape) if not shards else 6
+
+
+@pytest.mark.parametrize("checksum", [True, False])
+def test_writing_past_the_page_cache(tmp_path: Path, checksum: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole pages at whole pages of memory; the rest, and other blocks, are written as usual."""
+    monkeypatch.setattr(writers, "total_bytes", lambda: 0)
+    direct: list[int] = []
+    real_write = os.write
+
+    def counting(fd: int, data: memoryview) -> int:
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+            direct.append(len(data))
+        return real_write(fd, data)
+
+    monkeypatch.setattr(os, "write", counting)
+    A = empty_pages((192, 100), np.dtype("f8"))
+    A[...] = np.arange(A.size).reshape(A.shape)
+    writer = create_array(tmp_path / "a", A.shape, dtype="f8", chunks=(64, 100), checksum=checksum)
+    writer.write(0, A)
+    assert direct == [12 * 4096] * 2  # 12.5 pages a chunk: the first and the third begin at one
+    np.testing.assert_array_equal(zarr.open(tmp_path / "a", mode="r")[...], A)
+    writer.write(64, A[:64])
+    assert len(direct) == 3
+    np.testing.assert_array_equal(zarr.open(tmp_path / "a", mode="r")[64:128], A[:64])
+    writer.write(0, np.zeros((192, 101))[:, 1:])
+    assert len(direct) == 3
+    assert not zarr.open(tmp_path / "a", mode="r")[...].any()
 
 
 def test_zarr_finds_a_flipped_bit(tmp_path: Path) -> None:
