@@ -66,6 +66,10 @@ class Method(ABC):
         """Add what a strip of the matrix, from ``row`` and ``column`` on, contributes to ``products = A probes``."""
         products[row : row + len(strip)] += strip @ probes[column : column + strip.shape[1]]
 
+    def n_facts(self, b: int) -> int:
+        """Elements of the facts of a panel of b columns, less what grows with b alone."""
+        return 0
+
     @abstractmethod
     def factor_flops(self, m: int, b: int) -> float: ...
 

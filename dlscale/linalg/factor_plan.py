@@ -29,6 +29,8 @@ CHECKPOINT_SECONDS = 600.0
 FETCH_BYTES = 2**29
 #: Bytes of a chunk of a stored factor.
 CHUNK_BYTES = 16 * 2**20
+#: The facts of all panels are with the driver, in what it sends to a worker, and there.
+_COPIES_OF_FACTS = 3
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,7 @@ def plan_panels(
     # Beside the tiles of a group: what each thread factors or reads, and the finished tiles that are streamed.
     fixed = facts.threads_per_worker * (tile_bytes + 2 * STRIP_BYTES) + (BASELINE_BYTES if facts.kind != "threads" else 0)
     n_panels = -(-n // panel)
+    fixed += _COPIES_OF_FACTS * n_panels * method.n_facts(panel) * item
     room = facts.memory_bytes - fixed
     streamed = max(2, min(FETCH_BYTES, room // 5) // tile_bytes)
     group = n_panels

@@ -52,6 +52,9 @@ class Householder(Reversible):
         k = min(m, b)
         return float(3 * m * b * k - k**3)
 
+    def n_facts(self, b: int) -> int:
+        return b * b  # T
+
     def apply_flops(self, m: int, b: int, width: int) -> float:
         k = min(m, b)
         return float(4 * m * k * width + k * k * width)
