@@ -8,6 +8,7 @@ arrays that are in its memory.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -268,7 +269,7 @@ class DaskCluster(Cluster):
         return list(self.client.gather(list(handles)))
 
     def release(self, handles: Iterable[Any]) -> None:
-        # Each second of a wait leaves a cycle of references to its future: without this, results stay until Python collects it.
+        # At once, and not when the last reference to a future goes: exceptions keep some.
         for future in handles:
             future.release()
 
@@ -316,28 +317,27 @@ class DaskCluster(Cluster):
         """The result of a future, or just its end."""
         from concurrent.futures import CancelledError
 
-        from distributed import TimeoutError as DaskTimeoutError
         from distributed.comm.core import CommClosedError
         from distributed.scheduler import KilledWorker
 
-        while True:
-            try:
-                if result:
-                    return future.result(timeout=1.0)
-                if future.exception(timeout=1.0) is not None:
-                    future.result()
-                return None
-            except (DaskTimeoutError, TimeoutError):
-                if future.status == "error":
-                    raise
-                if reason := stalled():
-                    raise StalledError(reason + f" Waiting for: {self._running()}.") from None
-            except KilledWorker as error:
-                time.sleep(_KNOWN_SECONDS)
-                said = " ".join(dict.fromkeys(self.losses)) or str(error)
-                raise DlscaleError(f"The same task was lost with each of {error.allowed_failures + 1} workers. {said}") from error
-            except (CancelledError, CommClosedError) as error:
-                raise self._unreachable() from error
+        # A timeout of `future.result` would leave a cycle of references to the frames of its callers, and so to all that they hold.
+        done = threading.Event()
+        future.add_done_callback(lambda _: done.set())
+        while not done.wait(1.0):
+            if reason := stalled():
+                raise StalledError(reason + f" Waiting for: {self._running()}.")
+        try:
+            if result:
+                return future.result()
+            if future.exception() is not None:
+                future.result()
+            return None
+        except KilledWorker as error:
+            time.sleep(_KNOWN_SECONDS)
+            said = " ".join(dict.fromkeys(self.losses)) or str(error)
+            raise DlscaleError(f"The same task was lost with each of {error.allowed_failures + 1} workers. {said}") from error
+        except (CancelledError, CommClosedError) as error:
+            raise self._unreachable() from error
 
     def _unreachable(self) -> DlscaleError:
         where = f" at {self.facts.address}" if self.facts.address else ""

@@ -20,9 +20,8 @@ from dlscale.learn.kfac import factor_buffer, factor_sums
 from dlscale.learn.models import Model
 from dlscale.learn.parameters import Parameters, backward_buffer
 
-#: A bucket is a sixteenth of the gradients, within these bounds: small ones cost latency, and behind the last one is nothing to
-#: hide it.
-SMALLEST_BUCKET_BYTES, LARGEST_BUCKET_BYTES = 2**19, 25 * 2**20
+#: A bucket is an eighth of the gradients, within these bounds: small ones cost latency, large ones leave nothing to hide behind.
+SMALLEST_BUCKET_BYTES, LARGEST_BUCKET_BYTES = 2**20, 25 * 2**20
 #: Bytes that the activations of rows taken together may have; larger shares go through in parts.
 _ACTIVATION_BYTES = 128 * 2**20
 
@@ -83,7 +82,7 @@ class RankGradients:
         self._names = list(reversed(parameters))
         ends = np.cumsum([parameters[name].size for name in self._names])
         self._ends = dict(zip(self._names, ends.tolist(), strict=True))
-        bucket_bytes = min(max(self.buffer.nbytes // 16, SMALLEST_BUCKET_BYTES), LARGEST_BUCKET_BYTES)
+        bucket_bytes = min(max(self.buffer.nbytes // 8, SMALLEST_BUCKET_BYTES), LARGEST_BUCKET_BYTES)
         self._bucket_size = bucket_bytes // self.buffer.itemsize
         widths = sum(array.shape[0] for name, array in parameters.items() if name.endswith("/bias"))
         self._most_rows = max(256, _ACTIVATION_BYTES // (3 * widths * self.buffer.itemsize))
