@@ -74,7 +74,7 @@ def lu_ours(bench: Bench) -> None:
     import dlscale
 
     A = square.general(order(bench, "LU"))
-    result = timed(bench, "LU", lambda: dlscale.lu(A))
+    result = timed(bench, "LU", lambda: dlscale.lu(A), warm_up=True)
     judge_lu(bench, A, np.asarray(result.lu), np.asarray(result.piv))
 
 
@@ -98,7 +98,7 @@ def lu_scipy(bench: Bench) -> None:
     import scipy.linalg
 
     A = square.general(order(bench, "LU"))
-    judge_lu(bench, A, *timed(bench, "LU", lambda: scipy.linalg.lu_factor(A)))
+    judge_lu(bench, A, *timed(bench, "LU", lambda: scipy.linalg.lu_factor(A), warm_up=True))
 
 
 @case("LU", "LAPACK in place")
@@ -117,7 +117,7 @@ def lu_dask(bench: Bench) -> None:
     A = square.general(order(bench, "LU"))
     dask, D, linalg = on_dask(A, 1024)
     with harness_threads():
-        p, lower, upper = timed(bench, "LU", lambda: dask.compute(*linalg.lu(D)))
+        p, lower, upper = timed(bench, "LU", lambda: dask.compute(*linalg.lu(D)), warm_up=True)
     x = square.probes(len(A))
     judge(bench, float(np.linalg.norm(A @ x - p @ (lower @ (upper @ x))) / (np.linalg.norm(A) * np.linalg.norm(x))), len(A))
 
@@ -160,7 +160,7 @@ def qr_ours(bench: Bench) -> None:
     import dlscale
 
     A = square.general(order(bench, "QR"))
-    result = timed(bench, "QR", lambda: dlscale.qr(A))
+    result = timed(bench, "QR", lambda: dlscale.qr(A), warm_up=True)
     judge_qr(bench, A, result.q, result.r)
 
 
@@ -170,7 +170,7 @@ def qr_scipy(bench: Bench) -> None:
     import scipy.linalg
 
     A = square.general(order(bench, "QR"))
-    judge_qr(bench, A, *timed(bench, "QR", lambda: scipy.linalg.qr(A, mode="economic", check_finite=False)))
+    judge_qr(bench, A, *timed(bench, "QR", lambda: scipy.linalg.qr(A, mode="economic", check_finite=False), warm_up=True))
 
 
 @case("QR", "dask tsqr")
@@ -179,7 +179,7 @@ def qr_dask(bench: Bench) -> None:
     A = square.general(order(bench, "QR"))
     dask, D, linalg = on_dask(A, (len(A) // 2, len(A)))
     with harness_threads():
-        judge_qr(bench, A, *timed(bench, "QR", lambda: dask.compute(*linalg.qr(D))))
+        judge_qr(bench, A, *timed(bench, "QR", lambda: dask.compute(*linalg.qr(D)), warm_up=True))
 
 
 @case("QR", "ScaLAPACK pdgeqrf pdorgqr, 2 ranks")
@@ -202,7 +202,7 @@ def r_ours(bench: Bench) -> None:
     import dlscale
 
     A = square.general(order(bench, "QR"))
-    r = timed(bench, "QR, R alone", lambda: dlscale.qr(A, mode="r"))
+    r = timed(bench, "QR, R alone", lambda: dlscale.qr(A, mode="r"), warm_up=True)
     judge(bench, square.r_error(A, np.asarray(getattr(r, "r", r))), len(A))
 
 
@@ -212,7 +212,7 @@ def r_scipy(bench: Bench) -> None:
     import scipy.linalg
 
     A = square.general(order(bench, "QR"))
-    (r,) = timed(bench, "QR, R alone", lambda: scipy.linalg.qr(A, mode="r", check_finite=False))
+    (r,) = timed(bench, "QR, R alone", lambda: scipy.linalg.qr(A, mode="r", check_finite=False), warm_up=True)
     judge(bench, square.r_error(A, r), len(A))
 
 
@@ -237,7 +237,7 @@ def cholesky_ours(bench: Bench) -> None:
     import dlscale
 
     A = square.definite(order(bench, "Cholesky"))
-    judge_cholesky(bench, A, timed(bench, "Cholesky", lambda: dlscale.cholesky(A)).l)
+    judge_cholesky(bench, A, timed(bench, "Cholesky", lambda: dlscale.cholesky(A), warm_up=True).l)
 
 
 @case("Cholesky", "scipy cholesky")
@@ -246,7 +246,7 @@ def cholesky_scipy(bench: Bench) -> None:
     import scipy.linalg
 
     A = square.definite(order(bench, "Cholesky"))
-    judge_cholesky(bench, A, timed(bench, "Cholesky", lambda: scipy.linalg.cholesky(A, lower=True)))
+    judge_cholesky(bench, A, timed(bench, "Cholesky", lambda: scipy.linalg.cholesky(A, lower=True), warm_up=True))
 
 
 @case("Cholesky", "LAPACK in place")
@@ -266,7 +266,7 @@ def cholesky_dask(bench: Bench) -> None:
     A = square.definite(order(bench, "Cholesky"))
     dask, D, linalg = on_dask(A, 1024)
     with harness_threads():
-        (lower,) = timed(bench, "Cholesky", lambda: dask.compute(linalg.cholesky(D, lower=True)))
+        (lower,) = timed(bench, "Cholesky", lambda: dask.compute(linalg.cholesky(D, lower=True)), warm_up=True)
     judge_cholesky(bench, A, lower)
 
 
