@@ -68,7 +68,7 @@ class Guard:
         self._own: Failure | None = None
         self._peers: dict[int, socket.socket] = {}
         self._left: set[int] = set()
-        self._answered = threading.Event()
+        self._answered, self._noted = threading.Event(), threading.Event()
         self._rests: dict[int, bytes] = {}
         self._lock, self._receiving = threading.Lock(), threading.RLock()
 
@@ -130,6 +130,8 @@ class Guard:
         self._answered.set()
         if self.communicator.size == 1:
             return
+        if self.failure is not None:
+            self._noted.wait(_GRACE_SECONDS)
         if self.communicator.rank == 0:
             # MPI cannot be shut down in order any more. Others end when this process closes its connections.
             atexit.register(_exit_now)
@@ -146,10 +148,12 @@ class Guard:
         error = RankError(f"Rank {failure['rank']}: {failure['cause']}")
         if failure["traceback"]:
             error.add_note(failure["traceback"])
-        self.communicator.failure = error
         try:
             self._on_failure(failure)
         finally:
+            # Only now: the program ends, and its process with it, as soon as it is told.
+            self._noted.set()
+            self.communicator.failure = error
             for rank in list(self._peers):
                 self._say({"failed": failure}, rank)
             threading.Thread(target=self._force, name="dlscale-guard-end", daemon=True).start()

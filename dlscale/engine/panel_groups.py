@@ -10,6 +10,7 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -49,10 +50,6 @@ class TaskGraph:
         self.priority[key], self.worker[key] = priority, worker
         return key
 
-    @property
-    def n_tasks(self) -> int:
-        return len(self.tasks) - 1
-
 
 def fresh_token() -> str:
     return f"dlscale-{uuid.uuid4().hex[:12]}"
@@ -87,6 +84,14 @@ class Group(ABC):
     @abstractmethod
     def run(self) -> Facts:
         """Do the work; small results by name."""
+
+    def graph(self, steps: Sequence[int] = ()) -> TaskGraph:
+        """A new graph, which carries the facts of these finished panels alone: a scheduler keeps it as long as what it led to."""
+        finished = self.work.finished
+        if finished is not None:
+            facts = [fact if j in steps else {} for j, fact in enumerate(finished.facts)]
+            finished = replace(finished, facts=facts)
+        return TaskGraph(replace(self.work, finished=finished))
 
     def limit(self, *, fetched: bool) -> int:
         """Steps of one graph: it has few tasks, and there is room for the finished panels that it reads."""
@@ -144,17 +149,17 @@ class Factoring(Group):
     def run(self) -> Facts:
         """The facts of the group's factored panels, and the products of its columns with the probes."""
         to_factor = range(min(self.group.start, self.grid.n_steps), min(self.group.stop, self.grid.n_steps))
-        graph = self.load(TaskGraph(self.work))
-        for window in (*self.windows(range(self.n_done), fetched=True), *self.windows(to_factor, fetched=False)):
+        windows = [*self.windows(range(self.n_done), fetched=True), *self.windows(to_factor, fetched=False)] or [range(0)]
+        for i, window in enumerate(windows):
+            graph = self.graph(window)
+            if i == 0:
+                self.load(graph)
             for j in window:
                 self._step(graph, j, finished=j < self.n_done)
             self.compute(graph, [*self.panels.values(), *self.facts.values(), *self.products])
-            graph = TaskGraph(self.work)
-        if graph.n_tasks:
-            self.compute(graph, [*self.panels.values(), *self.products])
         facts = self.passes.cluster.gather([self.held[key] for key in self.facts.values()])
         settled = self.work.method.settle(facts, to_factor.start, self.grid)
-        graph = TaskGraph(self.work)
+        graph = self.graph()
         moves = [move for move, _ in settled] + [None] * (len(self.group) - len(settled))
         written = [
             graph.add(("write", k), tasks.write_panel, k, self.panels[k], move, priority=k, worker=k)
@@ -165,7 +170,7 @@ class Factoring(Group):
         sums = {"products": sum((part for part, _ in parts[1:]), parts[0][0]), "largest": np.array(max(x for _, x in parts))}
         return sums | {f"{j}.{name}": value for j, (_, fact) in enumerate(settled) for name, value in fact.items()}
 
-    def load(self, graph: TaskGraph) -> TaskGraph:
+    def load(self, graph: TaskGraph) -> None:
         for number, run in enumerate(load_runs(self.work.A, self.grid, self.group)):
             # A run of several panels is one worker's, and the next run is the next one's.
             place = run.start if len(run) == 1 else number
@@ -173,7 +178,6 @@ class Factoring(Group):
             self.products.append(graph.add(("products", run.start), tasks.take, loaded, -1, priority=run.start, worker=place))
             for i, k in enumerate(run):
                 self.panels[k] = graph.add(("panel", k, 0), tasks.take, loaded, i, priority=k, worker=k)
-        return graph
 
     def _step(self, graph: TaskGraph, j: int, *, finished: bool) -> None:
         """Factor panel j, or read it where it is finished, and apply it to the panels of the group behind it."""
@@ -199,9 +203,9 @@ class Forming(Group):
     """Columns of the identity, to which the transforms are applied, the last one first."""
 
     def run(self) -> Facts:
-        graph = TaskGraph(self.work)
         steps = range(self.group.stop - 1, -1, -1)
         for window in self.windows(steps, fetched=True):
+            graph = self.graph(window)
             for j in window:
                 transform = graph.add(("fetch", j), tasks.fetch_panel, j, priority=-(j + 2) * self.grid.n_panels, worker=j)
                 for k in self.group:
@@ -212,7 +216,7 @@ class Forming(Group):
                         before = self.panels[k]
                         self.panels[k] = graph.add(key, tasks.unapply_panel, transform, k, before, priority=priority, worker=k)
             self.compute(graph, list(self.panels.values()))
-            graph = TaskGraph(self.work)
+        graph = self.graph()
         written = [graph.add(("write", k), tasks.write_panel, k, self.panels[k], None, priority=k, worker=k) for k in self.group]
         self.compute(graph, written)
         return {"done": np.array(True)}
@@ -223,7 +227,7 @@ class Placing(Group):
 
     def run(self) -> Facts:
         for window in self.windows(self.group, fetched=False):
-            graph = TaskGraph(self.work)
+            graph = self.graph()
             self.compute(graph, [graph.add(("place", k), tasks.place_panel, k, priority=k, worker=k) for k in window])
         return {"done": np.array(True)}
 

@@ -15,7 +15,7 @@ from dlscale.storage.matrices import Array, Matrix
 from dlscale.workspaces import workspace
 
 #: Strips that are read at the same time: a disk is fastest when it has several things to do.
-_N_STRIPS = 3
+N_STRIPS = 3
 
 _readers = threading.local()
 
@@ -57,13 +57,13 @@ def read_strips(A: Matrix, spans: Sequence[tuple[int, int]], columns: tuple[int,
         for first, last in spans:
             yield first, A.region((first, last), columns)
         return
-    reader, waiting = _reader("strips", _N_STRIPS), deque[tuple[int, Future[Array]]]()
+    reader, waiting = _reader("strips", N_STRIPS), deque[tuple[int, Future[Array]]]()
     shape = (max(last - first for first, last in spans), columns[1] - columns[0])
-    buffers = itertools.cycle([workspace(f"strip-{i}", shape, A.dtype) for i in range(_N_STRIPS + 1)])
+    buffers = itertools.cycle([workspace(f"strip-{i}", shape, A.dtype) for i in range(N_STRIPS + 1)])
     try:
         for first, last in spans:
             waiting.append((first, reader.submit(A.region, (first, last), columns, next(buffers)[: last - first])))
-            if len(waiting) > _N_STRIPS:
+            if len(waiting) > N_STRIPS:
                 row, ahead = waiting.popleft()
                 yield row, ahead.result()
         while waiting:

@@ -175,19 +175,18 @@ class _Factoring(TilesGroup):
 
     def run(self) -> Facts:
         to_factor = range(min(self.group.start, self.grid.n_steps), min(self.group.stop, self.grid.n_steps))
-        graph = TaskGraph(self.work)
-        self._load(graph)
-        for window in (*self.windows(range(self.n_done), fetched=True), *self.windows(to_factor, fetched=False)):
+        windows = [*self.windows(range(self.n_done), fetched=True), *self.windows(to_factor, fetched=False)] or [range(0)]
+        for i, window in enumerate(windows):
+            graph = self.graph(window)
+            if i == 0:
+                self._load(graph)
             for j in window:
                 self._step(graph, j, finished=j < self.n_done)
-            self.compute(graph, self._kept)
-            graph = TaskGraph(self.work)
-        if graph.n_tasks:
             self.compute(graph, self._kept)
         gather = self.passes.cluster.gather
         facts = gather([self.held[key] for key in self.facts.values()])
         book = gather([self.held[self.book]])[0] if self.book else self.first_book
-        graph = TaskGraph(self.work)
+        graph = self.graph()
         self.compute(graph, [*self.write(graph, facts), *self.seen.values()])
         saved = self._seen(gather([self.held[key] for key in self.seen.values()]))
         saved |= {f"book-{name}": value for name, value in book.items()}
@@ -249,23 +248,27 @@ class _Forming(TilesGroup):
     """Tiles of the identity, to which the transforms are applied, the last one first."""
 
     def run(self) -> Facts:
-        graph = TaskGraph(self.work)
-        for i in self.blocks:
-            for k in self.group:
-                self.tiles[i, k] = graph.add(("identity", i, k), tasks.identity_tile, i, k, priority=k, worker=self.at(i, k))
-        self.apply_backwards(graph, range(self.group.stop))
-        graph = TaskGraph(self.work)
+        self.apply_backwards(range(self.group.stop))
+        graph = self.graph()
         self.compute(graph, self.write(graph, []))
         return {"done": np.array(True)}
 
-    def apply_backwards(self, graph: TaskGraph, steps: range) -> None:
-        for window in self.windows(steps[::-1], fetched=True):
+    def begin(self, graph: TaskGraph) -> None:
+        """Make the tiles that the transforms are applied to."""
+        for i in self.blocks:
+            for k in self.group:
+                self.tiles[i, k] = graph.add(("identity", i, k), tasks.identity_tile, i, k, priority=k, worker=self.at(i, k))
+
+    def apply_backwards(self, steps: range) -> None:
+        for number, window in enumerate(self.windows(steps[::-1], fetched=True)):
+            graph = self.graph(window)
+            if number == 0:
+                self.begin(graph)
             for j in window:
                 choice, transforms = self.fetch(graph, j, priority=-(j + 2) * self.grid.n_panels)
                 for k in self.changed_by(j):
                     self.apply(graph, j, k, choice, transforms, priority=-j * self.grid.n_panels + k)
             self.compute(graph, list(self.tiles.values()))
-            graph = TaskGraph(self.work)
 
     def changed_by(self, j: int) -> Sequence[int]:
         """The panels of the identity that are not zero in the rows of step j."""
@@ -276,11 +279,12 @@ class _Applying(_Forming):
     """A few vectors as the one panel, to which the transforms are applied, the last one first."""
 
     def run(self) -> Facts:
-        graph = TaskGraph(self.work)
+        self.apply_backwards(range(self.grid.n_steps))
+        return {"product": np.concatenate(self.passes.cluster.gather([self.held[key] for key in self.tiles.values()]))}
+
+    def begin(self, graph: TaskGraph) -> None:
         for i in self.blocks:
             self.tiles[i, 0] = graph.add(("rows", i), tasks.vector_tile, i, priority=0, worker=self.at(i, 0))
-        self.apply_backwards(graph, range(self.grid.n_steps))
-        return {"product": np.concatenate(self.passes.cluster.gather([self.held[key] for key in self.tiles.values()]))}
 
     def changed_by(self, j: int) -> Sequence[int]:
         return [0]
@@ -292,7 +296,7 @@ class _Copying(TilesGroup):
     def run(self) -> Facts:
         blocks = [i for i in self.blocks if self.grid.rows(i)[0] < self.work.target.shape[0]]
         for window in self.windows(self.group, fetched=False):
-            graph = TaskGraph(self.work)
+            graph = self.graph()
             copied = [
                 graph.add(("copy", i, k), tasks.copy_tile, i, k, priority=k, worker=self.at(i, k)) for k in window for i in blocks
             ]
@@ -308,7 +312,7 @@ class _Placing(TilesGroup):
 
     def run(self) -> Facts:
         for window in self.windows(self.group, fetched=False):
-            graph, merged = TaskGraph(self.work), []
+            graph, merged = self.graph(), []
             for k in window:
                 add = partial(graph.add, priority=k)
                 split = {i: add(("split", i, k), tasks.split_rows, i, k, worker=self.at(i, k)) for i in self.blocks}

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dlscale.engine.panel_grids import PanelGrid
-from dlscale.engine.panel_groups import Key, TaskGraph, fresh_token
+from dlscale.engine.panel_groups import Key, fresh_token
 from dlscale.engine.panel_tasks import Work, measured
 from dlscale.engine.panels import NO_PROBES
 from dlscale.engine.row_blocks import Tiles, TilesGroup
@@ -86,7 +86,7 @@ class _Product(TilesGroup):
         operator, grid, X = self.work.method, self.grid, self.work.probes
         sums: dict[int, Key] = {}
         for window in self.windows(self.group, fetched=False):
-            graph = TaskGraph(self.work)
+            graph = self.graph()
             for k in window:
                 for i in self.blocks:
                     if operator.touches(grid.rows(i), grid.columns(k)):

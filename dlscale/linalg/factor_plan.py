@@ -18,6 +18,7 @@ from dlscale.engine.panel_groups import MAX_TASKS
 from dlscale.engine.panel_tasks import STRIP_BYTES
 from dlscale.engine.panels import group_bytes
 from dlscale.engine.passes import Passes
+from dlscale.engine.reading import N_STRIPS
 from dlscale.engine.transforms import Method
 from dlscale.errors import DoesNotFitError, SpecError
 from dlscale.storage.matrices import Array, ArrayMatrix, Matrix
@@ -145,7 +146,8 @@ def plan_panels(
     row_blocks = _row_blocks(A, options, panel, facts)
     tile_bytes = -(-m // row_blocks) * panel * item
     # Beside the tiles of a group: what each thread factors or reads, and the finished tiles that are streamed.
-    fixed = facts.threads_per_worker * (tile_bytes + 2 * STRIP_BYTES) + (BASELINE_BYTES if facts.kind != "threads" else 0)
+    fixed = facts.threads_per_worker * (tile_bytes + (N_STRIPS + 1) * STRIP_BYTES)
+    fixed += BASELINE_BYTES if facts.kind != "threads" else 0
     n_panels = -(-n // panel)
     fixed += _COPIES_OF_FACTS * n_panels * method.n_facts(panel) * item
     room = facts.memory_bytes - fixed
