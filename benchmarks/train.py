@@ -74,7 +74,15 @@ def ours(bench: Bench) -> None:
     record = bench.time(lambda: _on_ranks(*_steps(bench)), subprocess_only=True)
     _judge(bench, record)
     hidden = 1 - record["exposed_per_step"] / record["communicate_per_step"]
-    bench.fact(communicate_per_step=record["communicate_per_step"], wait_per_step=record["wait_per_step"], hidden_share=hidden)
+    # At least this, where waiting for a late rank counts as communication, hidden or not.
+    waited = record["wait_per_step"]
+    least = 1 - (record["exposed_per_step"] + waited) / (record["communicate_per_step"] + waited)
+    bench.fact(
+        communicate_per_step=record["communicate_per_step"],
+        wait_per_step=waited,
+        hidden_share=hidden,
+        hidden_share_with_waits=least,
+    )
 
 
 @case(NETWORK, "dlscale, 2 ranks, no overlap")

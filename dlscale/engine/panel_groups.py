@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -98,6 +98,20 @@ class Group(ABC):
         limit = max(1, MAX_TASKS // len(self.group))
         return min(limit, self.grid.streamed) if fetched else limit
 
+    @property
+    def n_done(self) -> int:
+        """Panels that are finished."""
+        return len(self.work.finished.facts) if self.work.finished else 0
+
+    @property
+    def to_factor(self) -> range:
+        """The steps whose panels are factored in this group."""
+        return range(min(self.group.start, self.grid.n_steps), min(self.group.stop, self.grid.n_steps))
+
+    def factoring(self) -> list[range]:
+        """The windows of a factorization: finished panels are read, then the group's own are factored; at least one."""
+        return [*self.windows(range(self.n_done), fetched=True), *self.windows(self.to_factor, fetched=False)] or [range(0)]
+
     def windows(self, steps: range, *, fetched: bool) -> Iterator[range]:
         """Cut steps in those of one graph each."""
         limit = self.limit(fetched=fetched)
@@ -131,6 +145,22 @@ class Group(ABC):
         passes.cluster.release(handle for key, handle in self.held.items() if key not in held)
         self.held = held
 
+    def go_through(
+        self,
+        windows: Iterable[range],
+        begin: Callable[[TaskGraph], None],
+        step: Callable[[TaskGraph, int], None],
+        kept: Callable[[], Sequence[Key]],
+    ) -> None:
+        """Run steps, a graph for each window of them, the first of which also begins the group."""
+        for number, window in enumerate(windows):
+            graph = self.graph(window)
+            if number == 0:
+                begin(graph)
+            for j in window:
+                step(graph, j)
+            self.compute(graph, kept())
+
     def let_go(self) -> None:
         """Hold nothing any more; panels of this group would stand beside those of the next one."""
         self.passes.cluster.release(self.held.values())
@@ -142,23 +172,14 @@ class Factoring(Group):
 
     def __init__(self, passes: Passes, work: Work, group: range) -> None:
         super().__init__(passes, work, group)
-        self.n_done = len(work.finished.facts) if work.finished else 0
         self.facts: dict[int, Key] = {}
         self.products: list[Key] = []
 
     def run(self) -> Facts:
         """The facts of the group's factored panels, and the products of its columns with the probes."""
-        to_factor = range(min(self.group.start, self.grid.n_steps), min(self.group.stop, self.grid.n_steps))
-        windows = [*self.windows(range(self.n_done), fetched=True), *self.windows(to_factor, fetched=False)] or [range(0)]
-        for i, window in enumerate(windows):
-            graph = self.graph(window)
-            if i == 0:
-                self.load(graph)
-            for j in window:
-                self._step(graph, j, finished=j < self.n_done)
-            self.compute(graph, [*self.panels.values(), *self.facts.values(), *self.products])
+        self.go_through(self.factoring(), self._load, self._step, self._kept)
         facts = self.passes.cluster.gather([self.held[key] for key in self.facts.values()])
-        settled = self.work.method.settle(facts, to_factor.start, self.grid)
+        settled = self.work.method.settle(facts, self.to_factor.start, self.grid)
         graph = self.graph()
         moves = [move for move, _ in settled] + [None] * (len(self.group) - len(settled))
         written = [
@@ -170,7 +191,10 @@ class Factoring(Group):
         sums = {"products": sum((part for part, _ in parts[1:]), parts[0][0]), "largest": np.array(max(x for _, x in parts))}
         return sums | {f"{j}.{name}": value for j, (_, fact) in enumerate(settled) for name, value in fact.items()}
 
-    def load(self, graph: TaskGraph) -> None:
+    def _kept(self) -> list[Key]:
+        return [*self.panels.values(), *self.facts.values(), *self.products]
+
+    def _load(self, graph: TaskGraph) -> None:
         for number, run in enumerate(load_runs(self.work.A, self.grid, self.group)):
             # A run of several panels is one worker's, and the next run is the next one's.
             place = run.start if len(run) == 1 else number
@@ -179,10 +203,10 @@ class Factoring(Group):
             for i, k in enumerate(run):
                 self.panels[k] = graph.add(("panel", k, 0), tasks.take, loaded, i, priority=k, worker=k)
 
-    def _step(self, graph: TaskGraph, j: int, *, finished: bool) -> None:
+    def _step(self, graph: TaskGraph, j: int) -> None:
         """Factor panel j, or read it where it is finished, and apply it to the panels of the group behind it."""
         n = self.grid.n_panels
-        if finished:
+        if j < self.n_done:
             transform = graph.add(("fetch", j), tasks.fetch_panel, j, priority=(j - 2) * n, worker=j)
         else:
             urgent = (j - 2) * n
@@ -204,22 +228,22 @@ class Forming(Group):
 
     def run(self) -> Facts:
         steps = range(self.group.stop - 1, -1, -1)
-        for window in self.windows(steps, fetched=True):
-            graph = self.graph(window)
-            for j in window:
-                transform = graph.add(("fetch", j), tasks.fetch_panel, j, priority=-(j + 2) * self.grid.n_panels, worker=j)
-                for k in self.group:
-                    key, priority = ("panel", k, j), -j * self.grid.n_panels + k
-                    if k == j:
-                        self.panels[k] = graph.add(key, tasks.form_panel, transform, k, priority=priority, worker=k)
-                    elif k > j:
-                        before = self.panels[k]
-                        self.panels[k] = graph.add(key, tasks.unapply_panel, transform, k, before, priority=priority, worker=k)
-            self.compute(graph, list(self.panels.values()))
+        self.go_through(self.windows(steps, fetched=True), lambda graph: None, self._step, lambda: list(self.panels.values()))
         graph = self.graph()
         written = [graph.add(("write", k), tasks.write_panel, k, self.panels[k], None, priority=k, worker=k) for k in self.group]
         self.compute(graph, written)
         return {"done": np.array(True)}
+
+    def _step(self, graph: TaskGraph, j: int) -> None:
+        """Read transform j and apply it to the columns that it touches; those of its own number begin here."""
+        transform = graph.add(("fetch", j), tasks.fetch_panel, j, priority=-(j + 2) * self.grid.n_panels, worker=j)
+        for k in self.group:
+            key, priority = ("panel", k, j), -j * self.grid.n_panels + k
+            if k == j:
+                self.panels[k] = graph.add(key, tasks.form_panel, transform, k, priority=priority, worker=k)
+            elif k > j:
+                before = self.panels[k]
+                self.panels[k] = graph.add(key, tasks.unapply_panel, transform, k, before, priority=priority, worker=k)
 
 
 class Placing(Group):

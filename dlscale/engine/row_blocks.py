@@ -167,22 +167,13 @@ class _Factoring(TilesGroup):
 
     def __init__(self, passes: Passes, work: Work, group: range, book: Facts) -> None:
         super().__init__(passes, work, group)
-        self.n_done = len(work.finished.facts) if work.finished else 0
         self.first_book = book
         self.book: Key | None = None
         self.facts: dict[int, Key] = {}
         self.seen: dict[int, Key] = {}
 
     def run(self) -> Facts:
-        to_factor = range(min(self.group.start, self.grid.n_steps), min(self.group.stop, self.grid.n_steps))
-        windows = [*self.windows(range(self.n_done), fetched=True), *self.windows(to_factor, fetched=False)] or [range(0)]
-        for i, window in enumerate(windows):
-            graph = self.graph(window)
-            if i == 0:
-                self._load(graph)
-            for j in window:
-                self._step(graph, j, finished=j < self.n_done)
-            self.compute(graph, self._kept)
+        self.go_through(self.factoring(), self._load, self._step, self._kept)
         gather = self.passes.cluster.gather
         facts = gather([self.held[key] for key in self.facts.values()])
         book = gather([self.held[self.book]])[0] if self.book else self.first_book
@@ -193,7 +184,6 @@ class _Factoring(TilesGroup):
         settled = self.work.method.settle(facts, self.grid)
         return saved | {f"{j}.{name}": value for j, fact in enumerate(settled) for name, value in fact.items()}
 
-    @property
     def _kept(self) -> list[Key]:
         keys = [*self.tiles.values(), *self.facts.values(), *self.seen.values()]
         return [*keys, self.book] if self.book else keys
@@ -218,10 +208,10 @@ class _Factoring(TilesGroup):
                 products[slice(*self.grid.columns(int(k)))] += product
         return {"products": products, "largest": np.array(max(largest for *_, largest in parts))}
 
-    def _step(self, graph: TaskGraph, j: int, *, finished: bool) -> None:
+    def _step(self, graph: TaskGraph, j: int) -> None:
         """Factor panel j, or read it where it is finished, and apply it to the panels of the group behind it."""
         n, urgent = self.grid.n_panels, (j - 2) * self.grid.n_panels
-        choice, transforms = self.fetch(graph, j, priority=urgent) if finished else self._factor(graph, j, priority=urgent)
+        choice, transforms = self.fetch(graph, j, priority=urgent) if j < self.n_done else self._factor(graph, j, priority=urgent)
         for k in self.group:
             if k > j:
                 # The panel that is factored next comes first, before the rest of the step before.
@@ -260,15 +250,13 @@ class _Forming(TilesGroup):
                 self.tiles[i, k] = graph.add(("identity", i, k), tasks.identity_tile, i, k, priority=k, worker=self.at(i, k))
 
     def apply_backwards(self, steps: range) -> None:
-        for number, window in enumerate(self.windows(steps[::-1], fetched=True)):
-            graph = self.graph(window)
-            if number == 0:
-                self.begin(graph)
-            for j in window:
-                choice, transforms = self.fetch(graph, j, priority=-(j + 2) * self.grid.n_panels)
-                for k in self.changed_by(j):
-                    self.apply(graph, j, k, choice, transforms, priority=-j * self.grid.n_panels + k)
-            self.compute(graph, list(self.tiles.values()))
+        windows = self.windows(steps[::-1], fetched=True)
+        self.go_through(windows, self.begin, self._step, lambda: list(self.tiles.values()))
+
+    def _step(self, graph: TaskGraph, j: int) -> None:
+        choice, transforms = self.fetch(graph, j, priority=-(j + 2) * self.grid.n_panels)
+        for k in self.changed_by(j):
+            self.apply(graph, j, k, choice, transforms, priority=-j * self.grid.n_panels + k)
 
     def changed_by(self, j: int) -> Sequence[int]:
         """The panels of the identity that are not zero in the rows of step j."""
