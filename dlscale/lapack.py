@@ -66,6 +66,21 @@ def add_hermitian_square(A: Array, G: Array, *, beta: float = 1.0) -> Array:
     return G
 
 
+def subtract_hermitian_product(L: Array, C: Array) -> Array:
+    """The lower triangle of ``C <- C - L L^H`` for L (n, k) and C (n, n); n^2 k flops (BLAS ``syrk``, ``herk``).
+
+    Returns
+    -------
+    C
+    """
+    n, k = L.shape
+    if n and k:
+        name, op = ("herk", "C") if L.dtype.kind == "c" else ("syrk", "T")
+        one = np.ones(1, L.real.dtype)
+        _call(cython_blas, name, L.dtype, "U", op, n, k, -one, L, _leading(L), one, C, _leading(C))
+    return C
+
+
 def solve_lower(L: Array, B: Array, *, op: Op = "N", unit: bool = False) -> Array:
     """``B <- op(L)^-1 B`` for a lower triangular L (n, n) and B (n, k), in place; n^2 k flops (BLAS ``trsm``)."""
     return _triangular("trsm", L, B, uplo="L", op=op, unit=unit)

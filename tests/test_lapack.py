@@ -23,6 +23,7 @@ from dlscale.lapack import (
     solve_lower,
     solve_right,
     solve_upper,
+    subtract_hermitian_product,
 )
 
 OPS = {"N": lambda A: A, "T": lambda A: A.T, "C": lambda A: A.conj().T}
@@ -70,6 +71,17 @@ def test_hermitian_square(order: Literal["C", "F"], dtype: str) -> None:
     assert add_hermitian_square(A, G) is G
     np.testing.assert_allclose(G, 1 + np.triu(A.conj().T @ A), atol=400 * eps(A))
     add_hermitian_square(A[:0], G)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_hermitian_product(dtype: str) -> None:
+    """One triangle is subtracted from, the other not touched."""
+    L, C = gaussian(9, 5, dtype), np.ones((9, 9), dtype)
+    (x, _), (c, room) = view(L), view(C)
+    assert subtract_hermitian_product(x, c) is c
+    np.testing.assert_allclose(c, 1 - np.tril(L @ L.conj().T), atol=200 * eps(L))
+    assert_frame_untouched(room)
+    subtract_hermitian_product(x[:, :0], c)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -9,7 +9,7 @@ from dlscale.engine.panels import Panels
 from dlscale.engine.passes import Passes
 from dlscale.engine.transforms import Facts, Method, Seen, Transform
 from dlscale.errors import NumericalError
-from dlscale.lapack import factor_cholesky, multiply_add, solve_right
+from dlscale.lapack import factor_cholesky, multiply_add, solve_right, subtract_hermitian_product
 from dlscale.linalg.factor_plan import as_matrix, factor_target
 from dlscale.storage.matrices import Array, Matrix
 
@@ -27,8 +27,9 @@ class Cholesky(Method):
         return facts
 
     def apply(self, transform: Transform, panel: Array, top: int) -> None:
-        L = transform.panel[top - transform.top :]
-        multiply_add(L, L[: panel.shape[1]], panel, op_b="C")
+        L, b = transform.panel[top - transform.top :], panel.shape[1]
+        subtract_hermitian_product(L[:b], panel[:b])
+        multiply_add(L[b:], L[:b], panel[b:], op_b="C")
 
     def probe(self, strip: Array, row: int, column: int, probes: Array, products: Array) -> None:
         # Only the lower triangle is read; what stands above is its mirror image.
