@@ -49,7 +49,7 @@ def machine(folder: Path | None, as_json: bool) -> None:
 
 @bench.command()
 @click.option("--kinds", default="svd", metavar="A,B,...", help="Kinds of jobs: svd, pca, qr, lu, train [svd].")
-@click.option("--workers", metavar="1,2,...", help="Run with so many workers of one thread each.")
+@click.option("--workers", metavar="1,2,...", help="Run with so many workers of one thread and core each.")
 @click.option("--mode", type=click.Choice(["strong", "weak"]), default="strong", help="One problem for all, or one that grows.")
 @click.option("--launcher", type=click.Choice(["dask", "mpirun"]), default="dask", help="Local worker processes, or ranks.")
 @click.option("--size", type=click.FloatRange(0, min_open=True), default=1.0, help="Times the work of the usual problem [1].")

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from dlscale.bench.measuring import Run, one_thread
+from dlscale.bench.measuring import Run, cores, one_thread
 
 _N = 1024
 _N_PRODUCTS = 60
@@ -29,6 +29,7 @@ def measure_limit(n_workers: int) -> Run:
     """
     command = [sys.executable, "-m", "dlscale.bench.limit"]
     with ExitStack() as stack:
+        stack.enter_context(cores(range(n_workers)))
         processes = [
             stack.enter_context(
                 subprocess.Popen(command, env=one_thread(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -1,4 +1,8 @@
-"""Scaling measured: the same job with more and more workers, each time in processes of its own."""
+"""Scaling measured: the same job with more and more workers, each time in processes of its own.
+
+A worker brings one core. Runs with so many workers are confined to so many cores, with all that they do: otherwise one worker
+alone would read ahead, be driven and be scheduled on cores that the others need when they are there.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +58,7 @@ class Run:
 
 
 def measure(kind: str, n_workers: int, folder: Path, *, mode: str, launcher: str = "dask", size: float = 1.0) -> Run:
-    """Run the workload of a kind on workers with one thread each.
+    """Run the workload of a kind on workers with one thread and one core each.
 
     Parameters
     ----------
@@ -83,14 +88,29 @@ def measure(kind: str, n_workers: int, folder: Path, *, mode: str, launcher: str
         spec.write_text(yaml.safe_dump(job_file))
         ranks = ["mpirun", "-n", str(n_workers), "--oversubscribe"] if launcher == "mpirun" else []
         command = [*ranks, sys.executable, "-m", "dlscale", "run", str(spec), "--workspace", place, "--json"]
-        started = time.perf_counter()
-        ended = subprocess.run(command, capture_output=True, text=True, check=False, env=one_thread())
-        wall = time.perf_counter() - started
+        with cores(range(n_workers)):
+            started = time.perf_counter()
+            ended = subprocess.run(command, capture_output=True, text=True, check=False, env=one_thread())
+            wall = time.perf_counter() - started
         if ended.returncode:
             raise DlscaleError(f"{kind} with {n_workers} workers ended with {ended.returncode}: {ended.stderr[-1000:]}")
         job = Workspace(place).find(json.loads(ended.stdout.splitlines()[-1])["job"])
         seconds, flops = seconds_of(job.read_events()), float(job.read_plan()["flops"])
     return Run(kind, mode, launcher, n_workers, workload(kind).grown(factor), seconds, wall, flops)
+
+
+@contextmanager
+def cores(numbers: range) -> Iterator[None]:
+    """Confine this thread, and the processes and threads that it starts, to some of its cores, where there are so many."""
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if numbers.stop > len(allowed):
+        yield
+        return
+    os.sched_setaffinity(0, [allowed[i] for i in numbers])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 def one_thread() -> dict[str, str]:

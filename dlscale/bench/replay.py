@@ -17,7 +17,7 @@ from dlscale.batch.prepare import prepare
 from dlscale.batch.spec import parse_spec
 from dlscale.batch.workspace import Workspace
 from dlscale.bench.growth import grown
-from dlscale.bench.measuring import one_thread
+from dlscale.bench.measuring import cores, one_thread
 from dlscale.bench.simulation import ModelCluster, SimulatedJob, simulate
 from dlscale.bench.tracing import Trace, TracingCluster, replayed
 from dlscale.bench.training import predict_training
@@ -34,7 +34,7 @@ _WARMING = 0.01
 
 
 def trace(kind: str, folder: Path, *, size: float = 1.0) -> Trace:
-    """Run the workload of a kind on one worker with one thread, and note each task of its graphs.
+    """Run the workload of a kind on one worker with one thread and one core, and note each task of its graphs.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def trace(kind: str, folder: Path, *, size: float = 1.0) -> Trace:
     size : float
         How many times the work of the usual problem.
     """
-    with closing(TracingCluster()) as cluster:
+    with cores(range(1)), closing(TracingCluster()) as cluster:
         _run(kind, folder, min(size, _WARMING), cluster)
         cluster.traces.clear()
         flops, ended = _run(kind, folder, size, cluster)
@@ -68,10 +68,12 @@ def _run(kind: str, folder: Path, size: float, cluster: TracingCluster) -> tuple
 
 @contextmanager
 def neighbour(kind: str, folder: Path, *, size: float) -> Iterator[None]:
-    """Another process that does the same job, again and again, on one thread."""
+    """Another process that does the same job, again and again, on one thread and the second core."""
     with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as place:
         command = [sys.executable, "-m", "dlscale.bench.neighbour", kind, str(folder), str(size), place]
-        with subprocess.Popen(command, env=one_thread(), stdout=subprocess.PIPE) as process:
+        with cores(range(1, 2)):
+            process = subprocess.Popen(command, env=one_thread(), stdout=subprocess.PIPE)
+        with process:
             try:
                 assert process.stdout is not None
                 if not process.stdout.readline():  # it has begun

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from click.testing import CliRunner
 from dlscale.bench import workloads
 from dlscale.bench.commands import bench, parse_workers
 from dlscale.bench.growth import grown, kinds_of
+from dlscale.bench.measuring import cores
 from dlscale.bench.plots import efficiency, model_of, problem_of
 from dlscale.bench.replay import trace
 from dlscale.bench.simulation import ModelCluster, simulate
@@ -83,6 +87,16 @@ def test_command_predicts_writes_and_draws(folder, tmp_path):
     assert [record["shape"][0] for record in records] == [2000, 4000, 8000]
     assert plot.read_text().count("<svg") == 1
     assert "predicted" in ended.output
+
+
+def test_what_a_confined_thread_starts_is_confined():
+    allowed = os.sched_getaffinity(0)
+    count = [sys.executable, "-c", "import os; print(len(os.sched_getaffinity(0)))"]
+    with cores(range(1)):
+        assert subprocess.run(count, capture_output=True, text=True, check=True).stdout == "1\n"
+    with cores(range(len(allowed) + 1)):  # there are not so many
+        assert os.sched_getaffinity(0) == allowed
+    assert os.sched_getaffinity(0) == allowed
 
 
 def test_efficiency():
