@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,10 @@ def _start_processes(facts: ClusterFacts, tell: Callable[[str], None]) -> Any:
 
     from dlscale.engine.losses import PatientCluster, WatchedNanny
 
-    with dask.config.set({"distributed.worker.preload": [_WORKER_SETUP]}):
+    settings: dict[str, Any] = {"distributed.worker.preload": [_WORKER_SETUP]}
+    if facts.n_workers == 1:  # nobody else could take what it is given ahead
+        settings["distributed.scheduler.worker-saturation"] = math.inf
+    with dask.config.set(settings):
         return PatientCluster(  # type: ignore[no-untyped-call]
             worker_class=WatchedNanny,
             tell=tell,
