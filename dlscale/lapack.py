@@ -66,6 +66,37 @@ def add_hermitian_square(A: Array, G: Array, *, beta: float = 1.0) -> Array:
     return G
 
 
+def pack_upper(G: Array) -> Array:
+    """The upper triangle of G (n, n), row by row: (n (n + 1) / 2,) (LAPACK ``trttp``)."""
+    n = len(G)
+    packed = np.empty(n * (n + 1) // 2, G.dtype)
+    if n:
+        _call(cython_lapack, "trttp", G.dtype, "L", n, G, _leading(G), packed)
+    return packed
+
+
+def unpack_upper(packed: Array, n: int) -> Array:
+    """A matrix (n, n) with this upper triangle, and zeros below (LAPACK ``tpttr``)."""
+    G = np.zeros((n, n), packed.dtype)
+    if n:
+        _call(cython_lapack, "tpttr", G.dtype, "L", n, packed, G, n)
+    return G
+
+
+def add_outer_packed(x: Array, packed: Array, *, alpha: float) -> Array:
+    """The upper triangle, as of `pack_upper`, of ``G <- G + alpha conj(x)' x`` for a row x (n,); n^2 flops (BLAS ``spr``, ``hpr``).
+
+    Returns
+    -------
+    packed
+    """
+    x = np.ascontiguousarray(x, packed.dtype)
+    if len(x):
+        name = "hpr" if x.dtype.kind == "c" else "spr"
+        _call(cython_blas, name, x.dtype, "L", len(x), np.array([alpha], x.real.dtype), x, 1, packed)
+    return packed
+
+
 def subtract_hermitian_product(L: Array, C: Array) -> Array:
     """The lower triangle of ``C <- C - L L^H`` for L (n, k) and C (n, n); n^2 k flops (BLAS ``syrk``, ``herk``).
 

@@ -13,6 +13,7 @@ from helpers import DTYPES, eps, gaussian
 
 from dlscale.lapack import (
     add_hermitian_square,
+    add_outer_packed,
     apply_reflectors,
     factor_cholesky,
     factor_lu,
@@ -20,10 +21,12 @@ from dlscale.lapack import (
     interchanges,
     multiply_add,
     multiply_triangular,
+    pack_upper,
     solve_lower,
     solve_right,
     solve_upper,
     subtract_hermitian_product,
+    unpack_upper,
 )
 
 OPS = {"N": lambda A: A, "T": lambda A: A.T, "C": lambda A: A.conj().T}
@@ -71,6 +74,20 @@ def test_hermitian_square(order: Literal["C", "F"], dtype: str) -> None:
     assert add_hermitian_square(A, G) is G
     np.testing.assert_allclose(G, 1 + np.triu(A.conj().T @ A), atol=400 * eps(A))
     add_hermitian_square(A[:0], G)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [0, 1, 9])
+def test_packed_triangles(n: int, dtype: str) -> None:
+    """Only the upper triangle is packed; a product is added to it."""
+    G, x = gaussian(n, n, dtype), gaussian(1, n, dtype)[0]
+    G = G + G.conj().T
+    g, _ = view(G)
+    packed = pack_upper(g)
+    np.testing.assert_array_equal(packed, G[np.triu_indices(n)])
+    np.testing.assert_array_equal(unpack_upper(packed, n), np.triu(G))
+    assert add_outer_packed(x, packed, alpha=-2.0) is packed
+    np.testing.assert_allclose(unpack_upper(packed, n), np.triu(G - 2 * np.outer(x.conj(), x)), atol=200 * eps(G))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

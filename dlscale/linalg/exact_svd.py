@@ -11,7 +11,7 @@ from dlscale.kernels import one_blas_thread
 from dlscale.linalg.estimates import ErrorEstimate
 from dlscale.linalg.left_factor import LeftFactor, Peaks, largest_entries, phases_of
 from dlscale.linalg.orthogonal import find_basis
-from dlscale.linalg.products import Gram
+from dlscale.linalg.products import sweep_gram
 from dlscale.linalg.subspace import gaussian
 from dlscale.linalg.triplets import LeftOutput, Triplets
 from dlscale.storage.matrices import Array, Matrix
@@ -51,7 +51,7 @@ def exact_svd(
     m, n = A.shape
     dtype = A.dtype
     if gram is None:
-        gram = passes.sweep("gram", A, Gram(n, dtype), grid)["gram"]
+        gram = sweep_gram(passes, A, grid)
     basis, how = find_basis(passes, A, grid, gram, step="basis")
     with one_blas_thread():
         X, s, VH = np.linalg.svd(basis.R)

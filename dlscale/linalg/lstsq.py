@@ -29,7 +29,7 @@ from dlscale.linalg.factoring import FACTORS, factor_orthogonally, plan_factorin
 from dlscale.linalg.factors import QRFactors, TopRows
 from dlscale.linalg.least_squares_folds import AugmentedQR, NormalResidual, Rotation, WideGradient, WideProduct, read_rhs
 from dlscale.linalg.orthogonal import find_basis
-from dlscale.linalg.products import Gram
+from dlscale.linalg.products import sweep_gram
 from dlscale.linalg.triangular import solve_triangular
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrices import Array, Matrix
@@ -248,7 +248,7 @@ def _tall(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float) -> So
 def _wide(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float) -> Solution:
     # The transpose is what can be read by columns of A: A^T = Q R, so A = R^T Q^T and X = conj(Q) (R^T)^+ B.
     T = A.T
-    gram = passes.sweep("gram", T, Gram(T.shape[1], A.dtype), plan.grid)["gram"]
+    gram = sweep_gram(passes, T, plan.grid)
     basis, how = find_basis(passes, T, plan.grid, gram, step="basis")
     inverse = PseudoInverse.of(np.triu(basis.R), cutoff)
     Z = inverse.apply_adjoint(read_rhs(B, 0, B.shape[0]).conj())

@@ -237,7 +237,7 @@ def compute_pca(passes: Passes, A: Matrix, options: PCAOptions, plan: Plan) -> O
         state = passes.sweep("covariance", tall, gram, plan.grid)
         mean = state["mean"] if mean is None else mean
         centered = tall if plan.transposed else Centered(tall, state["mean"])
-        found = _from_gram(passes, centered, state, options, plan, left, solver)
+        found = _from_gram(passes, centered, gram.matrix(state), state["probed"], options, plan, left, solver)
     return _outcome(found, mean, m, options, plan, A.dtype)
 
 
@@ -270,11 +270,17 @@ def _randomized(
 
 
 def _from_gram(
-    passes: Passes, centered: Matrix, state: State, options: PCAOptions, plan: Plan, left: LeftOutput, solver: str
+    passes: Passes,
+    centered: Matrix,
+    gram: Array,
+    probed: Array,
+    options: PCAOptions,
+    plan: Plan,
+    left: LeftOutput,
+    solver: str,
 ) -> Triplets:
     """From ``A_c^H A_c`` to triplets: by its eigenvectors, or, where these are too few digits, by an exact SVD."""
-    gram, dtype = state["gram"], centered.dtype
-    n = gram.shape[0]
+    n, dtype = gram.shape[0], centered.dtype
     with one_blas_thread():
         values, vectors = np.linalg.eigh(gram)
     eigenvalues, vectors = values[::-1], vectors[:, ::-1]
@@ -297,7 +303,7 @@ def _from_gram(
         ),
         Check(
             "||(A'A) x - A'(A x)|| / (||A'A|| ||x|| n eps)",
-            float(np.linalg.norm(state["probed"].conj() - gram @ probe)) / scale,
+            float(np.linalg.norm(probed.conj() - gram @ probe)) / scale,
             LAPACK_THRESHOLD,
             "on a random vector, the covariance matrix acts as the data do",
         ),

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from dlscale.engine.passes import Fold, State
+from dlscale.engine.grids import RowGrid
+from dlscale.engine.passes import Fold, Passes, State
 from dlscale.kernels import Moments, accumulator_dtype, add_gram, add_normal_product, mirror_upper
-from dlscale.lapack import multiply_add
-from dlscale.storage.matrices import Array
+from dlscale.lapack import add_outer_packed, multiply_add, pack_upper, unpack_upper
+from dlscale.storage.matrices import Array, Matrix
 from dlscale.workspaces import workspace
 
 #: Rows whose mean a leaf subtracts before it takes squares; what that leaves is corrected when the leaf is complete.
@@ -144,6 +145,8 @@ class NormalProduct(Fold):
 class Gram(Fold):
     """``G = A^H A``, centred on request: the covariance matrix times (m - 1).
 
+    Partial results hold the upper triangle alone, half as much to keep, to move and to add; `matrix` is G itself.
+
     Parameters
     ----------
     n : int
@@ -181,10 +184,10 @@ class Gram(Fold):
         return ()
 
     def finish(self, state: State) -> State:
-        mirror_upper(state["gram"])
+        state["gram"] = pack_upper(state["gram"])
         if self.center:
             count, low = settle_means(state)
-            add_outer(low, low, state["gram"], alpha=-count)
+            add_outer_packed(low, state["gram"], alpha=-count)
             if self.probe is not None:
                 state["probed"] -= count * (low @ self.probe).conj() * low
         return state
@@ -192,12 +195,22 @@ class Gram(Fold):
     def merge(self, left: State, right: State) -> State:
         if self.center:
             delta, weight = combine_means(left, right)
-            add_outer(delta, delta, left["gram"], alpha=weight)
+            add_outer_packed(delta, left["gram"], alpha=weight)
             if self.probe is not None:
                 left["probed"] += weight * (delta @ self.probe).conj() * delta
         for name in left.keys() - {"count", "mean", "mean_low"}:
             left[name] += right[name]
         return left
+
+    def matrix(self, state: State) -> Array:
+        """G (n, n) of the result of a pass."""
+        return mirror_upper(unpack_upper(state["gram"], self.n))
+
+
+def sweep_gram(passes: Passes, A: Matrix, grid: RowGrid) -> Array:
+    """``A^H A`` (n, n), by a pass of the name gram."""
+    fold = Gram(A.shape[1], A.dtype)
+    return fold.matrix(passes.sweep("gram", A, fold, grid))
 
 
 def add_outer(x: Array, y: Array, C: Array, *, alpha: float) -> None:

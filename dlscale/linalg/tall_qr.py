@@ -16,7 +16,7 @@ from dlscale.errors import SpecError
 from dlscale.kernels import accumulator_dtype, one_blas_thread
 from dlscale.linalg.left_factor import LeftFactor
 from dlscale.linalg.orthogonal import find_basis
-from dlscale.linalg.products import Gram
+from dlscale.linalg.products import sweep_gram
 from dlscale.linalg.subspace import gaussian
 from dlscale.storage.matrices import Matrix
 
@@ -106,7 +106,7 @@ def compute_qr(passes: Passes, A: Matrix, options: QROptions, plan: Plan) -> Out
     """
     m, n = A.shape
     dtype, grid = A.dtype, plan.grid
-    gram = passes.sweep("gram", A, Gram(n, dtype), grid)["gram"]
+    gram = sweep_gram(passes, A, grid)
     basis, how = find_basis(passes, A, grid, gram, step="basis")
     probes = gaussian(n, _N_PROBES, 0, dtype).astype(dtype)
     with one_blas_thread():

@@ -182,7 +182,8 @@ def test_a_failing_pass_leaves_the_next_one_alone(tmp_path: Path) -> None:
         for i in range(5):
             with pytest.raises(NonFiniteError):
                 passes.sweep(f"bad-{i}", A, Gram(N, A.dtype), grid)
-            G = passes.sweep(f"good-{i}", B, Gram(N, A.dtype), grid)["gram"]
+            fold = Gram(N, A.dtype)
+            G = fold.matrix(passes.sweep(f"good-{i}", B, fold, grid))
             np.testing.assert_allclose(G, good.T @ good, atol=1e-10)
 
 
@@ -231,6 +232,7 @@ def test_merges_do_not_change_what_they_merge() -> None:
     for seed in range(3):
         states.append(fold.start())
         fold.update(states[-1], gaussian(10, 3, seed=seed) + 7, 0)
+        fold.finish(states[-1])
     before = [{k: v.copy() for k, v in s.items()} for s in states]
     job = _Sweep("t", "s", open_matrix(np.ones((30, 3))), fold, 10, ())
     once = _merge(job, states[0], states[1])
