@@ -151,11 +151,12 @@ class Guard:
         try:
             self._on_failure(failure)
         finally:
-            # Only now: the program ends, and its process with it, as soon as it is told.
-            self._noted.set()
-            self.communicator.failure = error
             for rank in list(self._peers):
                 self._say({"failed": failure}, rank)
+            # Only now: the program ends, and its process with it, as soon as it is told. A rank that had not heard why would
+            # take this one for the culprit.
+            self._noted.set()
+            self.communicator.failure = error
             threading.Thread(target=self._force, name="dlscale-guard-end", daemon=True).start()
 
     def _force(self) -> None:

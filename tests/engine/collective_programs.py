@@ -60,11 +60,18 @@ def fault(folder: Path, kind: str, victim: str) -> None:
         (begun := folder / f"begun-{comm.rank}").write_text(json.dumps(failure))
         begun.rename(folder / f"failure-{comm.rank}.json")
 
-    with Guard(comm, on_failure=note):
+    class Slow(Guard):
+        """Takes its time to tell another rank something."""
+
+        def _say(self, message: dict, rank: int = 0) -> bool:
+            time.sleep(0.5)
+            return super()._say(message, rank)
+
+    with (Slow if kind == "slow" else Guard)(comm, on_failure=note):
         for step in range(N_STEPS):
             pending = comm.start_allreduce(gradients := np.ones(100_000), name=f"gradients {step}")
             if step == FAULT_STEP and comm.rank == int(victim):
-                if kind == "raise":
+                if kind in ("raise", "slow"):
                     raise ValueError("a fault of this rank")
                 if kind == "exit":
                     os._exit(3)

@@ -38,6 +38,7 @@ def test_collectives(tmp_path, n_ranks):
     [
         ("raise", 2, "a fault of this rank"),
         ("raise", 0, "a fault of this rank"),
+        ("slow", 2, "a fault of this rank"),
         ("exit", 1, "ended without a word"),
         ("kill", 3, "ended without a word"),
         ("kill", 0, "ended without a word"),
