@@ -193,9 +193,8 @@ class _PassRates:
     def cost_of(self, key: Any, task: Any) -> TaskCost | None:
         if is_value(task):
             return None
-        _, depth, i = key
-        if depth == 0:
-            return TaskCost("run_leaf", self.row_seconds * self.leaf_rows[i], self.state_bytes)
+        if kind_of(task) == "run_leaf":
+            return TaskCost("run_leaf", self.row_seconds * self.leaf_rows[key[1]], self.state_bytes)
         return TaskCost("merge", self.merge_seconds * (len(task.dependencies) - 1), self.state_bytes)
 
 

@@ -235,7 +235,8 @@ def _reduction_tree(sweep: _Sweep, grid: RowGrid) -> tuple[dict[Any, Any], Any]:
     level: list[Any] = []
     fan_in = 2 if sum(value.nbytes for value in sweep.fold.start().values()) > _LARGE_BYTES else _FAN_IN
     for i, (start, stop) in enumerate(grid.leaves()):
-        key = (token, 0, i)
+        # Dask deals out equally what has one name, so merges have another than leaves.
+        key = (f"{token}-leaf", i)
         # Said to be a producer, a leaf goes to any idle worker; otherwise all would follow the sweep to the one that has it.
         graph[key] = Task(key, _run_leaf, TaskRef(sweep_key), start, stop, _data_producer=True)
         level.append(key)
@@ -244,7 +245,7 @@ def _reduction_tree(sweep: _Sweep, grid: RowGrid) -> tuple[dict[Any, Any], Any]:
             return graph, level[0]
         above = []
         for i in range(0, len(level), fan_in):
-            key = (token, depth, i)
+            key = (f"{token}-merge-{depth}", i)
             graph[key] = Task(key, _merge, TaskRef(sweep_key), *map(TaskRef, level[i : i + fan_in]))
             above.append(key)
         level = above

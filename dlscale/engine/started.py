@@ -17,8 +17,9 @@ SWITCH_SECONDS = 2e-4
 #: Run by each worker as it starts. A terminal sends Ctrl-C to every process, and the driver is the one that acts on it.
 _WORKER_SETUP = f"import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.setswitchinterval({SWITCH_SECONDS})"
 #: Tasks without inputs that each thread of a worker is given ahead: messages go every few milliseconds, and meanwhile a thread
-#: finishes several that are short. Their results are small, and what they read they read when they run.
-WORKER_SATURATION = 4.0
+#: finishes several that are short. Their results are small, and what they read they read when they run. More would cost less a
+#: task, but leave a slow worker with more than others can steal from it in time.
+WORKER_SATURATION = 16.0
 #: The plan bounds memory; Dask's own reactions to a full worker (spill, pause, kill) would only hide a wrong plan. Its profiler
 #: takes the interpreter from the computing threads a hundred times a second.
 SETTINGS: Mapping[str, Any] = {
