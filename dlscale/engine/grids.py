@@ -19,7 +19,7 @@ BLOCK_BYTES = 16 * 2**20
 #: how memory grows with the matrix.
 OUTPUT_BYTES = 4 * 2**20
 MAX_OUTPUT_CHUNKS = 8192
-#: Leaves of a pass: enough to keep workers busy to the end, few enough that task overhead (1 to 2 ms each) does not show.
+#: Leaves of a pass: enough to keep workers busy to the end, few enough that task overhead (about 1 ms each) does not show.
 N_LEAVES = 64
 MAX_LEAVES = 4096
 MIN_LEAF_BYTES = 32 * 2**20
