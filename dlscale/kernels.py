@@ -6,6 +6,7 @@ result do not depend on how many threads or workers there were (`one_blas_thread
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,10 +27,14 @@ TILE_BYTES = 5_400_000
 GRAM_TILE_BYTES = 1_000_000
 #: The same where it is used with vectors.
 PIECE_BYTES = 2**18
+#: A computing thread that returns from BLAS gets the interpreter back after at most this long.
+SWITCH_SECONDS = 2e-4
 
 
 class _Limiter:
     """Counts who asked for one BLAS thread: the first to enter sets the limit, the last to leave lifts it.
+
+    As the threads of the process then compute side by side, they also take turns in the interpreter more often.
 
     It is entered by the thread that starts the work, around all of it, not by the threads that do it: threadpoolctl takes
     orders from one thread of a process only.
@@ -40,6 +45,7 @@ class _Limiter:
         self.n_inside = 0
         self.controller: ThreadpoolController | None = None
         self.limit: Any = None
+        self.switch_seconds = 0.0
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -47,6 +53,8 @@ class _Limiter:
             if self.n_inside == 0:
                 self.controller = self.controller or ThreadpoolController()
                 self.limit = self.controller.limit(limits=1, user_api="blas")
+                self.switch_seconds = sys.getswitchinterval()
+                sys.setswitchinterval(min(self.switch_seconds, SWITCH_SECONDS))
             self.n_inside += 1
         try:
             yield
@@ -55,9 +63,10 @@ class _Limiter:
                 self.n_inside -= 1
                 if self.n_inside == 0:
                     self.limit.restore_original_limits()
+                    sys.setswitchinterval(self.switch_seconds)
 
 
-#: Context in which BLAS runs on one thread, in the whole process.
+#: Context in which BLAS runs on one thread and threads switch quickly, in the whole process.
 one_blas_thread = _Limiter()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import Any
 
@@ -122,14 +123,15 @@ def blas_threads() -> int:
 
 def test_one_blas_thread_holds_for_all_threads_until_the_last_leaves() -> None:
     """Entered by the thread that starts the work, it holds in every thread, and inner uses do not lift it."""
-    before = blas_threads()
+    before, switch_seconds = blas_threads(), sys.getswitchinterval()
     seen: list[int] = []
     with one_blas_thread():
         with one_blas_thread():
             assert blas_threads() == 1
+            assert sys.getswitchinterval() < switch_seconds
         thread = threading.Thread(target=lambda: seen.append(blas_threads()))
         thread.start()
         thread.join()
         assert blas_threads() == 1
     assert seen == [1]
-    assert blas_threads() == before
+    assert (blas_threads(), sys.getswitchinterval()) == (before, switch_seconds)

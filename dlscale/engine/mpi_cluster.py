@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import Any
 from dlscale.engine.clusters import ClusterFacts, DaskCluster, connect, quieten
 from dlscale.engine.launchers import Session
 from dlscale.engine.progress import Emit, ignore
-from dlscale.engine.started import SETTINGS, SWITCH_SECONDS
+from dlscale.engine.started import SETTINGS
 from dlscale.engine.watching import Watch, Wishes
 from dlscale.errors import DlscaleError, RankError
 
@@ -33,7 +32,6 @@ class MpiCluster(DaskCluster):
 
         self.session.check()
         dask.config.set(SETTINGS)
-        sys.setswitchinterval(SWITCH_SECONDS)
         threads, memory_bytes = self.session.shares[0]
         self.local = LocalCluster(  # type: ignore[no-untyped-call]
             n_workers=1,
@@ -111,7 +109,6 @@ def work(scheduler: str, rank: int, threads: int, memory_bytes: int) -> None:
     from distributed import Worker
 
     dask.config.set(SETTINGS)
-    sys.setswitchinterval(SWITCH_SECONDS)
     quieten()
     host = "127.0.0.1" if "//127.0.0.1:" in scheduler else None
 

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from dlscale.errors import DlscaleError, RankError, SpecError, StalledError
+from dlscale.kernels import SWITCH_SECONDS
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -223,7 +224,7 @@ class MPICommunicator(Communicator):
         request = _Request(self, self._tag("allreduce", array, f"{name} {op}"), self._reducer(array, op))
         if self._thread is None:
             # The thread must get the interpreter soon after it asks for it: the caller is busy.
-            sys.setswitchinterval(min(sys.getswitchinterval(), 2e-4))
+            sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
             self._thread = threading.Thread(target=self._serve, name="dlscale-ranks", daemon=True)
             self._thread.start()
         self._last = request

@@ -12,10 +12,8 @@ from dlscale.errors import SpecError
 if TYPE_CHECKING:
     from dlscale.engine.clusters import ClusterFacts
 
-#: A computing thread that returns from BLAS gets the interpreter back after at most this long.
-SWITCH_SECONDS = 2e-4
 #: Run by each worker as it starts. A terminal sends Ctrl-C to every process, and the driver is the one that acts on it.
-_WORKER_SETUP = f"import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.setswitchinterval({SWITCH_SECONDS})"
+_WORKER_SETUP = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
 #: Tasks without inputs that each thread of a worker is given ahead: messages go every few milliseconds, and meanwhile a thread
 #: finishes several that are short. Their results are small, and what they read they read when they run. More would cost less a
 #: task, but leave a slow worker with more than others can steal from it in time.
