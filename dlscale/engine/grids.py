@@ -91,7 +91,6 @@ def plan_grid(A: Matrix, *, max_block_bytes: int, block_rows: int | None = None)
     """
     m, n = A.shape
     unit, row_bytes = min(A.row_unit, m), n * A.dtype.itemsize
-    may_level = block_rows is None and unit == 1
     if block_rows is None:
         target = max(1, min(BLOCK_BYTES, max_block_bytes) // row_bytes)
         if 1 < unit <= target:
@@ -106,9 +105,4 @@ def plan_grid(A: Matrix, *, max_block_bytes: int, block_rows: int | None = None)
     if unit > block_rows and unit % block_rows == 0:
         # Leaves of whole units: a chunk is then read by one leaf alone.
         per_leaf = -(-per_leaf * block_rows // unit) * unit // block_rows
-    n_leaves = -(-m // (block_rows * per_leaf))
-    if may_level and n_leaves > 2:
-        # Equal leaves, and as many for each of 2 or 4 threads.
-        n_blocks = -(-n_leaves // 4) * 4 * per_leaf
-        block_rows = min(block_rows, -(-m // (8 * n_blocks)) * 8)
     return RowGrid(m, block_rows, block_rows * per_leaf)

@@ -34,7 +34,10 @@ class Shape(Matrix):
 )
 @settings(max_examples=300, deadline=None)
 def test_any_plan_covers_the_rows_in_order(m: int, n: int, unit: int, any_range: bool, room: int) -> None:
-    grid = plan_grid(Shape((m, n), unit, any_range), max_block_bytes=max(room, 8 * n))
+    A = Shape((m, n), unit, any_range)
+    grid = plan_grid(A, max_block_bytes=max(room, 8 * n))
+    # The height of its blocks gives the same grid where there is another memory, and so the same bits.
+    assert plan_grid(A, max_block_bytes=2**31, block_rows=grid.block_rows) == grid
     assert 1 <= grid.block_rows <= m
     assert grid.leaf_rows % grid.block_rows == 0
     assert grid.block_rows * 8 * n <= max(room, 8 * n)
