@@ -49,7 +49,7 @@ def memory_shape(bench: Bench) -> tuple[int, int]:
 
 def repeats(bench: Bench) -> int:
     """Repeats of an in-memory fit."""
-    return bench.pick(full=5, quick=2)
+    return bench.pick(full=15, quick=2)
 
 
 def fit_array(bench: Bench, make: Callable[[], Any], *, exact: bool) -> None:

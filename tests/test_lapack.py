@@ -19,6 +19,7 @@ from dlscale.lapack import (
     factor_lu,
     factor_qr,
     interchanges,
+    largest_eigenpairs,
     multiply_add,
     multiply_triangular,
     pack_upper,
@@ -201,6 +202,25 @@ def test_factor_cholesky(dtype: str) -> None:
     A = np.eye(6, dtype=dtype)
     A[3, 3] = -1
     assert factor_cholesky(A) == 4
+
+
+@pytest.mark.parametrize("k", [1, 8, 9, 64])
+@pytest.mark.parametrize("spectrum", ["decaying", "equal", "zero"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_largest_eigenpairs(dtype: str, spectrum: str, k: int) -> None:
+    n = 64
+    Q, _ = np.linalg.qr(gaussian(n, n, dtype))
+    known = {"decaying": 0.5 ** np.arange(n), "equal": np.ones(n), "zero": np.zeros(n)}[spectrum]
+    G = (Q * known.astype(dtype)) @ Q.conj().T
+    G = (G + G.conj().T) / 2
+    before = G.copy()
+    values, V = largest_eigenpairs(G, k)
+    np.testing.assert_array_equal(G, before)
+    assert V.shape == (n, k)
+    assert values.dtype == G.real.dtype
+    np.testing.assert_allclose(values, known[:k], atol=20 * eps(G))
+    np.testing.assert_allclose(G @ V, V * values, atol=20 * eps(G))
+    np.testing.assert_allclose(V.conj().T @ V, np.eye(k), atol=50 * eps(G))
 
 
 def test_wrong_arguments_raise() -> None:

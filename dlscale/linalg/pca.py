@@ -19,6 +19,7 @@ from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.errors import DoesNotFitError, SpecError
 from dlscale.kernels import accumulator_dtype, one_blas_thread
+from dlscale.lapack import largest_eigenpairs
 from dlscale.linalg.centering import Centered, ColumnMeans, RowMeans
 from dlscale.linalg.estimates import ErrorEstimate
 from dlscale.linalg.exact_svd import exact_svd
@@ -281,10 +282,11 @@ def _from_gram(
 ) -> Triplets:
     """From ``A_c^H A_c`` to triplets: by its eigenvectors, or, where these are too few digits, by an exact SVD."""
     n, dtype = gram.shape[0], centered.dtype
+    # One more than is kept, which bounds what is left out.
+    n_pairs = n if options.n_components is None or options.fraction is not None else min(n, int(options.n_components) + 1)
     with one_blas_thread():
-        values, vectors = np.linalg.eigh(gram)
-    eigenvalues, vectors = values[::-1], vectors[:, ::-1]
-    values = np.maximum(eigenvalues, 0.0)
+        eigenvalues, vectors = largest_eigenpairs(gram, n_pairs)
+    values, total = np.maximum(eigenvalues, 0.0), float(np.trace(gram).real)
     k = _count(options, values, min(centered.shape))
     unresolved = values[k - 1] <= COVARIANCE_LIMIT * values[0]
     if solver == "full" or plan.transposed or (unresolved and options.solver == "auto"):
@@ -330,14 +332,14 @@ def _from_gram(
             )
         )
     rounding = 4 * eps * values[0] / np.maximum(s, np.sqrt(eps * values[0]) + np.finfo(float).tiny)
-    tail = values[k:]
+    first = float(values[k]) if k < n else 0.0
     error = ErrorEstimate(
-        float(np.sqrt(tail[0])) if len(tail) else float(rounding.max()),
-        float(np.sqrt(tail.sum())) if len(tail) else float(rounding.max()),
+        math.sqrt(first) if k < n else float(rounding.max()),
+        math.sqrt(max(total - float(values[:k].sum()), first)) if k < n else float(rounding.max()),
         rounding,
     )
     notes = ("the smallest variances asked for are below the resolution of a covariance matrix",) if unresolved else ()
-    return Triplets(s, V, error, Certificate(tuple(checks)), float(np.trace(gram).real), notes)
+    return Triplets(s, V, error, Certificate(tuple(checks)), total, notes)
 
 
 def _count(options: PCAOptions, values: Array, most: int) -> int:
