@@ -205,12 +205,15 @@ def skinny_flops(n: int, width: int, rows: int = 20_000) -> float:
 
 def measure_machine(bench: Bench) -> None:
     """The facts about this machine that every record of a run carries."""
+    from dlscale.engine.machine import blas_kernels
+
     n = bench.pick(full=4096, quick=1024)
     model = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     bench.fact(
         cores=CORES,
         cpu=model[0] if model else platform.machine(),
         memory_bytes=psutil.virtual_memory().total,
+        blas=blas_kernels(),
         matmul_f4_flops=matmul_flops("f4", n),
         matmul_f8_flops=matmul_flops("f8", n),
     )

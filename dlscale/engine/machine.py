@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_info
 
 from dlscale.kernels import one_blas_thread
 from dlscale.memory import total_bytes
@@ -57,13 +58,21 @@ def _timed(call: Any) -> float:
     return time.perf_counter() - started
 
 
+def blas_kernels() -> str:
+    """The BLAS libraries in this process with the kernels they chose for the processor: rates and bits depend on both."""
+    found = (library for library in threadpool_info() if library["user_api"] == "blas")
+    names = {f"{library['internal_api']} {library['version']} {library.get('architecture') or ''}".strip() for library in found}
+    return ", ".join(sorted(names))
+
+
 def describe_machine() -> dict[str, Any]:
     """Facts for the report: processor, cores, memory and the versions of the libraries that compute."""
+    names = ("dlscale", "numpy", "scipy", "dask", "distributed", "zarr")
     return {
         "host": platform.node(),
         "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
         "memory_bytes": total_bytes(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("dlscale", "numpy", "scipy", "dask", "distributed", "zarr")},
+        "versions": {name: version(name) for name in names} | {"blas": blas_kernels()},
     }
