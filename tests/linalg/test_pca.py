@@ -163,10 +163,10 @@ def test_smallest_variances_need_and_get_the_full_solver() -> None:
     assert any("resolution" in note for note in outcome.notes)
 
 
-@pytest.mark.parametrize("k", [3, 19])
+@pytest.mark.parametrize("k", [2, 19])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_error_estimates(solver: Solver, k: int) -> None:
-    """||A - mean - T V|| within a factor 3."""
+    """||A - mean - T V|| within a factor 3, whether a few eigenvectors of a covariance matrix were computed or all."""
     A = spectrum(gallery.power(30), 500, 30, offset=4.0)
     outcome, arrays = run(A, n_components=k, solver=solver, scores=True)
     E = A - 4.0 - arrays["scores"] @ arrays["components"]
