@@ -299,7 +299,8 @@ def run_case(script: Path, item: Case, size: str, data: Path, limit: float) -> d
         record: dict[str, Any] = json.loads(answer.read_text()) if answer.exists() else {}
         if status == "ok" and process.returncode != 0:
             status = "error"
-            record["error"] = record.get("error") or log.read_text(errors="replace")[-2000:]
+            said = record.get("error") or log.read_text(errors="replace").strip()[-2000:]
+            record["error"] = said or f"ended with exit status {process.returncode} and said nothing"
     marks, alone = record.pop("marks", []), record.pop("subprocess_only", False)
     record["peaks_rss_bytes"] = [peak(rss, [mark], subprocess_only=alone) for mark in marks]
     record["peak_rss_bytes"] = peak(rss, marks, subprocess_only=alone)

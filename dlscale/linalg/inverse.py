@@ -90,8 +90,8 @@ def compute_inverse(passes: Passes, A: Matrix, options: InverseOptions, plan: Pa
     system = System(passes, A, plan, SolveOptions(assume=options.assume, panel=options.panel))
     system.measure()
     W = probes(n, dtype)
-    # The probes are solved with before the rest: where LU loses too many digits they choose QR.
-    system.solve(ArrayMatrix(W))
+    # The probes are solved with before the rest, unrefined as the rest: where LU loses too many digits they choose QR.
+    system.solve(ArrayMatrix(W), refined=False)
     factors = system.factors
     assert factors is not None
     rows = block_rows(n)

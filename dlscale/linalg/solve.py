@@ -190,24 +190,26 @@ class System:
         norms = self.passes.sweep("norms", self.A, Norms(self.A.shape[1]), self.grid)
         self.norm, self.largest = float(norms["sums"].max()), float(norms["largest"][0])
 
-    def solve(self, B: Matrix, given: Factorization | None = None) -> Refined:
-        """Solve, with better factors where those at hand do not reach the target."""
+    def solve(self, B: Matrix, given: Factorization | None = None, *, refined: bool = True) -> Refined:
+        """Solve, with better factors where those at hand do not reach the target, which is n eps where nothing is refined."""
         n, k = B.shape
+        goal = (DOUBLE_TARGET if refined else max(n, DOUBLE_TARGET)) * self._eps
         dtype = np.result_type(self.A.dtype, self.A.dtype if B.dtype.kind != "c" else np.complex64)
         found = Refined(np.zeros((n, k), dtype), np.full(k, np.inf), np.full(k, np.inf), 0)
         for factors, target, words in self._attempts(given):
             self.factors = factors
-            unsolved = np.flatnonzero(found.errors > DOUBLE_TARGET * self._eps)
+            unsolved = np.flatnonzero(found.errors > goal)
             width = batch_columns(n, dtype)
             for columns in (unsolved[i : i + width] for i in range(0, len(unsolved), width)):
-                found = _put(found, columns, self._refined(_columns(B, columns, dtype), factors, target))
-            if found.backward_error <= DOUBLE_TARGET * self._eps or self.options.refine == "never":
+                found = _put(found, columns, self._refined(_columns(B, columns, dtype), factors, target if refined else None))
+            if found.backward_error <= goal or self.options.refine == "never":
                 if found.n_steps:
                     self.notes.append(
                         f"{words}; {found.n_steps} refinement steps to a backward error of {found.backward_error:.1e}"
                     )
                 return found
-            self.notes.append(f"{words}: refinement stopped at a backward error of {found.backward_error:.1e}")
+            stopped = "refinement stopped at a" if refined else "a"
+            self.notes.append(f"{words}: {stopped} backward error of {found.backward_error:.1e}")
         return found
 
     @property
@@ -233,7 +235,7 @@ class System:
     def _factor(self, A: Matrix, name: str) -> LUFactors | CholeskyFactors:
         return factor(self.passes, A, self.plan, self.options.assume, name=name)
 
-    def _refined(self, B: Array, factors: Factorization, target: float) -> Refined:
+    def _refined(self, B: Array, factors: Factorization, target: float | None) -> Refined:
         rhs = ArrayMatrix(B)
 
         def residual(X: Array) -> Array:
@@ -242,10 +244,11 @@ class System:
         def solve(R: Array) -> Array:
             return factors.solve(R).astype(B.dtype, copy=False)
 
+        if target is None or self.options.refine == "never":
+            return refine(B, residual, solve, self.norm, target=0.0, max_steps=0)
         target *= self._eps
-        max_steps = {"max_steps": 0} if self.options.refine == "never" else {}
-        found = refine(B, residual, solve, self.norm, target=target, **max_steps)
-        if found.backward_error <= DOUBLE_TARGET * self._eps or self.options.refine == "never":
+        found = refine(B, residual, solve, self.norm, target=target)
+        if found.backward_error <= DOUBLE_TARGET * self._eps:
             return found
         wide = factors.widened() if isinstance(factors, ScaledFactors) else factors
 

@@ -48,6 +48,14 @@ def test_inverses(name: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> Non
         assert outcome.estimates["condition"] == pytest.approx(np.abs(A).sum(0).max() * np.abs(X).sum(0).max(), rel=1e-5)
 
 
+def test_the_inverse_chooses_qr_where_lu_alone_is_inaccurate() -> None:
+    """Refinement would save a solution by these factors of growth 2^31; the rows of an inverse are not refined."""
+    for n, chooses_qr in ((32, True), (8, False)):
+        outcome, _ = run(gallery.HARD_SQUARE["wilkinson"](n, "f4"), InverseOptions())
+        assert outcome.certificate.passed
+        assert any("by QR" in note for note in outcome.notes) == chooses_qr
+
+
 def test_inverse_of_a_positive_definite_matrix() -> None:
     A = gallery.positive_definite(70, dtype="c16")
     outcome, arrays = run(A, InverseOptions(assume="pos", panel=32))

@@ -50,8 +50,8 @@ def test_gmres_goes_further(dtype: str) -> None:
     """At condition 1e8 factors in single precision have no digit, and still precondition."""
     A, B = conditioned(1e8, dtype), gaussian(120, 2, dtype)
     product, solve, norm = parts(A)
-    plain = refine(B, lambda X: B - product(X), solve, norm, target=EPS)
-    assert plain.backward_error > EPS
+    plain = refine(B, lambda X: B - product(X), solve, norm, target=EPS, max_steps=1)
+    assert plain.backward_error > 1e4 * EPS
     _, solve, _ = parts(A, wide=True)
     found = refine_by_gmres(plain, product, lambda X: B - product(X), solve, norm, target=EPS)
     assert found.backward_error < 4 * EPS
