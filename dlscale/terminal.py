@@ -214,7 +214,8 @@ def jobs_table(states: Sequence[JobState]) -> Table:
     """All jobs of a workspace, one a line."""
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     for column in ("job", "kind", "state", "started", "time", "message"):
-        table.add_column(column, no_wrap=column != "message", overflow="fold")
+        # Where the terminal is narrow, words wrap; an id must stay whole to be copied, and a time to be right.
+        table.add_column(column, no_wrap=column not in ("started", "message"), overflow="fold")
     for state in states:
         table.add_row(
             state.job,

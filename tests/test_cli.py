@@ -19,6 +19,7 @@ import zarr
 from click.testing import CliRunner, Result
 
 from dlscale.cli import commands
+from dlscale.report.words import duration
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}
@@ -229,7 +230,7 @@ def test_a_running_job_is_not_resumed(folder: Path) -> None:
     assert "running already" in seen[0].stderr
 
 
-def test_the_life_of_a_job_can_be_followed(folder: Path) -> None:
+def test_the_life_of_a_job_can_be_followed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "No jobs yet" in call("jobs").stdout
     assert call("validate", "job.yaml").stdout == "job.yaml is a valid job of kind svd.\n"
     planned = json.loads(call("plan", "job.yaml", "--json").stdout)
@@ -241,7 +242,11 @@ def test_the_life_of_a_job_can_be_followed(folder: Path) -> None:
         assert words in shown.stdout
     (job,) = json.loads(call("jobs", "--json").stdout)
     assert job["state"] == "succeeded"
-    assert job["job"] in call("jobs").stdout
+    monkeypatch.setenv("COLUMNS", "68")
+    listed = call("jobs").stdout
+    for words in (job["job"], "succeeded", f" {duration(job['seconds'])} "):
+        assert words in listed
+    monkeypatch.delenv("COLUMNS")
     assert "succeeded" in call("status").stdout
     assert "pass left" in call("logs", job["job"]).stdout
     assert call("report").stdout.strip().endswith("report.html")
