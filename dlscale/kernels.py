@@ -219,3 +219,67 @@ def sum_of_squares(A: Array) -> float:
     """``||A||_F^2`` of a tile, summed in double precision over its rows."""
     flat = A.reshape(-1) if A.flags.c_contiguous else A.ravel(order="K")
     return float(np.vdot(flat, flat).real)
+
+
+#: Exponents of the largest entry up to which squares and long products keep their digits; beyond, a power of two is taken out.
+SAFE_EXPONENTS = {32: 40, 64: 400}
+
+
+def safe_exponent(largest: float, dtype: np.dtype[Any]) -> int:
+    """The power of two to take out of a matrix with this largest modulus, so that nothing overflows or vanishes.
+
+    Returns
+    -------
+    int
+        0 where the matrix may stay as it is; else an even k for which ``2^-k largest`` is near 1 (Cholesky factors are then
+        scaled exactly too).
+    """
+    if not 0 < largest < np.inf:
+        return 0
+    exponent = int(np.frexp(largest)[1])
+    return 0 if abs(exponent) <= SAFE_EXPONENTS[np.finfo(dtype).bits] else exponent // 2 * 2
+
+
+def times_power_of_two(A: Array, exponent: int, *, out: Array | None = None) -> Array:
+    """``2^exponent A``, exact unless it overflows or becomes subnormal; A itself for 0 and without ``out``."""
+    one, limit = A.real.dtype.type(1), int(np.finfo(A.dtype).maxexp) - 1
+    # The long steps come last, so that what becomes subnormal is rounded once.
+    short, sign = abs(exponent) % limit, 1 if exponent > 0 else -1
+    steps = [sign * short] * bool(short) + [sign * limit] * (abs(exponent) // limit)
+    if not steps and out is not None:
+        out[...] = A
+    with np.errstate(over="ignore", under="ignore"):
+        for step in steps:
+            A = np.multiply(A, np.ldexp(one, step), out=out)
+    return A if out is None else out
+
+
+def largest_part(A: Array) -> float:
+    """The largest modulus of the real and imaginary parts of the entries, which never overflows; 0 where there are none."""
+    if A.size == 0:
+        return 0.0
+    parts = (A.real, A.imag) if A.dtype.kind == "c" else (A,)
+    return float(max(np.maximum(part.max(), -part.min()) for part in parts))
+
+
+def safe_norm(A: Array, axis: int | None = None) -> Any:
+    """The 2-norm of all entries, or along an axis, in double precision: no square overflows or vanishes.
+
+    Parameters
+    ----------
+    A : array
+    axis : int, optional
+
+    Returns
+    -------
+    float, or array of floats
+        NaN where an entry is NaN; infinite where an entry is, or where the norm itself is no number of double precision.
+    """
+    wide = A.astype(accumulator_dtype(A.dtype), copy=False)
+    if A.dtype == wide.dtype:
+        largest = largest_part(wide)
+        if 0 < largest < np.inf:
+            exponent = int(np.frexp(largest)[1])
+            with np.errstate(over="ignore", under="ignore"):
+                return np.ldexp(np.linalg.norm(times_power_of_two(wide, -exponent), axis=axis), exponent)
+    return np.linalg.norm(wide, axis=axis)
