@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from dlscale.bench.commands import bench
+from dlscale.cli_imports import ImportCommand
 from dlscale.cli_jobs import COMMANDS
 from dlscale.cli_options import (
     EXIT_FAILED,
@@ -155,27 +156,13 @@ def schema() -> None:
     click.echo(json.dumps(json_schema(), indent=2))
 
 
-@commands.command(name="import")
+@commands.command(name="import", cls=ImportCommand)
 @click.argument("source")
 @click.argument("destination", type=click.Path(path_type=Path))
 @click.option("--chunks", metavar="ROWSxCOLUMNS", help="Shape of a stored chunk.")
 @click.option("--dtype", type=click.Choice(["f4", "f8", "c8", "c16"]), help="Convert to this dtype.")
-@click.option("--patches", type=click.IntRange(1), metavar="N", help="Cut images into N x N patches, one a row.")
-@click.option("--stride", type=click.IntRange(1), default=1, help="Pixels from one patch to the next.")
-@click.option("--dataset", help="Which array of an HDF5 or .npz file.")
-@click.option("--columns", metavar="A,B,...", help="Which columns of a table.")
 @click.option("--overwrite", is_flag=True, help="Replace a Zarr array at DESTINATION.")
-def import_(
-    source: str,
-    destination: Path,
-    chunks: str | None,
-    dtype: str | None,
-    patches: int | None,
-    stride: int,
-    dataset: str | None,
-    columns: str | None,
-    overwrite: bool,
-) -> None:
+def import_(source: str, destination: Path, chunks: str | None, dtype: str | None, overwrite: bool, **options: Any) -> None:
     """Turn .npy, .npz, CSV, Parquet, HDF5, Matrix Market or images (SOURCE) into a Zarr array (DESTINATION)."""
     from dlscale.batch.generate import parse_pair
     from dlscale.batch.places import only_importer
@@ -189,12 +176,9 @@ def import_(
             destination,
             chunks=(shape[0], shape[1]) if shape else None,
             dtype=dtype,
-            patches=patches,
-            stride=stride,
-            dataset=dataset,
-            columns=columns.split(",") if columns else None,
             progress=bar,
             overwrite=overwrite,
+            **{option: value for option, value in options.items() if value is not None},
         )
     _show_info(str(destination))
 

@@ -67,6 +67,10 @@ class NonFiniteError(InputError):
         return type(self), (self.row, self.column, self.value)
 
 
+class ImportNote(UserWarning):
+    """Something in an imported source was understood in a way that the user should know, such as a column left out."""
+
+
 class CorruptionError(DlscaleError):
     """Stored data fails its checksum."""
 

@@ -178,11 +178,8 @@ def _imported(data: dict[str, Any], request: ImportSpec, workspace: Workspace, p
                 destination,
                 chunks=request.chunks,
                 dtype=request.dtype,
-                patches=request.patches,
-                stride=request.stride,
-                dataset=request.dataset,
-                columns=request.columns,
                 progress=progress,
+                **request.read_options(),
             )
     return destination
 

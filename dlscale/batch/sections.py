@@ -13,6 +13,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from dlscale.storage.importers.options import ReadOptions
+
 SIZE_UNITS: Mapping[str, int] = {
     "": 1,
     "k": 10**3,
@@ -63,20 +65,18 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class ImportSpec(Section):
+class ImportSpec(ReadOptions, Section):
     """A source that the run imports once into the workspace and uses again."""
 
     source: str = Field(alias="import", min_length=1, description="a file, a folder of images, or sample:photos")
-    patches: Positive | None = Field(
-        default=None, description="an integer of at least 1: side of the square image patches, in pixels"
-    )
-    stride: Positive = Field(default=1, description="an integer of at least 1: pixels between patches")
     chunks: tuple[Positive, Positive] | None = Field(default=None, strict=False, description="[rows, columns] of a stored chunk")
     dtype: Literal["f4", "f8", "c8", "c16", "float32", "float64", "complex64", "complex128"] | None = Field(
         default=None, description="f4, f8, c8 or c16: convert while importing"
     )
-    dataset: str | None = Field(default=None, description="text: dataset inside an HDF5 file, member of an .npz")
-    columns: list[str] | None = Field(default=None, description="a list of column names of a table")
+
+    def read_options(self) -> dict[str, Any]:
+        """The options of the reader, as `import_matrix` takes them."""
+        return self.model_dump(include=set(ReadOptions.model_fields))
 
 
 #: What every role with a matrix takes, and its words.

@@ -93,7 +93,8 @@ class ZarrMatrix(Matrix):
 
     @property
     def attributes(self) -> dict[str, Any]:
-        return dict(self.array.attrs).get("dlscale") or {}
+        found = dict(self.array.attrs).get("dlscale")
+        return found if isinstance(found, dict) else {}
 
     @property
     def notes(self) -> list[str]:
@@ -101,7 +102,8 @@ class ZarrMatrix(Matrix):
         chunk_bytes = int(np.prod(self.array.chunks)) * self.stored_dtype.itemsize
         if chunk_bytes < 2**20 and self.n_stored_bytes > 64 * 2**20:
             notes.append(f"chunks of {chunk_bytes / 2**10:.0f} KiB are small: 4 to 64 MiB read faster (dlscale import rechunks)")
-        return notes
+        said = self.attributes.get("notes", [])
+        return [*notes, *(note for note in said if isinstance(note, str))] if isinstance(said, list) else notes
 
     def describe(self) -> dict[str, Any]:
         array = self.array

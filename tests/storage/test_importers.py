@@ -416,8 +416,10 @@ def test_source_and_option_errors(tmp_path):
         import_matrix(tmp_path / "a.npy", to, columns=["a"])
     with pytest.raises(SpecError, match=r"stride does not apply"):
         import_matrix(tmp_path / "a.npy", to, stride=2)
-    with pytest.raises(SpecError, match="must be at least 1"):
+    with pytest.raises(SpecError, match="patches: got 0; allowed: an integer of at least 1"):
         import_matrix("sample:photos", to, patches=0)
+    with pytest.raises(SpecError, match=r"colums is not an option of imports; known are .* columns"):
+        import_matrix(tmp_path / "a.npy", to, colums=["a"])
     with pytest.raises(SpecError, match="chunks must be two positive numbers"):
         import_matrix(tmp_path / "a.npy", to, chunks=(0, 1))
     with pytest.raises(SpecError, match="Zarr array already"):

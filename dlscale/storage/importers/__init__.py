@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import uuid
-import zipfile
-import zlib
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -16,18 +16,20 @@ import fsspec.core
 import numpy as np
 from numpy.typing import DTypeLike
 
-from dlscale.errors import DlscaleError, InputError, SpecError
+from dlscale.errors import DlscaleError, DoesNotFitError, ImportNote, InputError, SpecError
+from dlscale.storage.durable import require_free_space
 from dlscale.storage.importers.delimited import read_delimited
 from dlscale.storage.importers.hdf5 import read_hdf5
 from dlscale.storage.importers.images import IMAGE_SUFFIXES, read_images, read_sample_photos
 from dlscale.storage.importers.matrix_market import read_matrix_market
 from dlscale.storage.importers.numpy_files import read_npy, read_npz
+from dlscale.storage.importers.options import ReadOptions, parse_options
 from dlscale.storage.importers.parquet import read_parquet
 from dlscale.storage.importers.samples import is_sample, read_sample
 from dlscale.storage.importers.strips import StripWriter
 from dlscale.storage.importers.tables import KEPT_DTYPES, Reader, Request, Table, is_url
 
-__all__ = ["FORMATS", "import_matrix"]
+__all__ = ["FORMATS", "ReadOptions", "import_matrix"]
 
 
 class Format(NamedTuple):
@@ -37,15 +39,14 @@ class Format(NamedTuple):
     options: tuple[str, ...] = ()
 
 
+MAX_WORDS = 400  # of what a library says of a damaged file, which may quote it
 SAMPLE_PHOTOS = "sample:photos"
+_TABLES = Format(read_delimited, ("columns", "header"))
 _IMAGES = Format(read_images, ("patches", "stride"))
 FORMATS: dict[str, Format] = {
     ".npy": Format(read_npy),
     ".npz": Format(read_npz, ("dataset",)),
-    ".csv": Format(read_delimited, ("columns", "header")),
-    ".csv.gz": Format(read_delimited, ("columns", "header")),
-    ".tsv": Format(read_delimited, ("columns", "header")),
-    ".tsv.gz": Format(read_delimited, ("columns", "header")),
+    **dict.fromkeys((".csv", ".csv.gz", ".tsv", ".tsv.gz"), _TABLES),
     ".parquet": Format(read_parquet, ("columns",)),
     ".h5": Format(read_hdf5, ("dataset",)),
     ".hdf5": Format(read_hdf5, ("dataset",)),
@@ -61,13 +62,9 @@ def import_matrix(
     *,
     chunks: tuple[int, int] | None = None,
     dtype: DTypeLike | None = None,
-    patches: int | None = None,
-    stride: int = 1,
-    dataset: str | None = None,
-    columns: list[str] | None = None,
-    header: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
     overwrite: bool = False,
+    **options: Any,
 ) -> Path:
     """Copy a matrix from another format into an uncompressed Zarr v3 array, streaming.
 
@@ -85,18 +82,17 @@ def import_matrix(
     dtype : dtype, optional
         None keeps the source's (float64 for text). Otherwise one to which every value converts without wrapping round:
         wider, or floating.
-    patches, stride : int, optional
-        For images: side of square patches, one a row, and the distance in pixels from one to the next.
-    dataset : str, optional
-        For .npz and HDF5: which array. Needed when there are several.
-    columns : list of str, optional
-        For CSV and Parquet: which columns, in this order. Columns without names are called "0", "1", ...
-    header : bool, optional
-        For CSV: whether the first line names the columns. None: it does if no cell of it is a number.
     progress : callable, optional
         Called as progress(done, total) in bytes: of the source for text, of the matrix otherwise.
     overwrite : bool
         Replace an existing Zarr array. Anything else that stands there is never replaced.
+    **options
+        How the source is read; each applies to some formats, and without it the reader decides:
+
+        - of images: `patches` (int), the side of square patches, one a row, and `stride` (int), pixels from one to the next;
+        - of .npz and HDF5: `dataset` (str), which array; needed when there are several;
+        - of tables: `columns` (list of str), which, in this order; columns without names are called "0", "1", ...;
+        - of CSV and TSV: `header` (bool), whether the first line names the columns; without it, it does if no cell is a number.
 
     Returns
     -------
@@ -108,7 +104,15 @@ def import_matrix(
     SpecError
         If the format or an option is unknown, a package is missing, or the destination exists.
     InputError
-        If the source is missing, damaged, empty, or not a matrix of numbers. Nothing is left behind.
+        If the source is missing, damaged, empty, or not a matrix of numbers, or a number is infinite in `dtype` and was not
+        in the source. Nothing is left behind.
+    DoesNotFitError
+        If the disk has no room for the matrix.
+
+    Warns
+    -----
+    ImportNote
+        If something in the source was understood in a way that the user should know; also kept in the array's attributes.
 
     Notes
     -----
@@ -118,10 +122,10 @@ def import_matrix(
     """
     source, destination = os.fspath(source), Path(destination)
     partial = destination.parent / f".{destination.name}.{uuid.uuid4().hex[:8]}.partial"
-    names = None if columns is None else tuple(columns)
+    given = parse_options(options)
     kind = _format(source)
-    request = Request(source, partial / "scratch", dataset, names, patches, stride, header, _wanted_dtype(dtype))
-    _check_options(request, kind)
+    _check_options(given, kind, source=source)
+    request = Request(source=source, scratch=partial / "scratch", dtype=_wanted_dtype(dtype), **given.model_dump())
     _check_destination(destination, overwrite=overwrite)
     destination.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -148,40 +152,57 @@ def _publish(partial: Path, destination: Path) -> None:
 def _copy(
     request: Request, read: Reader, path: Path, *, chunks: tuple[int, int] | None, progress: Callable[[int, int], None] | None
 ) -> None:
-    with ExitStack() as stack:
-        with _explained(request.source):
-            table = stack.enter_context(read(request))
-        blocks = stack.enter_context(closing(table.blocks))
+    source = request.source
+    with ExitStack() as reading:
+        with _explained(source):
+            table = reading.enter_context(read(request))
+            blocks = reading.enter_context(closing(table.blocks))
         if table.n_columns < 1 or table.n_rows == 0:
-            raise InputError(f"{request.source} is a matrix without entries; it needs at least one row and one column.")
+            raise InputError(f"{source} is a matrix without entries; it needs at least one row and one column.")
         dtype = _final_dtype(table, request)
-        attributes = {"dlscale": {**table.attributes, "source": request.source}}
-        writer = StripWriter(path, table.n_columns, dtype=dtype, chunks=chunks, attributes=attributes)
         row_bytes = table.n_columns * dtype.itemsize
+        _require_room(table, dtype, request=request)
+        attributes = {"dlscale": {**table.attributes, "source": source}}
+        writer = StripWriter(path, table.n_columns, dtype=dtype, chunks=chunks, attributes=attributes)
         while True:
-            with _explained(request.source):
+            with _explained(source):
                 block = next(blocks, None)
             if block is None:
                 break
             writer.append(block)
             if progress is not None:
                 progress(*(table.position() if table.position else (writer.n_rows * row_bytes, (table.n_rows or 0) * row_bytes)))
-        writer.finish()
+        with _explained(source):
+            reading.close()
+        writer.finish(table.notes)
+    for note in table.notes:
+        warnings.warn(note, ImportNote, stacklevel=3)
+
+
+def _require_room(table: Table, dtype: np.dtype[Any], *, request: Request) -> None:
+    """What a header promises must fit on the disk before a byte of it is written."""
+    m, n = table.n_rows or 1, table.n_columns
+    try:
+        require_free_space(request.scratch.parent.parent, m * n * dtype.itemsize)
+    except DoesNotFitError as error:
+        raise DoesNotFitError(f"{request.source} is a matrix of {m} x {n} {dtype}: {error}") from None
 
 
 @contextmanager
 def _explained(source: str) -> Iterator[None]:
-    """Errors of the libraries that read a damaged file, as one of ours; those of the operating system as they are."""
+    """Whatever a library raises on what it reads, as one of our errors; a full disk, which scratch files meet, as it is."""
     try:
         yield
     except DlscaleError:
         raise
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{source} cannot be read: {error}. The file is damaged or not what its name says.") from error
-    except OSError as error:
-        if error.errno is not None:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise InputError(f"{source} cannot be read: {error}. The file is damaged or not what its name says.") from error
+        why = " ".join(str(error).split())[:MAX_WORDS] or type(error).__name__
+        if isinstance(error, MemoryError):
+            raise InputError(f"{source} cannot be read: what it promises does not fit into memory ({why}).") from error
+        advice = "" if isinstance(error, OSError) and error.errno else " The file is damaged or not what its name says."
+        raise InputError(f"{source} cannot be read: {why.rstrip('.')}.{advice}") from error
 
 
 def _format(source: str) -> Format:
@@ -194,7 +215,9 @@ def _format(source: str) -> Format:
         files, path = fsspec.core.url_to_fs(source)
     except (ImportError, ValueError) as error:
         raise SpecError(f"{source} cannot be opened: {error}") from error
-    if not files.exists(path):
+    with _explained(source):
+        found = files.exists(path)
+    if not found:
         raise InputError(f"There is no file or folder {source}.")
     if files.exists(f"{path.rstrip('/')}/zarr.json") or files.exists(f"{path.rstrip('/')}/.zarray"):
         raise SpecError(f"{source} is a Zarr array already; use it as it is.")
@@ -208,14 +231,12 @@ def _format(source: str) -> Format:
     raise SpecError(f"The format of {source} is told by the end of its name; known are {known}, and folders of images.")
 
 
-def _check_options(request: Request, kind: Format) -> None:
-    """Refuse what this format does not know, and values that no format knows."""
-    for option in dict.fromkeys(option for known in FORMATS.values() for option in known.options):
-        if getattr(request, option) != getattr(Request, option) and option not in kind.options:
+def _check_options(given: ReadOptions, kind: Format, *, source: str) -> None:
+    """Refuse what this format does not know."""
+    for option, field in ReadOptions.model_fields.items():
+        if getattr(given, option) != field.default and option not in kind.options:
             suffixes = [suffix for suffix, known in FORMATS.items() if option in known.options]
-            raise SpecError(f"{option} does not apply to {request.source}; it is for {' '.join(suffixes)}.")
-    if request.stride < 1 or (request.patches is not None and request.patches < 1) or request.columns == ():
-        raise SpecError("patches and stride must be at least 1, and columns must not be empty.")
+            raise SpecError(f"{option} does not apply to {source}; it is for {' '.join(suffixes)}.")
 
 
 def _wanted_dtype(dtype: DTypeLike | None) -> np.dtype[Any] | None:

@@ -61,7 +61,7 @@ def read_sample_photos(request: Request) -> Iterator[Table]:
     from sklearn.datasets import load_sample_images
 
     bunch = load_sample_images()
-    chosen = Request(request.source, request.scratch, patches=request.patches or SAMPLE_SIDE, stride=request.stride)
+    chosen = request.model_copy(update={"patches": request.patches or SAMPLE_SIDE})
     sizes = [image.shape[:2] for image in bunch.images]
     yield _table(chosen, iter(bunch.images), sizes=sizes, names=list(bunch.filenames), channels=3, dtype=np.dtype(np.uint8))
 

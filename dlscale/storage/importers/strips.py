@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,11 @@ class StripWriter:
         if rows < 1 or columns < 1:
             raise SpecError(f"chunks must be two positive numbers, rows and columns; got {rows} x {columns}.")
         strip_bytes = rows * n_columns * dtype.itemsize
+        if n_columns * dtype.itemsize > MAX_STRIP_BYTES:
+            raise InputError(
+                f"A row of {n_columns} columns of {dtype} takes {n_columns * dtype.itemsize / 1e9:.1f} GB; an import writes "
+                f"whole rows, of at most {MAX_STRIP_BYTES / 1e9:.1f} GB. Split the columns into several sources."
+            )
         if chunks and strip_bytes > MAX_STRIP_BYTES:
             raise SpecError(
                 f"Chunks of {rows} rows of {n_columns} columns are written {strip_bytes} bytes at a time; the limit is "
@@ -67,29 +73,57 @@ class StripWriter:
         self.n_rows = 0  # rows received
 
     def append(self, block: Array) -> None:
-        """Add rows below; a block that starts and fills a strip is written without a copy."""
-        self.n_rows += len(block)
+        """Add rows below; a block that starts and fills a strip is written without a copy.
+
+        Raises
+        ------
+        InputError
+            If a finite number is infinite in the array's dtype; it names row and column.
+        """
         while len(block):
             if not self._fill and len(block) >= self._rows:
-                self._write(np.ascontiguousarray(block[: self._rows], dtype=self._dtype))
-                block = block[self._rows :]
+                taken = self._rows
+                self.n_rows += taken
+                self._write(self._converted(block[:taken]))
+                block = block[taken:]
                 continue
             if self._strip is None:
                 self._strip = np.empty((self._rows, self._n_columns), self._dtype)
             taken = min(self._rows - self._fill, len(block))
-            self._strip[self._fill : self._fill + taken] = block[:taken]
+            self.n_rows += taken
+            self._converted(block[:taken], out=self._strip[self._fill : self._fill + taken])
             self._fill += taken
             block = block[taken:]
             if self._fill == self._rows:
                 self._write(self._strip)
                 self._fill = 0
 
-    def finish(self) -> None:
-        """Write the last strip, whose chunks may reach below the last row."""
+    def _converted(self, rows: Array, *, out: Array | None = None) -> Array:
+        """The last rows received, in the array's dtype."""
+        with np.errstate(over="raise", invalid="ignore", under="ignore"):
+            try:
+                if out is None:
+                    return np.ascontiguousarray(rows, dtype=self._dtype)
+                out[...] = rows
+                return out
+            except FloatingPointError:
+                pass
+        with np.errstate(over="ignore"):
+            lost = np.argwhere(np.isfinite(rows) & ~np.isfinite(rows.astype(self._dtype)))
+        i, j = (int(k) for k in lost[0])
+        raise InputError(
+            f"Row {self.n_rows - len(rows) + i}, column {j} of the source (both count from 0) is {rows[i, j]}, which is infinite "
+            f"in {self._dtype}; ask for a wider dtype, or scale the numbers."
+        )
+
+    def finish(self, notes: Sequence[str] = ()) -> None:
+        """Write the last strip, whose chunks may reach below the last row, and what is to be said of the source."""
         if not self.n_rows:
             raise InputError("The source holds no rows; a matrix needs at least one.")
         if self._fill and self._strip is not None:
             self._write(self._strip[: self._fill])
+        if notes and self._array is not None:
+            self._array.update_attributes({"dlscale": {**self._attributes["dlscale"], "notes": list(notes)}})
 
     def _write(self, strip: Array) -> None:
         if self._array is None:

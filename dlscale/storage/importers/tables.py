@@ -14,8 +14,10 @@ from typing import Any, BinaryIO, cast
 import fsspec
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict
 
 from dlscale.errors import InputError, SpecError
+from dlscale.storage.importers.options import ReadOptions
 
 Array = NDArray[Any]
 Blocks = Generator[Array, None, None]
@@ -25,17 +27,13 @@ TEXT_BUFFER_BYTES = 1 << 20
 KEPT_DTYPES = frozenset(["b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"])
 
 
-@dataclass(frozen=True)
-class Request:
-    """One import as a reader sees it: the source, its options, and a folder for files of its own."""
+class Request(ReadOptions):
+    """One import as a reader sees it: the source, a folder for files of its own, the dtype asked for, and the options."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     source: str
     scratch: Path
-    dataset: str | None = None
-    columns: tuple[str, ...] | None = None
-    patches: int | None = None
-    stride: int = 1
-    header: bool | None = None
     dtype: np.dtype[Any] | None = None
 
 
@@ -53,6 +51,7 @@ class Table:
     blocks: Blocks
     attributes: dict[str, Any] = field(default_factory=dict)
     position: Callable[[], tuple[int, int]] | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 Reader = Callable[[Request], AbstractContextManager[Table]]
