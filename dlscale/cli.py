@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import warnings
@@ -64,7 +65,11 @@ def _run() -> int:
 
 
 class _Group(click.Group):
-    """Says errors in one line and turns them into exit codes."""
+    """Says errors in one line and turns them into exit codes; knows the home folder wherever a path is given."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # A shell expands a word that begins with ~, but not --output=~/a, and no shell stands before a batch system.
+        return super().parse_args(ctx, [re.sub(r"^(--[\w-]+=)?(~.*)", _at_home, argument) for argument in args])
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -78,6 +83,12 @@ class _Group(click.Group):
         except KeyboardInterrupt:
             say(Interrupted("stopped by a signal before any work was done; run the command again."))
             ctx.exit(Interrupted.exit_code)
+
+
+def _at_home(option: re.Match[str]) -> str:
+    from dlscale.storage.locations import expand_home
+
+    return (option[1] or "") + expand_home(option[2])
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

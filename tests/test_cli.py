@@ -261,6 +261,28 @@ def test_info_tells_a_matrix_from_a_result(folder: Path) -> None:
     assert call("info", "absent.zarr").exit_code == 2
 
 
+def test_the_home_folder_is_a_tilde(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Keys of a job, operands and options, in words that no shell has seen."""
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    np.save(folder / "b.npy", np.random.default_rng(0).standard_normal((300, 6)))
+    (folder / "home.yaml").write_text(
+        "kind: svd\ninput: {matrix: {import: ~/b.npy}}\nparams: {n_components: 2}\ncluster: threads\noutput: ~/in-a-key.zarr\n"
+    )
+    assert call("import", "~/b.npy", "~/b.zarr").exit_code == 0
+    assert call("info", "~/b.zarr").exit_code == 0
+    assert call("run", "~/home.yaml", "--workspace=~/jobs").exit_code == 0
+    assert (
+        call("run", "~/home.yaml", "--workspace", "~/jobs", "--output=~/option.zarr", "--set", "input.matrix=~/b.zarr").exit_code
+        == 0
+    )
+    assert call("generate", "~/made.zarr", "--shape=50x3", "--spectrum=flat", "--cluster=threads").exit_code == 0
+    assert {"b.zarr", "jobs", "in-a-key.zarr", "option.zarr", "made.zarr"} <= {path.name for path in folder.iterdir()}
+    assert not list(Path.cwd().iterdir())
+
+
 def test_import_and_info(folder: Path) -> None:
     np.save("b.npy", np.arange(12.0).reshape(4, 3))
     result = call("import", "b.npy", "b.zarr", "--chunks", "2x3", "--dtype", "f4")

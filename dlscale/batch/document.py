@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from dlscale.errors import SpecError
+from dlscale.storage.locations import expand_home
 
 #: A job file is a page of text; anything longer is something else.
 MAX_BYTES = 1_000_000
@@ -93,7 +94,7 @@ def read_document(source: str | Path | Mapping[str, Any], overrides: Iterable[st
     elif isinstance(source, str) and "\n" in source:
         document = parse_yaml(source, "spec")
     else:
-        document = parse_yaml(_read_text(Path(source)), str(source))
+        document = parse_yaml(_read_text(Path(expand_home(source))), str(source))
     for override in overrides:
         document = _override(document, override)
     return document

@@ -20,6 +20,7 @@ from dlscale.batch.document import Document, read_document
 from dlscale.batch.messages import explain
 from dlscale.batch.sections import JobSpec
 from dlscale.errors import SpecError
+from dlscale.storage.locations import expand_home
 
 #: Every kind of job by its name.
 MODELS: Mapping[str, type[JobSpec]] = {
@@ -87,8 +88,8 @@ def to_data(spec: JobSpec) -> dict[str, Any]:
 
 
 def absolute(location: str) -> str:
-    """A relative path from the current folder; URLs and sample: names as they are."""
-    return location if "://" in location or location.startswith("sample:") else os.path.abspath(location)
+    """A path from the home folder or the current one, absolute; URLs and sample: names as they are."""
+    return location if "://" in location or location.startswith("sample:") else os.path.abspath(expand_home(location))
 
 
 def json_schema() -> dict[str, Any]:

@@ -27,6 +27,7 @@ import psutil
 
 from dlscale.errors import Interrupted, SpecError
 from dlscale.storage.durable import PARTIAL, write_atomically
+from dlscale.storage.locations import expand_home
 
 #: A running job writes its state again so often; on another machine it counts as lost after `LOST_SECONDS` without, which
 #: allows for clocks that differ. On the same machine its process is looked up.
@@ -224,7 +225,7 @@ class Workspace:
     """
 
     def __init__(self, root: str | Path | None = None) -> None:
-        self.root = Path(root or os.environ.get("DLSCALE_WORKSPACE") or "dlscale-workspace").absolute()
+        self.root = Path(expand_home(root or os.environ.get("DLSCALE_WORKSPACE") or "dlscale-workspace")).absolute()
         self.jobs_folder = self.root / "jobs"
         self.imports_folder = self.root / "imports"
         self.queue_folder = self.root / "queue"

@@ -7,19 +7,21 @@ read at once so that no stored chunk is read twice (`row_unit`).
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dlscale.errors import InputError, SpecError
+from dlscale.errors import InputError
+from dlscale.storage.arrays import numbers_of, plain_array, unmasked
+from dlscale.storage.locations import expand_home
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype in which a stored dtype is computed: itself for f4 f8 c8 c16, float64 for the other real ones.
+    """The dtype in which a stored dtype is computed: itself for f4 f8 c8 c16, double precision for others (f2: single).
 
     Raises
     ------
@@ -30,8 +32,10 @@ def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
         return dtype.newbyteorder("=")
     if dtype == np.float16:
         return np.dtype(np.float32)
-    if dtype.kind in "biu" or dtype.kind == "f":
+    if dtype.kind in "biuf":
         return np.dtype(np.float64)
+    if dtype.kind == "c":
+        return np.dtype(np.complex128)
     raise InputError(f"A matrix must hold numbers (integers, floats or complex); got dtype {dtype}.")
 
 
@@ -203,6 +207,15 @@ class DaskMatrix(Matrix):
 
     def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
         block = self.array[slice(*rows), slice(*columns)].compute(scheduler="synchronous")
+        if not isinstance(block, np.ndarray):
+            raise InputError(
+                f"The blocks of {self.uri} must be NumPy arrays; got {type(block).__name__}. Convert them with .map_blocks(...)."
+            )
+        block = numbers_of(unmasked(block, (rows[0], columns[0])))
+        if block.dtype.kind == "c" and self.dtype.kind != "c":
+            raise InputError(f"{self.uri} gave complex numbers where its dtype promises {self.stored_dtype}.")
+        if block.shape != (promised := (rows[1] - rows[0], columns[1] - columns[0])):
+            raise InputError(f"{self.uri} gave a block of shape {block.shape} where its chunks promise {promised}.")
         return np.ascontiguousarray(block, dtype=self.dtype)
 
 
@@ -211,8 +224,9 @@ def open_matrix(source: Any, *, vectors: bool = False) -> Matrix:
 
     Parameters
     ----------
-    source : str, Path, zarr.Array, numpy.ndarray, dask.array.Array or Matrix
-        A string is a path or any URL that fsspec opens, and must lead to a Zarr array (v2 or v3).
+    source : str, Path, zarr.Array, numpy.ndarray, list, data frame, dask.array.Array or Matrix
+        A string is a path (``~`` is the home folder) or any URL that fsspec opens, and must lead to a Zarr array (v2 or v3).
+        In memory, whatever NumPy can read as numbers (`dlscale.storage.arrays.plain_array`).
     vectors : bool
         Whether an array of one dimension, of length m, is taken too: as the column of an (m, 1) matrix.
 
@@ -222,27 +236,30 @@ def open_matrix(source: Any, *, vectors: bool = False) -> Matrix:
 
     Raises
     ------
+    SpecError
+        If it is no array of anything.
     InputError
-        If nothing is there, or it is not a two-dimensional array of numbers.
+        If nothing is there, it is not a two-dimensional array of numbers, or an entry is masked.
     """
     if isinstance(source, Matrix):
         return source
-    if isinstance(source, str | Path):
+    if isinstance(source, str | os.PathLike):
         from dlscale.storage.zarr_matrices import ZarrMatrix
 
-        matrix: Matrix = ZarrMatrix.open(str(source), vectors=vectors)
-    elif isinstance(source, np.ndarray):
-        matrix = ArrayMatrix(_two_dimensional(source, "The array", vectors))
-        matrix.is_vector = source.ndim == 1
+        matrix: Matrix = ZarrMatrix.open(expand_home(source), vectors=vectors)
     elif type(source).__module__.startswith("dask."):
+        if hasattr(source, "to_dask_array"):  # a data frame
+            source = source.to_dask_array(lengths=True)
         matrix = DaskMatrix(_two_dimensional(source, "The Dask array", vectors))
         matrix.is_vector = source.ndim == 1
-    elif type(source).__module__.startswith("zarr."):
+    elif type(source).__module__.startswith("zarr.") and hasattr(source, "shape"):
         from dlscale.storage.zarr_matrices import ZarrMatrix
 
         matrix = ZarrMatrix.wrap(source, vectors=vectors)
     else:
-        raise SpecError(f"A matrix must be a NumPy, Dask or Zarr array, a path or a URL; got {type(source).__name__}.")
+        array = plain_array(source)
+        matrix = ArrayMatrix(_two_dimensional(array, "The array", vectors))
+        matrix.is_vector = array.ndim == 1
     compute_dtype(matrix.stored_dtype)
     if 0 in matrix.shape:
         raise InputError(f"A matrix must have at least one row and one column; {matrix.uri} has shape {matrix.shape}.")

@@ -327,8 +327,8 @@ def test_what_cannot_be_a_matrix(tmp_path: Path) -> None:
     ]:
         with pytest.raises(InputError, match=words):
             open_matrix(source)
-    with pytest.raises(SpecError, match="list"):
-        open_matrix([[1.0]])
+    with pytest.raises(SpecError, match="Group"):
+        open_matrix(zarr.open_group(tmp_path / "group.zarr", mode="r"))
 
 
 def test_sources(tmp_path: Path) -> None:
@@ -355,6 +355,18 @@ def test_sources(tmp_path: Path) -> None:
         np.testing.assert_array_equal(A.T.T.T.read(3, 9), expected.T[3:9])
         assert A.describe()["shape"] == [M, N]
     assert open_matrix(expected).read(0, M).base is expected or np.shares_memory(open_matrix(expected).read(0, M), expected)
+
+
+def test_the_home_folder_is_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    expected = gaussian(30, 4)
+    store(tmp_path / "A.zarr", expected, chunks=(10, 4))
+    for source in ("~/A.zarr", Path("~/A.zarr")):
+        np.testing.assert_array_equal(open_matrix(source).read(0, 30), expected)
+    with pytest.raises(InputError, match=str(tmp_path / "B.zarr")):
+        open_matrix("~/B.zarr")
+    with pytest.raises(InputError, match=r"~nobody-of-this-name/A\.zarr"):
+        open_matrix("~nobody-of-this-name/A.zarr")
 
 
 def test_url_of_another_file_system() -> None:

@@ -28,6 +28,7 @@ from dlscale.storage.importers.parquet import read_parquet
 from dlscale.storage.importers.samples import is_sample, read_sample
 from dlscale.storage.importers.strips import StripWriter
 from dlscale.storage.importers.tables import KEPT_DTYPES, Reader, Request, Table, is_url
+from dlscale.storage.locations import expand_home
 
 __all__ = ["FORMATS", "ReadOptions", "import_matrix"]
 
@@ -120,7 +121,7 @@ def import_matrix(
     images, one at a time. Disk: Matrix Market files, and column-major arrays in .npz, take scratch space beside the
     destination.
     """
-    source, destination = os.fspath(source), Path(destination)
+    source, destination = expand_home(source), Path(expand_home(destination))
     partial = destination.parent / f".{destination.name}.{uuid.uuid4().hex[:8]}.partial"
     given = parse_options(options)
     kind = _format(source)
