@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from dlscale.batch.sections import MATRIX, InputSection, JobSpec, MatrixSource, Positive, ResultSource, Section, broken_rule
 
@@ -14,6 +14,11 @@ AboveZero = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Sync = Literal["auto", "mpi", "dask", "none"]
 _SYNC = "auto, mpi (allreduce between ranks), dask (passes on a cluster) or none (one process)"
+
+
+def _by_name(value: object) -> object:
+    """A name alone stands for the section with this type."""
+    return {"type": value} if isinstance(value, str) else value
 
 
 class TrainInput(InputSection):
@@ -119,13 +124,21 @@ class TrainSpec(JobSpec):
     kind: Literal["train"] = Field(description="train")
     input: TrainInput = Field(description="a section with features and targets")
     params: TrainParams = Field(default_factory=TrainParams, description="a section")
-    model: ModelSection = Field(default_factory=ModelSection, description="a section with the key type")
-    loss: LossSection | None = Field(default=None, description="a section with the key type; what suits the model when absent")
+    model: Annotated[ModelSection, BeforeValidator(_by_name, json_schema_input_type=str | ModelSection)] = Field(
+        default_factory=ModelSection, description="a name, or a section with the key type"
+    )
+    loss: Annotated[LossSection | None, BeforeValidator(_by_name, json_schema_input_type=str | LossSection | None)] = Field(
+        default=None, description="a name, or a section with the key type; what suits the model when absent"
+    )
     regularization: RegularizationSection = Field(
         default_factory=RegularizationSection, description="a section with l1, l2, decorrelation"
     )
-    optimizer: OptimizerSection = Field(default_factory=OptimizerSection, description="a section with type and learning_rate")
-    schedule: ScheduleSection = Field(default_factory=ScheduleSection, description="a section with the key type")
+    optimizer: Annotated[OptimizerSection, BeforeValidator(_by_name, json_schema_input_type=str | OptimizerSection)] = Field(
+        default_factory=OptimizerSection, description="a name, or a section with type and learning_rate"
+    )
+    schedule: Annotated[ScheduleSection, BeforeValidator(_by_name, json_schema_input_type=str | ScheduleSection)] = Field(
+        default_factory=ScheduleSection, description="a name, or a section with the key type"
+    )
     early_stopping: EarlyStoppingSection | None = Field(default=None, description="a section with the key patience")
 
     @model_validator(mode="after")

@@ -28,7 +28,7 @@ from dlscale.learn.lbfgs import LBFGS
 from dlscale.learn.metrics import METRICS, metrics_of
 from dlscale.learn.parameters import Parameters, norm
 from dlscale.learn.proximal import ProximalGradient
-from dlscale.learn.saving import Position, Saver
+from dlscale.learn.saving import FINISHED, Position, Saver
 from dlscale.learn.task import Recipe, Task
 
 #: Rows that a validation, or an evaluation on all rows, takes at a time over all ranks.
@@ -36,8 +36,6 @@ _BLOCK_ROWS = 8192
 #: Steps of which the norms of the gradients are kept, at most.
 _N_NORMS = 2000
 _EVENT_SECONDS = 0.25
-#: Name of the last checkpoint.
-FINISHED = "trained"
 
 
 def train(communicator: Communicator, task: Task) -> dict[str, Any]:
@@ -107,7 +105,7 @@ class Training:
             first_step = self.at.step - self.at.epoch * steps_in_epoch
             reason = self._iterate() if self.recipe.full_batch else self._epoch(first_step)
             if reason == "stopped":
-                self.saver.save(f"step-{self.at.step}")
+                self.saver.save_step()
                 break
             self.at.epoch += 1
             reason = self._after_epoch() or reason

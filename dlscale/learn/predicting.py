@@ -20,7 +20,7 @@ from dlscale.learn.loop import forward_flops_per_row
 from dlscale.learn.metrics import METRICS, metrics_of
 from dlscale.learn.models import Model
 from dlscale.learn.parameters import Parameters
-from dlscale.learn.task import Recipe, TrainOptions
+from dlscale.learn.task import DTYPES, Recipe, TrainOptions
 from dlscale.storage.inputs import Inputs, StoredResult
 
 
@@ -86,17 +86,53 @@ class ScoreFold(Fold):
 
 
 def load_model(result: StoredResult) -> tuple[Model, Parameters]:
-    """The model of a training with its parameters."""
-    spec = result.attributes["spec"]
-    sections = {name: spec[name] for name in ("model", "loss", "regularization") if spec.get(name) is not None}
-    model = Recipe.of(TrainOptions(**sections)).model
+    """The model of a training with its parameters, which are what its job file says.
+
+    Raises
+    ------
+    InputError
+        A layer is lost, or has another shape or dtype than the model's, or holds a NaN or an infinity.
+    """
+    model = _model(result)
     prefix = "parameters/"
-    arrays = {name.removeprefix(prefix): array[...] for name, array in result.arrays.items() if name.startswith(prefix)}
-    n_layers = len(arrays) // 2
+    stored = {name.removeprefix(prefix): array for name, array in result.arrays.items() if name.startswith(prefix)}
+    n_layers = len(model.hidden) + 1
     names = [f"layer-{layer}/{part}" for layer in range(n_layers) for part in ("weight", "bias")]
-    if set(names) != set(arrays):
-        raise InputError(f"input.model: {result.uri} does not hold the parameters of a model.")
-    return model, {name: np.ascontiguousarray(arrays[name]) for name in names}
+    if set(names) != set(stored):
+        raise InputError(
+            f"input.model: {result.uri} must hold the weight and the bias of {n_layers} layer{'s'[: n_layers > 1]} "
+            f"({model.type}{' ' + str(list(model.hidden)) if model.hidden else ''}); got {', '.join(sorted(stored)) or 'none'}."
+        )
+    n_inputs, dtype = None, stored[names[0]].dtype
+    for layer in range(n_layers):
+        weight, bias = stored[f"layer-{layer}/weight"], stored[f"layer-{layer}/bias"]
+        n_units = model.hidden[layer] if layer < len(model.hidden) else bias.shape[0] if bias.ndim == 1 else None
+        rows = weight.shape[0] if n_inputs is None and weight.ndim == 2 else n_inputs
+        for part, array, shape in (("weight", weight, (rows, n_units)), ("bias", bias, (n_units,))):
+            if array.shape != shape or array.dtype != dtype or dtype not in DTYPES.values():
+                raise InputError(
+                    f"input.model: {result.uri}/{prefix}layer-{layer}/{part} must have the shape and dtype of the model's layer, "
+                    f"{shape} {dtype if dtype in DTYPES.values() else 'float32 or float64'}; got {array.shape} {array.dtype}."
+                )
+        n_inputs = n_units
+    if model.type == "logistic" and n_inputs != 1:
+        raise InputError(f"input.model: {result.uri} is of a logistic model, which has one output; got {n_inputs}.")
+    parameters = {name: np.ascontiguousarray(stored[name][...]) for name in names}
+    for name, array in parameters.items():
+        if not np.isfinite(array).all():
+            place = tuple(int(index) for index in np.argwhere(~np.isfinite(array))[0])
+            raise InputError(f"input.model: {result.uri}/{prefix}{name} holds {array[place]} at {place}; train the model anew.")
+    return model, parameters
+
+
+def _model(result: StoredResult) -> Model:
+    """The model that the job file of a training describes."""
+    spec: Any = result.attributes.get("spec")
+    try:
+        sections = {name: spec[name] for name in ("model", "loss", "regularization") if spec.get(name) is not None}
+        return Recipe.of(TrainOptions(**sections)).model
+    except (TypeError, ValueError, AttributeError) as error:  # whatever stands in the place of the spec
+        raise InputError(f"input.model: {result.uri} does not say what model its job trained ({error}); train it anew.") from error
 
 
 def plan_predict(inputs: Inputs, options: PredictOptions, facts: ClusterFacts) -> Plan:

@@ -23,6 +23,8 @@ from dlscale.storage.checkpoints import Checkpoint
 
 #: Without a wish of the user, checkpoints come so seldom that they take 2% of the time, and at least so many seconds apart.
 _LEAST_SECONDS, _SAVE_SHARE = 20.0, 50.0
+#: Name of the last checkpoint, and what the names of those before it begin with.
+FINISHED, _STEP = "trained", "step-"
 
 
 @dataclass
@@ -75,7 +77,8 @@ class Saver:
         """Go on from the last checkpoint that counts; rank 0 reads it, and all get the same (collective)."""
         found: Mapping[str, Array] | None = None
         if self.communicator.rank == 0:
-            steps = reversed(self.checkpoint.steps())
+            # Other steps of the checkpoint are passes of the job.
+            steps = (step for step in reversed(self.checkpoint.steps()) if step == FINISHED or step.startswith(_STEP))
             packed = next((arrays for step in steps if (arrays := self.checkpoint.load(step)) is not None), None)
             found = None if packed is None else unpack(packed)
             for problem in self.checkpoint.problems:
@@ -94,6 +97,10 @@ class Saver:
         if self.communicator.rank == 0:
             send(self.task.token, {"event": "resumed", "steps": self.at.step, "epoch": self.at.epoch})
 
+    def save_step(self) -> None:
+        """Save under the number of the step that was done last."""
+        self.save(f"{_STEP}{self.at.step}")
+
     def save_when_due(self) -> None:
         """Save if enough steps or minutes have passed; the clock of rank 0 alone decides, and rank 0 alone writes."""
         every, steps = self.task.every_seconds, self.task.options.checkpoint_steps
@@ -102,7 +109,7 @@ class Saver:
             every = max(_LEAST_SECONDS, _SAVE_SHARE * self._save_seconds)
         due = due or (every > 0 and time.monotonic() - self._saved_at >= every)
         if due and self.at.step > self._saved_step:
-            self.save(f"step-{self.at.step}")
+            self.save_step()
 
     def save(self, name: str) -> None:
         """Save under a name, and drop all but the one before."""

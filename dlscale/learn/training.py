@@ -20,9 +20,10 @@ from dlscale.errors import CorruptionError, DoesNotFitError, Interrupted, SpecEr
 from dlscale.kernels import Array
 from dlscale.learn.data import SMALL_BYTES, Order, plan_order
 from dlscale.learn.gradients import Seconds
-from dlscale.learn.loop import FINISHED, flops_per_row, train
+from dlscale.learn.loop import flops_per_row, train
 from dlscale.learn.losses import LOSSES
 from dlscale.learn.packing import unpack
+from dlscale.learn.saving import FINISHED
 from dlscale.learn.task import DTYPES, Recipe, Task, TrainOptions, count_outputs
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrices import Matrix

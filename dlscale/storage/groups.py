@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dlscale.errors import InputError
+from dlscale.storage.integrity import holds_numbers
 from dlscale.storage.matrices import Array
 
 
@@ -14,14 +15,18 @@ def open_arrays(uri: str) -> dict[str, Any]:
     Raises
     ------
     InputError
-        If there is no Zarr group.
+        If there is no Zarr group, or the description of one of its arrays cannot be understood.
     """
-    return {name: array for name, array in _open_group(uri).members(max_depth=None) if hasattr(array, "dtype")}
+    group = _open_group(uri)
+    try:
+        return {name: array for name, array in group.members(max_depth=None) if hasattr(array, "dtype")}
+    except Exception as error:  # whatever zarr-python raises on metadata that a stranger wrote
+        raise InputError(f"{uri} holds an array whose metadata cannot be read ({type(error).__name__}: {error}).") from error
 
 
 def small_arrays(uri: str, *, max_bytes: int) -> dict[str, Array]:
-    """The arrays of a group that are at most so large, in memory."""
-    return {name: array[...] for name, array in open_arrays(uri).items() if array.nbytes <= max_bytes}
+    """The arrays of numbers of a group that are at most so large, in memory."""
+    return {name: array[...] for name, array in open_arrays(uri).items() if holds_numbers(array) and array.nbytes <= max_bytes}
 
 
 def result_attributes(uri: str) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from dlscale.errors import InputError
 from dlscale.storage.groups import open_arrays, result_attributes
-from dlscale.storage.integrity import check_chunks
+from dlscale.storage.integrity import check_chunks, require_numbers
 from dlscale.storage.matrices import Matrix, open_matrix
 
 
@@ -48,8 +48,11 @@ class StoredResult:
 
     @property
     def arrays(self) -> dict[str, Any]:
-        """Every array by its name, of any number of dimensions; ``array[...]`` brings one to memory."""
-        return open_arrays(self.uri)
+        """Every array by its name, of any number of dimensions, all of plain numbers; ``array[...]`` brings one to memory."""
+        arrays = open_arrays(self.uri)
+        for name, array in arrays.items():
+            require_numbers(array, f"{self.uri}/{name}")
+        return arrays
 
     def matrix(self, name: str) -> Matrix:
         """One array of at most two dimensions, to be read by blocks; one dimension is a column."""

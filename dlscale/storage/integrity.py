@@ -17,7 +17,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from dlscale.errors import MissingChunkError
+from dlscale.errors import InputError, MissingChunkError
 
 _ABSENT = 2**64 - 1
 
@@ -55,6 +55,28 @@ def check_chunks(array: Any, uri: str, root: Path | None) -> None:
             f"{uri}: chunk {damaged[0]}{more}. Zarr would read it as zeros or fail halfway; restore it, or write the matrix again. "
             "If Zarr left it out because it holds nothing but the fill value, which is Zarr's default, write such chunks too "
             '(`write_empty_chunks`; the README shows how under "Chunks that are not there").'
+        )
+
+
+def holds_numbers(array: Any) -> bool:
+    """Whether an array is of plain numbers: decoding objects, such as pickles, could run what a stranger wrote into them."""
+    metadata = array.metadata
+    names = ("filters", "codecs", "compressor")
+    codecs = [codec for name in names for codec in _listed(getattr(metadata, name, None))]
+    pickled = any("pickle" in str(getattr(codec, "codec_id", type(codec).__name__)).lower() for codec in codecs)
+    return np.dtype(array.dtype).kind in "biufc" and not pickled
+
+
+def _listed(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, list | tuple) else () if value is None else (value,)
+
+
+def require_numbers(array: Any, uri: str) -> None:
+    """Refuse an array of anything but plain numbers (InputError); nothing of it is decoded."""
+    if not holds_numbers(array):
+        raise InputError(
+            f"{uri} must hold numbers (integers, floats or complex) that no pickle has to be decoded for; got dtype {array.dtype}. "
+            "Nothing of it was decoded; write it anew as numbers."
         )
 
 

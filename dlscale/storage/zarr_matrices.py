@@ -18,6 +18,7 @@ import numpy as np
 from dlscale.errors import CorruptionError, InputError, MissingChunkError
 from dlscale.memory import total_bytes
 from dlscale.storage.chunk_files import read_window
+from dlscale.storage.integrity import require_numbers
 from dlscale.storage.matrices import Array, Matrix
 from dlscale.workspaces import empty_pages, workspace
 
@@ -38,6 +39,7 @@ class ZarrMatrix(Matrix):
         metadata = self.array
         if metadata.ndim != 2:
             raise InputError(f"A matrix has two dimensions (rows, columns); {uri} has shape {metadata.shape}.")
+        require_numbers(metadata, uri)
         self.shape = metadata.shape
         self.stored_dtype = np.dtype(metadata.dtype)
         self.row_unit, self.column_unit = (min(c, s) for c, s in zip(metadata.chunks, self.shape, strict=True))

@@ -86,3 +86,13 @@ def test_the_schema_tells_kinds_apart() -> None:
     schema = json_schema()
     assert set(schema["discriminator"]["mapping"]) == set(MODELS)
     assert "n_components" in schema["$defs"]["PCAParams"]["properties"]
+
+
+def test_a_name_alone_stands_for_the_section_with_that_type():
+    job = {"kind": "train", "input": {"features": "x.zarr", "targets": "y.zarr"}}
+    names = {"model": "linear", "loss": "squared", "optimizer": "sgd", "schedule": "constant"}
+    short, long = load_spec({**job, **names}), load_spec({**job, **{key: {"type": name} for key, name in names.items()}})
+    assert short == long
+    assert to_data(short) == to_data(long)
+    with pytest.raises(SpecError, match=r"spec:3: loss.type: got 'cross' \(text\); allowed: squared, huber"):
+        load_spec("kind: train\ninput: {features: x, targets: y}\nloss: cross\n")

@@ -1,0 +1,127 @@
+"""Jobs of kind predict: what a trained model says of new rows, and which models it refuses to be."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from dlscale.errors import InputError
+from tests.learn.learning_jobs import job, put
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((60, 5))
+Y = X @ RNG.standard_normal((5, 2))
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """The result of training a small network."""
+    folder = tmp_path_factory.mktemp("network")
+    done = job(
+        folder, "train", {"features": X, "targets": Y}, model={"type": "mlp", "hidden": [4]}, loss="squared", params={"epochs": 2}
+    )
+    return Path(done.result)
+
+
+def predict(folder, model, features=X, **inputs):
+    return job(folder, "predict", {"features": features, "model": str(model), **inputs})
+
+
+def edit(model, change):
+    path = model / "zarr.json"
+    record = json.loads(path.read_text())
+    change(record["attributes"]["dlscale"])
+    path.write_text(json.dumps(record))
+
+
+def replaced(name, array):
+    def damage(model):
+        shutil.rmtree(model / "parameters" / name)
+        put(model / "parameters" / name, array)
+
+    return damage
+
+
+def test_predictions_are_those_of_the_network(network, tmp_path):
+    done = predict(tmp_path, network, targets=Y)
+    arrays = zarr.open_group(network, mode="r")
+    W, b = ([arrays[f"parameters/layer-{i}/{part}"][...] for i in range(2)] for part in ("weight", "bias"))
+    expected = np.maximum(X @ W[0] + b[0], 0) @ W[1] + b[1]
+    np.testing.assert_allclose(done.open()["predictions"][...], expected, rtol=1e-12, atol=1e-12)
+    estimates = zarr.open_group(done.result, mode="r").attrs["dlscale"]["estimates"]
+    assert estimates["mean_squared_error"] == pytest.approx(np.mean((expected - Y) ** 2), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda model: shutil.rmtree(model / "parameters/layer-1"), "must hold the weight and the bias of 2 layers"),
+        (lambda model: shutil.rmtree(model / "parameters/layer-0/bias"), "must hold the weight and the bias of 2 layers"),
+        (replaced("layer-0/bias", np.ones(3)), r"layer-0/bias must have the shape .* \(4,\) float64; got \(3,\)"),
+        (replaced("layer-1/weight", np.ones((5, 2))), r"layer-1/weight must have .* \(4, 2\) float64; got \(5, 2\)"),
+        (replaced("layer-1/weight", np.ones((4, 2), "f4")), "float64; got .* float32"),
+        (replaced("layer-0/weight", np.ones((5, 4), "i8")), "float32 or float64; got .* int64"),
+        (replaced("layer-1/bias", np.array([1, np.inf])), r"layer-1/bias holds inf at \(1,\)"),
+        (replaced("layer-0/weight", np.full((5, 4), np.nan)), r"layer-0/weight holds nan at \(0, 0\)"),
+        (lambda model: edit(model, lambda record: record["spec"].update(model={"type": "linear"})), "of 1 layer "),
+        (lambda model: edit(model, lambda record: record["spec"]["model"].update(hidden=[3])), r"\(5, 3\) float64; got \(5, 4\)"),
+        (lambda model: edit(model, lambda record: record.pop("spec")), "does not say what model"),
+        (lambda model: edit(model, lambda record: record.update(spec="lost")), "does not say what model"),
+        (lambda model: edit(model, lambda record: record["spec"].update(loss={"type": "none"})), "does not say what model"),
+    ],
+)
+def test_a_damaged_model_is_refused_by_name(network, tmp_path, damage, message):
+    model = tmp_path / "model.zarr"
+    shutil.copytree(network, model)
+    damage(model)
+    with pytest.raises(InputError, match=message):
+        predict(tmp_path, model)
+
+
+class Command:
+    """Runs a command where it is unpickled."""
+
+    def __init__(self, text):
+        self.text = text
+
+    def __reduce__(self):
+        return os.system, (self.text,)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "filters", "compressor"),
+    [
+        ("|O", [{"id": "vlen-utf8"}, {"id": "pickle", "protocol": 4}], None),
+        ("<f8", [{"id": "pickle", "protocol": 4}], None),
+        ("<f8", None, {"id": "pickle", "protocol": 4}),
+    ],
+    ids=["objects", "a filter of numbers", "a compressor of numbers"],
+)
+def test_nothing_is_unpickled(tmp_path, monkeypatch, dtype, filters, compressor):
+    # The decoder of a numcodecs that still unpickles.
+    monkeypatch.setenv("NUMCODECS_ALLOW_UNSAFE_PICKLE_DECODE", "1")
+    model, mark = tmp_path / "model.zarr", tmp_path / "mark"
+    spec = {"kind": "train", "model": {"type": "linear"}, "params": {}, "input": {}}
+    record = {"kind": "train", "job": "g", "spec": spec, "plan": {}, "seconds": 1.0, "estimates": {}, "notes": []}
+    for group in ("", "parameters", "parameters/layer-0"):
+        (model / group).mkdir()
+        (model / group / ".zgroup").write_text('{"zarr_format": 2}')
+    (model / ".zattrs").write_text(json.dumps({"dlscale": record}))
+    layout = {"zarr_format": 2, "compressor": None, "fill_value": 0.0, "order": "C", "filters": None, "dtype": "<f8"}
+    pickled = {"dtype": dtype, "filters": filters, "compressor": compressor, "fill_value": "" if dtype == "|O" else 0.0}
+    command = pickle.dumps(Command(f"touch {mark}"))
+    for name, shape, more, chunk in (("weight", [5, 1], {}, np.ones(5).tobytes()), ("bias", [1], pickled, command)):
+        folder = model / "parameters/layer-0" / name
+        folder.mkdir()
+        (folder / ".zarray").write_text(json.dumps(layout | {"shape": shape, "chunks": shape} | more))
+        (folder / ".".join("0" * len(shape))).write_bytes(chunk)
+    with pytest.raises(InputError, match=r"layer-0/bias must hold numbers|metadata cannot be read"):
+        predict(tmp_path, model)
+    assert not mark.exists()
