@@ -73,7 +73,7 @@ def _sentence(fault: str, path: KeyPath, section: type[BaseModel], data: Any) ->
         return f"missing; allowed: {allowed[key]}."
     for step in path:
         # A section that is written as its type alone has no keys.
-        data = data[step] if isinstance(data, dict | list) else data
+        data = data if isinstance(data, str) else data[step]
     vague = data is None or isinstance(data, dict) or len(repr(data)) > _MAX_SHOWN
     shown = describe_type(data) if vague else f"{data!r} ({describe_type(data)})"
     return f"got {shown}; allowed: {allowed[key]}."
