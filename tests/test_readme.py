@@ -1,8 +1,10 @@
-"""What the README shows is what the program takes."""
+"""What the README and the documentation show is what the program takes."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import yaml
@@ -10,7 +12,9 @@ import yaml
 from dlscale.batch.spec import MODELS, load_spec
 from dlscale.cli import commands
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [README, *(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md")))]
 
 
 def test_the_shortest_job_of_every_kind_is_valid() -> None:
@@ -19,9 +23,23 @@ def test_the_shortest_job_of_every_kind_is_valid() -> None:
     assert {load_spec(yaml.safe_load(line)).kind for line in block[1].splitlines()} == set(MODELS)
 
 
-def test_every_command_that_it_names_is_there() -> None:
-    named = set(
-        re.findall(r"(?<![\w/-])dlscale ([a-z]+)\b(?= |`|\n)", "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)))
-    )
+def test_every_command_that_is_named_is_there() -> None:
+    scripts = "\n".join(block for page in PAGES for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL))
+    named = set(re.findall(r"(?<![\w/-])dlscale ([a-z]+)\b(?= |`|\n)", scripts))
     assert len(named) > 5
     assert named <= set(commands.commands)
+
+
+def test_every_page_that_is_linked_is_there() -> None:
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\(([^)#:\s]+)[^):]*\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_the_reference_of_the_job_file_is_that_of_its_schema() -> None:
+    written = subprocess.run(
+        [sys.executable, "-c", "import job_file_reference as page; print(page.reference(), end='')"],
+        cwd=ROOT / "docs", capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    page = (ROOT / "docs" / "job-file-reference.md").read_text(encoding="utf-8")
+    assert page == written.stdout, "write it again: python docs/job_file_reference.py"
