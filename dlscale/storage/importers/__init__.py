@@ -19,12 +19,13 @@ from numpy.typing import DTypeLike
 from dlscale.errors import DlscaleError, DoesNotFitError, ImportNote, InputError, SpecError
 from dlscale.storage.durable import require_free_space
 from dlscale.storage.importers.delimited import read_delimited
+from dlscale.storage.importers.folders import parts_of
 from dlscale.storage.importers.hdf5 import read_hdf5
 from dlscale.storage.importers.images import IMAGE_SUFFIXES, read_images, read_sample_photos
 from dlscale.storage.importers.matrix_market import read_matrix_market
 from dlscale.storage.importers.numpy_files import read_npy, read_npz
 from dlscale.storage.importers.options import ReadOptions, parse_options
-from dlscale.storage.importers.parquet import read_parquet
+from dlscale.storage.importers.parquet import PARQUET_SUFFIXES, read_parquet
 from dlscale.storage.importers.samples import is_sample, read_sample
 from dlscale.storage.importers.strips import StripWriter
 from dlscale.storage.importers.tables import KEPT_DTYPES, Reader, Request, Table, is_url
@@ -227,9 +228,11 @@ def _format(source: str) -> Format:
     if suffix:
         return FORMATS[suffix]
     if files.isdir(path):
-        return _IMAGES
+        return Format(read_parquet, ("columns",)) if parts_of(source, PARQUET_SUFFIXES).paths else _IMAGES
     known = " ".join(FORMATS)
-    raise SpecError(f"The format of {source} is told by the end of its name; known are {known}, and folders of images.")
+    raise SpecError(
+        f"The end of the name of {source} must tell its format; known are {known}, and folders of images or of Parquet parts."
+    )
 
 
 def _check_options(given: ReadOptions, kind: Format, *, source: str) -> None:

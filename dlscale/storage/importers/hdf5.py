@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 
-from dlscale.errors import SpecError
+from dlscale.errors import InputError, SpecError
+from dlscale.storage.importers.hdf5_links import check_sources, follow
 from dlscale.storage.importers.tables import (
     BLOCK_BYTES,
+    Array,
     Blocks,
     Request,
     Table,
@@ -20,39 +23,106 @@ from dlscale.storage.importers.tables import (
     open_binary,
     row_ranges,
 )
+from dlscale.storage.packing import PACKING_KEYS, Packing
 
 MAX_STRIP_BYTES = 8 * BLOCK_BYTES  # a tall chunk is read again and again only where a strip of such would pass this
+
+#: What programs call the parts of a complex number.
+_PARTS = (("r", "i"), ("real", "imag"), ("re", "im"))
+
+#: What lies in a group that is a sparse matrix: in files of anndata, PyTables and 10x, and in those of MATLAB.
+_SPARSE = ({"data", "indices", "indptr"}, {"data", "ir", "jc"})
 
 
 @contextmanager
 def read_hdf5(request: Request) -> Iterator[Table]:
-    """The dataset of that path inside the file, or the only matrix in it."""
+    """The dataset of that path inside the file, or the only matrix in it, unpacked as netCDF packs numbers.
+
+    Links are followed, and sources of virtual datasets read, where they lead to files beside this one or in folders below.
+    """
     h5py = need("h5py", request.source)
     with ExitStack() as stack:
         file = stack.enter_context(open_binary(request.source)) if is_url(request.source) else request.source
         store = stack.enter_context(h5py.File(file, "r"))
-        dataset = store[_name(h5py, store, request)]
-        m, n, dtype = matrix_layout(dataset.shape or (), dataset.dtype, what=f"{request.source}, dataset {dataset.name!r}")
-        yield Table(m, n, dtype, _blocks(dataset, m, n, dtype=dtype))
+        dataset = _dataset(h5py, store, request)
+        what = f"{request.source}, dataset {dataset.name!r}"
+        others = check_sources(h5py, dataset, request.source)
+        stored, parts = _plain(dataset.dtype)
+        m, n, dtype = matrix_layout(dataset.shape or (), stored, what=what)
+        packing = Packing.of({key: dataset.attrs[key] for key in PACKING_KEYS if key in dataset.attrs}, stored, what)
+        blocks = _blocks(dataset, m, n, dtype=dtype, parts=parts)
+        attributes = {"read_also": sorted(map(os.fspath, others))} if others else {}
+        turned = ["MATLAB wrote it, column by column: its columns are the rows here"] if "MATLAB_class" in dataset.attrs else []
+        if packing is not None:
+            dtype = np.dtype(np.float64) if dtype.kind in "iu" or dtype.itemsize == 2 else dtype
+            blocks = _unpacked(blocks, packing, dtype=dtype, what=what)
+        yield Table(m, n, dtype, blocks, attributes, notes=turned)
 
 
-def _name(h5py: Any, store: Any, request: Request) -> str:
+def _dataset(h5py: Any, store: Any, request: Request) -> Any:
     found: list[str] = []
     store.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
     if request.dataset is not None:
-        if request.dataset.strip("/") not in found:
-            raise SpecError(f"{request.source} has no dataset {request.dataset!r}; it has: {', '.join(found) or 'none'}.")
-        return request.dataset
+        item = follow(h5py, store, request.dataset, request.source)
+        if item is None:
+            raise SpecError(f"{request.source} has no dataset {request.dataset!r}; it has: {_listed(found)}.")
+        if isinstance(item, h5py.Dataset):
+            return item
+        _refuse_sparse(item, request)
+        raise SpecError(f"{request.source}: {request.dataset!r} is a group; its file has the datasets: {_listed(found)}.")
+    for name in {name.rpartition("/")[0] for name in found}:
+        _refuse_sparse(store[name] if name else store, request)
     matrices = [name for name in found if len(store[name].shape or ()) == 2] or found
     if len(matrices) != 1:
-        raise SpecError(f"{request.source} holds {len(found)} datasets; set dataset to one of: {', '.join(found) or 'none'}.")
-    return matrices[0]
+        raise SpecError(f"{request.source} holds {len(found)} datasets; set dataset to one of: {_listed(found)}.")
+    return store[matrices[0]]
 
 
-def _blocks(dataset: Any, m: int, n: int, *, dtype: np.dtype[Any]) -> Blocks:
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:50]) + (", ..." if len(names) > 50 else "") or "none"
+
+
+def _refuse_sparse(group: Any, request: Request) -> None:
+    if any(parts <= set(group) for parts in _SPARSE):
+        raise InputError(
+            f"{request.source}: {group.name!r} is a sparse matrix in three arrays; write it densely, or by scipy.sparse.save_npz "
+            "or scipy.io.mmwrite, which are read. (Name one of its arrays to import that.)"
+        )
+
+
+def _plain(dtype: np.dtype[Any]) -> tuple[np.dtype[Any], tuple[str, str] | None]:
+    """The dtype of numbers, and the names of the parts of complex ones that are stored as pairs."""
+    names = dtype.names or ()
+    for pair in _PARTS:
+        chosen = tuple(next((name for name in names if name.lower() == part), "") for part in pair)
+        if len(names) == 2 and all(chosen):
+            first, second = (dtype[name] for name in chosen)
+            if first == second and first.kind == "f" and first.itemsize in (4, 8):
+                return np.dtype(f"c{2 * first.itemsize}"), (chosen[0], chosen[1])
+    return dtype, None
+
+
+def _blocks(dataset: Any, m: int, n: int, *, dtype: np.dtype[Any], parts: tuple[str, str] | None) -> Blocks:
     row_bytes = max(1, n * dtype.itemsize)
     unit = dataset.chunks[0] if dataset.chunks else 1
     if unit * row_bytes > MAX_STRIP_BYTES:
         unit = max(1, MAX_STRIP_BYTES // row_bytes)
     for start, stop in row_ranges(m, unit * max(1, BLOCK_BYTES // (unit * row_bytes))):
-        yield dataset[start:stop].reshape(stop - start, n)
+        block = dataset[start:stop]
+        if parts is not None:
+            pairs, block = block, np.empty(block.shape, dtype)
+            block.real, block.imag = pairs[parts[0]], pairs[parts[1]]
+        yield block.reshape(stop - start, n)
+
+
+def _unpacked(blocks: Blocks, packing: Packing, *, dtype: np.dtype[Any], what: str) -> Blocks:
+    start = 0
+    for block in blocks:
+        gaps = packing.gaps(block)
+        if gaps is not None and gaps.any():
+            row, column = np.argwhere(gaps)[0]
+            raise InputError(f"{what} has a missing value in row {start + row}, column {column} ({packing}). Fill or drop it.")
+        unpacked: Array = np.empty(block.shape, dtype)
+        packing.unpack(block, unpacked)
+        yield unpacked
+        start += len(block)

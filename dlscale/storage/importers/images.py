@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import fsspec.core
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from dlscale.errors import InputError, SpecError
+from dlscale.storage.importers.folders import parts_of
 from dlscale.storage.importers.tables import BLOCK_BYTES, Blocks, Request, Table
 
 Array = NDArray[Any]
@@ -20,39 +22,55 @@ Array = NDArray[Any]
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".pgm", ".ppm", ".pnm")
 GREY_MODES = {"1": "u1", "L": "u1", "LA": "u1", "I;16": "u2", "I": "i4", "F": "f4"}
 SAMPLE_SIDE = 8
+MAX_PIXELS = 178_956_970  # of one image, which is decoded as a whole: Pillow's own limit, about 1 GB of memory
+
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM")
+_ALPHA = ("LA", "RGBA", "PA", "La", "RGBa")
+_LOSSES = {
+    _ALPHA: "transparency is dropped",
+    ("CMYK", "YCbCr", "LAB", "HSV"): "other colours than red, green and blue are converted to these",
+}
+_TOO_LARGE = f"{{}} has more than {MAX_PIXELS:,} pixels, and an image is decoded as a whole; cut it into several files."
 
 
 @dataclass(frozen=True)
 class Picture:
-    """Where an image is, and what its header says."""
+    """One frame of an image file, and what its header says; height and width are those of the picture turned upright."""
 
     path: str
+    frame: int
     height: int
     width: int
     mode: str
+    notes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.path}, frame {self.frame}" if self.frame else self.path
 
 
 @contextmanager
 def read_images(request: Request) -> Iterator[Table]:
-    """All images under a folder, in the order of their paths, or one image file.
+    """All images under a folder, in the order of their names with numbers counted as such, or one image file.
 
-    Grey images keep one channel and their depth; as soon as one has colours, all are red, green, blue in 8 bits.
-    Transparency is dropped.
+    Each frame of a file is an image. Images are turned as their cameras say. Grey images keep one channel and their depth; as soon
+    as one has colours, all are red, green, blue in 8 bits. Transparency is dropped.
     """
-    files, root = fsspec.core.url_to_fs(request.source)
-    paths = sorted(path for path in files.find(root) if _is_image(path))
+    files, paths, _ = parts_of(request.source, IMAGE_SUFFIXES)
     if not paths:
         raise InputError(f"{request.source} holds no images; known kinds are {' '.join(IMAGE_SUFFIXES)}.")
-    pictures = [_look(files, path) for path in paths]
+    pictures = [picture for path in paths for picture in _look(files, path)]
     mode, dtype, channels = _common_mode(pictures)
 
     def arrays() -> Blocks:
-        for picture in pictures:
-            with files.open(picture.path, "rb") as file, Image.open(file) as image:
-                pixels = image.convert(mode) if mode in ("L", "RGB") and image.mode != mode else image
-                yield np.asarray(pixels).astype(dtype, copy=False).reshape(picture.height, picture.width, channels)
+        for path, frames in itertools.groupby(pictures, lambda picture: picture.path):
+            with files.open(path, "rb") as file, _opened(file) as image:
+                for picture in frames:
+                    yield _pixels(image, picture, mode).astype(dtype, copy=False).reshape(picture.height, picture.width, channels)
 
-    yield _table(request, arrays(), sizes=[(p.height, p.width) for p in pictures], names=paths, channels=channels, dtype=dtype)
+    sizes, names = [(p.height, p.width) for p in pictures], [p.name for p in pictures]
+    table = _table(request, arrays(), sizes=sizes, names=names, channels=channels, dtype=dtype)
+    yield replace(table, notes=list(dict.fromkeys(note for picture in pictures for note in picture.notes)))
 
 
 @contextmanager
@@ -104,17 +122,61 @@ def _patches(image: Array, side: int, *, stride: int) -> Blocks:
         yield windows[top : top + step].reshape(-1, n_values)
 
 
-def _is_image(path: str) -> bool:
-    name = path.rpartition("/")[2].lower()
-    return name.endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+def _opened(file: Any) -> Image.Image:
+    """An image by what is in it; of Pillow's formats only those that it decodes itself (it hands EPS to a program)."""
+    with _silent():
+        return Image.open(file, formats=_FORMATS)
 
 
-def _look(files: Any, path: str) -> Picture:
+def _look(files: Any, path: str) -> list[Picture]:
+    """The frames of an image file."""
     try:
-        with files.open(path, "rb") as file, Image.open(file) as image:
-            return Picture(path, image.height, image.width, "I;16" if image.mode.startswith("I;16") else image.mode)
-    except OSError as error:
+        with files.open(path, "rb") as file, _opened(file) as image, _silent():
+            # Of several pictures from a camera the first is the photograph; the others are previews or depths of it.
+            n = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+            return [_frame(image, path, k) for k in range(n)]
+    except Image.DecompressionBombError:
+        raise InputError(_TOO_LARGE.format(path)) from None
+    except (OSError, EOFError, SyntaxError, ValueError) as error:
         raise InputError(f"{path} cannot be read as an image: {error}. Repair it or take it out of the folder.") from None
+
+
+def _frame(image: Image.Image, path: str, k: int) -> Picture:
+    if k:
+        image.seek(k)
+    if image.width * image.height > MAX_PIXELS:
+        raise InputError(_TOO_LARGE.format(path))
+    # What a TIFF says of its size is so already. A PNG is not asked by its own method, which would decode it.
+    turned = image.format != "TIFF" and Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    height, width = (image.width, image.height) if turned else (image.height, image.width)
+    mode = "I;16" if image.mode.startswith("I;16") else image.mode
+    notes = [note for modes, note in _LOSSES.items() if mode in modes]
+    if "transparency" in image.info and mode not in _ALPHA:
+        notes.append(_LOSSES[_ALPHA])
+    if mode not in ("I;16", "I", "F") and any("16" in str(tile[3]) for tile in getattr(image, "tile", ())):
+        notes.append("16 bits of a colour are cut to 8")
+    if image.format == "MPO":
+        notes.append("of several pictures in one file of a camera only the first is taken")
+    return Picture(path, k, height, width, mode, tuple(notes))
+
+
+def _pixels(image: Image.Image, picture: Picture, mode: str) -> Array:
+    with _silent():
+        if picture.frame:
+            image.seek(picture.frame)
+        upright = ImageOps.exif_transpose(image)
+        if (upright.height, upright.width) != (picture.height, picture.width):
+            raise InputError(f"{picture.name} says behind its pixels that it is to be turned; save it upright.")
+        pixels = np.asarray(upright.convert(mode) if mode in ("L", "RGB") and upright.mode != mode else upright)
+        return pixels
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without Pillow's warnings of damage beside the pixels and of sizes, which have a limit here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _common_mode(pictures: list[Picture]) -> tuple[str, np.dtype[Any], int]:

@@ -2,41 +2,57 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
-import fsspec.core
 import numpy as np
 
 from dlscale.errors import InputError, SpecError
-from dlscale.storage.importers.tables import Blocks, Request, Table, need, rows_per_block
+from dlscale.storage.importers.folders import parts_of
+from dlscale.storage.importers.tables import Array, Blocks, Request, Table, need, rows_per_block
 
+PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
 READ_BUFFER_BYTES = 1 << 20  # of each column, in place of a whole column of a row group
+
+
+class Column(NamedTuple):
+    """What a column gives to the matrix: its own numbers, or a vector in each row."""
+
+    name: str
+    width: int
+    dtype: np.dtype[Any]
 
 
 @contextmanager
 def read_parquet(request: Request) -> Iterator[Table]:
-    """The chosen (or all) columns, which must be numbers, in their common dtype."""
+    """The chosen (or all) columns, which must be numbers or vectors of one length, in their common dtype.
+
+    Decimals become the nearest float64. The columns that pandas marks as its index are left out unless they are asked for.
+    """
     need("pyarrow.parquet", request.source)
-    files, paths = _files(request.source)
-    schemas, n_rows = [], 0
+    files, paths, folders = parts_of(request.source, PARQUET_SUFFIXES)
+    _refuse_partitions(request, folders)
+    layouts: dict[str, list[Column]] = {}
+    left_out: dict[str, None] = {}
+    n_rows = 0
     for path in paths:
         with _opened(files, path) as part:
-            schemas.append(part.schema_arrow)
+            if not part.metadata.num_rows:
+                continue
+            names, index = _names(request, path, part.schema_arrow)
+            left_out |= dict.fromkeys(index)
+            layouts[path] = [_column(part, path, name) for name in names]
             n_rows += part.metadata.num_rows
-        if not schemas[-1].equals(schemas[0]):
-            raise InputError(f"{path} has other columns than {paths[0]}; import them one by one.")
-    names, dtype = _columns(request, schemas[0])
-    yield Table(n_rows, len(names), dtype, _blocks(files, paths, names=names, dtype=dtype))
-
-
-def _files(source: str) -> tuple[Any, list[str]]:
-    files, path = fsspec.core.url_to_fs(source)
-    paths = sorted(name for name in files.find(path) if name.endswith(".parquet")) if files.isdir(path) else [path]
-    if not paths:
-        raise InputError(f"The folder {source} holds no .parquet file.")
-    return files, paths
+        _check_equal(layouts, path)
+    if not layouts:
+        raise InputError(f"{request.source} holds no rows in files that end in {' or '.join(PARQUET_SUFFIXES)}.")
+    notes = [f"{', '.join(map(repr, left_out))} is the index that pandas wrote, and no column; ask for it by name"]
+    columns = next(iter(layouts.values()))
+    dtype = np.result_type(*(column.dtype for layout in layouts.values() for column in layout))
+    blocks = _blocks(files, list(layouts), columns=columns, dtype=dtype)
+    yield Table(n_rows, sum(column.width for column in columns), dtype, blocks, notes=notes if left_out else [])
 
 
 @contextmanager
@@ -46,34 +62,112 @@ def _opened(files: Any, path: str) -> Iterator[Any]:
         yield part
 
 
-def _columns(request: Request, schema: Any) -> tuple[list[str], np.dtype[Any]]:
-    types = need("pyarrow.types", request.source)
-    names = list(request.columns) if request.columns is not None else list(schema.names)
+def _names(request: Request, path: str, schema: Any) -> tuple[list[str], list[str]]:
+    """The columns to read, and those that are left out because they are an index of pandas."""
+    index = _index_columns(schema) if request.columns is None else []
+    names = list(request.columns) if request.columns is not None else [name for name in schema.names if name not in index]
     for name in names:
         if len(schema.get_all_field_indices(name)) != 1:
             shown = ", ".join(schema.names[:20]) + (", ..." if len(schema.names) > 20 else "")
-            raise SpecError(f"{request.source} has not exactly one column {name!r}; its columns are: {shown}.")
-    dtypes = {}
-    for name in names:
-        kind = schema.field(name).type
-        if not (types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)):
-            raise InputError(f"{request.source}: column {name!r} holds {kind}, not numbers. Choose other columns.")
-        dtypes[name] = np.dtype(np.uint8) if types.is_boolean(kind) else np.dtype(kind.to_pandas_dtype())
-    return names, np.result_type(*dtypes.values())
+            raise SpecError(f"{path} has not exactly one column {name!r}; its columns are: {shown}.")
+    if not names:
+        raise InputError(f"{path} has no columns{' but the index of pandas' if index else ''}; a matrix needs at least one.")
+    return names, index
 
 
-def _blocks(files: Any, paths: list[str], *, names: list[str], dtype: np.dtype[Any]) -> Blocks:
-    step = min(rows_per_block(len(names), dtype.itemsize), 1 << 16)
+def _index_columns(schema: Any) -> list[str]:
+    try:
+        told = json.loads((schema.metadata or {})[b"pandas"])["index_columns"]
+        # A range is written as a mapping, and is no column.
+        return [name for name in told if isinstance(name, str) and name in schema.names]
+    except (KeyError, ValueError, TypeError):
+        return []
+
+
+def _column(part: Any, path: str, name: str) -> Column:
+    types = need("pyarrow.types", path)
+    kind, width = part.schema_arrow.field(name).type, 1
+    if types.is_fixed_size_list(kind):
+        kind, width = kind.value_type, kind.list_size
+    elif types.is_list(kind) or types.is_large_list(kind):
+        kind, width = kind.value_type, _first_length(part, path, name)
+    if types.is_decimal(kind):
+        return Column(name, width, np.dtype(np.float64))
+    if not (types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)):
+        kind = part.schema_arrow.field(name).type
+        raise InputError(f"{path}: column {name!r} holds {kind}, not numbers. Choose other columns.")
+    return Column(name, width, np.dtype(np.uint8) if types.is_boolean(kind) else np.dtype(kind.to_pandas_dtype()))
+
+
+def _first_length(part: Any, path: str, name: str) -> int:
+    """Length of the vector in the first row; all must have it, which is checked as they are read."""
+    first = next(iter(part.iter_batches(batch_size=1, columns=[name], use_threads=False)))
+    length = first.column(name).value_lengths()[0].as_py()
+    if not length:
+        raise InputError(f"{path}: column {name!r} has no vector in row 0. Fill or drop such rows.")
+    return int(length)
+
+
+def _check_equal(layouts: dict[str, list[Column]], path: str) -> None:
+    """Refuse other columns than those of the first part; their dtypes and their order may differ."""
+    first, widths = next(iter(layouts)), [{column.name: column.width for column in layouts[p]} for p in (next(iter(layouts)), path)]
+    if widths[0].keys() != widths[1].keys():
+        raise InputError(f"{path} has other columns than {first}; import them one by one.")
+    for name, width in widths[1].items():
+        if width != widths[0][name]:
+            raise InputError(
+                f"{path}: column {name!r} holds vectors of length {width}, and of length {widths[0][name]} in {first}; "
+                "all must have one length."
+            )
+
+
+def _refuse_partitions(request: Request, folders: list[str]) -> None:
+    """Names of folders such as year=2020 are values of a column that no file holds."""
+    named = [name for folder in folders for name in folder.split("/") if "=" in name]
+    if named and request.columns is None:
+        raise InputError(
+            f"{request.source} is partitioned: the folder {named[0]} holds a value of a column that is in no file. Name the "
+            "columns to read, or write the table again without partitions."
+        )
+
+
+def _blocks(files: Any, paths: list[str], *, columns: list[Column], dtype: np.dtype[Any]) -> Blocks:
+    n = sum(column.width for column in columns)
+    step = min(rows_per_block(n, dtype.itemsize), 1 << 16)
+    names = [column.name for column in columns]
     for path in paths:
         start = 0
         with _opened(files, path) as part:
             for batch in part.iter_batches(batch_size=step, columns=names, use_threads=False):
-                block = np.empty((batch.num_rows, len(names)), dtype)
-                for j, name in enumerate(names):
-                    column = batch.column(name)
-                    if column.null_count:
-                        rows = f"rows {start} to {start + batch.num_rows - 1}"
-                        raise InputError(f"{path}: column {name!r} has missing values among {rows}. Fill or drop them.")
-                    block[:, j] = column.to_numpy(zero_copy_only=False)
+                block, j = np.empty((batch.num_rows, n), dtype), 0
+                for column in columns:
+                    block[:, j : j + column.width] = _numbers(batch.column(column.name), column, path=path, start=start)
+                    j += column.width
                 yield block
                 start += batch.num_rows
+
+
+def _numbers(values: Any, column: Column, *, path: str, start: int) -> Array:
+    """A column of a batch as (rows, width)."""
+    types, n_rows = need("pyarrow.types", path), len(values)
+    rows = f"rows {start} to {start + n_rows - 1}"
+    missing = InputError(f"{path}: column {column.name!r} has missing values among {rows}. Fill or drop them.")
+    if values.null_count:
+        raise missing
+    if types.is_nested(values.type):
+        if not types.is_fixed_size_list(values.type):
+            lengths = values.value_lengths().to_numpy(zero_copy_only=False)
+            if (lengths != column.width).any():
+                row = int(np.argmax(lengths != column.width))
+                raise InputError(
+                    f"{path}: column {column.name!r} holds a vector of length {lengths[row]} in row {start + row}, and of length "
+                    f"{column.width} before; all must have one length."
+                )
+        values = values.flatten()
+        if values.null_count:
+            raise missing
+    if types.is_decimal(values.type):
+        # By way of their digits, since only the parser of text rounds each to the nearest float64.
+        values = values.cast("string").cast("float64")
+    array: Array = values.to_numpy(zero_copy_only=False)
+    return array.reshape(n_rows, column.width)
