@@ -8,6 +8,7 @@ DlscaleError
 │   └── NonFiniteError      a NaN or an infinity, with its row and column
 ├── CorruptionError         stored data fails its checksum (exit code 1)
 ├── NumericalError          the mathematics cannot be completed as asked (exit code 1)
+│   └── OutOfRange          at this scale; another one is tried
 ├── CertificateError        the answer was computed and failed its own check (exit code 1)
 ├── StalledError            no progress within the stated time (exit code 1)
 ├── RankError               an MPI rank is lost, failed, or disagrees with the others (exit code 1)
@@ -77,6 +78,21 @@ class CorruptionError(DlscaleError):
 
 class NumericalError(DlscaleError, ArithmeticError):
     """The computation cannot be completed as asked (overflow, loss of rank)."""
+
+
+class OutOfRange(NumericalError):
+    """Sums of squares left the range in which they are safe; the same computation can be made at another scale.
+
+    Parameters
+    ----------
+    message : str
+    squares : float, optional
+        The sum of squares, where it is known: neither zero nor infinite.
+    """
+
+    def __init__(self, message: str, squares: float | None = None) -> None:
+        super().__init__(message)
+        self.squares = squares
 
 
 class CertificateError(DlscaleError):

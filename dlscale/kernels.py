@@ -259,7 +259,7 @@ def largest_part(A: Array) -> float:
     if A.size == 0:
         return 0.0
     parts = (A.real, A.imag) if A.dtype.kind == "c" else (A,)
-    return float(max(np.maximum(part.max(), -part.min()) for part in parts))
+    return float(np.max([np.maximum(part.max(), -part.min()) for part in parts]))
 
 
 def safe_norm(A: Array, axis: int | None = None) -> Any:

@@ -11,14 +11,16 @@ algorithm resumes by simply being run once more.
 
 from __future__ import annotations
 
+import copy
 import itertools
+import math
 import pickle
 import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from dask._task_spec import DataNode, Task, TaskRef
@@ -29,7 +31,7 @@ from dlscale.engine.outputs import ArrayOutput, Collector, RowOutput, Transposed
 from dlscale.engine.progress import Emit, Event, Meter, ignore
 from dlscale.engine.reading import read_ahead
 from dlscale.engine.watching import Watch, watchdog
-from dlscale.errors import NonFiniteError, NumericalError, SpecError
+from dlscale.errors import NonFiniteError, OutOfRange, SpecError
 from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.matrices import Array, Matrix
 from dlscale.storage.results import ArrayWriter, ResultGroup
@@ -37,6 +39,25 @@ from dlscale.storage.results import ArrayWriter, ResultGroup
 __all__ = ["Fold", "Passes", "RowOutput", "State"]
 
 State = dict[str, Array]
+
+
+class Squares(NamedTuple):
+    """A sum of squares of entries, and the binary exponents between which it is safe.
+
+    Parameters
+    ----------
+    value : float
+    low, high : int
+        Products of the pass neither lose digits nor overflow, and LAPACK rescales nothing, while ``2^low < value < 2^high``.
+    """
+
+    value: float
+    low: int
+    high: int
+
+    @property
+    def safe(self) -> bool:
+        return math.ldexp(1.0, self.low) < self.value < math.ldexp(1.0, self.high)
 
 
 class Fold(ABC):
@@ -63,6 +84,14 @@ class Fold(ABC):
     def finish(self, state: State) -> State:
         """Complete the partial result of a leaf."""
         return state
+
+    def squares_in(self, state: State) -> Squares | None:
+        """The sum of squares that tells whether the pass was in range; None where it tells nothing."""
+        return None
+
+    def beside(self) -> Sequence[Matrix]:
+        """Matrices with the same rows that `update` reads on its own."""
+        return ()
 
     def merge(self, left: State, right: State) -> State:
         """Combine the partial results of neighbouring rows, left above right; may reuse either."""
@@ -99,13 +128,27 @@ class Passes:
         self.cluster, self.checkpoint, self.result, self.emit = cluster, checkpoint, result, emit
         self.stall_seconds = stall_seconds
         self.outputs: dict[str, Array] = {}
+        self.prefix = ""
+        self.watches_range = False
+
+    def apart(self, prefix: str) -> Self:
+        """The same passes, their steps and scratch arrays under other names."""
+        other = copy.copy(self)
+        other.prefix = self.prefix + prefix
+        return other
+
+    def watching_range(self) -> Self:
+        """The same passes, which raise `OutOfRange` where the squares of a fold are not safe."""
+        other = copy.copy(self)
+        other.watches_range = True
+        return other
 
     def scratch(self, name: str, shape: tuple[int, int], dtype: np.dtype[Any], grid: RowGrid) -> RowOutput:
         """An array for the outputs of a pass that later passes read."""
         if self.checkpoint is None:
             return ArrayOutput(np.empty(shape, dtype))
         chunks = (grid.output_chunk_rows(shape[1] * dtype.itemsize), shape[1])
-        return self.checkpoint.scratch(name, shape, dtype, chunks=chunks)
+        return self.checkpoint.scratch(self.prefix + name, shape, dtype, chunks=chunks)
 
     def output(
         self, name: str, shape: tuple[int, int], dtype: np.dtype[Any], grid: RowGrid, *, transposed: bool = False
@@ -142,10 +185,11 @@ class Passes:
         ------
         NonFiniteError
             If the matrix holds a NaN or an infinity.
-        NumericalError
-            If finite entries overflowed.
+        OutOfRange
+            If finite entries overflowed, or, on request, if their squares are not safe (`watching_range`).
         StalledError
         """
+        step = self.prefix + step
         n_bytes = grid.n_rows * A.shape[1] * A.stored_dtype.itemsize
         cost = {"flops": fold.flops_per_row * grid.n_rows, "bytes": n_bytes}
         self.emit({"event": "pass_started", "step": step, **cost})
@@ -167,6 +211,9 @@ class Passes:
                 "resumed": resumed,
             }
         )
+        squares = fold.squares_in(state) if self.watches_range else None
+        if squares and not squares.safe:
+            raise OutOfRange(f"The squares of the entries sum to {squares.value:.1e}, which is not safe.", squares.value)
         return state
 
     def _compute(self, step: str, A: Matrix, fold: Fold, grid: RowGrid, outputs: Sequence[RowOutput]) -> State:
@@ -187,6 +234,8 @@ class Passes:
         sweep = _Sweep(token, step, A, fold, grid.block_rows, tuple(outputs))
         graph, root = _reduction_tree(sweep, grid)
         state: State = self.cluster.compute(graph, root, Watch(token, listener, stalled))
+        if not _all_finite(state):
+            raise OutOfRange(f"The entries are finite, but sums of their products overflow; {_ADVICE}")
         return state
 
     def _save(self, step: str, state: State, outputs: Sequence[RowOutput]) -> None:
@@ -277,20 +326,25 @@ def _run_leaf(sweep: _Sweep, start: int, stop: int) -> State:
             before = now
         state = fold.finish(state)
     meter.flush()
-    if not all(np.isfinite(value).all() for value in state.values()):
+    if not _all_finite(state):
         _find_non_finite(sweep, start, stop)
     return state
 
 
+def _all_finite(state: State) -> bool:
+    return all(bool(np.isfinite(value).all()) for value in state.values())
+
+
+_ADVICE = "divide the matrix by its largest entry and run again."
+
+
 def _find_non_finite(sweep: _Sweep, start: int, stop: int) -> None:
     """Say which entry spoilt the sums of a leaf."""
-    for first, last in blocks(start, stop, sweep.block_rows):
-        block = sweep.A.read(first, last)
-        bad = np.argwhere(~np.isfinite(block))
-        if len(bad):
-            i, j = (int(index) for index in bad[0])
-            raise NonFiniteError(*sweep.A.place(first + i, j), block[i, j].item())
-    raise NumericalError(
-        f"Rows {start} to {stop} are finite, but their products overflow {sweep.A.dtype}; "
-        "divide the matrix by its largest entry and run again."
-    )
+    for A in (sweep.A, *sweep.fold.beside()):
+        for first, last in blocks(start, stop, sweep.block_rows):
+            block = A.read(first, last)
+            bad = np.argwhere(~np.isfinite(block))
+            if len(bad):
+                i, j = (int(index) for index in bad[0])
+                raise NonFiniteError(*A.place(first + i, j), block[i, j].item())
+    raise OutOfRange(f"Rows {start} to {stop} are finite, but their products overflow {sweep.A.dtype}; {_ADVICE}")

@@ -41,6 +41,11 @@ class ErrorEstimate:
     frobenius: float
     singular_values: Array
 
+    def times_power(self, exponent: int) -> ErrorEstimate:
+        """The same of ``2^exponent A``."""
+        spectral, frobenius, values = (np.ldexp(error, exponent) for error in (self.spectral, self.frobenius, self.singular_values))
+        return ErrorEstimate(float(spectral), float(frobenius), np.asarray(values))
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "spectral_error": self.spectral,

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check, orthogonality
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Passes
-from dlscale.errors import NumericalError
 from dlscale.kernels import one_blas_thread
 from dlscale.linalg.estimates import estimate_errors
 from dlscale.linalg.left_factor import LeftFactor, Peaks, largest_entries, phases_of
@@ -77,7 +74,6 @@ def finish(
     Z, gram = state["ZH"].conj().T, state["gram"][:width, :width]
 
     basis, how = find_basis(passes, Y, Y_grid, gram, step="basis")
-    _require_range(basis.R, Z, dtype)
     with one_blas_thread():
         found = project(basis, basis_W, Z[:, :width], gram, dtype, n_iterations=space.n_iterations)
         k = n_components or max(1, int((found.s > (tolerance or 0.0) * found.s[0]).sum()))
@@ -115,15 +111,6 @@ def finish(
         )
         certificate = _certify(V, measured, expected, n_checks, s, A, found.resolution)
     return Triplets(s, V, error, certificate, squares, (how, found.note, *([space.note] if space.note else [])))
-
-
-def _require_range(R: Array, Z: Array, dtype: np.dtype[Any]) -> None:
-    """Refuse a matrix whose products vanish though it does not: ``Z = A^H A W`` goes with its square."""
-    limits = np.finfo(dtype)
-    if np.abs(Z).max() < limits.tiny / limits.eps and np.abs(R).max() > 0:
-        raise NumericalError(
-            f"The products of the matrix underflow {dtype}; multiply it by {1 / np.abs(R).max():.0e} and run again."
-        )
 
 
 def _checks(found: Projection, s: Array, V: Array, phases: Array, probes: Array, width: int, seed: int) -> tuple[Array, Array, int]:

@@ -30,6 +30,9 @@ from dlscale.workspaces import workspace
 WELL_CONDITIONED = 5.0
 #: Times ``eps^-1/2``: above this condition the Gram matrix, which squares it, is no longer safely positive definite.
 GRAM_LIMIT = 0.03
+#: Squares of columns that are less than this part of the largest, by the bits of the dtype, may lose digits at the lower end of
+#: the range that `dlscale.linalg.products` takes for safe; no Gram matrix is trusted with them.
+_SPANS = {32: 2.0**-55, 64: 2.0**-560}
 MAX_ROUNDS = 3
 
 
@@ -196,11 +199,14 @@ def scaled_condition(gram: Array, eps: float) -> float:
     return float(np.sqrt(eigenvalues[-1] / smallest)) if smallest > noise else float("inf")
 
 
-def cholesky_factor(gram: Array, *, shift: float = 0.0) -> Array:
-    """Upper triangular R with ``R^H R = gram``, plus a shift relative to the columns' lengths."""
+def cholesky_factor(gram: Array, *, shift: float = 0.0) -> Array | None:
+    """Upper triangular R with ``R^H R = gram``, plus a shift relative to the columns' lengths; None where there is none."""
     lengths = np.sqrt(np.diag(gram).real)
     scaled = gram / np.outer(lengths, lengths) + shift * np.eye(len(gram))
-    return np.asarray(np.linalg.cholesky(scaled).conj().T * lengths)
+    try:
+        return np.asarray(np.linalg.cholesky(scaled).conj().T * lengths)
+    except np.linalg.LinAlgError:
+        return None
 
 
 def find_basis(passes: Passes, A: Matrix, grid: RowGrid, gram: Array, *, step: str) -> tuple[Basis, str]:
@@ -229,17 +235,21 @@ def find_basis(passes: Passes, A: Matrix, grid: RowGrid, gram: Array, *, step: s
     0 to 2 further reads of A for Cholesky QR with 1 to 3 rounds; one for TSQR.
     """
     eps = float(np.finfo(A.dtype).eps)
-    limit = GRAM_LIMIT * eps**-0.5
+    limit, smallest = GRAM_LIMIT * eps**-0.5, _SPANS[np.finfo(A.dtype).bits]
     factors: list[Array] = []
     first_condition = 0.0
     while True:
         with one_blas_thread():
             condition = scaled_condition(gram, eps)
             first_condition = first_condition or condition
-            if condition > limit and (factors or (np.diag(gram).real == 0).any()):
+            squares = np.diag(gram).real
+            if (condition > limit and factors) or (squares <= smallest * squares.max()).any():
                 break
             shift = 30 * len(gram) * eps if condition > limit else 0.0
-            factors.append(cholesky_factor(gram, shift=shift))
+            factor = cholesky_factor(gram, shift=shift)
+            if factor is None:
+                break
+            factors.append(factor)
         basis = TriangularBasis(tuple(factors), A.dtype)
         if condition <= WELL_CONDITIONED:
             shifted = "shifted " if first_condition > limit else ""

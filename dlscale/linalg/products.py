@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dlscale.engine.grids import RowGrid
-from dlscale.engine.passes import Fold, Passes, State
+from dlscale.engine.passes import Fold, Passes, Squares, State
 from dlscale.kernels import Moments, accumulator_dtype, add_gram, add_normal_product, mirror_upper
 from dlscale.lapack import add_outer_packed, multiply_add, pack_upper, unpack_upper
 from dlscale.storage.matrices import Array, Matrix
@@ -28,6 +28,17 @@ _SHIFT_ROWS = 256
 #: Nothing is subtracted where squares of means are at most so many variances, by the bits of products: that costs a digit or
 #: two of double precision, none of single, and saves writing every tile.
 _HARMLESS_SQUARES = {32: 1.0, 64: 100.0}
+#: Binary exponents of sums of squares, by the bits of the products that are made of the same entries. LAPACK's drivers rescale,
+#: by what is no power of two, single precision matrices whose norm is beyond 2^40 or below 2^-40, and double beyond 2^240.
+_SAFE_EXPONENTS = {32: (-48, 80), 64: (-400, 400)}
+#: The same for single precision products of double precision entries, whose sums no driver sees in single precision.
+_HALVED_HIGH = 100
+
+
+def squares_of(value: float, dtype: np.dtype[Any], *, halved: bool = False) -> Squares:
+    """A sum of squares with the range in which products in a dtype are safe beside it."""
+    low, high = _SAFE_EXPONENTS[np.finfo(dtype).bits]
+    return Squares(max(value, 0.0), low, _HALVED_HIGH if halved else high)
 
 
 def start_means(n: int, dtype: np.dtype[Any]) -> State:
@@ -79,19 +90,22 @@ class NormalProduct(Fold):
 
     Parameters
     ----------
-    W : (n, w), of A's dtype
+    W : (n, w), of A's dtype, or half its precision
     center : bool
         Subtract the column means, found on the way (states then hold ``count`` and ``mean``).
     squares : bool
         Sum ``||A||_F^2`` (of the centred matrix).
     keep_Y : bool
         Hand Y to the first output of the pass, and sum its Gram matrix ``Y^H Y``.
+    halved : bool
+        Whether W, and so the products, are in half the precision of A.
     """
 
     W: Array
     center: bool = False
     squares: bool = False
     keep_Y: bool = False
+    halved: bool = False
 
     @property
     def flops_per_row(self) -> float:
@@ -128,6 +142,9 @@ class NormalProduct(Fold):
             if self.squares:
                 state["squares"] -= count * np.vdot(low, low).real
         return state
+
+    def squares_in(self, state: State) -> Squares | None:
+        return squares_of(float(state["squares"][0]), self.W.dtype, halved=self.halved) if self.squares else None
 
     def merge(self, left: State, right: State) -> State:
         if self.center:
@@ -191,6 +208,10 @@ class Gram(Fold):
             if self.probe is not None:
                 state["probed"] -= count * (low @ self.probe).conj() * low
         return state
+
+    def squares_in(self, state: State) -> Squares | None:
+        # Nothing in a positive semidefinite matrix exceeds its diagonal: this is the largest column's.
+        return squares_of(float(np.abs(state["gram"]).max(initial=0.0)), self.dtype)
 
     def merge(self, left: State, right: State) -> State:
         if self.center:

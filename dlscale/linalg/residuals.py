@@ -57,6 +57,9 @@ class Residual(Fold):
     def flops_per_row(self) -> float:
         return 2.0 * self.X.size
 
+    def beside(self) -> Sequence[Matrix]:
+        return () if self.B is None else (self.B,)
+
     @property
     def dtype(self) -> np.dtype[Any]:
         return accumulator_dtype(np.result_type(self.X, *([self.B.dtype] if self.B else [])))

@@ -17,7 +17,7 @@ import numpy as np
 
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Passes, State
-from dlscale.errors import NumericalError
+from dlscale.errors import OutOfRange
 from dlscale.kernels import half_precision, one_blas_thread
 from dlscale.linalg.centering import Centered
 from dlscale.linalg.products import NormalProduct
@@ -167,22 +167,22 @@ def _halved(passes: Passes, step: str, A: Matrix, fold: NormalProduct, grid: Row
     """The pass of an iteration with its products in half the precision; None where that is not enough."""
     dtype = half_precision(A.dtype)
     try:
-        state = passes.sweep(step, A, replace(fold, W=fold.W.astype(dtype)), grid)
+        state = passes.sweep(step, A, replace(fold, W=fold.W.astype(dtype), halved=True), grid)
         with one_blas_thread():
             ritz, _ = ritz_pairs(fold.W, state["ZH"].conj().T)
-    except NumericalError:
+    except OutOfRange:
+        if passes.watches_range:
+            raise
         # Beyond the range of the dtype, but perhaps not beyond that of the matrix.
         return None
-    limits = np.finfo(dtype)
-    in_range = ritz[0] ** 2 > limits.tiny / limits.eps
-    return state if in_range and ritz[-1] > _HALF_RESOLUTION * ritz[0] else None
+    return state if ritz[-1] > _HALF_RESOLUTION * ritz[0] else None
 
 
 def ritz_pairs(W: Array, Z: Array) -> tuple[Array, Array]:
     """Singular value estimates, decreasing, and the rotation of W that belongs to them, from ``W^H (A^H A) W``."""
     T = W.conj().T @ Z
     if not np.isfinite(T).all():
-        raise NumericalError("The products of the matrix overflow; divide it by its largest entry and run again.")
+        raise OutOfRange("The products of the matrix overflow; divide it by its largest entry and run again.")
     values, rotation = np.linalg.eigh((T + T.conj().T) / 2)
     return np.sqrt(np.maximum(values[::-1], 0)), rotation[:, ::-1]
 

@@ -6,6 +6,7 @@ A ~ U S V^H,   U (m, k), S (k), V (n, k)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -18,8 +19,9 @@ from dlscale.errors import SpecError
 from dlscale.kernels import accumulator_dtype
 from dlscale.linalg.exact_svd import exact_svd
 from dlscale.linalg.finish import N_PROBES, finish, iteration_width
+from dlscale.linalg.scaling import at_safe_scale
 from dlscale.linalg.subspace import Subspace, iterate, iterate_to_tolerance, start_subspace
-from dlscale.linalg.triplets import LeftOutput
+from dlscale.linalg.triplets import LeftOutput, Triplets
 from dlscale.storage.matrices import Array, Matrix
 
 Method = Literal["randomized", "krylov", "streaming", "exact"]
@@ -218,22 +220,19 @@ def compute_svd(passes: Passes, A: Matrix, options: SVDOptions, plan: Plan) -> O
     tall = A.T if plan.transposed else A
     name = "vh" if plan.transposed else "u"
     left = LeftOutput(name, transposed=plan.transposed, decides_sign=not plan.transposed)
-    if options.method == "exact":
-        found = exact_svd(passes, tall, plan.grid, n_components=options.n_components, tolerance=options.tolerance, left=left)
-    else:
-        space = right_subspace(passes, tall, options, plan)
-        found = finish(
-            passes,
-            tall,
-            plan.grid,
-            space,
-            n_components=options.n_components,
-            tolerance=options.tolerance,
-            seed=options.seed,
-            left=left,
-        )
+    found, exponent = at_safe_scale(passes, tall, plan.grid, partial(_triplets, options=options, plan=plan, left=left))
+    found = found.times_power(exponent, A.dtype)
     arrays = small_factors(found.s, found.V, plan.transposed, A.dtype)
     return Outcome(arrays, (name,), found.certificate, found.error.to_dict(), found.notes)
+
+
+def _triplets(passes: Passes, tall: Matrix, *, options: SVDOptions, plan: Plan, left: LeftOutput) -> Triplets:
+    n_components, tolerance = options.n_components, options.tolerance
+    if options.method == "exact":
+        return exact_svd(passes, tall, plan.grid, n_components=n_components, tolerance=tolerance, left=left)
+    space = right_subspace(passes, tall, options, plan)
+    seed = options.seed
+    return finish(passes, tall, plan.grid, space, n_components=n_components, tolerance=tolerance, seed=seed, left=left)
 
 
 def small_factors(s: Array, V: Array, transposed: bool, dtype: np.dtype[Any]) -> dict[str, Array]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check, orthogonality
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import PassCost, Plan, bytes_of, lay_out, measured_rates
+from dlscale.engine.grids import RowGrid
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
 from dlscale.errors import SpecError
@@ -17,6 +19,7 @@ from dlscale.kernels import accumulator_dtype, one_blas_thread
 from dlscale.linalg.left_factor import LeftFactor
 from dlscale.linalg.orthogonal import find_basis
 from dlscale.linalg.products import sweep_gram
+from dlscale.linalg.scaling import at_safe_scale, scale_words, scaled_back
 from dlscale.linalg.subspace import gaussian
 from dlscale.storage.matrices import Matrix
 
@@ -104,15 +107,20 @@ def compute_qr(passes: Passes, A: Matrix, options: QROptions, plan: Plan) -> Out
     -----
     2 to 4 reads of A, or 3 with TSQR; each round of Cholesky QR costs 2 m n^2 flops.
     """
+    found, exponent = at_safe_scale(passes, A, plan.grid, partial(_factor, grid=plan.grid, keep=options.mode == "reduced"))
+    r = scaled_back(found.arrays["r"], exponent, A.dtype, what="The entries of R")
+    return replace(found, arrays={"r": r}, notes=found.notes + scale_words(exponent))
+
+
+def _factor(passes: Passes, A: Matrix, *, grid: RowGrid, keep: bool) -> Outcome:
     m, n = A.shape
-    dtype, grid = A.dtype, plan.grid
+    dtype = A.dtype
     gram = sweep_gram(passes, A, grid)
     basis, how = find_basis(passes, A, grid, gram, step="basis")
     probes = gaussian(n, _N_PROBES, 0, dtype).astype(dtype)
     with one_blas_thread():
         R = np.triu(basis.R)
         expected = R @ probes
-    keep = options.mode == "reduced"
     fold = LeftFactor(basis.rotated(np.eye(n)), n, probes, np.ascontiguousarray(expected, dtype), keep_U=keep)
     outputs = [passes.output("q", (m, n), dtype, grid)] if keep else []
     measured = passes.sweep("q", A, fold, grid, outputs=outputs)
@@ -131,4 +139,4 @@ def compute_qr(passes: Passes, A: Matrix, options: QROptions, plan: Plan) -> Out
     )
     s = np.linalg.svd(R, compute_uv=False).astype(float)
     estimates = {"condition": float(s[0] / s[-1]) if s[-1] > s[0] * np.finfo(float).tiny else float("inf")}
-    return Outcome({"r": R.astype(dtype)}, ("q",) if keep else (), certificate, estimates, (how,))
+    return Outcome({"r": R}, ("q",) if keep else (), certificate, estimates, (how,))

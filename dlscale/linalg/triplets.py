@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from dlscale.certificates import Certificate
 from dlscale.linalg.estimates import ErrorEstimate
+from dlscale.linalg.scaling import scale_words, scaled_back
 from dlscale.storage.matrices import Array
 
 
@@ -61,3 +63,16 @@ class Triplets:
     certificate: Certificate
     squares: float
     notes: tuple[str, ...]
+
+    def times_power(self, exponent: int, dtype: np.dtype[Any]) -> Triplets:
+        """The same of ``2^exponent A``, of a dtype.
+
+        Raises
+        ------
+        NumericalError
+            If the singular values are out of its range.
+        """
+        s = scaled_back(self.s, exponent, np.dtype(dtype.char.lower()), what="The singular values")
+        with np.errstate(over="ignore", under="ignore"):
+            error, squares = self.error.times_power(exponent), float(np.ldexp(self.squares, 2 * exponent))
+        return replace(self, s=s, error=error, squares=squares, notes=self.notes + scale_words(exponent))

@@ -1,0 +1,131 @@
+"""Matrices of any scale, by powers of two: an answer is computed near 1 and multiplied back, both exactly.
+
+Passes multiply entries with entries, and squares leave the range of a dtype long before the entries do. Where the first sums
+of squares tell that they did, or might, the same computation is made of ``2^-e A``, whose entries are near 1. A factor of a
+power of two changes exponents only, so that the answer has the same bits at every scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from dlscale.engine.grids import RowGrid
+from dlscale.engine.passes import Fold, Passes, State
+from dlscale.errors import NumericalError, OutOfRange
+from dlscale.kernels import largest_part, times_power_of_two
+from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.scaled import scaled
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Largest(Fold):
+    """The largest modulus of a real or imaginary part."""
+
+    @property
+    def flops_per_row(self) -> float:
+        return 0.0
+
+    def start(self) -> State:
+        return {"largest": np.zeros(1)}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        np.maximum(state["largest"], largest_part(A), out=state["largest"])
+        return ()
+
+    def merge(self, left: State, right: State) -> State:
+        return {"largest": np.maximum(left["largest"], right["largest"])}
+
+
+def exponent_of(size: float) -> int:
+    """e with ``2^(e-1) <= size < 2^e``; 0 for 0."""
+    return int(np.frexp(size)[1])
+
+
+def at_safe_scale(
+    passes: Passes, A: Matrix, grid: RowGrid, compute: Callable[[Passes, Matrix], T], *, step: str = "largest"
+) -> tuple[T, int]:
+    """``compute(passes, 2^-e A)`` with e = 0 wherever that is safe.
+
+    Parameters
+    ----------
+    passes : Passes
+    A : Matrix (m, n)
+    grid : RowGrid of m rows
+    compute : callable
+        From passes and a matrix to an answer; runs again from its first pass on, under other names of steps, where its sums
+        of squares (`Fold.squares_in`) leave the safe range. It writes outputs of the result only behind its first sums of squares.
+    step : str
+        Name of the pass that looks for the largest entry.
+
+    Returns
+    -------
+    answer : T
+        Of ``2^-e A``.
+    e : int
+
+    Notes
+    -----
+    No read of its own where the squares are in range; one where they overflow or vanish.
+    """
+    exponent, watching = 0, passes.watching_range()
+    while True:
+        try:
+            return compute(watching, scaled(A, -exponent)), exponent
+        except OutOfRange as error:
+            squares = error.squares
+        if squares:
+            exponent += exponent_of(squares) // 2
+        else:
+            largest = float(passes.sweep(step, A, Largest(), grid)["largest"][0])
+            measured = exponent_of(largest)
+            if largest == 0 or measured == exponent:
+                # The squares are zero in truth: of a matrix of zeros, or of one that is constant.
+                return compute(passes.apart(f"scaled-{exponent}-") if exponent else passes, scaled(A, -exponent)), exponent
+            exponent = measured
+        watching = passes.watching_range().apart(f"scaled-{exponent}-")
+
+
+def scaled_back(values: Array, exponent: int, dtype: np.dtype[Any], *, what: str) -> Array:
+    """``2^exponent values`` in a dtype: what the values are in it, multiplied.
+
+    Parameters
+    ----------
+    values : ndarray
+    exponent : int
+    dtype : numpy.dtype
+    what : str
+        What they are, in the plural, for the message.
+
+    Raises
+    ------
+    NumericalError
+        If the largest of them overflows the dtype, or has fewer digits there than the others of its size.
+    """
+    largest = float(np.abs(values).max(initial=0.0))
+    limits = np.finfo(dtype)
+    with np.errstate(over="ignore", under="ignore"):
+        found = times_power_of_two(values.astype(dtype), exponent)
+    if not np.isfinite(found).all():
+        raise NumericalError(f"{what} overflow {dtype}: the largest is near {power_words(largest, exponent)}; divide the matrix.")
+    if largest > 0 and np.abs(found).max() < limits.tiny:
+        raise NumericalError(
+            f"{what} are too small for the digits of {dtype}: the largest is near {power_words(largest, exponent)}, and "
+            f"numbers below {limits.tiny:.1e} have fewer; multiply the matrix by a power of two."
+        )
+    return np.asarray(found)
+
+
+def power_words(value: float, exponent: int) -> str:
+    """``value 2^exponent`` for people, also where that is out of range."""
+    return f"1e{round(float(np.log10(value)) + exponent * np.log10(2.0))}"
+
+
+def scale_words(exponent: int) -> tuple[str, ...]:
+    """What to note of a computation at another scale."""
+    return (f"computed on 2^{-exponent} times the matrix, exactly, as its squares are out of range",) if exponent else ()
