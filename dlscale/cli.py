@@ -81,6 +81,8 @@ class _Group(click.Group):
             say(error)
             ctx.exit(EXIT_FAILED)
         except KeyboardInterrupt:
+            if places := sys.modules.get("dlscale.batch.places"):
+                places.clean_up()
             say(Interrupted("stopped by a signal before any work was done; run the command again."))
             ctx.exit(Interrupted.exit_code)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,17 +143,23 @@ def resume(job_id: str, cluster: str | None, detach: bool, workspace: str | None
 
 
 @click.command()
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the N newest.")
 @workspace_option
 @json_option
-def jobs(workspace: str | None, as_json: bool) -> None:
-    """List the jobs of the workspace, the newest first."""
-    states = [job.read_state() for job in open_workspace(workspace).jobs()]
+def jobs(limit: int | None, workspace: str | None, as_json: bool) -> None:
+    """List the jobs of the workspace, the newest first, and name those whose files are damaged."""
+    states, faults = open_workspace(workspace).read_states(limit)
     if as_json:
-        print_json([{"job": s.job, "kind": s.kind, "state": s.state, "created": s.created, "seconds": s.seconds} for s in states])
+        listed: list[dict[str, Any]] = [
+            {"job": s.job, "kind": s.kind, "state": s.state, "created": s.created, "seconds": s.seconds} for s in states
+        ]
+        empty = {"kind": None, "created": None, "seconds": None}
+        damaged = [{"job": job, "state": "damaged", **empty, "message": message} for job, message in sorted(faults.items())]
+        click.echo(json.dumps(listed + damaged))
         return
-    from dlscale.terminal import jobs_table
-
-    open_console().print(jobs_table(states) if states else "No jobs yet.")
+    click.echo("\n".join(_lines(states)) if states else "No jobs yet." if not faults else "No job can be read.")
+    for job, message in sorted(faults.items()):
+        click.echo(f"{click.style('damaged:', fg='red')} {job}: {message}", err=True)
 
 
 @click.command()
@@ -208,6 +216,21 @@ def report(job_id: str | None, show: bool, workspace: str | None) -> None:
     click.echo(str(path))
     if show:
         click.launch(str(path))
+
+
+def _lines(states: Sequence[JobState]) -> Iterator[str]:
+    """A table of jobs as plain lines: thousands of them take a blink, and an id stays whole in a narrow terminal."""
+    from dlscale.report import words
+
+    table = [("job", "kind", "state", "started", "time", "message")]
+    for s in states:
+        cells = (s.job, s.kind, s.state, words.moment(s.created), words.duration(s.seconds), s.message)
+        table.append(tuple("".join(c if c.isprintable() else " " for c in cell) for cell in cells))  # type: ignore[arg-type]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)][:-1]
+    for number, row in enumerate(table):
+        line = "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
+        color = words.STATE_COLORS.get(row[2], "cyan") if number else None
+        yield line.replace(f" {row[2]} ", f" {click.style(row[2], fg=color)} ", 1) if color else click.style(line, dim=True)
 
 
 def _state_record(state: JobState) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from rich.panel import Panel
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
+from dlscale.errors import SpecError
 from dlscale.report import words
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 Event = dict[str, Any]
 
-_STYLES = {"succeeded": "green", "failed": "red", "lost": "red", "interrupted": "yellow", "cancelled": "yellow"}
 
 #: The array of a result whose first entries say most about it.
 _TELLING = {"explained_variance_ratio": "variance explained", "s": "singular values"}
@@ -189,7 +189,7 @@ def show_result(console: Console, result: JobResult) -> None:
     """How a job ended: its first values, its certificate, and where everything is."""
     tick = "✓" if "utf" in console.encoding.lower() else "ok"
     cross = "✗" if "utf" in console.encoding.lower() else "FAILED"
-    style = _STYLES.get(result.state, "cyan")
+    style = words.STATE_COLORS.get(result.state, "cyan")
     console.print(f"[{style}]{result.state}[/] {result.job} after {words.duration(result.seconds)}", highlight=False)
     pairs = []
     if result.result:
@@ -210,24 +210,6 @@ def show_result(console: Console, result: JobResult) -> None:
     console.print(rows(pairs))
 
 
-def jobs_table(states: Sequence[JobState]) -> Table:
-    """All jobs of a workspace, one a line."""
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-    for column in ("job", "kind", "state", "started", "time", "message"):
-        # Where the terminal is narrow, words wrap; an id must stay whole to be copied, and a time to be right.
-        table.add_column(column, no_wrap=column not in ("started", "message"), overflow="fold")
-    for state in states:
-        table.add_row(
-            state.job,
-            state.kind,
-            f"[{_STYLES.get(state.state, 'cyan')}]{state.state}[/]",
-            words.moment(state.created),
-            words.duration(state.seconds),
-            escape(state.message),
-        )
-    return table
-
-
 def status_rows(job: Job, state: JobState) -> Table:
     """One job: how far it is, why it stopped, how to go on."""
     pairs = [
@@ -236,9 +218,12 @@ def status_rows(job: Job, state: JobState) -> Table:
         ("started", words.moment(state.created)),
         ("time", words.duration(state.seconds)),
     ]
-    finished = [event for event in job.read_events() if event["event"] == "pass_finished"]
-    planned = job.read_plan().get("passes", [])
-    pairs.append(("passes", f"{len({event['step'] for event in finished})} finished of {len(planned)} planned"))
+    try:
+        finished = {event.get("step") for event in job.read_events() if event["event"] == "pass_finished"}
+        planned = job.read_plan().get("passes", [])
+        pairs.append(("passes", f"{len(finished)} finished of {len(planned)} planned"))
+    except SpecError as error:
+        pairs.append(("damaged", str(error)))
     if state.message:
         pairs.append(("reason", state.message))
     if state.result:

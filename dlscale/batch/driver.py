@@ -20,6 +20,8 @@ from pathlib import Path
 from dlscale.batch.queue import Queue, Ticket
 from dlscale.batch.workspace import ENDED, HEARTBEAT_SECONDS, Heartbeat, Job, Workspace
 from dlscale.errors import DlscaleError, Interrupted, SpecError
+from dlscale.storage.locks import Lock
+from dlscale.storage.processes import Owner, start_of
 
 #: A process that dies so many times on one worker is not started again.
 N_STARTS = 3
@@ -92,7 +94,7 @@ def wait_for_turn(job: Job, queue: Queue, ticket: Ticket) -> bool:
             ahead = queue.take_turn(ticket)
         return True
     finally:
-        os.close(claim)
+        claim.release()
 
 
 def mark_cancelled(job: Job, queue: Queue) -> None:
@@ -127,11 +129,11 @@ def run_submitted(job: Job, cluster: str | None = None) -> int:
     return getattr(result.error, "exit_code", DlscaleError.exit_code) if result.error else 0
 
 
-def detach(job: Job, ticket: Ticket) -> None:
-    """Start a process on this machine that drives a job and does not end with its parent."""
+def detach(job: Job, ticket: Ticket) -> Heartbeat:
+    """Start a process on this machine that drives a job and does not end with its parent; its number and start."""
     arguments = [*_COMMAND, str(job.folder), "--ticket", json.dumps(asdict(ticket))]
     # Not a Popen: nobody here waits for its end.
-    os.posix_spawn(
+    pid = os.posix_spawn(
         sys.executable,
         arguments,
         _environment(),
@@ -142,9 +144,11 @@ def detach(job: Job, ticket: Ticket) -> None:
         ],
         setsid=True,
     )
+    owner = Owner.here()
+    return Heartbeat(owner.host, pid, start_of(pid) or 0.0, time.time(), owner.machine)
 
 
-def _claim(job: Job) -> int | None:
+def _claim(job: Job) -> Lock | None:
     """Take a job for this process when it is free; None when it has ended.
 
     A driver on a worker that the scheduler has lost may still run: it keeps the job until it ends.

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from dlscale.errors import SpecError
-from dlscale.storage.durable import PARTIAL
+from dlscale.errors import InputError, SpecError
+from dlscale.storage import locks
+from dlscale.storage.atomic import PARTIAL, hidden
 from dlscale.storage.groups import result_attributes
-from dlscale.storage.results import is_being_written
+from dlscale.storage.results import check_name_length, check_place, is_being_written
+
+_POLL_SECONDS = 0.1
 
 
 def is_result_of(path: Path, job: str) -> bool:
     """Whether a job has published its result there."""
-    return bool(job) and (result_attributes(str(path)) or {}).get("job") == job
+    with suppress(InputError):
+        return bool(job) and (result_attributes(str(path)) or {}).get("job") == job
+    return False
 
 
 def check_output(data: Mapping[str, Any], *, overwrite: bool, job: str) -> Path | None:
@@ -34,16 +38,27 @@ def check_output(data: Mapping[str, Any], *, overwrite: bool, job: str) -> Path 
     for role, source in data["input"].items():
         if isinstance(source, str) and (within := _nested(output, Path(source.removeprefix("file://")))):
             raise SpecError(f"{output} {within} the input {role} {source}; choose a path beside it.")
+    check_name_length(output)
+    check_place(output)
     if is_being_written(output):
         raise SpecError(f"{output} is being written by another job; wait for its end, or choose another path.")
     # A job that goes on may have published just before it was killed.
     if os.path.lexists(output) and not is_result_of(output, job):
         if not overwrite:
             raise SpecError(f"{output} exists already; choose another path, or set overwrite: true.")
-        if result_attributes(str(output)) is None:
+        if output.is_symlink():
+            raise SpecError(f"{output} is a link to {os.readlink(output)}, and links are not overwritten; name the result itself.")
+        if not _is_result(output):
             raise SpecError(f"{output} is not a result of dlscale, and only such a result is overwritten; choose another path.")
     check_writable(output.parent)
     return output
+
+
+def _is_result(path: Path) -> bool:
+    try:
+        return result_attributes(str(path)) is not None
+    except InputError:
+        return True  # a result whose description is damaged
 
 
 def _nested(output: Path, source: Path) -> str:
@@ -66,27 +81,54 @@ def check_writable(folder: Path) -> None:
         raise SpecError(f"got {folder}, where nothing can be written ({error.strerror}); choose a folder that is yours.") from error
 
 
+#: What imports that have not ended must remove: a signal may end a command between any two of its steps.
+_unfinished: dict[int, Callable[[], None]] = {}
+
+
+def clean_up() -> None:
+    """Remove what interrupted imports of this process left; for a process that ends without unwinding."""
+    for number in list(_unfinished):
+        _unfinished.pop(number)()
+
+
 @contextmanager
-def only_importer(destination: Path) -> Iterator[None]:
-    """Keep other processes from importing the same; nothing is left of an import that failed or was killed."""
+def only_importer(destination: Path, *, make_folder: Callable[[Path], None] | None = None) -> Iterator[None]:
+    """Keep other processes from importing the same; nothing is left of an import that failed or was killed.
+
+    Parameters
+    ----------
+    destination : Path
+    make_folder : callable, optional
+        Makes the folder around it; by default as the umask says.
+    """
     missing = [folder for folder in destination.parents if not folder.exists()]
-    path = destination.with_name(f".{destination.name}.lock")
-    while True:
+    path = hidden(destination, ".lock")
+    taken: list[locks.Lock] = []
+
+    def clean() -> None:
+        _unfinished.pop(number, None)
+        if taken:
+            _remove_imports_of(destination)
+            taken.pop().release(remove=True)
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
+
+    number = id(clean)
+    _unfinished[number] = clean
+    try:
+        if make_folder is not None:
+            make_folder(destination.parent)
         destination.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (path.exists() and os.path.samestat(os.fstat(lock.fileno()), os.stat(path))):
-                continue  # whoever had it before has removed it
-            try:
-                _remove_imports_of(destination)
-                yield
-                return
-            finally:
-                _remove_imports_of(destination)
-                path.unlink(missing_ok=True)
-                for folder in missing:
-                    with suppress(OSError):
-                        folder.rmdir()
+        while not taken:
+            if (lock := locks.take(path)) is not None:
+                taken.append(lock)
+            else:
+                time.sleep(_POLL_SECONDS)
+        _remove_imports_of(destination)
+        yield
+    finally:
+        clean()
 
 
 def _remove_imports_of(destination: Path) -> None:

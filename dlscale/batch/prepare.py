@@ -171,7 +171,7 @@ def _imported(data: dict[str, Any], request: ImportSpec, workspace: Workspace, p
     destination = workspace.import_path(data)
     if destination.exists():
         return destination
-    with only_importer(destination):
+    with only_importer(destination, make_folder=workspace.make_folder):
         if not destination.exists():
             import_matrix(
                 source,

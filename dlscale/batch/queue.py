@@ -10,17 +10,20 @@ the whole memory of a worker, so one job at a time is the default.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
-from dlscale.batch.workspace import ENDED, RUNNING, Workspace
+from pydantic import Field
+
+from dlscale.batch import records
+from dlscale.batch.workspace import ENDED, LOST_SECONDS, RUNNING, Heartbeat, Workspace
 from dlscale.errors import SpecError
-from dlscale.storage.durable import write_atomically
+from dlscale.storage import locks
+from dlscale.storage.atomic import write_atomically
 
 DEFAULT_CONCURRENCY = 1
 
@@ -44,7 +47,7 @@ class Ticket:
     """
 
     job: str
-    submitted: float
+    submitted: Annotated[float, Field(allow_inf_nan=False)]
     priority: int = 0
     cluster: str = "local"
     collective: bool = False
@@ -67,25 +70,26 @@ class Queue:
         self._workspace = workspace
         self._folder = workspace.queue_folder
         self._limit = self._folder / "limit.json"
+        self._beats: dict[str, tuple[Heartbeat, float]] = {}
 
     @property
     def concurrency(self) -> int:
         """How many submitted jobs run at once."""
         try:
-            return int(json.loads(self._limit.read_bytes())["concurrency"])
-        except (OSError, ValueError, KeyError):
+            return records.read(self._limit, records.LimitRecord)["concurrency"]
+        except (OSError, SpecError):
             return DEFAULT_CONCURRENCY
 
     def limit(self, concurrency: int) -> None:
         """Let so many submitted jobs run at once, from now on; those that run go on."""
         if concurrency < 1:
             raise SpecError(f"--concurrency must be at least 1; got {concurrency}.")
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._workspace.make_folder(self._folder)
         write_atomically(self._limit, json.dumps({"concurrency": concurrency}).encode(), fsync=False)
 
     def join(self, ticket: Ticket) -> None:
         """Put a job into the queue, or its ticket in place of the one it had."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._workspace.make_folder(self._folder)
         write_atomically(self._path(ticket.job), json.dumps(asdict(ticket)).encode(), fsync=False)
 
     def leave(self, job: str) -> None:
@@ -105,7 +109,8 @@ class Queue:
         list of str
             The jobs that it waits for; empty when it may run now, which the queue then knows.
         """
-        with self._decision():
+        self._workspace.make_folder(self._folder)
+        with locks.held(self._folder / "lock"):
             tickets = {ticket.job: ticket for ticket in self._tickets()}
             mine = tickets.pop(ticket.job, ticket)
             alive = [ticket for ticket in tickets.values() if self._alive(ticket)]
@@ -123,27 +128,43 @@ class Queue:
 
     def _tickets(self) -> Iterator[Ticket]:
         for path in sorted(self._folder.glob("[!.]*.ticket.json")):
+            job = path.name.removesuffix(".ticket.json")
             try:
-                yield Ticket(**json.loads(path.read_bytes()))
-            except (OSError, ValueError, TypeError):
+                ticket = records.read(path, Ticket)
+            except FileNotFoundError:
                 continue  # it left the queue just now
+            except SpecError:
+                # What a damaged ticket said is lost; that its job runs, if it does, must count.
+                ticket = Ticket(job, 0.0, running=True)
+                if self._state(job) == "queued":
+                    continue
+            if ticket.job == job:
+                yield ticket
 
     def _alive(self, ticket: Ticket) -> bool:
         """Whether some process works for a job; the tickets of ended jobs are removed, those of lost ones wait for their return."""
-        try:
-            state = self._workspace.job(ticket.job).read_state().state
-        except SpecError:
-            state = ENDED[0]
+        state = self._state(ticket.job)
         if state in ENDED:
             self.leave(ticket.job)
         return state in RUNNING
 
-    @contextmanager
-    def _decision(self) -> Iterator[None]:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    def _state(self, name: str) -> str:
+        """The state of a job as the queue counts it."""
+        job = self._workspace.job(name)
+        if not job.state.exists():
+            return ENDED[0]
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+            stored = job.stored_state()
+        except SpecError:
+            return "running" if locks.is_held(job.lock) else "lost"  # damaged: the lock tells
+        state, beat = job.seen(stored).state, stored.heartbeat
+        looks_lost = state == "lost" and stored.state in RUNNING and not beat.owner.is_near
+        return stored.state if looks_lost and self._beats_still(name, beat) else state
+
+    def _beats_still(self, job: str, beat: Heartbeat) -> bool:
+        """Whether a job of another machine may live, by this process's own clock, which nobody sets."""
+        known, since = self._beats.get(job, (None, 0.0))
+        if known != beat:
+            since = time.monotonic()
+            self._beats[job] = beat, since
+        return time.monotonic() - since < LOST_SECONDS

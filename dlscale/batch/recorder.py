@@ -18,7 +18,8 @@ import numpy as np
 
 from dlscale.batch.workspace import ENDED, HEARTBEAT_SECONDS, Heartbeat, Job, JobState
 from dlscale.engine.progress import Emit, Event, MemorySampler
-from dlscale.errors import DoesNotFitError
+from dlscale.errors import DoesNotFitError, SpecError
+from dlscale.storage.locks import LockLostError
 
 #: How often a running job looks whether it is to be cancelled.
 _CANCEL_SECONDS = 0.5
@@ -42,6 +43,7 @@ class Recorder:
         self.job, self.state, self.listener, self.cancel = job, state, listener, cancel
         self.started = time.monotonic()
         self.seconds_before = state.seconds
+        self.fence: LockLostError | None = None
         self._lock = threading.RLock()
         self._stopped = threading.Event()
         self._pulse = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -50,6 +52,16 @@ class Recorder:
 
     def __enter__(self) -> Recorder:
         self._claim = self.job.claim()
+        try:
+            stored = self.job.stored_state()
+            if stored.state == "succeeded":
+                raise SpecError(f"Job {self.job.id} has succeeded meanwhile; its result is {stored.result}.")
+            return self._begin()
+        except BaseException:
+            self._claim.release()
+            raise
+
+    def _begin(self) -> Recorder:
         self.job.remove_leftovers()
         self._events = os.open(self.job.events, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self._handler = _QuietFileHandler(self.job.log, encoding="utf-8")
@@ -59,7 +71,23 @@ class Recorder:
         self._log.propagate = False
         self._pulse.start()
         self._sampler.start()
+        if self._claim.note:
+            self.emit({"event": "warning", "message": self._claim.note})
         return self
+
+    def check(self) -> None:
+        """Make sure that this process may write for the job still.
+
+        Raises
+        ------
+        LockLostError
+            If the folder of the job is gone, or another process took the job while this one was stopped.
+        """
+        try:
+            self._claim.check()
+        except LockLostError as error:
+            self.fence = error
+            raise
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stopped.set()
@@ -69,7 +97,7 @@ class Recorder:
         self._log.removeHandler(self._handler)
         self._handler.close()
         os.close(self._events)
-        os.close(self._claim)
+        self._claim.release()
 
     @property
     def seconds(self) -> float:
@@ -127,10 +155,15 @@ class Recorder:
                 self.cancel()
             if time.monotonic() - last >= HEARTBEAT_SECONDS:
                 last = time.monotonic()
-                with self._lock, suppress(OSError, DoesNotFitError):
-                    self._write(fsync=False)
+                try:
+                    with self._lock, suppress(OSError, DoesNotFitError):
+                        self._write(fsync=False)
+                except LockLostError:
+                    self.cancel()
+                    return
 
     def _write(self, *, fsync: bool) -> None:
+        self.check()
         self.state = replace(self.state, heartbeat=Heartbeat.now(), seconds=self.seconds)
         self.job.write_state(self.state, fsync=fsync)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from dlscale.batch.document import read_document
 from dlscale.batch.workspace import Job
+from dlscale.errors import InputError, SpecError
 from dlscale.report.html import render
 from dlscale.report.record import JobRecord
 from dlscale.storage.durable import write_atomically
@@ -18,15 +19,41 @@ _MAX_ARRAY_BYTES = 32 * 2**20
 
 
 def write_report(job: Job) -> Path:
-    """Draw report.html anew, whatever state the job is in."""
-    write_atomically(job.report, render(read_record(job)).encode(), fsync=False)
+    """Draw report.html anew, whatever state the job is in.
+
+    Raises
+    ------
+    SpecError
+        If its state is damaged, or another file so that the report cannot be drawn.
+    """
+    record = read_record(job)
+    try:
+        drawn = render(record)
+    except Exception as error:  # drawn from numbers and names of files that may be damaged in any way
+        raise SpecError(
+            f"The report of {job.id} cannot be drawn ({type(error).__name__}: {error}): a file in {job.folder} is damaged. "
+            f"`dlscale status {job.id}` and `dlscale logs {job.id}` do not need it."
+        ) from error
+    write_atomically(job.report, drawn.encode(), fsync=False)
     return job.report
 
 
 def read_record(job: Job) -> JobRecord:
-    """A job as the plain data that a report is drawn from."""
+    """A job as the plain data that a report is drawn from; what is damaged is left out, with a note that says so."""
     state = job.read_state()
-    spec: dict[str, Any] = yaml.safe_load(job.spec.read_text(encoding="utf-8"))
+    faults: list[str] = []
+
+    def part(read: Callable[[], Any], otherwise: Any) -> Any:
+        try:
+            return read()
+        except (SpecError, InputError) as error:
+            faults.append(f"Left out of this report: {error}")
+            return otherwise
+
+    spec: dict[str, Any] = part(lambda: read_document(job.spec).data, {})
+    plan = part(job.read_plan, {})
+    events = part(job.read_events, [])
+    arrays = part(lambda: small_arrays(state.result, max_bytes=_MAX_ARRAY_BYTES) if state.result else {}, {})
     summary = dict(state.summary)
     machine = dict(summary.get("machine") or {})
     cluster = spec.get("cluster")
@@ -37,14 +64,14 @@ def read_record(job: Job) -> JobRecord:
         kind=state.kind,
         state=state.state,
         spec=spec,
-        plan=job.read_plan(),
+        plan=plan,
         certificate=state.certificate,
         estimates=summary.get("estimates") or {},
-        notes=summary.get("notes") or (),
+        notes=(*(summary.get("notes") or ()), *faults),
         seconds=state.seconds,
         started=state.created,
-        events=job.read_events(),
-        arrays=small_arrays(state.result, max_bytes=_MAX_ARRAY_BYTES) if state.result else {},
+        events=events,
+        arrays=arrays,
         versions=machine.pop("versions", {}),
         machine=machine,
         image_shape=tuple(image_shape) if image_shape else None,

@@ -11,7 +11,8 @@ import shutil
 import socket
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from dlscale.batch.pacing import PacedCheckpoint
 from dlscale.batch.places import is_result_of
 from dlscale.batch.prepare import Earlier, Prepared, Progress, prepare
 from dlscale.batch.recorder import Recorder, plain
+from dlscale.batch.records import checksum
 from dlscale.batch.reporting import write_report
 from dlscale.batch.signals import Signals, Stop
 from dlscale.batch.spec import parse_spec
@@ -35,9 +37,11 @@ from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
 from dlscale.engine.progress import Emit, Event, ignore
 from dlscale.errors import CertificateError, DlscaleError, InputError, Interrupted, NumericalError, RankError, SpecError
-from dlscale.storage.durable import PARTIAL
+from dlscale.storage import locks
+from dlscale.storage.atomic import fsync_path, hidden, write_atomically
 from dlscale.storage.groups import open_arrays
-from dlscale.storage.results import ResultGroup
+from dlscale.storage.locks import LockLostError
+from dlscale.storage.results import ResultGroup, settle
 
 #: Running the job again from its checkpoint would end in the same way.
 FINAL_ERRORS = (InputError, NumericalError, CertificateError)
@@ -141,17 +145,25 @@ def start(job: Job, prepared: Prepared, *, listener: Emit = ignore) -> JobResult
 
 def create(job: Job, prepared: Prepared, *, state: str = "planned") -> JobState:
     """Create a job's folder, whole or not at all, in a state: planned to run here, submitted to run elsewhere."""
-    began = JobState(job.id, prepared.name, prepared.spec.kind, state, time.time(), Heartbeat.now())
-    draft = Job(job.folder.with_name(f".{job.id}{PARTIAL}"))
-    Workspace(job.folder.parent.parent).remove_drafts()
-    draft.folder.mkdir(parents=True)
+    workspace = Workspace(job.folder.parent.parent)
+    draft = Job(hidden(job.folder))
+    workspace.remove_drafts()
+    workspace.make_folder(draft.folder)
+    files = {
+        draft.spec: yaml.safe_dump(prepared.data, sort_keys=False).encode(),
+        draft.plan: json.dumps(plain(prepared.describe_plan()), indent=1).encode(),
+    }
+    checksums = {path.name: checksum(data) for path, data in files.items()}
+    kind = prepared.spec.kind
+    began = JobState(job.id, prepared.name, kind, state, time.time(), Heartbeat.now(), checksums=checksums)
     try:
-        draft.spec.write_text(yaml.safe_dump(prepared.data, sort_keys=False), encoding="utf-8")
-        draft.plan.write_text(json.dumps(plain(prepared.describe_plan()), indent=1), encoding="utf-8")
+        for path, data in files.items():
+            write_atomically(path, data)
         draft.write_state(began)
         os.rename(draft.folder, job.folder)
+        fsync_path(workspace.jobs_folder)
     except BaseException:
-        shutil.rmtree(draft.folder)
+        shutil.rmtree(draft.folder, ignore_errors=True)
         raise
     return began
 
@@ -178,13 +190,18 @@ def reopen(job: Job, workspace: Workspace, *, cluster: str | None = None, progre
         raise SpecError(f"Job {job.id} has succeeded; its result is {state.result}. `dlscale report {job.id}` draws its report.")
     if state.final:
         raise SpecError(f"Job {job.id} would fail again: {state.message} Change the spec or the matrix and run it anew.")
-    with job.claimed():
-        pass  # nobody else has it
+    if locks.is_held(job.lock):
+        raise SpecError(f"Job {job.id} is running already; `dlscale status {job.id}` shows how far it is.")
+    job.check_files()
     document = read_document(job.spec)
     if cluster is not None:
         document = set_value(document, ["cluster"], parse_scalar(cluster, "--cluster"), "--cluster")
     spec, record = parse_spec(document), job.read_plan()
-    earlier = Earlier(job.id, KINDS[spec.kind].plan_type.from_dict(record), record["inputs"])
+    try:
+        plan = KINDS[spec.kind].plan_type.from_dict(record)
+        earlier = Earlier(job.id, plan, record["inputs"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SpecError(f"{job.plan} is damaged ({type(error).__name__}: {error}); run {job.spec} anew.") from error
     return prepare(spec, document, workspace, earlier=earlier, progress=progress)
 
 
@@ -199,11 +216,15 @@ def _execute(job: Job, state: JobState, prepared: Prepared, listener: Emit) -> J
     with Signals() as signals, Recorder(job, state, listener, cancel=signals.stop) as recorder:
         try:
             # A job that was killed when it had published is found complete.
+            settle(output, job.id)
             path = output if is_result_of(output, job.id) else _produce(job, prepared, output, recorder, signals)
             PacedCheckpoint(job.checkpoint).discard()
             recorder.change("succeeded", result=str(path))
         except (Stop, Exception) as reason:
             lost = lost_rank() if isinstance(reason, Stop) else None
+            if fence := _fence(reason, recorder):
+                # Whatever stands in the job's folder now, if there is one, belongs to somebody else.
+                return _job_result(job, replace(recorder.state, state="lost"), prepared, fence)
             if signals.received and not isinstance(lost or reason, RankError):
                 cancelled = job.cancel.exists()
                 said = "cancelled" if cancelled else signals.received
@@ -218,6 +239,17 @@ def _execute(job: Job, state: JobState, prepared: Prepared, listener: Emit) -> J
             recorder.failure(trouble)
             recorder.emit({"event": "warning", "message": f"The report could not be written ({_message(trouble)}); see {job.log}."})
         ended = recorder.state
+    return _job_result(job, ended, prepared, error)
+
+
+def _fence(reason: BaseException, recorder: Recorder) -> LockLostError | None:
+    """Why a job that stopped must not be written to any more, if that is so."""
+    with suppress(LockLostError):
+        recorder.check()
+    return recorder.fence or (reason if isinstance(reason, LockLostError) else None)
+
+
+def _job_result(job: Job, ended: JobState, prepared: Prepared, error: Exception | None) -> JobResult:
     return JobResult(
         job=job.id,
         state=ended.state,
@@ -253,7 +285,7 @@ def _compute(job: Job, prepared: Prepared, group: ResultGroup, recorder: Recorde
     image_shape = next(filter(None, shapes), None)
     recorder.change("running", summary={"machine": describe_machine(), "image_shape": image_shape})
     every, shared = prepared.spec.checkpoint.every, not prepared.facts.one_host
-    checkpoint = PacedCheckpoint(job.checkpoint, every_seconds=every, fsync=shared)
+    checkpoint = PacedCheckpoint(job.checkpoint, every_seconds=every, fsync=shared, guard=recorder.check)
     losses: list[str] = []
     try:
         with open_cluster(prepared.facts) as cluster:

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dlscale.batch import records
 from dlscale.batch.prepare import Prepared
 from dlscale.batch.run import create
 from dlscale.batch.workspace import Job, Workspace
@@ -215,7 +216,7 @@ def submit_prepared(root: Workspace, prepared: Prepared, request: SlurmRequest) 
 def slurm_number(folder: Path) -> str | None:
     """Slurm's number of a job that was submitted to it."""
     try:
-        return str(json.loads((folder / "slurm.json").read_bytes())["job"])
+        return records.read(folder / "slurm.json", records.SlurmRecord)["job"]
     except FileNotFoundError:
         return None
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from socket import gethostname
 from typing import Any
@@ -19,13 +20,15 @@ from dlscale.batch.driver import detach, drive_on_worker, mark_cancelled
 from dlscale.batch.kinds import KINDS
 from dlscale.batch.prepare import Prepared, prepare
 from dlscale.batch.queue import Queue, Ticket
+from dlscale.batch.records import checksum
 from dlscale.batch.run import create
 from dlscale.batch.slurm import goes_on_in_slurm
 from dlscale.batch.spec import parse_spec
-from dlscale.batch.workspace import ENDED, Heartbeat, Job, JobState, Workspace
+from dlscale.batch.workspace import ENDED, HandOver, Heartbeat, Job, JobState, Workspace
 from dlscale.engine.clusters import connect
 from dlscale.errors import InputError, SpecError
-from dlscale.storage.durable import write_atomically
+from dlscale.storage import locks
+from dlscale.storage.atomic import write_atomically
 from dlscale.storage.groups import open_arrays
 
 #: The driver of a lost worker starts elsewhere within a few seconds; a job that is lost for longer stays so.
@@ -145,9 +148,12 @@ def resubmit(job: Job, root: Workspace, prepared: Prepared, *, priority: int = 0
     job.cancel.unlink(missing_ok=True)
     if prepared.facts.kind == "tcp":
         _check_workers_see(prepared.facts.address, job)
+    job.handed_over.unlink(missing_ok=True)
     # The driver reads there where it runs.
-    write_atomically(job.spec, yaml.safe_dump(prepared.data, sort_keys=False).encode())
-    job.write_state(replace(before, state="submitted", message="", heartbeat=Heartbeat.now()))
+    spec = yaml.safe_dump(prepared.data, sort_keys=False).encode()
+    checksums = before.checksums | {job.spec.name: checksum(spec)}
+    job.write_state(replace(before, state="submitted", message="", heartbeat=Heartbeat.now(), checksums=checksums))
+    write_atomically(job.spec, spec)
     try:
         _hand_over(job, prepared, priority, time.time())
     except BaseException:
@@ -210,11 +216,14 @@ def _check_place(prepared: Prepared) -> None:
 
 
 def _hand_over(job: Job, prepared: Prepared, priority: int, submitted: float) -> None:
+    def note(handed: HandOver) -> None:
+        write_atomically(job.handed_over, json.dumps(asdict(handed)).encode())
+
     facts, kind = prepared.facts, prepared.spec.kind
     place = facts.address or f"local@{gethostname()}"
     ticket = Ticket(job.id, submitted, priority=priority, cluster=place, collective=KINDS[kind].collective)
     if facts.kind != "tcp":
-        detach(job, ticket)
+        note(HandOver(driver=detach(job, ticket)))
         _until_taken(job)
         return
     from distributed import fire_and_forget
@@ -225,6 +234,7 @@ def _hand_over(job: Job, prepared: Prepared, priority: int, submitted: float) ->
             drive_on_worker, str(job.folder), ticket, key=f"dlscale-driver-{job.id}-{uuid4().hex[:8]}", priority=10**6
         )
         fire_and_forget(future)  # type: ignore[no-untyped-call]
+        note(HandOver(scheduler=facts.address))
         _until_taken(job)
 
 
@@ -252,9 +262,7 @@ def _until_taken(job: Job) -> None:
 
 
 def _until_free(job: Job) -> None:
-    """Wait until the process of a job that has ended has written its report too."""
+    """Wait until the process of a job that has ended has written its report too; changes nothing."""
     deadline = time.monotonic() + _REPORT_SECONDS
-    while time.monotonic() < deadline:
-        with suppress(SpecError), job.claimed():
-            return
+    while locks.is_held(job.lock) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -10,29 +10,35 @@ Plain files and atomic renames, so that any process on any machine that sees the
 
 from __future__ import annotations
 
-import fcntl
+import itertools
 import json
 import os
 import secrets
 import shutil
-import socket
+import stat
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-import psutil
+from pydantic import Field
 
+from dlscale.batch import records
+from dlscale.batch.records import Seconds, State, Summary, UnixTime
 from dlscale.errors import Interrupted, SpecError
-from dlscale.storage.durable import PARTIAL, write_atomically
+from dlscale.storage import locks
+from dlscale.storage.atomic import PARTIAL, fsync_path, write_atomically
 from dlscale.storage.locations import expand_home
+from dlscale.storage.processes import Owner
 
-#: A running job writes its state again so often; on another machine it counts as lost after `LOST_SECONDS` without, which
-#: allows for clocks that differ. On the same machine its process is looked up.
+#: A running job writes its state again so often; on another machine it counts as lost after `LOST_SECONDS` without. On the
+#: same machine its process is looked up.
 HEARTBEAT_SECONDS = 5.0
 LOST_SECONDS = 15.0
+#: A client on another machine has so long to hand a job over; one of this machine is looked up.
+HAND_OVER_SECONDS = 600.0
 
 _DRAFT_SECONDS = 600.0
 
@@ -43,26 +49,35 @@ RESUMABLE = ("submitted", "interrupted", "cancelled", "lost", "failed")
 
 
 class Heartbeat(NamedTuple):
-    """Who works on a job: the process, by its start time too since numbers come round, and when it last said so."""
+    """Who works on a job, and when it last said so.
+
+    Parameters
+    ----------
+    host, pid, started, machine
+        See `Owner`.
+    time : float
+        Unix time.
+    """
 
     host: str
-    pid: int
+    pid: Annotated[int, Field(ge=0)]
     started: float
-    time: float
+    time: UnixTime
+    machine: str = ""
 
     @classmethod
     def now(cls) -> Heartbeat:
-        return cls(socket.gethostname(), os.getpid(), psutil.Process().create_time(), time.time())
+        owner = Owner.here()
+        return cls(owner.host, owner.pid, owner.started, time.time(), owner.machine)
+
+    @property
+    def owner(self) -> Owner:
+        return Owner(self.host, self.pid, self.started, self.machine)
 
     @property
     def alive(self) -> bool:
-        if self.host != socket.gethostname():
-            return time.time() - self.time < LOST_SECONDS
-        try:
-            process = psutil.Process(self.pid)
-            return abs(process.create_time() - self.started) < 2.0 and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
+        """Whether its process is there, or on another machine said so lately by the clocks of both."""
+        return self.owner.is_alive if self.owner.is_near else abs(time.time() - self.time) < LOST_SECONDS
 
 
 @dataclass(frozen=True)
@@ -90,20 +105,23 @@ class JobState:
         The job failed in a way that another run would only repeat.
     failure_code : int
         Exit code of a job that failed.
+    checksums : dict
+        File of the folder to its crc32c, of those that are written once.
     """
 
     job: str
     name: str
     kind: str
-    state: str
-    created: float
+    state: State
+    created: UnixTime
     heartbeat: Heartbeat
-    seconds: float = 0.0
+    seconds: Seconds = 0.0
     message: str = ""
     result: str | None = None
-    summary: dict[str, Any] = field(default_factory=dict)
+    summary: Summary = field(default_factory=dict)
     final: bool = False
     failure_code: int = 1
+    checksums: dict[str, int] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
@@ -141,14 +159,15 @@ class Job:
         self.report = folder / "report.html"
         self.lock = folder / "lock"
         self.cancel = folder / "cancel"
+        self.handed_over = folder / "handed-over.json"
 
     def stored_state(self) -> JobState:
-        """What state.json says (SpecError if the folder holds no job)."""
+        """What state.json says (SpecError if the folder holds no job, or the file is damaged)."""
         try:
-            record = json.loads(self.state.read_bytes())
-            return JobState(**{**record, "heartbeat": Heartbeat(*record["heartbeat"])})
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise SpecError(f"{self.folder} is not the folder of a job ({error}).") from error
+            return records.read(self.state, JobState, still=f"The other files of {self.folder} are as they were.")
+        except FileNotFoundError as error:
+            what = "is not the folder of a job" if self.folder.is_dir() else "is not there any more: it was removed or moved"
+            raise SpecError(f"{self.folder} {what}.") from error
 
     def read_state(self) -> JobState:
         """The state as a reader should see it: a job whose process is gone is lost.
@@ -156,32 +175,82 @@ class Job:
         Raises
         ------
         SpecError
-            If the folder holds no job.
+            If the folder holds no job, or its state is damaged.
         """
-        state = self.stored_state()
-        if state.state in RUNNING and not state.heartbeat.alive:
-            message = f"its process (pid {state.heartbeat.pid} on {state.heartbeat.host}) vanished"
-            return replace(state, state="lost", message=message)
+        return self.seen(self.stored_state())
+
+    def seen(self, state: JobState) -> JobState:
+        """A stored state as a reader should see it."""
+        beat = state.heartbeat
+        where = f"(pid {beat.pid} on {beat.host})"
+        if state.state in RUNNING and not self._is_driven(beat):
+            return replace(state, state="lost", message=f"its process {where} vanished")
+        if state.state == "submitted" and not self._is_on_its_way(beat):
+            return replace(state, state="lost", message=f"the process {where} that was to take it, or to hand it over, vanished")
         return state
+
+    def _is_driven(self, beat: Heartbeat) -> bool:
+        if beat.owner.is_near:
+            return beat.alive
+        if beat.alive or locks.is_held(self.lock):
+            return True
+        # The clock of either machine may have been set; that of the file system counts for both.
+        with suppress(OSError):
+            return abs(locks.age_of(self.state)) < LOST_SECONDS
+        return False
+
+    def _is_on_its_way(self, beat: Heartbeat) -> bool:
+        """Whether a submitted job has somebody who will take it: a batch system, a cluster, a process, or its client still."""
+        if (self.folder / "slurm.json").exists():
+            return True
+        with suppress(OSError, SpecError):
+            handed = records.read(self.handed_over, HandOver)
+            if handed.scheduler:
+                return True
+            beat = handed.driver or beat
+        return beat.alive if beat.owner.is_near else abs(time.time() - beat.time) < HAND_OVER_SECONDS
 
     def write_state(self, state: JobState, *, fsync: bool = True) -> None:
         """Replace state.json as one step."""
         write_atomically(self.state, json.dumps(asdict(state), default=str).encode(), fsync=fsync)
 
     def read_events(self) -> list[dict[str, Any]]:
-        """All events, in order; a line that a kill tore is left out."""
+        """All events, in order; a line that a kill tore, or that is damaged, is left out."""
         events = []
-        for line in self.events.read_bytes().splitlines() if self.events.exists() else []:
+        data = b""
+        with suppress(FileNotFoundError):
+            data = records.read_bytes(self.events)
+        for line in data.splitlines():
             try:
-                events.append(json.loads(line))
-            except ValueError:
+                event = json.loads(line)
+            except (ValueError, RecursionError):
                 continue
+            if records.is_event(event):
+                events.append(event)
         return events
 
     def read_plan(self) -> dict[str, Any]:
-        """What plan.json holds; empty when the job has none."""
-        plan: dict[str, Any] = json.loads(self.plan.read_bytes()) if self.plan.exists() else {}
+        """What plan.json holds; empty when the job has none (SpecError if it is damaged)."""
+        still = "`dlscale logs` and the result, if there is one, are as they were; to compute again, run the spec anew."
+        try:
+            data = records.read_bytes(self.plan)
+        except FileNotFoundError:
+            return {}
+        records.parse(data, records.PlanRecord, self.plan, still=still)
+        plan: dict[str, Any] = json.loads(data)
         return plan
+
+    def check_files(self) -> None:
+        """Compare the files that are written once with their checksums (SpecError naming a damaged one)."""
+        for name, checksum in self.stored_state().checksums.items():
+            path = self.folder / name
+            try:
+                found = records.checksum(records.read_bytes(path))
+            except FileNotFoundError:
+                found = -1
+            if found != checksum:
+                what = "is missing" if found < 0 else "is damaged: its bytes have changed since they were written"
+                raise SpecError(f"{path} {what}, so that job {self.id} cannot go on to the same answer; run it anew.")
 
     def remove_leftovers(self) -> None:
         """Remove the temporary files of a killed process; only whoever has the claim may."""
@@ -189,30 +258,46 @@ class Job:
             if leftover.is_file():
                 leftover.unlink()
 
-    def claim(self) -> int:
-        """Take the job for this process until the returned descriptor is closed or the process ends.
+    def claim(self) -> locks.Lock:
+        """Take the job for this process until it is released or the process ends.
 
         Raises
         ------
         SpecError
-            If another process has it.
+            If another process has it, or its folder cannot be written.
         """
-        descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = locks.take(self.lock)
         except OSError as error:
-            os.close(descriptor)
-            raise SpecError(f"Job {self.id} is running already; `dlscale status {self.id}` shows how far it is.") from error
-        return descriptor
+            raise SpecError(f"Job {self.id} cannot be taken by this process: {self.lock}: {error.strerror}.") from error
+        if lock is None:
+            raise SpecError(f"Job {self.id} is running already; `dlscale status {self.id}` shows how far it is.")
+        return lock
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
         """Have the job for the body (SpecError if another process has it)."""
-        descriptor = self.claim()
+        lock = self.claim()
         try:
             yield
         finally:
-            os.close(descriptor)
+            lock.release()
+
+
+@dataclass(frozen=True)
+class HandOver:
+    """Who a submitted job was given to.
+
+    Parameters
+    ----------
+    scheduler : str
+        Address of the cluster whose workers will take it, when one is free.
+    driver : Heartbeat or None
+        A process of this machine that was started for it.
+    """
+
+    scheduler: str = ""
+    driver: Heartbeat | None = None
 
 
 class Workspace:
@@ -229,6 +314,23 @@ class Workspace:
         self.jobs_folder = self.root / "jobs"
         self.imports_folder = self.root / "imports"
         self.queue_folder = self.root / "queue"
+
+    def make_folder(self, folder: Path) -> None:
+        """Create a folder of the workspace, for this user alone unless sharing was asked for.
+
+        It was where the nearest folder that exists hands its group down (setgid), or the workspace itself can be written by its
+        group: new folders then follow it, and the umask.
+        """
+        missing = [folder]
+        while not missing[-1].parent.is_dir():
+            missing.append(missing[-1].parent)
+        around = missing[-1].parent
+        mode = around.stat().st_mode
+        in_workspace = around == self.root or self.root in around.parents
+        shared = mode & stat.S_ISGID or (in_workspace and mode & stat.S_IWGRP and not mode & stat.S_ISVTX)
+        for place in reversed(missing):
+            place.mkdir(mode=0o777 if shared else 0o700, exist_ok=True)
+            fsync_path(place.parent)
 
     def remove_drafts(self) -> None:
         """Remove the folders of jobs whose process was killed while it created them, which takes a blink."""
@@ -274,6 +376,36 @@ class Workspace:
         known = ", ".join(job.id for job in jobs[:4]) or "none"
         wanted = f"no job {job_id}" if job_id else "no job yet"
         raise SpecError(f"There is {wanted} in {self.root}; the newest are: {known}.")
+
+    def read_states(self, limit: int | None = None) -> tuple[list[JobState], dict[str, str]]:
+        """The states of the newest jobs, the newest first, and what is damaged: id to message.
+
+        Parameters
+        ----------
+        limit : int, optional
+            How many; all when None.
+        """
+        names = [job.id for job in itertools.islice(self.jobs(), limit)] if limit is not None else self._names()
+        states, faults = [], {}
+        for name in names:
+            path = f"{self.jobs_folder}/{name}/state.json"
+            try:
+                with open(path, "rb", buffering=0) as file:
+                    state = records.parse(file.read(), JobState, Path(path))
+                if state.state in RUNNING or state.state == "submitted":
+                    state = self.job(name).seen(state)
+                states.append(state)
+            except SpecError as error:
+                faults[name] = str(error)
+            except OSError as error:
+                if os.path.exists(f"{self.jobs_folder}/{name}/spec.yaml"):
+                    faults[name] = f"{path} cannot be read: {error.strerror}."
+        return sorted(states, key=lambda state: state.created, reverse=True), faults
+
+    def _names(self) -> list[str]:
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.jobs_folder) as entries:
+            return [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+        return []
 
     def import_path(self, request: Mapping[str, Any]) -> Path:
         """Where the matrix of an import request is kept, the same for the same request and source file."""

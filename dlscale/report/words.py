@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 MISSING = "–"
+#: Of the states of a job in a terminal; the others are under way.
+STATE_COLORS = {"succeeded": "green", "failed": "red", "lost": "red", "interrupted": "yellow", "cancelled": "yellow"}
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 

@@ -1,8 +1,6 @@
-"""Files that survive a crash: atomic writes, fsync of whole trees, checksummed chunk files, free space.
+"""Files that survive a crash: fsync of whole trees, checksummed chunk files, free space.
 
-Every file is written beside its final name (``.<name>.<unique>.partial``) and renamed over it, so that a reader sees the
-old file, the new file or none, and never half of one. The rename survives a killed process; `fsync_tree` makes it survive
-a power cut too.
+The rename of `atomic` survives a killed process; `fsync_tree` makes it survive a power cut too.
 """
 
 from __future__ import annotations
@@ -10,20 +8,32 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from dlscale.errors import CorruptionError, DoesNotFitError
+from dlscale.storage.atomic import PARTIAL, fsync_path, gigabytes, make_folder, replace_file, write_atomically
 from dlscale.workspaces import O_DIRECT, PAGE_BYTES
 
-#: Ending of the names of files that are being written; what a killed process leaves behind carries it too.
-PARTIAL = ".partial"
+__all__ = [
+    "PARTIAL",
+    "Stamp",
+    "check_chunk",
+    "crc32c",
+    "fsync_path",
+    "fsync_tree",
+    "make_folder",
+    "read_chunk",
+    "read_whole",
+    "require_free_space",
+    "write_atomically",
+    "write_chunk",
+]
 
 _CRC_BYTES = 4
 
@@ -36,15 +46,6 @@ def crc32c(buffer: bytes | memoryview | NDArray[Any]) -> int:
     if isinstance(buffer, bytes):
         return int(google_crc32c.value(buffer))
     return int(google_crc32c.value(np.frombuffer(buffer, dtype=np.uint8)))
-
-
-def fsync_path(path: str | os.PathLike[str]) -> None:
-    """Flush a file's data, or a folder's list of names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def fsync_tree(root: Path, synced: dict[str, Stamp]) -> dict[str, int]:
@@ -77,36 +78,6 @@ def fsync_tree(root: Path, synced: dict[str, Stamp]) -> dict[str, int]:
             sizes[name if prefix == "." else f"{prefix}/{name}"] = stat.st_size
         fsync_path(folder)
     return sizes
-
-
-def make_folder(path: Path) -> None:
-    """Create a folder and its parents where they are absent, and flush the names of the new ones to the disk."""
-    if path.is_dir():
-        return
-    make_folder(path.parent)
-    path.mkdir(exist_ok=True)
-    fsync_path(path.parent)
-
-
-def write_atomically(path: Path, data: bytes, *, fsync: bool = True) -> None:
-    """Replace a file as one step: afterwards it is the new one, after a crash at any time the old or the new one.
-
-    Parameters
-    ----------
-    path : Path
-        Its folder must exist.
-    data : bytes
-    fsync : bool
-        Flush the file and its folder to the disk before returning; False where a later `fsync_tree` does it.
-
-    Raises
-    ------
-    DoesNotFitError
-        If the disk is full; the old file stays.
-    """
-    _replace(path, [data], fsync)
-    if fsync:
-        fsync_path(path.parent)
 
 
 def write_chunk(
@@ -232,33 +203,19 @@ def require_free_space(path: str | os.PathLike[str], n_bytes: int) -> None:
     free = shutil.disk_usage(place).free
     if free < n_bytes:
         raise DoesNotFitError(
-            f"{path} requires {_gb(n_bytes)} of free disk, got {_gb(free)} free on its file system; "
+            f"{path} requires {gigabytes(n_bytes)} of free disk, got {gigabytes(free)} free on its file system; "
             "free some space, or choose a path on another file system."
         )
 
 
 def _replace(path: Path, parts: Sequence[bytes | memoryview], fsync: bool, *, direct: bool = False) -> None:
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
-    try:
-        with open(partial, "xb") as file:
-            done = _write_direct(partial, parts[0]) if direct else 0
-            file.seek(done)
-            for part in (parts[0][done:], *parts[1:]):
-                file.write(part)
-            if fsync:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            size = sum(len(part) for part in parts)
-            free = shutil.disk_usage(path.parent).free
-            raise DoesNotFitError(
-                f"{path} requires {size} bytes of disk, got {os.strerror(error.errno)} ({_gb(free)} free); "
-                "free some space or raise the quota, and resume."
-            ) from error
-        raise
+    def write(file: BinaryIO, partial: Path) -> None:
+        done = _write_direct(partial, parts[0]) if direct else 0
+        file.seek(done)
+        for part in (parts[0][done:], *parts[1:]):
+            file.write(part)
+
+    replace_file(path, write, sum(len(part) for part in parts), fsync=fsync)
 
 
 def _write_direct(path: Path, data: bytes | memoryview) -> int:
@@ -280,10 +237,6 @@ def _write_direct(path: Path, data: bytes | memoryview) -> int:
     finally:
         os.close(fd)
     return done
-
-
-def _gb(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:.3f} GB ({n_bytes} bytes)"
 
 
 def _reraise(error: OSError) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from dlscale.errors import InputError
@@ -17,31 +19,50 @@ def open_arrays(uri: str) -> dict[str, Any]:
     InputError
         If there is no Zarr group, or the description of one of its arrays cannot be understood.
     """
-    group = _open_group(uri)
-    try:
-        return {name: array for name, array in group.members(max_depth=None) if hasattr(array, "dtype")}
-    except Exception as error:  # whatever zarr-python raises on metadata that a stranger wrote
-        raise InputError(f"{uri} holds an array whose metadata cannot be read ({type(error).__name__}: {error}).") from error
+    with _explained(uri):
+        return {name: array for name, array in _open_group(uri).members(max_depth=None) if hasattr(array, "dtype")}
 
 
 def small_arrays(uri: str, *, max_bytes: int) -> dict[str, Array]:
     """The arrays of numbers of a group that are at most so large, in memory."""
-    return {name: array[...] for name, array in open_arrays(uri).items() if holds_numbers(array) and array.nbytes <= max_bytes}
+    arrays = open_arrays(uri)
+    with _explained(uri):
+        return {name: array[...] for name, array in arrays.items() if holds_numbers(array) and array.nbytes <= max_bytes}
 
 
 def result_attributes(uri: str) -> dict[str, Any] | None:
-    """What `ResultGroup.publish` wrote: kind, spec, plan, certificate ...; None where there is no result."""
+    """What `ResultGroup.publish` wrote: kind, spec, plan, certificate ...; None where there is no result.
+
+    Raises
+    ------
+    InputError
+        If there is a result whose description is damaged.
+    """
     try:
         record = _open_group(uri).attrs.asdict().get("dlscale")
     except InputError:
         return None
-    return record if isinstance(record, dict) and "kind" in record else None
+    if not isinstance(record, dict) or "kind" not in record:
+        return None
+    from dlscale.storage.descriptions import check_description
+
+    check_description(record, uri)
+    return record
 
 
 def _open_group(uri: str) -> Any:
     import zarr
 
-    try:
+    with _explained(uri):
         return zarr.open_group(uri, mode="r")
-    except (ValueError, KeyError, OSError) as error:
-        raise InputError(f"There is no Zarr group at {uri} ({type(error).__name__}: {error}).") from error
+
+
+@contextmanager
+def _explained(uri: str) -> Iterator[None]:
+    """Whatever zarr-python and its stores raise for what is absent or damaged, as one error."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # metadata that somebody damaged end in any exception there
+        raise InputError(f"There is no Zarr group that can be read at {uri} ({type(error).__name__}: {error}).") from error

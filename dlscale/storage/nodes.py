@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dlscale.errors import SpecError
-from dlscale.storage.durable import PARTIAL, make_folder, write_atomically
+from dlscale.storage.atomic import PARTIAL, hidden, make_folder, write_atomically
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
@@ -60,7 +60,7 @@ def set_aside(path: Path) -> Path | None:
     """Give a file or folder a hidden name beside its own, for removal; None where there is none."""
     if not os.path.lexists(path):
         return None
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+    aside = hidden(path, f".{uuid.uuid4().hex}{PARTIAL}")
     os.rename(path, aside)
     return aside
 
@@ -72,7 +72,7 @@ def find_node(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         old = any((path / name).is_file() for name in (".zarray", ".zgroup"))
         return {"node_type": "array or group of format 2"} if old else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return {"node_type": "unreadable node"}
     return found if isinstance(found, dict) else {}
 

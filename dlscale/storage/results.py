@@ -1,14 +1,18 @@
 """Results that appear complete or not at all.
 
 A job writes its arrays into a hidden Zarr group beside the final path; when the answer is certified, one rename publishes it.
+Three hidden names belong to the path ``<name>``: ``.<name>.partial`` is written, ``.<name>.lock`` says by whom, and
+``.replaced.<name>`` is an old result on its way out. Nothing that stands there is followed or removed unless it is a folder
+of this user that carries the mark of a group.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +20,16 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from dlscale.errors import SpecError
-from dlscale.storage.durable import PARTIAL, Stamp, fsync_path, fsync_tree, make_folder, write_atomically
-from dlscale.storage.nodes import find_node, group_metadata, make_group, place_node, set_aside
+from dlscale.storage import locks
+from dlscale.storage.atomic import PARTIAL, exchange, fsync_path, hidden, is_own_folder, make_folder, write_atomically
+from dlscale.storage.durable import Stamp, fsync_tree
+from dlscale.storage.nodes import find_node, group_metadata, place_node
 from dlscale.storage.writers import ArrayWriter, Shape, create_array, put_array, reopen_array
 
 __all__ = ["ArrayWriter", "ResultGroup", "create_array"]
+
+#: The attribute of a group that is being written: who writes it, and for which name.
+_MARK = "dlscale_partial"
 
 
 class ResultGroup:
@@ -55,12 +64,20 @@ class ResultGroup:
         self.partial = _partial_of(self.path)
         self._overwrite, self._fsync = overwrite, fsync
         self._writers: dict[str, ArrayWriter] = {}
+        self._owner = owner
         self._check_final()
+        with self._writable():
+            make_folder(self.path.parent)
+            self._lock = claim(self.path)
+            self._let_go = weakref.finalize(self, self._lock.release, remove=True)
         try:
-            self._let_go = weakref.finalize(self, os.close, self._claim())
-        except OSError as error:
-            raise SpecError(f"{self.path} must be a place where files can be written: {error}. Choose another output.") from error
-        self._take_over(owner)
+            check_place(self.path)
+            with self._writable():
+                _finish(self.path, owner)
+                self._take_over()
+        except BaseException:
+            self._let_go()
+            raise
 
     def create(self, name: str, shape: Shape, dtype: DTypeLike, *, chunks: Shape, shards: Shape | None = None) -> ArrayWriter:
         """Create an array of the group, or open it where it is there with the same layout; see `create_array`.
@@ -95,21 +112,31 @@ class ResultGroup:
         SpecError
             If something is at the final path; what was written stays in the hidden folder.
         """
+        self._lock.check()
         self._check_final()
-        make_folder(self.partial)
+        self._mark_if_absent()
         for leftover in list(self.partial.rglob(f"*{PARTIAL}")):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            _remove(leftover)
         write_atomically(self.partial / "zarr.json", group_metadata({"dlscale": attributes}), fsync=False)
         synced: dict[str, Stamp] = {}
         for writer in self._writers.values():
             synced |= writer.synced
         fsync_tree(self.partial, synced)
-        replaced = set_aside(self.path)
-        os.rename(self.partial, self.path)
-        fsync_path(self.path.parent)
-        self._let_go()
-        if replaced:
+        self._lock.check()
+        if os.path.lexists(self.path):
+            # The old result is whole under one of its names at every moment; `_finish` ends what a kill leaves here.
+            replaced = _replaced(self.path)
+            if exchange(self.partial, self.path):
+                os.rename(self.partial, replaced)
+            else:
+                os.rename(self.path, replaced)
+                os.rename(self.partial, self.path)
+            fsync_path(self.path.parent)
             shutil.rmtree(replaced)
+        else:
+            os.rename(self.partial, self.path)
+            fsync_path(self.path.parent)
+        self._let_go()
         return self.path
 
     def discard(self) -> None:
@@ -123,61 +150,156 @@ class ResultGroup:
         """Let others write there; what was written stays for whoever goes on with it."""
         self._let_go()
 
-    def _claim(self) -> int:
-        """A descriptor of the hidden folder, locked for this process until it is closed or the process ends."""
-        while True:
-            make_group(self.partial)
-            descriptor = os.open(self.partial, os.O_RDONLY)
-            if not _lock(descriptor):
-                os.close(descriptor)
-                raise SpecError(f"{self.path} is being written by another job; wait for its end, or choose another output.")
-            try:
-                if os.path.samestat(os.fstat(descriptor), os.stat(self.partial)):
-                    return descriptor
-            except FileNotFoundError:
-                pass
-            os.close(descriptor)  # another job published or removed it in between
+    @contextmanager
+    def _writable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise SpecError(f"{self.path} must be a place where files can be written: {error}. Choose another output.") from error
 
-    def _take_over(self, owner: str) -> None:
-        found = (find_node(self.partial) or {}).get("attributes") or {}
-        if found.get("owner", "") != owner:
+    def _take_over(self) -> None:
+        """Go on with what this owner left; remove what another one did."""
+        if self.partial.exists() and _owner_of(self.partial) != self._owner:
             for leftover in self.partial.iterdir():
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-            write_atomically(self.partial / "zarr.json", group_metadata({"owner": owner}), fsync=False)
+                _remove(leftover)
+        self._mark_if_absent()
+
+    def _mark_if_absent(self) -> None:
+        if _owner_of(self.partial) is None:
+            make_folder(self.partial)
+            mark = {_MARK: {"owner": self._owner, "output": self.path.name}}
+            write_atomically(self.partial / "zarr.json", group_metadata(mark), fsync=False)
 
     def _check_final(self) -> None:
+        check_name_length(self.path)
         if not os.path.lexists(self.path):
             return
         if not self._overwrite:
             raise SpecError(
                 f"{self.path} must not exist before the result is complete, but it does; choose another or overwrite it."
             )
+        if self.path.is_symlink():
+            raise SpecError(
+                f"{self.path} is a link to {os.readlink(self.path)}, and links are not overwritten; name the result itself."
+            )
         if find_node(self.path) is None:
             raise SpecError(f"{self.path} must be a Zarr group or array to be overwritten, got something else; choose another.")
 
 
+def claim(path: Path) -> locks.Lock:
+    """Take the final path of a group for this process (SpecError if another one has it); its folder must be there."""
+    lock = locks.take(_lock_of(path))
+    if lock is None:
+        raise SpecError(f"{path} is being written by another job; wait for its end, or choose another output.")
+    return lock
+
+
 def is_being_written(path: Path) -> bool:
     """Whether a process has a `ResultGroup` open for this final path."""
+    return locks.is_held(_lock_of(path))
+
+
+def check_name_length(path: Path) -> None:
+    """Refuse a name that the file system would refuse when the work is done (SpecError)."""
+    folder = path.parent
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
     try:
-        descriptor = os.open(_partial_of(path), os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        return not _lock(descriptor)
-    finally:
-        os.close(descriptor)
+        most = os.pathconf(folder, "PC_NAME_MAX")
+    except (OSError, ValueError):
+        return
+    for part in path.relative_to(folder).parts:
+        if (n_bytes := len(os.fsencode(part))) > most:
+            raise SpecError(
+                f"{part[:60]}... is a name of {n_bytes} bytes, and the file system of {folder} takes {most}; shorten it."
+            )
+
+
+def check_place(path: Path) -> None:
+    """Refuse to write where the hidden names of a final path belong to something else, which is left alone.
+
+    Raises
+    ------
+    SpecError
+        Naming what stands there.
+    """
+    for place in (_partial_of(path), _replaced(path)):
+        if not os.path.lexists(place):
+            continue
+        if place.is_symlink():
+            what = f"a link to {os.readlink(place)}"
+        elif not place.is_dir():
+            what = "a file that is no result"
+        elif not is_own_folder(place):
+            what = "a folder of another user"
+        elif _owner_of(place) is None and not _is_draft(place) and not (place == _replaced(path) and find_node(place)):
+            what = "a folder of something else"
+        else:
+            continue
+        raise SpecError(
+            f"{place} is {what}; the result would be written under this name first. Remove it, or choose another output."
+        )
+
+
+def settle(path: Path, owner: str) -> None:
+    """Finish what a killed `ResultGroup.publish` of this owner began; nothing where another process writes there."""
+    if not any(map(os.path.lexists, (_partial_of(path), _replaced(path), _lock_of(path)))):
+        return
+    check_place(path)
+    lock = locks.take(_lock_of(path))
+    if lock is not None:
+        try:
+            _finish(path, owner)
+        finally:
+            lock.release(remove=True)
+
+
+def _finish(path: Path, owner: str) -> None:
+    partial, replaced = _partial_of(path), _replaced(path)
+    if os.path.lexists(replaced):
+        if not os.path.lexists(path):
+            os.rename(partial if _is_complete(partial) else replaced, path)
+        _remove(replaced)
+    if owner and _is_complete(path) and _owner_of(path) == owner and _is_complete(partial) and _owner_of(partial) != owner:
+        _remove(partial)  # the two have changed places
+
+
+def _owner_of(group: Path) -> str | None:
+    """Who wrote a group or is writing it; None for a folder that no `ResultGroup` made."""
+    attributes = (find_node(group) or {}).get("attributes")
+    if not isinstance(attributes, dict):
+        return None
+    for mark, key in ((_MARK, "owner"), ("dlscale", "job")):
+        if isinstance(record := attributes.get(mark), dict):
+            return str(record.get(key, ""))
+    return None
+
+
+def _is_complete(group: Path) -> bool:
+    attributes = (find_node(group) or {}).get("attributes")
+    return isinstance(attributes, dict) and isinstance(attributes.get("dlscale"), dict)
+
+
+def _is_draft(group: Path) -> bool:
+    """Whether a folder holds no more than what is there when a process is killed before it marks a new group."""
+    return all(entry.name.startswith(".zarr.json.") for entry in group.iterdir())
 
 
 def _partial_of(path: Path) -> Path:
-    return path.with_name(f".{path.name}{PARTIAL}")
+    return hidden(path)
 
 
-def _lock(descriptor: int) -> bool:
-    """Lock a folder for this descriptor; False if another one has it."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass  # a file system without locks of folders, such as NFS
-    return True
+def _lock_of(path: Path) -> Path:
+    return hidden(path, ".lock")
+
+
+def _replaced(path: Path) -> Path:
+    return hidden(path, "", beginning="replaced.")
+
+
+def _remove(place: Path) -> None:
+    """Remove a file, a link (not what it points to) or a folder."""
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)

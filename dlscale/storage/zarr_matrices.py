@@ -216,7 +216,6 @@ class ZarrVector(ZarrMatrix):
 
 def _open_array(uri: str) -> Any:
     import zarr
-    from zarr.errors import ArrayNotFoundError, ContainsGroupError
 
     if "://" not in uri and not Path(uri).exists():
         raise InputError(f"There is no matrix at {uri}: no such file or directory.")
@@ -224,13 +223,13 @@ def _open_array(uri: str) -> Any:
         raise InputError(f"{uri} is a file, and a matrix is a Zarr array; convert it with `dlscale import {uri} NAME.zarr`.")
     try:
         node = zarr.open(uri, mode="r")
+        names = [f"{uri}/{name}" for name, _ in sorted(node.arrays())] if isinstance(node, zarr.Group) else []
     except ImportError as error:
         raise InputError(f"{uri} needs a package that is not installed: {error}") from error
-    except (ArrayNotFoundError, FileNotFoundError, ContainsGroupError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # damaged metadata end in any exception there
         raise InputError(f"There is no Zarr array at {uri} ({type(error).__name__}: {error}).") from error
     if isinstance(node, zarr.Group):
-        names = ", ".join(f"{uri}/{name}" for name, _ in sorted(node.arrays())) or "none"
-        raise InputError(f"{uri} is a Zarr group, and a matrix is one array of it: {names}.")
+        raise InputError(f"{uri} is a Zarr group, and a matrix is one array of it: {', '.join(names) or 'none'}.")
     return node
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from dlscale.batch.workspace import Heartbeat, Job, JobState, Workspace
 from dlscale.errors import SpecError
+from dlscale.storage.processes import start_of
 
 
 def make_job(workspace: Workspace, name: str = "try", state: str = "running", heartbeat: Heartbeat | None = None) -> Job:
@@ -35,8 +37,7 @@ def test_the_environment_names_the_workspace(tmp_path: Path, monkeypatch: pytest
 
 def test_a_job_whose_process_vanished_is_lost(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    started = psutil.Process(process.pid).create_time()
-    heartbeat = replace_heartbeat(pid=process.pid, started=started)
+    heartbeat = replace_heartbeat(pid=process.pid, started=start_of(process.pid))
     job = make_job(Workspace(tmp_path), heartbeat=heartbeat)
     assert job.read_state().state == "running"
     process.kill()
@@ -58,9 +59,24 @@ def test_a_process_id_that_came_round_is_not_the_job(tmp_path: Path) -> None:
 
 def test_another_machine_counts_as_alive_while_it_beats(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
-    assert make_job(workspace, heartbeat=replace_heartbeat(host="elsewhere")).read_state().state == "running"
-    silent = replace_heartbeat(host="elsewhere", time=time.time() - 120)
-    assert make_job(workspace, heartbeat=silent).read_state().state == "lost"
+    beat = replace_heartbeat(host="elsewhere", machine="another")
+    assert make_job(workspace, heartbeat=beat).read_state().state == "running"
+    silent = make_job(workspace, heartbeat=beat._replace(time=time.time() - 120))
+    os.utime(silent.state, (time.time() - 120,) * 2)
+    assert silent.read_state().state == "lost"
+
+
+@pytest.mark.parametrize("step_seconds", [-3600.0, 3600.0])
+def test_a_step_of_a_clock_loses_no_job(step_seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither of this machine, whose boot seems to have moved, nor of another one, which beats by a clock of its own."""
+    workspace = Workspace(tmp_path)
+    here = make_job(workspace)
+    there = make_job(workspace, heartbeat=replace_heartbeat(machine="another"))
+    boot, now = psutil.boot_time(), time.time
+    monkeypatch.setattr(psutil, "boot_time", lambda: boot + step_seconds)
+    monkeypatch.setattr(time, "time", lambda: now() + step_seconds)
+    assert here.read_state().state == "running"
+    assert there.read_state().state == "running"
 
 
 def test_a_state_that_ended_is_not_lost(tmp_path: Path) -> None:

@@ -1,0 +1,154 @@
+"""The one reader of what a job wrote for others: a checked value, or an error that says which file is damaged.
+
+A disk that fails, an editor or a full quota may leave anything in a file. Nothing that is read back is used before it has
+the types and ranges that its writer gave it.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, NotRequired, TypeVar
+
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from dlscale.errors import SpecError
+from dlscale.storage.descriptions import CertificateRecord, first_fault
+
+T = TypeVar("T")
+
+#: In seconds since 1970, up to the year 2500.
+UnixTime = Annotated[float, Field(ge=0, le=16_725_225_600, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Number = Annotated[float, Field(allow_inf_nan=False)] | None
+State = Annotated[
+    str, Field(pattern="^(submitted|queued|planned|running|checkpointed|certifying|succeeded|failed|interrupted|cancelled|lost)$")
+]
+
+#: More than this is no file of a job.
+MAX_BYTES = 64 * 2**20
+
+
+class SummaryRecord(TypedDict, total=False):
+    """Of an outcome, in state.json."""
+
+    certificate: CertificateRecord | None
+    estimates: dict[str, Any] | None
+    notes: list[str] | None
+    machine: dict[str, Any] | None
+    image_shape: list[int] | None
+
+
+class StepRecord(TypedDict):
+    name: str
+
+
+class PlanRecord(TypedDict):
+    """plan.json, as far as commands other than `resume` use it."""
+
+    passes: list[StepRecord]
+    inputs: dict[str, dict[str, Any]]
+
+
+class EventRecord(TypedDict):
+    """A line of events.jsonl."""
+
+    event: str
+    time: UnixTime
+    step: NotRequired[str]
+    state: NotRequired[str]
+    message: NotRequired[str | None]
+    process: NotRequired[str]
+    resumed: NotRequired[bool]
+    seconds: NotRequired[Number]
+    flops: NotRequired[Number]
+    bytes: NotRequired[Number]
+    bytes_read: NotRequired[Number]
+    rss_bytes: NotRequired[Number]
+    started: NotRequired[Number]
+
+
+class SlurmRecord(TypedDict):
+    job: str
+
+
+class LimitRecord(TypedDict):
+    concurrency: Annotated[int, Field(ge=1)]
+
+
+@cache
+def adapter(model: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(model)
+
+
+def _check_summary(summary: dict[str, Any]) -> dict[str, Any]:
+    adapter(SummaryRecord).validate_python(summary)
+    return summary
+
+
+Summary = Annotated[dict[str, Any], AfterValidator(_check_summary)]
+
+
+def read(path: Path, model: type[T], *, still: str = "") -> T:
+    """The checked content of a JSON file.
+
+    Parameters
+    ----------
+    path : Path
+    model : type
+        What it must hold.
+    still : str
+        What works without it, for the message.
+
+    Raises
+    ------
+    FileNotFoundError
+    SpecError
+        If it is damaged.
+    """
+    return parse(read_bytes(path), model, path, still=still)
+
+
+def parse(data: bytes, model: type[T], path: Path, *, still: str = "") -> T:
+    """As `read`, of bytes that were read from the path."""
+    try:
+        value: T = adapter(model).validate_json(data)  # type: ignore[arg-type]
+    except (ValidationError, RecursionError) as error:
+        raise damaged(path, error, still=still) from error
+    return value
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file of a job (SpecError if it cannot be read, FileNotFoundError if it is not there)."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise SpecError(f"{path} cannot be read: {error.strerror}.") from error
+    if len(data) > MAX_BYTES:
+        raise SpecError(f"{path} is damaged: it has more than {MAX_BYTES:,} bytes.")
+    return data
+
+
+def checksum(data: bytes) -> int:
+    """CRC-32C of a file's content."""
+    import google_crc32c
+
+    return int(google_crc32c.value(data))
+
+
+def is_event(value: Any) -> bool:
+    """Whether a value is what a line of events.jsonl may be."""
+    try:
+        adapter(EventRecord).validate_python(value)
+    except (ValidationError, RecursionError):
+        return False
+    return True
+
+
+def damaged(path: str | Path, error: Exception, *, still: str = "") -> SpecError:
+    """The error for a file whose content is not what it must be."""
+    return SpecError(" ".join(filter(None, (f"{path} is damaged: {first_fault(error)}.", still))))
