@@ -244,7 +244,7 @@ def test_the_life_of_a_job_can_be_followed(folder: Path, monkeypatch: pytest.Mon
     assert job["state"] == "succeeded"
     monkeypatch.setenv("COLUMNS", "68")
     listed = call("jobs").stdout
-    for words in (job["job"], "succeeded", f" {duration(job['seconds'])} "):
+    for words in (job["job"], "succeeded", f" {duration(job['seconds'])}\n"):
         assert words in listed
     monkeypatch.delenv("COLUMNS")
     assert "succeeded" in call("status").stdout
