@@ -300,7 +300,7 @@ def test_matrix_market_pattern_and_repeated_entries(tmp_path):
         ("%%MatrixMarket matrix coordinate real general\n% c\nx\n", "line 3: the line of sizes"),
         ("%%MatrixMarket matrix array real symmetric\n2 3\n", "line 2: a symmetric matrix must be square"),
         ("%%MatrixMarket matrix coordinate real general\n% c\n2 2 2\n1 1 1\n1 3 1\n", "line 5: .*out of bounds"),
-        ("%%MatrixMarket matrix coordinate real general\n2 2 2\n1 1 x\n", "line 3: Invalid"),
+        ("%%MatrixMarket matrix coordinate real general\n2 2 2\n1 1 x\n", "line 3: .x. is not a number"),
         ("%%MatrixMarket matrix coordinate real general\n2 2 2\n1 1 1\n", "promises 2 entries and holds only 1"),
         ("%%MatrixMarket matrix array real general\n1 2\n1\n2\n3\n", "promises 2 entries and holds more"),
     ],

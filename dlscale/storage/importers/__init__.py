@@ -42,6 +42,7 @@ class Format(NamedTuple):
 
 
 MAX_WORDS = 400  # of what a library says of a damaged file, which may quote it
+MAX_ENTRIES = 1 << 60
 SAMPLE_PHOTOS = "sample:photos"
 _TABLES = Format(read_delimited, ("columns", "header"))
 _IMAGES = Format(read_images, ("patches", "stride"))
@@ -184,6 +185,10 @@ def _copy(
 def _require_room(table: Table, dtype: np.dtype[Any], *, request: Request) -> None:
     """What a header promises must fit on the disk before a byte of it is written."""
     m, n = table.n_rows or 1, table.n_columns
+    if m * n > MAX_ENTRIES:
+        raise DoesNotFitError(
+            f"{request.source} says that it is a matrix of {len(str(m))}-digit x {len(str(n))}-digit {dtype}, which no disk holds."
+        )
     try:
         require_free_space(request.scratch.parent.parent, m * n * dtype.itemsize)
     except DoesNotFitError as error:

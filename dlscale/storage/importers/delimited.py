@@ -100,7 +100,7 @@ def _blocks(request: Request, head: Head, *, stream: BinaryIO, chosen: list[int]
     )
     line = head.first_line
     # Arrow's own streaming reader would read up to 32 blocks ahead of a slow disk; a piece at a time keeps the bound.
-    for piece in line_pieces(stream, PIECE_BYTES, first=head.first):
+    for piece in line_pieces(stream, PIECE_BYTES, source=request.source, first=head.first):
         if piece.strip():
             read = arrow_csv.ReadOptions(block_size=len(piece) + 1, column_names=keys, use_threads=False)
             try:

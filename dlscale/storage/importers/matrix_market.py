@@ -1,7 +1,8 @@
 """Matrix Market, plain or gzipped: dense columns or sparse coordinates, made dense strip by strip in bounded memory.
 
 Entries come in an order of their own. A first sweep parses the text in pieces and drops every entry into the spill file of
-its strip of rows; a second one takes strip after strip and makes it dense.
+its strip of rows; a second one takes strip after strip and makes it dense. Whole columns of numbers are kept as they come, and
+read again by rows.
 
 References
 ----------
@@ -10,8 +11,6 @@ R. F. Boisvert, R. Pozo, K. A. Remington, The Matrix Market exchange formats, NI
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,18 +19,23 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import scipy.io
 import scipy.sparse
 from numpy.typing import NDArray
 
 from dlscale.errors import InputError
+from dlscale.storage.importers.market_text import DTYPES, Entries, Line, parse_entries
 from dlscale.storage.importers.tables import Blocks, Request, Table, line_pieces, open_text, row_ranges, rows_per_block
 
 Array = NDArray[Any]
 
 PIECE_BYTES = 2 << 20  # of text; an entry takes up to 40 times its two shortest characters while it is sorted
-DTYPES = {"real": "f8", "double": "f8", "integer": "i8", "complex": "c16", "pattern": "u1"}
+MAX_HEADER_LINE = 1 << 20
+MAX_SIZE_DIGITS = 18
+GZIP_RATIO = 1032  # of text to packed text, at most
+FORTRAN_BLOCKS = 2  # blocks read together from the columns: each column is then one longer read
 MIRRORED: dict[str, Callable[[Array], Array]] = {"symmetric": np.positive, "skew-symmetric": np.negative, "hermitian": np.conj}
+#: Kinds that contradict themselves.
+IMPOSSIBLE = {("pattern", "skew-symmetric"), ("unsigned-integer", "skew-symmetric")}
 
 
 @dataclass(frozen=True)
@@ -50,53 +54,92 @@ class Banner:
     def dtype(self) -> np.dtype[Any]:
         return np.dtype(DTYPES[self.field])
 
+    @property
+    def line(self) -> Line:
+        return Line(self.layout == "coordinate", self.field, self.n_rows, self.n_columns)
+
     def column_starts(self) -> tuple[Array, Array]:
-        """For the dense layout: the position in the file of each column's first stored entry, and that entry's row."""
-        first = np.arange(self.n_columns, dtype=np.int64) * (self.symmetry != "general") + (self.symmetry == "skew-symmetric")
-        return np.concatenate([[0], np.cumsum(np.maximum(self.n_rows - first, 0))]), first
+        """For a dense symmetric matrix: where in the file each column's first stored entry is, and that entry's row."""
+        first = np.arange(self.n_columns, dtype=np.int64) + (self.symmetry == "skew-symmetric")
+        return np.concatenate([[0], np.cumsum(self.n_rows - first)]), first
 
 
 @contextmanager
 def read_matrix_market(request: Request) -> Iterator[Table]:
-    """real is float64, integer int64, complex complex128, pattern uint8 ones; symmetric halves are completed."""
+    """real is float64, integer int64, complex complex128, pattern uint8 counts; symmetric halves are completed."""
     with open_text(request.source) as (stream, position):
         banner = _banner(stream, request.source)
-        blocks = _blocks(stream, banner, request=request)
+        n_bytes = position()[1] * (GZIP_RATIO if request.source.lower().endswith(".gz") else 1)
+        if 2 * banner.n_entries > n_bytes + 1:  # a digit and a line's end
+            raise InputError(
+                f"{request.source} promises {banner.n_entries} entries and has only {position()[1]} bytes: truncated or damaged."
+            )
+        dense = banner.layout == "array" and banner.symmetry == "general"
+        blocks = (_columns if dense else _strips)(stream, banner, request=request)
         yield Table(banner.n_rows, banner.n_columns, banner.dtype, blocks, position=position)
 
 
 def _banner(stream: BinaryIO, source: str) -> Banner:
-    words = stream.readline().decode("latin-1").lower().split()
+    words = stream.readline(MAX_HEADER_LINE).decode("latin-1").lower().split()
     if len(words) != 5 or words[:2] != ["%%matrixmarket", "matrix"]:
         raise InputError(f"{source}, line 1: a Matrix Market file begins with '%%MatrixMarket matrix'; this one does not.")
     layout, field, symmetry = words[2:]
-    if layout not in ("array", "coordinate") or field not in DTYPES or symmetry not in (*MIRRORED, "general"):
+    if (
+        layout not in ("array", "coordinate")
+        or field not in DTYPES
+        or symmetry not in (*MIRRORED, "general")
+        or (field, symmetry) in IMPOSSIBLE
+        or (field, layout) == ("pattern", "array")
+    ):
         raise InputError(f"{source}, line 1: '{layout} {field} {symmetry}' is not a kind of Matrix Market file.")
-    number, line = 2, stream.readline()
+    number, line = 2, stream.readline(MAX_HEADER_LINE)
     while line.startswith(b"%") or (line and not line.strip()):
-        number, line = number + 1, stream.readline()
+        while line and not line.endswith(b"\n"):
+            line = stream.readline(MAX_HEADER_LINE)  # the rest of a long comment
+        number, line = number + 1, stream.readline(MAX_HEADER_LINE)
     sizes = line.split()
-    if len(sizes) != (3 if layout == "coordinate" else 2) or not all(size.isdigit() for size in sizes):
+    wanted = 3 if layout == "coordinate" else 2
+    if len(sizes) != wanted or not all(size.isdigit() and len(size) <= MAX_SIZE_DIGITS for size in sizes):
         raise InputError(f"{source}, line {number}: the line of sizes is missing or wrong: {line[:80]!r}.")
     m, n = int(sizes[0]), int(sizes[1])
     if symmetry != "general" and m != n:
         raise InputError(f"{source}, line {number}: a {symmetry} matrix must be square; this one is {m} x {n}.")
-    banner = Banner(layout, field, symmetry, m, n, int(sizes[-1]), number + 1)
-    if layout == "array":
-        starts, _ = banner.column_starts()
-        return Banner(layout, field, symmetry, m, n, int(starts[-1]), number + 1)
-    return banner
+    if layout == "coordinate":
+        n_entries = int(sizes[2])
+    else:
+        n_entries = m * n if symmetry == "general" else m * (m - 1) // 2 if symmetry == "skew-symmetric" else m * (m + 1) // 2
+    return Banner(layout, field, symmetry, m, n, n_entries, number + 1)
 
 
-def _blocks(stream: BinaryIO, banner: Banner, *, request: Request) -> Blocks:
+def _columns(stream: BinaryIO, banner: Banner, *, request: Request) -> Blocks:
+    """A dense matrix without symmetry: its columns are kept one after the other, and blocks of rows are read from all."""
+    m, n, itemsize = banner.n_rows, banner.n_columns, banner.dtype.itemsize
+    request.scratch.mkdir(parents=True, exist_ok=True)
+    with (request.scratch / "columns").open("w+b") as file:
+        for values, _ in _pieces(stream, banner, request=request):
+            values.values.tofile(file)
+        file.flush()
+        for start, stop in row_ranges(m, FORTRAN_BLOCKS * rows_per_block(n, itemsize)):
+            block = np.empty((n, stop - start), banner.dtype)
+            for j in range(n):
+                file.seek((j * m + start) * itemsize)
+                file.readinto(block[j].data)
+            yield block.T
+
+
+def _strips(stream: BinaryIO, banner: Banner, *, request: Request) -> Blocks:
     m, n = banner.n_rows, banner.n_columns
-    step = max(1, rows_per_block(n, banner.dtype.itemsize) // 4)  # an entry of a strip takes up to 6 times its value
-    entry = np.dtype([("i", "i8"), ("j", "i8"), ("value", banner.dtype)])
+    # A power of two of rows; an entry of a strip takes up to 6 times its value.
+    step = max(1, rows_per_block(n, banner.dtype.itemsize) // 4)
+    shift = step.bit_length() - 1
+    entry = np.dtype([("i", "i4"), ("j", "i4"), ("value", banner.dtype)])
     request.scratch.mkdir(parents=True, exist_ok=True)
     for i, j, values in _entries(stream, banner, request=request):
+        strips, local = i >> shift, i & (step - 1)
         entries = np.empty(i.size, entry)
-        entries["i"], entries["j"], entries["value"] = i, j, values
-        _spill(entries, i // step, folder=request.scratch)
+        entries["i"], entries["j"], entries["value"] = local, j, values
+        _spill(entries, strips if m >> shift >= 1 << 16 else strips.astype(np.uint16), folder=request.scratch)
+    limit = request.dtype or banner.dtype
     for start, stop in row_ranges(m, step):
         path = request.scratch / str(start // step)
         if not path.exists():
@@ -104,60 +147,102 @@ def _blocks(stream: BinaryIO, banner: Banner, *, request: Request) -> Blocks:
             continue
         entries = np.fromfile(path, entry)
         path.unlink()
-        # Entries given twice are added, as the sparse formats define it.
-        place = (entries["i"] - start, entries["j"])
-        yield scipy.sparse.coo_array((entries["value"], place), shape=(stop - start, n)).toarray()
+        yield _dense(entries, (stop - start, n), start=start, limit=limit, source=request.source)
+
+
+def _dense(entries: Array, shape: tuple[int, int], *, start: int, limit: np.dtype[Any], source: str) -> Array:
+    """Entries given twice are added, as the sparse formats define it, in a type that holds the sum."""
+    stored = entries["value"].dtype
+    values = entries["value"].astype(np.int64 if stored == np.uint8 else stored)
+    largest = limit if limit.kind in "iu" else values.dtype
+    if not _sums_fit(values, largest):
+        _check_sums(entries, largest, start=start, source=source)
+    dense: Array = scipy.sparse.coo_array((values, (entries["i"], entries["j"])), shape=shape).toarray()
+    return dense.astype(np.uint8) if limit == np.uint8 else dense
+
+
+def _sums_fit(values: Array, dtype: np.dtype[Any]) -> bool:
+    """Whether no sum of any of these values can pass the range of a dtype."""
+    parts = values.view(values.real.dtype) if values.dtype.kind == "c" else values
+    most = max(abs(float(parts.max())), abs(float(parts.min()))) * values.size
+    return most < float(np.iinfo(dtype).max if dtype.kind in "iu" else np.finfo(dtype).max) / 2 or not np.isfinite(parts).all()
+
+
+def _check_sums(entries: Array, dtype: np.dtype[Any], *, start: int, source: str) -> None:
+    """Add up exactly what is given twice; InputError names the first sum out of range."""
+    sums: dict[tuple[int, int], Any] = {}
+    order = np.lexsort((entries["j"], entries["i"]))
+    i, j = entries["i"][order], entries["j"][order]
+    same = (i[1:] == i[:-1]) & (j[1:] == j[:-1])
+    repeated = np.zeros(i.size, bool)
+    repeated[1:] |= same
+    repeated[:-1] |= same
+    for row, column, value in entries[np.sort(order[repeated])].tolist():
+        sums[row, column] = sums.get((row, column), 0) + value
+    for (row, column), total in sums.items():
+        out = not np.isfinite(total) if dtype.kind in "fc" else not np.iinfo(dtype).min <= total <= np.iinfo(dtype).max
+        if out:
+            raise InputError(
+                f"{source}: the entries given for row {start + row + 1}, column {column + 1} add up to {total}, which {dtype} does "
+                "not hold. Ask for dtype f8, or correct the file."
+            )
 
 
 def _spill(entries: Array, strips: Array, *, folder: Path) -> None:
-    order = np.argsort(strips, kind="stable")
-    entries, strips = entries[order], strips[order]
-    bounds = np.flatnonzero(np.diff(strips, prepend=-1, append=-1))
+    if not strips.size:
+        return
+    if strips.min() == strips.max():
+        bounds = np.array([0, strips.size])
+    else:
+        order = np.argsort(strips, kind="stable")
+        entries, strips = entries[order], strips[order]
+        bounds = np.concatenate([[0], np.flatnonzero(strips[1:] != strips[:-1]) + 1, [strips.size]])
     for lo, hi in pairwise(bounds):
         with (folder / str(strips[lo])).open("ab") as file:
             entries[lo:hi].tofile(file)
 
 
-def _entries(stream: BinaryIO, banner: Banner, *, request: Request) -> Iterator[tuple[Array, Array, Array]]:
-    """Rows, columns and values, piece by piece, with the mirrored half of a symmetric matrix."""
-    starts, first = banner.column_starts() if banner.layout == "array" else (np.empty(0), np.empty(0))
+def _pieces(stream: BinaryIO, banner: Banner, *, request: Request) -> Iterator[tuple[Entries, int]]:
+    """Entries as they are given, piece by piece, with the number of those before; as many as the banner promises."""
     n_done, line = 0, banner.next_line
-    for piece in filter(None, map(_tidy, line_pieces(stream, PIECE_BYTES))):
-        n_lines = piece.count(b"\n")
-        parsed = _parse(piece, banner, n_lines=n_lines, line=line, source=request.source)
-        n_done, line = n_done + n_lines, line + n_lines
+    for piece in line_pieces(stream, PIECE_BYTES, source=request.source):
+        entries = parse_entries(piece, banner.line, line=line, source=request.source)
+        line += entries.n_lines
+        before, n_done = n_done, n_done + entries.values.size
         if n_done > banner.n_entries:
             break
-        if banner.layout == "coordinate":
-            i, j, values = parsed.row.astype(np.int64), parsed.col.astype(np.int64), parsed.data
-        else:
-            values = parsed.ravel()
-            flat = np.arange(n_done - n_lines, n_done)
-            j = np.searchsorted(starts, flat, side="right") - 1
-            i = flat - starts[j] + first[j]
-        yield i, j, values
-        if banner.symmetry in MIRRORED:
-            off = i != j
-            yield j[off], i[off], MIRRORED[banner.symmetry](values[off])
+        if entries.values.size:
+            yield entries, before
     if n_done != banner.n_entries:
         found = "more" if n_done > banner.n_entries else f"only {n_done}"
         raise InputError(f"{request.source} promises {banner.n_entries} entries and holds {found}: truncated or damaged.")
 
 
-def _tidy(piece: bytes) -> bytes:
-    """The same lines without empty ones, ended by a line feed alone."""
-    if b"\r" in piece or b"\n\n" in piece or piece.startswith(b"\n"):
-        return b"".join(line.strip() + b"\n" for line in piece.split(b"\n") if line.strip())
-    return piece
+def _entries(stream: BinaryIO, banner: Banner, *, request: Request) -> Iterator[tuple[Array, Array, Array]]:
+    """Rows, columns and values, piece by piece, with the mirrored half of a symmetric matrix."""
+    starts, first = banner.column_starts() if banner.layout == "array" else (np.empty(0), np.empty(0))
+    sides: set[bool] = set()
+    for (i, j, values, _), before in _pieces(stream, banner, request=request):
+        if i is None or j is None:
+            flat = np.arange(before, before + values.size)
+            j = np.searchsorted(starts, flat, side="right") - 1
+            i = flat - starts[j] + first[j]
+        yield i, j, values
+        if banner.symmetry in MIRRORED:
+            off = i != j
+            sides |= set(np.unique(i[off] > j[off]).tolist())
+            _check_half(values[~off], i[~off], sides, banner=banner, source=request.source)
+            yield j[off], i[off], MIRRORED[banner.symmetry](values[off])
 
 
-def _parse(piece: bytes, banner: Banner, *, n_lines: int, line: int, source: str) -> Any:
-    """SciPy's parser on a piece, under a header of its own (the mirrored half is ours to add)."""
-    sizes = f"{banner.n_rows} {banner.n_columns} {n_lines}" if banner.layout == "coordinate" else f"{n_lines} 1"
-    header = f"%%MatrixMarket matrix {banner.layout} {banner.field} general\n{sizes}\n"
-    try:
-        return scipy.io.mmread(io.BytesIO(header.encode() + piece))
-    except (ValueError, OverflowError) as error:
-        found = re.match(r"Line (\d+): (.*)", str(error))
-        where, why = (f", line {int(found[1]) - 3 + line}", found[2]) if found else ("", str(error))
-        raise InputError(f"{source}{where}: {why}") from None
+def _check_half(diagonal: Array, rows: Array, sides: set[bool], *, banner: Banner, source: str) -> None:
+    """A symmetric file stores one triangle, with a diagonal that such a matrix can have."""
+    if len(sides) == 2:
+        raise InputError(
+            f"{source} says {banner.symmetry}, which stores one triangle, and has entries on both sides of the diagonal: each "
+            "would count twice. Write general in line 1 if all entries are there."
+        )
+    wrong = {"skew-symmetric": diagonal, "hermitian": diagonal.imag}.get(banner.symmetry, diagonal[:0]) != 0
+    if wrong.any():
+        k = int(np.flatnonzero(wrong)[0])
+        raise InputError(f"{source} says {banner.symmetry}, and entry {rows[k] + 1} of the diagonal is {diagonal[k]}.")

@@ -24,6 +24,7 @@ Blocks = Generator[Array, None, None]
 
 BLOCK_BYTES = 16 << 20  # of a block of rows, and of a chunk in the store: large enough to read at the disk's full speed
 TEXT_BUFFER_BYTES = 1 << 20
+MAX_LINE_BYTES = 256 << 20  # of a text
 KEPT_DTYPES = frozenset(["b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"])
 
 
@@ -136,14 +137,22 @@ def open_text(source: str) -> Iterator[tuple[BinaryIO, Callable[[], tuple[int, i
                 yield text, position
 
 
-def line_pieces(stream: BinaryIO, size: int, *, first: bytes = b"") -> Iterator[bytes]:
-    """The rest of a text in pieces of whole lines, about `size` bytes each, after the line `first`; none is empty."""
+def line_pieces(stream: BinaryIO, size: int, *, source: str, first: bytes = b"") -> Iterator[bytes]:
+    """The rest of a text in pieces of whole lines, about `size` bytes each, after the line `first`; none is empty.
+
+    Raises
+    ------
+    InputError
+        If a line is longer than `MAX_LINE_BYTES`.
+    """
     rest = first
     while chunk := stream.read(size):
         cut = chunk.rfind(b"\n") + 1
         piece = b"".join([rest, memoryview(chunk)[:cut]]) if cut else b""
         rest = chunk[cut:] if cut else rest + chunk
         del chunk  # one copy of a piece at a time
+        if len(rest) > MAX_LINE_BYTES:
+            raise InputError(f"{source} has a line of more than {MAX_LINE_BYTES >> 20} MiB: it is not a text of numbers.")
         if piece:
             yield piece
     if rest:

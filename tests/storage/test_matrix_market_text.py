@@ -1,0 +1,188 @@
+"""Matrix Market as it is written by Fortran, damaged by disks, or wrong: read exactly, or refused by its line."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import numpy as np
+import pytest
+import scipy.io
+import scipy.sparse
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dlscale.errors import InputError
+from dlscale.storage.importers import import_matrix, market_text
+from dlscale.storage.importers.market_text import Line, parse_entries
+
+
+def imported(tmp_path, head, body, **options):
+    text = f"%%MatrixMarket matrix {head}\n{body}"
+    (tmp_path / "a.mtx").write_bytes(text.encode("latin-1"))
+    return zarr.open_array(import_matrix(tmp_path / "a.mtx", tmp_path / "y.zarr", overwrite=True, **options), mode="r")[...]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1.5D+03", 1500),
+        ("2.0d-01", 0.2),
+        ("+5.5E+00", 5.5),
+        ("-.5", -0.5),
+        ("+7.", 7),
+        ("1e-400", 0),
+        ("0001", 1),
+        ("NaN", np.nan),
+        ("-Infinity", -np.inf),
+        ("+1.d2", 100),
+    ],
+)
+def test_numbers_of_other_writers(tmp_path, text, value):
+    np.testing.assert_array_equal(imported(tmp_path, "array real general", f"2 1\n{text}\n3\n"), [[value], [3]])
+    body = f"% c\n\n2 2 2\n  1\t1  {text}  \r\n\n% between\n2 2 +3"
+    np.testing.assert_array_equal(imported(tmp_path, "coordinate real general", body), [[value, 0], [0, 3]])
+
+
+DAMAGED = [
+    "2.96x640299E-1",
+    "4.5E?12",
+    "1.5\0\0",
+    "2;9",
+    "2,5",
+    "1.5-3",
+    "1e",
+    "1e+",
+    "1.2.3",
+    "--1",
+    "1-",
+    "1e5e5",
+    "1e5.0",
+    ".",
+    "x",
+]
+DAMAGED += [".", "x", "1 2", "0x10", "1_0", "1e400", "1f", "+", "e5", "\N{SUPERSCRIPT TWO}"]
+
+
+@pytest.mark.parametrize("word", DAMAGED)
+@pytest.mark.parametrize("n", [2, 5000])
+def test_what_is_not_a_number_is_refused_by_its_line(tmp_path, word, n):
+    with pytest.raises(InputError, match=rf"a\.mtx, line {n + 2}: "):
+        imported(tmp_path, "array real general", f"{n} 1\n" + "1.25\n" * (n - 1) + word + "\n")
+    with pytest.raises(InputError, match=rf"a\.mtx, line {n + 2}: "):
+        imported(tmp_path, "coordinate real general", f"2 2 {n}\n" + "1 1 1.25\n" * (n - 1) + f"2 2 {word}\n")
+    assert os.listdir(tmp_path) == ["a.mtx"]
+
+
+@pytest.mark.parametrize(
+    ("head", "line"),
+    [
+        ("coordinate real", "1 1"),
+        ("coordinate real", "1.0 1 1"),
+        ("coordinate real", "1 +1 1"),
+        ("coordinate real", "-1 1 1"),
+        ("coordinate real", "1 .1 1"),
+        ("coordinate real", "0 1 1"),
+        ("coordinate real", "1 3 1"),
+        ("coordinate real", "1 " + "9" * 5000 + " 1"),
+        ("coordinate integer", "1 1 2.9"),
+        ("coordinate integer", "1 1 1e5"),
+        ("coordinate integer", "1 1 9223372036854775808"),
+        ("coordinate unsigned-integer", "1 1 -1"),
+        ("coordinate unsigned-integer", "1 1 18446744073709551616"),
+        ("coordinate pattern", "1 1 7"),
+        ("coordinate complex", "1 1 7"),
+        ("coordinate complex", "1 1 7 8 9"),
+    ],
+)
+def test_lines_that_do_not_fit_the_header(tmp_path, head, line):
+    with pytest.raises(InputError, match=r"a\.mtx, line 3: "):
+        imported(tmp_path, f"{head} general", f"2 2 1\n{line}\n")
+
+
+@pytest.mark.parametrize(
+    "head", ["array pattern general", "coordinate pattern skew-symmetric", "coordinate unsigned-integer skew-symmetric"]
+)
+def test_kinds_that_contradict_themselves(tmp_path, head):
+    with pytest.raises(InputError, match="is not a kind of Matrix Market file"):
+        imported(tmp_path, head, "2 2 1\n2 1\n")
+
+
+@pytest.mark.parametrize(
+    ("symmetry", "field", "body", "message"),
+    [
+        ("symmetric", "real", "2 1 5\n1 2 5\n", "both sides of the diagonal"),
+        ("hermitian", "complex", "2 1 5 1\n1 2 5 -1\n", "both sides of the diagonal"),
+        ("skew-symmetric", "real", "1 1 5\n2 1 1\n", r"entry 1 of the diagonal is 5\.0"),
+        ("hermitian", "complex", "1 1 5 0\n2 2 1 3\n", "entry 2 of the diagonal is"),
+    ],
+)
+def test_symmetric_files_store_one_triangle(tmp_path, symmetry, field, body, message):
+    with pytest.raises(InputError, match=message):
+        imported(tmp_path, f"coordinate {field} {symmetry}", "2 2 2\n" + body)
+    upper = imported(tmp_path, "coordinate real symmetric", "2 2 2\n1 2 5\n1 1 3\n")
+    np.testing.assert_array_equal(upper, [[3, 5], [5, 0]])
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("dtype", [np.uint64, np.int64])
+def test_integers_of_64_bits(tmp_path, dtype, sparse):
+    A = np.array([[1, 0], [np.iinfo(dtype).max, np.iinfo(dtype).min]], dtype)
+    scipy.io.mmwrite(tmp_path / "a.mtx", scipy.sparse.coo_array(A) if sparse else A)
+    got = zarr.open_array(import_matrix(tmp_path / "a.mtx", tmp_path / "y.zarr"), mode="r")
+    assert got.dtype == A.dtype
+    np.testing.assert_array_equal(got[...], A)
+
+
+def test_sums_of_entries_given_twice(tmp_path):
+    most = 2**63 - 1
+    body = f"2 2 4\n1 1 {most}\n2 2 {-most}\n1 1 1\n1 1 -5\n"
+    np.testing.assert_array_equal(imported(tmp_path, "coordinate integer general", body), [[most - 4, 0], [0, -most]])
+    with pytest.raises(InputError, match="row 1, column 1 add up to 9223372036854775808, which int64 does not hold"):
+        imported(tmp_path, "coordinate integer general", f"2 2 3\n1 1 {most}\n1 1 1\n2 1 4\n")
+    with pytest.raises(InputError, match="row 2, column 1 add up to 18446744073709551616, which uint64"):
+        imported(tmp_path, "coordinate unsigned-integer general", f"2 2 2\n2 1 {2**63}\n2 1 {2**63}\n")
+    with pytest.raises(InputError, match="add up to inf, which float64"):
+        imported(tmp_path, "coordinate real general", "2 2 2\n2 1 1e308\n2 1 1e308\n")
+
+
+def test_counts_of_pattern_files(tmp_path):
+    body = "2 2 300\n" + "1 1\n" * 255 + "2 1\n" * 45
+    np.testing.assert_array_equal(imported(tmp_path, "coordinate pattern general", body), [[255, 0], [45, 0]])
+    body = "2 2 300\n" + "1 1\n" * 300
+    with pytest.raises(InputError, match=r"row 1, column 1 add up to 300, which uint8 does not hold\. Ask for dtype f8"):
+        imported(tmp_path, "coordinate pattern general", body)
+    assert imported(tmp_path, "coordinate pattern general", body, dtype="f4")[0, 0] == 300
+    assert imported(tmp_path, "coordinate pattern general", body, dtype="i2")[0, 0] == 300
+
+
+@pytest.mark.parametrize("sizes", ["9" * 5000 + " 5", "300000 300000", "1 1000000000000"])
+def test_sizes_that_the_file_cannot_hold(tmp_path, sizes):
+    with pytest.raises(InputError, match=r"line of sizes|promises \d+ entries and has only \d+ bytes"):
+        imported(tmp_path, "array real general", sizes + "\n1\n")
+
+
+words = st.one_of(
+    st.integers(-(10**6), 10**6).map(str),
+    st.floats(allow_nan=False, allow_infinity=False).map(repr),
+    st.sampled_from(DAMAGED[:-1]),
+    st.text("0123456789+-.eED \t", min_size=1, max_size=8),
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    lines=st.lists(words, min_size=1, max_size=6), positions=st.booleans(), field=st.sampled_from(["real", "integer", "complex"])
+)
+def test_the_check_of_a_piece_agrees_with_the_reading_of_its_lines(lines, positions, field):
+    kind = Line(positions, field, 9, 9)
+    piece = "".join(f"{'3 4 ' * positions}{word}\n" for word in lines).encode()
+
+    def answer(parse):
+        try:
+            return parse(piece, kind, line=1, source="a").values.tolist()
+        except InputError as error:
+            return re.sub(r"\d+$", "", str(error))
+
+    assert answer(parse_entries) == answer(market_text._by_lines)
