@@ -16,7 +16,7 @@ from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.progress import resident_bytes, send, worker_name
 from dlscale.engine.reading import read_strips
 from dlscale.engine.transforms import Factored, Facts, Finish, RowMove, Transform, largest_modulus
-from dlscale.errors import NonFiniteError, NumericalError
+from dlscale.errors import NonFiniteError, OutOfRange
 from dlscale.storage.matrices import Array, Matrix
 from dlscale.storage.results import ArrayWriter
 from dlscale.workspaces import empty_pages
@@ -87,17 +87,19 @@ def load_panels(work: Work, first: int, stop: int) -> list[Any]:
     if step > A.row_unit > 1:
         step = step // A.row_unit * A.row_unit
     with np.errstate(over="ignore", invalid="ignore"):
-        spans = list(blocks(min(tops) // step * step, m, step))
+        # Products are those of the whole matrix, also where its panels begin below the first row.
+        first_row = 0 if work.probes.any() else min(tops)
+        spans = list(blocks(first_row // step * step, m, step))
         for row, strip in read_strips(A, spans, columns):
             end = row + len(strip)
             largest = max(largest, largest_modulus(strip))
-            work.method.probe(strip, row, columns[0], work.probes, products)
+            products[row:end] += strip @ work.probes[slice(*columns)]
             for panel, top, k in zip(panels, tops, range(first, stop), strict=True):
                 left = grid.columns(k)[0] - columns[0]
                 if end > top:
                     panel[max(0, row - top) : end - top] = strip[max(0, top - row) :, left : left + grid.width(k)]
     if not np.isfinite(products).all():
-        find_non_finite(A, columns, tops[0])
+        find_non_finite(A, columns)
     measured(work, "load", first, started, n_bytes=m * width * A.stored_dtype.itemsize)
     return [*panels, (products, largest)]
 
@@ -110,16 +112,16 @@ def room(work: Work, k: int, top: int) -> Array:
     return empty_pages((work.grid.shape[0] - top, right - left), work.A.dtype)
 
 
-def find_non_finite(A: Matrix, columns: tuple[int, int], top: int) -> None:
+def find_non_finite(A: Matrix, columns: tuple[int, int]) -> None:
     """Say which entry spoilt the sums of a panel."""
     step = max(1, STRIP_BYTES // ((columns[1] - columns[0]) * A.dtype.itemsize))
-    for row in range(top, A.shape[0], step):
+    for row in range(0, A.shape[0], step):
         strip = A.region((row, min(row + step, A.shape[0])), columns)
         bad = np.argwhere(~np.isfinite(strip))
         if len(bad):
             i, j = (int(index) for index in bad[0])
             raise NonFiniteError(*A.place(row + i, columns[0] + j), strip[i, j].item())
-    raise NumericalError(f"The entries are finite, but their sums overflow {A.dtype}; divide the matrix by its largest entry.")
+    raise OutOfRange(f"The entries are finite, but their sums overflow {A.dtype}; divide the matrix by its largest entry.")
 
 
 def factor_panel(work: Work, j: int, panel: Array) -> tuple[Array, Facts]:

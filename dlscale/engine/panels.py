@@ -124,7 +124,9 @@ class Panels:
 
     def memoised(self, work: Work, flops: float, n_bytes: int, begin: Callable[[Work], Group]) -> Facts:
         """Compute a step, or take its small results from the checkpoint; then what it wrote is there too."""
-        passes, name, target = self.passes, work.step, work.target
+        passes, target = self.passes, work.target
+        name = passes.prefix + work.step
+        work = replace(work, step=name)
         passes.emit({"event": "pass_started", "step": name, "flops": flops, "bytes": n_bytes})
         started = time.perf_counter()
         facts = passes.checkpoint.load(name) if passes.checkpoint else None

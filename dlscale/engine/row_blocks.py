@@ -194,18 +194,17 @@ class _Factoring(TilesGroup):
             loaded = [graph.add(("load", i, k), tasks.load_tile, i, k, priority=k, worker=self.at(i, k)) for k in panels]
             for k, key in zip(panels, loaded, strict=True):
                 self.tiles[i, k] = graph.add(("tile", i, k), take, key, 0, priority=k, worker=self.at(i, k))
-            if panels:
-                self.seen[i] = graph.add(
-                    ("seen", i), tasks.seen_of_block, panels, *loaded, priority=self.group.stop, worker=self.at(i, 0)
-                )
+            if self.work.probes.any():
+                above = [k for k in self.group if k not in panels]
+                loaded += [graph.add(("see", i, k), tasks.see_tile, i, k, priority=k, worker=self.at(i, k)) for k in above]
+            if loaded:
+                self.seen[i] = graph.add(("seen", i), tasks.seen_of_block, *loaded, priority=self.group.stop, worker=self.at(i, 0))
 
-    def _seen(self, parts: Sequence[tuple[Array, Facts, float]]) -> Facts:
+    def _seen(self, parts: Sequence[tuple[Array, float]]) -> Facts:
         probes = self.work.probes
         products = np.zeros((self.grid.shape[0], probes.shape[1]), probes.dtype)
-        for i, (here, mirrored, _) in zip(self.seen, parts, strict=True):
+        for i, (here, _) in zip(self.seen, parts, strict=True):
             products[slice(*self.grid.rows(i))] += here
-            for k, product in mirrored.items():
-                products[slice(*self.grid.columns(int(k)))] += product
         return {"products": products, "largest": np.array(max(largest for *_, largest in parts))}
 
     def _step(self, graph: TaskGraph, j: int) -> None:

@@ -140,34 +140,44 @@ def place_of(work: Work, i: int, j: int) -> Place:
     return Place(i, max(0, top - first_row(work, i, j)), start <= top < stop)
 
 
-def load_tile(work: Work, i: int, k: int) -> tuple[Array, Array, Array, float]:
-    """Read a tile; it, its products with the probes (of its rows, and of its columns where it stands for its mirror image too),
-    and its largest modulus."""
+def load_tile(work: Work, i: int, k: int) -> tuple[Array, Array, float]:
+    """Read a tile; it, the product of its rows with the probes, and its largest modulus."""
     started = time.perf_counter()
-    rows, columns = (first_row(work, i, k), work.grid.rows(i)[1]), work.grid.columns(k)
-    block = work.A.region(rows, columns)
-    if isinstance(work.target, np.ndarray):
-        tile = work.target[slice(*rows), slice(*columns)]
-        tile[...] = block
-    else:
-        tile = writable(block.copy() if work.A.in_memory else block)
-    products = np.zeros((max(work.grid.shape), work.probes.shape[1]), work.probes.dtype)
+    rows, columns, first = work.grid.rows(i), work.grid.columns(k), first_row(work, i, k)
+    # Products are those of the whole matrix, also where the tile begins below the first row.
+    top = rows[0] if work.probes.any() else first
+    block = work.A.region((top, rows[1]), columns)
+    products = np.zeros((rows[1] - rows[0], work.probes.shape[1]), work.probes.dtype)
     with np.errstate(over="ignore", invalid="ignore"):
-        work.method.whole.probe(tile, rows[0], columns[0], work.probes, products)
-    here = products[slice(*work.grid.rows(i))].copy()
-    products[slice(*work.grid.rows(i))] = 0
-    mirrored = products[slice(*columns)].copy()
-    if not (np.isfinite(here).all() and np.isfinite(mirrored).all()):
-        find_non_finite(work.A, columns, rows[0])
-    measured(work, "load", k, started, n_bytes=tile.nbytes)
-    return tile, here, mirrored, largest_modulus(tile)
+        products[top - rows[0] :] = block @ work.probes[slice(*columns)]
+    if not np.isfinite(products).all():
+        find_non_finite(work.A, columns)
+    largest, kept = largest_modulus(block), block[first - top :]
+    if isinstance(work.target, np.ndarray):
+        tile = work.target[first : rows[1], slice(*columns)]
+        tile[...] = kept
+    else:
+        tile = writable(kept.copy() if work.A.in_memory or first > top else kept)
+    measured(work, "load", k, started, n_bytes=block.nbytes)
+    return tile, products, largest
 
 
-def seen_of_block(work: Work, panels: Sequence[int], *loaded: tuple[Array, Array, Array, float]) -> tuple[Array, Facts, float]:
-    """What the tiles of a row block say of the matrix: its products, what goes to other rows by panel, its largest modulus."""
-    here = sum((products for _, products, _, _ in loaded[1:]), loaded[0][1])
-    mirrored = {str(k): products for k, (_, _, products, _) in zip(panels, loaded, strict=True) if products.any()}
-    return here, mirrored, max(largest for *_, largest in loaded)
+def see_tile(work: Work, i: int, k: int) -> tuple[None, Array, float]:
+    """As `load_tile`, of a tile that is not kept."""
+    started = time.perf_counter()
+    block = work.A.region(work.grid.rows(i), work.grid.columns(k))
+    with np.errstate(over="ignore", invalid="ignore"):
+        products = block @ work.probes[slice(*work.grid.columns(k))]
+    if not np.isfinite(products).all():
+        find_non_finite(work.A, work.grid.columns(k))
+    measured(work, "load", k, started, n_bytes=block.nbytes)
+    return None, products, largest_modulus(block)
+
+
+def seen_of_block(work: Work, *loaded: tuple[Array | None, Array, float]) -> tuple[Array, float]:
+    """What the tiles of a row block say of the matrix: its products, and its largest modulus."""
+    products = sum((products for _, products, _ in loaded[1:]), loaded[0][1])
+    return products, max(largest for *_, largest in loaded)
 
 
 def identity_tile(work: Work, i: int, k: int) -> Array:

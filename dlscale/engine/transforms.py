@@ -62,10 +62,6 @@ class Method(ABC):
         """For finished panels ``first, first + 1, ...``: how the rows of each moved afterwards, and its facts from now on."""
         return [(None, fact) for fact in facts]
 
-    def probe(self, strip: Array, row: int, column: int, probes: Array, products: Array) -> None:
-        """Add what a strip of the matrix, from ``row`` and ``column`` on, contributes to ``products = A probes``."""
-        products[row : row + len(strip)] += strip @ probes[column : column + strip.shape[1]]
-
     def n_facts(self, b: int) -> int:
         """Elements of the facts of a panel of b columns, less what grows with b alone."""
         return 0

@@ -7,6 +7,7 @@ A panel is one block of columns (`cholesky_panels`), or, where it is too tall fo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check
 from dlscale.engine.clusters import ClusterFacts
@@ -17,12 +18,14 @@ from dlscale.engine.passes import Passes
 from dlscale.engine.row_blocks import Tiles
 from dlscale.engine.tile_products import tile_product
 from dlscale.engine.transforms import Seen
-from dlscale.errors import SpecError
+from dlscale.errors import NumericalError, SpecError
 from dlscale.linalg import cholesky_panels, tiled_cholesky
 from dlscale.linalg.cholesky_panels import Cholesky
 from dlscale.linalg.factor_plan import FactorOptions, PanelPlan, plan_panels
-from dlscale.linalg.factor_products import TriangularProduct, probes, scaled, triangular_product
+from dlscale.linalg.factor_products import TriangularProduct, probes, scaled_residual, triangular_product
+from dlscale.linalg.panel_scaling import panels_at_safe_scale, place_times, require_safe, scale_notes
 from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.scaled import scaled
 
 __all__ = ["Cholesky", "CholeskyOptions", "compute_cholesky", "factor_panels", "plan_cholesky"]
 
@@ -47,7 +50,7 @@ def plan_cholesky(A: Matrix, options: CholeskyOptions, facts: ClusterFacts) -> P
     stored = n * n * A.dtype.itemsize
     return plan_panels(
         "cholesky",
-        "blocked Cholesky of the lower triangle; what stands above the diagonal is not read",
+        "blocked Cholesky of the lower triangle",
         A,
         Cholesky(),
         options,
@@ -66,7 +69,7 @@ def compute_cholesky(passes: Passes, A: Matrix, options: CholeskyOptions, plan: 
     Raises
     ------
     NumericalError
-        Naming the leading minor that is not positive.
+        Naming the leading minor that is not positive, or if the matrix is not Hermitian.
 
     Notes
     -----
@@ -76,17 +79,31 @@ def compute_cholesky(passes: Passes, A: Matrix, options: CholeskyOptions, plan: 
     ----------
     Golub and Van Loan (2013), section 4.2.
     """
+    return panels_at_safe_scale(passes, A, partial(_factor, plan=plan))
+
+
+def _factor(passes: Passes, A: Matrix, exponent: int, *, plan: PanelPlan) -> Outcome:
+    """Factor ``A = 2^-exponent`` times the matrix."""
     n, dtype = A.shape[0], A.dtype
     X = probes(n, dtype)
-    L, seen = factor_panels(passes, A, plan.factored, probes=X)
-    LLX = _product_with_adjoint(passes, L, plan, X)
+    L, seen = factor_panels(passes, A, plan.factored, probes=X, keep=not exponent)
+    if exponent:
+        L = place_times(passes, "l-unscaled", L, "l", plan.factored, exponent // 2, upper=False)
+    else:
+        require_safe(seen.largest, dtype)
+    LLX = _product_with_adjoint(passes, scaled(L, -(exponent // 2)), plan, X)
     check = Check(
         "||(A - LL')x|| / (||Ax|| n eps)",
-        scaled(seen.products - LLX, seen.products, n, dtype),
+        scaled_residual(seen.products - LLX, seen.products, n, dtype),
         LAPACK_THRESHOLD,
-        "on random vectors, L L' acts as the matrix does",
+        "on random vectors, L L' acts as the whole matrix does, above its diagonal too",
     )
-    return Outcome({}, ("l",), Certificate((check,)))
+    if not check.passed:
+        raise NumericalError(
+            f"The matrix is not Hermitian: what stands above its diagonal is not the mirror image of what stands below, for which "
+            f"L is ({check.name} = {check.value:.1e}). Use kind lu, or kind solve with assume: general."
+        )
+    return Outcome({}, ("l",), Certificate((check,)), notes=scale_notes(exponent))
 
 
 def factor_panels(

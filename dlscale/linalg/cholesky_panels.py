@@ -31,19 +31,6 @@ class Cholesky(Method):
         subtract_hermitian_product(L[:b], panel[:b])
         multiply_add(L[b:], L[:b], panel[b:], op_b="C")
 
-    def probe(self, strip: Array, row: int, column: int, probes: Array, products: Array) -> None:
-        # Only the lower triangle is read; what stands above is its mirror image.
-        stop = column + strip.shape[1]
-        below = strip[max(0, stop - row) :]
-        products[row + len(strip) - len(below) : row + len(strip)] += below @ probes[column:stop]
-        products[column:stop] += below.conj().T @ probes[row + len(strip) - len(below) : row + len(strip)]
-        square = strip[max(0, column - row) : max(0, stop - row)]
-        if len(square):
-            first = max(row, column)
-            lower = np.tril(square, first - column)
-            products[first : first + len(square)] += lower @ probes[column:stop]
-            products[column:stop] += np.tril(square, first - column - 1).conj().T @ probes[first : first + len(square)]
-
     def factor_flops(self, m: int, b: int) -> float:
         return float(m * b * b - 2 * b**3 / 3)
 

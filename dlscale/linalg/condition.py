@@ -7,6 +7,7 @@ is a lower bound, in practice within a factor of 3.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,9 @@ MAX_STEPS = 5
 Operator = Callable[[Array], Array]
 
 
-def one_norm(apply: Operator, adjoint: Operator, n: int, *, complex_valued: bool = False, seed: int = 0) -> float:
+def longest_image(
+    apply: Operator, adjoint: Operator, n: int, *, complex_valued: bool = False, seed: int = 0
+) -> tuple[float, Array]:
     """Estimate ``||C||_1`` of a matrix C (n, n) that is known by its products.
 
     Parameters
@@ -33,8 +36,10 @@ def one_norm(apply: Operator, adjoint: Operator, n: int, *, complex_valued: bool
 
     Returns
     -------
-    float
+    estimate : float
         At most ``||C||_1`` up to rounding; infinite if a product is not finite.
+    x : (n,)
+        The vector with ``||C x||_1 = estimate ||x||_1``.
 
     Notes
     -----
@@ -53,25 +58,26 @@ def one_norm(apply: Operator, adjoint: Operator, n: int, *, complex_valued: bool
     X[:, t] = np.where(np.arange(n) % 2, -1, 1) * (1 + np.arange(n) / max(n - 1, 1)) / (1.5 * n)
     if complex_valued:
         X = X.astype(complex)
-    estimate, signs = 0.0, np.zeros((n, 0))
+    estimate, signs, longest = 0.0, np.zeros((n, 0)), X[:, 0]
     seen: set[int] = set()
     places = np.zeros(0, np.intp)
     for step in range(MAX_STEPS):
         Y = apply(X)
         norms = np.abs(Y).sum(axis=0)
         if not np.isfinite(norms).all():
-            return float("inf")
+            return float("inf"), X[:, int(np.isfinite(norms).argmin())]
         best = int(norms[:t].argmax())
         if step and norms[best] <= estimate:
             break
-        estimate = max(estimate, float(norms.max()))
+        if norms.max() > estimate:
+            estimate, longest = float(norms.max()), X[:, int(norms.argmax())]
         Y = Y[:, :t]
         before, signs = signs, _signs(Y)
         if step + 1 == MAX_STEPS or (step and not complex_valued and _all_parallel(signs, before)):
             break
         gains = np.abs(adjoint(signs)).max(axis=1)
         if not np.isfinite(gains).all():
-            return float("inf")
+            return float("inf"), longest
         if step and gains.max() == gains[places[best]]:
             break
         order = np.argsort(-gains, kind="stable")
@@ -82,7 +88,21 @@ def one_norm(apply: Operator, adjoint: Operator, n: int, *, complex_valued: bool
         t = len(places)
         X = np.zeros((n, t), X.dtype)
         X[places, np.arange(t)] = 1
-    return estimate
+    return estimate, longest
+
+
+def one_norm(apply: Operator, adjoint: Operator, n: int, *, complex_valued: bool = False, seed: int = 0) -> float:
+    """The estimate of `longest_image` alone."""
+    return longest_image(apply, adjoint, n, complex_valued=complex_valued, seed=seed)[0]
+
+
+#: Over eps: condition numbers up to this are told by factors with that rounding; beyond, their own errors may be what is seen.
+SURE = 1 / 8
+
+
+def is_sure(number: float, dtype: np.dtype[Any], n: int) -> bool:
+    """Whether factors in this precision can tell that a matrix of order n has this condition number."""
+    return bool(number * float(np.finfo(dtype).eps) * max(1.0, n / 1000) ** 0.5 <= SURE)
 
 
 def condition(norm: float, solve: Operator, adjoint: Operator, n: int, *, complex_valued: bool = False) -> float:

@@ -11,9 +11,10 @@ from dlscale.engine.clusters import ClusterFacts, describe_cluster, n_cores, ope
 from dlscale.engine.costs import Plan
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
-from dlscale.errors import NumericalError
+from dlscale.errors import NumericalError, SpecError
 from dlscale.linalg.cholesky import CholeskyOptions, compute_cholesky, plan_cholesky
-from dlscale.linalg.factors import CholeskyFactors, LUFactors, singular_words
+from dlscale.linalg.factors import CholeskyFactors, LUFactors, singular_words, zero_pivot
+from dlscale.linalg.least_squares_folds import read_rhs
 from dlscale.linalg.lu import LUOptions, compute_lu, plan_lu
 from dlscale.linalg.qr import Mode, QROptions, compute_qr, plan_qr
 from dlscale.storage.matrices import Array, ArrayMatrix, Matrix, open_matrix
@@ -33,11 +34,18 @@ class LUResult(NamedTuple):
     lu: Array
     piv: Array
 
-    def solve(self, b: Array) -> Array:
-        """Solve ``A x = b`` for b (n,) or (n, k); NumericalError where A is exactly singular."""
-        zeros = np.flatnonzero(np.diagonal(self.lu) == 0)
-        if len(zeros):
-            raise NumericalError(f"The matrix is {singular_words(int(zeros[0]))}")
+    def solve(self, b: Any) -> Array:
+        """Solve ``A x = b`` for b (n,) or (n, k), in the wider precision of the two.
+
+        Raises
+        ------
+        SpecError
+            If A is not square, or b has not its length.
+        NonFiniteError
+            Naming the place of a NaN or infinity in b.
+        NumericalError
+            If A is exactly singular, or the solution is no number of this precision.
+        """
         return _solve(LUFactors(ArrayMatrix(self.lu), self.piv.astype(np.intp), n_cores()), b)
 
 
@@ -51,8 +59,8 @@ class CholeskyResult(NamedTuple):
 
     l: Array  # noqa: E741  (the field's name for it)
 
-    def solve(self, b: Array) -> Array:
-        """Solve ``A x = b`` for b (n,) or (n, k)."""
+    def solve(self, b: Any) -> Array:
+        """Solve ``A x = b`` for b (n,) or (n, k); as `LUResult.solve`."""
         return _solve(CholeskyFactors(ArrayMatrix(self.l), n_cores()), b)
 
 
@@ -101,7 +109,7 @@ def lu(A: Any, *, panel: int | None = None) -> LUResult:
 
 
 def cholesky(A: Any, *, panel: int | None = None) -> CholeskyResult:
-    """Cholesky factorization of a Hermitian positive definite matrix, ``A = L L^H``; its upper triangle is not read.
+    """Cholesky factorization of a Hermitian positive definite matrix, ``A = L L^H``.
 
     Parameters
     ----------
@@ -116,7 +124,7 @@ def cholesky(A: Any, *, panel: int | None = None) -> CholeskyResult:
     Raises
     ------
     NumericalError
-        Naming the leading minor that is not positive.
+        Naming the leading minor that is not positive, or if the matrix is not Hermitian.
     SpecError, InputError, NonFiniteError, CertificateError
         As for `lu`.
 
@@ -173,7 +181,16 @@ def _run(
     return outcome.arrays | passes.outputs
 
 
-def _solve(factors: LUFactors | CholeskyFactors, b: Array) -> Array:
-    B = np.asarray(b)
-    X = factors.solve(B[:, None] if B.ndim == 1 else B)
-    return X[:, 0] if B.ndim == 1 else X
+def _solve(factors: LUFactors | CholeskyFactors, b: Any) -> Array:
+    (m, n), B = factors.shape, open_matrix(b, vectors=True)
+    if m != n:
+        raise SpecError(f"The factors of a square matrix solve systems; these are of {m} x {n}. Use lstsq.")
+    if B.shape[0] != n:
+        raise SpecError(f"b must have {n} rows like the matrix that was factored; got {B.shape[0]}.")
+    if isinstance(factors, LUFactors) and (step := zero_pivot(factors.lu)) is not None:
+        raise NumericalError(f"The matrix is {singular_words(step)}")
+    rhs = read_rhs(B, 0, n)
+    X = factors.computing_in(np.result_type(factors.dtype, rhs)).solve(rhs)
+    if not np.isfinite(X).all():
+        raise NumericalError(f"The solution has entries that overflow {X.dtype}; use dlscale.solve, which scales.")
+    return X[:, 0] if B.is_vector else X

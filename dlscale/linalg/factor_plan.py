@@ -260,7 +260,7 @@ def factor_target(
         rows = grid.panel * max((d for d in range(1, pieces + 1) if pieces % d == 0 and d * grid.panel <= rows), default=1)
     chunks = (min(rows, shape[0]), min(grid.panel, shape[1]))
     if scratch and passes.checkpoint is not None:
-        return passes.checkpoint.scratch(name, shape, dtype, chunks=chunks)
+        return passes.checkpoint.scratch(passes.prefix + name, shape, dtype, chunks=chunks)
     return passes.result.create(name, shape, dtype, chunks=chunks)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Fold, Passes, State
+from dlscale.kernels import safe_norm
 from dlscale.linalg.subspace import gaussian
 from dlscale.storage.matrices import Array, Matrix
 
@@ -84,14 +85,9 @@ def probes(n: int, dtype: np.dtype[Any]) -> Array:
     return np.ascontiguousarray(gaussian(n, N_PROBES, 0, dtype).astype(dtype))
 
 
-def scaled(residual: Array, product: Array, n: int, dtype: np.dtype[Any]) -> float:
+def scaled_residual(residual: Array, product: Array, n: int, dtype: np.dtype[Any]) -> float:
     """``||R|| / (||A X|| n eps)`` for a residual on the same random vectors X; 0 where it is zero."""
-    # Divided by the largest entry first: the squares of 1e200, or of 1e-200, are no numbers.
-    largest = float(np.abs(product).max())
     if not residual.any():
         return 0.0
-    if not 0 < largest < np.inf:
-        return float("inf")
-    with np.errstate(over="ignore", invalid="ignore"):
-        ratio = float(np.linalg.norm(residual / largest)) / float(np.linalg.norm(product / largest))
-    return ratio / (n * float(np.finfo(dtype).eps))
+    size = safe_norm(product)
+    return float(safe_norm(residual) / size / (n * float(np.finfo(dtype).eps))) if 0 < size < np.inf else float("inf")

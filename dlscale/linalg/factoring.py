@@ -16,10 +16,13 @@ from dlscale.engine.panels import Panels
 from dlscale.engine.passes import Passes
 from dlscale.engine.transforms import Method
 from dlscale.errors import NumericalError
+from dlscale.lapack import interchanges
 from dlscale.linalg import cholesky, lu, panel_qr
 from dlscale.linalg.factor_plan import FactorOptions, PanelPlan, factor_target, plan_panels
+from dlscale.linalg.factor_products import TriangularProduct, triangular_product
 from dlscale.linalg.factors import CholeskyFactors, LUFactors, QRFactors, singular_words
 from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.scaled import scaled
 
 #: The name of the factorization's steps.
 FACTORS = "factors"
@@ -129,18 +132,12 @@ def factor(passes: Passes, A: Matrix, plan: PanelPlan, assume: Assume, *, name: 
     if assume == "pos":
         L, _ = cholesky.factor_panels(passes, A, plan.factored, probes=probes, step=name, keep=False)
         return CholeskyFactors(L, threads)
-    packed, pivots, zero = factor_general(passes, A, plan, name=name)
-    if zero is not None:
-        raise NumericalError(f"The matrix is {singular_words(zero)}")
-    return LUFactors(packed, pivots, threads)
-
-
-def factor_general(passes: Passes, A: Matrix, plan: PanelPlan, *, name: str) -> tuple[Matrix, Array, int | None]:
-    """LU with partial pivoting: the packed factors, the pivots, and the first step (from 0) whose pivot is zero."""
-    probes = np.zeros((A.shape[1], 1), A.dtype)
     packed, pivots, facts, *_ = lu.factor_panels(passes, A, plan.factored, probes=probes, step=name, keep=False)
     zeros = [int(fact["singular"][0]) - 1 for fact in facts if fact["singular"][0]]
-    return packed, pivots, min(zeros, default=None)
+    # Where the entries have grown out of range, a zero says nothing of the matrix.
+    if zeros and np.isfinite([fact["largest"][0] for fact in facts]).all():
+        raise NumericalError(f"The matrix is {singular_words(min(zeros))}")
+    return LUFactors(packed, pivots, threads)
 
 
 def factor_orthogonally(passes: Passes, A: Matrix, plan: PanelPlan, *, name: str) -> QRFactors:
@@ -149,3 +146,36 @@ def factor_orthogonally(passes: Passes, A: Matrix, plan: PanelPlan, *, name: str
     probes = np.zeros((A.shape[1], 1), A.dtype)
     factored, _ = Panels(passes).factor(name, A, panel_qr.Householder(), plan.factored, target, probes=probes)
     return QRFactors(factored, plan.cluster.threads_per_worker)
+
+
+def reproduced(passes: Passes, factors: LUFactors | CholeskyFactors, X: Array, AX: Array, exponent: int) -> tuple[Array, Array]:
+    """How far stored factors of ``2^exponent A`` are from being those of A, on random vectors.
+
+    Parameters
+    ----------
+    passes : Passes
+    factors : LUFactors or CholeskyFactors, of order n
+    X, AX : (n, k)
+    exponent : int
+        Even.
+
+    Returns
+    -------
+    difference : (n, k)
+        ``P A X - L U X``, or ``A X - L L^H X``.
+    size : (n, k)
+        The larger of ``A X`` and ``U X``, beside which it is to be judged.
+    """
+    n, stored = len(X), factors.lu if isinstance(factors, LUFactors) else factors.l
+    unit = stored.column_unit if 1 < stored.column_unit < n else min(n, 512)
+    grid = RowGrid(n, unit, unit * max(1, n // unit // 16))
+    if isinstance(factors, CholeskyFactors):
+        L = scaled(stored, -(exponent // 2))
+        LX = triangular_product(passes, "factors-adjoint", L, grid, TriangularProduct(X, n, lower=True, adjoint=True, n_columns=n))
+        return AX - triangular_product(passes, "factors-lower", L, grid, TriangularProduct(LX, n, lower=True)), AX
+    UX = triangular_product(passes, "factors-upper", scaled(stored, -exponent), grid, TriangularProduct(X, n, lower=False))
+    LUX = triangular_product(passes, "factors-lower", stored, grid, TriangularProduct(UX, n, lower=True, unit=True))
+    targets, sources = interchanges(factors.pivots, n)
+    PAX = AX.copy()
+    PAX[targets] = AX[sources]
+    return PAX - LUX, max(AX, UX, key=lambda product: float(np.abs(product).max()))

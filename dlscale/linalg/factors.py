@@ -11,7 +11,7 @@ import numpy as np
 
 from dlscale.engine.transforms import Factored
 from dlscale.errors import InputError, NumericalError
-from dlscale.kernels import one_blas_thread
+from dlscale.kernels import one_blas_thread, times_power_of_two
 from dlscale.lapack import Op, interchanges
 from dlscale.linalg.panel_qr import reflect
 from dlscale.linalg.triangular import solve_triangular
@@ -208,12 +208,31 @@ class ScaledFactors:
             return np.asarray(X.astype(_with_imaginary(self.dtype, X)) * (self.scale * sizes))
 
 
+@dataclass(frozen=True)
+class TimesPower:
+    """Factors of ``2^-exponent A``, as those of A."""
+
+    factors: Factorization
+    exponent: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.factors.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.factors.dtype
+
+    def solve(self, B: Array, *, adjoint: bool = False) -> Array:
+        return times_power_of_two(self.factors.solve(B, adjoint=adjoint), -self.exponent)
+
+
 def _with_imaginary(dtype: np.dtype[Any], B: Array) -> np.dtype[Any]:
     """A dtype, or its complex counterpart where the right-hand sides are complex."""
     return np.dtype(dtype.char.upper()) if B.dtype.kind == "c" and dtype.kind == "f" else dtype
 
 
-def stored_factors(result: StoredResult, *, n_threads: int) -> Factorization:
+def stored_factors(result: StoredResult, *, n_threads: int) -> LUFactors | CholeskyFactors:
     """The factors in the result of a ``lu`` or ``cholesky`` job.
 
     Raises
@@ -223,7 +242,7 @@ def stored_factors(result: StoredResult, *, n_threads: int) -> Factorization:
     NumericalError
         If the factored matrix is exactly singular.
     """
-    factors: Factorization
+    factors: LUFactors | CholeskyFactors
     if result.kind == "lu":
         lu = result.matrix("lu")
         _check_square(lu.shape, result)

@@ -12,13 +12,16 @@ from dlscale.engine.costs import PassCost
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
-from dlscale.errors import SpecError
-from dlscale.kernels import accumulator_dtype
+from dlscale.errors import NumericalError, SpecError
+from dlscale.kernels import accumulator_dtype, times_power_of_two
+from dlscale.linalg.condition import is_sure
 from dlscale.linalg.factor_plan import PanelPlan
 from dlscale.linalg.factor_products import probes
 from dlscale.linalg.factoring import FactoringOptions, plan_factoring
 from dlscale.linalg.factors import Factorization
-from dlscale.linalg.solve import SolveOptions, System
+from dlscale.linalg.panel_scaling import power_words, scale_notes
+from dlscale.linalg.solve import near_singular_words
+from dlscale.linalg.system import SolveOptions, System
 from dlscale.storage.matrices import Array, ArrayMatrix, Matrix
 
 #: Rows of the inverse that are solved for together: enough for products to run at their rate.
@@ -71,7 +74,7 @@ def compute_inverse(passes: Passes, A: Matrix, options: InverseOptions, plan: Pa
     Returns
     -------
     Outcome
-        Its condition number is exact up to rounding, in the 1-norm.
+        Its condition number is exact up to rounding, in the 1-norm; infinite where rounding hides it.
 
     Raises
     ------
@@ -97,15 +100,23 @@ def compute_inverse(passes: Passes, A: Matrix, options: InverseOptions, plan: Pa
     rows = block_rows(n)
     output = passes.output("inverse", (n, n), dtype, RowGrid(n, rows, rows))
     wide = accumulator_dtype(dtype)
-    sums, Y = np.zeros(n), np.zeros(W.shape, wide)
+    sums, Y, lost = np.zeros(n), np.zeros(W.shape, wide), 0.0
     for start in range(0, n, rows):
         stop = min(start + rows, n)
         block = rows_of_inverse(factors, start, stop, dtype)
         sums += np.abs(block).sum(axis=0)
         Y[start:stop] = block @ W
-        output.write(start, block)
+        inverse = times_power_of_two(block, -system.exponent)
+        output.write(start, inverse)
+        if system.exponent:
+            lost += float(np.abs(times_power_of_two(inverse, system.exponent) - block).sum())
     R = system.residual(Y, ArrayMatrix(W))
     norm_of_inverse = float(sums.max())
+    if not lost <= float(np.finfo(dtype).eps) * norm_of_inverse:
+        raise NumericalError(
+            f"The inverse is out of the range of {dtype}: its norm is about {power_words(norm_of_inverse, -system.exponent)}. "
+            "Multiply or divide the matrix by a power of two."
+        )
     check = scaled(
         "||(I - A A^-1)x|| / (||A|| ||A^-1|| ||x|| n eps)",
         float(np.abs(R).sum(axis=0).max()),
@@ -116,8 +127,19 @@ def compute_inverse(passes: Passes, A: Matrix, options: InverseOptions, plan: Pa
         dtype=dtype,
         meaning="on random vectors, A A^-1 acts as the identity does",
     )
-    estimates = {"condition": system.norm * norm_of_inverse, "norm": system.norm, "norm_of_inverse": norm_of_inverse}
-    return Outcome({}, ("inverse",), Certificate((check,)), estimates, tuple(system.notes))
+    number = system.norm * norm_of_inverse
+    if not is_sure(number, dtype, n):
+        estimate, sure = system.condition()
+        number = max(number, estimate)
+        if not sure or not is_sure(number, dtype, n):
+            system.notes.append(near_singular_words(number, dtype))
+    with np.errstate(over="ignore"):
+        estimates = {
+            "condition": number,
+            "norm": float(np.ldexp(system.norm, system.exponent)),
+            "norm_of_inverse": float(np.ldexp(norm_of_inverse, -system.exponent)),
+        }
+    return Outcome({}, ("inverse",), Certificate((check,)), estimates, (*system.notes, *scale_notes(system.exponent)))
 
 
 def rows_of_inverse(factors: Factorization, start: int, stop: int, dtype: np.dtype[Any]) -> Array:

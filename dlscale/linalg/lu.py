@@ -7,6 +7,7 @@ blocks that choose their pivots by a tournament (`tiled_lu`).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -22,9 +23,11 @@ from dlscale.engine.transforms import Facts, Seen
 from dlscale.errors import NumericalError
 from dlscale.linalg import lu_panels, tiled_lu
 from dlscale.linalg.factor_plan import FactorOptions, PanelPlan, plan_panels
-from dlscale.linalg.factor_products import TriangularProduct, probes, scaled, triangular_product
+from dlscale.linalg.factor_products import TriangularProduct, probes, scaled_residual, triangular_product
 from dlscale.linalg.lu_panels import LU, row_move
+from dlscale.linalg.panel_scaling import panels_at_safe_scale, place_times, require_safe, scale_notes
 from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.scaled import scaled
 
 __all__ = ["LU", "LUOptions", "compute_lu", "factor_panels", "plan_lu", "row_move"]
 
@@ -79,15 +82,24 @@ def compute_lu(passes: Passes, A: Matrix, options: LUOptions, plan: PanelPlan) -
     ----------
     Golub and Van Loan (2013), section 3.4; Toledo (1997) for left-looking factorization out of memory.
     """
+    return panels_at_safe_scale(passes, A, partial(_factor, plan=plan))
+
+
+def _factor(passes: Passes, A: Matrix, exponent: int, *, plan: PanelPlan) -> Outcome:
+    """Factor ``A = 2^-exponent`` times the matrix."""
     n, dtype = A.shape[1], A.dtype
     X = probes(n, dtype)
-    lu, pivots, facts, seen = factor_panels(passes, A, plan.factored, probes=X)
+    lu, pivots, facts, seen = factor_panels(passes, A, plan.factored, probes=X, keep=not exponent)
+    if not exponent:
+        require_safe(seen.largest, dtype)
     largest = float(np.max([fact["largest"][0] for fact in facts]))
     if not np.isfinite(largest):
         raise NumericalError(
             f"The matrix is finite, but its factors overflow {dtype}; divide it by its largest entry, or use kind qr."
         )
-    UX, LUX, largest_in_tiles = _products(passes, lu, plan, X)
+    if exponent:
+        lu = place_times(passes, "lu-unscaled", lu, "lu", plan.factored, exponent, upper=True)
+    UX, LUX, largest_in_tiles = _products(passes, scaled(lu, -exponent), lu, plan, X)
     AX = seen.products
     PAX = AX.copy()
     move = row_move(0, pivots)
@@ -98,13 +110,14 @@ def compute_lu(passes: Passes, A: Matrix, options: LUOptions, plan: PanelPlan) -
     larger = max(AX, UX, key=lambda product: float(np.abs(product).max()))
     check = Check(
         "||(PA - LU)x|| / (max(||Ax||, ||Ux||) n eps)",
-        scaled(PAX - LUX, larger, n, dtype),
+        scaled_residual(PAX - LUX, larger, n, dtype),
         LAPACK_THRESHOLD,
         "on random vectors, L U acts as the matrix with its rows exchanged does",
     )
     lost = growth * float(np.finfo(dtype).eps)
     digits = Check("max|U| / max|A| eps", lost, 1.0, "the growth of the entries in U leaves correct digits")
     notes = [f"the matrix is exactly singular: pivot {singular[0]} is zero"] if singular else []
+    notes += scale_notes(exponent)
     if lost > GROWTH_EPS:
         notes.append(
             f"the entries of U grew to {growth:.1e} times those of the matrix, and as many digits may be lost: use kind qr"
@@ -121,16 +134,16 @@ def factor_panels(
     return factor(passes, A, grid, probes=probes, step=step, keep=keep)
 
 
-def _products(passes: Passes, lu: Matrix, plan: PanelPlan, X: Array) -> tuple[Array, Array, float]:
-    """``U X`` and ``L U X`` with the stored factors, and the largest modulus of U where it is measured on the way."""
+def _products(passes: Passes, upper: Matrix, lu: Matrix, plan: PanelPlan, X: Array) -> tuple[Array, Array, float]:
+    """``U X`` and ``L U X`` with U from ``upper`` and L from ``lu``; the largest modulus of U where it is measured on the way."""
     (m, n), grid = lu.shape, plan.factored
     k = min(m, n)
     if grid.row_blocks == 1:
-        UX = triangular_product(passes, "upper", lu, plan.grid, TriangularProduct(X, m, lower=False))[:k]
+        UX = triangular_product(passes, "upper", upper, plan.grid, TriangularProduct(X, m, lower=False))[:k]
         LUX = triangular_product(passes, "lower", lu, plan.grid, TriangularProduct(UX, m, lower=True, unit=True))
         return UX, LUX, 0.0
     tiles = Tiles(passes)
-    UX, largest = tile_product(tiles, "upper", lu, grid, X, part="upper")
+    UX, largest = tile_product(tiles, "upper", upper, grid, X, part="upper")
     X = np.zeros_like(X)
     X[:k] = UX[:k]
     return UX[:k], tile_product(tiles, "lower", lu, grid, X, part="lower", unit=True)[0], largest

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -18,7 +19,8 @@ from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.transforms import Factored, Facts, Reversible, Transform, largest_modulus
 from dlscale.lapack import Op, apply_reflectors, factor_qr, multiply_add, multiply_triangular
 from dlscale.linalg.factor_plan import FactorOptions, PanelPlan, as_matrix, factor_target, plan_panels
-from dlscale.linalg.factor_products import TriangularProduct, probes, scaled, triangular_product
+from dlscale.linalg.factor_products import TriangularProduct, probes, scaled_residual, triangular_product
+from dlscale.linalg.panel_scaling import panels_at_safe_scale, place_times, require_safe, scale_notes, times_back
 from dlscale.storage.matrices import Array, Matrix
 
 
@@ -68,16 +70,19 @@ def reflect(transform: Transform, C: Array, *, op: Op) -> None:
 
 @dataclass(frozen=True)
 class UpperPart:
-    """Leaves R (k, n) of a factored panel, its rows scaled by ``phases`` (k,)."""
+    """Leaves ``2^exponent R`` (k, n) of a factored panel, its rows scaled by ``phases`` (k,)."""
 
     panel: int
     phases: Array
+    exponent: int = 0
 
     def __call__(self, j: int, panel: Array) -> None:
         first, stop = j * self.panel, j * self.panel + panel.shape[1]
         panel[first:stop] = np.triu(panel[first:stop])
         panel[stop:] = 0
         panel[:stop] *= self.phases.conj()[:stop, None]
+        if self.exponent:
+            panel[:stop] = times_back(panel[:stop], self.exponent)
 
 
 @dataclass(frozen=True)
@@ -148,11 +153,18 @@ def compute_panel_qr(passes: Passes, A: Matrix, mode: str, plan: PanelPlan) -> O
     ----------
     Schreiber and Van Loan (1989); Elmroth and Gustavson (2000) for the recursive panel.
     """
+    return panels_at_safe_scale(passes, A, partial(_compute, mode=mode, plan=plan))
+
+
+def _compute(passes: Passes, A: Matrix, exponent: int, *, mode: str, plan: PanelPlan) -> Outcome:
+    """Factor ``A = 2^-exponent`` times the matrix."""
     (m, n), dtype, panels, grid = A.shape, A.dtype, Panels(passes), plan.factored
     k = min(m, n)
     X = probes(n, dtype)
-    target = factor_target(passes, "qr", A.shape, dtype, grid, scratch=mode != "raw")
+    target = factor_target(passes, "qr", A.shape, dtype, grid, scratch=mode != "raw" or bool(exponent))
     factored, seen = panels.factor("qr", A, Householder(), grid, target, probes=X)
+    if not exponent:
+        require_safe(seen.largest, dtype)
     raw = as_matrix(target)
     upper = TriangularProduct(X, m, lower=False)
     RX = triangular_product(passes, "upper", raw, plan.grid, upper)[:k]
@@ -167,7 +179,7 @@ def compute_panel_qr(passes: Passes, A: Matrix, mode: str, plan: PanelPlan) -> O
         rows = max(1, min(m, 16 * 2**20 // (k * dtype.itemsize)))
         found = passes.sweep("check", as_matrix(q), fold, RowGrid(m, rows, rows * max(1, m // rows // 16)))
         residual, back = np.sqrt(found["residual"]) * size, found["back"] - Y
-        orthonormal = scaled(back, Y, k, dtype)
+        orthonormal = scaled_residual(back, Y, k, dtype)
     else:
         QRX = np.zeros((m, X.shape[1]), dtype)
         QRX[:k] = RX
@@ -177,8 +189,11 @@ def compute_panel_qr(passes: Passes, A: Matrix, mode: str, plan: PanelPlan) -> O
         residual, orthonormal = seen.products - QRX, None
     if mode != "raw":
         r = factor_target(passes, "r", (k, n), dtype, grid, over=target)
-        panels.place("r", factored, r, UpperPart(grid.panel, phases))
-    return qr_outcome(mode, factored, scaled(residual, seen.products, n, dtype), orthonormal)
+        panels.place("r", factored, r, UpperPart(grid.panel, phases, exponent))
+    elif exponent:
+        place_times(passes, "qr-unscaled", raw, "qr", grid, exponent, upper=True)
+    outcome = qr_outcome(mode, factored, scaled_residual(residual, seen.products, n, dtype), orthonormal)
+    return replace(outcome, notes=scale_notes(exponent))
 
 
 def qr_outcome(mode: str, factored: Factored, residual: float, orthonormal: float | None) -> Outcome:

@@ -13,10 +13,12 @@ Higham (2002), chapter 12; Carson and Higham (2017, 2018), GMRES-based refinemen
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
+from dlscale.errors import OutOfRange
 from dlscale.storage.matrices import Array
 
 #: Refinement goes on while the backward error at least halves.
@@ -106,7 +108,9 @@ def refine_by_gmres(
     def correct(R: Array, columns: Array) -> Array:
         D = np.zeros_like(R)
         for j in columns:
-            D[:, j], _ = gmres(A, R[:, j], rtol=GMRES_TOLERANCE, atol=0.0, restart=GMRES_ITERATIONS, maxiter=1, M=M)
+            # Factors whose entries have grown may lead out of range; that column is left as it is.
+            with suppress(OutOfRange):
+                D[:, j], _ = gmres(A, R[:, j], rtol=GMRES_TOLERANCE, atol=0.0, restart=GMRES_ITERATIONS, maxiter=1, M=M)
         return D
 
     X = np.where(np.isfinite(start.errors), start.X, 0)
@@ -136,11 +140,17 @@ def _improve(
 
 
 def _measure(X: Array, residual: Operator, norm: float) -> tuple[Array, Array, Array]:
-    """Residuals, their 1-norms, and backward errors; those of columns that are not finite are infinite."""
-    finite = np.isfinite(X).all(axis=0)
+    """Residuals, their 1-norms, and backward errors; those of columns that are out of range are infinite."""
+    finite = in_range(X, norm)
     R = residual(np.where(finite, X, 0))
-    residuals, sizes = np.abs(R).sum(axis=0), norm * np.abs(np.where(finite, X, 0)).sum(axis=0)
+    residuals, sizes = np.abs(R).sum(axis=0), norm * np.abs(np.where(finite, X, 0)).sum(axis=0, dtype=float)
     with np.errstate(all="ignore"):
         errors = np.where(residuals == 0, 0.0, residuals / sizes)
     lost = ~finite | ~np.isfinite(errors)
     return R, np.where(finite, residuals, np.inf), np.where(lost, np.inf, errors)
+
+
+def in_range(X: Array, norm: float) -> Array:
+    """Which columns of X can be multiplied with a matrix of this 1-norm: no entry of the product overflows."""
+    with np.errstate(all="ignore"):
+        return np.asarray(np.abs(X).sum(axis=0, dtype=float) * max(norm, 1.0) < np.finfo(float).max / 4)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dlscale.engine.passes import Fold, State
-from dlscale.kernels import accumulator_dtype, tiles
+from dlscale.kernels import accumulator_dtype, largest_part, tiles
 from dlscale.storage.matrices import Array, Matrix
 from dlscale.workspaces import workspace
 
@@ -32,8 +32,15 @@ class Norms(Fold):
             real = np.dtype(tile.dtype.char.lower())
             sizes = np.abs(tile, out=workspace("sizes", tile.shape, real))
             state["sums"] += np.ones(len(tile), real) @ sizes
-            np.maximum(state["largest"], sizes.max(), out=state["largest"])
+            largest = sizes.max()
+            np.maximum(state["largest"], largest if np.isfinite(largest) else largest_part(tile), out=state["largest"])
         return ()
+
+    def finish(self, state: State) -> State:
+        # Sums that overflow are no fault of the matrix: the largest entry says that they are to be taken of a scaled one.
+        if np.isfinite(state["largest"]).all():
+            state["sums"][~np.isfinite(state["sums"])] = 0
+        return state
 
     def merge(self, left: State, right: State) -> State:
         return {"sums": left["sums"] + right["sums"], "largest": np.maximum(left["largest"], right["largest"])}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -11,16 +12,17 @@ from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import PassCost
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
-from dlscale.errors import SpecError
-from dlscale.kernels import accumulator_dtype
+from dlscale.errors import OutOfRange, SpecError
+from dlscale.kernels import safe_norm
 from dlscale.linalg import cholesky, lu
 from dlscale.linalg.factor_plan import PanelPlan
 from dlscale.linalg.factor_products import TriangularProduct, probes, triangular_product
 from dlscale.linalg.factoring import FACTORS, FactoringOptions, column_grid, factor_orthogonally, plan_factoring
 from dlscale.linalg.factors import diagonal
 from dlscale.linalg.lu import row_move
+from dlscale.linalg.panel_scaling import panels_at_safe_scale, require_safe, scale_notes
 from dlscale.linalg.residuals import Residual
-from dlscale.linalg.solve import SolveOptions
+from dlscale.linalg.system import SolveOptions
 from dlscale.storage.matrices import Array, Matrix
 
 
@@ -62,15 +64,25 @@ def compute_slogdet(passes: Passes, A: Matrix, options: SlogdetOptions, plan: Pa
     ----------
     Higham (2002), section 14.6: a computed determinant is the exact one of a matrix that differs by the backward error.
     """
+    return panels_at_safe_scale(passes, A, partial(_determinant, options=options, plan=plan))
+
+
+def _determinant(passes: Passes, A: Matrix, exponent: int, *, options: SlogdetOptions, plan: PanelPlan) -> Outcome:
+    """The determinant of ``2^exponent A``."""
     n, dtype = A.shape[0], A.dtype
     X = probes(n, dtype)
-    found = _by_cholesky(passes, A, plan, X) if options.assume == "pos" else _by_lu(passes, A, plan, X)
-    notes: tuple[str, ...] = ()
-    if not found.check.passed and options.assume != "pos":
+    notes = list(scale_notes(exponent))
+    found = (_by_cholesky if options.assume == "pos" else _by_lu)(passes, A, plan, X, watched=not exponent)
+    if found is None or not found.check.passed:
+        notes.append(
+            "factored once more by QR: the matrix is not Hermitian"
+            if options.assume == "pos"
+            else "factored once more by QR: the entries of LU grew too much"
+        )
         found = _by_qr(passes, A, plan, X)
-        notes = ("factored once more by QR: the entries of LU grew too much",)
-    arrays = {"sign": np.array([found.sign], dtype), "logabsdet": np.array([found.logarithm])}
-    return Outcome(arrays, (), Certificate((found.check,)), notes=notes)
+    logarithm = found.logarithm + n * exponent * float(np.log(2))
+    arrays = {"sign": np.array([found.sign], dtype), "logabsdet": np.array([logarithm])}
+    return Outcome(arrays, (), Certificate((found.check,)), notes=tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -82,9 +94,9 @@ class Determinant:
     check: Check
 
     @classmethod
-    def of(cls, sign: complex, d: Array, name: str, difference: Array, expected: Array) -> Determinant:
-        """The sign times the product of the diagonal d, from factors with this residual on random vectors."""
-        norms = (float(np.linalg.norm(M.astype(accumulator_dtype(M.dtype)))) for M in (difference, expected))
+    def of(cls, sign: complex, d: Array, name: str, difference: Array, expected: Array, *, power: int = 1) -> Determinant:
+        """The sign times the product of a power of the diagonal d, from factors with this residual on random vectors."""
+        norms = (float(safe_norm(M)) for M in (difference, expected))
         check = factorization(name, *norms, size=len(d), dtype=d.dtype)
         sizes = np.abs(d).astype(float)
         if (sizes == 0).any():
@@ -92,22 +104,32 @@ class Determinant:
         sign *= complex(np.prod(d / np.abs(d)))
         # Products of many unit numbers drift by rounding.
         sign = sign / abs(sign) if d.dtype.kind == "c" else float(np.sign(sign.real))
-        return cls(sign, float(np.log(sizes).sum()), check)
+        return cls(sign, power * float(np.log(sizes).sum()), check)
 
 
-def _by_cholesky(passes: Passes, A: Matrix, plan: PanelPlan, X: Array) -> Determinant:
+def _by_cholesky(passes: Passes, A: Matrix, plan: PanelPlan, X: Array, *, watched: bool) -> Determinant:
     n, columns = A.shape[0], column_grid(plan.factored)
     L, seen = cholesky.factor_panels(passes, A, plan.factored, probes=X, step=FACTORS, keep=False)
+    if watched:
+        require_safe(seen.largest, A.dtype)
     LX = triangular_product(passes, "right", L, columns, TriangularProduct(X, n, lower=True, adjoint=True, n_columns=n))
     LLX = triangular_product(passes, "left", L, columns, TriangularProduct(LX, n, lower=True))
-    return Determinant.of(1.0, diagonal(L) ** 2, "A - LL'", LLX - seen.products, seen.products)
+    return Determinant.of(1.0, diagonal(L), "A - LL'", LLX - seen.products, seen.products, power=2)
 
 
-def _by_lu(passes: Passes, A: Matrix, plan: PanelPlan, X: Array) -> Determinant:
+def _by_lu(passes: Passes, A: Matrix, plan: PanelPlan, X: Array, *, watched: bool) -> Determinant | None:
+    """None where the entries of U grow out of range."""
     n, columns = A.shape[0], column_grid(plan.factored)
-    packed, pivots, _, seen = lu.factor_panels(passes, A, plan.factored, probes=X, step=FACTORS, keep=False)
-    UX = triangular_product(passes, "right", packed, columns, TriangularProduct(X, n, lower=False))
-    LUX = triangular_product(passes, "left", packed, columns, TriangularProduct(UX, n, lower=True, unit=True))
+    packed, pivots, facts, seen = lu.factor_panels(passes, A, plan.factored, probes=X, step=FACTORS, keep=False)
+    if watched:
+        require_safe(seen.largest, A.dtype)
+    if not np.isfinite([fact["largest"][0] for fact in facts]).all():
+        return None
+    try:
+        UX = triangular_product(passes, "right", packed, columns, TriangularProduct(X, n, lower=False))
+        LUX = triangular_product(passes, "left", packed, columns, TriangularProduct(UX, n, lower=True, unit=True))
+    except OutOfRange:
+        return None
     move = row_move(0, pivots)
     PAX = seen.products.copy()
     PAX[move.targets] = seen.products[move.sources]

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -33,8 +34,9 @@ from dlscale.engine.tile_products import tile_product
 from dlscale.engine.transforms import Facts, largest_modulus
 from dlscale.lapack import apply_reflectors, factor_qr, multiply_add, multiply_triangular, solve_lower, solve_right
 from dlscale.linalg.factor_plan import PanelPlan, as_matrix, factor_target
-from dlscale.linalg.factor_products import probes, scaled
+from dlscale.linalg.factor_products import probes, scaled_residual
 from dlscale.linalg.panel_qr import Householder, ScaledColumns, diagonal_phases, qr_outcome
+from dlscale.linalg.panel_scaling import panels_at_safe_scale, place_times, require_safe, scale_notes, times_back
 from dlscale.storage.matrices import Array, Matrix
 
 #: Rows that are worked on at a time where a tile is overwritten by its product with a small matrix.
@@ -144,30 +146,39 @@ def _meeting(transform: TileTransform, tile: Array) -> tuple[Array, Array, int]:
 
 @dataclass(frozen=True)
 class UpperTile:
-    """Cuts R (k, n) out of a factored tile, its rows scaled by ``phases`` (k,)."""
+    """Cuts ``2^exponent R`` (k, n) out of a factored tile, its rows scaled by ``phases`` (k,)."""
 
     grid: PanelGrid
     phases: Array
+    exponent: int = 0
 
     def __call__(self, i: int, j: int, tile: Array) -> Array:
         first, column = self.grid.rows(i)[0], self.grid.columns(j)[0]
         phases = self.phases[first : first + len(tile)].conj()[:, None]
-        return np.triu(tile[: len(phases)], first - column) * phases
+        return times_back(np.triu(tile[: len(phases)], first - column) * phases, self.exponent)
 
 
 def compute_tiled_qr(passes: Passes, A: Matrix, mode: str, plan: PanelPlan) -> Outcome:
     """Factor by the plan, whose panels are in row blocks; as `panel_qr.compute_panel_qr`, in the same formats."""
+    return panels_at_safe_scale(passes, A, partial(_compute, mode=mode, plan=plan))
+
+
+def _compute(passes: Passes, A: Matrix, exponent: int, *, mode: str, plan: PanelPlan) -> Outcome:
     (m, n), dtype, tiles, grid = A.shape, A.dtype, Tiles(passes), plan.factored
     k = min(m, n)
     X = probes(n, dtype)
-    target = factor_target(passes, "qr", A.shape, dtype, grid, scratch=mode != "raw")
+    target = factor_target(passes, "qr", A.shape, dtype, grid, scratch=mode != "raw" or bool(exponent))
     factored, seen = tiles.factor("qr", A, TiledHouseholder(), grid, target, probes=X)
+    if not exponent:
+        require_safe(seen.largest, dtype)
     raw = as_matrix(target)
     RX = tile_product(tiles, "upper", raw, grid, X, part="upper")[0][:k]
     phases = diagonal_phases(raw, grid)
     if mode != "raw":
         r = factor_target(passes, "r", (k, n), dtype, grid)
-        tiles.copy("r", factored, r, UpperTile(grid, phases))
+        tiles.copy("r", factored, r, UpperTile(grid, phases, exponent))
+    elif exponent:
+        place_times(passes, "qr-unscaled", raw, "qr", grid, exponent, upper=True)
     orthonormal = None
     if mode == "reduced":
         q, columns = factor_target(passes, "q", (m, k), dtype, grid), replace(grid, shape=(m, k))
@@ -178,8 +189,9 @@ def compute_tiled_qr(passes: Passes, A: Matrix, mode: str, plan: PanelPlan) -> O
         both = np.hstack([phases.conj()[:, None] * RX / size, Y])
         QRX, QY = np.hsplit(tile_product(tiles, "check", Q, columns, both)[0], 2)
         back, _ = tile_product(tiles, "orthonormal", Q, columns, QY, adjoint=True)
-        residual, orthonormal = seen.products - QRX * size, scaled(back - Y, Y, k, dtype)
+        residual, orthonormal = seen.products - QRX * size, scaled_residual(back - Y, Y, k, dtype)
     else:
         RX = np.concatenate([RX, np.zeros((m - k, X.shape[1]), dtype)])
         residual = seen.products - tiles.unapply("check", factored, TiledHouseholder(inverse=True), RX)
-    return qr_outcome(mode, factored, scaled(residual, seen.products, n, dtype), orthonormal)
+    found = qr_outcome(mode, factored, scaled_residual(residual, seen.products, n, dtype), orthonormal)
+    return replace(found, notes=scale_notes(exponent))

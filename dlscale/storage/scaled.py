@@ -1,4 +1,4 @@
-"""A matrix times a power of two, as a view."""
+"""A matrix times a power of two, or in a higher precision, as a view."""
 
 from __future__ import annotations
 
@@ -55,3 +55,60 @@ class Scaled(Matrix):
 def scaled(A: Matrix, exponent: int) -> Matrix:
     """``2^exponent A``; A itself where the exponent is 0."""
     return Scaled(A, exponent) if exponent else A
+
+
+class Promoted(Matrix):
+    """A matrix in a higher precision, converted while it is read.
+
+    Parameters
+    ----------
+    base : Matrix
+    dtype : numpy.dtype
+    """
+
+    def __init__(self, base: Matrix, dtype: np.dtype[Any]) -> None:
+        self.base, self.shape, self.stored_dtype, self.uri = base, base.shape, dtype, base.uri
+        self.row_unit, self.column_unit, self.any_range = base.row_unit, base.column_unit, base.any_range
+        self.is_vector = base.is_vector
+
+    @property
+    def n_stored_bytes(self) -> int:
+        return self.base.n_stored_bytes
+
+    @property
+    def T(self) -> Matrix:
+        return Promoted(self.base.T, self.dtype)
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        return self.base.attributes
+
+    @property
+    def notes(self) -> list[str]:
+        return [*self.base.notes, f"the matrix is read in {self.dtype}, the precision of the right-hand sides"]
+
+    def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
+        narrow = self.base.region(rows, columns)
+        if out is None:
+            return narrow.astype(self.dtype)
+        out[...] = narrow
+        return out
+
+    def expect(self, start: int, stop: int) -> None:
+        self.base.expect(start, stop)
+
+    def place(self, row: int, column: int) -> tuple[int, int]:
+        return self.base.place(row, column)
+
+    def check(self) -> None:
+        self.base.check()
+
+    def describe(self) -> dict[str, Any]:
+        return self.base.describe() | {"dtype": str(self.dtype), "notes": self.notes}
+
+
+def promoted(A: Matrix, other: np.dtype[Any]) -> Matrix:
+    """A in the precision that NumPy computes in together with this dtype; A itself where that is its own."""
+    both = np.result_type(A.dtype, other)
+    dtype = both if A.dtype.kind == "c" else np.dtype(both.char.lower())
+    return A if dtype == A.dtype else Promoted(A, dtype)

@@ -45,7 +45,8 @@ def test_inverses(name: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> Non
         wide = np.longdouble if A.dtype.kind == "f" else np.clongdouble
         departure = norm((np.eye(n) - A.astype(wide) @ X.astype(wide)).astype("c16"))
         assert departure <= 30 * n * eps(A) * norm(A) * norm(X)
-        assert outcome.estimates["condition"] == pytest.approx(np.abs(A).sum(0).max() * np.abs(X).sum(0).max(), rel=1e-5)
+        product = np.abs(A).sum(0).max() * np.abs(X).sum(0).max()
+        assert outcome.estimates["condition"] == pytest.approx(product, rel=1e-5 if product * eps(A) < 0.1 else 0.5)
 
 
 def test_the_inverse_chooses_qr_where_lu_alone_is_inaccurate() -> None:

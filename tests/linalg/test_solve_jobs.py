@@ -70,7 +70,7 @@ def test_stored_factors_are_used_again(kind: str, job: Job, tmp_path: Path) -> N
 
 
 def test_stored_factors_of_another_matrix(job: Job, tmp_path: Path) -> None:
-    """Of another order they are refused; else refinement shows that they do not belong to the matrix, and it is factored."""
+    """Of another order they are refused; else their products show that they do not belong to the matrix, and it is factored."""
     factors = job("lu", {"matrix": gaussian(N, N)}, panel=32)["path"]
     small = store(tmp_path / "small.zarr", gaussian(50, 50), chunks=(50, 50))
     with pytest.raises((SpecError, InputError), match="order 50"):

@@ -1,0 +1,328 @@
+"""A square matrix that systems are solved with: its scale, its norm, its factors in one precision after another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from dlscale.certificates import LAPACK_THRESHOLD
+from dlscale.engine.grids import RowGrid
+from dlscale.engine.passes import Passes
+from dlscale.errors import NumericalError, OutOfRange, SpecError
+from dlscale.kernels import accumulator_dtype, largest_part, safe_exponent, times_power_of_two
+from dlscale.linalg.condition import is_sure, longest_image
+from dlscale.linalg.factor_plan import PanelPlan
+from dlscale.linalg.factor_products import probes, scaled_residual
+from dlscale.linalg.factoring import FACTORS, Assume, factor, factor_orthogonally, reproduced
+from dlscale.linalg.factors import CholeskyFactors, Factorization, LUFactors, ScaledFactors, TimesPower
+from dlscale.linalg.least_squares_folds import read_rhs
+from dlscale.linalg.panel_scaling import power_words
+from dlscale.linalg.refinement import Refined, in_range, refine, refine_by_gmres
+from dlscale.linalg.residuals import Norms, Residual, Rounded, rounding_scale
+from dlscale.storage.matrices import Array, ArrayMatrix, Matrix
+from dlscale.storage.scaled import scaled
+
+Precision = Literal["double", "mixed"]
+Refine = Literal["auto", "never"]
+
+#: Times eps: the backward error at which factors in single precision are good enough, and that of a solve without refinement.
+MIXED_TARGET = 1.0
+DOUBLE_TARGET = 4.0
+#: How factors are called that were given.
+STORED = "stored factors"
+#: The part of a vector, or of the digits of a number, that may be wrong for its size to be right.
+NEARLY = 0.1
+#: Right-hand sides that are solved together.
+BATCH_BYTES = 2**26
+
+
+@dataclass(frozen=True)
+class SolveOptions:
+    """How to solve.
+
+    Parameters
+    ----------
+    assume : str
+        What is known of the matrix: ``general``; ``pos``: Hermitian positive definite (Cholesky, half of the work); ``sym``:
+        Hermitian (solved by LU). What is assumed must hold; where it does not, the backward error shows it.
+    precision : str
+        ``double``: factor in the matrix's own precision; ``mixed``: factor in single precision and refine.
+    refine : str
+        ``auto``: while the backward error asks for it; ``never``: only measure (not with ``mixed``).
+    panel : int, optional
+        Columns of a panel, instead of the planner's choice.
+    """
+
+    assume: Assume = "general"
+    precision: Precision = "double"
+    refine: Refine = "auto"
+    panel: int | None = None
+
+    def check(self) -> None:
+        """Check the options by themselves.
+
+        Raises
+        ------
+        SpecError
+        """
+        for name, values in (("assume", Assume), ("precision", Precision), ("refine", Refine)):
+            if getattr(self, name) not in get_args(values):
+                raise SpecError(f"params.{name}: must be one of {', '.join(get_args(values))}; got {getattr(self, name)!r}.")
+        if self.refine == "never" and self.precision == "mixed":
+            raise SpecError("params.refine: must be auto with precision mixed, whose factors alone have 7 digits; got never.")
+
+
+def is_mixed(A: Matrix, options: SolveOptions) -> bool:
+    """Whether there is a lower precision to factor in."""
+    return options.precision == "mixed" and lower_dtype(A.dtype) != A.dtype
+
+
+def lower_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return np.dtype(np.complex64 if dtype.kind == "c" else np.float32)
+
+
+def batch_columns(n: int, dtype: np.dtype[Any]) -> int:
+    """Right-hand sides that are solved together."""
+    return max(1, BATCH_BYTES // (n * accumulator_dtype(dtype).itemsize))
+
+
+class System:
+    """A square matrix with its norm, its factors in one precision after another, and what was decided on the way."""
+
+    def __init__(self, passes: Passes, A: Matrix, plan: PanelPlan, options: SolveOptions) -> None:
+        self.passes, self.A, self.plan, self.options = passes, A, plan, options
+        self.grid: RowGrid = plan.grid
+        self.notes: list[str] = []
+        self.norm = self.largest = 0.0
+        self.factors: Factorization | None = None
+        #: A is ``2^-exponent`` times the matrix that was given; column j of a solution is to be multiplied by ``2^shifts[j]``.
+        self.exponent = 0
+        self.shifts: list[int] = []
+        #: Whether factors that were given are those of another matrix.
+        self.foreign = False
+        self._solved_by_given = False
+        self._n_residuals = 0
+
+    def measure(self) -> None:
+        """``||A||_1`` and the largest entry; finds entries that are not finite, and takes A to a safe scale."""
+        fold = Norms(self.A.shape[1])
+        norms = self.passes.sweep("norms", self.A, fold, self.grid)
+        self.exponent = safe_exponent(float(norms["largest"][0]), self.A.dtype)
+        if self.exponent:
+            self.A = scaled(self.A, -self.exponent)
+            norms = self.passes.sweep("norms-scaled", self.A, fold, self.grid)
+        self.norm, self.largest = float(norms["sums"].max()), float(norms["largest"][0])
+
+    def compare(self, given: LUFactors | CholeskyFactors) -> LUFactors | CholeskyFactors | None:
+        """Stored factors as far as they are of this matrix, by their products with random vectors.
+
+        Those of a matrix nearby still serve the refinement, but tell nothing of the condition; others are left aside (None).
+        """
+        A, n = self.A, self.A.shape[0]
+        W = probes(n, A.dtype)
+        difference, size = reproduced(self.passes, given, W, -self.residual(W), self.exponent)
+        eps = max(float(np.finfo(dtype).eps) for dtype in (A.dtype, given.dtype))
+        error = scaled_residual(difference, size, n, A.dtype) * n * self._eps
+        self.foreign = not error <= LAPACK_THRESHOLD * n * eps
+        if not self.foreign:
+            return given
+        near = error <= NEARLY
+        self.notes.append(
+            f"the stored factors are of another matrix, {error:.1e} of its size away from this one, "
+            + ("and serve its refinement only" if near else "and were left aside")
+        )
+        return given if near else None
+
+    def solve(self, B: Matrix, given: LUFactors | CholeskyFactors | None = None, *, refined: bool = True) -> Refined:
+        """Solve, with better factors where those at hand do not reach the target, which is n eps where nothing is refined.
+
+        The solution is that of the scaled system; see `unscaled`.
+        """
+        n, k = B.shape
+        goal = (DOUBLE_TARGET if refined else max(n, DOUBLE_TARGET)) * self._eps
+        dtype = np.result_type(self.A.dtype, self.A.dtype if B.dtype.kind != "c" else np.complex64)
+        rhs = read_rhs(B, 0, n).astype(dtype, copy=False)
+        exponents = [safe_exponent(largest_part(rhs[:, j]), dtype) for j in range(k)]
+        self.shifts = [exponent - self.exponent for exponent in exponents]
+        if any(exponents):
+            rhs = times_powers(rhs, [-exponent for exponent in exponents])
+        found = Refined(np.zeros((n, k), dtype), np.full(k, np.inf), np.full(k, np.inf), 0)
+        for factors, target, words in self._attempts(given):
+            self.factors = factors
+            self._solved_by_given = words == STORED
+            unsolved = np.flatnonzero(found.errors > goal)
+            width = batch_columns(n, dtype)
+            for columns in (unsolved[i : i + width] for i in range(0, len(unsolved), width)):
+                part = np.ascontiguousarray(rhs[:, columns])
+                found = _put(found, columns, self._refined(part, factors, target * self._eps if refined else None))
+            if found.backward_error <= goal or self.options.refine == "never":
+                if found.n_steps:
+                    self.notes.append(
+                        f"{words}; {found.n_steps} refinement steps to a backward error of {found.backward_error:.1e}"
+                    )
+                return found
+            stopped = "refinement stopped at a" if refined else "a"
+            self.notes.append(f"{words}: {stopped} backward error of {found.backward_error:.1e}")
+        return found
+
+    def unscaled(self, X: Array) -> Array:
+        """The solution of the system that was given.
+
+        Raises
+        ------
+        NumericalError
+            If it overflows, or has fewer digits than its precision.
+        """
+        if not any(self.shifts):
+            return X
+        Y = times_powers(X, self.shifts)
+        lost = np.abs(times_powers(Y, [-shift for shift in self.shifts]) - X).sum(axis=0, dtype=float)
+        bad = np.flatnonzero(~(lost <= self._eps * np.abs(X).sum(axis=0, dtype=float)))
+        if len(bad):
+            j = int(bad[0])
+            raise NumericalError(
+                f"The solution is out of the range of {X.dtype}: its largest entry is about "
+                f"{power_words(largest_part(X[:, j]), self.shifts[j])}. Multiply or divide the right-hand side by a power of two."
+            )
+        return Y
+
+    @property
+    def _eps(self) -> float:
+        return float(np.finfo(self.A.dtype).eps)
+
+    def _attempts(self, given: LUFactors | CholeskyFactors | None) -> Iterator[tuple[Factorization, float, str]]:
+        """Factors with the target of their refinement, the cheaper ones first; how they are called."""
+        if given is not None:
+            if given.dtype != self.A.dtype:
+                scale = float(np.ldexp(1.0, self.exponent))
+                yield ScaledFactors(given, scale, self.A.dtype), DOUBLE_TARGET, STORED
+            else:
+                yield TimesPower(given, -self.exponent) if self.exponent else given, DOUBLE_TARGET, STORED
+        elif is_mixed(self.A, self.options):
+            scale = rounding_scale(self.largest)
+            try:
+                rounded = self._factor(Rounded(self.A, scale), f"{FACTORS}-single")
+                yield ScaledFactors(rounded, scale, self.A.dtype), MIXED_TARGET, "factored in single precision"
+            except NumericalError as error:
+                self.notes.append(f"in single precision: {error}")
+            self.notes.append("factored again in double precision")
+        yield self._own_factors(), DOUBLE_TARGET, f"factored in {self.A.dtype}"
+        self.notes.append("factored once more by QR: the entries of LU grew too much")
+        yield factor_orthogonally(self.passes, self.A, self.plan, name=f"{FACTORS}-qr"), DOUBLE_TARGET, "factored by QR"
+
+    def _factor(self, A: Matrix, name: str) -> LUFactors | CholeskyFactors:
+        return factor(self.passes, A, self.plan, self.options.assume, name=name)
+
+    def _own_factors(self) -> Factorization:
+        # Square roots of 2 A are no multiples of those of A; of 4 A they are, so that any power of two gives the same bits.
+        odd = int(np.frexp(self.largest)[1]) % 2 if self.options.assume == "pos" else 0
+        factors = self._factor(scaled(self.A, -odd), FACTORS)
+        return TimesPower(factors, odd) if odd else factors
+
+    def _refined(self, B: Array, factors: Factorization, target: float | None, *, enough: float | None = None) -> Refined:
+        rhs = ArrayMatrix(B)
+
+        def residual(X: Array) -> Array:
+            return self.residual(X, rhs)
+
+        def solve(R: Array) -> Array:
+            return factors.solve(R).astype(B.dtype, copy=False)
+
+        if target is None or self.options.refine == "never":
+            return refine(B, residual, solve, self.norm, target=0.0, max_steps=0)
+        found = refine(B, residual, solve, self.norm, target=target)
+        if found.backward_error <= (enough or DOUBLE_TARGET * self._eps):
+            return found
+        wide = factors.widened() if isinstance(factors, ScaledFactors) else factors
+
+        def product(X: Array) -> Array:
+            if not in_range(X, self.norm).all():
+                raise OutOfRange("Vectors of GMRES are out of range.")
+            return -self.residual(X)
+
+        return refine_by_gmres(found, product, residual, wide.solve, self.norm, target=target)
+
+    def residual(self, X: Array, B: Matrix | None = None) -> Array:
+        """``B - A X`` in double precision; one read of A."""
+        self._n_residuals += 1
+        X = np.ascontiguousarray(X, accumulator_dtype(X.dtype))
+        return self.passes.sweep(f"residual-{self._n_residuals}", self.A, Residual(X, B), self.grid)["residual"]
+
+    def condition(self) -> tuple[float, bool]:
+        """Estimate of ``||A||_1 ||A^-1||_1`` by the last factors, and whether it is sure.
+
+        Where A is better known than its factors, they are asked for the vector x that ``A^-1`` stretches most, and A whether they
+        are right about it, in one read: ``F^-1 x`` is nearly ``A^-1 x``, or its refined counterpart is taken.
+        """
+        factors, n = self.factors, self.A.shape[0]
+        assert factors is not None
+        is_complex = self.A.dtype.kind == "c"
+        inverse, x = longest_image(factors.solve, lambda X: factors.solve(X, adjoint=True), n, complex_valued=is_complex)
+        number = self.norm * inverse if self.norm and inverse else float("inf")
+        dtype, double = _computed_in(factors), accumulator_dtype(self.A.dtype)
+        foreign = self.foreign and self._solved_by_given
+        if not np.isfinite(number) or (dtype == double and not foreign):
+            return number, is_sure(number, dtype, n)
+        if is_sure(number, dtype, n) and not foreign:
+            return number, True
+        approximate = _in_double(factors, double) if dtype != double else factors
+        X = np.ascontiguousarray(x[:, None], double)
+        Z = approximate.solve(X)
+        if np.abs(self.residual(Z, ArrayMatrix(X))).sum() <= NEARLY * np.abs(X).sum():
+            return number, is_sure(number, double, n)
+        target = MIXED_TARGET * float(np.finfo(double).eps)
+        found = self._refined(X, approximate, target, enough=DOUBLE_TARGET * target)
+        number = max(number, self.norm * float(np.abs(found.X).sum() / np.abs(X).sum()))
+        return number, found.backward_error * number <= NEARLY and is_sure(number, double, n)
+
+    def estimates(self, found: Refined) -> dict[str, Any]:
+        """What is reported beside the certificate.
+
+        References
+        ----------
+        Higham (2002), theorem 7.2: the forward error is at most ``2 condition error / (1 - condition error)``.
+        """
+        number, sure = self.condition()
+        # What is measured has the rounding errors of double precision itself.
+        reach = number * (found.backward_error + float(np.finfo(float).eps))
+        bound = 2 * reach / (1 - reach) if sure and reach < 1 else float("inf")
+        return {
+            "condition": number,
+            "backward_error": found.backward_error,
+            "forward_error_bound": bound,
+            "refinement_steps": found.n_steps,
+            "norm": float(np.ldexp(self.norm, self.exponent)),
+        }
+
+
+def _computed_in(factors: Factorization) -> np.dtype[Any]:
+    """The precision that factors were computed in."""
+    while isinstance(factors, TimesPower | ScaledFactors):
+        factors = factors.factors
+    return factors.dtype
+
+
+def _in_double(factors: Factorization, double: np.dtype[Any]) -> Factorization:
+    """Factors in single precision as approximate ones of a matrix in double precision."""
+    exponent = factors.exponent if isinstance(factors, TimesPower) else 0
+    inner = factors.factors if isinstance(factors, TimesPower) else factors
+    if isinstance(inner, LUFactors | CholeskyFactors):
+        return ScaledFactors(inner, float(np.ldexp(1.0, -exponent)), double)
+    return factors
+
+
+def times_powers(X: Array, exponents: Sequence[int]) -> Array:
+    """X with each column times a power of two."""
+    return np.stack([times_power_of_two(X[:, j], exponent) for j, exponent in enumerate(exponents)], axis=1)
+
+
+def _put(found: Refined, columns: Array, part: Refined) -> Refined:
+    """Keep the better solution of each column."""
+    better = columns[part.errors <= found.errors[columns]]
+    chosen = np.isin(columns, better)
+    found.X[:, better] = part.X[:, chosen]
+    found.residuals[better], found.errors[better] = part.residuals[chosen], part.errors[chosen]
+    return replace(found, n_steps=max(found.n_steps, part.n_steps))
