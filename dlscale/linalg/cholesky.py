@@ -23,7 +23,8 @@ from dlscale.linalg import cholesky_panels, tiled_cholesky
 from dlscale.linalg.cholesky_panels import Cholesky
 from dlscale.linalg.factor_plan import FactorOptions, PanelPlan, plan_panels
 from dlscale.linalg.factor_products import TriangularProduct, probes, scaled_residual, triangular_product
-from dlscale.linalg.panel_scaling import panels_at_safe_scale, place_times, require_safe, scale_notes
+from dlscale.linalg.panel_scaling import panels_at_safe_scale, place_times, require_safe
+from dlscale.linalg.scaling import scale_words
 from dlscale.storage.matrices import Array, Matrix
 from dlscale.storage.scaled import scaled
 
@@ -103,7 +104,7 @@ def _factor(passes: Passes, A: Matrix, exponent: int, *, plan: PanelPlan) -> Out
             f"The matrix is not Hermitian: what stands above its diagonal is not the mirror image of what stands below, for which "
             f"L is ({check.name} = {check.value:.1e}). Use kind lu, or kind solve with assume: general."
         )
-    return Outcome({}, ("l",), Certificate((check,)), notes=scale_notes(exponent))
+    return Outcome({}, ("l",), Certificate((check,)), notes=scale_words(exponent))
 
 
 def factor_panels(

@@ -19,7 +19,7 @@ from dlscale.linalg.factor_plan import PanelPlan
 from dlscale.linalg.factor_products import probes
 from dlscale.linalg.factoring import FactoringOptions, plan_factoring
 from dlscale.linalg.factors import Factorization
-from dlscale.linalg.panel_scaling import power_words, scale_notes
+from dlscale.linalg.scaling import power_words, scale_words
 from dlscale.linalg.solve import near_singular_words
 from dlscale.linalg.system import SolveOptions, System
 from dlscale.storage.matrices import Array, ArrayMatrix, Matrix
@@ -139,7 +139,7 @@ def compute_inverse(passes: Passes, A: Matrix, options: InverseOptions, plan: Pa
             "norm": float(np.ldexp(system.norm, system.exponent)),
             "norm_of_inverse": float(np.ldexp(norm_of_inverse, -system.exponent)),
         }
-    return Outcome({}, ("inverse",), Certificate((check,)), estimates, (*system.notes, *scale_notes(system.exponent)))
+    return Outcome({}, ("inverse",), Certificate((check,)), estimates, (*system.notes, *scale_words(system.exponent)))
 
 
 def rows_of_inverse(factors: Factorization, start: int, stop: int, dtype: np.dtype[Any]) -> Array:

@@ -25,7 +25,8 @@ from dlscale.linalg import lu_panels, tiled_lu
 from dlscale.linalg.factor_plan import FactorOptions, PanelPlan, plan_panels
 from dlscale.linalg.factor_products import TriangularProduct, probes, scaled_residual, triangular_product
 from dlscale.linalg.lu_panels import LU, row_move
-from dlscale.linalg.panel_scaling import panels_at_safe_scale, place_times, require_safe, scale_notes
+from dlscale.linalg.panel_scaling import panels_at_safe_scale, place_times, require_safe
+from dlscale.linalg.scaling import scale_words
 from dlscale.storage.matrices import Array, Matrix
 from dlscale.storage.scaled import scaled
 
@@ -117,7 +118,7 @@ def _factor(passes: Passes, A: Matrix, exponent: int, *, plan: PanelPlan) -> Out
     lost = growth * float(np.finfo(dtype).eps)
     digits = Check("max|U| / max|A| eps", lost, 1.0, "the growth of the entries in U leaves correct digits")
     notes = [f"the matrix is exactly singular: pivot {singular[0]} is zero"] if singular else []
-    notes += scale_notes(exponent)
+    notes += scale_words(exponent)
     if lost > GROWTH_EPS:
         notes.append(
             f"the entries of U grew to {growth:.1e} times those of the matrix, and as many digits may be lost: use kind qr"

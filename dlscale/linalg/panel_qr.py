@@ -20,7 +20,8 @@ from dlscale.engine.transforms import Factored, Facts, Reversible, Transform, la
 from dlscale.lapack import Op, apply_reflectors, factor_qr, multiply_add, multiply_triangular
 from dlscale.linalg.factor_plan import FactorOptions, PanelPlan, as_matrix, factor_target, plan_panels
 from dlscale.linalg.factor_products import TriangularProduct, probes, scaled_residual, triangular_product
-from dlscale.linalg.panel_scaling import panels_at_safe_scale, place_times, require_safe, scale_notes, times_back
+from dlscale.linalg.panel_scaling import panels_at_safe_scale, place_times, require_safe, times_back
+from dlscale.linalg.scaling import scale_words
 from dlscale.storage.matrices import Array, Matrix
 
 
@@ -193,7 +194,7 @@ def _compute(passes: Passes, A: Matrix, exponent: int, *, mode: str, plan: Panel
     elif exponent:
         place_times(passes, "qr-unscaled", raw, "qr", grid, exponent, upper=True)
     outcome = qr_outcome(mode, factored, scaled_residual(residual, seen.products, n, dtype), orthonormal)
-    return replace(outcome, notes=scale_notes(exponent))
+    return replace(outcome, notes=scale_words(exponent))
 
 
 def qr_outcome(mode: str, factored: Factored, residual: float, orthonormal: float | None) -> Outcome:

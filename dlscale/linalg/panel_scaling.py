@@ -5,7 +5,7 @@ Whether they are is known when the panels have been read, so that a matrix in ra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,32 +15,17 @@ from dlscale.engine.grids import RowGrid
 from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.panel_tasks import STRIP_BYTES
 from dlscale.engine.panels import Panels
-from dlscale.engine.passes import Fold, Passes, State
+from dlscale.engine.passes import Passes
 from dlscale.engine.row_blocks import Tiles
 from dlscale.engine.transforms import Factored
 from dlscale.errors import NumericalError, OutOfRange
 from dlscale.kernels import largest_part, safe_exponent, times_power_of_two
 from dlscale.linalg.factor_plan import as_matrix, factor_target
+from dlscale.linalg.scaling import Largest, power_words
 from dlscale.storage.matrices import Array, Matrix
 from dlscale.storage.scaled import scaled
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class LargestEntry(Fold):
-    """The largest modulus of the real and imaginary parts of the entries."""
-
-    def start(self) -> State:
-        return {"largest": np.zeros(1)}
-
-    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
-        largest = largest_part(A)
-        state["largest"] = np.maximum(state["largest"], largest)
-        return ()
-
-    def merge(self, left: State, right: State) -> State:
-        return {"largest": np.maximum(left["largest"], right["largest"])}
 
 
 def largest_entry(passes: Passes, step: str, A: Matrix) -> float:
@@ -48,7 +33,7 @@ def largest_entry(passes: Passes, step: str, A: Matrix) -> float:
     m, n = A.shape
     rows = max(1, STRIP_BYTES // (n * A.dtype.itemsize) // A.row_unit) * A.row_unit
     rows = min(rows, m)
-    return float(passes.sweep(step, A, LargestEntry(), RowGrid(m, rows, rows * max(1, m // rows // 16)))["largest"][0])
+    return float(passes.sweep(step, A, Largest(), RowGrid(m, rows, rows * max(1, m // rows // 16)))["largest"][0])
 
 
 def panels_at_safe_scale(passes: Passes, A: Matrix, compute: Callable[[Passes, Matrix, int], T]) -> T:
@@ -140,15 +125,3 @@ def place_times(passes: Passes, step: str, factors: Matrix, name: str, grid: Pan
     else:
         Tiles(passes).copy(step, Factored(grid, factors, []), target, times.tile)
     return as_matrix(target)
-
-
-def power_words(value: float, exponent: int) -> str:
-    """``value 2^exponent`` for people, also where that is no number of double precision."""
-    return f"1e{round(float(np.log10(value)) + exponent * float(np.log10(2.0)))}" if value > 0 else "0"
-
-
-def scale_notes(exponent: int) -> tuple[str, ...]:
-    """What to note of factors of a scaled matrix."""
-    return (
-        (f"computed on 2^{-exponent} times the matrix, exactly: its entries are out of the range of products",) if exponent else ()
-    )

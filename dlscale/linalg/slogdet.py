@@ -20,8 +20,9 @@ from dlscale.linalg.factor_products import TriangularProduct, probes, triangular
 from dlscale.linalg.factoring import FACTORS, FactoringOptions, column_grid, factor_orthogonally, plan_factoring
 from dlscale.linalg.factors import diagonal
 from dlscale.linalg.lu import row_move
-from dlscale.linalg.panel_scaling import panels_at_safe_scale, require_safe, scale_notes
+from dlscale.linalg.panel_scaling import panels_at_safe_scale, require_safe
 from dlscale.linalg.residuals import Residual
+from dlscale.linalg.scaling import scale_words
 from dlscale.linalg.system import SolveOptions
 from dlscale.storage.matrices import Array, Matrix
 
@@ -71,7 +72,7 @@ def _determinant(passes: Passes, A: Matrix, exponent: int, *, options: SlogdetOp
     """The determinant of ``2^exponent A``."""
     n, dtype = A.shape[0], A.dtype
     X = probes(n, dtype)
-    notes = list(scale_notes(exponent))
+    notes = list(scale_words(exponent))
     found = (_by_cholesky if options.assume == "pos" else _by_lu)(passes, A, plan, X, watched=not exponent)
     if found is None or not found.check.passed:
         notes.append(

@@ -22,7 +22,7 @@ from dlscale.kernels import accumulator_dtype
 from dlscale.linalg.factor_plan import PanelPlan
 from dlscale.linalg.factoring import FACTORS, plan_factoring
 from dlscale.linalg.factors import stored_factors
-from dlscale.linalg.panel_scaling import scale_notes
+from dlscale.linalg.scaling import scale_words
 from dlscale.linalg.system import Precision, Refine, SolveOptions, System, batch_columns, is_mixed, lower_dtype
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.scaled import promoted
@@ -114,7 +114,7 @@ def compute_solve(passes: Passes, inputs: Inputs, options: SolveOptions, plan: P
     sizes = np.abs(found.X).sum(axis=0, dtype=float)
     certificate = Certificate((solution(found.residuals, system.norm, sizes, A.dtype),))
     estimates, X = system.estimates(found), system.unscaled(found.X)
-    system.notes += scale_notes(system.exponent)
+    system.notes += scale_words(system.exponent)
     if not estimates["forward_error_bound"] < 1:
         system.notes.append(near_singular_words(estimates["condition"], A.dtype))
     return Outcome({"x": X[:, 0] if B.is_vector else X}, (), certificate, estimates, tuple(system.notes))

@@ -19,9 +19,9 @@ from dlscale.linalg.factor_products import probes, scaled_residual
 from dlscale.linalg.factoring import FACTORS, Assume, factor, factor_orthogonally, reproduced
 from dlscale.linalg.factors import CholeskyFactors, Factorization, LUFactors, ScaledFactors, TimesPower
 from dlscale.linalg.least_squares_folds import read_rhs
-from dlscale.linalg.panel_scaling import power_words
 from dlscale.linalg.refinement import Refined, in_range, refine, refine_by_gmres
 from dlscale.linalg.residuals import Norms, Residual, Rounded, rounding_scale
+from dlscale.linalg.scaling import power_words
 from dlscale.storage.matrices import Array, ArrayMatrix, Matrix
 from dlscale.storage.scaled import scaled
 

@@ -36,7 +36,8 @@ from dlscale.lapack import apply_reflectors, factor_qr, multiply_add, multiply_t
 from dlscale.linalg.factor_plan import PanelPlan, as_matrix, factor_target
 from dlscale.linalg.factor_products import probes, scaled_residual
 from dlscale.linalg.panel_qr import Householder, ScaledColumns, diagonal_phases, qr_outcome
-from dlscale.linalg.panel_scaling import panels_at_safe_scale, place_times, require_safe, scale_notes, times_back
+from dlscale.linalg.panel_scaling import panels_at_safe_scale, place_times, require_safe, times_back
+from dlscale.linalg.scaling import scale_words
 from dlscale.storage.matrices import Array, Matrix
 
 #: Rows that are worked on at a time where a tile is overwritten by its product with a small matrix.
@@ -194,4 +195,4 @@ def _compute(passes: Passes, A: Matrix, exponent: int, *, mode: str, plan: Panel
         RX = np.concatenate([RX, np.zeros((m - k, X.shape[1]), dtype)])
         residual = seen.products - tiles.unapply("check", factored, TiledHouseholder(inverse=True), RX)
     found = qr_outcome(mode, factored, scaled_residual(residual, seen.products, n, dtype), orthonormal)
-    return replace(found, notes=scale_notes(exponent))
+    return replace(found, notes=scale_words(exponent))
