@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dlscale.cli_options import (
+    EXIT_FAILED,
     Command,
     follow,
     json_option,
@@ -26,7 +27,7 @@ from dlscale.cli_options import (
 )
 
 if TYPE_CHECKING:
-    from dlscale.batch.workspace import Job, JobState
+    from dlscale.batch.workspace import Job, JobState, ListedJob
 
 
 def _slurm_options(command: Command) -> Command:
@@ -148,7 +149,7 @@ def resume(job_id: str, cluster: str | None, detach: bool, workspace: str | None
 @json_option
 def jobs(limit: int | None, workspace: str | None, as_json: bool) -> None:
     """List the jobs of the workspace, the newest first, and name those whose files are damaged."""
-    states, faults = open_workspace(workspace).read_states(limit)
+    states, faults = open_workspace(workspace).list_jobs(limit)
     if as_json:
         listed: list[dict[str, Any]] = [
             {"job": s.job, "kind": s.kind, "state": s.state, "created": s.created, "seconds": s.seconds} for s in states
@@ -218,19 +219,23 @@ def report(job_id: str | None, show: bool, workspace: str | None) -> None:
         click.launch(str(path))
 
 
-def _lines(states: Sequence[JobState]) -> Iterator[str]:
+def _lines(states: Sequence[ListedJob]) -> Iterator[str]:
     """A table of jobs as plain lines: thousands of them take a blink, and an id stays whole in a narrow terminal."""
     from dlscale.report import words
 
     table = [("job", "kind", "state", "started", "time", "message")]
     for s in states:
         cells = (s.job, s.kind, s.state, words.moment(s.created), words.duration(s.seconds), s.message)
-        table.append(tuple("".join(c if c.isprintable() else " " for c in cell) for cell in cells))  # type: ignore[arg-type]
+        table.append(cells if "".join(cells).isprintable() else tuple(map(_printable, cells)))  # type: ignore[arg-type]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)][:-1]
     for number, row in enumerate(table):
         line = "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
         color = words.STATE_COLORS.get(row[2], "cyan") if number else None
         yield line.replace(f" {row[2]} ", f" {click.style(row[2], fg=color)} ", 1) if color else click.style(line, dim=True)
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def _state_record(state: JobState) -> dict[str, Any]:
@@ -248,4 +253,35 @@ def _show_submitted(job: Job, as_json: bool) -> None:
         click.echo("No worker has taken the job yet: they are busy. It starts when one is free.", err=True)
 
 
-COMMANDS = (submit, wait, cancel, resume, jobs, status, logs, report)
+@click.command()
+@click.argument("target", metavar="PATH|ID")
+@workspace_option
+@json_option
+def verify(target: str, workspace: str | None, as_json: bool) -> None:
+    """Compare every chunk of a result, a matrix or a checkpoint (PATH), or all that the job ID left, with its checksum."""
+    from dlscale.batch.verifying import verify_job
+    from dlscale.batch.workspace import Job
+    from dlscale.storage.locations import expand_home
+    from dlscale.storage.verifying import verify as verify_store
+
+    path = str(expand_home(target))
+    stored = "://" in path or Path(path).exists()
+    if stored and not (Path(path) / "state.json").exists():
+        findings = verify_store(path)
+    else:
+        findings = verify_job(Job(Path(path)) if stored else open_workspace(workspace).find(target))
+    if as_json:
+        print_json({"target": target, **findings.to_dict()})
+    else:
+        for note in findings.notes:
+            click.echo(_printable(note))
+        for fault in findings.damage:
+            click.echo(f"{click.style('damaged:', fg='red')} {_printable(fault)}")
+        counted = f"{findings.n_chunks:,} chunks of {findings.n_arrays:,} arrays, {findings.n_bytes / 1e6:,.1f} MB"
+        verdict = f"{len(findings.damage)} damaged" if findings.damage else "all as written"
+        click.echo(f"{target}: {counted}: {verdict}.")
+    if findings.damage:
+        sys.exit(EXIT_FAILED)
+
+
+COMMANDS = (submit, wait, cancel, resume, jobs, status, logs, report, verify)

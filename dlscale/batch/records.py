@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypeVar
 
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, GetPydanticSchema, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from dlscale.errors import SpecError
@@ -31,13 +31,19 @@ MAX_BYTES = 64 * 2**20
 
 
 class SummaryRecord(TypedDict, total=False):
-    """Of an outcome, in state.json."""
+    """Of an outcome, in state.json; kinds may add to it."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
 
     certificate: CertificateRecord | None
     estimates: dict[str, Any] | None
     notes: list[str] | None
     machine: dict[str, Any] | None
     image_shape: list[int] | None
+
+
+#: A mapping to Python, checked as a `SummaryRecord`.
+Summary = Annotated[dict[str, Any], GetPydanticSchema(lambda _, handler: handler(SummaryRecord))]
 
 
 class StepRecord(TypedDict):
@@ -82,14 +88,6 @@ def adapter(model: Any) -> TypeAdapter[Any]:
     return TypeAdapter(model)
 
 
-def _check_summary(summary: dict[str, Any]) -> dict[str, Any]:
-    adapter(SummaryRecord).validate_python(summary)
-    return summary
-
-
-Summary = Annotated[dict[str, Any], AfterValidator(_check_summary)]
-
-
 def read(path: Path, model: type[T], *, still: str = "") -> T:
     """The checked content of a JSON file.
 
@@ -110,7 +108,7 @@ def read(path: Path, model: type[T], *, still: str = "") -> T:
     return parse(read_bytes(path), model, path, still=still)
 
 
-def parse(data: bytes, model: type[T], path: Path, *, still: str = "") -> T:
+def parse(data: bytes, model: type[T], path: str | Path, *, still: str = "") -> T:
     """As `read`, of bytes that were read from the path."""
     try:
         value: T = adapter(model).validate_json(data)  # type: ignore[arg-type]

@@ -138,6 +138,18 @@ class JobState:
         return self.summary.get("certificate")
 
 
+@dataclass(frozen=True)
+class ListedJob:
+    """What a list of jobs shows of each; see `JobState`. Of thousands, the rest is not even made into objects."""
+
+    job: str
+    kind: str
+    state: State
+    created: UnixTime
+    seconds: Seconds = 0.0
+    message: str = ""
+
+
 class Job:
     """The folder of one job.
 
@@ -216,7 +228,14 @@ class Job:
 
     def read_events(self) -> list[dict[str, Any]]:
         """All events, in order; a line that a kill tore, or that is damaged, is left out."""
-        events = []
+        return [event for event in self._event_lines() if event is not None]
+
+    def torn_events(self) -> list[int]:
+        """The numbers of the lines of events.jsonl that are damaged; the last one may be torn by a kill, which is none."""
+        lines = list(self._event_lines())
+        return [number for number, event in enumerate(lines[:-1], 1) if event is None]
+
+    def _event_lines(self) -> Iterator[dict[str, Any] | None]:
         data = b""
         with suppress(FileNotFoundError):
             data = records.read_bytes(self.events)
@@ -224,10 +243,8 @@ class Job:
             try:
                 event = json.loads(line)
             except (ValueError, RecursionError):
-                continue
-            if records.is_event(event):
-                events.append(event)
-        return events
+                event = None
+            yield event if records.is_event(event) else None
 
     def read_plan(self) -> dict[str, Any]:
         """What plan.json holds; empty when the job has none (SpecError if it is damaged)."""
@@ -377,8 +394,8 @@ class Workspace:
         wanted = f"no job {job_id}" if job_id else "no job yet"
         raise SpecError(f"There is {wanted} in {self.root}; the newest are: {known}.")
 
-    def read_states(self, limit: int | None = None) -> tuple[list[JobState], dict[str, str]]:
-        """The states of the newest jobs, the newest first, and what is damaged: id to message.
+    def list_jobs(self, limit: int | None = None) -> tuple[list[ListedJob], dict[str, str]]:
+        """The newest jobs, the newest first, and what is damaged: id to message.
 
         Parameters
         ----------
@@ -386,21 +403,22 @@ class Workspace:
             How many; all when None.
         """
         names = [job.id for job in itertools.islice(self.jobs(), limit)] if limit is not None else self._names()
-        states, faults = [], {}
+        listed, faults = [], {}
         for name in names:
             path = f"{self.jobs_folder}/{name}/state.json"
             try:
                 with open(path, "rb", buffering=0) as file:
-                    state = records.parse(file.read(), JobState, Path(path))
-                if state.state in RUNNING or state.state == "submitted":
-                    state = self.job(name).seen(state)
-                states.append(state)
+                    row = records.parse(file.read(), ListedJob, path)
+                if row.state in RUNNING or row.state == "submitted":
+                    seen = self.job(name).read_state()
+                    row = replace(row, state=seen.state, message=seen.message)
+                listed.append(row)
             except SpecError as error:
                 faults[name] = str(error)
             except OSError as error:
                 if os.path.exists(f"{self.jobs_folder}/{name}/spec.yaml"):
                     faults[name] = f"{path} cannot be read: {error.strerror}."
-        return sorted(states, key=lambda state: state.created, reverse=True), faults
+        return sorted(listed, key=lambda row: row.created, reverse=True), faults
 
     def _names(self) -> list[str]:
         with suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.jobs_folder) as entries:

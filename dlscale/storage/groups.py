@@ -23,6 +23,14 @@ def open_arrays(uri: str) -> dict[str, Any]:
         return {name: array for name, array in _open_group(uri).members(max_depth=None) if hasattr(array, "dtype")}
 
 
+def open_array(uri: str) -> Any:
+    """One array of any number of dimensions, opened for reading (InputError if it cannot be)."""
+    import zarr
+
+    with _explained(uri):
+        return zarr.open_array(uri, mode="r")
+
+
 def small_arrays(uri: str, *, max_bytes: int) -> dict[str, Array]:
     """The arrays of numbers of a group that are at most so large, in memory."""
     arrays = open_arrays(uri)

@@ -8,10 +8,11 @@ of this user that carries the mark of a group.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from numpy.typing import DTypeLike, NDArray
 from dlscale.errors import SpecError
 from dlscale.storage import locks
 from dlscale.storage.atomic import PARTIAL, exchange, fsync_path, hidden, is_own_folder, make_folder, write_atomically
-from dlscale.storage.durable import Stamp, fsync_tree
+from dlscale.storage.durable import Stamp, crc32c, fsync_tree
 from dlscale.storage.nodes import find_node, group_metadata, place_node
 from dlscale.storage.writers import ArrayWriter, Shape, create_array, put_array, reopen_array
 
@@ -30,6 +31,8 @@ __all__ = ["ArrayWriter", "ResultGroup", "create_array"]
 
 #: The attribute of a group that is being written: who writes it, and for which name.
 _MARK = "dlscale_partial"
+#: The attribute of a result with the checksums of its descriptions, which `verify` compares.
+SEAL = "dlscale_checksums"
 
 
 class ResultGroup:
@@ -117,7 +120,9 @@ class ResultGroup:
         self._mark_if_absent()
         for leftover in list(self.partial.rglob(f"*{PARTIAL}")):
             _remove(leftover)
-        write_atomically(self.partial / "zarr.json", group_metadata({"dlscale": attributes}), fsync=False)
+        attributes = json.loads(group_metadata(attributes))["attributes"]
+        seal = {"dlscale": description_crc(attributes), "metadata": _metadata_crcs(self.partial)}
+        write_atomically(self.partial / "zarr.json", group_metadata({"dlscale": attributes, SEAL: seal}), fsync=False)
         synced: dict[str, Stamp] = {}
         for writer in self._writers.values():
             synced |= writer.synced
@@ -132,7 +137,7 @@ class ResultGroup:
                 os.rename(self.path, replaced)
                 os.rename(self.partial, self.path)
             fsync_path(self.path.parent)
-            shutil.rmtree(replaced)
+            _remove_group(replaced)
         else:
             os.rename(self.partial, self.path)
             fsync_path(self.path.parent)
@@ -143,7 +148,7 @@ class ResultGroup:
         """Remove what was written; the final path is not touched, and the next `create` or `put` starts empty."""
         self._writers.clear()
         if self.partial.exists():
-            shutil.rmtree(self.partial)
+            _remove_group(self.partial)
         self._let_go()
 
     def close(self) -> None:
@@ -160,8 +165,7 @@ class ResultGroup:
     def _take_over(self) -> None:
         """Go on with what this owner left; remove what another one did."""
         if self.partial.exists() and _owner_of(self.partial) != self._owner:
-            for leftover in self.partial.iterdir():
-                _remove(leftover)
+            _empty(self.partial)
         self._mark_if_absent()
 
     def _mark_if_absent(self) -> None:
@@ -184,6 +188,17 @@ class ResultGroup:
             )
         if find_node(self.path) is None:
             raise SpecError(f"{self.path} must be a Zarr group or array to be overwritten, got something else; choose another.")
+
+
+def description_crc(attributes: Mapping[str, Any]) -> int:
+    """The crc32c of what a result says of itself, however its JSON is written."""
+    return crc32c(json.dumps(attributes, sort_keys=True).encode())
+
+
+def _metadata_crcs(group: Path) -> dict[str, int]:
+    """The crc32c of the metadata of each array; chunks carry their own."""
+    paths = sorted(path for path in group.rglob("zarr.json") if path.parent != group)
+    return {path.relative_to(group).as_posix(): crc32c(path.read_bytes()) for path in paths}
 
 
 def claim(path: Path) -> locks.Lock:
@@ -259,9 +274,10 @@ def _finish(path: Path, owner: str) -> None:
     if os.path.lexists(replaced):
         if not os.path.lexists(path):
             os.rename(partial if _is_complete(partial) else replaced, path)
-        _remove(replaced)
+        if os.path.lexists(replaced):
+            _remove_group(replaced)
     if owner and _is_complete(path) and _owner_of(path) == owner and _is_complete(partial) and _owner_of(partial) != owner:
-        _remove(partial)  # the two have changed places
+        _remove_group(partial)  # the two have changed places
 
 
 def _owner_of(group: Path) -> str | None:
@@ -295,6 +311,17 @@ def _lock_of(path: Path) -> Path:
 
 def _replaced(path: Path) -> Path:
     return hidden(path, "", beginning="replaced.")
+
+
+def _empty(group: Path) -> None:
+    """Remove what a group holds; its mark last, since without it nobody may remove the rest."""
+    for entry in sorted(group.iterdir(), key=lambda entry: entry.name == "zarr.json"):
+        _remove(entry)
+
+
+def _remove_group(group: Path) -> None:
+    _empty(group)
+    group.rmdir()
 
 
 def _remove(place: Path) -> None:

@@ -1,0 +1,40 @@
+"""Checking all that a job left: its own files, its checkpoint, its result."""
+
+from __future__ import annotations
+
+from dlscale.batch import records
+from dlscale.batch.workspace import Job
+from dlscale.errors import InputError, SpecError
+from dlscale.storage.verifying import Findings, verify
+
+
+def verify_job(job: Job) -> Findings:
+    """Check every file of a job that has a form or a checksum, the checkpoint and the result included."""
+    findings = Findings()
+    result = ""
+    try:
+        state = job.stored_state()
+        result = state.result or ""
+        job.check_files()
+    except SpecError as error:
+        findings.damage.append(str(error))
+    try:
+        job.read_plan()
+    except SpecError as error:
+        findings.damage.append(str(error))
+    torn = job.torn_events()
+    if torn:
+        findings.damage.append(f"{job.events}: line {torn[0]} is damaged ({len(torn)} in all); it is left out of reports")
+    for name, model in (("slurm.json", records.SlurmRecord), ("handed-over.json", dict)):
+        try:
+            records.read(job.folder / name, model)
+        except FileNotFoundError:
+            continue
+        except SpecError as error:
+            findings.damage.append(str(error))
+    for place in filter(None, (str(job.checkpoint) if job.checkpoint.exists() else "", result)):
+        try:
+            verify(place, findings)
+        except InputError as error:
+            findings.damage.append(str(error))
+    return findings
