@@ -10,7 +10,7 @@ import numpy as np
 
 from dlscale.engine.passes import Fold, State
 from dlscale.errors import NonFiniteError
-from dlscale.kernels import accumulator_dtype
+from dlscale.kernels import accumulator_dtype, times_power_of_two
 from dlscale.linalg.orthogonal import Basis
 from dlscale.storage.matrices import Array, Matrix
 
@@ -121,7 +121,7 @@ class NormalResidual(Fold):
             "gradient": np.zeros(self.X.shape, dtype),
             "residuals": np.zeros(self.X.shape[1]),
             "matrix": np.zeros(1),
-            "rhs": np.zeros(1),
+            "rhs": np.zeros(self.X.shape[1]),
         }
 
     def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
@@ -131,7 +131,7 @@ class NormalResidual(Fold):
         state["gradient"] += A.conj().T @ R
         state["residuals"] += (np.abs(R) ** 2).sum(axis=0)
         state["matrix"] += np.linalg.norm(A) ** 2
-        state["rhs"] += np.linalg.norm(B) ** 2
+        state["rhs"] += (np.abs(B) ** 2).sum(axis=0)
         return ()
 
 
@@ -158,17 +158,61 @@ class WideProduct(Fold):
 
 @dataclass(frozen=True)
 class WideGradient(Fold):
-    """The square of ``||A^H R||_F`` for a wide A (m, n) that is read by columns."""
+    """Of a wide A (m, n) that is read by columns: the squares of ``A^H R`` and of ``X - A^H Y``, column by column.
+
+    X is a combination of the rows of A, and so of minimum norm, where the second is zero.
+    """
 
     R: Array
+    X: Array
+    Y: Array
 
     @property
     def flops_per_row(self) -> float:
-        return 2.0 * self.R.size
+        return 4.0 * self.R.size
 
     def start(self) -> State:
-        return {"gradient": np.zeros(1)}
+        return {"gradient": np.zeros(self.R.shape[1]), "outside": np.zeros(self.R.shape[1])}
 
     def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
-        state["gradient"] += np.linalg.norm(A.astype(accumulator_dtype(A.dtype), copy=False).conj() @ self.R) ** 2
+        adjoint = A.astype(accumulator_dtype(A.dtype), copy=False).conj()
+        state["gradient"] += (np.abs(adjoint @ self.R) ** 2).sum(axis=0)
+        state["outside"] += (np.abs(self.X[first_row : first_row + len(A)] - adjoint @ self.Y) ** 2).sum(axis=0)
         return ()
+
+
+@dataclass(frozen=True)
+class LargestOfColumns(Fold):
+    """The largest modulus of a real or imaginary part in each of n columns."""
+
+    n: int
+
+    def start(self) -> State:
+        return {"largest": np.zeros(self.n)}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        for part in (A.real, A.imag) if A.dtype.kind == "c" else (A,):
+            np.maximum(state["largest"], np.abs(part).max(axis=0), out=state["largest"])
+        return ()
+
+    def merge(self, left: State, right: State) -> State:
+        return {"largest": np.maximum(left["largest"], right["largest"])}
+
+
+class ColumnsTimesPowers(Matrix):
+    """A matrix each of whose columns is multiplied by a power of two."""
+
+    def __init__(self, base: Matrix, exponents: Sequence[int]) -> None:
+        self.base, self.exponents = base, tuple(exponents)
+        self.shape, self.stored_dtype, self.uri = base.shape, base.dtype, base.uri
+        self.row_unit, self.column_unit, self.any_range = base.row_unit, base.column_unit, base.any_range
+        self.is_vector = base.is_vector
+
+    def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
+        block = np.array(self.base.region(rows, columns))
+        for j, exponent in enumerate(self.exponents[slice(*columns)]):
+            times_power_of_two(block[:, j], exponent, out=block[:, j])
+        return block
+
+    def place(self, row: int, column: int) -> tuple[int, int]:
+        return self.base.place(row, column)

@@ -11,32 +11,40 @@ The pseudo-inverse of R is by its singular values, of which those up to ``rcond`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from dlscale.certificates import Certificate, scaled
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import Layout, PassCost, Plan, bytes_of, lay_out, measured_rates
+from dlscale.engine.grids import RowGrid
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
-from dlscale.errors import DoesNotFitError, NumericalError, SpecError
-from dlscale.kernels import accumulator_dtype, one_blas_thread
+from dlscale.errors import DoesNotFitError, NumericalError, OutOfRange, SpecError
+from dlscale.kernels import accumulator_dtype, largest_part, one_blas_thread, safe_norm, times_power_of_two
 from dlscale.linalg.condition import condition
 from dlscale.linalg.factor_plan import PanelPlan
 from dlscale.linalg.factoring import FACTORS, factor_orthogonally, plan_factoring
 from dlscale.linalg.factors import QRFactors, TopRows
-from dlscale.linalg.least_squares_folds import AugmentedQR, NormalResidual, Rotation, WideGradient, WideProduct, read_rhs
+from dlscale.linalg.least_squares_check import check
+from dlscale.linalg.least_squares_folds import AugmentedQR, ColumnsTimesPowers, LargestOfColumns, Rotation, read_rhs
 from dlscale.linalg.orthogonal import find_basis
 from dlscale.linalg.products import sweep_gram
+from dlscale.linalg.scaling import Largest, exponent_of, scale_words, scaled_back
 from dlscale.linalg.triangular import solve_triangular
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.scaled import promoted, scaled
 
 #: Beyond so many columns on its small side, a matrix that is not clearly long is factored by panels.
 PASS_COLUMNS = 2048
 CLEARLY_LONG = 4
+#: Binary exponents up to which the squares of residuals, and their products with the matrix, keep their digits.
+SAFE_EXPONENT = 150
+#: Right-hand sides are looked at by so many rows where they are out of range.
+RHS_ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,8 @@ def plan_lstsq(inputs: Inputs, options: LstsqOptions, facts: ClusterFacts) -> Pl
         If the right-hand sides do not suit the matrix.
     DoesNotFitError
     """
-    A, B = inputs["matrix"], inputs["rhs"]
+    B = inputs["rhs"]
+    A = promoted(inputs["matrix"], B.dtype)
     (m, n), k = A.shape, B.shape[1]
     if B.shape[0] != m:
         raise SpecError(f"input.rhs: must have {m} rows like the matrix; got {B.shape[0]}.")
@@ -166,19 +175,56 @@ def compute_lstsq(passes: Passes, inputs: Inputs, options: LstsqOptions, plan: P
     Golub and Van Loan (2013), sections 5.3 and 5.5; Demmel, Grigori, Hoemmen, Langou (2012) for TSQR; LAPACK ``dgelsd`` for the
     rank.
     """
-    A, B = inputs["matrix"], inputs["rhs"]
-    cutoff = options.cutoff(A)
+    B = inputs["rhs"]
+    A = promoted(inputs["matrix"], B.dtype)
+    cutoff, shifts, exponent = options.cutoff(A), [0] * B.shape[1], 0
+    try:
+        outcome = _solve(passes.watching_range(), A, B, plan, cutoff, watched=True)
+    except NumericalError as error:
+        largest = Largest(), LargestOfColumns(B.shape[1])
+        exponent = exponent_of(float(passes.sweep("largest", A.T if plan.transposed else A, largest[0], plan.grid)["largest"][0]))
+        rows = RowGrid(B.shape[0], min(B.shape[0], RHS_ROWS), B.shape[0])
+        powers = [exponent_of(size) for size in passes.sweep("largest-rhs", B, largest[1], rows)["largest"].tolist()]
+        if not isinstance(error, OutOfRange) and max(map(abs, [exponent, *powers])) <= SAFE_EXPONENT:
+            raise
+        shifts = [power - exponent for power in powers]
+        outcome = _solve(
+            passes.apart("scaled-"), scaled(A, -exponent), ColumnsTimesPowers(B, [-power for power in powers]), plan, cutoff
+        )
+    return _unscaled(outcome, exponent, shifts, A.dtype, is_vector=B.is_vector)
+
+
+def _solve(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float, *, watched: bool = False) -> Outcome:
+    """Solve a problem whose entries are in the range of squares; `OutOfRange` where they are not, if that is watched."""
     if isinstance(plan, PanelPlan):
         found = _by_panels(passes, A, B, plan, cutoff)
     elif plan.transposed:
         found = _wide(passes, A, B, plan, cutoff)
     else:
         found = _tall(passes, A, B, plan, cutoff)
+    if watched and any(size and abs(exponent_of(size)) > SAFE_EXPONENT for size in found.sizes):
+        raise OutOfRange("Squares of the entries are not safe.")
     dtype = np.result_type(A.dtype, np.complex64) if B.dtype.kind == "c" else A.dtype
-    X = found.X.astype(dtype)
-    certificate, estimates = _check(passes, A, B, X, plan)
-    arrays = {"x": X[:, 0] if B.is_vector else X} | ({} if found.s is None else {"s": found.s})
+    X = scaled_back(found.X, 0, dtype, what="The entries of x")
+    certificate, estimates = check(passes, A, B, X, found.Y, plan)
+    arrays = {"x": X} | ({} if found.s is None else {"s": found.s.astype(X.real.dtype)})
     return Outcome(arrays, (), certificate, {"rank": found.rank, "condition": found.condition} | estimates, (found.words,))
+
+
+def _unscaled(outcome: Outcome, exponent: int, shifts: Sequence[int], dtype: np.dtype[Any], *, is_vector: bool) -> Outcome:
+    """The solution, whose columns are ``2^shifts`` larger, for a matrix that is ``2^exponent`` larger."""
+    arrays, estimates, X = dict(outcome.arrays), dict(outcome.estimates), outcome.arrays["x"]
+    if exponent or any(shifts):
+        X = np.stack([scaled_back(X[:, j], e, X.dtype, what="The entries of x") for j, e in enumerate(shifts)], axis=1)
+        if "s" in arrays:
+            arrays["s"] = scaled_back(arrays["s"], exponent, arrays["s"].dtype, what="The singular values")
+        with np.errstate(over="ignore", under="ignore"):
+            # A residual is as large as its right-hand side, and squared.
+            squares = [2 * (shift + exponent) for shift in shifts]
+            estimates["residuals"] = np.ldexp(estimates["residuals"], squares).tolist()
+            estimates["norm_of_x"] = np.ldexp(estimates["norm_of_x"], shifts).tolist()
+    arrays["x"] = X[:, 0] if is_vector else X
+    return replace(outcome, arrays=arrays, estimates=estimates, notes=outcome.notes + scale_words(exponent))
 
 
 @dataclass(frozen=True)
@@ -193,6 +239,10 @@ class Solution:
     condition : float
         Ratio of the largest to the smallest singular value, or an estimate of it.
     words : str
+    sizes : sequence of float
+        Of the matrix and of each right-hand side: a norm, or the largest entry.
+    Y : (m, k), optional
+        Of a wide matrix: ``X = A^H Y``.
     """
 
     X: Array
@@ -200,6 +250,8 @@ class Solution:
     s: Array | None
     condition: float
     words: str
+    sizes: Sequence[float] = ()
+    Y: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -213,19 +265,27 @@ class PseudoInverse:
 
     @classmethod
     def of(cls, R: Array, cutoff: float) -> PseudoInverse:
+        # LAPACK rescales matrices whose norm is far from 1, and by what is no power of two.
+        exponent = exponent_of(largest_part(R))
         with one_blas_thread():
-            U, s, VH = np.linalg.svd(R, full_matrices=False)
-        return cls(U, s, VH, int((s > cutoff * s[0]).sum()) if s.size else 0)
+            U, s, VH = np.linalg.svd(times_power_of_two(R, -exponent), full_matrices=False)
+        return cls(U, times_power_of_two(s, exponent), VH, int((s > cutoff * s[0]).sum()) if s.size else 0)
 
     def apply(self, C: Array) -> Array:
-        """``R^+ C``."""
+        """``R^+ C``; infinite where it overflows."""
         r = self.rank
-        return np.asarray(self.VH[:r].conj().T @ ((self.U[:, :r].conj().T @ C) / self.s[:r, None]))
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.asarray(self.VH[:r].conj().T @ ((self.U[:, :r].conj().T @ C) / self.s[:r, None]))
 
     def apply_adjoint(self, C: Array) -> Array:
-        """``(R^H)^+ C``."""
+        """``(R^H)^+ C``; infinite where it overflows."""
         r = self.rank
-        return np.asarray(self.U[:, :r] @ ((self.VH[:r] @ C) / self.s[:r, None]))
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.asarray(self.U[:, :r] @ ((self.VH[:r] @ C) / self.s[:r, None]))
+
+    @property
+    def largest(self) -> float:
+        return float(self.s[0])
 
     @property
     def condition(self) -> float:
@@ -234,15 +294,16 @@ class PseudoInverse:
 
 def _tall(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float) -> Solution:
     n, k = A.shape[1], B.shape[1]
-    inverse, parts = None, []
+    inverse, parts, sizes = None, [], []
     for first in range(0, k, _batch(n)):
         columns = (first, min(first + _batch(n), k))
         triangle = passes.sweep(f"triangle-{first}", A, AugmentedQR(n, B, columns, A.dtype), plan.grid)["triangle"]
         inverse = inverse or PseudoInverse.of(triangle[:n, :n], cutoff)
         parts.append(inverse.apply(triangle[:n, n:]))
+        sizes += safe_norm(triangle[:, n:], axis=0).tolist()
     assert inverse is not None
     words = "TSQR with the right-hand sides reduced in the same pass"
-    return Solution(np.hstack(parts), inverse.rank, inverse.s, inverse.condition, words)
+    return Solution(np.hstack(parts), inverse.rank, inverse.s, inverse.condition, words, [inverse.largest, *sizes])
 
 
 def _wide(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float) -> Solution:
@@ -251,29 +312,36 @@ def _wide(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float) -> So
     gram = sweep_gram(passes, T, plan.grid)
     basis, how = find_basis(passes, T, plan.grid, gram, step="basis")
     inverse = PseudoInverse.of(np.triu(basis.R), cutoff)
-    Z = inverse.apply_adjoint(read_rhs(B, 0, B.shape[0]).conj())
+    rhs = read_rhs(B, 0, B.shape[0])
+    Z = inverse.apply_adjoint(rhs.conj())
     parts = [Z] if A.dtype.kind == "c" or Z.dtype.kind != "c" else [Z.real, Z.imag]
     rotated = []
     for i, part in enumerate(parts):
         rotation = Rotation(basis.rotated(part), part)
         rotated.append(passes.sweep(f"solution-{i}", T, rotation, plan.grid)["rows"])
     X = rotated[0] if len(parts) == 1 else rotated[0] + 1j * rotated[1]
-    return Solution(X.conj(), inverse.rank, inverse.s, inverse.condition, f"of the transpose: {how}")
+    sizes = [inverse.largest, *safe_norm(rhs, axis=0).tolist()]
+    Y = inverse.apply(Z).conj()
+    return Solution(X.conj(), inverse.rank, inverse.s, inverse.condition, f"of the transpose: {how}", sizes, Y)
 
 
 def _by_panels(passes: Passes, A: Matrix, B: Matrix, plan: PanelPlan, cutoff: float) -> Solution:
     long = A.T if plan.transposed else A
     factors = factor_orthogonally(passes, long, plan, name=FACTORS)
     n, rhs = long.shape[1], read_rhs(B, 0, B.shape[0])
+    Y: Array | None = None
     R = TopRows(factors.factored.matrix, n)
-    number = _triangle_condition(R, factors)
+    norm, number = _triangle_condition(R, factors)
+    sizes = [norm, *safe_norm(rhs, axis=0).tolist()]
     small = n * n * A.dtype.itemsize * 6 <= plan.cluster.memory_bytes // 2
     words = "Householder QR by panels"
     # ||.||_2 is at most sqrt(n) ||.||_1, and the estimate within a factor of 3.
     if 3 * n * number < 1 / cutoff or (not small and 3 * number < 1 / cutoff):
         if not plan.transposed:
-            return Solution(factors.solve(rhs), n, None, number, f"{words}; full rank")
-        return Solution(factors.solve(rhs.conj(), adjoint=True).conj(), n, None, number, f"{words} of the transpose; full rank")
+            return Solution(factors.solve(rhs), n, None, number, f"{words}; full rank", sizes)
+        X = factors.solve(rhs.conj(), adjoint=True)
+        Y = solve_triangular(R, factors.rotated(X)[:n], lower=False, dtype=X.dtype, n_threads=factors.n_threads).conj()
+        return Solution(X.conj(), n, None, number, f"{words} of the transpose; full rank", sizes, Y)
     if not small:
         raise NumericalError(
             f"The matrix has no full rank (condition about {number:.1e}), and its numerical rank needs the singular values of a "
@@ -284,53 +352,24 @@ def _by_panels(passes: Passes, A: Matrix, B: Matrix, plan: PanelPlan, cutoff: fl
         X = inverse.apply(factors.rotated(rhs)[:n])
     else:
         Z = inverse.apply_adjoint(rhs.conj())
+        Y = inverse.apply(Z).conj()
         X = factors.unrotated(np.concatenate([Z, np.zeros((long.shape[0] - n, Z.shape[1]), Z.dtype)])).conj()
-    return Solution(X, inverse.rank, inverse.s, inverse.condition, f"{words}, singular values of R")
+    return Solution(X, inverse.rank, inverse.s, inverse.condition, f"{words}, singular values of R", sizes, Y)
 
 
-def _triangle_condition(R: Matrix, factors: QRFactors) -> float:
+def _triangle_condition(R: Matrix, factors: QRFactors) -> tuple[float, float]:
+    """``||R||_1``, and an estimate of its condition number."""
     n = R.shape[0]
     sums = np.zeros(n)
     for i in range(0, n, 512):
         rows = R.region((i, min(i + 512, n)), (0, n))
         sums += np.abs(np.triu(rows, i)).sum(axis=0)
     threads = factors.n_threads
-    return condition(
-        float(sums.max()),
+    norm = float(sums.max())
+    return norm, condition(
+        norm,
         lambda X: solve_triangular(R, X, lower=False, n_threads=threads),
         lambda X: solve_triangular(R, X, lower=False, op="C", n_threads=threads),
         n,
         complex_valued=R.dtype.kind == "c",
     )
-
-
-def _check(passes: Passes, A: Matrix, B: Matrix, X: Array, plan: Plan) -> tuple[Certificate, dict[str, Any]]:
-    """Measure the solution in one read of A.
-
-    References
-    ----------
-    LAPACK ``dqrt16`` (the residual of what can be solved) and ``dqrt17`` (it is orthogonal to the columns of A).
-    """
-    m, n = A.shape
-    X = X.astype(accumulator_dtype(X.dtype), copy=False)
-    if plan.transposed:
-        rhs = read_rhs(B, 0, m)
-        seen = passes.sweep("check-product", A.T, WideProduct(X, m), plan.grid)
-        R = rhs - seen["product"]
-        gradient = float(np.sqrt(passes.sweep("check-gradient", A.T, WideGradient(R), plan.grid)["gradient"][0]))
-        residuals, rhs_square = (np.abs(R) ** 2).sum(axis=0), float(np.linalg.norm(rhs) ** 2)
-    else:
-        seen = passes.sweep("check", A, NormalResidual(X, B), plan.grid)
-        gradient = float(np.linalg.norm(seen["gradient"]))
-        residuals, rhs_square = seen["residuals"], float(seen["rhs"][0])
-    size = float(np.sqrt(seen["matrix"][0]))
-    check = scaled(
-        "||A'(b - Ax)|| / (||A|| (||b|| + ||A|| ||x||) max(m, n) eps)",
-        gradient,
-        size,
-        float(np.sqrt(rhs_square) + size * np.linalg.norm(X)),
-        size=max(m, n),
-        dtype=A.dtype,
-        meaning="the residual is orthogonal to the columns of A: no other x comes closer",
-    )
-    return Certificate((check,)), {"residuals": residuals.tolist(), "norm_of_x": np.linalg.norm(X, axis=0).tolist()}

@@ -1,151 +1,152 @@
-"""Matrices times powers of two: the bits of the answer do not change, or it is refused in words."""
+"""c A, for c = 2^k over the whole range of each precision, gives the scaled answer to the bit."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-import zarr
-from helpers import DTYPES, HARD, Array, compute, gaussian, spectrum
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
+from factorizations import factor
+from helpers import DTYPES, Array, eps, gaussian
 
 import dlscale
-from dlscale import gallery
-from dlscale.errors import NonFiniteError, NumericalError
+from dlscale.errors import NumericalError
 from dlscale.kernels import times_power_of_two
-from dlscale.linalg.svd import SVDOptions, compute_svd, plan_svd
-from dlscale.linalg.tall_qr import QROptions, compute_qr, plan_qr
+from dlscale.linalg import lstsq
 
-EXPONENTS = {4: (-149, 127), 8: (-1074, 1023)}
-OPTIONS: dict[str, dict[str, Any]] = {
-    "randomized": {"n_components": 3, "power_iterations": 2, "oversampling": 2},
-    "no iteration": {"n_components": 3, "power_iterations": 0},
-    "krylov": {"n_components": 3, "method": "krylov", "power_iterations": 1},
-    "streaming": {"n_components": 3, "method": "streaming"},
-    "exact": {"method": "exact"},
-    "tolerance": {"tolerance": 1e-2},
-    "exact, tolerance": {"tolerance": 1e-2, "method": "exact"},
-}
+M, N = 60, 40
 
 
-def real_bytes(dtype: str) -> int:
-    return np.dtype(dtype).itemsize // (2 if np.dtype(dtype).kind == "c" else 1)
+def exponents(dtype: str, *, below: int = 12, above: int = 12) -> list[int]:
+    """From the smallest numbers of which no digit is lost to the largest, and the edges of what is left unscaled."""
+    info = np.finfo(dtype)
+    edges = [
+        info.minexp + below,
+        info.minexp // 2,
+        -400,
+        -150,
+        -41,
+        -40,
+        -1,
+        1,
+        40,
+        41,
+        150,
+        400,
+        info.maxexp // 2,
+        info.maxexp - above,
+    ]
+    return sorted({k for k in edges if info.minexp + below <= k <= info.maxexp - above})
 
 
-def simple(A: Array) -> Array:
-    """Entries of few digits, which nearly every power of two in range multiplies exactly."""
-    return np.asarray((A * 8).round() / 8).astype(A.dtype)
+def well_scaled(m: int, n: int, dtype: str) -> Array:
+    """Parts of entries between 1/8 and 4 in size, so that none of c A is subnormal."""
+    A = gaussian(m, n, dtype)
+    for part in (A.real, A.imag) if A.dtype.kind == "c" else (A,):
+        part[...] = np.copysign(np.clip(np.abs(part), 0.125, 4), part)
+    return A
 
 
-def matrices(dtype: str) -> dict[str, Array]:
-    return {
-        "tall": simple(gaussian(50, 8, dtype)),
-        "wide": simple(gaussian(9, 40, dtype)),
-        "graded": spectrum(gallery.geometric(16, 1e3), 60, 16, dtype=dtype),
-        "low rank": simple(gaussian(40, 2, dtype)) @ simple(gaussian(2, 12, dtype)),
-    }
+def positive_definite(dtype: str) -> Array:
+    A = well_scaled(N, N, dtype)
+    return np.asarray(np.tril(A, -1) + np.tril(A, -1).conj().T + 8 * N * np.eye(N), dtype)
 
 
-def svd(A: Array, name: str) -> tuple[dict[str, Array], dict[str, Any]]:
-    outcome, arrays, _ = compute(plan_svd, compute_svd, A, SVDOptions(block_rows=16, **OPTIONS[name]))
-    assert outcome.certificate.passed
-    return arrays, outcome.estimates
+def times_upper(packed: Array, k: int) -> Array:
+    return np.tril(packed, -1) + times_power_of_two(np.triu(packed), k)
 
 
-def qr(A: Array) -> dict[str, Array]:
-    outcome, arrays, _ = compute(plan_qr, compute_qr, A, QROptions(block_rows=16))
-    assert outcome.certificate.passed
-    return dict(arrays)
-
-
+@pytest.mark.parametrize("row_blocks", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", OPTIONS)
-@given(st.data())
-@settings(max_examples=12, deadline=None)
-def test_svd_at_every_scale(name: str, dtype: str, data: st.DataObject) -> None:
-    """The SVD of 2^e A is U, 2^e S, V to the bit, or the singular values are out of range."""
-    A = matrices(dtype)[data.draw(st.sampled_from(["tall", "wide", "graded", "low rank"]))]
-    exponent = data.draw(st.integers(*EXPONENTS[real_bytes(dtype)]))
-    scaled = times_power_of_two(A, exponent)
-    assume(np.isfinite(scaled).all() and (times_power_of_two(scaled, -exponent) == A).all())
-    expected, errors = svd(A, name)
-    s = times_power_of_two(expected["s"], exponent)
-    if not np.isfinite(s).all() or s[0] < np.finfo(dtype).tiny:
-        with pytest.raises(NumericalError, match="singular values"):
-            svd(scaled, name)
-        return
-    found, told = svd(scaled, name)
-    np.testing.assert_array_equal(found["u"], expected["u"])
-    np.testing.assert_array_equal(found["vh"], expected["vh"])
-    np.testing.assert_array_equal(found["s"], s)
-    np.testing.assert_array_equal(told["singular_value_errors"], np.ldexp(errors["singular_value_errors"], exponent))
+def test_factorizations(dtype: str, row_blocks: int) -> None:
+    """Of several groups, and of panels in row blocks."""
+    A, S = well_scaled(M, N, dtype), positive_definite(dtype)
+    options: dict[str, Any] = {"panel": 16, "row_blocks": row_blocks, "group": 2}
+    _, lu = factor("lu", A, **options)
+    _, qr = factor("qr", A, **options)
+    _, raw = factor("qr", A, mode="raw", **options)
+    _, cholesky = factor("cholesky", S, **options)
+    for k in exponents(dtype, below=14):
+        outcome, found = factor("lu", times_power_of_two(A, k), **options)
+        assert outcome.certificate.passed
+        assert (found["piv"] == lu["piv"]).all()
+        assert (found["lu"] == times_upper(lu["lu"], k)).all()
+        _, found = factor("qr", times_power_of_two(A, k), **options)
+        assert (found["q"] == qr["q"]).all()
+        assert (found["r"] == times_power_of_two(qr["r"], k)).all()
+        _, found = factor("qr", times_power_of_two(A, k), mode="raw", **options)
+        assert (found["qr"] == times_upper(raw["qr"], k)).all()
+        assert (found["t"] == raw["t"]).all()
+        outcome, found = factor("cholesky", times_power_of_two(S, k // 2 * 2), **options)
+        assert outcome.certificate.passed
+        assert (found["l"] == times_power_of_two(cholesky["l"], k // 2)).all()
 
 
+@pytest.mark.parametrize("assume", ["general", "pos"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@given(st.data())
-@settings(max_examples=20, deadline=None)
-def test_tall_qr_at_every_scale(dtype: str, data: st.DataObject) -> None:
-    A = matrices(dtype)[data.draw(st.sampled_from(["tall", "graded", "low rank"]))]
-    exponent = data.draw(st.integers(*EXPONENTS[real_bytes(dtype)]))
-    scaled = times_power_of_two(A, exponent)
-    assume(np.isfinite(scaled).all() and (times_power_of_two(scaled, -exponent) == A).all())
-    expected = qr(A)
-    r = times_power_of_two(expected["r"], exponent)
-    if not np.isfinite(r).all() or np.abs(r).max() < np.finfo(dtype).tiny:
-        with pytest.raises(NumericalError, match="entries of R"):
-            qr(scaled)
-        return
-    found = qr(scaled)
-    np.testing.assert_array_equal(found["q"], expected["q"])
-    np.testing.assert_array_equal(found["r"], r)
+def test_solves_inverses_and_determinants(dtype: str, assume: Any) -> None:
+    A = positive_definite(dtype) if assume == "pos" else well_scaled(N, N, dtype)
+    b = well_scaled(N, 2, dtype)
+    x, inverse, determinant = (
+        dlscale.solve(A, b, assume=assume),
+        dlscale.inverse(A, assume=assume),
+        dlscale.slogdet(A, assume=assume),
+    )
+    for k in exponents(dtype, below=20, above=16):
+        scaled = times_power_of_two(A, k)
+        assert (dlscale.solve(scaled, times_power_of_two(b, k), assume=assume) == x).all()
+        if abs(k) < -np.finfo(dtype).minexp - 20:
+            assert (dlscale.solve(scaled, b, assume=assume) == times_power_of_two(x, -k)).all()
+            assert (dlscale.solve(A, times_power_of_two(b, k), assume=assume) == times_power_of_two(x, k)).all()
+            assert (dlscale.inverse(scaled, assume=assume) == times_power_of_two(inverse, -k)).all()
+        found = dlscale.slogdet(scaled, assume=assume)
+        assert found.sign == determinant.sign
+        assert found.logabsdet == pytest.approx(determinant.logabsdet + N * k * np.log(2), rel=1e-12, abs=N * eps(A))
+
+
+@pytest.mark.parametrize("precision", ["double", "mixed"])
+def test_columns_of_right_hand_sides_have_their_own_scales(precision: Any) -> None:
+    A, b = well_scaled(N, N, "f8"), well_scaled(N, 3, "f8")
+    x = dlscale.solve(A, b, precision=precision)
+    scales = np.array([2.0**-900, 1.0, 2.0**900])
+    assert (dlscale.solve(A, b * scales, precision=precision) == x * scales).all()
+    assert (dlscale.lstsq(A[:, :9], b * scales).x == dlscale.lstsq(A[:, :9], b).x * scales).all()
+    assert (dlscale.lstsq(A[:9], b[:9] * scales).x == dlscale.lstsq(A[:9], b[:9]).x * scales).all()
+
+
+@pytest.mark.parametrize("way", ["passes", "panels"])
+@pytest.mark.parametrize("shape", [(M, 9), (9, M), (N, N)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_least_squares(dtype: str, shape: tuple[int, int], way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if way == "panels":
+        monkeypatch.setattr(lstsq, "PASS_COLUMNS", 0)
+        monkeypatch.setattr(lstsq, "CLEARLY_LONG", 10**9)
+    A, b = well_scaled(*shape, dtype), well_scaled(shape[0], 2, dtype)
+    found = dlscale.lstsq(A, b)
+    for k in exponents(dtype, below=20, above=16):
+        scaled = dlscale.lstsq(times_power_of_two(A, k), times_power_of_two(b, k))
+        assert (scaled.x == found.x).all()
+        assert scaled.rank == found.rank
+        if found.s is not None:
+            assert scaled.s is not None
+            assert scaled.s.dtype == np.finfo(dtype).dtype
+            assert (scaled.s == times_power_of_two(found.s, k)).all()
+        if abs(k) < -np.finfo(dtype).minexp - 20:
+            assert (dlscale.lstsq(times_power_of_two(A, k), b).x == times_power_of_two(found.x, -k)).all()
 
 
 @pytest.mark.parametrize(
-    ("dtype", "size"), [("f4", 1e-22), ("f4", 1e-30), ("f4", 1e30), ("f8", 1e-160), ("f8", 1e160), ("f8", 1e300)]
+    ("call", "words"),
+    [
+        (lambda A, b: dlscale.solve(A * 1e-200, b * 1e200), "solution is out of the range of float64.*1e400"),
+        (lambda A, b: dlscale.solve(A * 1e200, b * 1e-200), "solution is out of the range of float64.*1e-40"),
+        (lambda A, b: dlscale.inverse(A * 2.0**-1060), "inverse is out of the range of float64"),
+        (lambda A, b: dlscale.lstsq(A[:, :5] * 1e-200, b * 1e200), "entries of x overflow float64"),
+        (lambda A, b: dlscale.lstsq(A * 1e200, b * 1e-200), "entries of x are too small"),
+        (lambda A, b: dlscale.lu(A / np.abs(A).max() * 1.7e308), "factors overflow float64"),
+    ],
 )
-@pytest.mark.parametrize("name", ["rank 11", "equal and zero columns", "constant columns"])
-def test_hard_matrices_at_hard_scales(name: str, dtype: str, size: float) -> None:
-    """Every method works where LAPACK does."""
-    A = (HARD[name]("f8") * size).astype(dtype)
-    exact = np.linalg.svd((A / A.dtype.type(size)).astype(float), compute_uv=False)
-    for options in OPTIONS:
-        s = svd(A, options)[0]["s"].astype(float) / size
-        assert np.abs(s[0] - exact[0]) < 0.1 * exact[0]
-    assert np.abs(np.linalg.norm(qr(A)["r"].astype(float) / size) / np.linalg.norm(exact) - 1) < 1e-5
-
-
-@pytest.mark.parametrize("name", OPTIONS)
-def test_all_zeros(name: str) -> None:
-    arrays, _ = svd(np.zeros((40, 6)), name)
-    assert not arrays["s"].any()
-
-
-def test_what_is_out_of_range_of_the_answer_is_named() -> None:
-    with pytest.raises(NumericalError, match=r"singular values overflow float64.*near 1e30[89]"):
-        dlscale.svd(np.full((100, 3), 1.5e308))
-    with pytest.raises(NumericalError, match=r"singular values are too small for the digits of float64.*multiply"):
-        dlscale.svd(gaussian(100, 3) * 5e-320)
-    with pytest.raises(NumericalError, match=r"entries of R overflow float32"):
-        dlscale.qr(np.full((100, 3), 3e38, "f4"))
-
-
-@pytest.mark.parametrize("size", [1e-200, 1.0, 1e200])
-@pytest.mark.parametrize("wide", [False, True])
-def test_nan_is_named_at_every_scale(wide: bool, size: float) -> None:
-    A = gaussian(60, 8) * size
-    A[41, 5] = np.nan
-    row, column = (5, 41) if wide else (41, 5)
-    with pytest.raises(NonFiniteError, match=f"nan at row {row}, column {column}"):
-        dlscale.randomized_svd(A.T if wide else A, 2)
-
-
-def test_jobs_resume_at_the_scale_that_they_found(tmp_path: Path) -> None:
-    """The steps of another scale have names of their own: a job that goes on decides as before, and gives the same bits."""
-    zarr.save_array(str(tmp_path / "a.zarr"), gaussian(80, 8) * 1e-200)
-    spec = {"kind": "svd", "cluster": "threads", "input": {"matrix": str(tmp_path / "a.zarr")}, "params": {"n_components": 3}}
-    result = dlscale.run(spec, workspace=tmp_path / "ws")
-    s = np.asarray(result.open()["s"])
-    np.testing.assert_allclose(s / 1e-200, np.linalg.svd(gaussian(80, 8))[1][:3], rtol=1e-2)
+def test_answers_that_are_no_numbers_are_refused(call: Callable[[Array, Array], Any], words: str) -> None:
+    with pytest.raises(NumericalError, match=words):
+        call(gaussian(N, N), gaussian(N, 1))
