@@ -55,17 +55,19 @@ class NonFiniteError(InputError):
         Position of the first non-finite entry found, counted from 0.
     value : complex or float
         What stands there.
+    matrix : str
+        Which input it is, where there are several.
     """
 
-    def __init__(self, row: int, column: int, value: complex) -> None:
+    def __init__(self, row: int, column: int, value: complex, matrix: str = "Input") -> None:
         super().__init__(
-            f"Input contains NaN or infinity: {value} at row {row}, column {column}. "
+            f"{matrix} contains NaN or infinity: {value} at row {row}, column {column}. "
             "Every entry must be finite; replace or drop the row and run again."
         )
-        self.row, self.column, self.value = row, column, value
+        self.row, self.column, self.value, self.matrix = row, column, value, matrix
 
-    def __reduce__(self) -> tuple[type[NonFiniteError], tuple[int, int, complex]]:
-        return type(self), (self.row, self.column, self.value)
+    def __reduce__(self) -> tuple[type[NonFiniteError], tuple[int, int, complex, str]]:
+        return type(self), (self.row, self.column, self.value, self.matrix)
 
 
 class ImportNote(UserWarning):

@@ -80,7 +80,7 @@ class Assumed:
 
 
 class AssumedMatrix(Matrix):
-    """A matrix of which only the shape is known; float64, read equally well in any order."""
+    """A matrix of which only the shape is known; float64, read equally well in any order, as ones."""
 
     any_range = True
     uri = "assumed"
@@ -90,7 +90,7 @@ class AssumedMatrix(Matrix):
         self.shape = shape
 
     def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
-        return np.zeros((rows[1] - rows[0], columns[1] - columns[0]))
+        return np.ones((rows[1] - rows[0], columns[1] - columns[0]))
 
 
 def _bytes(text: str) -> int:

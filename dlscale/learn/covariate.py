@@ -17,8 +17,9 @@ from dlscale.engine.costs import PassCost
 from dlscale.engine.grids import RowGrid, plan_grid
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
-from dlscale.errors import SpecError
+from dlscale.errors import NonFiniteError, SpecError
 from dlscale.kernels import Array
+from dlscale.learn.checking import check_features
 from dlscale.learn.predicting import ScoreFold
 from dlscale.learn.task import Recipe, TrainOptions
 from dlscale.learn.training import TrainPlan, plan_train, run_training
@@ -95,6 +96,8 @@ def _train_options(options: CovariateOptions) -> TrainOptions:
 def plan_covariate(inputs: Inputs, options: CovariateOptions, facts: ClusterFacts) -> TrainPlan:
     """What training the classifier and writing the weights cost."""
     here, there = inputs["features"], inputs["target_features"]
+    check_features("features", here)
+    check_features("target_features", there)
     if here.shape[1] != there.shape[1]:
         raise SpecError(f"input.target_features: must have {here.shape[1]} columns like the features; got {there.shape[1]}.")
     plan = plan_train(_domains(inputs), _train_options(options), facts)
@@ -105,24 +108,35 @@ def plan_covariate(inputs: Inputs, options: CovariateOptions, facts: ClusterFact
 def compute_covariate(passes: Passes, inputs: Inputs, options: CovariateOptions, plan: TrainPlan) -> Outcome:
     """Train the domain classifier and write the weight of every row."""
     training = _train_options(options)
-    learned = run_training(passes, _domains(inputs), training, plan)
     features = inputs["features"]
+    try:
+        learned, times, why = run_training(passes, _domains(inputs), training, plan)
+    except NonFiniteError as error:
+        below = error.row - features.shape[0]
+        if below < 0:
+            raise
+        raise NonFiniteError(below, error.column, error.value, matrix="input.target_features") from error
     model = Recipe.of(training).model
     row_bytes = features.shape[1] * features.dtype.itemsize
     grid: RowGrid = plan_grid(features, max_block_bytes=max(row_bytes, passes.cluster.facts.work_bytes // 16))
     output = passes.output("weights", (features.shape[0], 1), np.dtype(np.float64), grid)
     state = passes.sweep("weights", features, ScoreFold(model, learned.parameters, options.cap), grid, outputs=[output])
     total, squares, n_capped = state["sums"]
-    estimates: dict[str, Any] = learned.estimates | {
-        "mean_weight": float(total / features.shape[0]),
-        "effective_rows": float(total**2 / squares) if squares else 0.0,
-        "capped_rows": int(n_capped),
-    }
-    notes = [*learned.notes]
+    estimates: dict[str, Any] = (
+        learned.estimates()
+        | times
+        | {
+            "mean_weight": float(total / features.shape[0]),
+            "effective_rows": float(total**2 / squares) if squares else 0.0,
+            "capped_rows": int(n_capped),
+        }
+    )
+    notes = [*(f"Classifier: {note[0].lower()}{note[1:]}" for note in learned.notes()), why]
     if n_capped > 0.05 * features.shape[0]:
         notes.append(f"{int(n_capped)} rows have the largest weight: the populations overlap little; look at cap.")
     missing = features.shape[0] - int(state["rows"][0])
-    check = Check("rows without a weight", float(missing), 0.0, "every row has its weight")
+    every = Check("rows without a weight", float(missing), 0.0, "every row has its weight")
     arrays = {f"classifier/{name}": array for name, array in learned.parameters.items()}
     arrays |= {f"history/{name}": array for name, array in learned.history.items()}
-    return Outcome(arrays, ("weights",), Certificate((check,)), estimates, tuple(notes))
+    checks = [replace(check, meaning=f"the classifier: {check.meaning}") for check in learned.certificate().checks]
+    return Outcome(arrays, ("weights",), Certificate((every, *checks)), estimates, tuple(notes))

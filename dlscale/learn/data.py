@@ -218,7 +218,7 @@ class Share:
     y : (b,) or (b, k)
     weights : (b,) or None
     normalizer : float
-        The sum of weights over the whole batch, on all ranks.
+        Rows of the whole batch, on all ranks, times the mean weight of all rows.
     rows : (b,)
         Their row numbers in the matrix.
     """
@@ -266,6 +266,10 @@ class Shard:
     def close(self) -> None:
         self._reader.shutdown(cancel_futures=True)
 
+    def reorder(self, order: Order, dtype: np.dtype[Any]) -> None:
+        """Go through the rows in another order, of the same units, with shares of another dtype."""
+        self.order, self.dtype = order, dtype
+
     def total_weight(self) -> float:
         """The sum of the weights of all rows."""
         if self.weights is None:
@@ -298,15 +302,18 @@ class Shard:
                 targets.append(self._gather(part, X[filled : filled + len(part.rows)]))
                 filled += len(part.rows)
             rows = np.concatenate([self.order.row_ids(part) for part in parts])
-            yield Share(X, np.concatenate(targets), *self._weigh(batch, rows), rows)
+            yield Share(X, np.concatenate(targets), *self._weigh(sum(len(piece.rows) for piece in batch), rows), rows)
         self._let_go(len(windows))
 
-    def _weigh(self, batch: list[Piece], mine: Array) -> tuple[Array | None, float]:
+    def _weigh(self, n_rows: int, mine: Array) -> tuple[Array | None, float]:
         if self.weights is None:
-            return None, float(sum(len(piece.rows) for piece in batch))
+            return None, float(n_rows)
         assert self.weights.whole is not None
-        everyone = np.concatenate([self.order.row_ids(piece) for piece in batch])
-        return self.weights.whole[mine], float(self.weights.whole[everyone].sum(dtype=np.float64))
+        return self.weights.whole[mine], n_rows * self._mean_weight
+
+    @cached_property
+    def _mean_weight(self) -> float:
+        return self.total_weight() / self.order.n_rows
 
     def _gather(self, part: Piece, X: Array) -> Array:
         """Copy the rows of a share; returns their targets."""

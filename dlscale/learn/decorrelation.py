@@ -23,11 +23,11 @@ def covariance_sums(H: Array, weights: Array) -> Array:
 
     Returns
     -------
-    (n + 1, n) : double precision
-        The second moments, and under them the first.
+    (n + 2, n) : double precision
+        The second moments, under them the first, and under these the sum of the weights.
     """
     n = H.shape[1]
-    sums = np.zeros((n + 1, n))
+    sums = np.zeros((n + 2, n))
     total = float(weights.sum(dtype=np.float64))
     if total == 0:
         return sums
@@ -40,20 +40,19 @@ def covariance_sums(H: Array, weights: Array) -> Array:
     sums[:n] = centred.T @ weighted
     sums[:n] += np.outer(mean, rest) + np.outer(rest, mean) + total * np.outer(mean, mean)
     sums[n] = rest + total * mean
+    sums[n + 1] = total
     return sums
 
 
-def penalty_and_slope(H: Array, sums: Array, normalizer: float, strength: float) -> tuple[float, Array]:
-    """The penalty of the whole batch, and rows ``2 lambda (h_r - mean) (C - diag C)``: times ``w_r / normalizer``, its gradient.
+def penalty_and_slope(H: Array, sums: Array, strength: float) -> tuple[float, Array]:
+    """The penalty of the whole batch, and rows ``2 lambda (h_r - mean) (C - diag C)``: times ``w_r / sum w``, its gradient.
 
     Parameters
     ----------
     H : (b, n)
         Hidden activations of this rank's rows.
-    sums : (n + 1, n)
+    sums : (n + 2, n)
         `covariance_sums`, added up over ranks.
-    normalizer : float
-        Sum of all weights of the batch.
     strength : float
         lambda.
 
@@ -63,8 +62,9 @@ def penalty_and_slope(H: Array, sums: Array, normalizer: float, strength: float)
     slope : (b, n)
         A workspace.
     """
-    mean = sums[-1] / normalizer
-    C = sums[:-1] / normalizer
+    total = sums[-1, 0] or 1.0
+    mean = sums[-2] / total
+    C = sums[:-2] / total
     C -= np.outer(mean, mean)
     np.fill_diagonal(C, 0)
     centred = np.subtract(H, mean.astype(H.dtype), out=workspace("learn/centred", H.shape, H.dtype))

@@ -8,13 +8,14 @@ the parameters that are there already.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 
 from dlscale.engine.ranks import Communicator, Pending
 from dlscale.kernels import Array
+from dlscale.learn.coordinates import moments
 from dlscale.learn.data import Share
 from dlscale.learn.kfac import factor_buffer, factor_sums
 from dlscale.learn.models import Model
@@ -137,17 +138,26 @@ class RankGradients:
         return Reduction(self, self._local(parameters, share, self.statistics(parameters, share)), [])
 
     def add_up(
-        self, parameters: Parameters, shares: Iterator[Share], normalizer: float, *, statistics: Array | None = None
-    ) -> tuple[float, Parameters]:
-        """Loss and gradients of many shares together, added up over ranks once at the end."""
-        total, loss = np.zeros_like(self.buffer), 0.0
+        self, several: Sequence[Parameters], shares: Iterator[Share], normalizer: float, *, statistics: Sequence[Array | None]
+    ) -> Iterator[tuple[float, Parameters]]:
+        """Loss and gradients of many shares together at several parameters, in one sweep, added up over ranks at the end.
+
+        The gradients of each are overwritten by the next.
+        """
+        totals, losses = [np.zeros_like(self.buffer) for _ in several], [0.0] * len(several)
         for share in shares:
             whole = Share(share.X, share.y, share.weights, normalizer, share.rows)
-            loss += self._local(parameters, whole, statistics)
-            total += self.buffer
-        self.buffer[:] = total
-        reduction = Reduction(self, loss, [])
-        return reduction.loss(), {name: reduction.gradient(name) for name in self.gradients}
+            for i, parameters in enumerate(several):
+                losses[i] += self._local(parameters, whole, statistics[i])
+                totals[i] += self.buffer
+        for loss, total in zip(losses, totals, strict=True):
+            self.buffer[:] = total
+            reduction = Reduction(self, loss, [])
+            yield reduction.loss(), {name: reduction.gradient(name) for name in self.gradients}
+
+    def moments(self, share: Share, shift: Array) -> Array:
+        """`dlscale.learn.coordinates.moments` of this rank's rows."""
+        return moments(share.X, share.weights, shift)
 
     def _local(self, parameters: Parameters, share: Share, statistics: Array | None) -> float:
         """This rank's loss, and its gradients in the buffer."""

@@ -9,52 +9,25 @@ References: Nocedal and Wright, Numerical Optimization (2006): algorithm 7.4 (tw
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from dlscale.errors import SpecError
+from dlscale.errors import NumericalError, SpecError
 from dlscale.kernels import Array
-from dlscale.learn.optimizers import State
+from dlscale.learn.full_batch import Evaluate, FullBatch, Iteration, Objective
+from dlscale.learn.optimizers import NO_L1, State
 from dlscale.learn.options import require_count, require_number
 from dlscale.learn.parameters import Parameters, flatten, unflatten
 from dlscale.learn.regularization import Regularization
 
-#: ``evaluate(parameters)``: weighted mean loss of all rows and its gradients, without L1 and L2 penalties, the same on every rank.
-#: The gradients may be overwritten by who called, and by the next evaluation.
-Evaluate = Callable[[Parameters], tuple[float, Parameters]]
-
 _DECREASE, _CURVATURE = 1e-4, 0.9
+#: A decrease of the loss by less, relatively, is rounding.
+_LEAST_DECREASE = 10 * float(np.finfo(np.float64).eps)
 
 
 @dataclass(frozen=True)
-class Iteration:
-    """What an iteration on all rows came to.
-
-    Parameters
-    ----------
-    loss : float
-        Objective with its penalties, after the step.
-    optimality : float
-        Largest absolute entry of the (proximal) gradient after the step: 0 at the optimum.
-    n_evaluations : int
-        Passes over all rows that it took.
-    converged : bool
-        Optimality is within the tolerance; further iterations change nothing.
-    stalled : bool
-        No step improves the objective in this precision; further iterations change nothing.
-    """
-
-    loss: float
-    optimality: float
-    n_evaluations: int
-    converged: bool
-    stalled: bool = False
-
-
-@dataclass(frozen=True)
-class LBFGS:
+class LBFGS(FullBatch):
     """Limited-memory BFGS.
 
     Parameters
@@ -79,14 +52,8 @@ class LBFGS:
     def start(self, parameters: Parameters) -> State:
         """The state before the first iteration, double precision for parameters of either dtype."""
         n = sum(array.size for array in parameters.values())
-        return {
-            "n_iterations": np.zeros(1, np.int64),
-            "n_pairs": np.zeros(1, np.int64),
-            "steps": np.zeros((self.memory, n)),
-            "changes": np.zeros((self.memory, n)),
-            "loss": np.zeros(1),
-            "gradient": np.zeros(n),
-        }
+        pairs = {"n_pairs": np.zeros(1, np.int64), "steps": np.zeros((self.memory, n)), "changes": np.zeros((self.memory, n))}
+        return super().start(parameters) | pairs
 
     def iterate(
         self, evaluate: Evaluate, parameters: Parameters, state: State, *, regularization: Regularization | None = None
@@ -105,35 +72,39 @@ class LBFGS:
         ------
         SpecError
             An L1 penalty, whose corners this method cannot round.
+        NumericalError
+            The first line search found nothing better than the first parameters, though they are not the best.
         """
         if regularization is not None and regularization.l1:
-            raise SpecError("L-BFGS needs a smooth objective; regularization.l1 is not. Choose the optimizer proximal, or l1: 0.")
-        objective = Objective(evaluate, parameters, regularization)
-        x = flatten(parameters)
-        if state["n_iterations"][0] == 0:
-            state["loss"][0], state["gradient"][:] = objective(x)
+            raise SpecError(NO_L1["lbfgs"])
+        objective = self.objective(evaluate, parameters, state, regularization)
+        x, before = objective.vector(), flatten(parameters)
         loss, gradient = float(state["loss"][0]), state["gradient"].copy()
-        if np.abs(gradient).max() <= self.tolerance:
-            return Iteration(loss, float(np.abs(gradient).max()), objective.n_evaluations, converged=True)
+        if self.reached(state) or not np.isfinite(loss):
+            return self.outcome(state, objective)
         direction = -self._inverse_hessian_times(gradient, state)
         slope = float(direction @ gradient)
         if not slope < 0:
             state["n_pairs"][0] = 0
             direction, slope = -gradient, -float(gradient @ gradient)
-        first = 1.0 if state["n_pairs"][0] else 1.0 / max(1.0, float(np.abs(gradient).sum()))
+        # In standard coordinates curvatures are about 1; in others a step of length 1 at most is a careful one.
+        careful = not state["n_pairs"][0] and not (objective.standard and len(parameters) == 2)
+        first = 1.0 / max(1.0, float(np.abs(gradient).sum())) if careful else 1.0
         found = _line_search(objective, x, direction, (loss, slope), first=first, limit=self.max_evaluations)
+        state["n_iterations"] += 1
         if found is None:
-            unflatten(x, parameters)
-            state["n_iterations"] += 1
+            unflatten(before, parameters)
             stalled = state["n_pairs"][0] == 0
             state["n_pairs"][0] = 0
-            return Iteration(loss, float(np.abs(gradient).max()), objective.n_evaluations, converged=False, stalled=bool(stalled))
-        loss, new_gradient = found
-        self._remember(flatten(parameters) - x, new_gradient - gradient, state)
-        state["n_iterations"] += 1
-        state["loss"][0], state["gradient"][:] = loss, new_gradient
-        optimality = float(np.abs(new_gradient).max())
-        return Iteration(loss, optimality, objective.n_evaluations, converged=optimality <= self.tolerance)
+            if stalled and state["n_iterations"][0] == 1 and -slope > _LEAST_DECREASE * abs(loss):
+                raise NumericalError(
+                    f"L-BFGS found no step from the first parameters that lowers the loss ({loss:.3g}) in {self.max_evaluations} "
+                    "evaluations; scale the features or the targets, or raise optimizer.max_evaluations."
+                )
+            return self.outcome(state, objective, stalled=bool(stalled))
+        self._remember(objective.vector() - x, found[1] - gradient, state)
+        self.keep(state, objective, *found)
+        return self.outcome(state, objective)
 
     def _remember(self, step: Array, change: Array, state: State) -> None:
         # A pair without positive curvature would spoil positive definiteness; the Wolfe conditions leave only rounding here.
@@ -159,22 +130,6 @@ class LBFGS:
         return q
 
 
-class Objective:
-    """The smooth objective of a flat vector; leaves the point it was asked about in the parameters."""
-
-    def __init__(self, evaluate: Evaluate, parameters: Parameters, regularization: Regularization | None) -> None:
-        self.evaluate, self.parameters = evaluate, parameters
-        self.smooth = Regularization(l2=regularization.l2) if regularization else Regularization()
-        self.n_evaluations = 0
-
-    def __call__(self, x: Array) -> tuple[float, Array]:
-        unflatten(x, self.parameters)
-        loss, gradients = self.evaluate(self.parameters)
-        self.n_evaluations += 1
-        loss += self.smooth.add(self.parameters, gradients)
-        return loss, flatten({name: gradients[name] for name in self.parameters})
-
-
 def _line_search(
     objective: Objective, x: Array, direction: Array, start: tuple[float, float], *, first: float, limit: int
 ) -> tuple[float, Array] | None:
@@ -184,7 +139,7 @@ def _line_search(
     """
     loss0, slope0 = start
     # Differences of the loss below its rounding say nothing; there the slope alone decides.
-    slack = 10 * np.finfo(np.float64).eps * abs(loss0)
+    slack = _LEAST_DECREASE * abs(loss0)
     low, high = (0.0, loss0, slope0), None
     t = first
     for _ in range(limit):
@@ -199,7 +154,9 @@ def _line_search(
                 high = low
             low = (t, loss, slope)
         if high is None:
-            t *= 4
+            # Where the slope would be zero if it went on changing as it did; far steps are tried with care.
+            zero = t * slope0 / (slope0 - slope) if slope > slope0 else 10 * t
+            t = min(max(zero, 2 * t), 1e4 * t)
             continue
         t = _cubic_minimum(low, high)
         if abs(high[0] - low[0]) * np.abs(direction).max() <= np.finfo(np.float64).eps * np.abs(x).max(initial=1e-300):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,22 +17,21 @@ import numpy as np
 
 from dlscale.engine.progress import send
 from dlscale.engine.ranks import Communicator
-from dlscale.errors import NonFiniteError, NumericalError
+from dlscale.errors import NumericalError
 from dlscale.kernels import Array, one_blas_thread
 from dlscale.learn.clipping import clip_by_norm
+from dlscale.learn.coordinates import standard_coordinates
 from dlscale.learn.data import Column, Order, Shard, Share, in_memory_if_small
+from dlscale.learn.full_batch import FullBatch, Iteration
 from dlscale.learn.gradients import RankGradients, Seconds
 from dlscale.learn.history import History
+from dlscale.learn.judging import all_rows, first_bad_of, name_place, refuse_non_finite, validate
 from dlscale.learn.kfac import KFAC
-from dlscale.learn.lbfgs import LBFGS
-from dlscale.learn.metrics import METRICS, metrics_of
-from dlscale.learn.parameters import Parameters, norm
-from dlscale.learn.proximal import ProximalGradient
-from dlscale.learn.saving import FINISHED, Position, Saver
-from dlscale.learn.task import Recipe, Task
+from dlscale.learn.measuring import Measured
+from dlscale.learn.parameters import Parameters, is_weight, norm
+from dlscale.learn.saving import ENDINGS, FINISHED, Position, Saver
+from dlscale.learn.task import Recipe, Task, measured_apart, measuring_dtype
 
-#: Rows that a validation, or an evaluation on all rows, takes at a time over all ranks.
-_BLOCK_ROWS = 8192
 #: Steps of which the norms of the gradients are kept, at most.
 _N_NORMS = 2000
 _EVENT_SECONDS = 0.25
@@ -44,7 +43,7 @@ def train(communicator: Communicator, task: Task) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``stopped``, and on rank 0 the times of all ranks and the reason of the end. What was learned is in the checkpoint.
+        ``stopped``, and on rank 0 the times of all ranks. What was learned is in the checkpoint.
     """
     with one_blas_thread(), closing(Training(communicator, task)) as training:
         return training.run()
@@ -66,30 +65,38 @@ class Training:
         self.recipe = Recipe.of(task.options)
         self.model = self.recipe.model
         self.dtype = np.dtype(task.dtype)
-        generator = np.random.default_rng([task.options.seed, 2**32 - 1])
-        self.parameters = self.model.initialize(
-            task.features.shape[1], task.n_outputs, init=task.options.model.get("init"), rng=generator, dtype=self.dtype
-        )
+        self.parameters = self._first_parameters()
         self.state = self.recipe.optimizer.start(self.parameters)
         self.history = History()
         self.at = Position()
         saved = {f"parameters/{name}": array for name, array in self.parameters.items()}
         saved |= {f"optimizer/{name}": array for name, array in self.state.items()}
+        #: The objective at the first parameters and at those that are published, see `Measured`.
+        self.measured = saved["measured"] = np.zeros((2, 3))
         self.best: Parameters = {}
         if self.recipe.early_stopping is not None:
             self.best = {name: array.copy() for name, array in self.parameters.items()}
             saved |= {f"best/{name}": array for name, array in self.best.items()}
         self.saver = Saver(communicator, task, saved, self.at, self.history)
-        self.source = self._source()
+        self.source = self._source(self.parameters)
         self.seconds = self.source.seconds
         self.shard = self._shard(task.order)
         self.validation = self._validation()
         self.log: list[tuple[int, Array]] = []
+        self._rows_before = np.zeros(0, int)
+        self._step = "training"
         self._sent_at = time.perf_counter()
         self._sent = Seconds()
 
-    def _source(self) -> RankGradients:
-        return RankGradients(self.communicator, self.model, self.parameters)
+    def _first_parameters(self) -> Parameters:
+        task = self.task
+        generator = np.random.default_rng([task.options.seed, 2**32 - 1])
+        return self.model.initialize(
+            task.features.shape[1], task.n_outputs, init=task.options.model.get("init"), rng=generator, dtype=self.dtype
+        )
+
+    def _source(self, parameters: Parameters) -> RankGradients:
+        return RankGradients(self.communicator, self.model, parameters)
 
     def close(self) -> None:
         self.shard.close()
@@ -99,33 +106,40 @@ class Training:
     def run(self) -> dict[str, Any]:
         self.saver.restore()
         started, self._began = time.perf_counter(), self.at.step
-        reason = "finished before" if self.at.finished else ""
-        steps_in_epoch = 1 if self.recipe.full_batch else self.task.order.steps_per_epoch
-        while not reason and self.at.epoch < self.task.options.epochs:
-            first_step = self.at.step - self.at.epoch * steps_in_epoch
-            reason = self._iterate() if self.recipe.full_batch else self._epoch(first_step)
-            if reason == "stopped":
-                self.saver.save_step()
-                break
-            self.at.epoch += 1
-            reason = self._after_epoch() or reason
-            self.saver.save_when_due()
+        resumed, stopped = bool(self.at.ended), False
+        ending = ENDINGS[self.at.ended]
+        while not ending and not stopped:
+            if self.at.epoch == self.task.options.epochs:
+                ending = "all epochs"
+            elif not self.recipe.full_batch and not self._epoch():
+                stopped = True
+            else:
+                ending = self._iterate() if self.recipe.full_batch else ""
+                self.at.epoch += 1
+                ending = self._after_epoch() or ending
+                stopped = self.recipe.full_batch and not ending and self.communicator.stopping
+                self.saver.save_when_due()
         self.seconds.total += time.perf_counter() - started
         self.seconds.steps += self.at.step - self._began
         self.seconds.compute = self.seconds.total - self.seconds.read - self.seconds.exposed - self.seconds.wait
         self._write_log()
-        stopped = reason == "stopped"
-        if not stopped and not self.at.finished:
-            self.at.finished = True
-            self.saver.save(FINISHED)
+        if stopped:
+            self.saver.save_step()
         self._report(last=True)
         table = self.communicator.allgather(self.seconds.to_array(), name="seconds of all ranks")
-        return {"stopped": stopped, "reason": reason, "seconds": table.tolist() if self.communicator.rank == 0 else None}
+        self._finish("training", self.seconds.total, table[:, Seconds.names().index("rows")].sum(), resumed=resumed)
+        if not stopped and not resumed:
+            if measured_apart(self.recipe, self.dtype):
+                self._measure()
+            self.at.ended = ENDINGS.index(ending)
+            self.saver.save(FINISHED)
+        return {"stopped": stopped, "seconds": table.tolist() if self.communicator.rank == 0 else None}
 
     # Steps.
 
-    def _epoch(self, first_step: int) -> str:
-        """The rest of an epoch."""
+    def _epoch(self) -> bool:
+        """The rest of an epoch; False if it was stopped."""
+        first_step = self.at.step - self.at.epoch * self.task.order.steps_per_epoch
         if first_step == 0:
             self.at.loss_sum = self.at.weight_sum = 0.0
         shares = self.shard.shares(self.at.epoch, first_step)
@@ -133,9 +147,9 @@ class Training:
             self._take_step(share)
             self.at.step += 1
             if self.communicator.stopping:
-                return "stopped"
+                return False
             self.saver.save_when_due()
-        return ""
+        return True
 
     def _timed(self, shares: Iterator[Share]) -> Iterator[Share]:
         while True:
@@ -151,21 +165,27 @@ class Training:
 
     def _take_step(self, share: Share) -> None:
         optimizer, recipe = self.recipe.optimizer, self.recipe
-        assert not isinstance(optimizer, LBFGS | ProximalGradient)
+        assert not isinstance(optimizer, FullBatch)
         rate = recipe.learning_rate * recipe.schedule(self.at.step)
         reduction = self.source.start(self.parameters, share)
         keeps_norms = self.at.step % self._norms_every == 0
         norms: dict[str, float] = {}
-        penalty = 0.0
+        penalty, l1 = 0.0, recipe.regularization.l1
         if isinstance(optimizer, KFAC) or self.task.options.clip_norm is not None:
             gradients = {name: reduction.gradient(name) for name in self.parameters}
             loss = reduction.loss()
             self._require_finite(loss, share)
             penalty = recipe.regularization.add(self.parameters, gradients)
-            norms = clip_by_norm(gradients, self.task.options.clip_norm or math.inf)
-            if isinstance(optimizer, KFAC) and optimizer.needs_factors(self.state):
-                optimizer.absorb(self.source.factors(self.parameters, share), self.state)
-            optimizer.update(self.parameters, gradients, self.state, learning_rate=rate)
+            limit = self.task.options.clip_norm or math.inf
+            norms = clip_by_norm(gradients, limit)
+            if isinstance(optimizer, KFAC):
+                if optimizer.needs_factors(self.state):
+                    optimizer.absorb(self.source.factors(self.parameters, share), self.state)
+                optimizer.update(self.parameters, gradients, self.state, learning_rate=rate)
+            else:
+                # Both parts of the objective are scaled alike, so that clipping does not move its minimum.
+                l1 *= min(1.0, limit / max(math.hypot(*norms.values()), np.finfo(float).tiny))
+                optimizer.update(self.parameters, gradients, self.state, learning_rate=rate, l1=l1)
         else:
             # One parameter after the other, in the order in which the gradients arrive.
             self.state["step"] += 1
@@ -176,10 +196,10 @@ class Training:
                 if keeps_norms:
                     norms[name] = norm(gradient)
                 kept = [self.state[f"{moment}/{name}"] for moment in optimizer.moments]
-                optimizer.step(name, parameter, gradient, kept, rate, n)
+                optimizer.step(name, parameter, gradient, kept, rate, n, l1=l1 if is_weight(name) else 0.0)
             loss = reduction.loss()
             self._require_finite(loss, share)
-        recipe.regularization.shrink(self.parameters, rate)
+        self._rows_before = share.rows
         self.at.loss_sum += loss * share.normalizer
         self.at.weight_sum += share.normalizer
         self.history.append("loss", loss + penalty)
@@ -200,54 +220,102 @@ class Training:
             self.history.append(f"gradient_norm/{layer}", math.hypot(*parts))
 
     def _iterate(self) -> str:
-        """One iteration of an optimizer that reads all rows several times."""
-        optimizer = self.recipe.optimizer
-        assert isinstance(optimizer, LBFGS | ProximalGradient)
-        found = optimizer.iterate(self._evaluate, self.parameters, self.state, regularization=self.recipe.regularization)
+        """One iteration of an optimizer that reads all rows several times; what it ended."""
+        optimizer, regularization = self.recipe.optimizer, self.recipe.regularization
+        assert isinstance(optimizer, FullBatch)
+        if not self.state["begun"][0]:
+            self._begin(optimizer)
+        found = optimizer.iterate(self._evaluate, self.parameters, self.state, regularization=regularization)
         self.at.step += 1
         self.history.append("loss", found.loss)
         self.history.append("optimality", found.optimality)
         self.history.append("evaluations", found.n_evaluations)
         self.at.loss_sum, self.at.weight_sum = found.loss, 1.0
-        if not math.isfinite(found.loss):
-            raise NumericalError(f"The loss became {found.loss} in iteration {self.at.step}; look for huge features or targets.")
+        self._require_measurable(found)
+        self.measured[:] = self.state["measured"]
         self._report()
-        if self.communicator.stopping:
-            return "stopped"
         if found.converged:
             return "converged"
-        return "stalled" if found.stalled else ""
+        return "converged to rounding" if found.to_rounding else "stalled" if found.stalled else ""
 
-    def _evaluate(self, parameters: Parameters) -> tuple[float, Parameters]:
-        normalizer = self.shard.total_weight()
-        statistics = None
-        if self.model.decorrelation:
-            for share in self.shard.shares(0):
-                part = self.model.statistics(parameters, share.X, share.weights)
-                statistics = part if statistics is None or part is None else statistics + part
-            assert statistics is not None
-            statistics = self.source.sum_up(statistics)
-        return self.source.add_up(parameters, self._timed(self.shard.shares(0)), normalizer, statistics=statistics)
+    def _begin(self, optimizer: FullBatch) -> None:
+        """Evaluate the first parameters, and get to know the columns in the same read."""
+        shift = np.asarray(self.task.features.read(0, 1)[0], np.float64)
+        sums = np.zeros((2, len(shift)))
+
+        def watched(shares: Iterator[Share]) -> Iterator[Share]:
+            for share in shares:
+                np.add(sums, self.source.moments(share, shift), out=sums)
+                yield share
+
+        loss, gradients = self._evaluate(self.parameters, watched)
+        self.source.sum_up(sums)
+        coordinates = standard_coordinates(sums, shift, self.shard.total_weight(), self.recipe.regularization.l2)
+        optimizer.begin(
+            self.parameters, self.state, loss, gradients, regularization=self.recipe.regularization, coordinates=coordinates
+        )
+
+    def _evaluate(
+        self, parameters: Parameters, watched: Callable[[Iterator[Share]], Iterator[Share]] = iter
+    ) -> tuple[float, Parameters]:
+        shares = watched(self._timed(self.shard.shares(0)))
+        statistics = [self._statistics(self.source, parameters)]
+        return next(self.source.add_up([parameters], shares, self.shard.total_weight(), statistics=statistics))
+
+    def _statistics(self, source: RankGradients, parameters: Parameters) -> Array | None:
+        """Of all rows, where the model needs them."""
+        if not self.model.decorrelation:
+            return None
+        statistics: Array | None = None
+        for share in self.shard.shares(0):
+            part = source.statistics(parameters, share)
+            statistics = part if statistics is None or part is None else statistics + part
+        return statistics
+
+    def _require_measurable(self, found: Iteration) -> None:
+        if math.isfinite(found.loss) and math.isfinite(found.optimality):
+            return
+        refuse_non_finite(self.communicator, self.task.features, self.shard.shares(0), role="features")
+        raise NumericalError(f"The loss became {found.loss} in iteration {self.at.step}; scale the features or the targets.")
 
     def _require_finite(self, loss: float, share: Share) -> None:
         """Every rank sees the same loss, so every rank comes here or none."""
         if math.isfinite(loss):
             return
-        bad = np.argwhere(~np.isfinite(share.X))
-        found = np.full(3, np.inf)
-        if len(bad):
-            row, column = bad[0]
-            found[:2] = share.rows[row], column
-        table = self.communicator.allgather(found[:2], name="places of NaN")
-        first = table[np.argmin(table[:, 0])]
-        if np.isfinite(first[0]):
-            place = int(first[0]), int(first[1])
-            value = self.task.features.read(place[0], place[0] + 1)[0, place[1]].item()
-            raise NonFiniteError(*place, value)
+        features = self.task.features
+        refuse_non_finite(self.communicator, features, [share], role="features")
+        # An infinity that relu hid from the loss of the step before is in its gradients.
+        name_place(self.communicator, features, first_bad_of(features, self._rows_before), role="features")
         raise NumericalError(
             f"The loss became {loss} in step {self.at.step}; lower optimizer.learning_rate, set params.clip_norm, "
             "or scale the features."
         )
+
+    def _measure(self) -> None:
+        """The objective on all rows, at the first and at the published parameters, in one read."""
+        started = time.perf_counter()
+        if self.communicator.rank == 0:
+            n_bytes = self.task.features.n_stored_bytes
+            flops = 2 * self.task.order.n_rows * flops_per_row(self.parameters)
+            send(self.task.token, {"event": "pass_started", "step": "measure", "flops": flops, "bytes": n_bytes})
+        self._step = "measure"
+        dtype = measuring_dtype(self.model, self.dtype)
+        both = [self._first_parameters(), self.best or self.parameters]
+        both = [{name: array.astype(dtype, copy=False) for name, array in parameters.items()} for parameters in both]
+        source = self.source if dtype == self.dtype else self._source(both[0])
+        order = self.task.order
+        self.shard.reorder(all_rows(self.task.features, order.unit_rows, order.n_lanes), dtype)
+        with np.errstate(over="ignore", invalid="ignore"):
+            statistics = [self._statistics(source, parameters) for parameters in both]
+            shares, before = self._timed(self.shard.shares(0)), self.seconds.rows
+            found = source.add_up(both, shares, self.shard.total_weight(), statistics=statistics)
+            for i, (parameters, (loss, gradients)) in enumerate(zip(both, found, strict=True)):
+                self.measured[i] = Measured.of(loss, parameters, gradients, self.recipe.regularization).to_array()
+        if not np.isfinite(self.measured).all():
+            refuse_non_finite(self.communicator, self.task.features, self.shard.shares(0), role="features")
+        self._report(last=True)
+        rows = (self.seconds.rows - before) * self.communicator.size
+        self._finish("measure", time.perf_counter() - started, rows, resumed=False)
 
     # After an epoch.
 
@@ -257,7 +325,7 @@ class Training:
         history.append("epoch_loss", self.at.loss_sum / self.at.weight_sum if self.at.weight_sum else math.nan)
         watched = history.values("epoch_loss")
         if self.validation is not None:
-            for name, value in self._validate(self.validation).items():
+            for name, value in validate(self.model, self.parameters, self.validation, self.communicator).items():
                 history.append(f"validation_{name}", value)
             watched = history.values("validation_loss")
         if self.communicator.rank == 0:
@@ -272,26 +340,12 @@ class Training:
                 self.best[name][...] = array
         return "early stopping" if stopping.stops(watched) else ""
 
-    def _validate(self, shard: Shard) -> dict[str, float]:
-        metrics = {name: METRICS[name] for name in metrics_of(self.model.loss)}
-        sums = {name: np.zeros(metric.n_sums) for name, metric in metrics.items()}
-        for share in shard.shares(0):
-            S = self.model.scores(self.parameters, share.X)
-            for name, metric in metrics.items():
-                sums[name] += metric.sums(self.model.loss, S, share.y)
-        together = self.communicator.allreduce(np.concatenate(list(sums.values())), name="metrics")
-        values, start = {}, 0
-        for name, metric in metrics.items():
-            values[name] = metric.value(together[start : start + metric.n_sums])
-            start += metric.n_sums
-        return values
-
     # What is read.
 
     def _shard(self, order: Order) -> Shard:
         task = self.task
         if self.recipe.full_batch:
-            order = Order(order.n_rows, order.unit_rows, order.n_lanes, min(order.n_rows, _BLOCK_ROWS), shuffle=False)
+            order = all_rows(task.features, order.unit_rows, order.n_lanes)
         features = in_memory_if_small(task.features) if self.reads_features else task.features
         weights = None if task.weights is None else Column(task.weights, keep=True)
         targets = Column(task.targets)
@@ -307,7 +361,7 @@ class Training:
         unit = max(1, min(features.shape[0], self.task.order.unit_rows))
         if not features.any_range:
             unit = features.row_unit
-        order = Order(features.shape[0], unit, self.task.order.n_lanes, min(features.shape[0], _BLOCK_ROWS), shuffle=False)
+        order = all_rows(features, unit, self.task.order.n_lanes)
         return Shard(
             in_memory_if_small(features), Column(targets), weights=None, order=order, rank=self.communicator.rank,
             size=self.communicator.size, dtype=self.dtype,
@@ -329,7 +383,7 @@ class Training:
             self.task.token,
             {
                 "event": "blocks",
-                "step": "training",
+                "step": self._step,
                 "worker": "rank 0",
                 "rows": int(everyone),
                 "bytes": int(everyone * features.shape[1] * features.stored_dtype.itemsize),
@@ -340,6 +394,19 @@ class Training:
         )
         self._sent = Seconds(**vars(self.seconds))
         self._sent_at = now
+
+    def _finish(self, step: str, seconds: float, rows: float, *, resumed: bool) -> None:
+        """Tell the end of a step of the job, which read so many rows on all ranks together."""
+        if self.communicator.rank != 0:
+            return
+        features = self.task.features
+        facts = {
+            "seconds": seconds,
+            "bytes_read": int(rows * features.shape[1] * features.stored_dtype.itemsize),
+            "flops": rows * flops_per_row(self.parameters),
+            "resumed": resumed,
+        }
+        send(self.task.token, {"event": "pass_finished", "step": step, **facts})
 
     def _write_log(self) -> None:
         if not self.task.options.log_rows:

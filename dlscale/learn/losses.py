@@ -51,8 +51,16 @@ class Loss(ABC):
     def curvature_roots(self, S: Array, y: Array) -> Iterator[Array]:
         """Arrays B_c (b, k) with ``sum_c B_c[r] B_c[r]^T`` the Hessian of row r's loss in its scores; S is not overwritten."""
 
-    def check_targets(self, y: Array, n_outputs: int) -> None:
+    def check_targets(self, y: Array, n_outputs: int, *, first_row: int = 0) -> None:
         """Refuse targets that do not fit this loss and model.
+
+        Parameters
+        ----------
+        y : (b,) or (b, k)
+        n_outputs : int
+            Of the model.
+        first_row : int
+            The number of the first of them, for the message.
 
         Raises
         ------
@@ -61,8 +69,11 @@ class Loss(ABC):
         """
         if y.ndim not in (1, 2) or (1 if y.ndim == 1 else y.shape[1]) != n_outputs:
             raise InputError(f"Targets of a model with {n_outputs} outputs must be (n, {n_outputs}); got {y.shape}.")
-        if not np.isfinite(y).all():
-            raise InputError("Targets must be finite; a NaN or an infinity was found. Drop those rows and run again.")
+        bad = np.argwhere(~np.isfinite(y))
+        if len(bad):
+            place = tuple(int(index) for index in bad[0])
+            where = f"row {first_row + place[0]}" + (f", column {place[1]}" if y.ndim > 1 else "")
+            raise InputError(f"Targets must be finite; got {y[place]} in {where}. Drop such rows and run again.")
 
 
 @dataclass(frozen=True)
@@ -105,7 +116,7 @@ class Huber(Loss):
 class _Classification(Loss):
     classifies: ClassVar[bool] = True
 
-    def check_targets(self, y: Array, n_outputs: int) -> None:
+    def check_targets(self, y: Array, n_outputs: int, *, first_row: int = 0) -> None:
         n_classes = max(2, n_outputs)
         if y.ndim != 1 and y.shape[1:] != (1,):
             raise InputError(f"Labels must be (n,); got {y.shape}.")
@@ -114,7 +125,7 @@ class _Classification(Loss):
         if wrong.any():
             row = int(np.argmax(wrong))
             raise InputError(
-                f"Labels must be whole numbers from 0 to {n_classes - 1}; got {labels[row]} in row {row}. "
+                f"Labels must be whole numbers from 0 to {n_classes - 1}; got {labels[row]} in row {first_row + row}. "
                 "Number the classes from 0, or set the number of classes."
             )
 

@@ -108,6 +108,10 @@ class Model:
             )
         return 1 if binary else n_classes_or_targets
 
+    def n_parameters(self, n_features: int, n_outputs: int) -> int:
+        """Numbers that are learned."""
+        return sum((n_in + 1) * n_out for n_in, n_out in pairwise((n_features, *self.hidden, n_outputs)))
+
     def default_init(self) -> str:
         """The initializer that suits this model: zeros when convex, else He or Xavier by activation."""
         if not self.hidden:
@@ -214,7 +218,7 @@ class Model:
 
         Returns
         -------
-        (n + 1, n), double precision, or None
+        (n + 2, n), double precision, or None
             Sums of the n units of the last hidden layer (`covariance_sums`); zeros for no rows.
         """
         if not self.decorrelation:
@@ -246,7 +250,8 @@ class Model:
         weights : (b,), optional
             None is ones.
         normalizer : float
-            The sum of weights of the whole batch over all ranks: rows are weighted, not ranks, so shares simply add up.
+            Of the whole batch over all ranks: its rows times the mean weight of all rows that there are. Rows are weighted, not
+            ranks, so shares simply add up; and not batches, so that the gradient of a random batch is on average that of all rows.
         ready : callable, optional
             Called as ``ready(name, gradient)`` as soon as a gradient is final, in the reverse order of the parameters
             (last layer first, its bias before its weight), while the layers before are still to come; a large weight comes
@@ -288,7 +293,7 @@ class Model:
         delta *= factor
         extra = None
         if statistics is not None and self.decorrelation:
-            penalty, extra = penalty_and_slope(forward.inputs[-1], statistics, normalizer, self.decorrelation)
+            penalty, extra = penalty_and_slope(forward.inputs[-1], statistics, self.decorrelation)
             extra *= factor
             value += penalty * float(share.sum())
         ones = np.ones(len(X), dtype)

@@ -14,9 +14,20 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from dlscale.errors import SpecError
 from dlscale.kernels import Array
 from dlscale.learn.options import choose, require_number
 from dlscale.learn.parameters import Parameters, is_weight, norm, tiles_with_work
+from dlscale.learn.regularization import soft_threshold
+
+#: Why optimizers do not minimise an objective with an L1 penalty.
+NO_L1 = {
+    "lbfgs": "optimizer.type lbfgs needs a smooth objective, and regularization.l1 is not; choose proximal, or l1: 0.",
+    "lars": "optimizer.type lars sets a layer's rate by the norm of its weights, which regularization.l1 brings to zero; "
+    "choose adam, sgd or proximal, or l1: 0.",
+    "kfac": "optimizer.type kfac moves in a metric in which regularization.l1 has no proximal step; "
+    "choose adam, sgd or proximal, or l1: 0.",
+}
 
 #: Named arrays of an optimizer, to be checkpointed with the parameters.
 State = dict[str, Array]
@@ -37,25 +48,46 @@ class Optimizer(ABC):
                 state[f"{moment}/{name}"] = np.zeros_like(array)
         return state
 
-    def update(self, parameters: Parameters, gradients: Parameters, state: State, *, learning_rate: float) -> None:
-        """Take one step: parameters and state change in place, gradients do not."""
+    def update(self, parameters: Parameters, gradients: Parameters, state: State, *, learning_rate: float, l1: float = 0.0) -> None:
+        """Take one step: parameters and state change in place, gradients do not.
+
+        Parameters
+        ----------
+        parameters, gradients : Parameters
+            Gradients of the smooth part of the objective.
+        state : State
+        learning_rate : float
+        l1 : float
+            The L1 penalty on weights: see `step`.
+        """
         state["step"] += 1
         n = int(state["step"][0])
         for name, parameter in parameters.items():
-            self.step(name, parameter, gradients[name], [state[f"{moment}/{name}"] for moment in self.moments], learning_rate, n)
+            kept = [state[f"{moment}/{name}"] for moment in self.moments]
+            self.step(name, parameter, gradients[name], kept, learning_rate, n, l1=l1 if is_weight(name) else 0.0)
 
     @abstractmethod
-    def step(self, name: str, parameter: Array, gradient: Array, kept: list[Array], learning_rate: float, n: int) -> None:
-        """Step n (counted from 1) of one parameter, in place."""
+    def step(
+        self, name: str, parameter: Array, gradient: Array, kept: list[Array], learning_rate: float, n: int, *, l1: float = 0.0
+    ) -> None:
+        """Step n (counted from 1) of one parameter, in place.
+
+        It ends with the proximal step of ``l1 ||p||_1`` in the metric of the step: what a gradient g that stays the same takes
+        from an entry by now, l1 takes from its size, down to zero. So a parameter that rests is a minimum of the objective.
+        """
 
 
 @dataclass(frozen=True)
 class SGD(Optimizer):
     """``p -= rate * g``."""
 
-    def step(self, name: str, parameter: Array, gradient: Array, kept: list[Array], learning_rate: float, n: int) -> None:
+    def step(
+        self, name: str, parameter: Array, gradient: Array, kept: list[Array], learning_rate: float, n: int, *, l1: float = 0.0
+    ) -> None:
         for work, p, g in tiles_with_work(parameter, gradient):
             p -= np.multiply(g, learning_rate, out=work)
+            if l1:
+                soft_threshold(p, learning_rate * l1)
 
 
 @dataclass(frozen=True)
@@ -68,18 +100,27 @@ class Momentum(Optimizer):
     def __post_init__(self) -> None:
         require_number("optimizer.momentum", self.momentum, at_least=0, below=1)
 
-    def step(self, name: str, parameter: Array, gradient: Array, kept: list[Array], learning_rate: float, n: int) -> None:
+    def step(
+        self, name: str, parameter: Array, gradient: Array, kept: list[Array], learning_rate: float, n: int, *, l1: float = 0.0
+    ) -> None:
+        # Of n equal gradients the velocity is the sum of n powers.
+        threshold = learning_rate * l1 * (1 - self.momentum**n) / (1 - self.momentum)
         for work, p, g, v in tiles_with_work(parameter, gradient, *kept):
             v *= self.momentum
             v += g
             p -= np.multiply(v, learning_rate, out=work)
+            if l1:
+                soft_threshold(p, threshold)
 
 
 @dataclass(frozen=True)
 class Nesterov(Momentum):
     """``v = momentum * v + g``, ``p -= rate * (g + momentum * v)``: Nesterov's method about the point looked ahead to."""
 
-    def step(self, name: str, parameter: Array, gradient: Array, kept: list[Array], learning_rate: float, n: int) -> None:
+    def step(
+        self, name: str, parameter: Array, gradient: Array, kept: list[Array], learning_rate: float, n: int, *, l1: float = 0.0
+    ) -> None:
+        threshold = learning_rate * l1 * (1 - self.momentum ** (n + 1)) / (1 - self.momentum)
         for work, p, g, v in tiles_with_work(parameter, gradient, *kept):
             v *= self.momentum
             v += g
@@ -87,6 +128,8 @@ class Nesterov(Momentum):
             work += g
             work *= learning_rate
             p -= work
+            if l1:
+                soft_threshold(p, threshold)
 
 
 @dataclass(frozen=True)
@@ -115,7 +158,9 @@ class Adam(Optimizer):
         """Share of a parameter that one unit of learning rate takes away."""
         return 0.0
 
-    def step(self, name: str, parameter: Array, gradient: Array, kept: list[Array], learning_rate: float, n: int) -> None:
+    def step(
+        self, name: str, parameter: Array, gradient: Array, kept: list[Array], learning_rate: float, n: int, *, l1: float = 0.0
+    ) -> None:
         # The corrections are folded into two scalars: rate * (m / c1) / (sqrt(v / c2) + eps).
         root_c2 = math.sqrt(1 - self.beta2**n)
         rate, epsilon = learning_rate * root_c2 / (1 - self.beta1**n), self.epsilon * root_c2
@@ -130,11 +175,15 @@ class Adam(Optimizer):
             v += work
             np.sqrt(v, out=work)
             work += epsilon
+            # Yun, Lozano and Yang 2021: the metric of the step is the diagonal that it is divided by.
+            threshold = learning_rate * root_c2 * l1 / work if l1 else None
             np.divide(m, work, out=work)
             work *= rate
             if keep != 1:
                 p *= keep
             p -= work
+            if threshold is not None:
+                soft_threshold(p, threshold)
 
 
 @dataclass(frozen=True)
@@ -161,7 +210,8 @@ class AdamW(Adam):
 class LARS(Optimizer):
     """Momentum with a rate for each layer, ``trust * ||w|| / (||g|| + weight_decay * ||w||)`` (You et al. 2017, algorithm 1).
 
-    Biases, and weights or gradients that are all zero, take the global rate alone and do not decay.
+    Biases, and weights or gradients that are all zero, take the global rate alone and do not decay. It takes no L1 penalty: the
+    rate of a layer jumps where its weights become zero.
     """
 
     momentum: float = 0.9
@@ -174,7 +224,11 @@ class LARS(Optimizer):
         require_number("optimizer.trust", self.trust, above=0)
         require_number("optimizer.weight_decay", self.weight_decay, at_least=0)
 
-    def step(self, name: str, parameter: Array, gradient: Array, kept: list[Array], learning_rate: float, n: int) -> None:
+    def step(
+        self, name: str, parameter: Array, gradient: Array, kept: list[Array], learning_rate: float, n: int, *, l1: float = 0.0
+    ) -> None:
+        if l1:
+            raise SpecError(NO_L1["lars"])
         rate, decay = learning_rate, 0.0
         if is_weight(name):
             size, slope = norm(parameter), norm(gradient)

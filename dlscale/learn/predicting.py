@@ -15,6 +15,7 @@ from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Fold, Passes, RowOutput, State
 from dlscale.errors import InputError, SpecError
 from dlscale.kernels import Array
+from dlscale.learn.checking import check_features, check_rows, check_targets
 from dlscale.learn.data import Column
 from dlscale.learn.loop import forward_flops_per_row
 from dlscale.learn.metrics import METRICS, metrics_of
@@ -53,7 +54,8 @@ class PredictFold(Fold):
 
     def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
         S = self.model.scores(self.parameters, A)
-        state["rows"] += len(A)
+        # A state that is not finite has the entry named that spoilt it; relu would hide some of them.
+        state["rows"] += len(A) if np.isfinite(A).all() and np.isfinite(S).all() else np.nan
         if self.targets is not None:
             y = self.targets.rows(first_row, first_row + len(A))
             for name, metric in self.metrics.items():
@@ -80,7 +82,7 @@ class ScoreFold(Fold):
     def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
         h = self.model.scores(self.parameters, A).astype(np.float64)
         weights = np.exp(np.minimum(h, np.log(self.cap)))
-        state["rows"] += len(A)
+        state["rows"] += len(A) if np.isfinite(A).all() else np.nan
         state["sums"] += [weights.sum(), np.vdot(weights, weights), np.count_nonzero(h >= np.log(self.cap))]
         return (weights,)
 
@@ -142,9 +144,10 @@ def plan_predict(inputs: Inputs, options: PredictOptions, facts: ClusterFacts) -
     n_features, n_outputs = parameters["layer-0/weight"].shape[0], list(parameters.values())[-1].shape[0]
     if features.shape[1] != n_features:
         raise SpecError(f"input.features: must have {n_features} columns, as the model was trained with; got {features.shape[1]}.")
-    targets = inputs.get("targets")
-    if targets is not None and targets.shape[0] != features.shape[0]:
-        raise SpecError(f"input.targets: must have {features.shape[0]} rows like the features; got {targets.shape[0]}.")
+    check_features("features", features)
+    if (targets := inputs.get("targets")) is not None:
+        check_rows("targets", targets, features)
+        check_targets("targets", targets, model, n_outputs)
     itemsize = parameters["layer-0/weight"].dtype.itemsize
     layout = lay_out(
         features, facts, state_bytes=4096, operand_bytes=sum(array.nbytes for array in parameters.values()),

@@ -2,7 +2,7 @@
 
 FISTA (Beck and Teboulle 2009, section 4) with backtracking; its momentum is restarted when it points uphill (O'Donoghue and
 Candès 2015, section 3.2), which makes convergence linear where the objective is strongly convex. Every array of parameters has a
-bound on its own curvature, since that of an intercept and of the weights of small features differ by orders of magnitude; the
+bound on its own curvature, and features have mean 0 and scale 1, since curvatures differ by orders of magnitude otherwise; the
 L1 penalty is a sum over entries, so its proximal step stays exact.
 """
 
@@ -13,21 +13,24 @@ from dataclasses import dataclass
 import numpy as np
 
 from dlscale.kernels import Array
-from dlscale.learn.lbfgs import Evaluate, Iteration, Objective
+from dlscale.learn.full_batch import Evaluate, FullBatch, Iteration, Objective
 from dlscale.learn.optimizers import State
 from dlscale.learn.options import require_number
-from dlscale.learn.parameters import Parameters, flatten, is_weight, unflatten
+from dlscale.learn.parameters import Parameters
 from dlscale.learn.regularization import Regularization, soft_threshold
+
+#: Of the bounds on curvatures in one step: from 1e-12 beyond what any loss can have.
+_MOST_DOUBLINGS = 200
 
 
 @dataclass(frozen=True)
-class ProximalGradient:
+class ProximalGradient(FullBatch):
     """Accelerated proximal gradient.
 
     Parameters
     ----------
     tolerance : float
-        Converged when no entry of the proximal gradient ``L (z - prox(z - grad / L))`` is larger, L being the bounds.
+        Converged when no entry of the least subgradient is larger.
     """
 
     tolerance: float = 1e-8
@@ -37,12 +40,9 @@ class ProximalGradient:
 
     def start(self, parameters: Parameters) -> State:
         """The state before the first iteration, double precision for parameters of either dtype."""
-        return {
-            "n_iterations": np.zeros(1, np.int64),
-            "previous": flatten(parameters),
-            "momentum": np.ones(1),
-            "curvature": np.zeros(len(parameters)),
-        }
+        n = sum(array.size for array in parameters.values())
+        own = {"previous": np.zeros(n), "momentum": np.ones(1), "curvature": np.zeros(len(parameters))}
+        return super().start(parameters) | own
 
     def iterate(
         self, evaluate: Evaluate, parameters: Parameters, state: State, *, regularization: Regularization | None = None
@@ -51,36 +51,38 @@ class ProximalGradient:
 
         A step takes two evaluations, more when the bound on the curvature has to grow.
         """
-        regularization = regularization or Regularization()
-        objective = Objective(evaluate, parameters, regularization)
-        threshold = np.concatenate([np.full(array.size, regularization.l1 * is_weight(name)) for name, array in parameters.items()])
-        x, previous = flatten(parameters), state["previous"].copy()
-        t = float(state["momentum"][0])
-        t_next = 0.5 * (1 + np.sqrt(1 + 4 * t * t))
-        z = x + (t - 1) / t_next * (x - previous)
-        loss, gradient = objective(z)
+        objective = self.objective(evaluate, parameters, state, regularization)
+        if self.reached(state) or not np.isfinite(state["loss"][0]):
+            return self.outcome(state, objective)
         sizes = [array.size for array in parameters.values()]
-        if not state["curvature"].any():
+        threshold = objective.coordinates.thresholds(objective.regularization.l1, parameters)
+        x, t, t_next = objective.vector(), float(state["momentum"][0]), 1.0
+        if state["n_iterations"][0] == 0:
+            z, loss, gradient = x, float(state["loss"][0]), state["gradient"].copy()
             state["curvature"][:] = _first_curvatures(objective, z, gradient, sizes)
+        else:
+            t_next = 0.5 * (1 + np.sqrt(1 + 4 * t * t))
+            z = x + (t - 1) / t_next * (x - state["previous"])
+            loss, gradient = objective(z)
         L = np.repeat(state["curvature"], sizes)
-        while True:
+        for _ in range(_MOST_DOUBLINGS):
             new = z - gradient / L
             soft_threshold(new, threshold / L)
             step = new - z
-            new_loss, _ = objective(new)
+            new_loss, new_gradient = objective(new)
             bound = loss + gradient @ step + 0.5 * (L * step) @ step
-            if new_loss <= bound + 10 * np.finfo(np.float64).eps * abs(loss) or not np.isfinite(L).all():
+            if new_loss <= bound + 10 * np.finfo(np.float64).eps * abs(loss):
                 break
             L *= 2
             state["curvature"] *= 2
         if (L * step) @ (new - x) < 0:
             t_next = 1.0
         state["n_iterations"] += 1
+        # A step that was not extrapolated and changes nothing will change nothing again.
+        rests = np.array_equal(z, x) and np.array_equal(objective.vector(), x)
         state["previous"][:], state["momentum"][0] = x, t_next
-        unflatten(new, parameters)
-        optimality = float((L * np.abs(step)).max())
-        penalty = float(threshold @ np.abs(new))
-        return Iteration(new_loss + penalty, optimality, objective.n_evaluations, converged=optimality <= self.tolerance)
+        self.keep(state, objective, new_loss, new_gradient)
+        return self.outcome(state, objective, stalled=rests)
 
 
 def _first_curvatures(objective: Objective, z: Array, gradient: Array, sizes: list[int]) -> list[float]:
@@ -92,7 +94,7 @@ def _first_curvatures(objective: Objective, z: Array, gradient: Array, sizes: li
         direction = np.zeros_like(z)
         direction[part] = gradient[part] if gradient[part].any() else 1.0
         length = float(np.linalg.norm(direction))
-        h = 1e-4 * max(1.0, float(np.linalg.norm(z[part]))) / length
+        h = 1e-4 * max(1.0, float(np.linalg.norm(z[part])), length) / length
         _, ahead = objective(z + h * direction)
         curvatures.append(max(float(np.linalg.norm((ahead - gradient)[part])) / (h * length), 1e-12))
     return curvatures

@@ -38,7 +38,7 @@ class Regularization:
     def add(self, parameters: Parameters, gradients: Parameters) -> float:
         """Add the L2 penalty's gradient in place; returns the whole penalty, L1's part too.
 
-        L1's part has no gradient at zero: it is left to `shrink` after the step.
+        L1's part has no gradient at zero: it is left to the proximal step that ends an optimizer's own.
         """
         penalty = 0.0
         if self.l1 == self.l2 == 0:
@@ -54,16 +54,21 @@ class Regularization:
                     penalty += self.l1 * float(np.abs(p).sum(dtype=np.float64))
         return penalty
 
-    def shrink(self, parameters: Parameters, step: float) -> None:
-        """The proximal step of the L1 penalty, in place: ``w <- sign(w) max(|w| - step * l1, 0)`` on weights.
+    def l1_penalty(self, parameters: Parameters) -> float:
+        """``l1 ||W||_1`` over all weights."""
+        if not self.l1:
+            return 0.0
+        return self.l1 * sum(float(np.abs(array).sum(dtype=np.float64)) for name, array in parameters.items() if is_weight(name))
 
-        Call it after every step of an optimizer, with its learning rate as ``step``. Weights become exactly zero.
-        """
+    def complete(self, parameters: Parameters, gradients: Parameters) -> None:
+        """Turn gradients of the smooth part into the least subgradient of the whole objective, in place."""
         if self.l1:
             for name, parameter in parameters.items():
                 if is_weight(name):
-                    for (p,) in tiles(parameter):
-                        soft_threshold(p, step * self.l1)
+                    for p, g in tiles(parameter, gradients[name]):
+                        g += self.l1 * np.sign(p)
+                        at_zero = p == 0
+                        g[at_zero] -= np.clip(g[at_zero], -self.l1, self.l1)
 
 
 def soft_threshold(x: Array, threshold: float | Array) -> None:

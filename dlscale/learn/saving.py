@@ -25,6 +25,8 @@ from dlscale.storage.checkpoints import Checkpoint
 _LEAST_SECONDS, _SAVE_SHARE = 20.0, 50.0
 #: Name of the last checkpoint, and what the names of those before it begin with.
 FINISHED, _STEP = "trained", "step-"
+#: What ends a training; the first is nothing yet.
+ENDINGS = ("", "all epochs", "converged", "converged to rounding", "stalled", "early stopping")
 
 
 @dataclass
@@ -37,21 +39,22 @@ class Position:
         That are done.
     loss_sum, weight_sum : float
         Over the batches of an epoch that has begun.
-    finished : bool
+    ended : int
+        What ended the training, as an index of `ENDINGS`.
     """
 
     step: int = 0
     epoch: int = 0
     loss_sum: float = 0.0
     weight_sum: float = 0.0
-    finished: bool = False
+    ended: int = 0
 
     def to_array(self) -> Array:
         return np.array(astuple(self), np.float64)
 
     def set(self, array: Array) -> None:
         """Take over what `to_array` gave."""
-        self.step, self.epoch, self.finished = int(array[0]), int(array[1]), bool(array[4])
+        self.step, self.epoch, self.ended = int(array[0]), int(array[1]), int(array[4])
         self.loss_sum, self.weight_sum = float(array[2]), float(array[3])
 
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from dlscale.errors import InputError, SpecError
+from dlscale.errors import SpecError
 from dlscale.learn.data import Order
 from dlscale.learn.kfac import KFAC
 from dlscale.learn.lbfgs import LBFGS
 from dlscale.learn.metrics import EarlyStopping
 from dlscale.learn.models import Model, model
-from dlscale.learn.optimizers import OPTIMIZERS, Optimizer
+from dlscale.learn.optimizers import NO_L1, OPTIMIZERS, Optimizer
 from dlscale.learn.options import choose, require_count, require_number
 from dlscale.learn.proximal import ProximalGradient
 from dlscale.learn.regularization import Regularization
@@ -131,8 +131,8 @@ class Recipe:
         )
         if recipe.full_batch and options.batch_size is not None:
             raise SpecError(f"params.batch_size is not for the optimizer {name}, which takes all rows at once; remove it.")
-        if name == "lbfgs" and recipe.regularization.l1:
-            raise SpecError("optimizer.type lbfgs needs a smooth objective, and regularization.l1 is not; choose proximal.")
+        if name in NO_L1 and recipe.regularization.l1:
+            raise SpecError(NO_L1[name])
         return recipe
 
 
@@ -172,29 +172,12 @@ class Task:
     token: str
 
 
-def count_outputs(targets: Matrix, kind: Model, n_classes: int | None) -> int:
-    """Scores that a model needs for its targets; every target is looked at.
-
-    Raises
-    ------
-    InputError
-        Labels that are no class numbers, or targets that are not finite.
-    """
-    if not kind.loss.classifies:
-        n_outputs = targets.shape[1]
-    else:
-        if targets.shape[1] != 1:
-            raise InputError(f"input.targets: labels must be one column; got {targets.shape[1]} columns.")
-        largest = n_classes - 1 if n_classes else int(max(np.nanmax(block) for block in _blocks(targets)))
-        n_outputs = kind.n_outputs(largest + 1 if kind.type == "softmax" else max(2, largest + 1))
-    for block in _blocks(targets):
-        try:
-            kind.loss.check_targets(block[:, 0] if block.shape[1] == 1 else block, n_outputs)
-        except InputError as error:
-            raise InputError(f"input.targets: {error}") from error
-    return n_outputs
+def measuring_dtype(model: Model, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """In which precision a trained model is measured: near a minimum, where models of one layer end, gradients cancel."""
+    return dtype if model.hidden else np.dtype(np.float64)
 
 
-def _blocks(matrix: Matrix) -> Any:
-    step = max(1, 2**24 // (matrix.shape[1] * matrix.dtype.itemsize) // matrix.row_unit * matrix.row_unit or 1)
-    return (matrix.read(start, min(matrix.shape[0], start + step)) for start in range(0, matrix.shape[0], step))
+def measured_apart(recipe: Recipe, dtype: np.dtype[Any]) -> bool:
+    """Whether measuring what is published takes a read of its own: not if the last iteration has evaluated just that."""
+    known = recipe.full_batch and recipe.early_stopping is None
+    return not (known and measuring_dtype(recipe.model, dtype) == dtype)

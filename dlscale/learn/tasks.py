@@ -17,6 +17,7 @@ from dlscale.engine.guard import Guard
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.ranks import Communicator
 from dlscale.kernels import Array
+from dlscale.learn.coordinates import moments
 from dlscale.learn.data import Share
 from dlscale.learn.gradients import RankGradients, Reduction
 from dlscale.learn.kfac import factor_buffer, factor_sums
@@ -60,7 +61,7 @@ class BatchRows(Matrix):
 
 
 class BatchFold(Fold):
-    """Sums over rows of a batch: loss and gradients, or statistics, or factors."""
+    """Sums over rows of a batch: loss and gradients, or statistics, or factors, or moments about ``statistics``."""
 
     def __init__(self, what: str, model: Model, parameters: Parameters, share: Share, statistics: Array | None = None) -> None:
         self.what, self.model, self.parameters, self.statistics = what, model, parameters, statistics
@@ -71,6 +72,8 @@ class BatchFold(Fold):
             return {"sum": backward_buffer(self.parameters)[0], "loss": np.zeros(1)}
         if self.what == "factors":
             return {"sum": factor_buffer(self.parameters)[0]}
+        if self.what == "moments":
+            return {"sum": np.zeros((2, len(self.parameters["layer-0/weight"])))}
         return {}
 
     def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
@@ -89,6 +92,9 @@ class BatchFold(Fold):
             buffer, factors = self._views("factors")
             factor_sums(self.model, self.parameters, X, y, weights=weights, normalizer=self.normalizer, factors=factors)
             state["sum"] += buffer
+        elif self.what == "moments":
+            assert self.statistics is not None
+            state["sum"] += moments(A, weights, self.statistics)
         else:
             found = self.model.statistics(self.parameters, X, weights)
             assert found is not None
@@ -126,6 +132,9 @@ class PassGradients(RankGradients):
     def statistics(self, parameters: Parameters, share: Share) -> Array | None:
         return self._sweep("statistics", parameters, share)["sum"] if self.model.decorrelation else None
 
+    def moments(self, share: Share, shift: Array) -> Array:
+        return self._sweep("moments", self.gradients, share, shift)["sum"]
+
     def factors(self, parameters: Parameters, share: Share) -> Parameters:
         buffer, factors = self._factors = self._factors or factor_buffer(parameters)
         buffer[:] = self._sweep("factors", parameters, share)["sum"]
@@ -149,8 +158,8 @@ class PassTraining(Training):
         self._passes = passes
         super().__init__(Communicator(), task)
 
-    def _source(self) -> RankGradients:
-        return PassGradients(self._passes, self.task.features, self.model, self.parameters)
+    def _source(self, parameters: Parameters) -> RankGradients:
+        return PassGradients(self._passes, self.task.features, self.model, parameters)
 
 
 def train_on_passes(passes: Passes, task: Task) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from dlscale.certificates import Certificate, Check
 from dlscale.engine.clusters import BASELINE_BYTES, ClusterFacts
 from dlscale.engine.costs import PassCost, Plan, measured_rates
 from dlscale.engine.grids import RowGrid
@@ -17,14 +16,15 @@ from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
 from dlscale.engine.programs import run_here
 from dlscale.errors import CorruptionError, DoesNotFitError, Interrupted, SpecError
-from dlscale.kernels import Array
+from dlscale.learn.checking import check_features, check_rows, check_validation, check_weights, count_outputs
 from dlscale.learn.data import SMALL_BYTES, Order, plan_order
 from dlscale.learn.gradients import Seconds
 from dlscale.learn.loop import flops_per_row, train
 from dlscale.learn.losses import LOSSES
 from dlscale.learn.packing import unpack
 from dlscale.learn.saving import FINISHED
-from dlscale.learn.task import DTYPES, Recipe, Task, TrainOptions, count_outputs
+from dlscale.learn.task import DTYPES, Recipe, Task, TrainOptions, measured_apart
+from dlscale.learn.verdict import Learned, learned_from
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrices import Matrix
 
@@ -58,19 +58,12 @@ def plan_train(inputs: Inputs, options: TrainOptions, facts: ClusterFacts) -> Tr
     """
     recipe = Recipe.of(options)
     features, targets = inputs["features"], inputs["targets"]
-    _require_rows("targets", targets, features)
-    if features.dtype.kind == "c":
-        raise SpecError("input.features: must be real; got complex numbers.")
+    check_features("features", features)
+    check_rows("targets", targets, features)
     if (weights := inputs.get("weights")) is not None:
-        _require_rows("weights", weights, features)
-    if ("validation_features" in inputs) != ("validation_targets" in inputs):
-        raise SpecError("input.validation_features: needs validation_targets too, and the other way round.")
-    if "validation_features" in inputs:
-        _require_rows("validation_targets", inputs["validation_targets"], inputs["validation_features"])
-        if inputs["validation_features"].shape[1] != features.shape[1]:
-            got = inputs["validation_features"].shape[1]
-            raise SpecError(f"input.validation_features: must have {features.shape[1]} columns like the features; got {got}.")
+        check_weights(weights, features)
     n_outputs = count_outputs(targets, recipe.model, options.model.get("n_classes"))
+    check_validation(inputs, recipe.model, n_outputs)
     dtype: np.dtype[Any] = DTYPES[options.dtype] if options.dtype else features.dtype
     batch_size = None if recipe.full_batch else options.batch_size or 256
     order = plan_order(
@@ -80,27 +73,31 @@ def plan_train(inputs: Inputs, options: TrainOptions, facts: ClusterFacts) -> Tr
         memory_bytes=int(facts.work_bytes * _ROWS_SHARE),
         shuffle=options.shuffle,
     )
-    parameters = recipe.model.initialize(
-        features.shape[1], n_outputs, init=options.model.get("init"), rng=np.random.default_rng(0), dtype=dtype
-    )
-    n_parameters = sum(array.size for array in parameters.values())
-    state_bytes = sum(array.nbytes for array in recipe.optimizer.start(parameters).values())
+    n_parameters = recipe.model.n_parameters(features.shape[1], n_outputs)
+    state_bytes = 0
+    if n_parameters * dtype.itemsize < facts.memory_bytes:
+        parameters = recipe.model.initialize(
+            features.shape[1], n_outputs, init=options.model.get("init"), rng=np.random.default_rng(0), dtype=dtype
+        )
+        state_bytes = sum(array.nbytes for array in recipe.optimizer.start(parameters).values())
     peak = _peak_bytes(features, order, n_parameters * dtype.itemsize, state_bytes)
     if peak > facts.memory_bytes:
         raise DoesNotFitError(
             f"One rank needs {peak / 1e9:.2f} GB ({n_parameters / 1e6:.1f} million parameters with their optimizer, and rows in "
             f"flight), and has {facts.memory_bytes / 1e9:.2f} GB; raise cluster.memory, or choose a smaller model or optimizer."
         )
-    passes = PassCost(
-        "training", options.epochs * features.shape[0] * flops_per_row(parameters), options.epochs * features.n_stored_bytes
-    )
+    flops = features.shape[0] * flops_per_row(parameters)
+    passes = [PassCost("training", options.epochs * flops, options.epochs * features.n_stored_bytes)]
+    if measured_apart(recipe, dtype):
+        # The objective and its gradient at the first parameters and at the published ones, in one read.
+        passes.append(PassCost("measure", 2 * flops, features.n_stored_bytes))
     return TrainPlan(
         kind="train",
         algorithm=_algorithm(recipe, options, order, n_parameters),
         matrix=features.describe(),
         grid=RowGrid(features.shape[0], order.unit_rows, order.unit_rows),
         transposed=False,
-        passes=(passes,),
+        passes=tuple(passes),
         peak_bytes_per_worker=peak,
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
@@ -116,17 +113,13 @@ def plan_train(inputs: Inputs, options: TrainOptions, facts: ClusterFacts) -> Tr
     )
 
 
-def _require_rows(role: str, matrix: Matrix, features: Matrix) -> None:
-    if matrix.shape[0] != features.shape[0]:
-        raise SpecError(f"input.{role}: must have {features.shape[0]} rows like the features; got {matrix.shape[0]}.")
-
-
 def _peak_bytes(features: Matrix, order: Order, parameter_bytes: int, state_bytes: int) -> int:
     row_bytes = features.shape[1] * features.dtype.itemsize
     rows = min(2 * order.n_lanes * order.unit_rows, 2 * features.shape[0]) * row_bytes
     whole = features.n_bytes if features.n_bytes <= SMALL_BYTES else 0
     batch = 3 * order.batch_size * row_bytes
-    return int(BASELINE_BYTES + max(rows, whole) + batch + 4 * parameter_bytes + state_bytes)
+    # Parameters, gradients, what is saved and the best epoch's; to measure, the first parameters and two more gradients.
+    return int(BASELINE_BYTES + max(rows, whole) + batch + 7 * parameter_bytes + state_bytes)
 
 
 def _algorithm(recipe: Recipe, options: TrainOptions, order: Order, n_parameters: int) -> str:
@@ -149,33 +142,24 @@ def choose_sync(asked: str, facts: ClusterFacts) -> tuple[str, str]:
     return "none", "sync: none, one process with one thread; `mpirun -n 2 dlscale run` uses more cores"
 
 
-@dataclass(frozen=True)
-class Learned:
-    """What a training came to.
-
-    Parameters
-    ----------
-    parameters, history : dict of arrays
-    estimates : dict
-    notes : tuple of str
-    """
-
-    parameters: dict[str, Array]
-    history: dict[str, Array]
-    estimates: dict[str, Any]
-    notes: tuple[str, ...]
-
-
 def compute_train(passes: Passes, inputs: Inputs, options: TrainOptions, plan: TrainPlan) -> Outcome:
     """Train, and hand back parameters, history and where the time went."""
-    learned = run_training(passes, inputs, options, plan)
+    learned, times, why = run_training(passes, inputs, options, plan)
     arrays = {f"parameters/{name}": array for name, array in learned.parameters.items()}
     arrays |= {f"history/{name}": array for name, array in learned.history.items()}
-    return Outcome(arrays, (), _certificate(learned), learned.estimates, learned.notes)
+    return Outcome(arrays, (), learned.certificate(), learned.estimates() | times, (*learned.notes(), why))
 
 
-def run_training(passes: Passes, inputs: Inputs, options: TrainOptions, plan: TrainPlan) -> Learned:
+def run_training(passes: Passes, inputs: Inputs, options: TrainOptions, plan: TrainPlan) -> tuple[Learned, dict[str, Any], str]:
     """Train where the job runs; what was learned is in the checkpoint too.
+
+    Returns
+    -------
+    learned : Learned
+    times : dict
+        ``n_ranks`` and ``seconds_by_rank``, for the estimates.
+    why : str
+        How gradients were added up.
 
     Raises
     ------
@@ -202,7 +186,12 @@ def run_training(passes: Passes, inputs: Inputs, options: TrainOptions, plan: Tr
         # Another rank may have been the one that was asked to stop; the job ends as if this process had been.
         signal.raise_signal(signal.SIGTERM)
         raise Interrupted("Stopped after a step; what was learned is checkpointed.")
-    return _learned(passes, options, plan, result, why)
+    packed = passes.checkpoint.load(FINISHED)
+    if packed is None:
+        raise CorruptionError(f"The trained parameters in {passes.checkpoint.directory} cannot be read; resume the job.")
+    seconds = dict(zip(Seconds.names(), np.array(result["seconds"]).T.tolist(), strict=True))
+    times = {"n_ranks": len(seconds["rows"]), "seconds_by_rank": seconds}
+    return learned_from(Recipe.of(options), unpack(packed)), times, why
 
 
 def _task(passes: Passes, inputs: Inputs, options: TrainOptions, plan: TrainPlan) -> Task:
@@ -230,51 +219,3 @@ def _task(passes: Passes, inputs: Inputs, options: TrainOptions, plan: TrainPlan
         every_seconds=getattr(passes.checkpoint, "every_seconds", 0.0),
         token=f"dlscale-{uuid.uuid4().hex[:12]}",
     )
-
-
-def _learned(passes: Passes, options: TrainOptions, plan: TrainPlan, result: dict[str, Any], why: str) -> Learned:
-    assert passes.checkpoint is not None
-    packed = passes.checkpoint.load(FINISHED)
-    if packed is None:
-        raise CorruptionError(f"The trained parameters in {passes.checkpoint.directory} cannot be read; resume the job.")
-    arrays = unpack(packed)
-
-    def under(prefix: str) -> dict[str, Array]:
-        return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-
-    parameters, history = under("best/" if options.early_stopping is not None else "parameters/"), under("history/")
-    seconds = dict(zip(Seconds.names(), np.array(result["seconds"]).T.tolist(), strict=True))
-    part = sum(seconds["rows"]) / (plan.grid.n_rows * options.epochs)
-    passes.emit(
-        {
-            "event": "pass_finished",
-            "step": "training",
-            "seconds": max(seconds["total"]),
-            "bytes_read": int(part * plan.passes[0].bytes_read),
-            "flops": part * plan.passes[0].flops,
-            "resumed": result["reason"] == "finished before",
-        }
-    )
-    estimates: dict[str, Any] = {
-        "final_loss": float(history["loss"][-1]),
-        "steps": int(arrays["position"][0]),
-        "epochs": int(arrays["position"][1]),
-        "ended": result["reason"] or "all epochs",
-        "n_ranks": len(seconds["rows"]),
-        "seconds_by_rank": seconds,
-    }
-    for name in sorted(history):
-        if name.startswith("validation_") or name in ("optimality", "epoch_loss"):
-            estimates[f"final_{name}"] = float(history[name][-1])
-    return Learned(parameters, history, estimates, (why,))
-
-
-def _certificate(learned: Learned) -> Certificate:
-    loss = learned.history["loss"]
-    n_bad = sum(int((~np.isfinite(array)).sum()) for array in (*learned.parameters.values(), loss))
-    finite = Check("entries that are not finite", float(n_bad), 0.0, "every parameter and every loss is a number")
-    some = max(1, len(loss) // 20)
-    first, last = float(np.mean(loss[:some])), float(np.mean(loss[-some:]))
-    ratio = last / first if first > 0 else float(last > first)
-    meaning = "the loss did not rise: the parameters fit at least as well as the first ones"
-    return Certificate((finite, Check("last loss / first loss", ratio, 1.0, meaning)))

@@ -227,7 +227,7 @@ def test_bad_options_are_refused():
         LBFGS(memory=0)
     with pytest.raises(SpecError, match="at least 0; got -1"):
         ProximalGradient(tolerance=-1)
-    with pytest.raises(SpecError, match="Choose the optimizer proximal"):
+    with pytest.raises(SpecError, match="choose proximal"):
         minimize(LBFGS(), model("linear"), np.eye(3), np.ones(3), regularization=Regularization(l1=1.0))
     with pytest.raises(SpecError, match=r"regularization.l2 must be a finite number at least 0; got nan"):
         Regularization(l2=float("nan"))

@@ -136,8 +136,7 @@ def test_proximal_steps_make_exact_zeros():
     for _ in range(200):
         _, gradients = m.loss_and_gradients(parameters, X, y, normalizer=200)
         regularization.add(parameters, gradients)
-        method.update(parameters, gradients, state, learning_rate=0.3)
-        regularization.shrink(parameters, 0.3)
+        method.update(parameters, gradients, state, learning_rate=0.3, l1=regularization.l1)
     assert np.count_nonzero(parameters[WEIGHT]) == 1
     assert parameters[WEIGHT][0, 0] == pytest.approx(2.8, abs=0.1)
 

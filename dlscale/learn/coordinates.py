@@ -1,0 +1,109 @@
+"""Coordinates in which features have mean 0 and scale 1, for methods that read all rows.
+
+With ``z = (x - mean) / scale`` the first layer's ``W' z + b'`` is ``W x + b``, so any parameters of the one model are parameters of
+the other: the objective, its penalties and its optimum stay, and only the shape of its valley changes. Rows are not rewritten;
+parameters and gradients are mapped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dlscale.kernels import Array
+from dlscale.learn.parameters import Parameters, flatten, unflatten
+
+#: Rows that are centred together: they stay in a core's cache.
+_TILE_ROWS = 128
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """A linear map between flat parameters and a vector in which a method moves; empty arrays are the identity.
+
+    Parameters
+    ----------
+    mean, scale : (n_features,)
+    """
+
+    mean: Array
+    scale: Array
+
+    def vector(self, parameters: Parameters) -> Array:
+        """``scale * W`` and ``b + mean W`` of the first layer, the rest as it is."""
+        vector = flatten(parameters)
+        if self.scale.size:
+            W, b = self._first(vector, parameters)
+            b += self.mean @ W
+            W *= self.scale[:, None]
+        return vector
+
+    def place(self, vector: Array, parameters: Parameters) -> None:
+        """Write the parameters that a vector stands for, in place."""
+        if self.scale.size:
+            vector = vector.copy()
+            W, b = self._first(vector, parameters)
+            W /= self.scale[:, None]
+            b -= self.mean @ W
+        unflatten(vector, parameters)
+
+    def gradient(self, gradients: Parameters) -> Array:
+        """The gradient in the vector, from the gradients in the parameters."""
+        vector = flatten(gradients)
+        if self.scale.size:
+            W, b = self._first(vector, gradients)
+            W -= np.outer(self.mean, b)
+            W /= self.scale[:, None]
+        return vector
+
+    def thresholds(self, l1: float, parameters: Parameters) -> Array:
+        """What the L1 penalty takes from each entry of the vector: ``l1 |W|`` is ``(l1 / scale) |W'|``."""
+        weights = {
+            name: np.full(array.shape, l1 if name.endswith("/weight") else 0.0, np.float64) for name, array in parameters.items()
+        }
+        vector = flatten(weights)
+        if self.scale.size:
+            self._first(vector, parameters)[0][...] /= self.scale[:, None]
+        return vector
+
+    @staticmethod
+    def _first(vector: Array, parameters: Parameters) -> tuple[Array, Array]:
+        W, b = (parameters[f"layer-0/{part}"] for part in ("weight", "bias"))
+        return vector[: W.size].reshape(W.shape), vector[W.size : W.size + b.size]
+
+
+def moments(X: Array, weights: Array | None, shift: Array) -> Array:
+    """``sum_r w_r (x_r - shift)`` and ``sum_r w_r (x_r - shift)^2`` of some rows, to be added up over ranks.
+
+    Parameters
+    ----------
+    X : (b, n)
+    weights : (b,) or None
+    shift : (n,), double precision
+        Near the mean, so that nothing cancels; such as the first row.
+
+    Returns
+    -------
+    (2, n) : double precision
+    """
+    sums = np.zeros((2, X.shape[1]))
+    ones = np.ones(min(len(X), _TILE_ROWS))
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, len(X), _TILE_ROWS):
+            D = X[start : start + _TILE_ROWS] - shift
+            w = ones[: len(D)] if weights is None else weights[start : start + _TILE_ROWS].astype(np.float64)
+            sums[0] += w @ D
+            D *= D
+            sums[1] += w @ D
+    return sums
+
+
+def standard_coordinates(sums: Array, shift: Array, total_weight: float, l2: float) -> Coordinates:
+    """Coordinates from `moments`; the scale ``sqrt(var + l2)`` makes the curvature of loss and penalty together about 1."""
+    mean = sums[0] / total_weight
+    with np.errstate(over="ignore", invalid="ignore"):
+        scale = np.sqrt(np.maximum(sums[1] / total_weight - mean**2, 0) + l2)
+    # Of a constant column, and of numbers whose squares overflow or underflow, nothing is known.
+    scale[~np.isfinite(scale) | (scale == 0)] = 1.0
+    return Coordinates(np.asarray(shift + mean), np.asarray(scale))
