@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from dlscale.batch.spec import absolute, to_data
 from dlscale.batch.workspace import Workspace
 from dlscale.engine.clusters import ClusterFacts, describe_cluster
 from dlscale.errors import DlscaleError, DoesNotFitError, InputError, SpecError
-from dlscale.storage.durable import require_free_space
+from dlscale.storage.durable import PARTIAL, require_free_space
 from dlscale.storage.importers import import_matrix
 from dlscale.storage.inputs import Inputs, StoredResult
-from dlscale.storage.matrices import open_matrix
+from dlscale.storage.matrices import Matrix, open_matrix
+from dlscale.storage.nodes import attributes_of, remove_node
+from dlscale.storage.signatures import Signature, Stamp, source_version
 
 Progress = Callable[[int, int], None]
 
@@ -37,12 +40,15 @@ class Earlier:
     plan
         As its kind's ``plan_type`` reads it; it fixes the bits of the answer.
     inputs : mapping of role to dict
-        What each input was.
+        What each input was when the job was planned.
+    signatures : mapping of role to Signature
+        What each was when the job began to read it.
     """
 
     job: str
     plan: Any
     inputs: Mapping[str, Any]
+    signatures: Mapping[str, Signature]
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ def prepare(
     options = kind.options(**spec.option_values())
     if earlier is not None:
         plan = earlier.plan
-        _check_same(earlier.inputs, inputs, document)
+        _check_same(earlier, inputs, document)
         with _blame(document, "cluster"):
             _check_fits(plan, facts)
     else:
@@ -146,7 +152,10 @@ def _open_inputs(
     spec: JobSpec, data: Mapping[str, Any], document: Document, workspace: Workspace, progress: Progress | None
 ) -> Inputs:
     """Every input that the spec names, opened and checked."""
-    matrices, results, rules = {}, {}, type(spec.input)
+    rules = type(spec.input)
+    matrices: dict[str, Matrix] = {}
+    results: dict[str, StoredResult] = {}
+    signatures: dict[str, Signature | None] = {}
     for role, source in spec.input.roles().items():
         with _blame(document, "input", role):
             location = data["input"][role]
@@ -154,13 +163,14 @@ def _open_inputs(
                 results[role] = result = StoredResult.open(location)
                 if result.kind not in rules.results[role]:
                     raise InputError(f"must be the result of a job of kind {' or '.join(rules.results[role])}; got {result.kind}.")
-                result.check()
+                signatures[role] = result.check()
                 continue
             if isinstance(source, ImportSpec):
                 location = _imported(location, source, workspace, progress)
-            matrices[role] = matrix = open_matrix(location, vectors=role in rules.vectors)
-            matrix.check()
-    return Inputs(matrices, results)
+            missing = spec.input.missing_chunks
+            matrices[role] = matrix = open_matrix(location, vectors=role in rules.vectors, missing_chunks=missing)
+            signatures[role] = matrix.check()
+    return Inputs(matrices, results, {role: signature for role, signature in signatures.items() if signature})
 
 
 def _imported(data: dict[str, Any], request: ImportSpec, workspace: Workspace, progress: Progress | None) -> Path:
@@ -168,28 +178,55 @@ def _imported(data: dict[str, Any], request: ImportSpec, workspace: Workspace, p
     source = absolute(request.source)
     if "://" not in source and not source.startswith("sample:") and not os.path.exists(source):
         raise InputError(f"There is nothing to import at {source}: no such file or directory.")
-    destination = workspace.import_path(data)
-    if destination.exists():
+    version = _version(source)
+    destination = workspace.import_path(data, version or "")
+    if version is not None and _is_current(destination):
         return destination
     with only_importer(destination, make_folder=workspace.make_folder):
-        if not destination.exists():
-            import_matrix(
-                source,
-                destination,
-                chunks=request.chunks,
-                dtype=request.dtype,
-                progress=progress,
-                **request.read_options(),
-            )
+        if version is not None and _is_current(destination):
+            return destination
+        draft = destination.with_name(f".{destination.name}.{uuid.uuid4().hex[:8]}{PARTIAL}") / "array"
+        import_matrix(source, draft, chunks=request.chunks, dtype=request.dtype, progress=progress, **request.read_options())
+        if version != _version(source):
+            raise InputError(f"{source} was changed while it was imported; run the job again when it is written.")
+        if version is None:
+            # Nobody says which content the source has, so the copy is kept under its own.
+            destination = workspace.import_path(data, attributes_of(draft)["content"])
+            if destination.exists():
+                return destination
+        remove_node(destination)
+        draft.rename(destination)
     return destination
 
 
-def _check_same(planned: Mapping[str, Any], inputs: Inputs, document: Document) -> None:
+def _version(source: str) -> str | None:
+    """What identifies the content of a source; None where nobody says, and of what is not there, which the import tells."""
+    if source.startswith("sample:"):
+        return ""
+    with suppress(Exception):  # whatever a server or its client raises
+        return source_version(source)
+    return None
+
+
+def _is_current(copy: Path) -> bool:
+    """Whether there is a copy, of what the other files that it was read from hold today."""
+    if not copy.exists():
+        return False
+    others = attributes_of(copy).get("read_also", {})
+    return all(os.path.exists(path) and list(Stamp.of(os.stat(path))) == stamp for path, stamp in others.items())
+
+
+def _check_same(earlier: Earlier, inputs: Inputs, document: Document) -> None:
+    """Refuse to go on with inputs other than those that the checkpoint was made from."""
     for role, found in inputs.describe().items():
         with _blame(document, "input", role):
-            before, now = _content(planned.get(role, {})), _content(found)
+            before, now = _content(earlier.inputs.get(role, {})), _content(found)
             if before != now:
                 raise SpecError(f"was {before} when the job began and is {now} now; run the job anew.")
+            read, there = earlier.signatures.get(role), inputs.signatures.get(role)
+            if read and there and not read.same_as(there):
+                how = read.changed(there)
+                raise SpecError(f"{found['uri']} has changed since the job began to read it: {how}; run the job anew.")
 
 
 def _content(described: Mapping[str, Any]) -> str:
@@ -226,7 +263,7 @@ def _blame_key(document: Document, spec: JobSpec) -> Iterator[None]:
 def _named_key(error: DlscaleError, spec: JobSpec) -> KeyPath:
     begins = re.match(r"[a-z_]+(\.\w+)*", str(error))
     path = tuple(begins[0].split(".")) if begins else ()
-    sections, roles = spec.own_sections(), list(type(spec.input).model_fields)
+    sections, roles = spec.own_sections(), type(spec.input).role_names()
     if isinstance(error, DoesNotFitError):
         return ("cluster",)
     if path and path[0] in ("params", "input", *sections):

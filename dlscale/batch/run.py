@@ -199,7 +199,7 @@ def reopen(job: Job, workspace: Workspace, *, cluster: str | None = None, progre
     spec, record = parse_spec(document), job.read_plan()
     try:
         plan = KINDS[spec.kind].plan_type.from_dict(record)
-        earlier = Earlier(job.id, plan, record["inputs"])
+        earlier = Earlier(job.id, plan, record["inputs"], job.read_inputs())
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SpecError(f"{job.plan} is damaged ({type(error).__name__}: {error}); run {job.spec} anew.") from error
     return prepare(spec, document, workspace, earlier=earlier, progress=progress)
@@ -265,10 +265,12 @@ def _job_result(job: Job, ended: JobState, prepared: Prepared, error: Exception 
 
 def _produce(job: Job, prepared: Prepared, output: Path, recorder: Recorder, signals: Signals) -> Path:
     """Compute the answer and publish it."""
+    job.record_inputs(prepared.inputs.signatures)
     group = _result_group(job, prepared, output)
     try:
         with signals.raising():
             outcome = _compute(job, prepared, group, recorder, signals)
+            prepared.inputs.require_unchanged()
         return group.publish(_attributes(job, prepared, outcome, recorder.seconds))
     finally:
         group.close()

@@ -87,7 +87,7 @@ ResultSource = Annotated[str, Field(min_length=1)]
 
 
 class InputSection(Section):
-    """Base of a kind's input: every field is a role, a `MatrixSource` unless it stands in ``results``.
+    """Base of a kind's input: every field but `missing_chunks` is a role, a `MatrixSource` unless it stands in ``results``.
 
     Attributes
     ----------
@@ -100,9 +100,19 @@ class InputSection(Section):
     vectors: ClassVar[frozenset[str]] = frozenset()
     results: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
+    missing_chunks: Literal["refuse", "fill"] = Field(
+        default="refuse",
+        description="refuse, or fill: chunks that Zarr left out because they hold nothing but the fill value are meant so",
+    )
+
+    @classmethod
+    def role_names(cls) -> list[str]:
+        """The roles that this kind has."""
+        return [name for name in cls.model_fields if name not in InputSection.model_fields]
+
     def roles(self) -> dict[str, str | ImportSpec]:
         """What was given, by role."""
-        return {role: source for role in type(self).model_fields if (source := getattr(self, role)) is not None}
+        return {role: source for role in self.role_names() if (source := getattr(self, role)) is not None}
 
 
 class MatrixInput(InputSection):

@@ -77,7 +77,8 @@ def parse_spec(document: Document) -> JobSpec:
 def to_data(spec: JobSpec) -> dict[str, Any]:
     """The spec as plain data, only what was written, with absolute paths: it means the same from any folder."""
     data = spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    for role, source in data["input"].items():
+    for role in spec.input.roles().keys() & data["input"].keys():
+        source = data["input"][role]
         if isinstance(source, str):
             data["input"][role] = absolute(source)
         elif source is not None:

@@ -1,6 +1,6 @@
 """The files of jobs: one class owns every name.
 
-    <root>/jobs/<name>-<YYYYmmdd-HHMMSS>-<4 hex>/   spec.yaml state.json plan.json events.jsonl log.txt
+    <root>/jobs/<name>-<YYYYmmdd-HHMMSS>-<4 hex>/   spec.yaml state.json plan.json inputs.json events.jsonl log.txt
                                                     checkpoint.zarr/ result.zarr/ report.html lock cancel
     <root>/queue/                                   tickets of the submitted jobs that wait or run (see queue.py)
     <root>/imports/<hash>.zarr                      matrices that were imported for a job
@@ -32,6 +32,7 @@ from dlscale.storage import locks
 from dlscale.storage.atomic import PARTIAL, fsync_path, write_atomically
 from dlscale.storage.locations import expand_home
 from dlscale.storage.processes import Owner
+from dlscale.storage.signatures import Signature
 
 #: A running job writes its state again so often; on another machine it counts as lost after `LOST_SECONDS` without. On the
 #: same machine its process is looked up.
@@ -164,6 +165,7 @@ class Job:
         self.spec = folder / "spec.yaml"
         self.state = folder / "state.json"
         self.plan = folder / "plan.json"
+        self.inputs = folder / "inputs.json"
         self.events = folder / "events.jsonl"
         self.log = folder / "log.txt"
         self.checkpoint = folder / "checkpoint.zarr"
@@ -268,6 +270,19 @@ class Job:
             if found != checksum:
                 what = "is missing" if found < 0 else "is damaged: its bytes have changed since they were written"
                 raise SpecError(f"{path} {what}, so that job {self.id} cannot go on to the same answer; run it anew.")
+
+    def record_inputs(self, signatures: Mapping[str, Signature]) -> None:
+        """Keep what the inputs were when the job began to read them."""
+        if not self.inputs.exists():
+            record = {role: signature._asdict() for role, signature in signatures.items()}
+            write_atomically(self.inputs, json.dumps(record).encode(), fsync=False)
+
+    def read_inputs(self) -> dict[str, Signature]:
+        """What each input was when the job began to read it; empty where that was not kept (SpecError if it is damaged)."""
+        try:
+            return records.read(self.inputs, dict[str, Signature])
+        except FileNotFoundError:
+            return {}
 
     def remove_leftovers(self) -> None:
         """Remove the temporary files of a killed process; only whoever has the claim may."""
@@ -425,14 +440,24 @@ class Workspace:
             return [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
         return []
 
-    def import_path(self, request: Mapping[str, Any]) -> Path:
-        """Where the matrix of an import request is kept, the same for the same request and source file."""
+    def import_path(self, request: Mapping[str, Any], version: str) -> Path:
+        """Where the matrix of an import request is kept: one place for one request and one content of its source.
+
+        Parameters
+        ----------
+        request : dict
+            The source by ``import``, and the options.
+        version : str
+            What identifies the content of the source.
+        """
         import hashlib
 
-        source = str(request["import"])
-        version = _modified(Path(source)) if "://" not in source else 0
-        digest = hashlib.sha256(json.dumps([dict(request), version], sort_keys=True).encode()).hexdigest()[:12]
-        stem = "".join(c if c.isalnum() else "-" for c in source.rsplit("/", 1)[-1])[:40].strip("-")
+        from dlscale import __version__
+
+        key = json.dumps([dict(request), version, __version__], sort_keys=True)
+        digest = hashlib.sha256(key.encode()).hexdigest()[:12]
+        name = str(request["import"]).partition("?")[0].rstrip("/").rsplit("/", 1)[-1]
+        stem = "".join(c if c.isalnum() else "-" for c in name)[:40].strip("-")
         return self.imports_folder / f"{stem}-{digest}.zarr"
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dlscale.errors import InputError
 from dlscale.storage.groups import open_arrays, result_attributes
 from dlscale.storage.integrity import check_chunks, require_numbers
 from dlscale.storage.matrices import Matrix, open_matrix
+from dlscale.storage.signatures import Signature
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,9 @@ class StoredResult:
         """One array of at most two dimensions, to be read by blocks; one dimension is a column."""
         return open_matrix(f"{self.uri}/{name}", vectors=True)
 
-    def check(self) -> None:
-        """Look up every chunk of every array (MissingChunkError)."""
-        for name, array in self.arrays.items():
-            check_chunks(array, f"{self.uri}/{name}", None if "://" in self.uri else Path(self.uri, name))
+    def check(self) -> Signature:
+        """Look up every chunk of every array (MissingChunkError); what another look can be compared with."""
+        return Signature.joined({name: check_chunks(array, f"{self.uri}/{name}") for name, array in self.arrays.items()})
 
     def describe(self) -> dict[str, Any]:
         """Facts for a plan."""
@@ -77,11 +76,19 @@ class Inputs(Mapping[str, Matrix]):
     matrices : mapping of role to Matrix
         Optional roles that were not given are absent.
     results : mapping of role to StoredResult
+    signatures : mapping of role to Signature
+        What each was when its chunks were looked up; of what is in memory there is none.
     """
 
-    def __init__(self, matrices: Mapping[str, Matrix], results: Mapping[str, StoredResult] | None = None) -> None:
+    def __init__(
+        self,
+        matrices: Mapping[str, Matrix],
+        results: Mapping[str, StoredResult] | None = None,
+        signatures: Mapping[str, Signature] | None = None,
+    ) -> None:
         self._matrices = dict(matrices)
         self.results: Mapping[str, StoredResult] = dict(results or {})
+        self.signatures: Mapping[str, Signature] = dict(signatures or {})
 
     def __getitem__(self, role: str) -> Matrix:
         return self._matrices[role]
@@ -91,6 +98,23 @@ class Inputs(Mapping[str, Matrix]):
 
     def __len__(self) -> int:
         return len(self._matrices)
+
+    def require_unchanged(self) -> None:
+        """Look at every input again; an answer that was computed while one changed is one of neither.
+
+        Raises
+        ------
+        InputError
+            Naming the input, and how it differs from what it was.
+        """
+        for role, before in self.signatures.items():
+            source = self.results[role] if role in self.results else self._matrices[role]
+            now = source.check()
+            if now is not None and now.digest != before.digest:
+                raise InputError(
+                    f"input.{role}: {source.uri} was changed while the job read it ({before.changed(now)}), and the answer "
+                    "would be of neither; run the job anew."
+                )
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Facts about each input for a plan, by role."""

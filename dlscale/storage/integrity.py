@@ -8,21 +8,27 @@ shard indexes), a truncated file is found without decoding it.
 
 from __future__ import annotations
 
-import itertools
+import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import google_crc32c
 import numpy as np
 
 from dlscale.errors import InputError, MissingChunkError
+from dlscale.storage.packing import PACKING_KEYS
+from dlscale.storage.signatures import Signature
+from dlscale.storage.zarr_stores import local_root, stamps
+
+MissingChunks = Literal["refuse", "fill"]
 
 _ABSENT = 2**64 - 1
 
 
-def check_chunks(array: Any, uri: str, root: Path | None) -> None:
+def check_chunks(array: Any, uri: str, *, missing_chunks: MissingChunks = "refuse") -> Signature:
     """Look up all chunks of a Zarr array.
 
     Parameters
@@ -30,32 +36,40 @@ def check_chunks(array: Any, uri: str, root: Path | None) -> None:
     array : zarr.Array
     uri : str
         Its name in messages.
-    root : Path or None
-        Its folder if it is on this file system; elsewhere one listing through the store gives names and sizes.
+    missing_chunks : "refuse" or "fill"
+        Whether a chunk that is not there is lost, or stands for the fill value.
+
+    Returns
+    -------
+    Signature
+        Of all that decides its numbers.
 
     Raises
     ------
     MissingChunkError
         Naming the first chunk that is absent or truncated, and how many are.
     """
-    sizes = _local_sizes(array, root) if root else _remote_sizes(array)
-    exact = _exact_bytes(array)
-    damaged: list[str] = []
-    for key in _promised_keys(array):
-        size = sizes.get(key)
-        if size is None:
-            damaged.append(f"{key} is missing")
-        elif exact is not None and size != exact:
-            damaged.append(f"{key} is truncated: {size} bytes instead of {exact}")
-        elif exact is None and (size == 0 or (root and (reason := _damage(array, root / key, size)))):
-            damaged.append(f"{key} is truncated" + (f": {reason}" if size else ": 0 bytes"))
+    counts = _counts(array)
+    found = {index: (key, stamp) for key, stamp in stamps(array).items() if (index := _index_of(array, key, counts)) is not None}
+    root, exact = local_root(array), _exact_bytes(array)
+    damaged = {index: reason for index, (key, stamp) in found.items() if (reason := _fault(array, root, key, stamp.size, exact))}
+    n_absent = math.prod(counts) - len(found) if missing_chunks == "refuse" else 0
+    if n_absent:
+        # Among one more than are there, one is absent: a shape that promises more than a disk can hold ends here too.
+        absent = next(index for index in _indexes(counts) if index not in found)
+        damaged[absent] = f"{array.metadata.encode_chunk_key(absent)} is missing"
     if damaged:
-        more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
+        n_more = len(damaged) - 1 + max(n_absent - 1, 0)
+        more = f" (and {n_more:,} more)" if n_more else ""
         raise MissingChunkError(
-            f"{uri}: chunk {damaged[0]}{more}. Zarr would read it as zeros or fail halfway; restore it, or write the matrix again. "
-            "If Zarr left it out because it holds nothing but the fill value, which is Zarr's default, write such chunks too "
-            '(`write_empty_chunks`; the README shows how under "Chunks that are not there").'
+            f"{uri}: chunk {damaged[min(damaged)]}{more}. Zarr would read it as zeros or fail halfway; restore it, or write the "
+            "matrix again. If Zarr left it out because it holds nothing but the fill value, which is Zarr's default, say so with "
+            "`missing_chunks: fill` beside the input, or write such chunks too "
+            "(`write_empty_chunks`; docs/importing.md shows how)."
         )
+    metadata = {key: value for key, value in array.metadata.to_dict().items() if key != "attributes"}
+    told = {key: array.attrs[key] for key in PACKING_KEYS if key in array.attrs}
+    return Signature.of(dict(found.values()), beside=repr((metadata, told)))
 
 
 def holds_numbers(array: Any) -> bool:
@@ -80,33 +94,35 @@ def require_numbers(array: Any, uri: str) -> None:
         )
 
 
-def _promised_keys(array: Any) -> Iterator[str]:
-    steps = array.shards or array.chunks
-    counts = [-(-length // step) for length, step in zip(array.shape, steps, strict=True)]
-    return (array.metadata.encode_chunk_key(index) for index in itertools.product(*map(range, counts)))
+def _counts(array: Any) -> tuple[int, ...]:
+    """How many chunk files the metadata promises along each axis."""
+    return tuple(-(-length // step) for length, step in zip(array.shape, array.shards or array.chunks, strict=True))
 
 
-def _local_sizes(array: Any, root: Path) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    for folder, _, _ in os.walk(root):
-        prefix = Path(folder).relative_to(root).as_posix()
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.is_file():
-                    sizes[entry.name if prefix == "." else f"{prefix}/{entry.name}"] = entry.stat().st_size
-    return sizes
+def _indexes(counts: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """All indexes in C order, none of them made before it is asked for."""
+    for k in range(math.prod(counts)):
+        index, left = [0] * len(counts), k
+        for axis in reversed(range(len(counts))):
+            left, index[axis] = divmod(left, counts[axis])
+        yield tuple(index)
 
 
-def _remote_sizes(array: Any) -> dict[str, int]:
-    from zarr.core.sync import sync
+def _index_of(array: Any, key: str, counts: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Which promised chunk a file of an array is; None for other files."""
+    index = tuple(map(int, re.findall("[0-9]+", key)))[: array.ndim]
+    within = len(index) == array.ndim and all(k < count for k, count in zip(index, counts, strict=True))
+    return index if within and array.metadata.encode_chunk_key(index) == key else None
 
-    store, path = array.store_path.store, array.store_path.path
 
-    async def sizes() -> dict[str, int]:
-        keys = [key async for key in store.list_prefix(f"{path}/" if path else "")]
-        return {key.removeprefix(f"{path}/"): await store.getsize(key) for key in keys}
-
-    return sync(sizes())
+def _fault(array: Any, root: Path | None, key: str, size: int, exact: int | None) -> str:
+    """What is wrong with a chunk's file, or nothing."""
+    if exact is not None:
+        return "" if size == exact else f"{key} is truncated: {size} bytes instead of {exact}"
+    if size == 0:
+        return f"{key} is truncated: 0 bytes"
+    reason = _damage(array, root / key, size) if root else ""
+    return f"{key} is truncated: {reason}" if reason else ""
 
 
 def _exact_bytes(array: Any) -> int | None:

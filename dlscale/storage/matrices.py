@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from dlscale.errors import InputError
 from dlscale.storage.arrays import numbers_of, plain_array, unmasked
 from dlscale.storage.locations import expand_home
+from dlscale.storage.signatures import Signature
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -113,14 +114,20 @@ class Matrix(ABC):
         """Where an entry is in the matrix that the user gave."""
         return row, column
 
-    def check(self) -> None:
+    def check(self) -> Signature | None:
         """Look up every chunk that the metadata promises, without reading it.
+
+        Returns
+        -------
+        Signature or None
+            What another look can be compared with; None of a matrix in memory.
 
         Raises
         ------
         MissingChunkError
             Naming the first chunk that is absent or truncated.
         """
+        return None
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -170,8 +177,8 @@ class Transposed(Matrix):
     def place(self, row: int, column: int) -> tuple[int, int]:
         return self.base.place(column, row)
 
-    def check(self) -> None:
-        self.base.check()
+    def check(self) -> Signature | None:
+        return self.base.check()
 
     def describe(self) -> dict[str, Any]:
         return self.base.describe() | {"shape": list(self.shape), "transposed": True}
@@ -219,7 +226,7 @@ class DaskMatrix(Matrix):
         return np.ascontiguousarray(block, dtype=self.dtype)
 
 
-def open_matrix(source: Any, *, vectors: bool = False) -> Matrix:
+def open_matrix(source: Any, *, vectors: bool = False, missing_chunks: Literal["refuse", "fill"] = "refuse") -> Matrix:
     """Open a matrix from whatever holds it.
 
     Parameters
@@ -229,6 +236,9 @@ def open_matrix(source: Any, *, vectors: bool = False) -> Matrix:
         In memory, whatever NumPy can read as numbers (`dlscale.storage.arrays.plain_array`).
     vectors : bool
         Whether an array of one dimension, of length m, is taken too: as the column of an (m, 1) matrix.
+
+    missing_chunks : "refuse" or "fill"
+        Whether a chunk of a Zarr array that is not there is an error, or stands for the array's fill value, as for Zarr.
 
     Returns
     -------
@@ -246,7 +256,7 @@ def open_matrix(source: Any, *, vectors: bool = False) -> Matrix:
     if isinstance(source, str | os.PathLike):
         from dlscale.storage.zarr_matrices import ZarrMatrix
 
-        matrix: Matrix = ZarrMatrix.open(expand_home(source), vectors=vectors)
+        matrix: Matrix = ZarrMatrix.open(expand_home(source), vectors=vectors, missing_chunks=missing_chunks)
     elif type(source).__module__.startswith("dask."):
         if hasattr(source, "to_dask_array"):  # a data frame
             source = source.to_dask_array(lengths=True)
@@ -255,7 +265,7 @@ def open_matrix(source: Any, *, vectors: bool = False) -> Matrix:
     elif type(source).__module__.startswith("zarr.") and hasattr(source, "shape"):
         from dlscale.storage.zarr_matrices import ZarrMatrix
 
-        matrix = ZarrMatrix.wrap(source, vectors=vectors)
+        matrix = ZarrMatrix.wrap(source, vectors=vectors, missing_chunks=missing_chunks)
     else:
         array = plain_array(source)
         matrix = ArrayMatrix(_two_dimensional(array, "The array", vectors))

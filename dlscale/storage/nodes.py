@@ -77,6 +77,12 @@ def find_node(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else {}
 
 
+def attributes_of(path: Path) -> dict[str, Any]:
+    """What dlscale wrote beside the array or group of format 3 at a path, or nothing."""
+    found = ((find_node(path) or {}).get("attributes") or {}).get("dlscale")
+    return found if isinstance(found, dict) else {}
+
+
 def group_metadata(attributes: dict[str, Any]) -> bytes:
     """Content of the ``zarr.json`` of a group; NumPy numbers and arrays in its attributes become JSON's."""
     group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}

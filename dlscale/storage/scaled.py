@@ -8,6 +8,7 @@ import numpy as np
 
 from dlscale.kernels import times_power_of_two
 from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.signatures import Signature
 
 
 class Scaled(Matrix):
@@ -45,8 +46,8 @@ class Scaled(Matrix):
     def place(self, row: int, column: int) -> tuple[int, int]:
         return self.base.place(row, column)
 
-    def check(self) -> None:
-        self.base.check()
+    def check(self) -> Signature | None:
+        return self.base.check()
 
     def describe(self) -> dict[str, Any]:
         return self.base.describe()

@@ -18,8 +18,11 @@ import numpy as np
 from dlscale.errors import CorruptionError, InputError, MissingChunkError
 from dlscale.memory import total_bytes
 from dlscale.storage.chunk_files import read_window
-from dlscale.storage.integrity import require_numbers
+from dlscale.storage.integrity import MissingChunks, check_chunks, require_numbers
 from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.packing import Packing
+from dlscale.storage.signatures import Signature
+from dlscale.storage.zarr_stores import local_root, open_array, refusing
 from dlscale.workspaces import empty_pages, workspace
 
 
@@ -33,9 +36,12 @@ class RawLayout(NamedTuple):
 class ZarrMatrix(Matrix):
     """A two-dimensional Zarr array (v2 or v3)."""
 
-    def __init__(self, uri: str, array: Any = None) -> None:
-        self.uri = uri
-        self._array = array
+    #: Whether its uri is all that another process needs; an array that was given open may have credentials of its own.
+    opens_again = False
+
+    def __init__(self, uri: str, array: Any, *, missing_chunks: MissingChunks = "refuse") -> None:
+        self.uri, self.missing_chunks = uri, missing_chunks
+        self._array = self._guarded(array)
         metadata = self.array
         if metadata.ndim != 2:
             raise InputError(f"A matrix has two dimensions (rows, columns); {uri} has shape {metadata.shape}.")
@@ -46,7 +52,7 @@ class ZarrMatrix(Matrix):
         self.any_range = self.raw is not None and not self.raw.checksum
 
     @staticmethod
-    def open(uri: str, *, vectors: bool = False) -> ZarrMatrix:
+    def open(uri: str, *, vectors: bool = False, missing_chunks: MissingChunks = "refuse") -> ZarrMatrix:
         """Open the Zarr array at a path or URL; see `open_matrix`.
 
         Raises
@@ -55,29 +61,42 @@ class ZarrMatrix(Matrix):
             If there is no array at that place; names the arrays of a group.
         """
         uri = uri.removeprefix("file://")
-        array = _open_array(uri)
-        return ZarrVector(uri, array) if vectors and array.ndim == 1 else ZarrMatrix(uri, array)
+        matrix = ZarrMatrix.wrap(open_array(uri), uri, vectors=vectors, missing_chunks=missing_chunks)
+        matrix.opens_again = True
+        return matrix
 
     @staticmethod
-    def wrap(array: Any, *, vectors: bool = False) -> ZarrMatrix:
+    def wrap(array: Any, uri: str = "", *, vectors: bool = False, missing_chunks: MissingChunks = "refuse") -> ZarrMatrix:
         """Use an open ``zarr.Array``."""
-        root = _local_root(array)
-        uri = str(root) if root else str(array.store_path)
-        return ZarrVector(uri, array) if vectors and array.ndim == 1 else ZarrMatrix(uri, array)
+        kind = ZarrVector if vectors and array.ndim == 1 else ZarrMatrix
+        return kind(uri or str(local_root(array) or array.store_path), array, missing_chunks=missing_chunks)
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        if self.raw is not None or "://" in self.uri or Path(self.uri).exists():
+        if self.raw is not None or self.opens_again:
             state["_array"] = None
             state.pop("raw", None)
-        state.pop("past_cache", None)
+        for name in ("past_cache", "packing"):
+            state.pop(name, None)
         return state
 
     @property
     def array(self) -> Any:
         if self._array is None:
-            self._array = _open_array(self.uri)
+            self._array = self._guarded(open_array(self.uri))
         return self._array
+
+    def _guarded(self, array: Any) -> Any:
+        return refusing(array) if self.missing_chunks == "refuse" else array
+
+    @cached_property
+    def packing(self) -> Packing | None:
+        """How the stored numbers are packed; None where they are what is meant."""
+        told = dict(self.array.attrs)
+        if self.array.metadata.zarr_format == 2 and "_ARRAY_DIMENSIONS" in told:
+            # Where xarray writes format 2, the fill value of Zarr is what netCDF calls so.
+            told = {"_FillValue": self.array.fill_value} | told
+        return Packing.of(told, self.stored_dtype, self.uri)
 
     @cached_property
     def raw(self) -> RawLayout | None:
@@ -101,6 +120,10 @@ class ZarrMatrix(Matrix):
     @property
     def notes(self) -> list[str]:
         notes = super().notes
+        if self.packing is not None:
+            notes.append(f"packed numbers are unpacked as they are read: {self.packing}")
+        if self.missing_chunks == "fill":
+            notes.append(f"chunks that are not there are read as {self.array.fill_value}")
         chunk_bytes = int(np.prod(self.array.chunks)) * self.stored_dtype.itemsize
         if chunk_bytes < 2**20 and self.n_stored_bytes > 64 * 2**20:
             notes.append(f"chunks of {chunk_bytes / 2**10:.0f} KiB are small: 4 to 64 MiB read faster (dlscale import rechunks)")
@@ -119,22 +142,23 @@ class ZarrMatrix(Matrix):
             "reader": "positioned reads" if self.raw else "zarr-python",
         }
 
-    def check(self) -> None:
-        from dlscale.storage.integrity import check_chunks
-
-        check_chunks(self.array, self.uri, _local_root(self.array))
+    def check(self) -> Signature:
+        signature = check_chunks(self.array, self.uri, missing_chunks=self.missing_chunks)
+        return signature._replace(content=self.attributes.get("content", ""))
 
     def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
         shape = (rows[1] - rows[0], columns[1] - columns[0])
         if out is None:
             out = empty_pages(shape, self.dtype) if self.past_cache else np.empty(shape, self.dtype)
-        same = self.stored_dtype == self.dtype
+        same = self.stored_dtype == self.dtype and self.packing is None
         target = out if same else workspace("converted", shape, self.stored_dtype)
         if self.raw is None:
             self._read_decoded(rows, columns, target)
         else:
             self._read_raw(self.raw, rows, columns, target)
-        if not same:
+        if self.packing is not None:
+            self.packing.unpack(target, out)
+        elif not same:
             np.copyto(out, target, casting="unsafe")
         return out
 
@@ -156,25 +180,14 @@ class ZarrMatrix(Matrix):
         from zarr.core.buffer import default_buffer_prototype
 
         selection = (slice(*rows), slice(*columns))
-        self._require_files(rows, columns)
         try:
             self.array.get_basic_selection(selection, out=default_buffer_prototype().nd_buffer.from_numpy_array(out))
+        except MissingChunkError:
+            raise
         except Exception as error:  # each codec library raises its own exception type for damaged bytes
             raise CorruptionError(
                 f"Rows {rows[0]} to {rows[1]} of {self.uri} cannot be decoded ({type(error).__name__}: {error}); restore the chunk."
             ) from error
-
-    def _require_files(self, rows: tuple[int, int], columns: tuple[int, int]) -> None:
-        """Zarr reads an absent chunk as zeros, also one that was there when the job was checked."""
-        root = _local_root(self.array)
-        if root is None:
-            return
-        height, width = self.array.shards or self.array.chunks
-        for i in range(rows[0] // height, -(-rows[1] // height)):
-            for j in range(columns[0] // width, -(-columns[1] // width)):
-                path = root / self.array.metadata.encode_chunk_key((i, j))
-                if not path.exists():
-                    raise MissingChunkError(f"Chunk {path} is missing; restore it before running.")
 
     def _read_raw(self, raw: RawLayout, rows: tuple[int, int], columns: tuple[int, int], out: Array) -> None:
         height, width = self.array.chunks
@@ -185,7 +198,12 @@ class ZarrMatrix(Matrix):
                 window = (top - i * height, bottom - i * height, left - j * width, right - j * width)
                 target = out[top - rows[0] : bottom - rows[0], left - columns[0] : right - columns[0]]
                 path = raw.root / self.array.metadata.encode_chunk_key((i, j))
-                read_window(path, (height, width), window, target, checksum=raw.checksum, direct=self.past_cache)
+                try:
+                    read_window(path, (height, width), window, target, checksum=raw.checksum, direct=self.past_cache)
+                except MissingChunkError:
+                    if self.missing_chunks == "refuse" or path.exists():
+                        raise
+                    target[...] = self.array.fill_value or 0
 
 
 class ZarrVector(ZarrMatrix):
@@ -194,57 +212,28 @@ class ZarrVector(ZarrMatrix):
     is_vector = True
     raw = None
 
-    def __init__(self, uri: str, array: Any) -> None:
-        self.uri = uri
-        self._array = array
+    def __init__(self, uri: str, array: Any, *, missing_chunks: MissingChunks = "refuse") -> None:
+        self.uri, self.missing_chunks = uri, missing_chunks
+        self._array = self._guarded(array)
         self.shape = (int(array.shape[0]), 1)
         self.stored_dtype = np.dtype(array.dtype)
         self.row_unit = min(array.chunks[0], max(self.shape[0], 1))
 
     def _read_decoded(self, rows: tuple[int, int], columns: tuple[int, int], out: Array) -> None:
-        root, length = _local_root(self.array), (self.array.shards or self.array.chunks)[0]
-        for i in range(rows[0] // length, -(-rows[1] // length)) if root else ():
-            if not (path := root / self.array.metadata.encode_chunk_key((i,))).exists():
-                raise MissingChunkError(f"Chunk {path} is missing; restore it before running.")
         try:
             out[...] = self.array[slice(*rows)][:, None][:, slice(*columns)]
+        except MissingChunkError:
+            raise
         except Exception as error:  # as above
             raise CorruptionError(
                 f"Rows {rows[0]} to {rows[1]} of {self.uri} cannot be decoded ({type(error).__name__}: {error}); restore the chunk."
             ) from error
 
 
-def _open_array(uri: str) -> Any:
-    import zarr
-
-    if "://" not in uri and not Path(uri).exists():
-        raise InputError(f"There is no matrix at {uri}: no such file or directory.")
-    if "://" not in uri and Path(uri).is_file():
-        raise InputError(f"{uri} is a file, and a matrix is a Zarr array; convert it with `dlscale import {uri} NAME.zarr`.")
-    try:
-        node = zarr.open(uri, mode="r")
-        names = [f"{uri}/{name}" for name, _ in sorted(node.arrays())] if isinstance(node, zarr.Group) else []
-    except ImportError as error:
-        raise InputError(f"{uri} needs a package that is not installed: {error}") from error
-    except Exception as error:  # damaged metadata end in any exception there
-        raise InputError(f"There is no Zarr array at {uri} ({type(error).__name__}: {error}).") from error
-    if isinstance(node, zarr.Group):
-        raise InputError(f"{uri} is a Zarr group, and a matrix is one array of it: {', '.join(names) or 'none'}.")
-    return node
-
-
-def _local_root(array: Any) -> Path | None:
-    """The folder of an array in a local store."""
-    from zarr.storage import LocalStore
-
-    store_path = array.store_path
-    return Path(store_path.store.root) / store_path.path if isinstance(store_path.store, LocalStore) else None
-
-
 def _raw_layout(array: Any) -> RawLayout | None:
     from zarr.codecs import BytesCodec, Crc32cCodec, Endian
 
-    root, metadata = _local_root(array), array.metadata
+    root, metadata = local_root(array), array.metadata
     if root is None or np.dtype(array.dtype) != np.dtype(array.dtype).newbyteorder("<"):
         return None
     if metadata.zarr_format == 2:

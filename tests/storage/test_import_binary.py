@@ -226,7 +226,7 @@ def test_hdf5_virtual_datasets(tmp_path):
     save_virtual(tmp_path / "all.h5", parts, (30, 4))
     array = imported(tmp_path / "all.h5")
     np.testing.assert_array_equal(array[...], A)
-    assert array.attrs["dlscale"]["read_also"] == [str(tmp_path / f"part{k}.h5") for k in range(3)]
+    assert list(array.attrs["dlscale"]["read_also"]) == [str(tmp_path / f"part{k}.h5") for k in range(3)]
     save_virtual(tmp_path / "gap.h5", parts[:2], (30, 4))
     with pytest.raises(InputError, match="its sources give 80 of its 120 entries"):
         imported(tmp_path / "gap.h5")

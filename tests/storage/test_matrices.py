@@ -242,14 +242,14 @@ def test_a_missing_chunk_is_named(tmp_path: Path, name: str) -> None:
     "layout", [{"chunks": (7, 5)}, {"chunks": (7, 5), "shards": (14, 10)}, {"chunks": (7, 5), "zarr_format": 2}]
 )
 def test_chunks_that_zarr_left_out(tmp_path: Path, layout: dict[str, Any]) -> None:
-    """A chunk of zeros is not written by default and looks like a lost one; the README's lines write it."""
+    """A chunk of zeros is not written by default and looks like a lost one; the lines of the documentation write it."""
     expected = gaussian(30, 12)
     expected[:28] = 0
     path = tmp_path / "x.zarr"
     zarr.create_array(path, data=expected, **layout)
-    with pytest.raises(MissingChunkError, match=r"write_empty_chunks.*Chunks that are not there"):
+    with pytest.raises(MissingChunkError, match=r"missing_chunks: fill.*write_empty_chunks.*docs/importing\.md"):
         open_matrix(path).check()
-    section = (Path(__file__).parents[2] / "README.md").read_text().split("### Chunks that are not there")[1]
+    section = (Path(__file__).parents[2] / "docs" / "importing.md").read_text().split("## Chunks that are not there")[1]
     exec(section.split("```python\n")[1].split("```")[0].replace("x.zarr", str(path)))
     A = open_matrix(path)
     A.check()

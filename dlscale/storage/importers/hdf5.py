@@ -24,6 +24,7 @@ from dlscale.storage.importers.tables import (
     row_ranges,
 )
 from dlscale.storage.packing import PACKING_KEYS, Packing
+from dlscale.storage.signatures import Stamp
 
 MAX_STRIP_BYTES = 8 * BLOCK_BYTES  # a tall chunk is read again and again only where a strip of such would pass this
 
@@ -51,7 +52,7 @@ def read_hdf5(request: Request) -> Iterator[Table]:
         m, n, dtype = matrix_layout(dataset.shape or (), stored, what=what)
         packing = Packing.of({key: dataset.attrs[key] for key in PACKING_KEYS if key in dataset.attrs}, stored, what)
         blocks = _blocks(dataset, m, n, dtype=dtype, parts=parts)
-        attributes = {"read_also": sorted(map(os.fspath, others))} if others else {}
+        attributes = {"read_also": {os.fspath(path): Stamp.of(path.stat()) for path in sorted(others)}} if others else {}
         turned = ["MATLAB wrote it, column by column: its columns are the rows here"] if "MATLAB_class" in dataset.attrs else []
         if packing is not None:
             dtype = np.dtype(np.float64) if dtype.kind in "iu" or dtype.itemsize == 2 else dtype

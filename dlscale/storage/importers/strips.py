@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import zarr
 from numpy.typing import NDArray
@@ -70,6 +72,7 @@ class StripWriter:
         self._strip: Array | None = None
         self._fill = 0  # rows of the strip that are filled
         self._array: zarr.Array[Any] | None = None
+        self._content = hashlib.blake2b(digest_size=16)  # of the checksums of the strips, which are made at the speed of memory
         self.n_rows = 0  # rows received
 
     def append(self, block: Array) -> None:
@@ -117,13 +120,15 @@ class StripWriter:
         )
 
     def finish(self, notes: Sequence[str] = ()) -> None:
-        """Write the last strip, whose chunks may reach below the last row, and what is to be said of the source."""
+        """Write the last strip, whose chunks may reach below the last row, what is to be said of the source, and a digest."""
         if not self.n_rows:
             raise InputError("The source holds no rows; a matrix needs at least one.")
         if self._fill and self._strip is not None:
             self._write(self._strip[: self._fill])
-        if notes and self._array is not None:
-            self._array.update_attributes({"dlscale": {**self._attributes["dlscale"], "notes": list(notes)}})
+        if self._array is not None:
+            said = {"notes": list(notes)} if notes else {}
+            told = {**self._attributes["dlscale"], **said, "content": self._content.hexdigest()}
+            self._array.update_attributes({"dlscale": told})
 
     def _write(self, strip: Array) -> None:
         if self._array is None:
@@ -139,6 +144,7 @@ class StripWriter:
                 attributes=self._attributes,
                 config={"write_empty_chunks": True},  # a chunk of zeros must exist: an absent one means a lost one
             )
+        self._content.update(google_crc32c.value(strip).to_bytes(4, "little"))
         start = self._array.shape[0]
         self._array.resize((start + len(strip), self._n_columns))
         self._array[start : start + len(strip)] = strip

@@ -1,0 +1,119 @@
+"""Where a Zarr array lies: a folder, a zip file, or what is behind a URL; and a look into it that finds every chunk.
+
+Zarr reads a chunk that is not there as its fill value, also one that was there when the job was checked. `refusing` gives an
+array that raises an error instead.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zarr.storage import WrapperStore
+
+from dlscale.errors import InputError, MissingChunkError
+from dlscale.storage.signatures import Stamp, local_stamps
+
+if TYPE_CHECKING:
+    from zarr.abc.store import ByteRequest
+    from zarr.core.buffer import Buffer, BufferPrototype
+
+_METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
+
+
+class CompleteStore(WrapperStore[Any]):
+    """A store in which an absent chunk is an error that names it."""
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        value = await self._store.get(key, prototype, byte_range)
+        if value is None and not key.endswith(_METADATA):
+            raise MissingChunkError(f"Chunk {key} of {self._store} is missing; restore it before running.")
+        return value  # type: ignore[no-any-return]
+
+
+def refusing(array: Any) -> Any:
+    """The same array, in which an absent chunk is an error."""
+    import zarr
+    from zarr.storage import StorePath
+
+    place = array.store_path
+    if isinstance(place.store, CompleteStore):
+        return array
+    inner = array.async_array
+    return zarr.Array(type(inner)(inner.metadata, StorePath(CompleteStore(place.store), place.path), inner.config))
+
+
+def open_array(uri: str) -> Any:
+    """Open the Zarr array at a path, in a zip file, or at a URL, for reading.
+
+    Raises
+    ------
+    InputError
+        If there is none; names the arrays of a group.
+    """
+    import zarr
+
+    archive = None if "://" in uri else _archive(Path(uri))
+    if "://" not in uri and archive is None and not Path(uri).exists():
+        raise InputError(f"There is no matrix at {uri}: no such file or directory.")
+    if "://" not in uri and archive is None and Path(uri).is_file():
+        raise InputError(f"{uri} is a file, and a matrix is a Zarr array; convert it with `dlscale import {uri} NAME.zarr`.")
+    try:
+        if archive is None:
+            node = zarr.open(uri, mode="r")
+        else:
+            inside = Path(uri).relative_to(archive).as_posix()
+            node = zarr.open(zarr.storage.ZipStore(archive, mode="r"), path="" if inside == "." else inside, mode="r")
+        names = [f"{uri}/{name}" for name, _ in sorted(node.arrays())] if isinstance(node, zarr.Group) else []
+    except ImportError as error:
+        raise InputError(f"{uri} needs a package that is not installed: {error}") from error
+    except Exception as error:  # whatever a file system, an archive or damaged metadata end in
+        raise InputError(f"There is no Zarr array at {uri} ({type(error).__name__}: {error}).") from error
+    if isinstance(node, zarr.Group):
+        raise InputError(f"{uri} is a Zarr group, and a matrix is one array of it: {', '.join(names) or 'none'}.")
+    return node
+
+
+def _archive(path: Path) -> Path | None:
+    """The zip file that a path leads to or into."""
+    return next((place for place in (path, *path.parents) if place.suffix.lower() == ".zip" and place.is_file()), None)
+
+
+def store_of(array: Any) -> Any:
+    """The store that holds an array."""
+    store = array.store_path.store
+    return store._store if isinstance(store, CompleteStore) else store
+
+
+def local_root(array: Any) -> Path | None:
+    """The folder of an array in a local store."""
+    from zarr.storage import LocalStore
+
+    store = store_of(array)
+    return Path(store.root) / array.store_path.path if isinstance(store, LocalStore) else None
+
+
+def stamps(array: Any) -> dict[str, Stamp]:
+    """A stamp for each file of an array, by its key from there; of a remote store, from one listing."""
+    from zarr.core.sync import sync
+
+    root = local_root(array)
+    if root is not None:
+        return local_stamps(root)
+    path = array.store_path.path
+    found: dict[str, Stamp] = sync(_remote_stamps(store_of(array), f"{path}/" if path else ""))
+    return found
+
+
+async def _remote_stamps(store: Any, prefix: str) -> dict[str, Stamp]:
+    from zarr.storage import FsspecStore, ZipStore
+
+    if isinstance(store, FsspecStore):
+        listed = await store.fs._find(f"{store.path}/{prefix}".rstrip("/"), detail=True)
+        infos = {name.removeprefix(f"{store.path}/"): info for name, info in listed.items()}
+        # Listings of web servers tell no sizes.
+        infos = {key: info if info.get("size") is not None else await store.fs._info(info["name"]) for key, info in infos.items()}
+        return {key.removeprefix(prefix): Stamp.told(info) for key, info in infos.items()}
+    version = Stamp.of(store.path.stat()) if isinstance(store, ZipStore) else Stamp(0, "")
+    keys = [key async for key in store.list_prefix(prefix)]
+    return {key.removeprefix(prefix): version._replace(size=await store.getsize(key)) for key in keys}
