@@ -1,6 +1,6 @@
 """The files of jobs: one class owns every name.
 
-    <root>/jobs/<name>-<YYYYmmdd-HHMMSS>-<4 hex>/   spec.yaml state.json plan.json inputs.json events.jsonl log.txt
+    <root>/jobs/<name>-<YYYYmmdd-HHMMSS>-<4 hex>/   spec.yaml state.json plan.json events.jsonl log.txt
                                                     checkpoint.zarr/ result.zarr/ report.html lock cancel
     <root>/queue/                                   tickets of the submitted jobs that wait or run (see queue.py)
     <root>/imports/<hash>.zarr                      matrices that were imported for a job
@@ -29,7 +29,7 @@ from dlscale.batch import records
 from dlscale.batch.records import Seconds, State, Summary, UnixTime
 from dlscale.errors import Interrupted, SpecError
 from dlscale.storage import locks
-from dlscale.storage.atomic import PARTIAL, fsync_path, write_atomically
+from dlscale.storage.atomic import PARTIAL, fsync_path, make_folder, write_atomically
 from dlscale.storage.locations import expand_home
 from dlscale.storage.processes import Owner
 from dlscale.storage.signatures import Signature
@@ -165,10 +165,10 @@ class Job:
         self.spec = folder / "spec.yaml"
         self.state = folder / "state.json"
         self.plan = folder / "plan.json"
-        self.inputs = folder / "inputs.json"
         self.events = folder / "events.jsonl"
         self.log = folder / "log.txt"
         self.checkpoint = folder / "checkpoint.zarr"
+        self.inputs = self.checkpoint / "inputs.json"
         self.result = folder / "result.zarr"
         self.report = folder / "report.html"
         self.lock = folder / "lock"
@@ -275,6 +275,7 @@ class Job:
         """Keep what the inputs were when the job began to read them."""
         if not self.inputs.exists():
             record = {role: signature._asdict() for role, signature in signatures.items()}
+            make_folder(self.inputs.parent)
             write_atomically(self.inputs, json.dumps(record).encode(), fsync=False)
 
     def read_inputs(self) -> dict[str, Signature]:
