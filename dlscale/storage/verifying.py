@@ -148,7 +148,7 @@ def _seal(root: Path) -> dict[str, Any]:
 def _verify_array(array: Any, uri: str, root: Path | None, findings: Findings) -> None:
     findings.n_arrays += 1
     try:
-        check_chunks(array, uri, root)
+        check_chunks(array, uri)
     except MissingChunkError as error:
         findings.damage.append(str(error))
     if not holds_numbers(array):
