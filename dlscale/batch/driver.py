@@ -139,7 +139,7 @@ def detach(job: Job, ticket: Ticket) -> Heartbeat:
         _environment(),
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, job.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644),
+            (os.POSIX_SPAWN_OPEN, 1, job.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666),
             (os.POSIX_SPAWN_DUP2, 1, 2),
         ],
         setsid=True,

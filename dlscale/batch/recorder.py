@@ -63,7 +63,7 @@ class Recorder:
 
     def _begin(self) -> Recorder:
         self.job.remove_leftovers()
-        self._events = os.open(self.job.events, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._events = os.open(self.job.events, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         self._handler = _QuietFileHandler(self.job.log, encoding="utf-8")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self._log.addHandler(self._handler)
