@@ -142,7 +142,8 @@ def plan(
     console, root = open_console(as_json), open_workspace(workspace)
     with refusal_as_json(as_json):
         assumed = Assumed.from_options(shape, workers, threads, worker_memory)
-        prepared = plan_job(read_job_file(spec, overrides, cluster, output), root, console, assumed=assumed)
+        document = read_job_file(spec, overrides, cluster, output)
+        prepared = plan_job(document, root, console, assumed=assumed, only_looks=True)
     if as_json:
         print_json(prepared.describe_plan())
         return

@@ -88,7 +88,9 @@ def read_job_file(spec: Path, overrides: tuple[str, ...], cluster: str | None, o
     return document if output is None else set_value(document, ["output"], output, "--output")
 
 
-def plan_job(document: Document, root: Workspace, console: Console, *, assumed: Assumed | None = None) -> Prepared:
+def plan_job(
+    document: Document, root: Workspace, console: Console, *, assumed: Assumed | None = None, only_looks: bool = False
+) -> Prepared:
     from dlscale.batch.spec import parse_spec
 
     spec = parse_spec(document)  # before the slow imports, so that a bad file is refused at once
@@ -96,7 +98,7 @@ def plan_job(document: Document, root: Workspace, console: Console, *, assumed: 
     from dlscale.terminal import import_bar
 
     with import_bar(console) as bar:
-        return prepare(spec, document, root, progress=bar, assumed=assumed)
+        return prepare(spec, document, root, progress=bar, assumed=assumed, only_looks=only_looks)
 
 
 def follow(console: Console, title: str, prepared: Prepared, work: Callable[[Any], JobResult], *, as_json: bool) -> None:

@@ -1,14 +1,15 @@
 """A job file as data that remembers its lines: YAML in, plain values and the place of every key out.
 
-The loader knows scalars, lists and mappings and nothing else: no tags, no anchors, no objects, so that a file from a
-stranger can neither execute nor explode.
+Text, numbers, true and false, nothing, lists and mappings are all that there is: no tags, no anchors, no objects, and words mean
+what the core schema of YAML 1.2 says (``010`` is ten, ``0o10`` eight, ``no`` a word). A file from a stranger can neither execute
+nor explode.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ from dlscale.storage.locations import expand_home
 
 #: A job file is a page of text; anything longer is something else.
 MAX_BYTES = 1_000_000
+#: The most lists, mappings, keys and values of a document, and the most of them inside one another.
+_MAX_NODES, _MAX_DEPTH = 50_000, 20
+#: Integers beyond are no sizes, counts or seeds.
+_MAX_INTEGER = 2**64
 
 KeyPath = tuple[str | int, ...]
 
@@ -35,11 +40,14 @@ class Document:
         ``job.yaml:7`` for a key of a file, ``--set params.seed`` for a key given on the command line.
     source : str
         What to call the document in a message.
+    given : set of key path
+        What came from whoever runs the job (an option, a program's own data), and not from a file.
     """
 
     data: dict[str, Any]
     places: Mapping[KeyPath, str]
     source: str
+    given: frozenset[KeyPath] = frozenset()
 
     def where(self, path: KeyPath) -> str:
         """The place of a key, or of the nearest section around it when the key is absent."""
@@ -48,26 +56,54 @@ class Document:
                 return self.places[path[:length]]
         return self.source
 
+    def is_given(self, path: KeyPath) -> bool:
+        """Whether the value there, or a section around it, came from whoever runs the job."""
+        return any(path[:length] in self.given for length in range(len(path) + 1))
 
-class _Loader(yaml.SafeLoader):
-    """Plain YAML: ``1e-6`` is a number, dates are text, tags and anchors are refused."""
 
-    yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+_TAG = "tag:yaml.org,2002:"
+#: What a plain word is, by its form (YAML 1.2.2, section 10.3.2); everything else is text.
+_CORE_SCHEMA = {
+    "null": r"(null|Null|NULL|~|)",
+    "bool": r"(true|True|TRUE|false|False|FALSE)",
+    "int": r"([-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)",
+    "float": r"([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))",
+}
+
+
+class _Composer(yaml.reader.Reader, yaml.scanner.Scanner, yaml.parser.Parser, yaml.composer.Composer, yaml.resolver.BaseResolver):
+    """YAML to nodes of plain kinds, in bounded time and memory."""
+
+    def __init__(self, text: str) -> None:
+        yaml.reader.Reader.__init__(self, text)
+        yaml.scanner.Scanner.__init__(self)
+        yaml.parser.Parser.__init__(self)
+        yaml.composer.Composer.__init__(self)
+        yaml.resolver.BaseResolver.__init__(self)
+        self.n_nodes = self.depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            mark = parent.start_mark if parent else None
-            raise yaml.composer.ComposerError(None, None, "anchors and aliases are not used in job files", mark)
-        return super().compose_node(parent, index)
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
+            raise _refusal("anchors and aliases are not used in job files", event)
+        if event.tag is not None:
+            raise _refusal("tags are not used in job files", event)
+        self.n_nodes, self.depth = self.n_nodes + 1, self.depth + 1
+        if self.n_nodes > _MAX_NODES:
+            raise _refusal(f"a job file has at most {_MAX_NODES:,} values", event)
+        if self.depth > _MAX_DEPTH:
+            raise _refusal("nested too deeply; a job file has at most a few levels", event)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
-# YAML 1.1 reads 1e-6 as text; a tolerance is written so.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+for _kind, _pattern in _CORE_SCHEMA.items():
+    _Composer.add_implicit_resolver(_TAG + _kind, re.compile(rf"^(?:{_pattern})\Z", re.ASCII), None)
+
+
+def _refusal(problem: str, event: Any) -> yaml.YAMLError:
+    return yaml.composer.ComposerError(None, None, problem, event.start_mark)
 
 
 def read_document(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Document:
@@ -90,7 +126,7 @@ def read_document(source: str | Path | Mapping[str, Any], overrides: Iterable[st
         If the file cannot be read or is not a YAML mapping of plain data.
     """
     if isinstance(source, Mapping):
-        document = Document(_plain(source), {}, "spec")
+        document = Document(_checked(_plain(source), "spec"), {}, "spec", frozenset({()}))
     elif isinstance(source, str) and "\n" in source:
         document = parse_yaml(source, "spec")
     else:
@@ -102,55 +138,106 @@ def read_document(source: str | Path | Mapping[str, Any], overrides: Iterable[st
 
 def parse_yaml(text: str, source: str) -> Document:
     """Parse YAML text to plain data and the line of every key (SpecError if it is not a mapping)."""
-    try:
-        loader = _Loader(text)
-        try:
-            node = loader.get_single_node()
-            places = {path: f"{source}:{line}" for path, line in _lines(node, ())} if node else {}
-            data = loader.construct_document(node) if node else {}
-        finally:
-            loader.dispose()
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{source}:{mark.line + 1}" if mark else source
-        problem = getattr(error, "problem", None) or str(error)
-        raise SpecError(f"{place}: not readable as YAML: {problem}.") from error
-    except RecursionError as error:
-        raise SpecError(f"{source}: nested too deeply; a job file has at most a few levels.") from error
+    node = _compose(text, source)
+    data = {} if node is None else _value(node, source)
     if not isinstance(data, dict):
         raise SpecError(f"{source}: a job file is a mapping (key: value lines); got {describe_type(data)}.")
-    return Document(_plain(data), places, source)
+    places = {path: f"{source}:{line}" for path, line in _lines(node, ())} if node else {}
+    return Document(data, places, source)
 
 
 def parse_scalar(text: str, source: str) -> Any:
     """The value of a YAML fragment such as ``3``, ``1e-6``, ``[1, 2]`` or ``4GB``."""
+    node = _compose(text, source)
+    return None if node is None else _value(node, source)
+
+
+def _compose(text: str, source: str) -> yaml.Node | None:
     try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise SpecError(f"{source}: {text!r} is not readable as a value.") from error
+        return _Composer(text).get_single_node()
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise SpecError(f"{source}:{line}: not readable as YAML: character {error.character:#x} is not text.") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{source}:{mark.line + 1}" if mark else source
+        raise SpecError(f"{place}: not readable as YAML: {error.problem}.") from error
+    except Exception as error:  # PyYAML's scanner lets what Python says of an escape such as \\U00110000 pass
+        raise SpecError(f"{source}: not readable as YAML: {error}.") from error
 
 
 def _read_text(path: Path) -> str:
     try:
-        if path.is_file() and path.stat().st_size > MAX_BYTES:
-            raise SpecError(f"{path}: a job file has at most {MAX_BYTES:,} bytes; this one has {path.stat().st_size:,}.")
-        return path.read_text(encoding="utf-8")
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise SpecError(f"{path}: a job file has at most {MAX_BYTES:,} bytes; this one has more.")
+        return data.decode("utf-8")
     except FileNotFoundError as error:
         raise SpecError(f"{path}: there is no such file; give the path of a job file (YAML).") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except SpecError:
+        raise
+    except (OSError, ValueError) as error:
         raise SpecError(f"{path}: cannot be read as a job file: {error}.") from error
 
 
-def _lines(node: yaml.Node, path: KeyPath) -> Iterable[tuple[KeyPath, int]]:
-    """Every key path under a node with its line, counted from 1; refuses a key that stands twice."""
+def _value(node: yaml.Node, source: str) -> Any:
+    """The plain value of a node; keys are text."""
+    place = f"{source}:{node.start_mark.line + 1}"
     if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
+        section: dict[str, Any] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise yaml.composer.ComposerError(None, None, "a key must be a word", key.start_mark)
-            if key.value in seen:
-                raise yaml.composer.ComposerError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
-            seen.add(key.value)
+                raise SpecError(f"{source}:{key.start_mark.line + 1}: a key must be a word.")
+            if key.value in section:
+                raise SpecError(f"{source}:{key.start_mark.line + 1}: the key {key.value!r} stands twice.")
+            section[_checked(key.value, place)] = _value(value, source)
+        return section
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(item, source) for item in node.value]
+    return _checked(_scalar(node.tag.removeprefix(_TAG), node.value, place), place)
+
+
+def _scalar(kind: str, text: str, place: str) -> Any:
+    if kind == "null":
+        return None
+    if kind == "bool":
+        return text.lower() == "true"
+    if kind == "int":
+        if len(text) > 100:
+            raise SpecError(f"{place}: an integer has at most 20 digits; got one of {len(text):,}.")
+        base = {"0o": 8, "0x": 16}.get(text[:2], 10)
+        return int(text[2:] if base != 10 else text, base)
+    if kind == "float":
+        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    return text
+
+
+def _checked(value: Any, place: str) -> Any:
+    """A value that every later step can bear: no NUL, no half of a character, no number of a thousand digits."""
+    if isinstance(value, str):
+        if "\0" in value:
+            raise SpecError(f"{place}: text must not hold the character NUL.")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise SpecError(f"{place}: text must be Unicode; got half of a surrogate pair.") from error
+    elif isinstance(value, int) and abs(value) > _MAX_INTEGER:
+        raise SpecError(f"{place}: an integer must be at most 2^64; got a larger one.")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _checked(key, place)
+            _checked(item, f"{place}: {key}")
+    elif isinstance(value, list):
+        for item in value:
+            _checked(item, place)
+    return value
+
+
+def _lines(node: yaml.Node, path: KeyPath) -> Iterator[tuple[KeyPath, int]]:
+    """Every key path under a node with its line, counted from 1."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
             yield (*path, key.value), key.start_mark.line + 1
             yield from _lines(value, (*path, key.value))
     elif isinstance(node, yaml.SequenceNode):
@@ -180,8 +267,8 @@ def set_value(document: Document, keys: Sequence[str], value: Any, place: str) -
             raise SpecError(f"{place}: {'.'.join(keys[: depth + 1])} is {inner!r}, not a section with keys.")
         section[key] = inner = inner or {}
         section = inner
-    section[keys[-1]] = _plain(value)
-    return Document(data, {**document.places, tuple(keys): place}, document.source)
+    section[keys[-1]] = _checked(_plain(value), place)
+    return replace(document, data=data, places={**document.places, tuple(keys): place}, given=document.given | {tuple(keys)})
 
 
 def _plain(value: Any) -> Any:

@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
+from dlscale.batch.consent import require_consent
 from dlscale.batch.document import Document
 from dlscale.batch.messages import explain
 from dlscale.batch.places import check_writable
-from dlscale.batch.prepare import cluster_request
+from dlscale.batch.prepare import blame, cluster_request
 from dlscale.batch.sections import ClusterSpec, Positive, Section
 from dlscale.engine.clusters import open_cluster
 from dlscale.engine.passes import Passes
@@ -61,6 +62,8 @@ def parse_generate(document: Document) -> GenerateSpec:
         raise SpecError(explain(error, model, document)) from error
     if (spec.spectrum is None) == (spec.condition is None):
         raise SpecError(f"{document.source}: give one of spectrum (such as power:-0.5) and condition (such as 1e8).")
+    with blame(document, "cluster"):
+        require_consent(spec.cluster, document)
     return spec
 
 

@@ -11,6 +11,8 @@ from dlscale.batch.document import Document, KeyPath, describe_type
 
 #: Values whose text is longer are described by their type.
 _MAX_SHOWN = 80
+#: Faults that are told; a file with more of them is something else than a job file.
+_MAX_FAULTS = 30
 
 
 def explain(error: ValidationError, model: type[BaseModel], document: Document) -> str:
@@ -30,15 +32,19 @@ def explain(error: ValidationError, model: type[BaseModel], document: Document) 
     str
     """
     messages: dict[KeyPath, str] = {}
-    for fault in error.errors(include_url=False):
+    faults = error.errors(include_url=False)
+    for fault in faults[:_MAX_FAULTS]:
         path, section = _locate(fault["loc"], model, unknown_key=fault["type"] == "extra_forbidden")
         # A rule that a section breaks is told in its own words.
         message = fault["msg"] if fault["type"] == "rule" else _sentence(fault["type"], path, section, document.data)
         messages.setdefault(path, ": ".join(filter(None, (document.where(path), ".".join(map(str, path)), message))))
     # Each member of a union reports its fault; the deepest one is about the member that was meant.
-    return "\n".join(
+    told = [
         text for path, text in messages.items() if not any(path == deeper[: len(path)] for deeper in messages if deeper != path)
-    )
+    ]
+    if len(faults) > _MAX_FAULTS:
+        told.append(f"... and {len(faults) - _MAX_FAULTS:,} more.")
+    return "\n".join(told)
 
 
 def _locate(loc: tuple[int | str, ...], model: type[BaseModel], *, unknown_key: bool) -> tuple[KeyPath, type[BaseModel]]:
@@ -74,6 +80,12 @@ def _sentence(fault: str, path: KeyPath, section: type[BaseModel], data: Any) ->
     for step in path:
         # A section that is written as its type alone has no keys.
         data = data if isinstance(data, str) else data[step]
-    vague = data is None or isinstance(data, dict) or len(repr(data)) > _MAX_SHOWN
-    shown = describe_type(data) if vague else f"{data!r} ({describe_type(data)})"
-    return f"got {shown}; allowed: {allowed[key]}."
+    got = shown(data)
+    described = f"{got} ({describe_type(data)})" if got == repr(data) else got
+    return f"got {described}; allowed: {allowed[key]}."
+
+
+def shown(value: Any) -> str:
+    """A value as it was written; only its type if it is long."""
+    vague = value is None or isinstance(value, dict) or len(repr(value)) > _MAX_SHOWN
+    return describe_type(value) if vague else repr(value)

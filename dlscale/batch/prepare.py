@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dlscale.batch.assumed import Assumed
+from dlscale.batch.consent import require_consent
 from dlscale.batch.document import Document, KeyPath
 from dlscale.batch.kinds import KINDS
 from dlscale.batch.places import check_output, check_writable, only_importer
@@ -96,6 +97,7 @@ def prepare(
     earlier: Earlier | None = None,
     progress: Progress | None = None,
     assumed: Assumed | None = None,
+    only_looks: bool = False,
 ) -> Prepared:
     """Open and check the inputs, plan the job, and refuse what cannot work.
 
@@ -111,6 +113,8 @@ def prepare(
         Receives (done, total) of an import.
     assumed : Assumed, optional
         For a plan that is only looked at: the matrix or the cluster that it is for.
+    only_looks : bool
+        Whether the plan is only looked at: a cluster that only the job file names is not asked.
 
     Raises
     ------
@@ -118,19 +122,23 @@ def prepare(
         Naming the key, what was got, and what is allowed.
     """
     data = to_data(spec)
-    with _blame(document, "output"):
+    with blame(document, "output"):
         output = check_output(data, overwrite=spec.overwrite, job=earlier.job if earlier else "")
-    with _blame(document):
+    with blame(document):
         check_writable(workspace.root)
-    with _blame(document, "cluster"):
-        facts = assumed.facts if assumed and assumed.facts else describe_cluster(cluster_request(spec.cluster))
+    with blame(document, "cluster"):
+        if assumed and assumed.facts:
+            facts = assumed.facts
+        else:
+            require_consent(spec.cluster, document, only_looks=only_looks)
+            facts = describe_cluster(cluster_request(spec.cluster))
     inputs = assumed.inputs(spec) if assumed and assumed.shape else _open_inputs(spec, data, document, workspace, progress)
     kind = KINDS[spec.kind]
     options = kind.options(**spec.option_values())
     if earlier is not None:
         plan = earlier.plan
         _check_same(earlier, inputs, document)
-        with _blame(document, "cluster"):
+        with blame(document, "cluster"):
             _check_fits(plan, facts)
     else:
         with _blame_key(document, spec):
@@ -138,7 +146,7 @@ def prepare(
         if assumed:
             return Prepared(spec, data, inputs, facts, options, assumed.plan(plan), output)
         n_bytes = sum(step.bytes_written for step in plan.passes)
-        with _blame(document, "output"):
+        with blame(document, "output"):
             require_free_space(output or workspace.root, n_bytes)
     return Prepared(spec, data, inputs, facts, options, plan, output)
 
@@ -157,7 +165,7 @@ def _open_inputs(
     results: dict[str, StoredResult] = {}
     signatures: dict[str, Signature | None] = {}
     for role, source in spec.input.roles().items():
-        with _blame(document, "input", role):
+        with blame(document, "input", role):
             location = data["input"][role]
             if role in rules.results:
                 results[role] = result = StoredResult.open(location)
@@ -219,7 +227,7 @@ def _is_current(copy: Path) -> bool:
 def _check_same(earlier: Earlier, inputs: Inputs, document: Document) -> None:
     """Refuse to go on with inputs other than those that the checkpoint was made from."""
     for role, found in inputs.describe().items():
-        with _blame(document, "input", role):
+        with blame(document, "input", role):
             before, now = _content(earlier.inputs.get(role, {})), _content(found)
             if before != now:
                 raise SpecError(f"was {before} when the job began and is {now} now; run the job anew.")
@@ -243,7 +251,7 @@ def _check_fits(plan: Any, facts: ClusterFacts) -> None:
 
 
 @contextmanager
-def _blame(document: Document, *path: str) -> Iterator[None]:
+def blame(document: Document, *path: str) -> Iterator[None]:
     """Put the place and the key before the message of what went wrong inside."""
     try:
         yield
@@ -253,7 +261,7 @@ def _blame(document: Document, *path: str) -> Iterator[None]:
 
 @contextmanager
 def _blame_key(document: Document, spec: JobSpec) -> Iterator[None]:
-    """As `_blame`, for the key that the message begins with, or the parameter, section or input that it names first."""
+    """As `blame`, for the key that the message begins with, or the parameter, section or input that it names first."""
     try:
         yield
     except (SpecError, InputError) as error:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from dlscale.engine.started import OPTIONS, TIME_LIMIT, WORD
 from dlscale.storage.importers.options import ReadOptions
 
 SIZE_UNITS: Mapping[str, int] = {
@@ -28,9 +29,13 @@ SIZE_UNITS: Mapping[str, int] = {
 }
 TIME_UNITS: Mapping[str, float] = {"": 1.0, "s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
+_MAX_BYTES = 2**63
+
 
 def _bytes(value: object) -> int:
     number, scale = _quantity(str(value).lower().removesuffix("b") if isinstance(value, str) else value, SIZE_UNITS)
+    if number * scale >= _MAX_BYTES:
+        raise ValueError("too large")
     return int(number * scale)
 
 
@@ -41,7 +46,7 @@ def _seconds(value: object) -> float:
 
 def _quantity(value: object, units: Mapping[str, float]) -> tuple[float, float]:
     """A number and what its unit stands for (ValueError if it is not one, which pydantic reports)."""
-    match = re.fullmatch(r"\s*(\d+\.?\d*)\s*([a-z]*)\s*", str(value))
+    match = re.fullmatch(r"\s*(\d{1,40}\.?\d{0,40})\s*([a-z]*)\s*", str(value)[:100], re.ASCII)
     if isinstance(value, bool) or not match or match[2] not in units:
         raise ValueError("not a number with a unit")
     return float(match[1]), units[match[2]]
@@ -51,6 +56,7 @@ Size = Annotated[
     int, BeforeValidator(_bytes), Field(gt=0), WithJsonSchema({"type": ["string", "integer"], "examples": ["4GB", "512MiB"]})
 ]
 Duration = Annotated[float, BeforeValidator(_seconds), WithJsonSchema({"type": ["string", "number"], "examples": ["10min", "30s"]})]
+Word = Annotated[str, Field(pattern=rf"^{WORD}$")]
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -62,7 +68,7 @@ def broken_rule(message: str) -> PydanticCustomError:
 class Section(BaseModel):
     """Base of every section: unknown keys are errors, types are taken as written."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class ImportSpec(ReadOptions, Section):
@@ -131,12 +137,16 @@ class ClusterSpec(Section):
     workers: Positive | None = Field(default=None, description="an integer of at least 1: worker processes")
     threads: Positive | None = Field(default=None, description="an integer of at least 1: threads per worker")
     memory: Size | None = Field(default=None, description="a size such as 4GB: the limit of the whole job, all processes together")
-    queue: str | None = Field(default=None, min_length=1, description="text: queue or partition of slurm or pbs")
-    account: str | None = Field(default=None, min_length=1, description="text: account of slurm or pbs")
-    walltime: str | None = Field(default=None, min_length=1, description="text such as 02:00:00: time limit of slurm or pbs")
-    interface: str | None = Field(default=None, min_length=1, description="text such as ib0: network interface on slurm or pbs")
-    image: str | None = Field(default=None, min_length=1, description="text: container image with dlscale, for kubernetes")
-    namespace: str | None = Field(default=None, min_length=1, description="text: namespace of kubernetes")
+    queue: Word | None = Field(default=None, description="a word: queue or partition of slurm or pbs")
+    account: Word | None = Field(default=None, description="a word: account of slurm or pbs")
+    walltime: Annotated[str, Field(pattern=rf"^{TIME_LIMIT}$")] | None = Field(
+        default=None, description="a time such as 02:00:00: limit of slurm or pbs"
+    )
+    interface: Word | None = Field(default=None, description="a word such as ib0: network interface on slurm or pbs")
+    image: Word | None = Field(default=None, description="a word: container image with dlscale, for kubernetes")
+    namespace: Annotated[str, Field(pattern=rf"^{OPTIONS['kubernetes']['namespace']}$")] | None = Field(
+        default=None, description="a word of small letters, digits and dashes: namespace of kubernetes"
+    )
 
 
 class CheckpointSpec(Section):

@@ -24,13 +24,12 @@ from dlscale.batch import records
 from dlscale.batch.prepare import Prepared
 from dlscale.batch.run import create
 from dlscale.batch.workspace import Job, Workspace
+from dlscale.engine.started import TIME_LIMIT, WORD
 from dlscale.errors import DlscaleError, Interrupted, SpecError
 from dlscale.storage.durable import write_atomically
 
 #: Starts in a row that end without anything new in the checkpoint before the job is given up: its time limit is too short.
 N_FRUITLESS_STARTS = 3
-
-_TIME = re.compile(r"(\d+|\d+:\d{2}(:\d{2})?|\d+-\d+(:\d{2}){0,2})")
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class SlurmRequest:
         SpecError
             Naming the option, what it may be and what was got.
         """
-        if self.time is not None and not _TIME.fullmatch(self.time):
+        if self.time is not None and not re.fullmatch(TIME_LIMIT, self.time, re.ASCII):
             raise SpecError(f"--time must be minutes, MM:SS, HH:MM:SS or days-hours; got {self.time!r}.")
         for name in ("nodes", "ntasks", "cpus_per_task", "signal_seconds"):
             value = getattr(self, name)
@@ -77,7 +76,7 @@ class SlurmRequest:
                 raise SpecError(f"--{name.replace('_', '-')} must be at least 1; got {value}.")
         for name in ("memory", "partition", "account", "mpi"):
             value = getattr(self, name)
-            if value is not None and not re.fullmatch(r"[\w.,:+-]+", value):
+            if value is not None and not re.fullmatch(WORD, value, re.ASCII):
                 raise SpecError(f"--{name} must be one word; got {value!r}.")
 
     def directives(self) -> list[str]:
@@ -177,8 +176,10 @@ def submit_to_slurm(folder: Path, command: Sequence[str], request: SlurmRequest)
         If an option is wrong, or Slurm is not installed here or refuses the job.
     """
     request.check()
-    if any(character.isspace() for character in str(folder)):
-        raise SpecError(f"--workspace must not hold spaces for a job under Slurm; got {folder}.")
+    if not re.fullmatch(r"[\w./+,:=@~-]+", str(folder)):  # sbatch reads its own quotes and %-signs in it
+        raise SpecError(
+            f"--workspace must be of letters, digits and ./_+,:=@~- for a job under Slurm, without spaces; got {folder}."
+        )
     script = folder / "slurm.sh"
     write_atomically(script, batch_script(folder, command, request).encode())
     try:

@@ -17,7 +17,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from dlscale.batch import spec_factors, spec_learn, spec_matrix, spec_solves
 from dlscale.batch.document import Document, read_document
-from dlscale.batch.messages import explain
+from dlscale.batch.messages import explain, shown
 from dlscale.batch.sections import JobSpec
 from dlscale.errors import SpecError
 from dlscale.storage.locations import expand_home
@@ -66,7 +66,7 @@ def parse_spec(document: Document) -> JobSpec:
     """Validate a document against the model of its kind (SpecError if it does not match)."""
     kind = document.data.get("kind")
     if not isinstance(kind, str) or kind not in MODELS:
-        got = f"got {kind!r}" if "kind" in document.data else "missing"
+        got = f"got {shown(kind)}" if "kind" in document.data else "missing"
         raise SpecError(f"{document.where(('kind',))}: kind: {got}; allowed: {', '.join(MODELS)}.")
     try:
         return MODELS[kind].model_validate(document.data)

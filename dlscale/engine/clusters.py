@@ -229,7 +229,7 @@ class DaskCluster(Cluster):
         except RuntimeError as error:
             said = " ".join(self.losses) or str(error)
             raise DlscaleError(f"The workers of the {self.facts.kind} cluster did not start. {said}") from error
-        client = connect(self.local.scheduler_address)
+        client = connect(self.local.scheduler_address, self.local.security)
         client.wait_for_workers(self.facts.n_workers)
         return client
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -121,6 +122,9 @@ def _asked_for(kind: str, options: dict[str, Any]) -> ClusterFacts:
     if unknown := [name for name in options if name not in ("workers", "threads", "memory", *started.OPTIONS[kind])]:
         allowed = ", ".join(("type", "workers", "threads", "memory", *started.OPTIONS[kind]))
         raise SpecError(f"cluster: unknown key {unknown[0]!r} of {kind}; allowed: {allowed}.")
+    for name, form in started.OPTIONS[kind].items():
+        if name in options and not re.fullmatch(form, str(options[name]), re.ASCII):
+            raise SpecError(f"cluster: {name} must be one plain word of {kind}, such as a name; got {str(options[name])[:80]!r}.")
     n_workers, threads, memory = int(options.pop("workers")), int(options.pop("threads")), _bytes(options.pop("memory"))
     per_worker = memory // n_workers
     if per_worker < 2 * BASELINE_BYTES:
@@ -148,12 +152,15 @@ def _remote_facts(address: str) -> ClusterFacts:
         return ClusterFacts("tcp", len(workers), min(worker["nthreads"] for worker in workers), int(memory), address)
 
 
-def connect(address: str) -> Any:
-    """A client of the scheduler there (SpecError if nothing answers)."""
+def connect(address: str, security: Any = None) -> Any:
+    """A client of the scheduler there, with the TLS of a cluster that was started here (SpecError if nothing answers)."""
     from distributed import Client
+    from distributed.security import Security
 
+    if address.startswith("tls://") and security is None and not Security().tls_client_cert:  # type: ignore
+        raise SpecError(f"cluster: {address} needs certificates; export DASK_CONFIG with the file that names the cluster's.")
     try:
-        return Client(address, timeout="10s", set_as_default=False)  # type: ignore[no-untyped-call]
+        return Client(address, timeout="10s", set_as_default=False, security=security)  # type: ignore[no-untyped-call]
     except (OSError, TimeoutError, ValueError) as error:
         raise SpecError(f"cluster: nothing answers at {address} ({error}); start a scheduler, or use `cluster: local`.") from error
 

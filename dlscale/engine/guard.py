@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.engine.meeting import admit, introduce
 from dlscale.engine.ranks import Communicator, explain_failure
 from dlscale.errors import RankError
 
@@ -170,27 +171,19 @@ class Guard:
         place = np.zeros(_ADDRESS_BYTES, np.uint8)
         listener: socket.socket | None = None
         if self.communicator.rank == 0:
-            listener = socket.create_server(("", 0), backlog=self.communicator.size)
-            listener.settimeout(60)
-            data = json.dumps([_host_addresses(), listener.getsockname()[1], secrets.token_hex(16)]).encode()
+            here = self.communicator.one_host
+            listener = socket.create_server(("127.0.0.1" if here else "", 0), backlog=self.communicator.size)
+            data = json.dumps(
+                [["127.0.0.1"] if here else _host_addresses(), listener.getsockname()[1], secrets.token_hex(16)]
+            ).encode()
             place[: len(data)] = np.frombuffer(data, np.uint8)
         self.communicator.bcast(place, name="the address of the guard")
-        addresses, port, token = json.loads(place.tobytes().rstrip(b"\0"))
+        addresses, port, secret = json.loads(place.tobytes().rstrip(b"\0"))
         if listener is None:
-            connection = _reach(addresses, port)
-            connection.sendall(json.dumps([self.communicator.rank, token]).encode() + b"\n")
-            self._peers[0] = connection
+            self._peers[0] = _reach(addresses, port, secret, self.communicator.rank)
         else:
             with listener:
-                while len(self._peers) < self.communicator.size - 1:
-                    connection, _ = listener.accept()
-                    connection.settimeout(60)
-                    rank, said = json.loads(_read_line(connection))
-                    if said == token:
-                        connection.settimeout(None)
-                        self._peers[int(rank)] = connection
-                    else:
-                        connection.close()
+                self._peers = admit(listener, secret, set(range(1, self.communicator.size)))
         self.communicator.barrier("the guard is there")
 
     def _watch(self) -> None:
@@ -263,28 +256,18 @@ def _host_addresses() -> list[str]:
     return list(dict.fromkeys([name, *found]))[:6]
 
 
-def _reach(addresses: list[str], port: int) -> socket.socket:
-    if addresses[0] == socket.gethostname():
+def _reach(addresses: list[str], port: int, secret: str, rank: int) -> socket.socket:
+    if addresses[0] == socket.gethostname():  # or another host of that name, which will not know the secret
         addresses = ["127.0.0.1", *addresses]
     problems = []
     for address in addresses:
         try:
             connection = socket.create_connection((address, port), timeout=20)
-            connection.settimeout(None)
+            introduce(connection, secret, rank)
             return connection
         except OSError as error:
             problems.append(f"{address}: {error}")
     raise RankError(f"Rank 0 cannot be reached on port {port} ({'; '.join(problems)}); open the hosts' ports to each other.")
-
-
-def _read_line(connection: socket.socket) -> bytes:
-    line = b""
-    while not line.endswith(b"\n"):
-        piece = connection.recv(1)
-        if not piece:
-            return b"[-1, null]"
-        line += piece
-    return line
 
 
 def _exit_now() -> None:

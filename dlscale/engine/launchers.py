@@ -186,8 +186,8 @@ class Session:
 
             while True:
                 match broadcast(self.communicator, name="message"):
-                    case ("work", str(scheduler)):
-                        self._worker = self._start_worker(scheduler)
+                    case ("work", str(scheduler), security):
+                        self._worker = self._start_worker(scheduler, security)
                     case ("rest",):
                         self._join_worker()
                     case ("run", program, arguments, token, stall_seconds):
@@ -272,13 +272,12 @@ class Session:
         # Not through the interpreter's own end, which waits for threads that may still compute.
         os._exit(code)
 
-    def _start_worker(self, scheduler: str) -> threading.Thread:
+    def _start_worker(self, scheduler: str, security: Any) -> threading.Thread:
         from dlscale.engine.mpi_cluster import work
 
         threads, memory_bytes = self.shares[self.communicator.rank]
-        worker = threading.Thread(
-            target=work, args=(scheduler, self.communicator.rank, threads, memory_bytes), name="dlscale-worker", daemon=True
-        )
+        arguments = (scheduler, security, self.communicator.rank, threads, memory_bytes)
+        worker = threading.Thread(target=work, args=arguments, name="dlscale-worker", daemon=True)
         worker.start()
         return worker
 

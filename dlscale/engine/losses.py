@@ -8,9 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from distributed import LocalCluster, Nanny, Status
+from distributed import Nanny, Status
 from distributed.deploy.spec import SpecCluster
 from tornado.ioloop import PeriodicCallback
+
+from dlscale.engine.secured import ClosedCluster, ClosedWorker
 
 _SAMPLE_SECONDS = 0.5
 #: A worker that ends so often before it is up will not come up.
@@ -24,7 +26,7 @@ _CRASHES = {
 }
 
 
-class PatientCluster(LocalCluster):
+class PatientCluster(ClosedCluster):
     """Worker processes that are waited for, however long a busy machine takes to start one again."""
 
     def _update_worker_status(self, op: str, msg: Any) -> None:
@@ -44,6 +46,7 @@ class WatchedNanny(Nanny):
     """
 
     def __init__(self, *arguments: Any, tell: Callable[[str], None], **options: Any) -> None:
+        options["worker_class"] = ClosedWorker
         super().__init__(*arguments, **options)
         self.tell = tell
         self._peak_bytes, self._oom_kills = 0, oom_kills()

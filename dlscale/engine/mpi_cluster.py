@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlscale.engine.clusters import ClusterFacts, DaskCluster, connect, quieten
 from dlscale.engine.launchers import Session
@@ -15,6 +15,9 @@ from dlscale.engine.progress import Emit, ignore
 from dlscale.engine.started import SETTINGS
 from dlscale.engine.watching import Watch, Wishes
 from dlscale.errors import DlscaleError, RankError
+
+if TYPE_CHECKING:
+    from distributed.security import Security
 
 _START_SECONDS = 60
 
@@ -28,24 +31,26 @@ class MpiCluster(DaskCluster):
 
     def _connect(self) -> Any:
         import dask
-        from distributed import LocalCluster
+
+        from dlscale.engine.secured import ClosedCluster, ClosedWorker, make_security
 
         self.session.check()
         dask.config.set(SETTINGS)
         threads, memory_bytes = self.session.shares[0]
-        self.local = LocalCluster(  # type: ignore[no-untyped-call]
+        security = make_security()
+        self.local = ClosedCluster(  # type: ignore[no-untyped-call]
             n_workers=1,
             processes=False,
+            worker_class=ClosedWorker,
             threads_per_worker=threads,
             memory_limit=memory_bytes,
-            protocol="tcp",
+            security=security,
             host=self.session.own_address(),
             dashboard_address=None,
-            scheduler_kwargs={"dashboard_address": ":0"},
             silence_logs=logging.CRITICAL,
         )
-        self.session.tell("work", self.local.scheduler_address)
-        client = connect(self.local.scheduler_address)
+        self.session.tell("work", self.local.scheduler_address, security)
+        client = connect(self.local.scheduler_address, security)
         try:
             client.wait_for_workers(self.facts.n_workers, timeout=_START_SECONDS)
         except TimeoutError as error:
@@ -103,17 +108,19 @@ class MpiCluster(DaskCluster):
             raise
 
 
-def work(scheduler: str, rank: int, threads: int, memory_bytes: int) -> None:
+def work(scheduler: str, security: Security, rank: int, threads: int, memory_bytes: int) -> None:
     """Work for a scheduler until it closes."""
     import dask
-    from distributed import Worker
+
+    from dlscale.engine.secured import ClosedWorker
 
     dask.config.set(SETTINGS)
     quieten()
     host = "127.0.0.1" if "//127.0.0.1:" in scheduler else None
 
     async def until_closed() -> None:
-        async with Worker(scheduler, nthreads=threads, memory_limit=memory_bytes, name=rank, host=host) as worker:
+        options: dict[str, Any] = {"nthreads": threads, "memory_limit": memory_bytes, "name": rank, "host": host, "protocol": "tls"}
+        async with ClosedWorker(scheduler, security=security, **options) as worker:
             await worker.finished()
 
     asyncio.run(until_closed())

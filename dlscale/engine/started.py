@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import shlex
+import tempfile
+import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +28,19 @@ SETTINGS: Mapping[str, Any] = {
     **{f"distributed.worker.memory.{what}": False for what in ("target", "spill", "pause", "terminate")},
     "distributed.worker.profile.enabled": False,
     "distributed.scheduler.worker-saturation": WORKER_SATURATION,
+    # Where pages are served after all (by workers that a batch system starts), there are none.
+    **{f"distributed.{node}.http.routes": [] for node in ("scheduler", "worker")},
 }
-#: Beside workers, threads and memory; what they mean is said by the libraries.
-OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "slurm": ("queue", "account", "walltime", "interface"),
-    "pbs": ("queue", "account", "walltime", "interface"),
-    "kubernetes": ("image", "namespace"),
+#: A word of a batch script or of Kubernetes: no blanks, quotes, line breaks or signs of a shell, and no option of its own.
+WORD = r"[A-Za-z0-9_][A-Za-z0-9_.,:+=@/-]{0,127}"
+#: Time limits of batch systems: minutes, MM:SS, HH:MM:SS, days-hours and days-HH:MM:SS.
+TIME_LIMIT = r"(\d{1,9}|\d{1,6}:\d{2}(:\d{2})?|\d{1,5}-\d{1,2}(:\d{2}){0,2})"
+#: Beside workers, threads and memory; what they mean is said by the libraries. With the form of each, since they are written
+#: into batch scripts.
+OPTIONS: Mapping[str, Mapping[str, str]] = {
+    "slurm": {"queue": WORD, "account": WORD, "walltime": TIME_LIMIT, "interface": WORD},
+    "pbs": {"queue": WORD, "account": WORD, "walltime": TIME_LIMIT, "interface": WORD},
+    "kubernetes": {"image": WORD, "namespace": r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"},
 }
 _INSTALL = {"slurm": "dask-jobqueue", "pbs": "dask-jobqueue", "kubernetes": "dask-kubernetes"}
 
@@ -64,6 +75,7 @@ def _start_processes(facts: ClusterFacts, tell: Callable[[str], None]) -> Any:
     import dask
 
     from dlscale.engine.losses import PatientCluster, WatchedNanny
+    from dlscale.engine.secured import make_security
 
     settings: dict[str, Any] = {"distributed.worker.preload": [_WORKER_SETUP]}
     if facts.n_workers == 1:  # nobody else could take what it is given ahead
@@ -76,8 +88,7 @@ def _start_processes(facts: ClusterFacts, tell: Callable[[str], None]) -> Any:
             threads_per_worker=facts.threads_per_worker,
             memory_limit=facts.memory_bytes,
             dashboard_address=None,
-            # Even without a dashboard a scheduler serves pages, and warns where the port is taken: any free one will do.
-            scheduler_kwargs={"dashboard_address": ":0"},
+            security=make_security(),
             silence_logs=logging.CRITICAL,
         )
 
@@ -91,16 +102,25 @@ def _start_jobs(facts: ClusterFacts) -> Any:
     from dask_jobqueue.pbs import PBSCluster
     from dask_jobqueue.slurm import SLURMCluster
 
-    return (SLURMCluster if facts.kind == "slurm" else PBSCluster)(
+    from dlscale.engine.secured import make_security
+
+    # Batch jobs start in this folder, so their hosts see it. The key goes with the cluster.
+    keys = tempfile.TemporaryDirectory(prefix=".dlscale-keys-", dir=".", ignore_cleanup_errors=True)
+    cluster = (SLURMCluster if facts.kind == "slurm" else PBSCluster)(
         n_workers=facts.n_workers,
         cores=facts.threads_per_worker,
         memory=f"{facts.memory_bytes}B",
         processes=1,
-        job_script_prologue=[f"export {name}={value}" for name, value in _environment().items()],
-        scheduler_options={"dashboard_address": ":0"},
+        job_script_prologue=[f"export {name}={shlex.quote(value)}" for name, value in _environment().items()],
+        security=make_security(),
+        shared_temp_directory=os.path.abspath(keys.name),
+        scheduler_options={"dashboard_address": "127.0.0.1:0"},
+        worker_extra_args=["--no-dashboard", "--dashboard-address", "127.0.0.1:0"],
         silence_logs=logging.CRITICAL,
         **facts.options,
     )
+    weakref.finalize(cluster, keys.cleanup)
+    return cluster
 
 
 def _start_pods(facts: ClusterFacts) -> Any:

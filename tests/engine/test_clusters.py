@@ -395,7 +395,13 @@ def test_memory_is_shared_out() -> None:
 
 def test_a_running_cluster_is_joined(clusters: Any, matrices: dict[str, Path], reference: Any, tmp_path: Path) -> None:
     clusters(2).client.wait_for_workers(2)
-    address = clusters(2).client.scheduler.address
-    with open_cluster(address) as cluster:
+    address, security = clusters(2).client.scheduler.address, clusters(2).local.security
+    with pytest.raises(SpecError, match="needs certificates"):
+        open_cluster(address)
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    certificate.write_text(security.tls_client_cert)
+    key.write_text(security.tls_client_key)
+    files = {"ca-file": str(certificate), "client.cert": str(certificate), "client.key": str(key)}
+    with dask.config.set({f"distributed.comm.tls.{name}": path for name, path in files.items()}), open_cluster(address) as cluster:
         assert (cluster.facts.kind, cluster.facts.n_workers) == ("tcp", 2)
         assert run(cluster, "qr", matrices["row strips"], tmp_path) == reference["qr"]

@@ -1,0 +1,74 @@
+"""Dask clusters that only their own processes can talk to: TLS with a key made for one cluster, and no web pages.
+
+Whoever reaches a scheduler or a worker of Dask can run code in it. Every connection of a cluster that is started here is
+therefore encrypted, and both of its ends show that they hold the cluster's key, which never leaves the memory of its processes.
+"""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+from distributed import LocalCluster, Scheduler, Worker
+from distributed.security import Security
+
+#: No job runs for longer than this.
+_LIFE = datetime.timedelta(days=3650)
+#: Clocks of hosts differ.
+_CLOCKS = datetime.timedelta(days=1)
+
+
+def make_security() -> Security:
+    """TLS of a new cluster: one key for the scheduler, its workers and its clients.
+
+    Notes
+    -----
+    `distributed.security.Security.temporary` does the same with an RSA key, which takes a tenth of a second to make.
+    """
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "dlscale")])
+    today = datetime.datetime.now(datetime.UTC)
+    builder = x509.CertificateBuilder(
+        name, name, key.public_key(), x509.random_serial_number(), today - _CLOCKS, today + _LIFE
+    ).add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    certificate = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+    secret = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()).decode()
+    return from_pem(certificate, secret)
+
+
+def from_pem(certificate: str, key: str) -> Security:
+    """TLS of a cluster whose certificate and key are known, as PEM."""
+    roles = {
+        f"tls_{role}_{what}": pem
+        for role in ("client", "scheduler", "worker")
+        for what, pem in (("cert", certificate), ("key", key))
+    }
+    return Security(require_encryption=True, tls_ca_file=certificate, **roles)  # type: ignore[no-untyped-call]
+
+
+class _NoPages:
+    """Dask's nodes serve web pages to whoever asks, even without a dashboard; these do not."""
+
+    def start_http_server(self, *_: Any, **__: Any) -> None:
+        pass
+
+
+class ClosedScheduler(_NoPages, Scheduler):
+    """A scheduler without an HTTP server."""
+
+
+class ClosedWorker(_NoPages, Worker):
+    """A worker without an HTTP server."""
+
+
+class ClosedCluster(LocalCluster):
+    """A cluster whose scheduler has no HTTP server."""
+
+    async def _start(self) -> None:
+        self.scheduler_spec = {**self.scheduler_spec, "cls": ClosedScheduler}
+        await super()._start()  # type: ignore[no-untyped-call]
