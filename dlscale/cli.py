@@ -10,9 +10,11 @@ import os
 import re
 import signal
 import sys
+import traceback
 import warnings
 from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import click
@@ -22,6 +24,7 @@ from dlscale.cli_imports import ImportCommand
 from dlscale.cli_jobs import COMMANDS
 from dlscale.cli_options import (
     EXIT_FAILED,
+    echo,
     follow,
     json_option,
     open_console,
@@ -35,6 +38,7 @@ from dlscale.cli_options import (
     workspace_option,
 )
 from dlscale.errors import DlscaleError, Interrupted
+from dlscale.showing import shown
 
 
 def main() -> None:
@@ -42,6 +46,7 @@ def main() -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
         os.environ["PYTHONWARNINGS"] = "ignore"  # for worker processes
+    sys.excepthook = _show_traceback
     # Until a job runs and handles it better, SIGTERM cleans up as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     from dlscale.engine.launchers import across_ranks
@@ -54,6 +59,11 @@ def main() -> None:
         with suppress(OSError):
             stream.flush()
     os._exit(code)
+
+
+def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Of what nobody foresaw: as Python shows it, but for what a terminal obeys and what opens a URL."""
+    sys.stderr.write(shown("".join(traceback.format_exception(kind, error, trace))))
 
 
 def _run() -> int:
@@ -74,6 +84,10 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.ClickException as error:
+            if (message := shown(error.format_message())) == error.format_message():
+                raise
+            raise click.UsageError(message, getattr(error, "ctx", None)) from None
         except DlscaleError as error:
             say(error)
             ctx.exit(error.exit_code)
@@ -159,7 +173,7 @@ def validate(spec: Path, overrides: tuple[str, ...], cluster: str | None, output
     from dlscale.batch.spec import parse_spec
 
     kind = parse_spec(read_job_file(spec, overrides, cluster, output)).kind
-    click.echo(f"{spec} is a valid job of kind {kind}.")
+    echo(f"{spec} is a valid job of kind {kind}.")
 
 
 @commands.command()

@@ -14,6 +14,7 @@ import click
 from dlscale.cli_options import (
     EXIT_FAILED,
     Command,
+    echo,
     follow,
     json_option,
     open_console,
@@ -100,7 +101,7 @@ def wait(job_id: str | None, timeout: float | None, workspace: str | None, as_js
     if as_json:
         print_json(_state_record(state))
     else:
-        click.echo(f"{job.id} {state.state}{': ' if state.message else ''}{state.message}")
+        echo(f"{job.id} {state.state}{': ' if state.message else ''}{state.message}")
     sys.exit(state.exit_code)
 
 
@@ -114,7 +115,7 @@ def cancel(job_id: str, workspace: str | None) -> None:
     root = open_workspace(workspace)
     job = root.find(job_id)
     state = stop(job, root)
-    click.echo(f"{job.id} {state.state}{': ' if state.message else ''}{state.message}")
+    echo(f"{job.id} {state.state}{': ' if state.message else ''}{state.message}")
 
 
 @click.command()
@@ -199,7 +200,7 @@ def logs(job_id: str | None, follow: bool, workspace: str | None) -> None:
                 log.seek(offset)
                 text = log.read()
         offset += len(text)
-        click.echo(text.decode(errors="replace"), nl=False)
+        echo(text.decode(errors="replace"), nl=False)
         if not (follow and running):
             return
         time.sleep(0.5)
@@ -214,7 +215,7 @@ def report(job_id: str | None, show: bool, workspace: str | None) -> None:
     from dlscale.batch.reporting import write_report
 
     path = write_report(open_workspace(workspace).find(job_id))
-    click.echo(str(path))
+    echo(str(path))
     if show:
         click.launch(str(path))
 
@@ -248,7 +249,7 @@ def _show_submitted(job: Job, as_json: bool) -> None:
     if as_json:
         print_json({"job": job.id, "state": state, "folder": str(job.folder)})
         return
-    click.echo(job.id)
+    echo(job.id)
     if state == "submitted" and not (job.folder / "slurm.json").exists():
         click.echo("No worker has taken the job yet: they are busy. It starts when one is free.", err=True)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from dlscale.errors import DlscaleError
+from dlscale.showing import shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,7 +54,12 @@ def spec_options(command: Command) -> Command:
 
 def say(error: BaseException) -> None:
     message = str(error) if isinstance(error, DlscaleError) else f"{type(error).__name__}: {error}"
-    click.echo(f"{click.style('error:', fg='red')} {message}", err=True)
+    echo(message, prefix=f"{click.style('error:', fg='red')} ", err=True)
+
+
+def echo(text: str, *, prefix: str = "", err: bool = False, nl: bool = True) -> None:
+    """Print a text in which control characters and the secrets of URLs cannot do harm."""
+    click.echo(prefix + shown(text), err=err, nl=nl)
 
 
 @contextmanager
@@ -68,9 +74,9 @@ def refusal_as_json(as_json: bool) -> Iterator[None]:
 
 
 def open_console(as_json: bool = False) -> Console:
-    from rich.console import Console
+    from dlscale.terminal import SafeConsole
 
-    return Console(stderr=as_json, soft_wrap=False)
+    return SafeConsole(stderr=as_json, soft_wrap=False)
 
 
 def open_workspace(root: str | None) -> Workspace:
@@ -113,7 +119,7 @@ def follow(console: Console, title: str, prepared: Prepared, work: Callable[[Any
     if result.error:
         say(result.error)
         if result.state == "failed":
-            click.echo(f"log: {result.folder / 'log.txt'}", err=True)
+            echo(f"log: {result.folder / 'log.txt'}", err=True)
     if as_json:
         print_json(result.to_dict())
     if result.error:

@@ -19,11 +19,16 @@ Every message says what was required, what was got and what to do about it.
 
 from __future__ import annotations
 
+from dlscale.showing import without_secrets
+
 
 class DlscaleError(Exception):
-    """Base class of every error that dlscale raises on purpose."""
+    """Base class of every error that dlscale raises on purpose; its message holds no password or signature of a URL."""
 
     exit_code = 1
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(without_secrets(value) if isinstance(value, str) else value for value in arguments))
 
 
 class SpecError(DlscaleError, ValueError):

@@ -10,14 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn, TextColumn, TransferSpeedColumn
+from rich.segment import Segment
 from rich.table import Table
 
 from dlscale.errors import SpecError
 from dlscale.report import words
+from dlscale.showing import visible, without_secrets
 
 if TYPE_CHECKING:
     from dlscale.batch.run import JobResult
@@ -32,13 +34,21 @@ _N_VALUES = 6
 _N_PASSES = 10
 
 
+class SafeConsole(Console):
+    """A terminal that obeys no control characters of a name or a message: they are written out."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+
 def rows(pairs: Sequence[tuple[str, str]]) -> Table:
     """Labels and texts in two columns."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for label, text in pairs:
-        table.add_row(label, escape(text))
+        table.add_row(label, escape(visible(without_secrets(text))))
     return table
 
 
@@ -142,7 +152,7 @@ class JobProgress:
         elif name == "state" and event["state"] in ("running", "certifying"):
             self._show({"running": "starting workers", "certifying": "checking the answer"}[event["state"]])
         elif name == "warning":
-            self.console.print(f"[yellow]warning[/] {escape(event['message'])}")
+            self.console.print(f"[yellow]warning[/] {escape(without_secrets(event['message']))}")
 
     def _show(self, what: str) -> None:
         if self._bar is None or self._task is None:
@@ -256,7 +266,6 @@ def result_facts(uri: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 def shown_path(path: str) -> str:
     """A path relative to the current folder where that is shorter; anything else as it is."""
-    if "://" in path or not Path(path).is_absolute():
-        return path
-    relative = os.path.relpath(path)
-    return path if relative.startswith("..") else relative
+    if "://" not in path and Path(path).is_absolute() and not (relative := os.path.relpath(path)).startswith(".."):
+        path = relative
+    return path.replace("\n", "\\n")  # one line, whatever the name

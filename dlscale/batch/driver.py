@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from pathlib import Path
 from dlscale.batch.queue import Queue, Ticket
 from dlscale.batch.workspace import ENDED, HEARTBEAT_SECONDS, Heartbeat, Job, Workspace
 from dlscale.errors import DlscaleError, Interrupted, SpecError
+from dlscale.showing import shown, without_secrets
 from dlscale.storage.locks import Lock
 from dlscale.storage.processes import Owner, start_of
 
@@ -30,7 +32,7 @@ _POLL_SECONDS = 0.5
 _COMMAND = (sys.executable, "-m", "dlscale.batch.driver")
 
 
-def drive_on_worker(folder: str, ticket: Ticket) -> int:
+def drive_on_worker(folder: str, ticket: Ticket, secrets: Mapping[str, str]) -> int:
     """Drive a job from a worker of a Dask cluster; the task of `submit`.
 
     Parameters
@@ -38,6 +40,8 @@ def drive_on_worker(folder: str, ticket: Ticket) -> int:
     folder : str
         Of the job.
     ticket : Ticket
+    secrets : mapping
+        See `dlscale.batch.secrets.secret_environment`.
 
     Returns
     -------
@@ -52,7 +56,7 @@ def drive_on_worker(folder: str, ticket: Ticket) -> int:
     for _ in range(N_STARTS):
         if not wait_for_turn(job, queue, ticket):
             return code
-        code = _run_beside(job, get_worker().scheduler.address)
+        code = _run_beside(job, get_worker().scheduler.address, secrets)
         if code >= 0:
             break
         _note(job, f"The driver's process was ended by signal {-code}; the job goes on from its checkpoint.")
@@ -124,19 +128,25 @@ def run_submitted(job: Job, cluster: str | None = None) -> int:
         _note(job, f"{type(error).__name__}: {error}")
         code = error.exit_code if isinstance(error, DlscaleError) else DlscaleError.exit_code
         with suppress(DlscaleError), job.claimed():
-            job.write_state(replace(job.read_state(), state="failed", message=str(error), failure_code=code))
+            job.write_state(replace(job.read_state(), state="failed", message=without_secrets(str(error)), failure_code=code))
         return code
     return getattr(result.error, "exit_code", DlscaleError.exit_code) if result.error else 0
 
 
-def detach(job: Job, ticket: Ticket) -> Heartbeat:
-    """Start a process on this machine that drives a job and does not end with its parent; its number and start."""
+def detach(job: Job, ticket: Ticket, secrets: Mapping[str, str]) -> Heartbeat:
+    """Start a process on this machine that drives a job, with the secrets of its URLs, and does not end with its parent.
+
+    Returns
+    -------
+    Heartbeat
+        Its number and start.
+    """
     arguments = [*_COMMAND, str(job.folder), "--ticket", json.dumps(asdict(ticket))]
     # Not a Popen: nobody here waits for its end.
     pid = os.posix_spawn(
         sys.executable,
         arguments,
-        _environment(),
+        _environment(secrets),
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, job.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666),
@@ -163,11 +173,11 @@ def _claim(job: Job) -> Lock | None:
             time.sleep(_POLL_SECONDS)
 
 
-def _run_beside(job: Job, cluster: str) -> int:
+def _run_beside(job: Job, cluster: str, secrets: Mapping[str, str]) -> int:
     """Run a job in a process of its own; negative is the signal that ended it."""
     with open(job.log, "ab") as log:
         command = [*_COMMAND, str(job.folder), "--cluster", cluster]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=_environment())
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=_environment(secrets))
     with process:
         return process.wait()
 
@@ -180,13 +190,13 @@ def _workspace_of(folder: Path) -> Workspace:
     return Workspace(folder.parent.parent)
 
 
-def _environment() -> dict[str, str]:
-    return os.environ | {"PYTHONWARNINGS": "ignore"}
+def _environment(secrets: Mapping[str, str]) -> dict[str, str]:
+    return {**os.environ, "PYTHONWARNINGS": "ignore", **secrets}
 
 
 def _note(job: Job, text: str) -> None:
     with suppress(OSError), open(job.log, "a", encoding="utf-8") as log:
-        log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {shown(text)}\n")
 
 
 def _end_with_parent() -> None:

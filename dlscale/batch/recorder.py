@@ -19,6 +19,7 @@ import numpy as np
 from dlscale.batch.workspace import ENDED, HEARTBEAT_SECONDS, Heartbeat, Job, JobState
 from dlscale.engine.progress import Emit, Event, MemorySampler
 from dlscale.errors import DoesNotFitError, SpecError
+from dlscale.showing import shown, without_secrets
 from dlscale.storage.locks import LockLostError
 
 #: How often a running job looks whether it is to be cancelled.
@@ -65,7 +66,7 @@ class Recorder:
         self.job.remove_leftovers()
         self._events = os.open(self.job.events, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         self._handler = _QuietFileHandler(self.job.log, encoding="utf-8")
-        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s"))
         self._log.addHandler(self._handler)
         self._log.setLevel(logging.INFO)
         self._log.propagate = False
@@ -130,7 +131,7 @@ class Recorder:
             self.state = replace(
                 self.state,
                 state=state,
-                message=message,
+                message=without_secrets(message),
                 result=result or self.state.result,
                 summary=self.state.summary | plain(dict(summary or {})),
                 final=final,
@@ -168,6 +169,13 @@ class Recorder:
         self.job.write_state(self.state, fsync=fsync)
 
 
+class _Formatter(logging.Formatter):
+    """Lines that any terminal may show, tracebacks included."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
+
+
 class _QuietFileHandler(logging.FileHandler):
     """A log whose line is lost when the disk is full, without a traceback in the terminal."""
 
@@ -189,9 +197,9 @@ def _sentence(event: Event) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON can hold it: NumPy numbers as Python's, what is not finite as null."""
+    """A value as JSON can hold it: NumPy numbers as Python's, what is not finite as null, URLs without their secrets."""
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {without_secrets(str(key)): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     if isinstance(value, np.ndarray | np.generic):
@@ -200,4 +208,6 @@ def plain(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if isinstance(value, complex):
         return [value.real, value.imag]
-    return value if value is None or isinstance(value, str | int | bool) else str(value)
+    if value is None or isinstance(value, int | bool):
+        return value
+    return without_secrets(str(value))

@@ -27,6 +27,7 @@ from dlscale.batch.prepare import Earlier, Prepared, Progress, prepare
 from dlscale.batch.recorder import Recorder, plain
 from dlscale.batch.records import checksum
 from dlscale.batch.reporting import write_report
+from dlscale.batch.secrets import restore_secrets
 from dlscale.batch.signals import Signals, Stop
 from dlscale.batch.spec import parse_spec
 from dlscale.batch.workspace import Heartbeat, Job, JobState, Workspace
@@ -150,7 +151,7 @@ def create(job: Job, prepared: Prepared, *, state: str = "planned") -> JobState:
     workspace.remove_drafts()
     workspace.make_folder(draft.folder)
     files = {
-        draft.spec: yaml.safe_dump(prepared.data, sort_keys=False).encode(),
+        draft.spec: yaml.safe_dump(plain(prepared.data), sort_keys=False).encode(),
         draft.plan: json.dumps(plain(prepared.describe_plan()), indent=1).encode(),
     }
     checksums = {path.name: checksum(data) for path, data in files.items()}
@@ -193,7 +194,7 @@ def reopen(job: Job, workspace: Workspace, *, cluster: str | None = None, progre
     if locks.is_held(job.lock):
         raise SpecError(f"Job {job.id} is running already; `dlscale status {job.id}` shows how far it is.")
     job.check_files()
-    document = read_document(job.spec)
+    document = restore_secrets(read_document(job.spec))
     if cluster is not None:
         document = set_value(document, ["cluster"], parse_scalar(cluster, "--cluster"), "--cluster")
     spec, record = parse_spec(document), job.read_plan()

@@ -11,18 +11,20 @@ sbatch(1): ``--signal``, ``--requeue``; scontrol(1): ``requeue``.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dlscale.batch import records
 from dlscale.batch.prepare import Prepared
 from dlscale.batch.run import create
+from dlscale.batch.secrets import secret_environment
 from dlscale.batch.workspace import Job, Workspace
 from dlscale.engine.started import TIME_LIMIT, WORD
 from dlscale.errors import DlscaleError, Interrupted, SpecError
@@ -157,13 +159,15 @@ def batch_script(folder: Path, command: Sequence[str], request: SlurmRequest) ->
     )
 
 
-def submit_to_slurm(folder: Path, command: Sequence[str], request: SlurmRequest) -> str:
+def submit_to_slurm(folder: Path, command: Sequence[str], request: SlurmRequest, secrets: Mapping[str, str] | None = None) -> str:
     """Write ``slurm.sh`` into a job's folder and queue it.
 
     Parameters
     ----------
     folder, command, request
         See `batch_script`.
+    secrets : mapping, optional
+        Environment variables that sbatch hands on, and that stand in no file of the job.
 
     Returns
     -------
@@ -183,7 +187,7 @@ def submit_to_slurm(folder: Path, command: Sequence[str], request: SlurmRequest)
     script = folder / "slurm.sh"
     write_atomically(script, batch_script(folder, command, request).encode())
     try:
-        number = _slurm("sbatch", "--parsable", str(script)).partition(";")[0]
+        number = _slurm("sbatch", "--parsable", str(script), environment=secrets).partition(";")[0]
     except DlscaleError as error:
         raise SpecError(f"Slurm did not take the job: {error}") from error
     write_atomically(folder / "slurm.json", json.dumps({"job": number, **asdict(request)}).encode())
@@ -207,7 +211,7 @@ def submit_prepared(root: Workspace, prepared: Prepared, request: SlurmRequest) 
     ranks = ["--cluster", "mpi"] if request.ntasks > 1 else []
     command = [sys.executable, "-m", "dlscale", "resume", job.id, "--workspace", str(root.root), *ranks]
     try:
-        submit_to_slurm(job.folder, command, request)
+        submit_to_slurm(job.folder, command, request, secret_environment(prepared.data))
     except BaseException:
         shutil.rmtree(job.folder, ignore_errors=True)
         raise
@@ -241,10 +245,11 @@ def cancel_in_slurm(number: str) -> None:
     _slurm("scancel", number)
 
 
-def _slurm(program: str, *arguments: str) -> str:
+def _slurm(program: str, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
     if shutil.which(program) is None:
         raise SpecError(f"{program} is not installed here; submit from a login node of the cluster.")
-    ended = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    variables = {**os.environ, **(environment or {})}
+    ended = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=60, check=False, env=variables)
     if ended.returncode:
         raise DlscaleError(ended.stderr.strip() or f"{program} ended with {ended.returncode}.")
     return ended.stdout.strip()

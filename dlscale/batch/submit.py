@@ -20,8 +20,10 @@ from dlscale.batch.driver import detach, drive_on_worker, mark_cancelled
 from dlscale.batch.kinds import KINDS
 from dlscale.batch.prepare import Prepared, prepare
 from dlscale.batch.queue import Queue, Ticket
+from dlscale.batch.recorder import plain
 from dlscale.batch.records import checksum
 from dlscale.batch.run import create
+from dlscale.batch.secrets import secret_environment
 from dlscale.batch.slurm import goes_on_in_slurm
 from dlscale.batch.spec import parse_spec
 from dlscale.batch.workspace import ENDED, HandOver, Heartbeat, Job, JobState, Workspace
@@ -150,7 +152,7 @@ def resubmit(job: Job, root: Workspace, prepared: Prepared, *, priority: int = 0
         _check_workers_see(prepared.facts.address, job)
     job.handed_over.unlink(missing_ok=True)
     # The driver reads there where it runs.
-    spec = yaml.safe_dump(prepared.data, sort_keys=False).encode()
+    spec = yaml.safe_dump(plain(prepared.data), sort_keys=False).encode()
     checksums = before.checksums | {job.spec.name: checksum(spec)}
     job.write_state(replace(before, state="submitted", message="", heartbeat=Heartbeat.now(), checksums=checksums))
     write_atomically(job.spec, spec)
@@ -222,8 +224,9 @@ def _hand_over(job: Job, prepared: Prepared, priority: int, submitted: float) ->
     facts, kind = prepared.facts, prepared.spec.kind
     place = facts.address or f"local@{gethostname()}"
     ticket = Ticket(job.id, submitted, priority=priority, cluster=place, collective=KINDS[kind].collective)
+    secrets = secret_environment(prepared.data)
     if facts.kind != "tcp":
-        note(HandOver(driver=detach(job, ticket)))
+        note(HandOver(driver=detach(job, ticket, secrets)))
         _until_taken(job)
         return
     from distributed import fire_and_forget
@@ -231,7 +234,7 @@ def _hand_over(job: Job, prepared: Prepared, priority: int, submitted: float) ->
     with connect(facts.address) as client:
         # A task of this name runs once; its priority lets it start before the blocks of jobs that run.
         future = client.submit(
-            drive_on_worker, str(job.folder), ticket, key=f"dlscale-driver-{job.id}-{uuid4().hex[:8]}", priority=10**6
+            drive_on_worker, str(job.folder), ticket, secrets, key=f"dlscale-driver-{job.id}-{uuid4().hex[:8]}", priority=10**6
         )
         fire_and_forget(future)  # type: ignore[no-untyped-call]
         note(HandOver(scheduler=facts.address))

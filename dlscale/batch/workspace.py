@@ -28,6 +28,7 @@ from pydantic import Field
 from dlscale.batch import records
 from dlscale.batch.records import Seconds, State, Summary, UnixTime
 from dlscale.errors import Interrupted, SpecError
+from dlscale.showing import without_address
 from dlscale.storage import locks
 from dlscale.storage.atomic import PARTIAL, fsync_path, make_folder, write_atomically
 from dlscale.storage.locations import expand_home
@@ -457,7 +458,7 @@ class Workspace:
 
         key = json.dumps([dict(request), version, __version__], sort_keys=True)
         digest = hashlib.sha256(key.encode()).hexdigest()[:12]
-        name = str(request["import"]).partition("?")[0].rstrip("/").rsplit("/", 1)[-1]
+        name = without_address(str(request["import"])).rstrip("/").rsplit("/", 1)[-1]
         stem = "".join(c if c.isalnum() else "-" for c in name)[:40].strip("-")
         return self.imports_folder / f"{stem}-{digest}.zarr"
 

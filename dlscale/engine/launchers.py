@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dlscale.errors import DlscaleError, RankError, SpecError
+from dlscale.showing import shown
 
 if TYPE_CHECKING:
     from dlscale.engine.progress import Emit
@@ -83,7 +84,7 @@ def across_ranks(command: Callable[[], int]) -> int:
         joined = Session(n_ranks)
     except DlscaleError as error:
         if rank == 0:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {shown(str(error))}", file=sys.stderr)
         return error.exit_code
     if rank > 0:
         joined.end(joined.serve())
@@ -249,7 +250,7 @@ class Session:
     def _speak(self, failure: Mapping[str, Any]) -> None:
         """Of the end of rank 0, which speaks for all, another one must tell."""
         if failure["rank"] == 0 and not failure["traceback"] and self.communicator.rank == 1:
-            print(f"error: Rank 0: {failure['cause']}", file=sys.stderr, flush=True)
+            print(f"error: Rank 0: {shown(failure['cause'])}", file=sys.stderr, flush=True)
 
     def end(self, code: int) -> None:
         """Leave, all ranks with the same exit code; does not return."""

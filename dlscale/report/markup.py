@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Mapping
 
+from dlscale.showing import shown
+
 _VOID = frozenset({"meta", "img", "br", "hr"})
 
 
@@ -16,8 +18,8 @@ NOTHING = Markup("")
 
 
 def escape(text: str) -> Markup:
-    """Escape `text` unless it is `Markup`."""
-    return text if isinstance(text, Markup) else Markup(html.escape(text))
+    """Escape `text` unless it is `Markup`; control characters and the secrets of URLs are written out and hidden."""
+    return text if isinstance(text, Markup) else Markup(html.escape(shown(text)))
 
 
 def join(parts: Iterable[str]) -> Markup:
@@ -37,7 +39,7 @@ def tag(name: str, attributes: Mapping[str, str] | None = None, *children: str) 
     *children : str
         Plain text (escaped) or `Markup`.
     """
-    written = "".join(f' {key}="{html.escape(value)}"' for key, value in (attributes or {}).items())
+    written = "".join(f' {key}="{html.escape(shown(value))}"' for key, value in (attributes or {}).items())
     if name in _VOID:
         return Markup(f"<{name}{written}>")
     return Markup(f"<{name}{written}>{join(children)}</{name}>")

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from dlscale.errors import DlscaleError, DoesNotFitError, ImportNote, InputError, SpecError
+from dlscale.showing import without_secrets
 from dlscale.storage.durable import require_free_space
 from dlscale.storage.importers.delimited import read_delimited
 from dlscale.storage.importers.folders import parts_of
@@ -165,7 +166,7 @@ def _copy(
         dtype = _final_dtype(table, request)
         row_bytes = table.n_columns * dtype.itemsize
         _require_room(table, dtype, request=request)
-        attributes = {"dlscale": {**table.attributes, "source": source}}
+        attributes = {"dlscale": {**table.attributes, "source": without_secrets(source)}}
         writer = StripWriter(path, table.n_columns, dtype=dtype, chunks=chunks, attributes=attributes)
         while True:
             with _explained(source):
