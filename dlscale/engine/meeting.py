@@ -44,41 +44,58 @@ def admit(listener: socket.socket, secret: str, ranks: set[int], *, seconds: flo
     """
     peers: dict[int, socket.socket] = {}
     callers: dict[socket.socket, _Caller] = {}
-    deadline = time.monotonic() + seconds
     listener.setblocking(False)
-    with selectors.DefaultSelector() as selector:
-        selector.register(listener, selectors.EVENT_READ)
-        while ranks - set(peers):
-            if time.monotonic() > deadline:
-                missing = ", ".join(map(str, sorted(ranks - set(peers))))
-                raise RankError(f"Rank {missing} did not reach rank 0 within {seconds:.0f} s; open the hosts' ports to each other.")
-            for key, _ in selector.select(1.0):
-                if key.fileobj is listener:
-                    if (caller := _Caller.accept(listener)) is not None:
-                        callers[caller.connection] = caller
-                        selector.register(caller.connection, selectors.EVENT_READ)
-                    continue
-                caller = callers[key.fileobj]  # type: ignore[index]
-                rank = caller.hear(secret)
-                if rank is None:
-                    continue
-                selector.unregister(caller.connection)
-                del callers[caller.connection]
-                if rank in ranks and rank not in peers and caller.welcome(secret, rank):
-                    peers[rank] = caller.connection
-                    deadline = time.monotonic() + seconds
-                else:
-                    caller.connection.close()
-            while len(callers) > _CALLERS:
-                longest = next(iter(callers))
-                selector.unregister(longest)
-                del callers[longest]
-                longest.close()
-    for connection in callers:
-        connection.close()
+    try:
+        with selectors.DefaultSelector() as selector:
+            selector.register(listener, selectors.EVENT_READ)
+            _meet(selector, secret, ranks, peers=peers, callers=callers, seconds=seconds)
+    except BaseException:
+        for connection in peers.values():
+            connection.close()
+        raise
+    finally:
+        for connection in callers:
+            connection.close()
     for connection in peers.values():
         connection.setblocking(True)
     return peers
+
+
+def _meet(
+    selector: selectors.BaseSelector,
+    secret: str,
+    ranks: set[int],
+    *,
+    peers: dict[int, socket.socket],
+    callers: dict[socket.socket, _Caller],
+    seconds: float,
+) -> None:
+    """Listen to callers until all ranks are among the peers."""
+
+    def dismiss(connection: socket.socket) -> _Caller:
+        selector.unregister(connection)
+        return callers.pop(connection)
+
+    deadline = time.monotonic() + seconds
+    while missing := sorted(ranks - set(peers)):
+        if time.monotonic() > deadline:
+            who = ", ".join(map(str, missing))
+            raise RankError(f"Rank {who} did not reach rank 0 within {seconds:.0f} s; open the hosts' ports to each other.")
+        for key, _ in selector.select(min(1.0, seconds)):
+            connection: socket.socket = key.fileobj  # type: ignore[assignment]
+            if connection not in callers:
+                if (new := _Caller.accept(connection)) is not None:
+                    callers[new.connection] = new
+                    selector.register(new.connection, selectors.EVENT_READ)
+            elif (rank := callers[connection].hear(secret)) is not None:
+                caller = dismiss(connection)
+                if rank in missing and rank not in peers and caller.welcome(secret, rank):
+                    peers[rank] = connection
+                    deadline = time.monotonic() + seconds
+                else:
+                    connection.close()
+        while len(callers) > _CALLERS:
+            dismiss(next(iter(callers))).connection.close()
 
 
 def introduce(connection: socket.socket, secret: str, rank: int) -> None:
@@ -102,11 +119,12 @@ class _Caller:
     def accept(cls, listener: socket.socket) -> _Caller | None:
         try:
             connection, _ = listener.accept()
-            caller = cls(connection)
-            connection.setblocking(False)
-            connection.sendall(caller.drawn.encode() + b"\n")
         except OSError:  # it is gone already
             return None
+        caller = cls(connection)
+        connection.setblocking(False)
+        with suppress(OSError):  # as is found out when it is listened to
+            connection.sendall(caller.drawn.encode() + b"\n")
         return caller
 
     def hear(self, secret: str) -> int | None:

@@ -40,6 +40,13 @@ def local_cluster(folder: Path, **environment: str) -> Iterator[str]:
             assert probe.connect_ex(("127.0.0.1", int(environment["PORT"]))) != 0, "the scheduler still listens"
 
 
+def listeners(pids: Path) -> set[str]:
+    """Where a cluster and all its processes listen."""
+    roots = [psutil.Process(int(pid)) for pid in pids.read_text().split()]
+    family = [process for root in roots for process in (root, *root.children(recursive=True))]
+    return {c.laddr.ip for process in family for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+
+
 def run_on(address: str, folder: Path, **environment: str) -> dict[str, bytes]:
     result = folder / f"{address[:3]}.zarr"
     ended = command("dlscale", "run", job_file(folder), "--cluster", address, "--output", result, cwd=folder, **environment)
@@ -56,8 +63,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 def test_local_cluster_serves_jobs(tmp_path, alone):
+    settings = {"DASK_CONFIG": str(tmp_path / "cluster" / "tls" / "dask.yaml")}
     with local_cluster(tmp_path) as address:
-        assert run_on(address, tmp_path) == alone
+        assert run_on(address, tmp_path, **settings) == alone
+        assert {oct(key.stat().st_mode)[-3:] for key in (tmp_path / "cluster" / "tls").iterdir()} == {"600"}
+        assert listeners(tmp_path / "cluster" / "pids") == {"127.0.0.1"}
+        stranger = command("dlscale", "run", job_file(tmp_path), "--cluster", address, cwd=tmp_path)
+        assert (stranger.returncode, "needs certificates" in stranger.stderr) == (2, True)
         again = command(DEPLOY / "local" / "cluster.sh", "start", cwd=tmp_path, FOLDER=str(tmp_path / "cluster"))
         assert (again.returncode, "stop that cluster first" in again.stderr) == (2, True)
 
@@ -88,8 +100,8 @@ def test_tls_cluster_serves_who_has_the_key_and_nobody_else(tmp_path, alone):
     assert made.returncode == 0, made.stderr
     assert oct((tmp_path / "tls" / "dask-key.pem").stat().st_mode)[-3:] == "600"
     settings = {"DASK_CONFIG": str(tmp_path / "tls" / "dask.yaml")}
-    with local_cluster(tmp_path, PROTOCOL="tls", **settings) as address:
-        assert address.startswith("tls://")
+    with local_cluster(tmp_path, **settings) as address:
+        assert not (tmp_path / "cluster" / "tls").exists()
         assert run_on(address, tmp_path, **settings) == alone
         stranger = command("dlscale", "run", job_file(tmp_path), "--cluster", address, cwd=tmp_path)
         assert stranger.returncode not in (0, 75)
