@@ -161,7 +161,7 @@ def jobs(limit: int | None, workspace: str | None, as_json: bool) -> None:
         return
     click.echo("\n".join(_lines(states)) if states else "No jobs yet." if not faults else "No job can be read.")
     for job, message in sorted(faults.items()):
-        click.echo(f"{click.style('damaged:', fg='red')} {job}: {message}", err=True)
+        echo(f"{job}: {message}", prefix=f"{click.style('damaged:', fg='red')} ", err=True)
 
 
 @click.command()
