@@ -7,6 +7,8 @@ arrays that are in its memory.
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import logging
 import threading
 import time
@@ -184,19 +186,35 @@ class ThreadCluster(Cluster):
         from dask._task_spec import DataNode
         from dask.callbacks import Callback
 
-        def sort_ready(state: dict[str, Any]) -> None:
-            # The scheduler starts the last of the ready tasks.
-            state["ready"].sort(key=lambda key: -wishes.priority.get(key, 0.0))
+        def order_ready(_: Any, state: dict[str, Any]) -> None:
+            state["ready"] = _Ready(state["ready"], wishes.priority)
 
         graph = {key: DataNode(key, value) for key, value in held.items()} | graph
-        with Callback(  # type: ignore[no-untyped-call]
-            start_state=lambda _, state: sort_ready(state), posttask=lambda key, result, graph, state, thread: sort_ready(state)
-        ):
+        with Callback(start_state=order_ready):  # type: ignore[no-untyped-call]
             values = self.compute(graph, list(keys), watch)
         return dict(zip(keys, values, strict=True))
 
     def gather(self, handles: Sequence[Any]) -> list[Any]:
         return list(handles)
+
+
+class _Ready:
+    """Tasks that are ready, for Dask's threaded scheduler, which takes them by `pop`: the most urgent one first."""
+
+    def __init__(self, keys: Iterable[Any], priority: Mapping[Any, float]) -> None:
+        self._priority, self._count = priority, itertools.count()
+        self._heap: list[tuple[float, int, Any]] = []
+        for key in keys:
+            self.append(key)
+
+    def append(self, key: Any) -> None:
+        heapq.heappush(self._heap, (self._priority.get(key, 0.0), next(self._count), key))
+
+    def pop(self) -> Any:
+        return heapq.heappop(self._heap)[2]
+
+    def __len__(self) -> int:
+        return len(self._heap)
 
 
 class DaskCluster(Cluster):

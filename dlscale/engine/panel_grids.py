@@ -14,6 +14,11 @@ PANEL_COLUMNS = 512
 #: At least so many panels, so that several threads have work.
 MIN_PANELS = 12
 
+#: Columns to rows from which on a matrix has few panels to factor and many that are only updated, and how these are cut.
+WIDE = 16
+WIDE_PANELS = 64
+WIDE_PANEL_BYTES = 8 * 2**20
+
 
 @dataclass(frozen=True)
 class PanelGrid:
@@ -79,6 +84,11 @@ class PanelGrid:
         return cls((m, n), record["panel"], record["group"], record["row_blocks"], record["streamed"])
 
 
-def choose_panel(shape: tuple[int, int]) -> int:
+def choose_panel(shape: tuple[int, int], itemsize: int = 8) -> int:
     """Columns of a panel for a matrix of this shape: a multiple of 32, or all of its columns."""
-    return min(shape[1], max(32, min(PANEL_COLUMNS, -(-min(shape) // MIN_PANELS // 32) * 32)))
+    m, n = shape
+    width = max(32, min(PANEL_COLUMNS, -(-min(shape) // MIN_PANELS // 32) * 32))
+    if n > WIDE * m:
+        # Most panels are never factored, and each is a task of its own in every step.
+        width = max(width, min(-(-n // WIDE_PANELS // 32) * 32, WIDE_PANEL_BYTES // (m * itemsize) // 32 * 32))
+    return min(n, width)

@@ -149,7 +149,7 @@ def plan_panels(
     fixed = facts.threads_per_worker * (tile_bytes + (N_STRIPS + 1) * STRIP_BYTES)
     fixed += BASELINE_BYTES if facts.kind != "threads" else 0
     n_panels = -(-n // panel)
-    fixed += _COPIES_OF_FACTS * n_panels * method.n_facts(panel) * item
+    fixed += _COPIES_OF_FACTS * -(-min(m, n) // panel) * method.n_facts(min(panel, m)) * item
     room = facts.memory_bytes - fixed
     streamed = max(2, min(FETCH_BYTES, room // 5) // tile_bytes)
     group = n_panels

@@ -231,7 +231,7 @@ def diagonal_phases(raw: Matrix, grid: PanelGrid) -> Array:
 
 
 def stacked_triangles(factored: Factored) -> Array:
-    """The T of all panels side by side, (b, k), as LAPACK's ``geqrt`` returns them."""
-    width = factored.grid.panel
+    """The T of all panels side by side, (min(b, k), k), as LAPACK's ``geqrt`` returns them."""
+    width = min(factored.grid.panel, *factored.grid.shape)
     parts = [np.pad(fact["t"], ((0, width - len(fact["t"])), (0, 0))) for fact in factored.facts]
     return np.hstack(parts)

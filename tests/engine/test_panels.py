@@ -19,8 +19,8 @@ from helpers import LAYOUTS, THREADS, Array, gaussian, store
 from dlscale import gallery
 from dlscale.batch.pacing import PacedCheckpoint
 from dlscale.engine import panel_tasks
-from dlscale.engine.clusters import Cluster, ClusterFacts, open_cluster
-from dlscale.engine.panel_grids import PanelGrid, choose_panel
+from dlscale.engine.clusters import Cluster, ClusterFacts, _Ready, open_cluster
+from dlscale.engine.panel_grids import WIDE_PANEL_BYTES, PanelGrid, choose_panel
 from dlscale.errors import CorruptionError
 from dlscale.storage import writers
 from dlscale.storage.checkpoints import Checkpoint
@@ -281,3 +281,21 @@ def test_a_worker_that_is_lost_when_the_others_went_on(tmp_path: Path) -> None:
     assert lost
     assert any("starts again" in said for said in warnings)
     assert_same_bits(arrays, expected(kind))
+
+
+@pytest.mark.parametrize("shape", [(1, 100_000), (2, 400_000), (50, 10_000), (300, 10**6)])
+def test_short_wide_matrices_have_few_panels(shape: tuple[int, int]) -> None:
+    """Each panel is a task in every step; panels as narrow as those of a square matrix would be thousands."""
+    m, n = shape
+    width = choose_panel(shape)
+    assert width % 32 == 0
+    assert -(-n // width) <= max(64, 2 * m * n * 8 // WIDE_PANEL_BYTES)
+    assert width * m * 8 <= max(WIDE_PANEL_BYTES, m * 8 * 512)
+
+
+def test_the_most_urgent_task_is_taken_first() -> None:
+    ready = _Ready(["c", "a"], {"a": 1.0, "b": 2.0, "c": 3.0, "d": 0.5})
+    ready.append("b")
+    assert [ready.pop(), ready.pop()] == ["a", "b"]
+    ready.append("d")
+    assert [ready.pop() for _ in range(len(ready))] == ["d", "c"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import zarr
-from factorizations import assert_cholesky, assert_lu, assert_qr
+from factorizations import assert_cholesky, assert_lu, assert_qr, lapack_lu
 from helpers import DTYPES, Array, eps, gaussian, store
 
 import dlscale
@@ -93,3 +93,57 @@ def test_what_cannot_be_done_is_said() -> None:
         dlscale.lu(np.ones(3))
     with pytest.raises(NumericalError, match="singular"):
         dlscale.lu(gallery.singular_at(40, 7), panel=16).solve(np.ones(40))
+
+
+@pytest.mark.parametrize("shape", [(1, 3000), (3, 5000), (40, 2000)])
+def test_short_wide_matrices(shape: tuple[int, int]) -> None:
+    A = gaussian(*shape)
+    lu, piv = lapack_lu(A)
+    found = dlscale.lu(A)
+    np.testing.assert_array_equal(found.piv, piv)
+    np.testing.assert_allclose(found.lu, lu, atol=1e-12)
+    q, r = dlscale.qr(A)
+    np.testing.assert_allclose(q @ r, A, atol=1e-12)
+    qr, t = dlscale.qr(A, mode="raw")
+    assert t.shape[0] <= min(shape)  # as LAPACK demands
+    np.testing.assert_allclose(np.abs(np.triu(qr)), np.abs(r), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("b", "error", "words"),
+    [
+        (np.ones(20), SpecError, "must have 30 rows.*got 20"),
+        (np.ones((40, 2)), SpecError, "must have 30 rows.*got 40"),
+        (np.array([1.0] * 7 + [np.nan] + [1.0] * 22), NonFiniteError, "row 7, column 0"),
+        (np.array([[1.0, np.inf]] * 30), NonFiniteError, "row 0, column 1"),
+    ],
+)
+def test_factors_check_what_they_are_given(b: Array, error: type[Exception], words: str) -> None:
+    A = gaussian(30, 30)
+    for factors in (dlscale.lu(A), dlscale.lu(A[::-1].copy()), dlscale.cholesky(A @ A.T + np.eye(30))):
+        with pytest.raises(error, match=words):
+            factors.solve(b)
+
+
+@pytest.mark.parametrize("shape", [(30, 20), (20, 30)])
+def test_factors_of_a_rectangle_solve_nothing(shape: tuple[int, int]) -> None:
+    with pytest.raises(SpecError, match=r"square matrix.*lstsq"):
+        dlscale.lu(gaussian(*shape)).solve(np.ones(shape[0]))
+
+
+@pytest.mark.parametrize("rhs", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_precisions_are_those_of_numpy(dtype: str, rhs: str) -> None:
+    """The digits too: single precision matrices are solved in double precision where the right-hand side is in it."""
+    A, b = gaussian(40, 40, dtype), gaussian(40, 2, rhs, seed=1)
+    want = np.linalg.solve(A, b)
+    for found in (dlscale.solve(A, b), dlscale.lu(A).solve(b), dlscale.solve(A, b, precision="mixed")):
+        assert found.dtype == want.dtype
+    close = 1e-10 if np.finfo(want.dtype).bits == 64 else 1e-3
+    np.testing.assert_allclose(dlscale.solve(A, b), want, rtol=close, atol=close)
+    tall = gaussian(60, 9, dtype), gaussian(60, 2, rhs, seed=1)
+    x, residuals, rank, s = np.linalg.lstsq(*tall, rcond=None)
+    result = dlscale.lstsq(*tall)
+    assert (result.x.dtype, result.s.dtype, result.rank) == (x.dtype, s.dtype, rank)
+    np.testing.assert_allclose(result.x, x, rtol=close, atol=close)
+    np.testing.assert_allclose(result.residuals, residuals, rtol=close)
