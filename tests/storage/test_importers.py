@@ -206,7 +206,7 @@ def test_csv_first_line_that_can_be_names_or_numbers(tmp_path, first):
     (tmp_path / "a.csv").write_text(first + "\n" + ",".join(["5"] * n) + "\n")
     with pytest.raises(SpecError, match=r"can be names or numbers\. Set header"):
         import_matrix(tmp_path / "a.csv", tmp_path / "y.zarr")
-    assert imported(tmp_path / "a.csv", tmp_path, header=True).shape == (1, n)
+    assert imported(tmp_path / "a.csv", tmp_path, header=True, index=False).shape == (1, n)
     if first == "0,1,2":
         assert imported(tmp_path / "a.csv", tmp_path, header=False, overwrite=True).shape == (2, n)
 

@@ -45,7 +45,8 @@ class Format(NamedTuple):
 MAX_WORDS = 400  # of what a library says of a damaged file, which may quote it
 MAX_ENTRIES = 1 << 60
 SAMPLE_PHOTOS = "sample:photos"
-_TABLES = Format(read_delimited, ("columns", "header"))
+_TEXT = ("delimiter", "decimal", "thousands", "comment", "quote", "booleans", "fill", "missing", "encoding")
+_TABLES = Format(read_delimited, ("columns", "drop", "header", "index", *_TEXT))
 _IMAGES = Format(read_images, ("patches", "stride"))
 FORMATS: dict[str, Format] = {
     ".npy": Format(read_npy),

@@ -1,143 +1,190 @@
-"""CSV and TSV, plain or gzipped: parsed by Arrow block by block; what it refuses is found again by line and column."""
+"""CSV and TSV, plain or gzipped: parsed by Arrow piece by piece; what it does not know is read again cell by cell."""
 
 from __future__ import annotations
 
-import csv
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dlscale.errors import InputError, SpecError
-from dlscale.storage.importers.tables import Blocks, Request, Table, line_pieces, need, open_text
+from dlscale.errors import SpecError
+from dlscale.storage.importers.cells import Columns, read_cells
+from dlscale.storage.importers.dialect import INDEX_NAMES, Head, read_head
+from dlscale.storage.importers.records import Piece, record_pieces, without_comments, without_runs
+from dlscale.storage.importers.tables import Request, Table, need, open_text
+
+Array = NDArray[Any]
 
 PIECE_BYTES = 8 << 20  # of text at a time; it takes about 15 times that while parsed, and less is slow with many columns
-
-
-@dataclass(frozen=True)
-class Head:
-    """How cells are separated, what the columns are called, and the first line of numbers if it is read already."""
-
-    delimiter: str
-    names: tuple[str, ...]
-    first: bytes
-    first_line: int
+MAX_ARROW_COLUMNS = 8192  # each takes Arrow some 6 KB; the cells of wider tables are parsed as one column
 
 
 @contextmanager
 def read_delimited(request: Request) -> Iterator[Table]:
     """A table of numbers as float64 (or parsed straight into the dtype asked for), with or without a line of names.
 
-    Columns of a file without names are called 0, 1, ... An empty cell is an error: a matrix has no missing entries.
+    Columns of a file without names are called 0, 1, ... An empty cell is an error unless `fill` says what it is.
     """
     need("pyarrow.csv", request.source)
     dtype = np.dtype(np.float64)
     if request.dtype is not None and request.dtype.kind in "iuf" and request.dtype != np.float16:
         dtype = request.dtype
+    if request.fill is not None and dtype.kind in "iu" and not request.fill.is_integer():
+        raise SpecError(f"fill: {request.fill} is not a number of dtype {dtype}.")
     with open_text(request.source) as (stream, position):
-        head = _head(stream, request)
-        chosen = _chosen(request, head)
-        blocks = _blocks(request, head, stream=stream, chosen=chosen, dtype=dtype)
-        yield Table(None, len(chosen), dtype, blocks, position=position)
+        delimiter = (request.delimiter or "").encode() if len(request.delimiter or "") == 1 else b""
+        pieces = record_pieces(
+            stream, PIECE_BYTES, source=request.source, quote=request.quote.encode(), delimiter=delimiter, encoding=request.encoding
+        )
+        first = _first_records(pieces, request)
+        head = read_head(first, request, source=request.source)
+        columns, notes = _columns(request, head)
+        reader = _Reader(request, head, columns, dtype)
+        rest = itertools.chain([head.rest], map(reader.prepared, pieces))
+        blocks = (block for piece in rest for block in reader.blocks(piece))
+        yield Table(None, len(columns.chosen), dtype, blocks, position=position, notes=notes)
 
 
-def _head(stream: BinaryIO, request: Request) -> Head:
-    number, text = 0, ""
-    while not text and (line := stream.readline()):
-        number, text = number + 1, line.decode("utf-8-sig").strip()
-    if not text:
-        raise InputError(f"{request.source} is empty; a matrix needs at least one row.")
-    tabs = request.source.lower().removesuffix(".gz").endswith(".tsv")
-    delimiter = "\t" if tabs else ";" if ";" in text and "," not in text else ","
-    cells = [cell.strip() for cell in next(csv.reader([text], delimiter=delimiter))]
-    if not _names_columns(cells, request, line=number):
-        return Head(delimiter, tuple(str(j) for j in range(len(cells))), text.encode() + b"\n", number)
-    cells[0] = cells[0].removeprefix("#").strip()  # numpy.savetxt marks its header so
-    return Head(delimiter, tuple(cells), b"", number + 1)
+def _first_records(pieces: Iterator[Piece], request: Request) -> Piece:
+    """The first piece, with the next ones as long as it holds fewer than two lines with cells."""
+    first, mark = next(pieces, Piece(b"", 1)), (request.comment or "#").encode()
+    while len(list(itertools.islice(_with_cells(first.text, mark), 2))) < 2 and (more := next(pieces, None)) is not None:
+        first = Piece(first.text + more.text, first.line)
+    return first if request.comment is None else Piece(without_comments(first.text, mark, request.quote.encode()), first.line)
 
 
-def _names_columns(cells: list[str], request: Request, *, line: int) -> bool:
-    """Whether the first line names the columns; where that is open, the user must say, for a row would be lost or made up."""
-    if request.header is not None:
-        return request.header
-    say = "Set header to true if the line names the columns, to false if it is the first row."
-    numbers = [_is_number(cell, np.dtype(np.float64)) for cell in cells]
-    counted = cells[not cells[0] :]  # pandas writes an empty name over its row numbers
-    if len(counted) > 2 and counted == [str(j) for j in range(len(counted))]:
-        raise SpecError(f"{request.source}, line {line}: 0, 1, ..., {len(counted) - 1} can be names or numbers. {say}")
-    named = [j for j, cell in enumerate(cells) if cell and not numbers[j]]
-    if any(numbers) and named:
-        j = named[0]
-        raise InputError(f"{request.source}, line {line}, column {j + 1}: {cells[j]!r} stands in a line with numbers. {say}")
-    if not any(numbers) and not named:
-        raise InputError(f"{request.source}, line {line}: all cells are empty; the first line must hold names or numbers.")
-    return bool(named)
+def _with_cells(text: bytes, mark: bytes) -> Iterator[bytes]:
+    start = 0
+    while start < len(text):
+        end = text.find(b"\n", start) + 1 or len(text)
+        line, start = text[start:end].strip(), end
+        if line and not line.startswith(mark):
+            yield line
 
 
-def _chosen(request: Request, head: Head) -> list[int]:
-    if request.columns is None:
-        return list(range(len(head.names)))
-    for name in request.columns:
-        if head.names.count(name) != 1:
-            fault = "no column" if name not in head.names else "more than one column"
-            shown = ", ".join(head.names[:20]) + (", ..." if len(head.names) > 20 else "")
+def _columns(request: Request, head: Head) -> tuple[Columns, list[str]]:
+    """Which columns are read, and what is to be said of it."""
+    names, dropped = head.names, set(request.drop or ())
+    for name in (*(request.columns or ()), *dropped):
+        if names.count(name) != 1 and (name not in names or name not in dropped):
+            fault = "no column" if name not in names else "more than one column"
+            shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
             raise SpecError(f"{request.source} has {fault} {name!r}; its columns are: {shown}.")
-    return [head.names.index(name) for name in request.columns]
+    if request.columns is not None:
+        chosen = [names.index(name) for name in request.columns if name not in dropped]
+    else:
+        chosen = [j for j, name in enumerate(names) if name not in dropped]
+    columns, notes = Columns(names, chosen), []
+    unnamed = head.named and names[0] in INDEX_NAMES and len(names) > 1
+    if request.columns is None and chosen[:1] == [0] and (request.index or (request.index is None and unnamed)):
+        columns.chosen = chosen[1:]
+        what = "names"
+        if request.index is None and _begins_with_number(head):
+            columns.count, what = -1, "numbers"
+        notes = [
+            f"{request.source}: the first column ({names[0]!r}) holds the rows' {what} and is left out; index: false keeps it."
+        ]
+    if not columns.chosen:
+        raise SpecError(f"{request.source}: no column is left; its columns are: {', '.join(names[:20])}.")
+    return columns, notes[: request.index is None]
 
 
-def _blocks(request: Request, head: Head, *, stream: BinaryIO, chosen: list[int], dtype: np.dtype[Any]) -> Blocks:
-    arrow, arrow_csv = need("pyarrow", request.source), need("pyarrow.csv", request.source)
-    keys = [str(j) for j in range(len(head.names))]  # names in the file may be empty or repeated
-    wanted = [keys[j] for j in chosen]
-    parse = arrow_csv.ParseOptions(delimiter=head.delimiter)
-    convert = arrow_csv.ConvertOptions(
-        column_types=dict.fromkeys(wanted, arrow.from_numpy_dtype(dtype)),
-        include_columns=wanted,
-        null_values=[],
-        strings_can_be_null=False,
-    )
-    line = head.first_line
-    # Arrow's own streaming reader would read up to 32 blocks ahead of a slow disk; a piece at a time keeps the bound.
-    for piece in line_pieces(stream, PIECE_BYTES, source=request.source, first=head.first):
-        if piece.strip():
-            read = arrow_csv.ReadOptions(block_size=len(piece) + 1, column_names=keys, use_threads=False)
-            try:
-                table = arrow_csv.read_csv(
-                    arrow.BufferReader(piece), read_options=read, parse_options=parse, convert_options=convert
-                )
-            except arrow.ArrowInvalid as error:
-                raise _fault(piece, line, request=request, head=head, chosen=chosen, dtype=dtype, error=error) from None
-            yield np.stack([column.to_numpy() for column in table.columns], axis=1)
-        line += piece.count(b"\n")
+def _begins_with_number(head: Head) -> bool:
+    records = head.dialect.reader(line.decode("utf-8", "replace") for line in _with_cells(head.rest.text, b"\n"))
+    return head.dialect.number(next(records, [""])[0], np.dtype(np.float64)) is not None
 
 
-def _fault(
-    piece: bytes, line: int, *, request: Request, head: Head, chosen: list[int], dtype: np.dtype[Any], error: Exception
-) -> InputError:
-    """Look for the first line that the parser refused, in a piece that begins at that line number."""
-    n_columns = len(head.names)
-    for number, raw in enumerate(piece.splitlines(), line):
-        if not raw.strip():
-            continue
-        where = f"{request.source}, line {number}"
-        cells = next(csv.reader([raw.decode("utf-8", "replace")], delimiter=head.delimiter))
-        if len(cells) != n_columns:
-            return InputError(f"{where}: every line must have {n_columns} cells like the first; this one has {len(cells)}.")
-        for j in chosen:
-            if not _is_number(cells[j], dtype):
-                what = f"{cells[j]!r} is not a {dtype} number" if cells[j].strip() else "the cell is empty"
-                advice = "Correct or fill it, or choose other columns."
-                return InputError(f"{where}, column {j + 1} ({head.names[j]!r}): {what}. {advice}")
-    return InputError(f"{request.source} cannot be parsed: {error}")
+class _Reader:
+    """Pieces of text as blocks of rows."""
 
+    def __init__(self, request: Request, head: Head, columns: Columns, dtype: np.dtype[Any]) -> None:
+        self._source, self._comment, self._quote = request.source, (request.comment or "").encode(), request.quote.encode()
+        self._blanks, self._dialect, self._columns, self._dtype = head.blanks, head.dialect, columns, dtype
+        self._arrow, self._csv = need("pyarrow", request.source), need("pyarrow.csv", request.source)
+        self._options: tuple[frozenset[int], Any] | None = None
 
-def _is_number(cell: str, dtype: np.dtype[Any]) -> bool:
-    try:
-        if dtype.kind == "f":
-            float(cell)
-            return True
-        return bool(np.iinfo(dtype).min <= int(cell) <= np.iinfo(dtype).max)
-    except ValueError:
-        return False
+    def prepared(self, piece: Piece) -> Piece:
+        text = piece.text
+        if self._comment:
+            text = without_comments(text, self._comment, self._quote)
+        return Piece(without_runs(text) if self._blanks else text, piece.line)
+
+    def blocks(self, piece: Piece) -> Iterator[Array]:
+        if not piece.text.strip():
+            return
+        wide = len(self._columns.names) > MAX_ARROW_COLUMNS
+        try:
+            block = self._parsed_wide(piece.text) if wide else self._parsed(piece.text)
+        except self._arrow.ArrowException:
+            block = None
+        # An infinity may be a number out of range, which only the reading of cells tells apart.
+        if block is None or (block.dtype.kind == "f" and np.isinf(block).any()):
+            yield from read_cells(piece, self._dialect, self._columns, dtype=self._dtype, source=self._source)
+        else:
+            self._columns.settled = True
+            yield block
+
+    def _parsed(self, text: bytes) -> Array | None:
+        """By Arrow, column by column."""
+        columns = self._columns
+        keys = [str(j) for j in range(len(columns.names))]  # names in the file may be empty or repeated
+        # Arrow's own streaming reader would read up to 32 blocks ahead of a slow disk; a piece at a time keeps the bound.
+        read = self._csv.ReadOptions(block_size=len(text) + 1, column_names=keys, use_threads=False)
+        parse = self._csv.ParseOptions(delimiter=self._dialect.delimiter, quote_char=self._dialect.quote)
+        table = self._csv.read_csv(
+            self._arrow.BufferReader(text), read_options=read, parse_options=parse, convert_options=self._convert()
+        )
+        index = None if columns.count is None else table.columns[-1].to_numpy()
+        if index is not None and not columns.continued_by(index):
+            return None
+        return np.stack([self._filled(column) for column in table.columns[: len(columns.chosen)]], axis=1).astype(
+            self._dtype, copy=False
+        )
+
+    def _parsed_wide(self, text: bytes) -> Array | None:
+        """By Arrow, all cells as one column; None if some line has another number of them, or a cell may hold several words."""
+        columns, delimiter = self._columns, self._dialect.delimiter.encode()
+        if self._quote in text:
+            return None
+        lines, n_columns = [line for line in text.split(b"\n") if line.strip()], len(columns.names)
+        if any(line.count(delimiter) != n_columns - 1 for line in lines):
+            return None
+        cells = b"\n".join(lines).replace(delimiter, b"\n")
+        read = self._csv.ReadOptions(block_size=len(cells) + 2, column_names=["0"], use_threads=False)
+        parse = self._csv.ParseOptions(delimiter="\x1f", quote_char=False, ignore_empty_lines=False)
+        buffer = self._arrow.BufferReader(cells + b"\n")
+        table = self._csv.read_csv(buffer, read_options=read, parse_options=parse, convert_options=self._convert_options([], ["0"]))
+        block = self._filled(table.columns[0]).reshape(len(lines), n_columns)
+        if columns.count is not None and not columns.continued_by(block[:, 0]):
+            return None
+        return block if columns.chosen == list(range(n_columns)) else block[:, columns.chosen]
+
+    def _filled(self, column: Any) -> Array:
+        if column.null_count:
+            column = column.fill_null(self._arrow.scalar(self._dialect.fill, self._arrow.float64()).cast(column.type))
+        return np.asarray(column.to_numpy())
+
+    def _convert(self) -> Any:
+        """Arrow's options for the chosen columns; remade when columns of booleans have been found."""
+        booleans = frozenset(self._columns.booleans)
+        if self._options is None or self._options[0] != booleans:
+            chosen = [str(j) for j in self._columns.chosen]
+            made = self._convert_options([str(j) for j in booleans], chosen)
+            self._options = booleans, made
+        return self._options[1]
+
+    def _convert_options(self, booleans: list[str], chosen: list[str]) -> Any:
+        types = dict.fromkeys(chosen, self._arrow.from_numpy_dtype(self._dtype)) | dict.fromkeys(booleans, self._arrow.bool_())
+        counted = ["0"] if self._columns.count is not None and chosen != ["0"] else []
+        return self._csv.ConvertOptions(
+            column_types=types | dict.fromkeys(counted, self._arrow.float64()),
+            include_columns=chosen + counted,
+            null_values=sorted(self._dialect.missing),
+            strings_can_be_null=False,
+            true_values=[*self._dialect.words[1], "1"],
+            false_values=[*self._dialect.words[0], "0"],
+            decimal_point=self._dialect.decimal,
+        )

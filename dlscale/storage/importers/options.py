@@ -7,14 +7,24 @@ option stands in `FORMATS`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from dlscale.errors import SpecError
 
 Count = Annotated[int, Field(ge=1)]
+Character = Annotated[str, Field(pattern=r"^[^\sA-Za-z0-9.+\-]$")]
 Names = Annotated[list[str], Field(min_length=1, strict=False)]
+
+
+def _known_encoding(name: str) -> str:
+    try:
+        "a".encode(name)
+    except (LookupError, ValueError) as error:
+        raise ValueError("no encoding of text") from error
+    return name
 
 
 class ReadOptions(BaseModel):
@@ -42,11 +52,78 @@ class ReadOptions(BaseModel):
         title="Which columns of a table, in this order.",
         description="a list of column names of a table, at least one",
     )
+    drop: Names | None = Field(
+        default=None,
+        title="Which columns of a table to leave out.",
+        description="a list of column names of a table, at least one",
+    )
     header: bool | None = Field(
         default=None,
         title="Whether the first line of a table names the columns [auto: it does if it holds no number].",
         description="true or false: whether the first line of a table names the columns",
     )
+    index: bool | None = Field(
+        default=None,
+        title="Leave the first column out, as the rows' names or numbers [auto: if it has no name and holds such].",
+        description="true or false: whether the first column holds the rows' names or numbers and is left out",
+    )
+    delimiter: Annotated[str, Field(pattern=r"^(tab|blank|[^\nA-Za-z0-9.+\-\"])$")] | None = Field(
+        default=None,
+        title="Between cells: a character, tab, or blank for any run of blanks [auto].",
+        description="a character that is no letter or digit, or the word tab, or blank for any run of blanks",
+    )
+    decimal: Literal[".", ","] | None = Field(
+        default=None,
+        title="The decimal point of a table [auto].",
+        description="'.' or ','",
+    )
+    thousands: Annotated[str, Field(pattern=r"^[^\nA-Za-z0-9+\-\"]$")] | None = Field(
+        default=None,
+        title="What separates thousands in a table [auto].",
+        description="a character that is no letter, digit or sign",
+    )
+    comment: Character | None = Field(
+        default=None,
+        title="Lines that begin so are left out [auto: # above the first row].",
+        description="a character that is no letter, digit, blank, sign or point",
+    )
+    quote: Character = Field(
+        default='"',
+        title='The quotation mark of a table ["].',
+        description="a character that is no letter, digit, blank, sign or point",
+    )
+    booleans: Annotated[list[str], Field(min_length=2, max_length=2, strict=False)] | None = Field(
+        default=None,
+        title="Words for 0 and 1, besides false and true.",
+        description="a list of two words: the one that stands for 0 and the one for 1, besides false and true",
+    )
+    fill: float | None = Field(
+        default=None,
+        title="What missing values of a table become [they are refused].",
+        description="a number: what missing values of a table become",
+    )
+    missing: Annotated[list[str], Field(min_length=1, strict=False)] | None = Field(
+        default=None,
+        title="Cells that are missing values, to be filled [empty, NA, NaN, NULL, None].",
+        description="a list of words that stand for missing values; needs fill",
+    )
+    encoding: Annotated[str, AfterValidator(_known_encoding)] | None = Field(
+        default=None,
+        title="Of a text [utf-8, or what its first bytes say].",
+        description="the name of an encoding that Python knows, such as latin-1 or utf-16",
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.missing is not None and self.fill is None:
+            raise PydanticCustomError("rule", "missing says which cells are filled; set fill to the number that they become")
+        marks = [self.delimiter, self.thousands, self.comment, self.quote]
+        given = [mark for mark in marks if mark is not None]
+        if len(set(given)) < len(given) - (self.delimiter == self.thousands and self.delimiter == ","):
+            raise PydanticCustomError("rule", "delimiter, thousands, comment and quote must differ")
+        if self.thousands is not None and self.thousands == (self.decimal or "."[self.thousands == "." :]):
+            raise PydanticCustomError("rule", "thousands and decimal must differ")
+        return self
 
 
 def parse_options(options: Mapping[str, Any]) -> ReadOptions:
@@ -58,6 +135,8 @@ def parse_options(options: Mapping[str, Any]) -> ReadOptions:
 
 
 def _sentence(fault: Mapping[str, Any]) -> str:
+    if not fault["loc"]:
+        return f"{fault['msg']}."
     name = str(fault["loc"][0])
     if name not in ReadOptions.model_fields:
         return f"{name} is not an option of imports; known are {', '.join(ReadOptions.model_fields)}."
