@@ -27,7 +27,11 @@ from dlscale.linalg.system import Precision, Refine, SolveOptions, System, batch
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.scaled import promoted
 
-__all__ = ["Precision", "Refine", "SolveOptions", "compute_solve", "near_singular_words", "plan_solve"]
+__all__ = ["NEARLY_SINGULAR", "Precision", "Refine", "SolveOptions", "compute_solve", "near_singular_words", "plan_solve"]
+
+
+#: How the note on a matrix begins that leaves no digit of an answer sure.
+NEARLY_SINGULAR = "the matrix is nearly singular"
 
 
 def plan_solve(inputs: Inputs, options: SolveOptions, facts: ClusterFacts) -> PanelPlan:
@@ -123,4 +127,4 @@ def compute_solve(passes: Passes, inputs: Inputs, options: SolveOptions, plan: P
 def near_singular_words(number: float, dtype: np.dtype[Any]) -> str:
     """That a condition number leaves no digit of a solution sure."""
     size = f"about {number:.1e} or more" if np.isfinite(number) else "out of range"
-    return f"nearly singular: the condition number is {size}, so that no digit of an answer in {dtype} is sure"
+    return f"{NEARLY_SINGULAR}: the condition number is {size}, so that no digit of an answer in {dtype} is sure"

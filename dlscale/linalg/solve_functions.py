@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
+from scipy.linalg import LinAlgWarning
 
 from dlscale.engine.clusters import describe_cluster, open_cluster
 from dlscale.engine.outcome import Outcome
@@ -12,7 +15,7 @@ from dlscale.linalg.factoring import Assume
 from dlscale.linalg.inverse import InverseOptions, compute_inverse, plan_inverse
 from dlscale.linalg.lstsq import LstsqOptions, compute_lstsq, plan_lstsq
 from dlscale.linalg.slogdet import SlogdetOptions, compute_slogdet, plan_slogdet
-from dlscale.linalg.solve import Precision, Refine, SolveOptions, compute_solve, plan_solve
+from dlscale.linalg.solve import NEARLY_SINGULAR, Precision, Refine, SolveOptions, compute_solve, plan_solve
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrices import Array, open_matrix
 
@@ -84,9 +87,14 @@ def solve(
     CertificateError
         If the backward error is not at rounding level.
 
+    Warns
+    -----
+    scipy.linalg.LinAlgWarning
+        If the matrix is so nearly singular that no digit of x is sure.
+
     Notes
     -----
-    2/3 n^3 flops.
+    2/3 n^3 flops. x has the wider precision of A and b.
 
     References
     ----------
@@ -207,4 +215,7 @@ def _run(
         passes = Passes(cluster)
         outcome = compute(passes, inputs, options, plan)
     outcome.certificate.require()
+    for note in outcome.notes:
+        if note.startswith(NEARLY_SINGULAR):
+            warnings.warn(f"{note[0].upper()}{note[1:]}.", LinAlgWarning, stacklevel=3)
     return outcome, outcome.arrays | passes.outputs
