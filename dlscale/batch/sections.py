@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from dlscale.engine.started import OPTIONS, TIME_LIMIT, WORD
@@ -58,6 +58,8 @@ Size = Annotated[
 Duration = Annotated[float, BeforeValidator(_seconds), WithJsonSchema({"type": ["string", "number"], "examples": ["10min", "30s"]})]
 Word = Annotated[str, Field(pattern=rf"^{WORD}$")]
 Positive = Annotated[int, Field(ge=1)]
+#: A size that the planner chooses where it is absent or ``auto``.
+Planned = Annotated[Positive | Literal["auto"] | None, AfterValidator(lambda value: None if value == "auto" else value)]
 
 
 def broken_rule(message: str) -> PydanticCustomError:

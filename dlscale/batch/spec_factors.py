@@ -6,17 +6,17 @@ from typing import Literal
 
 from pydantic import Field
 
-from dlscale.batch.sections import JobSpec, MatrixInput, Positive, Section
+from dlscale.batch.sections import JobSpec, MatrixInput, Planned, Section
 
 
 class FactorParams(Section):
     """How to cut a matrix for a factorization."""
 
-    panel: Positive | None = Field(
-        default=None, description="an integer of at least 1: columns of a panel; the planner chooses when absent"
+    panel: Planned = Field(
+        default=None, description="an integer of at least 1, or auto: columns of a panel; the planner chooses when absent"
     )
-    row_blocks: Positive | None = Field(
-        default=None, description="an integer of at least 1: row blocks of a panel; the planner chooses when absent"
+    row_blocks: Planned = Field(
+        default=None, description="an integer of at least 1, or auto: row blocks of a panel; the planner chooses when absent"
     )
 
 
@@ -26,8 +26,9 @@ class QRParams(FactorParams):
     mode: Literal["reduced", "r", "raw"] = Field(
         default="reduced", description="reduced (Q and R), r (R alone) or raw (reflectors, as LAPACK stores them)"
     )
-    block_rows: Positive | None = Field(
-        default=None, description="an integer of at least 1: rows of a block of a tall matrix; the planner chooses when absent"
+    block_rows: Planned = Field(
+        default=None,
+        description="an integer of at least 1, or auto: rows of a block of a tall matrix; the planner chooses when absent",
     )
 
 

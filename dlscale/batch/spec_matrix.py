@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dlscale.batch.sections import JobSpec, MatrixInput, Positive, Section
+from dlscale.batch.sections import JobSpec, MatrixInput, Planned, Positive, Section
 
 
 class SVDParams(Section):
@@ -22,8 +22,8 @@ class SVDParams(Section):
         default="randomized", description="randomized, krylov, streaming or exact"
     )
     seed: int = Field(default=0, ge=0, description="an integer of at least 0")
-    block_rows: Positive | None = Field(
-        default=None, description="an integer of at least 1: rows of a block; the planner chooses when absent"
+    block_rows: Planned = Field(
+        default=None, description="an integer of at least 1, or auto: rows of a block; the planner chooses when absent"
     )
 
 
@@ -43,8 +43,8 @@ class PCAParams(Section):
     tolerance: float | None = Field(default=None, gt=0, lt=1, description="a number between 0 and 1: stop at this relative error")
     method: Literal["randomized", "krylov"] = Field(default="randomized", description="randomized or krylov")
     seed: int = Field(default=0, ge=0, description="an integer of at least 0")
-    block_rows: Positive | None = Field(
-        default=None, description="an integer of at least 1: rows of a block; the planner chooses when absent"
+    block_rows: Planned = Field(
+        default=None, description="an integer of at least 1, or auto: rows of a block; the planner chooses when absent"
     )
 
 

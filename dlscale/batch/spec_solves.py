@@ -7,10 +7,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from dlscale.batch.sections import MATRIX, InputSection, JobSpec, MatrixInput, MatrixSource, Positive, ResultSource, Section
+from dlscale.batch.sections import MATRIX, InputSection, JobSpec, MatrixInput, MatrixSource, Planned, ResultSource, Section
 
 _ASSUME = "general, pos (Hermitian positive definite) or sym (Hermitian)"
-_PANEL = "an integer of at least 1: columns of a panel; the planner chooses when absent"
+_PANEL = "an integer of at least 1, or auto: columns of a panel; the planner chooses when absent"
 _RHS = "path or URL of a Zarr array with as many rows as the matrix, of one or two dimensions, or a section with import: SOURCE"
 
 
@@ -42,7 +42,7 @@ class SolveParams(Section):
         default="double", description="double, or mixed (factored in single precision, refined to double)"
     )
     refine: Literal["auto", "never"] = Field(default="auto", description="auto (while the backward error asks for it) or never")
-    panel: Positive | None = Field(default=None, description=_PANEL)
+    panel: Planned = Field(default=None, description=_PANEL)
 
 
 class LstsqParams(Section):
@@ -51,9 +51,9 @@ class LstsqParams(Section):
     rcond: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         default=None, description="a number from 0 to 1: relative size at which a singular value counts as zero; absent: as NumPy"
     )
-    panel: Positive | None = Field(default=None, description=_PANEL)
-    block_rows: Positive | None = Field(
-        default=None, description="an integer of at least 1: rows of a block; the planner chooses when absent"
+    panel: Planned = Field(default=None, description=_PANEL)
+    block_rows: Planned = Field(
+        default=None, description="an integer of at least 1, or auto: rows of a block; the planner chooses when absent"
     )
 
 
@@ -61,7 +61,7 @@ class SquareParams(Section):
     """Parameters of ``kind: inverse`` and ``kind: slogdet``."""
 
     assume: Literal["general", "pos", "sym"] = Field(default="general", description=_ASSUME)
-    panel: Positive | None = Field(default=None, description=_PANEL)
+    panel: Planned = Field(default=None, description=_PANEL)
 
 
 class SolveSpec(JobSpec):

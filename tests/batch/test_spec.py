@@ -73,6 +73,14 @@ def test_sizes_and_durations() -> None:
     assert (spec.cluster.memory, spec.stall, spec.checkpoint.every) == (1610612736, 5400.0, 600.0)
 
 
+@pytest.mark.parametrize(("kind", "names"), [("qr", ["panel", "row_blocks", "block_rows"]), ("svd", ["block_rows"])])
+def test_auto_leaves_a_size_to_the_planner(kind: str, names: list[str]) -> None:
+    given = {"kind": kind, "input": {"matrix": "a.zarr"}}
+    assert load_spec(given | {"params": dict.fromkeys(names, "auto")}) == load_spec(given)
+    with pytest.raises(SpecError, match="or auto"):
+        load_spec(given | {"params": {names[0]: "some"}})
+
+
 def test_data_means_the_same_from_any_folder() -> None:
     spec = load_spec({"kind": "qr", "input": {"matrix": Path("a.zarr")}, "output": "out.zarr"})
     data = to_data(spec)
