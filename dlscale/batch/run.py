@@ -316,13 +316,13 @@ def _failed(reason: BaseException, job: Job, prepared: Prepared, output: Path, r
     if final:
         _result_group(job, prepared, output).discard()
         PacedCheckpoint(job.checkpoint).discard()
-    gone = prepared.facts.kind == "tcp" and not final and not _answers(prepared.facts.address)
+    gone = prepared.facts.kind == "tcp" and not final and not answers(prepared.facts.address)
     code = getattr(error, "exit_code", DlscaleError.exit_code)
     recorder.change("lost" if gone else "failed", _message(error), final=final, failure_code=code)
     return error
 
 
-def _answers(address: str) -> bool:
+def answers(address: str) -> bool:
     """Whether a scheduler's port takes connections."""
     host, _, port = address.split("://")[-1].rpartition(":")
     try:

@@ -33,6 +33,9 @@ from dlscale.storage.durable import write_atomically
 #: Starts in a row that end without anything new in the checkpoint before the job is given up: its time limit is too short.
 N_FRUITLESS_STARTS = 3
 
+#: States of a job in Slurm that it will not leave.
+ENDED_IN_SLURM = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT")
+
 
 @dataclass(frozen=True)
 class SlurmRequest:

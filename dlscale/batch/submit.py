@@ -21,10 +21,10 @@ from dlscale.batch.kinds import KINDS
 from dlscale.batch.prepare import Prepared, prepare
 from dlscale.batch.queue import Queue, Ticket
 from dlscale.batch.recorder import plain
-from dlscale.batch.records import checksum
-from dlscale.batch.run import create
+from dlscale.batch.records import checksum, read
+from dlscale.batch.run import answers, create
 from dlscale.batch.secrets import secret_environment
-from dlscale.batch.slurm import goes_on_in_slurm
+from dlscale.batch.slurm import ENDED_IN_SLURM, goes_on_in_slurm, slurm_number, slurm_state
 from dlscale.batch.spec import parse_spec
 from dlscale.batch.workspace import ENDED, HandOver, Heartbeat, Job, JobState, Workspace
 from dlscale.engine.clusters import connect
@@ -40,6 +40,9 @@ _TAKEN_SECONDS = 20.0
 _CANCEL_SECONDS = 60.0
 _REPORT_SECONDS = 20.0
 _POLL_SECONDS = 0.2
+#: How often `wait` asks whether a cluster that was to take a job is there; and how long all its workers have to answer.
+_ASK_SECONDS = 5.0
+_ANSWER_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -171,8 +174,13 @@ def wait(job: Job, *, timeout_seconds: float | None = None) -> JobState:
     TimeoutError
     """
     started, lost = time.monotonic(), 0.0
+    asked, taker = 0.0, ""
     while True:
         state, now = job.read_state(), time.monotonic()
+        if state.state == "submitted":
+            if now - asked > _ASK_SECONDS:
+                asked, taker = now, _gone(job)
+            state = replace(state, state="lost", message=taker) if taker else state
         lost = (lost or now) if state.state == "lost" else 0.0
         for_good = lost and (now - lost > GRACE_SECONDS or job.stored_state().state == "lost")
         ended = state.state in ENDED and not (state.state == "interrupted" and goes_on_in_slurm(job.folder))
@@ -182,6 +190,18 @@ def wait(job: Job, *, timeout_seconds: float | None = None) -> JobState:
         if timeout_seconds is not None and now - started > timeout_seconds:
             raise TimeoutError(f"Job {job.id} is {state.state} after {timeout_seconds:g} s.")
         time.sleep(_POLL_SECONDS)
+
+
+def _gone(job: Job) -> str:
+    """Why whoever was to take a submitted job never will; empty while it may."""
+    if number := slurm_number(job.folder):
+        said = slurm_state(number)
+        return f"Slurm ended its job {number} before it began ({said})" if said in ENDED_IN_SLURM else ""
+    with suppress(OSError, SpecError):
+        scheduler = read(job.handed_over, HandOver).scheduler
+        if scheduler and not answers(scheduler):
+            return f"the cluster that was to take it, {scheduler}, does not answer"
+    return ""
 
 
 def cancel(job: Job, root: Workspace) -> JobState:
@@ -243,8 +263,14 @@ def _hand_over(job: Job, prepared: Prepared, priority: int, submitted: float) ->
 
 def _check_workers_see(address: str, job: Job) -> None:
     with connect(address) as client:
-        answers = client.run(_sees, str(job.state), on_error="return")
-    for worker, seen in answers.items():
+        try:
+            told = client.sync(client._run, _sees, str(job.state), on_error="return", callback_timeout=_ANSWER_SECONDS)
+        except TimeoutError as error:
+            raise SpecError(
+                f"cluster: not all workers of {address} answered within {_ANSWER_SECONDS:.0f} s; some are frozen or cut off. "
+                "End those, or wait until the cluster has noticed, and submit again."
+            ) from error
+    for worker, seen in told.items():
         if seen is not True:
             why = "does not see it" if seen is False else f"cannot tell ({type(seen).__name__}: {seen})"
             raise SpecError(

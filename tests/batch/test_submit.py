@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +33,7 @@ from victims import (
 
 import dlscale
 from dlscale.batch.submit import SubmittedJob, _check_workers_see, cancel, wait
-from dlscale.batch.workspace import Job, Workspace
+from dlscale.batch.workspace import Heartbeat, Job, JobState, Workspace
 from dlscale.errors import SpecError
 
 #: Passes that are many and short.
@@ -226,6 +227,32 @@ def test_a_faulty_spec_is_refused_and_leaves_nothing(folder: Path) -> None:
 def test_a_workspace_that_workers_do_not_see_is_refused(cluster: RealCluster, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"all workers see, and tcp://.* does not see it"):
         _check_workers_see(cluster.address, Job(tmp_path / "jobs" / "absent"))
+
+
+def test_a_frozen_worker_is_told_and_not_waited_for(
+    cluster: RealCluster, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("dlscale.batch.submit._ANSWER_SECONDS", 1.0)
+    job = Job(tmp_path / "jobs" / "any")
+    os.kill(cluster.workers[0].pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(SpecError, match=r"not all workers of .* answered within 1 s"):
+            _check_workers_see(cluster.address, job)
+    finally:
+        os.kill(cluster.workers[0].pid, signal.SIGCONT)
+
+
+def test_waiting_ends_when_the_cluster_that_was_to_take_the_job_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dlscale.batch.submit._ASK_SECONDS", 0.1)
+    monkeypatch.setattr("dlscale.batch.submit.GRACE_SECONDS", 0.5)
+    job = Workspace(tmp_path).new_job("x")
+    job.folder.mkdir(parents=True)
+    job.write_state(JobState(job.id, "x", "svd", "submitted", time.time(), Heartbeat.now()))
+    job.handed_over.write_text(json.dumps({"scheduler": "tcp://127.0.0.1:1"}))
+    assert job.read_state().state == "submitted"
+    ended = wait(job, timeout_seconds=20)
+    assert (ended.state, ended.exit_code) == ("lost", 1)
+    assert "does not answer" in ended.message
 
 
 def test_submitting_from_python(folder: Path, data: tuple[Path, dict[str, str]], expected: dict[str, str]) -> None:
