@@ -195,9 +195,11 @@ def import_(source: str, destination: Path, chunks: str | None, dtype: str | Non
     from dlscale.batch.generate import parse_pair
     from dlscale.batch.places import only_importer
     from dlscale.storage.importers import import_matrix
+    from dlscale.storage.locations import local_path
     from dlscale.terminal import import_bar
 
     shape = parse_pair(chunks, "--chunks") if chunks else None
+    destination = local_path(destination, "The destination of an import")
     with import_bar(open_console()) as bar, only_importer(destination):
         import_matrix(
             source,

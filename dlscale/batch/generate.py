@@ -22,6 +22,7 @@ from dlscale.errors import SpecError
 from dlscale.gallery import SpectrumMatrix, flat, geometric, power, step
 from dlscale.linalg.synthesis import generate_matrix
 from dlscale.storage.durable import require_free_space
+from dlscale.storage.locations import local_path
 
 _CHUNK_BYTES = 16 * 2**20
 
@@ -77,6 +78,7 @@ def generate(spec: GenerateSpec, destination: Path, *, emit: Emit = ignore) -> P
     DoesNotFitError
         If the disk has no room for it.
     """
+    destination = local_path(destination, "The destination")
     dtype = np.dtype(spec.dtype)
     matrix = SpectrumMatrix(spec.shape, _singular_values(spec), spec.seed, dtype, spec.offset)
     row_bytes = spec.shape[1] * dtype.itemsize

@@ -271,7 +271,6 @@ def _produce(job: Job, prepared: Prepared, output: Path, recorder: Recorder, sig
     try:
         with signals.raising():
             outcome = _compute(job, prepared, group, recorder, signals)
-            prepared.inputs.require_unchanged()
         return group.publish(_attributes(job, prepared, outcome, recorder.seconds))
     finally:
         group.close()
@@ -298,9 +297,14 @@ def _compute(job: Job, prepared: Prepared, group: ResultGroup, recorder: Recorde
     except Stop:
         checkpoint.flush()
         raise
+    except FINAL_ERRORS:
+        # What was wrong with the answer may be that its input changed underneath, which then is what to say.
+        prepared.inputs.require_unchanged()
+        raise
     finally:
         for problem in (*checkpoint.problems, *losses):
             recorder.emit({"event": "warning", "message": problem})
+    prepared.inputs.require_unchanged()
     recorder.change("certifying", summary=_summary(outcome))
     outcome.certificate.require()
     for name, array in outcome.arrays.items():

@@ -31,7 +31,7 @@ from dlscale.errors import Interrupted, SpecError
 from dlscale.showing import without_address
 from dlscale.storage import locks
 from dlscale.storage.atomic import PARTIAL, fsync_path, make_folder, write_atomically
-from dlscale.storage.locations import expand_home
+from dlscale.storage.locations import local_path
 from dlscale.storage.processes import Owner
 from dlscale.storage.signatures import Signature
 
@@ -344,7 +344,7 @@ class Workspace:
     """
 
     def __init__(self, root: str | Path | None = None) -> None:
-        self.root = Path(expand_home(root or os.environ.get("DLSCALE_WORKSPACE") or "dlscale-workspace")).absolute()
+        self.root = local_path(root or os.environ.get("DLSCALE_WORKSPACE") or "dlscale-workspace", "The workspace").absolute()
         self.jobs_folder = self.root / "jobs"
         self.imports_folder = self.root / "imports"
         self.queue_folder = self.root / "queue"

@@ -48,6 +48,7 @@ class ZarrMatrix(Matrix):
         require_numbers(metadata, uri)
         self.shape = metadata.shape
         self.stored_dtype = np.dtype(metadata.dtype)
+        self.packing = _packing(metadata, uri)
         self.row_unit, self.column_unit = (min(c, s) for c, s in zip(metadata.chunks, self.shape, strict=True))
         self.any_range = self.raw is not None and not self.raw.checksum
 
@@ -76,8 +77,7 @@ class ZarrMatrix(Matrix):
         if self.raw is not None or self.opens_again:
             state["_array"] = None
             state.pop("raw", None)
-        for name in ("past_cache", "packing"):
-            state.pop(name, None)
+        state.pop("past_cache", None)
         return state
 
     @property
@@ -88,15 +88,6 @@ class ZarrMatrix(Matrix):
 
     def _guarded(self, array: Any) -> Any:
         return refusing(array) if self.missing_chunks == "refuse" else array
-
-    @cached_property
-    def packing(self) -> Packing | None:
-        """How the stored numbers are packed; None where they are what is meant."""
-        told = dict(self.array.attrs)
-        if self.array.metadata.zarr_format == 2 and "_ARRAY_DIMENSIONS" in told:
-            # Where xarray writes format 2, the fill value of Zarr is what netCDF calls so.
-            told = {"_FillValue": self.array.fill_value} | told
-        return Packing.of(told, self.stored_dtype, self.uri)
 
     @cached_property
     def raw(self) -> RawLayout | None:
@@ -217,6 +208,7 @@ class ZarrVector(ZarrMatrix):
         self._array = self._guarded(array)
         self.shape = (int(array.shape[0]), 1)
         self.stored_dtype = np.dtype(array.dtype)
+        self.packing = _packing(array, uri)
         self.row_unit = min(array.chunks[0], max(self.shape[0], 1))
 
     def _read_decoded(self, rows: tuple[int, int], columns: tuple[int, int], out: Array) -> None:
@@ -228,6 +220,15 @@ class ZarrVector(ZarrMatrix):
             raise CorruptionError(
                 f"Rows {rows[0]} to {rows[1]} of {self.uri} cannot be decoded ({type(error).__name__}: {error}); restore the chunk."
             ) from error
+
+
+def _packing(array: Any, uri: str) -> Packing | None:
+    """How the stored numbers are packed; None where they are what is meant (InputError if that cannot be told)."""
+    told = dict(array.attrs)
+    if array.metadata.zarr_format == 2 and "_ARRAY_DIMENSIONS" in told:
+        # Where xarray writes format 2, the fill value of Zarr is what netCDF calls so.
+        told = {"_FillValue": array.fill_value} | told
+    return Packing.of(told, np.dtype(array.dtype), uri)
 
 
 def _raw_layout(array: Any) -> RawLayout | None:

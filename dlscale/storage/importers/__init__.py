@@ -30,7 +30,7 @@ from dlscale.storage.importers.parquet import PARQUET_SUFFIXES, read_parquet
 from dlscale.storage.importers.samples import is_sample, read_sample
 from dlscale.storage.importers.strips import StripWriter
 from dlscale.storage.importers.tables import KEPT_DTYPES, Reader, Request, Table, is_url
-from dlscale.storage.locations import expand_home
+from dlscale.storage.locations import expand_home, local_path, named
 
 __all__ = ["FORMATS", "ReadOptions", "import_matrix"]
 
@@ -125,7 +125,7 @@ def import_matrix(
     images, one at a time. Disk: Matrix Market files, and column-major arrays in .npz, take scratch space beside the
     destination.
     """
-    source, destination = expand_home(source), Path(expand_home(destination))
+    source, destination = expand_home(source), local_path(destination, "The destination of an import")
     partial = destination.parent / f".{destination.name}.{uuid.uuid4().hex[:8]}.partial"
     given = parse_options(options)
     kind = _format(source)
@@ -228,9 +228,10 @@ def _format(source: str) -> Format:
         found = files.exists(path)
     if not found:
         raise InputError(f"There is no file or folder {source}.")
-    if files.exists(f"{path.rstrip('/')}/zarr.json") or files.exists(f"{path.rstrip('/')}/.zarray"):
+    name, place = named(source), path.rstrip("/")
+    # What stands behind a query is no folder, and servers give the same object whatever is added to it.
+    if not (is_url(source) and "?" in source) and any(files.exists(f"{place}/{node}") for node in ("zarr.json", ".zarray")):
         raise SpecError(f"{source} is a Zarr array already; use it as it is.")
-    name = source.partition("?")[0].rstrip("/").lower() if is_url(source) else source.rstrip("/").lower()
     suffix = max((known for known in FORMATS if name.endswith(known)), key=len, default="")
     if suffix:
         return FORMATS[suffix]

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from dlscale.errors import InputError
 from dlscale.storage.importers.market_text import DTYPES, Entries, Line, parse_entries
 from dlscale.storage.importers.tables import Blocks, Request, Table, line_pieces, open_text, row_ranges, rows_per_block
+from dlscale.storage.locations import named
 
 Array = NDArray[Any]
 
@@ -69,7 +70,7 @@ def read_matrix_market(request: Request) -> Iterator[Table]:
     """real is float64, integer int64, complex complex128, pattern uint8 counts; symmetric halves are completed."""
     with open_text(request.source) as (stream, position):
         banner = _banner(stream, request.source)
-        n_bytes = position()[1] * (GZIP_RATIO if request.source.lower().endswith(".gz") else 1)
+        n_bytes = position()[1] * (GZIP_RATIO if named(request.source).endswith(".gz") else 1)
         if 2 * banner.n_entries > n_bytes + 1:  # a digit and a line's end
             raise InputError(
                 f"{request.source} promises {banner.n_entries} entries and has only {position()[1]} bytes: truncated or damaged."

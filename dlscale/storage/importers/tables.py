@@ -18,6 +18,7 @@ from pydantic import ConfigDict
 
 from dlscale.errors import InputError, SpecError
 from dlscale.storage.importers.options import ReadOptions
+from dlscale.storage.locations import named
 
 Array = NDArray[Any]
 Blocks = Generator[Array, None, None]
@@ -130,7 +131,7 @@ def open_text(source: str) -> Iterator[tuple[BinaryIO, Callable[[], tuple[int, i
             def position() -> tuple[int, int]:
                 return counted.n_bytes, n_total
 
-            if source.lower().endswith(".gz"):
+            if named(source).endswith(".gz"):
                 with gzip.open(text, "rb") as unpacked:
                     yield cast(BinaryIO, unpacked), position
             else:
