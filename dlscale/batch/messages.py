@@ -37,7 +37,10 @@ def explain(error: ValidationError, model: type[BaseModel], document: Document) 
         path, section = _locate(fault["loc"], model, unknown_key=fault["type"] == "extra_forbidden")
         # A rule that a section breaks is told in its own words.
         message = fault["msg"] if fault["type"] == "rule" else _sentence(fault["type"], path, section, document.data)
-        messages.setdefault(path, ": ".join(filter(None, (document.where(path), ".".join(map(str, path)), message))))
+        text = ": ".join(filter(None, (document.where(path), ".".join(map(str, path)), message)))
+        if fault["type"] == "rule":  # another member of the union says less
+            messages[path] = text
+        messages.setdefault(path, text)
     # Each member of a union reports its fault; the deepest one is about the member that was meant.
     told = [
         text for path, text in messages.items() if not any(path == deeper[: len(path)] for deeper in messages if deeper != path)

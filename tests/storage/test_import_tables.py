@@ -13,9 +13,10 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dlscale.batch.spec import load_spec
 from dlscale.cli import commands
 from dlscale.errors import ImportNote, InputError, SpecError
-from dlscale.storage.importers import import_matrix
+from dlscale.storage.importers import ReadOptions, import_matrix
 from dlscale.storage.importers.records import record_pieces
 
 
@@ -217,6 +218,21 @@ def test_wide_tables(tmp_path, options, content):
     np.testing.assert_array_equal(imported(tmp_path, text, **options), expected)
     with pytest.raises(InputError, match=f"line 5: every line must have {n} cells like the first; this one has 3"):
         imported(tmp_path, text + "\n1,2,3", **options)
+
+
+def test_options_in_a_job_file():
+    def load(**options):
+        return load_spec({"kind": "svd", "input": {"matrix": {"import": "a.csv", **options}}, "params": {"n_components": 2}})
+
+    given = {"header": True, "decimal": ",", "fill": 0, "booleans": ["no", "yes"], "drop": ["r"], "index": False}
+    assert load(**given).input.matrix.read_options() == ReadOptions(**given).model_dump()
+    for options, message in (
+        ({"missing": ["x"]}, r"input\.matrix: missing says which cells are filled; set fill"),
+        ({"delimiter": "xx"}, r"input\.matrix\.delimiter: got 'xx' \(text\); allowed: a character"),
+        ({"headr": True}, r"input\.matrix\.headr: unknown key; did you mean header\?"),
+    ):
+        with pytest.raises(SpecError, match=message):
+            load(**options)
 
 
 def test_options_on_the_command_line(tmp_path):
