@@ -235,7 +235,7 @@ def answers(path, suffix):
         with h5py.File(path) as file:
             file.visititems(lambda _, item: arrays.append(item[...]) if isinstance(item, h5py.Dataset) else None)
     else:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(data)) as image:  # of a path it does not turn TIFF
             turned = ImageOps.exif_transpose(image)
             forms = [turned] if turned.mode in ("L", "I;16", "I", "F") else [turned.convert("RGB"), turned.convert("L")]
             return [np.asarray(form).reshape(1, -1) for form in forms]
