@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
-from dlscale.batch.document import parse_yaml, read_document, set_value
+from dlscale.batch.document import parse_scalar, parse_yaml, read_document, set_value
 from dlscale.errors import SpecError
 
 
@@ -26,6 +27,42 @@ def test_scalars_are_what_people_mean(text: str, value: object) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("010", 10),
+        ("-007", -7),
+        ("0o10", 8),
+        ("0x1F", 31),
+        ("1:30", "1:30"),
+        ("1_000", "1_000"),
+        ("0b11", "0b11"),
+        ("no", "no"),
+        ("On", "On"),
+        ("y", "y"),
+        ("TRUE", True),
+        ("~", None),
+        ("", None),
+        ("'010'", "010"),
+        (".5", 0.5),
+        ("5.", 5.0),
+        ("+1.5e+3", 1500.0),
+        ("-.INF", -math.inf),
+        ("2001-12-14t21:59:43.10-05:00", "2001-12-14t21:59:43.10-05:00"),
+        ("=", "="),
+        ("<<", "<<"),
+    ],
+)
+def test_words_mean_what_yaml_1_2_says(text: str, value: object) -> None:
+    data = parse_yaml(f"x: {text}\n", "job.yaml").data["x"]
+    assert (data, type(data)) == (value, type(value))
+    assert parse_scalar(text, "--set x") == value
+
+
+def test_a_key_is_text() -> None:
+    assert parse_yaml("1: a\ntrue: b\n<<: {c: d}\n~: e\n", "job.yaml").data == {"1": "a", "true": "b", "<<": {"c": "d"}, "~": "e"}
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("a: !!python/object/apply:os.system [ls]\n", ["job.yaml:1", "tag"]),
@@ -35,6 +72,18 @@ def test_scalars_are_what_people_mean(text: str, value: object) -> None:
         ("a: [1,\n", ["job.yaml:2", "YAML"]),
         ("? [1, 2]\n: 3\n", ["a key must be a word"]),
         ("a: {" * 3000, ["deeply"]),
+        ("x: 1\na: &b 1\n", ["job.yaml:2", "anchors"]),
+        ("x: 1\na: !!int 3\n", ["job.yaml:2", "tags"]),
+        ("x: 1\na: ! 3\n", ["job.yaml:2", "tags"]),
+        ("x: 1\na: 1\n'a': 2\n", ["job.yaml:3", "twice"]),
+        ("x: 1\na: {b: 1, b: 2}\n", ["job.yaml:2", "twice"]),
+        ('x: 1\na: "b\\0c"\n', ["job.yaml:2", "NUL"]),
+        ('x: 1\na: "\\ud800"\n', ["job.yaml:2", "surrogate"]),
+        ('a: "\\U00110000"\n', ["job.yaml", "YAML"]),
+        ("x: 1\na: \x00\n", ["job.yaml:2", "0x0"]),
+        ("x: 1\na: " + "9" * 5000 + "\n", ["job.yaml:2", "digits"]),
+        ("x: 1\na: " + "9" * 40 + "\n", ["job.yaml:2", "2^64"]),
+        ("a: 1\n---\nb: 2\n", ["job.yaml", "YAML"]),
     ],
 )
 def test_anything_but_plain_data_is_refused(text: str, words: list[str]) -> None:
@@ -73,3 +122,9 @@ def test_a_long_file_and_a_missing_file_are_refused(tmp_path: Path) -> None:
         read_document(long)
     with pytest.raises(SpecError, match="no such file"):
         read_document(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize("source", ["/dev/zero", "a\0b", "x" * 5000, "/", "/proc/self/mem"])
+def test_what_is_no_file_is_refused_at_once(source: str) -> None:
+    with pytest.raises(SpecError):
+        read_document(source)

@@ -1,0 +1,146 @@
+"""What listens while a job runs, and what strangers get who come to it: another user of the machine, with Dask's own client."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from helpers import gaussian, store
+
+from dlscale.engine.secured import make_security
+
+MPIRUN = shutil.which("mpirun", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+
+#: Comes to an address as another user, in clear text, and with TLS of its own.
+STRANGER = """
+import os, sys, warnings
+warnings.simplefilter("ignore")
+from distributed import Client
+from dlscale.engine.secured import make_security
+import cloudpickle, distributed.protocol, encodings.idna, msgpack
+address, security = sys.argv[1], make_security()
+if os.getuid() == 0:
+    os.setgid(65534)
+    os.setuid(65534)
+for url, keys in (("tcp://" + address, None), ("tls://" + address, security)):
+    try:
+        with Client(url, timeout=1, security=keys) as client:
+            print("RAN", client.run_on_scheduler(os.getuid), flush=True)
+    except Exception as error:
+        print("refused", type(error).__name__, flush=True)
+os._exit(0)
+"""
+
+
+def job(folder: Path, **cluster: object) -> Path:
+    """A job of many passes."""
+    store(folder / "a.zarr", gaussian(100_000, 40), chunks=(5000, 40), compressors=None)
+    spec = {"kind": "svd", "input": {"matrix": "a.zarr"}, "params": {"n_components": 5, "power_iterations": 100}, **cluster}
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    return path
+
+
+@contextmanager
+def running(*command: str, cwd: Path) -> Iterator[subprocess.Popen[str]]:
+    environment = os.environ | {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    with subprocess.Popen(
+        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()
+
+
+def doors(root: int, *, n_ports: int) -> set[tuple[str, int]]:
+    """Address and port of every socket on which a process and its descendants listen, once there are so many."""
+    deadline = time.monotonic() + 60
+    while True:
+        found: set[tuple[str, int]] = set()
+        with suppress(psutil.NoSuchProcess):
+            for process in (psutil.Process(root), *psutil.Process(root).children(recursive=True)):
+                if process.name() not in ("prterun", "mpirun", "prted", "orted"):  # the launcher's own
+                    listening = (c.laddr for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN)
+                    found |= {(address.ip, address.port) for address in listening}
+        if len(found) >= n_ports or time.monotonic() > deadline:
+            return found
+        time.sleep(0.1)
+
+
+def answer(port: int, context: ssl.SSLContext | None, said: bytes) -> bytes:
+    """What comes back on a port."""
+    with socket.create_connection(("127.0.0.1", port), timeout=2) as connection, suppress(OSError):
+        with context.wrap_socket(connection) if context else connection as stream:
+            stream.sendall(said)
+            return stream.recv(1000)
+    return b""
+
+
+def strangers_get_nothing(port: int) -> None:
+    anonymous = ssl.create_default_context()
+    anonymous.check_hostname, anonymous.verify_mode = False, ssl.CERT_NONE
+    request = b"GET /info/main/workers.html HTTP/1.0\r\n\r\n"
+    for context in (None, anonymous, make_security().get_connection_args("client")["ssl_context"]):
+        said = answer(port, context, request)
+        assert b"HTTP" not in said
+        assert not said or context is None  # in clear text, the alert of TLS
+
+
+def test_a_local_cluster_is_for_its_own_processes(tmp_path: Path) -> None:
+    job(tmp_path, cluster={"workers": 1, "threads": 1})
+    with running(sys.executable, "-m", "dlscale", "run", "job.yaml", cwd=tmp_path) as process:
+        found = doors(process.pid, n_ports=3)
+        assert len(found) == 3, "a scheduler, a nanny, a worker, and no pages"
+        assert {ip for ip, _ in found} == {"127.0.0.1"}
+        for _, port in found:
+            strangers_get_nothing(port)
+        for _, port in sorted(found)[:2]:
+            came = subprocess.run(
+                [sys.executable, "-c", STRANGER, f"127.0.0.1:{port}"], capture_output=True, text=True, timeout=100
+            )
+            assert came.stdout.count("refused") == 2, (came.stdout, came.stderr)
+        output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+
+
+def test_a_submitted_job_opens_no_other_door(tmp_path: Path) -> None:
+    job(tmp_path)
+    subprocess.run([sys.executable, "-m", "dlscale", "submit", "job.yaml"], cwd=tmp_path, check=True, capture_output=True)
+    (driver,) = [
+        p
+        for p in psutil.process_iter(["cmdline"])
+        if str(tmp_path) in " ".join(p.info["cmdline"] or ()) and "--ticket" in p.info["cmdline"]
+    ]
+    found = doors(driver.pid, n_ports=3)
+    assert {ip for ip, _ in found} == {"127.0.0.1"}
+    for _, port in found:
+        strangers_get_nothing(port)
+    ended = subprocess.run([sys.executable, "-m", "dlscale", "wait"], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert ended.returncode == 0, ended.stdout
+
+
+@pytest.mark.skipif(MPIRUN is None, reason="there is no mpirun here")
+def test_ranks_of_one_host_are_for_each_other(tmp_path: Path) -> None:
+    job(tmp_path)
+    command = [str(MPIRUN), "--oversubscribe", "-n", "2", sys.executable, "-m", "dlscale", "run", "job.yaml"]
+    with running(*command, cwd=tmp_path) as process:
+        found = doors(process.pid, n_ports=3)
+        assert len(found) == 3, "a scheduler and two workers"
+        assert {ip for ip, _ in found} == {"127.0.0.1"}
+        for _, port in found:
+            strangers_get_nothing(port)
+        output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
