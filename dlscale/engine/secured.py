@@ -7,6 +7,8 @@ therefore encrypted, and both of its ends show that they hold the cluster's key,
 from __future__ import annotations
 
 import datetime
+import os
+from pathlib import Path
 from typing import Any
 
 from distributed import LocalCluster, Scheduler, Worker
@@ -38,17 +40,25 @@ def make_security() -> Security:
     ).add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     certificate = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
     secret = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()).decode()
-    return from_pem(certificate, secret)
+    return _same_for_all(certificate, secret)
 
 
-def from_pem(certificate: str, key: str) -> Security:
-    """TLS of a cluster whose certificate and key are known, as PEM."""
-    roles = {
-        f"tls_{role}_{what}": pem
-        for role in ("client", "scheduler", "worker")
-        for what, pem in (("cert", certificate), ("key", key))
-    }
-    return Security(require_encryption=True, tls_ca_file=certificate, **roles)  # type: ignore[no-untyped-call]
+def in_files(security: Any, folder: Path) -> Security:
+    """The same TLS with its certificate and key in files that only their owner can read, for processes elsewhere."""
+    paths = []
+    for name, pem in (("certificate.pem", security.tls_worker_cert), ("key.pem", security.tls_worker_key)):
+        descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "w") as file:
+            file.write(pem)
+        paths.append(str(folder / name))
+    return _same_for_all(*paths)
+
+
+def _same_for_all(certificate: str, key: str) -> Security:
+    """TLS with one certificate and key, as PEM or the paths of files, for every role."""
+    roles = ("client", "scheduler", "worker")
+    fields = {f"tls_{role}_{what}": value for role in roles for what, value in (("cert", certificate), ("key", key))}
+    return Security(require_encryption=True, tls_ca_file=certificate, **fields)  # type: ignore[no-untyped-call]
 
 
 class _NoPages:

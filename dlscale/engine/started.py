@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import shlex
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlscale.errors import SpecError
@@ -102,7 +102,7 @@ def _start_jobs(facts: ClusterFacts) -> Any:
     from dask_jobqueue.pbs import PBSCluster
     from dask_jobqueue.slurm import SLURMCluster
 
-    from dlscale.engine.secured import make_security
+    from dlscale.engine.secured import in_files, make_security
 
     # Batch jobs start in this folder, so their hosts see it. The key goes with the cluster.
     keys = tempfile.TemporaryDirectory(prefix=".dlscale-keys-", dir=".", ignore_cleanup_errors=True)
@@ -112,8 +112,7 @@ def _start_jobs(facts: ClusterFacts) -> Any:
         memory=f"{facts.memory_bytes}B",
         processes=1,
         job_script_prologue=[f"export {name}={shlex.quote(value)}" for name, value in _environment().items()],
-        security=make_security(),
-        shared_temp_directory=os.path.abspath(keys.name),
+        security=in_files(make_security(), Path(keys.name).absolute()),
         scheduler_options={"dashboard_address": "127.0.0.1:0"},
         worker_extra_args=["--no-dashboard", "--dashboard-address", "127.0.0.1:0"],
         silence_logs=logging.CRITICAL,

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -18,7 +18,7 @@ import pytest
 import yaml
 from helpers import gaussian, store
 
-from dlscale.engine.secured import make_security
+from dlscale.engine.secured import in_files, make_security
 
 MPIRUN = shutil.which("mpirun", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
 
@@ -82,10 +82,11 @@ def doors(root: int, *, n_ports: int) -> set[tuple[str, int]]:
 
 def answer(port: int, context: ssl.SSLContext | None, said: bytes) -> bytes:
     """What comes back on a port."""
-    with socket.create_connection(("127.0.0.1", port), timeout=2) as connection, suppress(OSError):
-        with context.wrap_socket(connection) if context else connection as stream:
-            stream.sendall(said)
-            return stream.recv(1000)
+    connection = socket.create_connection(("127.0.0.1", port), timeout=2)
+    with suppress(OSError), closing(context.wrap_socket(connection) if context else connection) as stream:
+        stream.sendall(said)
+        return stream.recv(1000)
+    connection.close()
     return b""
 
 
@@ -144,3 +145,13 @@ def test_ranks_of_one_host_are_for_each_other(tmp_path: Path) -> None:
             strangers_get_nothing(port)
         output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
+
+
+def test_keys_in_files_are_for_their_owner(tmp_path: Path) -> None:
+    security = make_security()
+    stored = in_files(security, tmp_path)
+    assert {oct(path.stat().st_mode)[-3:] for path in tmp_path.iterdir()} == {"600"}
+    assert Path(stored.tls_client_key).read_text() == security.tls_client_key
+    assert stored.require_encryption
+    with pytest.raises(FileExistsError):
+        in_files(security, tmp_path)  # never into a file that somebody else has made
