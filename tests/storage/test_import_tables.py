@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dlscale.batch.spec import load_spec
@@ -113,7 +113,7 @@ def test_thousands(tmp_path, content, options, expected):
         ("a,b\n1,NA\n", {}, r"line 2, column 2 \('b'\): 'NA' is not"),
         ("a,b\n1,\n", {"fill": 0, "missing": ["NA"]}, r"line 2, column 2 \('b'\): the cell is empty"),
         ("# a,b\n", {}, "holds no rows"),
-        ("größe,b\n1,2\n".encode("latin-1"), {}, r"a\.csv cannot be read: .*utf-8"),
+        ("größe,b\n1,2\n".encode("latin-1"), {}, "is not UTF-8. Set encoding"),
         ("true,false\n1,0\n", {}, "can be names or values. Set header"),
         ("a,b\n1,2\n", {"drop": ["a", "b"]}, "no column is left"),
         ("a,b\n1,2\n", {"drop": ["c"]}, "no column 'c'"),
@@ -160,6 +160,13 @@ def test_row_numbers_are_left_out_and_said(tmp_path, monkeypatch, name, start, d
         imported(tmp_path, damaged)
 
 
+def test_row_numbers_in_several_columns(tmp_path):
+    text = ",,a,b\n0,0,1.5,2.25\n0,1,3,4\n"
+    with pytest.raises(SpecError, match="its first columns have no names"):
+        imported(tmp_path, text)
+    np.testing.assert_array_equal(imported(tmp_path, text, drop=[""]), A)
+
+
 def test_row_names(tmp_path):
     for name, text in (("a.tsv", "\tg1\tg2\ncell-a\t1.5\t2.25\ncell-b\t3\t4\n"), ("a.csv", 'a b\n"x" 1.5 2.25\n"y" 3 4\n')):
         with pytest.warns(ImportNote, match="holds the rows' names and is left out"):
@@ -183,6 +190,29 @@ def test_marks_inside_cells_are_letters(tmp_path, monkeypatch):
     monkeypatch.setattr("dlscale.storage.importers.delimited.PIECE_BYTES", 100)
     text = "t,a\n" + "".join(f'{i}" pipe,{i}\n' if i % 3 else f'"of\n5"" pipe",{i}\n' for i in range(200))
     np.testing.assert_array_equal(imported(tmp_path, text, columns=["a"])[:, 0], np.arange(200))
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.text("01239.eEdD+-, _naif()x\t", max_size=8) | st.floats().map(repr) | st.integers().map(str), min_size=1, max_size=4
+    ),
+    st.sampled_from([None, "f4", "u1", "i8"]),
+    st.sampled_from([{}, {"decimal": ","}, {"fill": 7}]),
+)
+def test_arrow_says_what_the_reading_of_cells_says(tmp_path, cells, dtype, options):
+    text = "a;b\n" + "".join(f"{cell};1\n" for cell in cells)
+
+    def answer():
+        try:
+            return imported(tmp_path, text, dtype=dtype, delimiter=";", **options)
+        except InputError as error:
+            return np.array(str(error))
+
+    found = answer()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dlscale.storage.importers.delimited._Reader._parsed", lambda *_: None)
+        np.testing.assert_array_equal(found, answer())
 
 
 @settings(max_examples=150, deadline=None)

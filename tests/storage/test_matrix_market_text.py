@@ -141,6 +141,7 @@ def test_sums_of_entries_given_twice(tmp_path):
     np.testing.assert_array_equal(imported(tmp_path, "coordinate integer general", body), [[most - 4, 0], [0, -most]])
     with pytest.raises(InputError, match="row 1, column 1 add up to 9223372036854775808, which int64 does not hold"):
         imported(tmp_path, "coordinate integer general", f"2 2 3\n1 1 {most}\n1 1 1\n2 1 4\n")
+    assert imported(tmp_path, "coordinate integer general", f"2 2 3\n1 1 {most}\n1 1 1\n2 1 4\n", dtype="f8")[0, 0] == 2.0**63
     with pytest.raises(InputError, match="row 2, column 1 add up to 18446744073709551616, which uint64"):
         imported(tmp_path, "coordinate unsigned-integer general", f"2 2 2\n2 1 {2**63}\n2 1 {2**63}\n")
     with pytest.raises(InputError, match="add up to inf, which float64"):

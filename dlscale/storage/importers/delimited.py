@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlscale.errors import SpecError
+from dlscale.errors import InputError, SpecError
 from dlscale.storage.importers.cells import Columns, read_cells
 from dlscale.storage.importers.dialect import INDEX_NAMES, Head, read_head
 from dlscale.storage.importers.records import Piece, record_pieces, without_comments, without_runs
@@ -40,7 +40,12 @@ def read_delimited(request: Request) -> Iterator[Table]:
             stream, PIECE_BYTES, source=request.source, quote=request.quote.encode(), delimiter=delimiter, encoding=request.encoding
         )
         first = _first_records(pieces, request)
-        head = read_head(first, request, source=request.source)
+        try:
+            head = read_head(first, request, source=request.source)
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{request.source} begins with text that is not UTF-8. Set encoding, for example to latin-1."
+            ) from error
         columns, notes = _columns(request, head)
         reader = _Reader(request, head, columns, dtype)
         rest = itertools.chain([head.rest], map(reader.prepared, pieces))
@@ -78,6 +83,15 @@ def _columns(request: Request, head: Head) -> tuple[Columns, list[str]]:
     else:
         chosen = [j for j, name in enumerate(names) if name not in dropped]
     columns, notes = Columns(names, chosen), []
+    if (
+        head.named
+        and not any(names[:2])
+        and (request.columns, request.drop, request.index) == (None, None, None)
+        and len(names) > 2
+    ):
+        raise SpecError(
+            f"{request.source}: its first columns have no names, as numbers of rows have none. Leave them out with drop: ['']."
+        )
     unnamed = head.named and names[0] in INDEX_NAMES and len(names) > 1
     if request.columns is None and chosen[:1] == [0] and (request.index or (request.index is None and unnamed)):
         columns.chosen = chosen[1:]

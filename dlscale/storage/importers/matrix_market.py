@@ -157,7 +157,10 @@ def _dense(entries: Array, shape: tuple[int, int], *, start: int, limit: np.dtyp
     values = entries["value"].astype(np.int64 if stored == np.uint8 else stored)
     largest = limit if limit.kind in "iu" else values.dtype
     if not _sums_fit(values, largest):
-        _check_sums(entries, largest, start=start, source=source)
+        if values.dtype.kind in "iu" and limit.kind in "fc":
+            values = values.astype(np.float64)
+        else:
+            _check_sums(entries, largest, start=start, source=source)
     dense: Array = scipy.sparse.coo_array((values, (entries["i"], entries["j"])), shape=shape).toarray()
     return dense.astype(np.uint8) if limit == np.uint8 else dense
 
@@ -185,7 +188,7 @@ def _check_sums(entries: Array, dtype: np.dtype[Any], *, start: int, source: str
         if out:
             raise InputError(
                 f"{source}: the entries given for row {start + row + 1}, column {column + 1} add up to {total}, which {dtype} does "
-                "not hold. Ask for dtype f8, or correct the file."
+                f"not hold. {'Ask for dtype f8, or correct' if dtype.kind in 'iu' else 'Correct'} the file."
             )
 
 
