@@ -213,6 +213,9 @@ def show_result(console: Console, result: JobResult) -> None:
         mark, limit = tick if check["passed"] else cross, words.number(check["threshold"])
         pairs.append((f"check {mark}", f"{check['meaning']} ({words.number(check['value'])}, limit {limit})"))
     if result.result:
+        from dlscale.storage.groups import result_attributes
+
+        pairs += [("note", str(note)) for note in (result_attributes(result.result) or {}).get("notes") or ()]
         pairs.append(("result", shown_path(result.result)))
     report = result.folder / "report.html"
     if report.exists():
