@@ -52,10 +52,14 @@ def check_targets(role: str, targets: Matrix, model: Model, n_outputs: int) -> N
     """Every target must fit the model: see `Loss.check_targets`."""
     check_features(role, targets)
     for first_row, block in _blocks(targets):
-        try:
-            model.loss.check_targets(block[:, 0] if block.shape[1] == 1 else block, n_outputs, first_row=first_row)
-        except InputError as error:
-            raise InputError(f"input.{role}: {error}") from error
+        _check_block(role, block, first_row, model, n_outputs)
+
+
+def _check_block(role: str, block: Array, first_row: int, model: Model, n_outputs: int) -> None:
+    try:
+        model.loss.check_targets(block[:, 0] if block.shape[1] == 1 else block, n_outputs, first_row=first_row)
+    except InputError as error:
+        raise InputError(f"input.{role}: {error}") from error
 
 
 def count_outputs(targets: Matrix, model: Model, n_classes: int | None) -> int:
@@ -82,7 +86,7 @@ def _count_classes(targets: Matrix, model: Model) -> int:
     """One more than the largest label."""
     counts, first, last = np.zeros(0, np.int64), np.inf, -np.inf
     for first_row, block in _blocks(targets):
-        model.loss.check_targets(block[:, 0], _MOST_CLASSES, first_row=first_row)
+        _check_block("targets", block, first_row, model, _MOST_CLASSES)
         labels = block[:, 0].astype(np.int64)
         first, last = min(first, labels.min()), max(last, labels.max())
         found = np.bincount(labels, minlength=len(counts))

@@ -73,25 +73,45 @@ class Coordinates:
         return vector[: W.size].reshape(W.shape), vector[W.size : W.size + b.size]
 
 
-def moments(X: Array, weights: Array | None, shift: Array) -> Array:
-    """``sum_r w_r (x_r - shift)`` and ``sum_r w_r (x_r - shift)^2`` of some rows, to be added up over ranks.
+def origin(head: Array) -> Array:
+    """Shift and unit of each column, from the first rows: near its mean, and a power of two near its scale.
+
+    Parameters
+    ----------
+    head : (b, n)
+
+    Returns
+    -------
+    (2, n) : double precision
+    """
+    shift = np.asarray(head[0], np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        size = np.abs(head - shift).max(axis=0)
+    size = np.where((size > 0) & np.isfinite(size), size, np.abs(shift))
+    usable = (size > 0) & np.isfinite(size)
+    return np.array([shift, np.ldexp(1.0, np.frexp(np.where(usable, size, 1.0))[1])])
+
+
+def moments(X: Array, weights: Array | None, columns: Array) -> Array:
+    """``sum_r w_r d_r`` and ``sum_r w_r d_r^2`` of some rows, ``d_r = (x_r - shift) / unit``, to be added up over ranks.
 
     Parameters
     ----------
     X : (b, n)
     weights : (b,) or None
-    shift : (n,), double precision
-        Near the mean, so that nothing cancels; such as the first row.
+    columns : (2, n)
+        `origin`.
 
     Returns
     -------
     (2, n) : double precision
     """
     sums = np.zeros((2, X.shape[1]))
-    ones = np.ones(min(len(X), _TILE_ROWS))
+    ones, (shift, unit) = np.ones(min(len(X), _TILE_ROWS)), columns
     with np.errstate(over="ignore", invalid="ignore"):
         for start in range(0, len(X), _TILE_ROWS):
             D = X[start : start + _TILE_ROWS] - shift
+            D /= unit
             w = ones[: len(D)] if weights is None else weights[start : start + _TILE_ROWS].astype(np.float64)
             sums[0] += w @ D
             D *= D
@@ -99,11 +119,11 @@ def moments(X: Array, weights: Array | None, shift: Array) -> Array:
     return sums
 
 
-def standard_coordinates(sums: Array, shift: Array, total_weight: float, l2: float) -> Coordinates:
+def standard_coordinates(sums: Array, columns: Array, total_weight: float, l2: float) -> Coordinates:
     """Coordinates from `moments`; the scale ``sqrt(var + l2)`` makes the curvature of loss and penalty together about 1."""
-    mean = sums[0] / total_weight
+    mean, (shift, unit) = sums[0] / total_weight, columns
     with np.errstate(over="ignore", invalid="ignore"):
-        scale = np.sqrt(np.maximum(sums[1] / total_weight - mean**2, 0) + l2)
-    # Of a constant column, and of numbers whose squares overflow or underflow, nothing is known.
+        scale = np.hypot(unit * np.sqrt(np.maximum(sums[1] / total_weight - mean**2, 0)), np.sqrt(l2))
+    # A constant column is a second intercept: only the penalty gives it a scale.
     scale[~np.isfinite(scale) | (scale == 0)] = 1.0
-    return Coordinates(np.asarray(shift + mean), np.asarray(scale))
+    return Coordinates(np.asarray(shift + unit * mean), np.asarray(scale))

@@ -10,7 +10,7 @@ import numpy as np
 
 from dlscale.kernels import Array
 from dlscale.learn.coordinates import Coordinates
-from dlscale.learn.measuring import Measured
+from dlscale.learn.measuring import Measured, require_range
 from dlscale.learn.optimizers import State
 from dlscale.learn.parameters import Parameters
 from dlscale.learn.regularization import Regularization
@@ -81,6 +81,13 @@ class Objective:
         self.gradients = {name: gradients[name] for name in self.parameters}
         return loss, self.coordinates.gradient(self.gradients)
 
+    def least(self, gradient: Array) -> Array:
+        """The least subgradient of the whole objective in the vector, where its smooth part has this gradient."""
+        threshold = self.coordinates.thresholds(self.regularization.l1, self.parameters)
+        x = self.vector()
+        at_zero = gradient - np.clip(gradient, -threshold, threshold)
+        return np.asarray(np.where(x == 0, at_zero, gradient + threshold * np.sign(x)))
+
     def measured(self, loss: float) -> Measured:
         """The whole objective where it was evaluated last; the gradients are spent."""
         whole = loss + self.regularization.l1_penalty(self.parameters)
@@ -100,7 +107,8 @@ class FullBatch(ABC):
             "n_iterations": np.zeros(1, np.int64),
             "loss": np.zeros(1),
             "gradient": np.zeros(n),
-            "first_gradient": np.zeros(1),
+            "first_loss": np.zeros(1),
+            "relative": np.zeros(1),
             "measured": np.zeros((2, 3)),
             "mean": np.zeros(n_features),
             "scale": np.zeros(n_features),
@@ -121,8 +129,10 @@ class FullBatch(ABC):
             state["mean"][:], state["scale"][:] = coordinates.mean, coordinates.scale
         objective = self._objective(_never, parameters, state, regularization)
         state["loss"][0], state["gradient"][:] = objective.take(loss, gradients)
-        state["first_gradient"][0] = np.abs(state["gradient"]).max()
-        state["measured"][:] = objective.measured(float(state["loss"][0])).to_array()
+        state["first_loss"][0] = state["loss"][0]
+        self.keep(state, objective, float(state["loss"][0]), state["gradient"])
+        state["measured"][0] = state["measured"][1]
+        require_range(Measured(*state["measured"][0]))
         state["begun"][0] = 1
 
     @abstractmethod
@@ -150,25 +160,36 @@ class FullBatch(ABC):
     def keep(self, state: State, objective: Objective, loss: float, gradient: Array) -> None:
         """Note where the objective was evaluated last."""
         state["loss"][0], state["gradient"][:] = loss, gradient
+        state["relative"][0] = _beside(np.abs(objective.least(gradient)).max(), float(state["first_loss"][0]))
         state["measured"][1] = objective.measured(loss).to_array()
 
     def reached(self, state: State) -> bool:
-        return bool(state["measured"][1][1] <= self.tolerance)
+        """Whether the least subgradient is within the tolerance, in the parameters and whatever the units of rows and targets."""
+        return bool(state["measured"][1][1] <= self.tolerance and state["relative"][0] <= self.tolerance)
 
     def outcome(self, state: State, objective: Objective, *, stalled: bool = False) -> Iteration:
         """What an iteration that ended where ``state`` says came to."""
         loss, optimality, _ = map(float, state["measured"][1])
         # Losses that differ by rounding are of gradients that differ by its root.
-        least = np.sqrt(np.finfo(objective.parameters["layer-0/weight"].dtype).eps) * state["first_gradient"][0]
-        to_rounding = stalled and float(np.abs(state["gradient"]).max()) <= least
+        eps = np.finfo(objective.parameters["layer-0/weight"].dtype).eps
+        to_rounding = stalled and bool(state["relative"][0] <= np.sqrt(eps))
         return Iteration(
             loss,
             optimality,
             objective.n_evaluations,
             converged=self.reached(state),
             stalled=stalled and not to_rounding,
-            to_rounding=bool(to_rounding),
+            to_rounding=to_rounding,
         )
+
+
+def _beside(gradient: float, first_loss: float) -> float:
+    """A gradient in standard coordinates beside the one that the first loss could have.
+
+    Of every smooth loss here the derivative r in a score is at most ``sqrt(2 loss)``, and columns have mean square 1, so a
+    mean of ``r z`` is at most ``sqrt(2 loss)``, whatever the units of features and targets.
+    """
+    return float(gradient / np.sqrt(2 * first_loss)) if first_loss > 0 else float(gradient)
 
 
 def _never(parameters: Parameters) -> tuple[float, Parameters]:

@@ -155,9 +155,9 @@ class RankGradients:
             reduction = Reduction(self, loss, [])
             yield reduction.loss(), {name: reduction.gradient(name) for name in self.gradients}
 
-    def moments(self, share: Share, shift: Array) -> Array:
+    def moments(self, share: Share, columns: Array) -> Array:
         """`dlscale.learn.coordinates.moments` of this rank's rows."""
-        return moments(share.X, share.weights, shift)
+        return moments(share.X, share.weights, columns)
 
     def _local(self, parameters: Parameters, share: Share, statistics: Array | None) -> float:
         """This rank's loss, and its gradients in the buffer."""

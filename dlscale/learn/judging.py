@@ -39,13 +39,11 @@ def validate(model: Model, parameters: Parameters, shard: Shard, communicator: C
     sums = {name: np.zeros(metric.n_sums) for name, metric in metrics.items()}
     finite = 0.0
     for share in shard.shares(0):
-        with np.errstate(over="ignore", invalid="ignore"):
-            S = model.scores(parameters, share.X)
-            # A score can hide an entry that is not: no relu lets minus infinity through.
-            finite += float(np.isfinite(share.X).all())
-            for name, metric in metrics.items():
-                sums[name] += metric.sums(model.loss, S, share.y)
-        finite -= 1.0
+        S = model.scores(parameters, share.X)
+        # A score can hide an entry that is not finite: no relu lets minus infinity through.
+        finite += float(np.isfinite(share.X).all()) - 1.0
+        for name, metric in metrics.items():
+            sums[name] += metric.sums(model.loss, S, share.y)
     together = communicator.allreduce(np.array([finite, *np.concatenate(list(sums.values()))]), name="metrics")
     if together[0] != 0 or not np.isfinite(together).all():
         refuse_non_finite(communicator, shard.features, shard.shares(0), role="validation_features")

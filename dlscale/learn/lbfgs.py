@@ -166,6 +166,10 @@ def _line_search(
 
 def _cubic_minimum(a: tuple[float, float, float], b: tuple[float, float, float]) -> float:
     """Minimiser of the cubic through two points with slopes (N&W eq. 3.59), kept off the ends of the interval."""
+    # In units of the largest of them, whose squares cannot overflow.
+    unit = max(map(abs, (a[1], b[1], a[2], b[2])))
+    if 0 < unit < np.inf:
+        a, b = ((t, loss / unit, slope / unit) for t, loss, slope in (a, b))
     width = b[0] - a[0]
     middle = a[0] + 0.5 * width
     if not (np.isfinite(b[1]) and np.isfinite(b[2])):

@@ -20,14 +20,14 @@ from dlscale.engine.ranks import Communicator
 from dlscale.errors import NumericalError
 from dlscale.kernels import Array, one_blas_thread
 from dlscale.learn.clipping import clip_by_norm
-from dlscale.learn.coordinates import standard_coordinates
+from dlscale.learn.coordinates import origin, standard_coordinates
 from dlscale.learn.data import Column, Order, Shard, Share, in_memory_if_small
 from dlscale.learn.full_batch import FullBatch, Iteration
 from dlscale.learn.gradients import RankGradients, Seconds
 from dlscale.learn.history import History
 from dlscale.learn.judging import all_rows, first_bad_of, name_place, refuse_non_finite, validate
 from dlscale.learn.kfac import KFAC
-from dlscale.learn.measuring import Measured
+from dlscale.learn.measuring import Measured, require_range
 from dlscale.learn.parameters import Parameters, is_weight, norm
 from dlscale.learn.saving import ENDINGS, FINISHED, Position, Saver
 from dlscale.learn.task import Recipe, Task, measured_apart, measuring_dtype
@@ -35,6 +35,8 @@ from dlscale.learn.task import Recipe, Task, measured_apart, measuring_dtype
 #: Steps of which the norms of the gradients are kept, at most.
 _N_NORMS = 2000
 _EVENT_SECONDS = 0.25
+#: Rows that tell roughly where columns are.
+_HEAD_ROWS = 64
 
 
 def train(communicator: Communicator, task: Task) -> dict[str, Any]:
@@ -104,6 +106,11 @@ class Training:
             self.validation.close()
 
     def run(self) -> dict[str, Any]:
+        # What overflows is found in the loss, and told in words.
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
         self.saver.restore()
         started, self._began = time.perf_counter(), self.at.step
         resumed, stopped = bool(self.at.ended), False
@@ -240,17 +247,17 @@ class Training:
 
     def _begin(self, optimizer: FullBatch) -> None:
         """Evaluate the first parameters, and get to know the columns in the same read."""
-        shift = np.asarray(self.task.features.read(0, 1)[0], np.float64)
-        sums = np.zeros((2, len(shift)))
+        columns = origin(self.task.features.read(0, min(_HEAD_ROWS, self.task.order.n_rows)))
+        sums = np.zeros_like(columns)
 
         def watched(shares: Iterator[Share]) -> Iterator[Share]:
             for share in shares:
-                np.add(sums, self.source.moments(share, shift), out=sums)
+                np.add(sums, self.source.moments(share, columns), out=sums)
                 yield share
 
         loss, gradients = self._evaluate(self.parameters, watched)
         self.source.sum_up(sums)
-        coordinates = standard_coordinates(sums, shift, self.shard.total_weight(), self.recipe.regularization.l2)
+        coordinates = standard_coordinates(sums, columns, self.shard.total_weight(), self.recipe.regularization.l2)
         optimizer.begin(
             self.parameters, self.state, loss, gradients, regularization=self.recipe.regularization, coordinates=coordinates
         )
@@ -305,14 +312,14 @@ class Training:
         source = self.source if dtype == self.dtype else self._source(both[0])
         order = self.task.order
         self.shard.reorder(all_rows(self.task.features, order.unit_rows, order.n_lanes), dtype)
-        with np.errstate(over="ignore", invalid="ignore"):
-            statistics = [self._statistics(source, parameters) for parameters in both]
-            shares, before = self._timed(self.shard.shares(0)), self.seconds.rows
-            found = source.add_up(both, shares, self.shard.total_weight(), statistics=statistics)
-            for i, (parameters, (loss, gradients)) in enumerate(zip(both, found, strict=True)):
-                self.measured[i] = Measured.of(loss, parameters, gradients, self.recipe.regularization).to_array()
+        statistics = [self._statistics(source, parameters) for parameters in both]
+        shares, before = self._timed(self.shard.shares(0)), self.seconds.rows
+        found = source.add_up(both, shares, self.shard.total_weight(), statistics=statistics)
+        for i, (parameters, (loss, gradients)) in enumerate(zip(both, found, strict=True)):
+            self.measured[i] = Measured.of(loss, parameters, gradients, self.recipe.regularization).to_array()
         if not np.isfinite(self.measured).all():
             refuse_non_finite(self.communicator, self.task.features, self.shard.shares(0), role="features")
+        require_range(Measured(*self.measured[0]))
         self._report(last=True)
         rows = (self.seconds.rows - before) * self.communicator.size
         self._finish("measure", time.perf_counter() - started, rows, resumed=False)

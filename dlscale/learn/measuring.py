@@ -11,6 +11,7 @@ from dataclasses import astuple, dataclass
 
 import numpy as np
 
+from dlscale.errors import NumericalError
 from dlscale.kernels import Array
 from dlscale.learn.parameters import Parameters, norm
 from dlscale.learn.regularization import Regularization
@@ -46,4 +47,21 @@ class Measured:
         """From the loss with all penalties, and gradients that lack the L1 penalty's part; they are overwritten."""
         regularization.complete(parameters, gradients)
         optimality = max(float(np.abs(gradient).max(initial=0)) for gradient in gradients.values())
-        return cls(float(loss), optimality, norm(np.array([norm(gradient) for gradient in gradients.values()])))
+        # Divided by the largest entry first, so that no square overflows or underflows.
+        unit = optimality if 0 < optimality < np.inf else 1.0
+        squares = sum(norm(gradient / gradient.dtype.type(unit)) ** 2 for gradient in gradients.values())
+        return cls(float(loss), optimality, unit * float(np.sqrt(squares)))
+
+
+def require_range(first: Measured) -> None:
+    """Refuse an objective that is zero though its gradient is not: what it says of any parameters is lost.
+
+    Raises
+    ------
+    NumericalError
+    """
+    if first.loss < np.finfo(np.float64).tiny and first.norm > 0:
+        raise NumericalError(
+            f"The loss of the first parameters is {first.loss:g}, below what float64 holds, and its gradient is not zero; multiply "
+            "the targets by a number that brings them near 1."
+        )

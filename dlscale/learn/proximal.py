@@ -19,8 +19,11 @@ from dlscale.learn.options import require_number
 from dlscale.learn.parameters import Parameters
 from dlscale.learn.regularization import Regularization, soft_threshold
 
+_EPS = float(np.finfo(np.float64).eps)
 #: Of the bounds on curvatures in one step: from 1e-12 beyond what any loss can have.
 _MOST_DOUBLINGS = 200
+#: Steps in a row that bring nothing; the momentum swings, with a period of the root of the condition.
+_MOST_WORSE = 100
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class ProximalGradient(FullBatch):
     def start(self, parameters: Parameters) -> State:
         """The state before the first iteration, double precision for parameters of either dtype."""
         n = sum(array.size for array in parameters.values())
-        own = {"previous": np.zeros(n), "momentum": np.ones(1), "curvature": np.zeros(len(parameters))}
+        own = {"previous": np.zeros(n), "momentum": np.ones(1), "curvature": np.zeros(len(parameters)), "best": np.full(2, np.inf)}
+        own["n_worse"] = np.zeros(1, np.int64)
         return super().start(parameters) | own
 
     def iterate(
@@ -71,18 +75,27 @@ class ProximalGradient(FullBatch):
             step = new - z
             new_loss, new_gradient = objective(new)
             bound = loss + gradient @ step + 0.5 * (L * step) @ step
-            if new_loss <= bound + 10 * np.finfo(np.float64).eps * abs(loss):
+            if new_loss <= bound + 10 * _EPS * abs(loss):
+                break
+            # Where the losses differ by what cancels in them, the gradients tell the curvature.
+            if abs(new_loss - loss) <= np.sqrt(_EPS) * abs(loss) and (new_gradient - gradient) @ step <= (L * step) @ step:
                 break
             L *= 2
             state["curvature"] *= 2
         if (L * step) @ (new - x) < 0:
             t_next = 1.0
         state["n_iterations"] += 1
-        # A step that was not extrapolated and changes nothing will change nothing again.
-        rests = np.array_equal(z, x) and np.array_equal(objective.vector(), x)
         state["previous"][:], state["momentum"][0] = x, t_next
         self.keep(state, objective, new_loss, new_gradient)
-        return self.outcome(state, objective, stalled=rests)
+        return self.outcome(state, objective, stalled=self._rests(state))
+
+    def _rests(self, state: State) -> bool:
+        """Whether neither the subgradient nor the objective has become smaller for long."""
+        best, now = state["best"], np.array([state["relative"][0], state["measured"][1][0]])
+        better = now[0] < best[0] or now[1] < best[1] - 10 * _EPS * abs(now[1])
+        state["n_worse"][0] = 0 if better else state["n_worse"][0] + 1
+        np.minimum(best, now, out=best)
+        return bool(state["n_worse"][0] >= _MOST_WORSE)
 
 
 def _first_curvatures(objective: Objective, z: Array, gradient: Array, sizes: list[int]) -> list[float]:

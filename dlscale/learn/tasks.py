@@ -61,7 +61,7 @@ class BatchRows(Matrix):
 
 
 class BatchFold(Fold):
-    """Sums over rows of a batch: loss and gradients, or statistics, or factors, or moments about ``statistics``."""
+    """Sums over rows of a batch: loss and gradients, or statistics, or factors, or moments from an origin, ``statistics``."""
 
     def __init__(self, what: str, model: Model, parameters: Parameters, share: Share, statistics: Array | None = None) -> None:
         self.what, self.model, self.parameters, self.statistics = what, model, parameters, statistics
@@ -132,8 +132,8 @@ class PassGradients(RankGradients):
     def statistics(self, parameters: Parameters, share: Share) -> Array | None:
         return self._sweep("statistics", parameters, share)["sum"] if self.model.decorrelation else None
 
-    def moments(self, share: Share, shift: Array) -> Array:
-        return self._sweep("moments", self.gradients, share, shift)["sum"]
+    def moments(self, share: Share, columns: Array) -> Array:
+        return self._sweep("moments", self.gradients, share, columns)["sum"]
 
     def factors(self, parameters: Parameters, share: Share) -> Parameters:
         buffer, factors = self._factors = self._factors or factor_buffer(parameters)
