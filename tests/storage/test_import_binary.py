@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from decimal import Decimal
 from fractions import Fraction
@@ -369,6 +370,23 @@ def test_an_image_of_too_many_pixels(tmp_path):
     Image.new("1", (18_000, 10_000)).save(tmp_path / "x.png")
     with pytest.raises(InputError, match=r"x\.png has more than 178,956,970 pixels"):
         imported(tmp_path / "x.png", patches=1000)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_a_tiff_whose_strips_do_not_reach_its_end(tmp_path, compression):
+    Image.new("L", (5, 7), 3).save(tmp_path / "x.tif", compression=compression)
+    # The tag ImageLength (257), one number of 16 or 32 bits.
+    data, n_found = re.subn(rb"(\x01\x01[\x03\x04]\x00\x01\x00\x00\x00)\x07", rb"\1\x70", (tmp_path / "x.tif").read_bytes())
+    assert n_found == 1
+    (tmp_path / "x.tif").write_bytes(data)
+    with pytest.raises(InputError, match=r"x\.tif (is a damaged TIFF|cannot be read)"):
+        imported(tmp_path / "x.tif")
+
+
+def test_tiffs_in_tiles_and_planes(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 50, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.tif", tiffinfo={322: 32, 323: 32}, compression="tiff_deflate")
+    np.testing.assert_array_equal(values(tmp_path / "x.tif").ravel(), pixels.ravel())
 
 
 @pytest.mark.parametrize("text", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", b"%PDF-1.4\n", b"/* XPM */\n"])

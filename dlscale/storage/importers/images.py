@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from dlscale.errors import InputError, SpecError
 from dlscale.storage.importers.folders import parts_of
@@ -66,7 +66,7 @@ def read_images(request: Request) -> Iterator[Table]:
         for path, frames in itertools.groupby(pictures, lambda picture: picture.path):
             with files.open(path, "rb") as file, _opened(file) as image:
                 for picture in frames:
-                    yield _pixels(image, picture, mode).astype(dtype, copy=False).reshape(picture.height, picture.width, channels)
+                    yield _pixels(image, picture, mode=mode, dtype=dtype, channels=channels)
 
     sizes, names = [(p.height, p.width) for p in pictures], [p.name for p in pictures]
     table = _table(request, arrays(), sizes=sizes, names=names, channels=channels, dtype=dtype)
@@ -135,6 +135,11 @@ def _look(files: Any, path: str) -> list[Picture]:
             # Of several pictures from a camera the first is the photograph; the others are previews or depths of it.
             n = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
             return [_frame(image, path, k) for k in range(n)]
+    except UnidentifiedImageError:
+        kinds = ", ".join(_FORMATS)
+        raise InputError(
+            f"{path} cannot be read as an image: it is none of {kinds}. Repair it or take it out of the folder."
+        ) from None
     except Image.DecompressionBombError:
         raise InputError(_TOO_LARGE.format(path)) from None
     except (OSError, EOFError, SyntaxError, ValueError) as error:
@@ -146,6 +151,10 @@ def _frame(image: Image.Image, path: str, k: int) -> Picture:
         image.seek(k)
     if image.width * image.height > MAX_PIXELS:
         raise InputError(_TOO_LARGE.format(path))
+    if image.format == "TIFF" and _covered(image) < image.width * image.height:
+        raise InputError(
+            f"{path} is a damaged TIFF: its strips or tiles leave a part of the {image.width} x {image.height} pixels out."
+        )
     # What a TIFF says of its size is so already. A PNG is not asked by its own method, which would decode it.
     turned = image.format != "TIFF" and Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
     height, width = (image.width, image.height) if turned else (image.height, image.width)
@@ -160,14 +169,28 @@ def _frame(image: Image.Image, path: str, k: int) -> Picture:
     return Picture(path, k, height, width, mode, tuple(notes))
 
 
-def _pixels(image: Image.Image, picture: Picture, mode: str) -> Array:
+def _covered(image: Image.Image) -> int:
+    """Pixels that the parts of a file give, those of each colour counted apart where they are stored so."""
+    boxes = [tile[1] or (0, 0, image.width, image.height) for tile in getattr(image, "tile", ())]
+    return sum((right - left) * (lower - upper) for left, upper, right, lower in boxes)
+
+
+def _pixels(image: Image.Image, picture: Picture, *, mode: str, dtype: np.dtype[Any], channels: int) -> Array:
+    """A frame as (height, width, channels); beside the image as Pillow decodes it there is one copy in memory, not three."""
     with _silent():
         if picture.frame:
             image.seek(picture.frame)
-        upright = ImageOps.exif_transpose(image)
+        image.load()
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+        upright = ImageOps.exif_transpose(image) if turned else image
         if (upright.height, upright.width) != (picture.height, picture.width):
             raise InputError(f"{picture.name} says behind its pixels that it is to be turned; save it upright.")
-        pixels = np.asarray(upright.convert(mode) if mode in ("L", "RGB") and upright.mode != mode else upright)
+        pixels = np.empty((picture.height, picture.width, channels), dtype)
+        step = max(1, BLOCK_BYTES // (4 * picture.width))
+        for top in range(0, picture.height, step):
+            strip = upright.crop((0, top, picture.width, min(top + step, picture.height)))
+            strip = strip.convert(mode) if mode in ("L", "RGB") and strip.mode != mode else strip
+            pixels[top : top + step] = np.asarray(strip).reshape(-1, picture.width, channels)
         return pixels
 
 
