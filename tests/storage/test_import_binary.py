@@ -376,7 +376,7 @@ def test_an_image_of_too_many_pixels(tmp_path):
 def test_a_tiff_whose_strips_do_not_reach_its_end(tmp_path, compression):
     Image.new("L", (5, 7), 3).save(tmp_path / "x.tif", compression=compression)
     # The tag ImageLength (257), one number of 16 or 32 bits.
-    data, n_found = re.subn(rb"(\x01\x01[\x03\x04]\x00\x01\x00\x00\x00)\x07", rb"\1\x70", (tmp_path / "x.tif").read_bytes())
+    data, n_found = re.subn(rb"(\x01\x01[\x03\x04]\x00\x01\x00\x00\x00)\x07", rb"\g<1>p", (tmp_path / "x.tif").read_bytes())
     assert n_found == 1
     (tmp_path / "x.tif").write_bytes(data)
     with pytest.raises(InputError, match=r"x\.tif (is a damaged TIFF|cannot be read)"):
