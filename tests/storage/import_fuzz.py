@@ -227,7 +227,10 @@ def answers(path, suffix):
         arrays = [np.load(path, allow_pickle=False)]
     elif suffix == "npz":
         with zipfile.ZipFile(path) as archive:
-            arrays = [np.load(io.BytesIO(archive.read(name)), allow_pickle=False) for name in archive.namelist()]
+            arrays = []
+            for name in archive.namelist():
+                with archive.open(name) as member:  # to the end of the array; a damaged size may say that more follows
+                    arrays.append(np.lib.format.read_array(member, allow_pickle=False))
     elif suffix == "parquet":
         table = pq.read_table(path)
         arrays = [np.stack([column.to_numpy().astype(float) for column in table.columns], axis=1)]

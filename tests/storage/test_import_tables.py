@@ -137,8 +137,10 @@ def test_booleans(tmp_path, monkeypatch, n):
     rows = [(j, j % 3 == 0, j % 2 == 0) for j in range(n)]
     text = "age,red,blue\n" + "".join(f"{j + 7},{red},{str(blue).upper()}\n" for j, red, blue in rows)
     np.testing.assert_array_equal(imported(tmp_path, text), [(j + 7, red, blue) for j, red, blue in rows])
-    text = "age,red,blue\n" + "".join(f"{j},{'ny'[red]},{int(blue)}\n" for j, red, blue in rows)
-    np.testing.assert_array_equal(imported(tmp_path, text, booleans=["n", "y"], dtype="i4"), np.array(rows, int))
+    text = "age,red,blue\n" + "".join(f"{j + 7},{'ny'[red]},{int(blue)}\n" for j, red, blue in rows)
+    np.testing.assert_array_equal(
+        imported(tmp_path, text, booleans=["n", "y"], dtype="i4"), [(j + 7, red, blue) for j, red, blue in rows]
+    )
 
 
 @pytest.mark.parametrize("name", ["", "Unnamed: 0"])
@@ -160,6 +162,17 @@ def test_row_numbers_are_left_out_and_said(tmp_path, monkeypatch, name, start, d
         imported(tmp_path, damaged)
 
 
+@pytest.mark.parametrize("head", ["id,a\n", "index,a\n", ""])
+def test_a_column_that_numbers_the_rows_is_kept_and_said(tmp_path, monkeypatch, head):
+    monkeypatch.setattr("dlscale.storage.importers.delimited.PIECE_BYTES", 100)
+    text = head + "".join(f"{i},{i % 7}.5\n" for i in range(100))
+    with pytest.warns(ImportNote, match=r"the first column \('.*'\) numbers the rows\. If it is no feature, .* index: true"):
+        assert imported(tmp_path, text).shape == (100, 2)
+    assert imported(tmp_path, text, index=True).shape == (100, 1)
+    assert imported(tmp_path, text, index=False).shape == (100, 2)
+    assert imported(tmp_path, text.replace("\n50,", "\n51,")).shape == (100, 2)
+
+
 def test_row_numbers_in_several_columns(tmp_path):
     text = ",,a,b\n0,0,1.5,2.25\n0,1,3,4\n"
     with pytest.raises(SpecError, match="its first columns have no names"):
@@ -173,8 +186,10 @@ def test_row_names(tmp_path):
             np.testing.assert_array_equal(imported(tmp_path, text, name), A)
     with pytest.raises(SpecError, match="'17' is not the number of this row"):
         imported(tmp_path, ",a\n17,1\n4,2\n")
-    with pytest.raises(InputError, match="line 2: every line must have 2 cells like the first; this one has 3"):
-        imported(tmp_path, "a,b\n1,2,\n3,4,\n")
+    for text in ("a,b\n1,2,\n3,4,\n", "a,b\n1,2,3\n2,4,5\n"):
+        with pytest.raises(InputError, match="line 2: every line must have 2 cells like the first; this one has 3"):
+            imported(tmp_path, text)
+    np.testing.assert_array_equal(imported(tmp_path, "t,x\ta\tb\nq,r\t1.5\t2.25\ns\t3\t4\n", "b.tsv", columns=["a", "b"]), A)
 
 
 @pytest.mark.parametrize("quote", ['"', "'"])

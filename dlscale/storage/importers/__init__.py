@@ -134,10 +134,12 @@ def import_matrix(
     _check_destination(destination, overwrite=overwrite)
     destination.parent.mkdir(parents=True, exist_ok=True)
     try:
-        _copy(request, kind.read, partial / "array", chunks=chunks, progress=progress)
+        notes = _copy(request, kind.read, partial / "array", chunks=chunks, progress=progress)
         _publish(partial, destination)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    for note in notes:
+        warnings.warn(note, ImportNote, stacklevel=2)
     return destination
 
 
@@ -156,7 +158,8 @@ def _publish(partial: Path, destination: Path) -> None:
 
 def _copy(
     request: Request, read: Reader, path: Path, *, chunks: tuple[int, int] | None, progress: Callable[[int, int], None] | None
-) -> None:
+) -> list[str]:
+    """Write the array; what is to be said of the source."""
     source = request.source
     with ExitStack() as reading:
         with _explained(source):
@@ -180,8 +183,7 @@ def _copy(
         with _explained(source):
             reading.close()
         writer.finish(table.notes)
-    for note in table.notes:
-        warnings.warn(note, ImportNote, stacklevel=3)
+    return table.notes
 
 
 def _require_room(table: Table, dtype: np.dtype[Any], *, request: Request) -> None:

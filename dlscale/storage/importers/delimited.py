@@ -14,11 +14,12 @@ from dlscale.errors import InputError, SpecError
 from dlscale.storage.importers.cells import Columns, read_cells
 from dlscale.storage.importers.dialect import INDEX_NAMES, Head, read_head
 from dlscale.storage.importers.records import Piece, record_pieces, without_comments, without_runs
-from dlscale.storage.importers.tables import Request, Table, need, open_text
+from dlscale.storage.importers.tables import Blocks, Request, Table, need, open_text
 
 Array = NDArray[Any]
 
 PIECE_BYTES = 8 << 20  # of text at a time; it takes about 15 times that while parsed, and less is slow with many columns
+LEAST_COUNT = 3  # of rows that a column of numbers counts by no accident
 MAX_ARROW_COLUMNS = 8192  # each takes Arrow some 6 KB; the cells of wider tables are parsed as one column
 
 
@@ -50,7 +51,23 @@ def read_delimited(request: Request) -> Iterator[Table]:
         reader = _Reader(request, head, columns, dtype)
         rest = itertools.chain([head.rest], map(reader.prepared, pieces))
         blocks = (block for piece in rest for block in reader.blocks(piece))
+        if request.columns is None and request.index is None and len(columns.chosen) > 1:
+            blocks = _noting_counts(blocks, columns.names[columns.chosen[0]], source=request.source, notes=notes)
         yield Table(None, len(columns.chosen), dtype, blocks, position=position, notes=notes)
+
+
+def _noting_counts(blocks: Blocks, name: str, *, source: str, notes: list[str]) -> Blocks:
+    """The same blocks, and a note if their first column numbers the rows, so that it may be no feature."""
+    counts, n_rows, first = True, 0, 0.0
+    for block in blocks:
+        if n_rows == 0:
+            first = float(block[0, 0])
+            counts = first in (0, 1)
+        counts = counts and np.array_equal(block[:, 0], np.arange(first + n_rows, first + n_rows + len(block)))
+        n_rows += len(block)
+        yield block
+    if counts and n_rows >= LEAST_COUNT:
+        notes.append(f"{source}: the first column ({name!r}) numbers the rows. If it is no feature, leave it out with index: true.")
 
 
 def _first_records(pieces: Iterator[Piece], request: Request) -> Piece:

@@ -57,7 +57,8 @@ def read_head(piece: Piece, options: ReadOptions, *, source: str) -> Head:
     piece, comments = _without_top(piece, options.comment or "#", source=source)
     where = f"{source}, line {piece.line}"
     texts = [line for line in itertools.islice(_Lines(piece.text), 50) if line.strip(" \n")][:2]
-    delimiter, blanks = _delimiter(texts, options)
+    tabs = source.lower().partition("?")[0].removesuffix(".gz").endswith(".tsv") and any("\t" in text for text in texts)
+    delimiter, blanks = ("\t", False) if tabs and options.delimiter is None else _delimiter(texts, options)
     if blanks:
         piece = piece._replace(text=without_runs(piece.text))
     dialect = _dialect(piece.text[:_SAMPLE_BYTES].decode("utf-8", "replace"), delimiter, options, where=where)
@@ -72,7 +73,8 @@ def read_head(piece: Piece, options: ReadOptions, *, source: str) -> Head:
     if not _names_columns(cells, options, dialect, where=where):
         return Head(dialect, blanks, tuple(str(j) for j in range(len(cells))), False, piece)
     cells[0] = cells[0].removeprefix("#").strip()
-    if len(second) == len(cells) + 1 and second[-1].strip():
+    names_rows = delimiter in " \t" or (second and dialect.number(second[0], _DOUBLE) is None)
+    if len(second) == len(cells) + 1 and second[-1].strip() and names_rows:
         cells = ["", *cells]  # R writes no name over the names of rows
     return Head(dialect, blanks, tuple(cells), True, rows)
 
