@@ -115,25 +115,46 @@ class Moments:
         Gains the sum of the squared moduli; None is not summed.
     probe, probed : (n,), optional
         ``probed`` gains ``(A probe)^H A``.
+    met, met_low : number
+        With a probe, the sum of ``A probe`` in two parts, mean included: an independent measurement of the mean.
     """
 
     sums: Array | None = None
     squares: float | None = None
     probe: Array | None = None
     probed: Array | None = None
+    met: Any = 0.0
+    met_low: Any = 0.0
 
     def add(self, tile: Array) -> None:
         weights, targets = [], []
         if self.sums is not None:
             weights.append(np.ones(len(tile), tile.dtype))
             targets.append(self.sums)
-        if self.probe is not None and self.probed is not None:
-            weights.append((tile @ self.probe).conj())
-            targets.append(self.probed)
+        if self.probe is not None:
+            products = tile @ self.probe
+            self._meet(products.sum(dtype=accumulator_dtype(tile.dtype)).item())
+            if self.probed is not None:
+                weights.append(products.conj())
+                targets.append(self.probed)
         for target, weight in zip(targets, weights, strict=True):
             target += weight @ tile
         if self.squares is not None:
             self.squares += sum_of_squares(tile)
+
+    def add_mean(self, A: Array, tile: Array) -> None:
+        """Take in what was subtracted from all rows of A, as the first tile shows that it was."""
+        if self.probe is not None:
+            wide = accumulator_dtype(A.dtype)
+            subtracted = (A[: len(tile)] @ self.probe).sum(dtype=wide) - (tile @ self.probe).sum(dtype=wide)
+            self._meet(subtracted.item() / len(tile) * len(A))
+
+    def _meet(self, part: Any) -> None:
+        # Many equal parts are rounded the same way: what the sum loses is kept (Knuth's two-sum).
+        total = self.met + part
+        before = total - part
+        self.met_low += (self.met - before) + (part - (total - before))
+        self.met = total
 
 
 def add_normal_product(A: Array, W: Array, ZH: Array, *, mean: Array | None = None, moments: Moments | None = None) -> Array:
@@ -163,6 +184,8 @@ def add_normal_product(A: Array, W: Array, ZH: Array, *, mean: Array | None = No
     update = workspace("ZH", ZH.shape, W.dtype)
     for i, tile in tiles(A, mean):
         if moments is not None:
+            if mean is not None and i == 0:
+                moments.add_mean(A, tile)
             moments.add(tile)
         if W.dtype != A.dtype:
             converted = workspace("halved", tile.shape, W.dtype)
@@ -194,8 +217,10 @@ def add_gram(A: Array, G: Array, *, mean: Array | None = None, moments: Moments 
         update.fill(0)
     # What has to be added up in another precision should outweigh that.
     rows = max(256 if same else 2 * n, tile_rows(n, A.itemsize, GRAM_TILE_BYTES))
-    for _, tile in tiles(A, mean, rows=rows):
+    for i, tile in tiles(A, mean, rows=rows):
         if moments is not None:
+            if mean is not None and i == 0:
+                moments.add_mean(A, tile)
             # Products with vectors read what they need again and again: pieces of it stay in the second cache.
             for _, piece in tiles(tile, rows=tile_rows(n, A.itemsize, PIECE_BYTES)):
                 moments.add(piece)

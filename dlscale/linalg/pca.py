@@ -6,36 +6,37 @@ The mean is never subtracted in storage: blocks are centred as they are read.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from functools import partial
+from typing import Literal, get_args
 
 import numpy as np
 
-from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check, orthogonality
+from dlscale.certificates import Certificate
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import PassCost, Plan, bytes_of, lay_out, measured_rates
 from dlscale.engine.outcome import Outcome
-from dlscale.engine.passes import Fold, Passes, State
+from dlscale.engine.passes import Passes, State
 from dlscale.errors import DoesNotFitError, SpecError
 from dlscale.kernels import accumulator_dtype, one_blas_thread
 from dlscale.lapack import largest_eigenpairs
-from dlscale.linalg.centering import Centered, ColumnMeans, RowMeans
-from dlscale.linalg.estimates import ErrorEstimate
+from dlscale.linalg.centering import Centered, ColumnMeans, RowMeans, less_mean, mean_check, row_weights
+from dlscale.linalg.covariance import UNRESOLVED, Covariance, resolves
+from dlscale.linalg.dimension import most_likely_dimension
 from dlscale.linalg.exact_svd import exact_svd
 from dlscale.linalg.finish import finish
-from dlscale.linalg.left_factor import largest_entries, phases_of
+from dlscale.linalg.principal import Principal
 from dlscale.linalg.products import Gram
+from dlscale.linalg.scaling import at_safe_scale
 from dlscale.linalg.subspace import gaussian
 from dlscale.linalg.svd import Method, SVDOptions, orient, plan_svd, right_subspace
 from dlscale.linalg.triplets import LeftOutput, Triplets
 from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.scaled import Scaled
 
 Solver = Literal["auto", "covariance", "randomized", "full"]
 #: How much longer than the randomized solver the exact one may take and still be chosen.
 EXACT_IS_WORTH = 2.0
-#: Variances below this part of the largest are noise in a covariance matrix; the full solver resolves them.
-COVARIANCE_LIMIT = 1e-11
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,13 @@ class PCAOptions:
 
     Parameters
     ----------
-    n_components : int, float or None
-        k; or, between 0 and 1, the fewest components that explain this fraction of the variance; None keeps all.
+    n_components : int, float, "mle" or None
+        k; between 0 and 1, the fewest components that explain more than this fraction of the variance; ``mle``: as many as are
+        most likely (`dlscale.linalg.dimension`); None keeps all.
     solver : str
         ``covariance``: eigenvectors of the n x n covariance matrix, one read; ``randomized``: q + 1 reads;
-        ``full``: the exact SVD; ``auto``: the covariance matrix, unless the randomized solver is faster by a second or more.
+        ``full``: the exact SVD; ``auto``: the covariance matrix, unless the randomized solver is faster by a second or more, and
+        the exact SVD where variances are asked for that a covariance matrix does not resolve.
     whiten : bool
         Scale the scores to unit variance.
     scores : bool
@@ -59,7 +62,7 @@ class PCAOptions:
         Instead of ``n_components``, for the randomized solver.
     """
 
-    n_components: float | None = None
+    n_components: float | Literal["mle"] | None = None
     solver: Solver = "auto"
     whiten: bool = False
     scores: bool = False
@@ -74,12 +77,12 @@ class PCAOptions:
     def fraction(self) -> float | None:
         """The fraction of variance asked for, if it is one."""
         k = self.n_components
-        return float(k) if k is not None and not isinstance(k, int | np.integer) else None
+        return float(k) if k is not None and not isinstance(k, int | np.integer | str) else None
 
     def svd(self) -> SVDOptions:
         """The options of the randomized solver."""
         return SVDOptions(
-            n_components=None if self.fraction else self.n_components,  # type: ignore[arg-type]
+            n_components=int(k) if isinstance(k := self.n_components, int | np.integer) else None,
             tolerance=self.tolerance,
             oversampling=self.oversampling,
             power_iterations=self.power_iterations,
@@ -96,23 +99,26 @@ class PCAOptions:
         SpecError
             Naming the parameter, what it may be and what was got.
         """
-        most = min(shape)
+        most, k = min(shape), self.n_components
         if self.solver not in get_args(Solver):
             raise SpecError(f"params.solver must be one of {', '.join(get_args(Solver))}; got {self.solver!r}.")
         if shape[0] < 2:
             raise SpecError(f"A PCA needs at least 2 rows; the matrix is {shape[0]} x {shape[1]}.")
-        if self.fraction is not None and not 0 < self.fraction < 1:
-            raise SpecError(f"params.n_components must be a whole number or lie strictly between 0 and 1; got {self.n_components}.")
-        if self.fraction is None and self.n_components is not None and not 1 <= self.n_components <= most:
-            raise SpecError(
-                f"params.n_components must be between 1 and {most} for a {shape[0]} x {shape[1]} matrix; got {self.n_components}."
-            )
+        if isinstance(k, str):
+            if k != "mle":
+                raise SpecError(f"params.n_components must be a number, mle or absent; got {k!r}.")
+            if shape[0] < shape[1]:
+                raise SpecError(f"params.n_components mle needs as many rows as columns; the matrix is {shape[0]} x {shape[1]}.")
+        elif self.fraction is not None and not 0 < self.fraction < 1:
+            raise SpecError(f"params.n_components must be a whole number or lie strictly between 0 and 1; got {k}.")
+        elif self.fraction is None and k is not None and not 1 <= k <= most:
+            raise SpecError(f"params.n_components must be between 1 and {most} for a {shape[0]} x {shape[1]} matrix; got {k}.")
         if self.method not in ("randomized", "krylov"):
             raise SpecError(f"params.method must be randomized or krylov for a pca; got {self.method!r}.")
         if self.tolerance is not None and self.n_components is not None:
             raise SpecError("params must not hold both n_components and tolerance.")
         if self.solver == "randomized":
-            if self.fraction is not None or (self.n_components is None and self.tolerance is None):
+            if self.fraction is not None or k == "mle" or (k is None and self.tolerance is None):
                 raise SpecError("params.solver randomized needs a whole number of n_components, or a tolerance.")
             self.svd().check(shape)
 
@@ -128,6 +134,8 @@ def plan_pca(A: Matrix, options: PCAOptions, facts: ClusterFacts) -> Plan:
         If a worker's memory does not hold what the solver needs.
     """
     options.check(A.shape)
+    if options.n_components == "mle" and A.dtype.kind == "c":
+        raise SpecError("params.n_components mle is known for real matrices; this one is complex.")
     if options.solver != "auto":
         return _PLANS[options.solver](A, options, facts)
     plans, reasons = [], []
@@ -160,7 +168,7 @@ def _plan_covariance(A: Matrix, options: PCAOptions, facts: ClusterFacts, solver
         block_factor=3.5 if solver == "covariance" else 5.0,
         block_rows=options.block_rows,
     )
-    k = n if options.n_components is None or options.fraction else int(options.n_components)
+    k = int(options.n_components) if isinstance(options.n_components, int | np.integer) else n
     long_output = transposed or options.scores
     costs = [PassCost("means", 2.0 * m * n, read)] if transposed else []
     costs.append(PassCost("covariance", float(m) * n * n, read))
@@ -223,175 +231,102 @@ def compute_pca(passes: Passes, A: Matrix, options: PCAOptions, plan: Plan) -> O
         With ``components`` (k, n), ``explained_variance``, ``explained_variance_ratio``, ``singular_values`` (k),
         ``mean`` (n), ``noise_variance`` (1).
     """
-    solver = plan.algorithm.split()[0]
-    m, _ = A.shape
+    return principal_components(passes, A, options, plan).outcome()
+
+
+def principal_components(passes: Passes, A: Matrix, options: PCAOptions, plan: Plan) -> Principal:
+    """What `compute_pca` finds, before it is rounded to the dtype of A."""
     tall = A.T if plan.transposed else A
-    left = _left_output(options, plan, m)
-    mean: Array | None = None
+    compute = partial(_decompose, options=options, plan=plan, n_rows=A.shape[0])
+    (found, center), exponent = at_safe_scale(passes, tall, plan.grid, compute)
+    return Principal(found, center, exponent, A.shape[0], options.whiten, options.scores, plan.transposed, A.dtype)
+
+
+def _decompose(passes: Passes, tall: Matrix, *, options: PCAOptions, plan: Plan, n_rows: int) -> tuple[Triplets, Array]:
+    """The SVD of the centred matrix, and its mean, which is measured twice."""
+    left = _left_output(options, plan, n_rows, -tall.exponent if isinstance(tall, Scaled) else 0)
     if plan.transposed:
-        mean = passes.sweep("means", tall, RowMeans(A.dtype), plan.grid)["mean"]
-        tall = Centered(tall, None)
-    if solver == "randomized":
-        found, mean = _randomized(passes, tall, options, plan, left, mean)
+        weights = row_weights(0, tall.shape[0]).astype(np.dtype(tall.dtype.char.lower()))
+        means = passes.sweep("means", tall, RowMeans(tall.dtype), plan.grid)
+        mean, measured = means["mean"], means["met"]
+        tall, probe = Centered(tall, None), None
     else:
-        gram = Gram(tall.shape[1], A.dtype, center=not plan.transposed, probe=_probe(tall))
-        state = passes.sweep("covariance", tall, gram, plan.grid)
-        mean = state["mean"] if mean is None else mean
-        centered = tall if plan.transposed else Centered(tall, state["mean"])
-        found = _from_gram(passes, centered, gram.matrix(state), state["probed"], options, plan, left, solver)
-    return _outcome(found, mean, m, options, plan, A.dtype)
+        weights = probe = np.ascontiguousarray(gaussian(tall.shape[1], 1, 3_000_003, tall.dtype)[:, 0].astype(tall.dtype))
+    if plan.algorithm.startswith("randomized"):
+        found, means = _randomized(passes, tall, options, plan, left, probe)
+    else:
+        found, means = _exact(passes, tall, options, plan, left, probe)
+    if probe is not None:
+        mean, measured = means["mean"], means["met"] / n_rows
+    spread = math.sqrt(found.squares / n_rows)
+    check = mean_check(measured.sum(), weights, mean.astype(tall.dtype), spread, tall.dtype)
+    return replace(found, certificate=Certificate((*found.certificate.checks, check))), mean
 
 
-def _left_output(options: PCAOptions, plan: Plan, n_rows: int) -> LeftOutput:
+def _left_output(options: PCAOptions, plan: Plan, n_rows: int, exponent: int) -> LeftOutput:
     """What is tall: the scores, or the components of a wide matrix. Signs are those of the components."""
     if plan.transposed:
         return LeftOutput("components", transposed=True, decides_sign=True)
-    whitened = math.sqrt(n_rows - 1) if options.whiten else 1.0
-    return LeftOutput("scores" if options.scores else None, times_s=not options.whiten, factor=whitened, decides_sign=False)
-
-
-def _probe(A: Matrix) -> Array:
-    return np.ascontiguousarray(gaussian(A.shape[1], 1, 3_000_003, A.dtype)[:, 0].astype(A.dtype))
+    name = "scores" if options.scores else None
+    if options.whiten:
+        return LeftOutput(name, factor=math.sqrt(n_rows - 1), decides_sign=False)
+    return LeftOutput(name, times_s=True, exponent=exponent, decides_sign=False)
 
 
 def _randomized(
-    passes: Passes, tall: Matrix, options: PCAOptions, plan: Plan, left: LeftOutput, mean: Array | None
-) -> tuple[Triplets, Array]:
-    svd = options.svd()
-    if not plan.transposed and svd.n_iterations == 0:
-        mean = passes.sweep("means", tall, ColumnMeans(tall.shape[1], tall.dtype), plan.grid)["mean"]
-        tall = Centered(tall, mean)
-    space = right_subspace(passes, tall, svd, plan, center=mean is None)
-    if mean is None:
-        assert space.mean is not None
-        mean = space.mean
-        tall = Centered(tall, mean)
+    passes: Passes, tall: Matrix, options: PCAOptions, plan: Plan, left: LeftOutput, probe: Array | None
+) -> tuple[Triplets, State]:
+    """By the randomized solver; with a probe, the mean is found on the way and met on it."""
+    svd, means = options.svd(), State()
+    if probe is not None and svd.n_iterations == 0:
+        means = passes.sweep("means", tall, ColumnMeans(tall.shape[1], tall.dtype, probe), plan.grid)
+        tall, probe = less_mean(tall, means), None
+    space = right_subspace(passes, tall, svd, plan, probe=probe)
+    if probe is not None:
+        means = space.means
+        tall = less_mean(tall, means, space.squares)
     found = finish(passes, tall, plan.grid, space, n_components=svd.n_components, tolerance=svd.tolerance, seed=svd.seed, left=left)
-    return found, mean
+    return found, means
 
 
-def _from_gram(
-    passes: Passes,
-    centered: Matrix,
-    gram: Array,
-    probed: Array,
-    options: PCAOptions,
-    plan: Plan,
-    left: LeftOutput,
-    solver: str,
-) -> Triplets:
+def _exact(
+    passes: Passes, tall: Matrix, options: PCAOptions, plan: Plan, left: LeftOutput, probe: Array | None
+) -> tuple[Triplets, State]:
     """From ``A_c^H A_c`` to triplets: by its eigenvectors, or, where these are too few digits, by an exact SVD."""
-    n, dtype = gram.shape[0], centered.dtype
+    n, dtype = tall.shape[1], tall.dtype
+    fold = Gram(n, dtype, center=probe is not None, probe=probe)
+    state = passes.sweep("covariance", tall, fold, plan.grid)
+    gram = fold.matrix(state)
+    if probe is not None:
+        tall = less_mean(tall, state, float(np.trace(gram).real))
+    count = partial(_count, options, tall)
+    if options.solver == "full" or probe is None:
+        return exact_svd(passes, tall, plan.grid, n_components=lambda s: count(s**2), left=left, gram=gram), state
+    wanted = options.n_components
     # One more than is kept, which bounds what is left out.
-    n_pairs = n if options.n_components is None or options.fraction is not None else min(n, int(options.n_components) + 1)
+    n_pairs = min(n, int(wanted) + 1) if isinstance(wanted, int | np.integer) else n
     with one_blas_thread():
-        eigenvalues, vectors = largest_eigenpairs(gram, n_pairs)
-    values, total = np.maximum(eigenvalues, 0.0), float(np.trace(gram).real)
-    k = _count(options, values, min(centered.shape))
-    unresolved = values[k - 1] <= COVARIANCE_LIMIT * values[0]
-    if solver == "full" or plan.transposed or (unresolved and options.solver == "auto"):
-        found = exact_svd(passes, centered, plan.grid, n_components=k, left=left, gram=gram)
-        why = "the smallest variances asked for are below the resolution of a covariance matrix: exact SVD instead"
-        return found if solver == "full" or not unresolved else replace(found, notes=(*found.notes, why))
-    s, V = np.sqrt(values[:k]), vectors[:, :k]
-    V = V * phases_of(largest_entries(V.T))
-    eps = float(np.finfo(dtype).eps)
-    probe = _probe(centered)
-    size = max(float(values[0]), np.finfo(float).tiny)
-    scale = size * np.linalg.norm(probe) * n * eps
-    checks = [
-        orthogonality(
-            "V", V.conj().T @ V, np.dtype(gram.dtype.char.lower()), "the components are orthonormal to working precision"
-        ),
-        Check(
-            "||(A'A) x - A'(A x)|| / (||A'A|| ||x|| n eps)",
-            float(np.linalg.norm(probed.conj() - gram @ probe)) / scale,
-            LAPACK_THRESHOLD,
-            "on a random vector, the covariance matrix acts as the data do",
-        ),
-        Check(
-            "||C v - lambda v|| / (||C|| n eps)",
-            float(np.linalg.norm(gram @ V - V * eigenvalues[:k])) / (size * n * float(np.finfo(np.float64).eps)),
-            LAPACK_THRESHOLD,
-            "each component is an eigenvector of the covariance matrix",
-        ),
-    ]
-    if left.name:
-        # What has no variance beyond rounding cannot be given one.
-        weights = np.ones(k) if left.times_s else left.factor / np.maximum(s, eps * float(s[0]) or 1.0)
-        product = Scores(np.ascontiguousarray(V * weights, dtype))
-        output = passes.output(left.name, (centered.shape[0], k), dtype, plan.grid)
-        measured = passes.sweep("left", centered, product, plan.grid, outputs=[output])["gram"]
-        unscaled = measured / np.outer(weights, weights)
-        checks.append(
-            Check(
-                "||T'T - S^2|| / (||S||^2 n eps)",
-                float(np.linalg.norm(unscaled - np.diag(s**2), 2) / (size * n * eps)),
-                LAPACK_THRESHOLD,
-                "the scores are uncorrelated and have the variances of the components",
-            )
-        )
-    rounding = 4 * eps * values[0] / np.maximum(s, np.sqrt(eps * values[0]) + np.finfo(float).tiny)
-    first = float(values[k]) if k < n else 0.0
-    error = ErrorEstimate(
-        math.sqrt(first) if k < n else float(rounding.max()),
-        math.sqrt(max(total - float(values[:k].sum()), first)) if k < n else float(rounding.max()),
-        rounding,
-    )
-    notes = ("the smallest variances asked for are below the resolution of a covariance matrix",) if unresolved else ()
-    return Triplets(s, V, error, Certificate(tuple(checks)), total, notes)
+        values, vectors = largest_eigenpairs(gram, n_pairs)
+    covariance = Covariance(gram, probe, state["probed"], values, vectors)
+    k = count(covariance.values)
+    # The likelihood of a dimension depends on all variances.
+    decisive = min(n, tall.shape[0] - 1) if wanted == "mle" else k
+    if options.solver == "covariance" or resolves(covariance.values, decisive, dtype):
+        return covariance.triplets(passes, tall, plan.grid, n_components=k, left=left), state
+    found = exact_svd(passes, tall, plan.grid, n_components=lambda s: count(s**2), left=left, gram=gram)
+    return replace(found, notes=(*found.notes, f"{UNRESOLVED}: exact SVD instead")), state
 
 
-def _count(options: PCAOptions, values: Array, most: int) -> int:
-    """How many components: the number asked for, those that explain the fraction asked for, or all."""
+def _count(options: PCAOptions, tall: Matrix, values: Array) -> int:
+    """How many components: the number asked for, the most likely one, those that explain the fraction asked for, or all."""
+    most, k = min(tall.shape), options.n_components
+    if k == "mle":
+        return most_likely_dimension(values, tall.shape[0])
     if options.fraction is not None:
         explained = np.cumsum(values) / max(float(values.sum()), np.finfo(float).tiny)
-        return min(most, int(np.searchsorted(explained, options.fraction, side="right")) + 1)
+        # A fraction that a PCA itself reported is reached to rounding; then one more is kept, as scikit-learn does.
+        reached = explained <= options.fraction + 4 * len(values) * float(np.finfo(tall.dtype).eps)
+        return min(most, int(reached.sum()) + 1)
     if options.tolerance is not None:
         return max(1, int((np.sqrt(values) > options.tolerance * np.sqrt(values[0])).sum()))
-    return int(options.n_components) if options.n_components is not None else most
-
-
-@dataclass(frozen=True)
-class Scores(Fold):
-    """Blocks of ``T = A V``, and ``T^H T``."""
-
-    V: Array
-
-    @property
-    def flops_per_row(self) -> float:
-        return float(2 * self.V.size + self.V.shape[1] ** 2)
-
-    def start(self) -> State:
-        k = self.V.shape[1]
-        return {"gram": np.zeros((k, k), accumulator_dtype(self.V.dtype))}
-
-    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
-        T = A @ self.V
-        T_wide = T.astype(state["gram"].dtype, copy=False)
-        state["gram"] += T_wide.conj().T @ T_wide
-        return (T,)
-
-
-def _outcome(found: Triplets, mean: Array, m: int, options: PCAOptions, plan: Plan, dtype: np.dtype[Any]) -> Outcome:
-    real = np.dtype(dtype.char.lower())
-    s, k = found.s, len(found.s)
-    variance, total = s**2 / (m - 1), found.squares / (m - 1)
-    n_left = min(m, len(mean)) - k
-    arrays = {
-        "explained_variance": variance.astype(real),
-        "explained_variance_ratio": (variance / total if total > 0 else np.zeros_like(variance)).astype(real),
-        "singular_values": s.astype(real),
-        "mean": mean.astype(dtype),
-        "noise_variance": np.array([max(total - variance.sum(), 0.0) / n_left if n_left else 0.0], real),
-    }
-    stored: tuple[str, ...] = ()
-    if plan.transposed:
-        stored = ("components",)
-        if options.scores:
-            arrays["scores"] = (found.V.conj() * (math.sqrt(m - 1) if options.whiten else s)).astype(dtype)
-    else:
-        arrays["components"] = np.ascontiguousarray(found.V.conj().T, dtype)
-        stored = ("scores",) if options.scores else ()
-    estimates = found.error.to_dict() | {"total_variance": total, "explained": float(variance.sum() / total) if total > 0 else 0.0}
-    return Outcome(arrays, stored, found.certificate, estimates, found.notes)
+    return most if k is None else int(k)

@@ -10,6 +10,7 @@ Chan, Golub, LeVeque (1983), Algorithms for computing the sample variance, equat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,9 +26,9 @@ from dlscale.workspaces import workspace
 
 #: Rows whose mean a leaf subtracts before it takes squares; what that leaves is corrected when the leaf is complete.
 _SHIFT_ROWS = 256
-#: Nothing is subtracted where squares of means are at most so many variances, by the bits of products: that costs a digit or
-#: two of double precision, none of single, and saves writing every tile.
-_HARMLESS_SQUARES = {32: 1.0, 64: 100.0}
+#: Nothing is subtracted where the squares of all means together are at most so many variances: in n columns with means,
+#: products lose the digits of n such squares, not of one.
+_HARMLESS_SQUARES = 1.0
 #: Binary exponents of sums of squares, by the bits of the products that are made of the same entries. LAPACK's drivers rescale,
 #: by what is no power of two, single precision matrices whose norm is beyond 2^40 or below 2^-40, and double beyond 2^240.
 _SAFE_EXPONENTS = {32: (-48, 80), 64: (-400, 400)}
@@ -42,35 +43,50 @@ def squares_of(value: float, dtype: np.dtype[Any], *, halved: bool = False) -> S
 
 
 def start_means(n: int, dtype: np.dtype[Any]) -> State:
-    """The part of a state that counts rows and holds their mean, of no rows."""
+    """The part of a state that counts rows, holds their mean, and meets it on a probe: of no rows."""
     wide = accumulator_dtype(dtype)
-    return {"count": np.zeros(1), "mean": np.zeros(n, wide), "mean_low": np.zeros(n, wide), "rest": np.zeros(n, wide)}
+    return {
+        "count": np.zeros(1),
+        "mean": np.zeros(n, wide),
+        "mean_low": np.zeros(n, wide),
+        "rest": np.zeros(n, wide),
+        "met": np.zeros(2, wide),
+    }
 
 
-def shift_rows(state: State, A: Array, *, dtype: np.dtype[Any]) -> Array | None:
+def shift_rows(state: State, A: Array) -> Array | None:
     """Count a block's rows in; returns what to subtract from them, the same for all of a leaf.
 
     Parameters
     ----------
     state : State
     A : (b, n)
-    dtype : numpy.dtype
-        Of the products that are made of the rows.
 
     Returns
     -------
     (n,) or None
-        A row near the mean; None where that is near zero already.
+        A row near the mean, and equal to it in columns that are constant; None where that is near zero already.
     """
     if state["count"][0] == 0:
         first = A[:_SHIFT_ROWS]
         mean = first.mean(axis=0, dtype=state["mean"].dtype)
         rest = np.subtract(first, mean, out=workspace("shift", first.shape, mean.dtype))
-        variance = np.einsum("ij,ij->j", rest, rest.conj()).real / len(first)
-        if (np.abs(mean) ** 2 > _HARMLESS_SQUARES[np.finfo(dtype).bits] * variance).any():
-            state["mean"] = mean.astype(A.dtype).astype(state["mean"].dtype)
+        if _has_means(mean, np.einsum("ij,ij->j", rest, rest.conj()).real / len(first), len(first)):
+            # Of equal numbers the mean may be rounded; what is subtracted must leave zeros.
+            shift = np.where((first == first[0]).all(axis=0), first[0], mean.astype(A.dtype))
+            state["mean"] = shift.astype(state["mean"].dtype)
     state["count"] += len(A)
     return state["mean"].astype(A.dtype) if state["mean"].any() else None
+
+
+def _has_means(mean: Array, variance: Array, n_rows: int) -> bool:
+    """Whether means are more than what n_rows of a matrix without any would show by chance."""
+    squares, n = np.abs(mean) ** 2, len(mean)
+    varies = variance > 0
+    if squares[~varies].any():
+        return True
+    by_chance = (n + 4 * math.sqrt(2 * n)) / n_rows
+    return bool((squares[varies] / variance[varies]).sum() > _HARMLESS_SQUARES + by_chance)
 
 
 def settle_means(state: State) -> tuple[float, Array]:
@@ -99,6 +115,8 @@ class NormalProduct(Fold):
         Hand Y to the first output of the pass, and sum its Gram matrix ``Y^H Y``.
     halved : bool
         Whether W, and so the products, are in half the precision of A.
+    probe : (n,), optional
+        Of A's dtype: with ``center``, what the mean is met on.
     """
 
     W: Array
@@ -106,6 +124,7 @@ class NormalProduct(Fold):
     squares: bool = False
     keep_Y: bool = False
     halved: bool = False
+    probe: Array | None = None
 
     @property
     def flops_per_row(self) -> float:
@@ -125,9 +144,11 @@ class NormalProduct(Fold):
         return state
 
     def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
-        shift = shift_rows(state, A, dtype=self.W.dtype) if self.center else None
-        moments = Moments(state.get("rest"), 0.0 if self.squares else None)
+        shift = shift_rows(state, A) if self.center else None
+        moments = Moments(state.get("rest"), 0.0 if self.squares else None, probe=self.probe)
         Y = add_normal_product(A, self.W, state["ZH"], mean=shift, moments=moments)
+        if self.center:
+            state["met"] += (moments.met, moments.met_low)
         if self.squares:
             state["squares"] += moments.squares
         if self.keep_Y:
@@ -195,9 +216,11 @@ class Gram(Fold):
         return state
 
     def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
-        shift = shift_rows(state, A, dtype=A.dtype) if self.center else None
+        shift = shift_rows(state, A) if self.center else None
         moments = Moments(state.get("rest"), probe=self.probe, probed=state.get("probed"))
         add_gram(A, state["gram"], mean=shift, moments=moments)
+        if self.center:
+            state["met"] += (moments.met, moments.met_low)
         return ()
 
     def finish(self, state: State) -> State:

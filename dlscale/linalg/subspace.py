@@ -19,7 +19,7 @@ from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Passes, State
 from dlscale.errors import OutOfRange
 from dlscale.kernels import half_precision, one_blas_thread
-from dlscale.linalg.centering import Centered
+from dlscale.linalg.centering import less_mean
 from dlscale.linalg.products import NormalProduct
 from dlscale.storage.matrices import Array, Matrix
 
@@ -32,8 +32,9 @@ class Subspace:
     ----------
     W : (n, l)
         Orthonormal; its columns in the order of decreasing Ritz values once an iteration was made.
-    mean : (n,), optional
-        Column means of A, for a centred matrix.
+    means : mapping of str to arrays
+        Of a centred matrix: the column means of A, ``mean`` and ``mean_low`` (n,), and what they were ``met`` as (2,)
+        (`dlscale.linalg.products.start_means`).
     squares : float, optional
         ``||A||_F^2`` (centred).
     n_iterations : int
@@ -44,7 +45,7 @@ class Subspace:
     """
 
     W: Array
-    mean: Array | None = None
+    means: State = field(default_factory=dict)
     squares: float | None = None
     n_iterations: int = 0
     ritz: list[Array] = field(default_factory=list)
@@ -82,7 +83,7 @@ def iterate(
     space: Subspace,
     *,
     n_iterations: int,
-    center: bool,
+    probe: Array | None = None,
     krylov: bool = False,
     halve: bool = False,
 ) -> Subspace:
@@ -93,8 +94,8 @@ def iterate(
     space : Subspace
         Where to start; not changed.
     n_iterations : int
-    center : bool
-        Subtract the column means of A (found in the first read).
+    probe : (n,), optional
+        Subtract the column means of A, which are found in the first read and met on the probe.
     krylov : bool
         Keep all iterates: W grows by its first width each time, until it is the whole space.
     halve : bool
@@ -110,12 +111,13 @@ def iterate(
     4 m n l flops an iteration.
     """
     W, basis = space.W, [space.W]
-    mean, squares, ritz, note = space.mean, space.squares, list(space.ritz), space.note
+    means, squares, ritz, note = space.means, space.squares, list(space.ritz), space.note
     halve = halve and half_precision(A.dtype) != A.dtype
     for i in range(space.n_iterations + 1, space.n_iterations + n_iterations + 1):
         step, first = f"iteration-{i}", squares is None
-        source = A if mean is None else Centered(A, mean)
-        fold = NormalProduct(np.ascontiguousarray(W), center=center and mean is None, squares=first)
+        source = less_mean(A, means, squares) if means else A
+        center = probe is not None and not means
+        fold = NormalProduct(np.ascontiguousarray(W), center=center, squares=first, probe=probe if center else None)
         state = None
         if halve := halve and (not ritz or half_precision_suffices(ritz[-1], n_columns=A.shape[1], iteration=i)):
             note = f"iteration {i} and those before it in {half_precision(A.dtype)}"
@@ -127,7 +129,8 @@ def iterate(
             state = passes.sweep(step, source, fold, grid)
         if first:
             squares = float(state["squares"][0])
-        mean = state.get("mean", mean)
+        if center:
+            means = {name: state[name] for name in ("mean", "mean_low", "met")}
         with one_blas_thread():
             Z = state["ZH"].conj().T
             values, rotation = ritz_pairs(W, Z)
@@ -138,7 +141,7 @@ def iterate(
             basis.append(W)
         if W.shape[1] == 0:
             break
-    return Subspace(np.hstack(basis) if krylov else W, mean, squares, len(ritz), ritz, note)
+    return Subspace(np.hstack(basis) if krylov else W, means, squares, len(ritz), ritz, note)
 
 
 def half_precision_suffices(ritz: Array, *, n_columns: int, iteration: int) -> bool:
@@ -199,7 +202,15 @@ def _orthonormal_to(basis: list[Array], Z: Array) -> Array:
 
 
 def iterate_to_tolerance(
-    passes: Passes, A: Matrix, grid: RowGrid, *, tolerance: float, oversampling: int, n_iterations: int, seed: int, center: bool
+    passes: Passes,
+    A: Matrix,
+    grid: RowGrid,
+    *,
+    tolerance: float,
+    oversampling: int,
+    n_iterations: int,
+    seed: int,
+    probe: Array | None,
 ) -> Subspace:
     """Widen W until the singular values behind it are below ``tolerance * sigma_1``, then make the power iterations.
 
@@ -213,7 +224,7 @@ def iterate_to_tolerance(
     space = Subspace(start_subspace(n, width, seed, A.dtype))
     settled = 0
     while settled < n_iterations or space.n_iterations == 0:
-        space = iterate(passes, A, grid, space, n_iterations=1, center=center)
+        space = iterate(passes, A, grid, space, n_iterations=1, probe=probe)
         s, width = space.ritz[-1], space.W.shape[1]
         enough = width == n or s[max(width - oversampling, 1) - 1] <= tolerance * s[0] / 2
         settled = settled + 1 if enough else 0

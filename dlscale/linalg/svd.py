@@ -172,7 +172,7 @@ def orient(A: Matrix) -> tuple[Matrix, bool]:
     return (A.T, True) if A.shape[1] > A.shape[0] else (A, False)
 
 
-def right_subspace(passes: Passes, tall: Matrix, options: SVDOptions, plan: Plan, *, center: bool = False) -> Subspace:
+def right_subspace(passes: Passes, tall: Matrix, options: SVDOptions, plan: Plan, *, probe: Array | None = None) -> Subspace:
     """Make the power iterations that the options ask for."""
     n = tall.shape[1]
     if options.tolerance is not None:
@@ -184,7 +184,7 @@ def right_subspace(passes: Passes, tall: Matrix, options: SVDOptions, plan: Plan
             oversampling=options.oversampling,
             n_iterations=options.n_iterations,
             seed=options.seed,
-            center=center,
+            probe=probe,
         )
     space = Subspace(start_subspace(n, options.width(n), options.seed, tall.dtype))
     krylov = options.method == "krylov"
@@ -194,7 +194,7 @@ def right_subspace(passes: Passes, tall: Matrix, options: SVDOptions, plan: Plan
         plan.grid,
         space,
         n_iterations=options.n_iterations,
-        center=center,
+        probe=probe,
         krylov=krylov,
         halve=not krylov,
     )

@@ -27,6 +27,8 @@ class LeftOutput:
         Multiplies what is written.
     transposed : bool
         Write the transpose, by blocks of columns.
+    exponent : int
+        With ``times_s``: write ``2^exponent U S``.
     decides_sign : bool
         Whether the largest entry of each column of U is made positive, or that of V.
     """
@@ -35,11 +37,12 @@ class LeftOutput:
     times_s: bool = False
     factor: float = 1.0
     transposed: bool = False
+    exponent: int = 0
     decides_sign: bool = True
 
     def scale(self, s: Array) -> Array:
         """What each column of U is multiplied by before it is written."""
-        return np.asarray((s if self.times_s else np.ones_like(s)) * self.factor)
+        return np.asarray(np.ldexp((s if self.times_s else np.ones_like(s)) * self.factor, self.exponent))
 
 
 @dataclass(frozen=True)
