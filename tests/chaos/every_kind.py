@@ -11,6 +11,9 @@ import yaml
 import zarr
 from victims import call, job_folder
 
+import dlscale
+from dlscale.batch.kinds import KINDS
+
 Arrays = dict[str, np.ndarray[Any, Any]]
 #: The arrays of an undisturbed run of a kind.
 Whole = Callable[[str], Arrays]
@@ -25,13 +28,20 @@ JOBS: Mapping[str, dict[str, Any]] = {
     "lu": {"input": _SQUARE, "params": {"panel": 32}},
     "cholesky": {"input": _SQUARE, "params": {"panel": 32}},
     "solve": {"input": _SQUARE | {"rhs": "right"}, "params": {"panel": 32}},
+    "lstsq": {"input": _TALL | {"rhs": "targets"}},
+    "inverse": {"input": _SQUARE, "params": {"panel": 32}},
+    "slogdet": {"input": _SQUARE, "params": {"panel": 32}},
     "train": {
         "input": {"features": "tall", "targets": "targets"},
         "model": {"type": "mlp", "hidden": [32]},
         "loss": {"type": "squared"},
         "params": {"epochs": 6, "batch_size": 256},
     },
+    "predict": {"input": {"features": "tall", "model": "model"}, "params": {"block_rows": 500}},
+    "covariate_weights": {"input": {"features": "tall", "target_features": "population"}, "params": {"iterations": 40}},
 }
+if missing := KINDS.keys() ^ JOBS.keys():
+    raise AssertionError(f"there is no job here of {missing}")
 
 
 def make_inputs(folder: Path) -> Path:
@@ -43,10 +53,13 @@ def make_inputs(folder: Path) -> Path:
         "targets": rng.standard_normal((N_TALL, 3)),
         "square": A + A.T + 4 * N_SQUARE**0.5 * np.eye(N_SQUARE),
         "right": rng.standard_normal((N_SQUARE, 2)),
+        "population": rng.standard_normal((N_TALL, 40)) * np.arange(1, 41) ** -0.5 + 0.3,
     }
     for name, array in arrays.items():
         chunks = (500, array.shape[1])
         zarr.create_array(folder / f"{name}.zarr", shape=array.shape, dtype="f8", chunks=chunks, compressors=None)[:] = array
+    write_job(folder, "train", folder, cluster="threads", output=str(folder / "model.zarr"))
+    dlscale.run(folder / "job.yaml", ["params.epochs=1"], workspace=folder / "ws")
     return folder
 
 
@@ -65,10 +78,10 @@ def arrays_of(result: Path) -> Arrays:
 
 
 def check_same(kind: str, found: Arrays, expected: Arrays) -> None:
-    """The same bits; of a training, whose sums over ranks are rounded differently, the same numbers."""
+    """The same bits; of kinds that train, whose sums over ranks are rounded differently, the same numbers."""
     assert found.keys() == expected.keys()
     for name, array in found.items():
-        if kind != "train":
+        if not KINDS[kind].collective:
             assert array.tobytes() == expected[name].tobytes(), name
         elif "seconds" not in name:
             np.testing.assert_allclose(array, expected[name], rtol=1e-10, atol=1e-10, err_msg=name)

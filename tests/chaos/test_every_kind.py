@@ -32,11 +32,12 @@ from victims import (
     workers_of,
 )
 
+from dlscale.batch.kinds import KINDS
 from dlscale.batch.workspace import Job
 
 #: Who dies; a training on the local cluster has no workers. Without a long night, one of them at random.
 VICTIMS = ("tree", "driver", "worker", "scheduler", "worker of a cluster", "client", "submitted driver", "rank")
-CASES = [(victim, kind) for victim in VICTIMS for kind in JOBS if (victim, kind) != ("worker", "train")]
+CASES = [(victim, kind) for victim in VICTIMS for kind in JOBS if victim != "worker" or not KINDS[kind].collective]
 CHOSEN = CASES if RUNS >= 10 else random.Random(SEED).sample(CASES, 1)
 
 
@@ -49,7 +50,7 @@ def cluster(tmp_path: Path) -> Iterator[RealCluster]:
 
 def wait_for_work(kind: str, folder: Path) -> None:
     """Until the workers have begun; of a training, which says only what each epoch did, until its start."""
-    wanted = "pass_started" if kind == "train" else "blocks"
+    wanted = "pass_started" if KINDS[kind].collective else "blocks"
     wait_for(lambda: any(e["event"] == wanted for job in job_folders(folder) for e in events(job)))
 
 
