@@ -82,10 +82,7 @@ def verify(path: str, findings: Findings | None = None) -> Findings:
             return findings
         findings.damage.append(str(error))
         arrays = _arrays_one_by_one(local, findings)
-    seal = _verify_description(path, local, findings)
-    for name in sorted(seal.get("metadata", {})):
-        if name.removesuffix("/zarr.json") not in arrays and not any(f"/{name}" in fault for fault in findings.damage):
-            findings.damage.append(f"{path}/{name} is missing or cannot be read")
+    _verify_description(path, local, findings)
     for name, array in sorted(arrays.items()):
         _verify_array(array, f"{path}/{name}", local / name if local else None, findings)
     if not findings.damage:
@@ -113,8 +110,8 @@ def _arrays_one_by_one(root: Path, findings: Findings) -> dict[str, Any]:
     return arrays
 
 
-def _verify_description(path: str, local: Path | None, findings: Findings) -> dict[str, Any]:
-    """Compare what a result says of itself, and the metadata of its arrays, with their checksums; the seal."""
+def _verify_description(path: str, local: Path | None, findings: Findings) -> None:
+    """Compare what a result says of itself, and the metadata of its arrays and groups, with their checksums."""
     try:
         record = result_attributes(path)
     except InputError as error:
@@ -123,7 +120,7 @@ def _verify_description(path: str, local: Path | None, findings: Findings) -> di
     seal = _seal(local) if local else {}
     if not seal:
         findings.notes.append("No checksums of descriptions are stored here; chunks are checked by their own.")
-        return {}
+        return
     if record is not None and description_crc(record) != seal.get("dlscale"):
         findings.damage.append(f"{path}/zarr.json: the attribute dlscale has changed since it was written")
     for name, crc in seal.get("metadata", {}).items():
@@ -134,7 +131,6 @@ def _verify_description(path: str, local: Path | None, findings: Findings) -> di
             found = -1
         if found != crc:
             findings.damage.append(f"{local / name} {'is missing' if found < 0 else 'has changed since it was written'}")
-    return seal
 
 
 def _seal(root: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,17 @@ def test_matrices_of_others(layout: dict[str, Any], said: bool, tmp_path: Path) 
     if not said or layout["compressors"]:
         flip(tmp_path / "a.zarr/c/1/0", 77)
         assert "c/1/0" in verify(str(tmp_path / "a.zarr")).damage[0]
+
+
+def test_groups_within_a_result(tmp_path: Path) -> None:
+    group = ResultGroup(tmp_path / "r.zarr", owner="j")
+    group.put("parameters/layer-0/weight", np.eye(3))
+    group.publish({})
+    assert verify(str(tmp_path / "r.zarr")).damage == []
+    (tmp_path / "r.zarr/parameters/zarr.json").unlink()
+    assert any("parameters/zarr.json is missing" in fault for fault in verify(str(tmp_path / "r.zarr")).damage)
+    shutil.rmtree(tmp_path / "r.zarr/parameters/layer-0")
+    assert any("layer-0/weight/zarr.json is missing" in fault for fault in verify(str(tmp_path / "r.zarr")).damage)
 
 
 def test_a_checkpoint_names_its_damaged_step(tmp_path: Path) -> None:
