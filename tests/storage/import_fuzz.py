@@ -247,7 +247,9 @@ def answers(path, suffix):
 
 
 def same(got, expected):
-    return got.shape == expected.shape and np.allclose(got, expected, rtol=1e-15, atol=0, equal_nan=True)
+    if got.shape != expected.shape or got.dtype.kind in "iu":
+        return np.array_equal(got, expected)
+    return np.allclose(got, expected, rtol=1e-15, atol=0, equal_nan=True)
 
 
 # The run
@@ -278,7 +280,7 @@ def main(suffix, first, n, folder):
             import_matrix(path, destination, overwrite=True)
         except DlscaleError as error:
             found["refused"] += 1
-            if f"a.{suffix}" not in str(error) and "the source" not in str(error).lower():
+            if f"a.{suffix}" not in str(error):
                 faults.append(f"{k}: does not name the file: {error}")
             continue
         except BaseException as error:

@@ -42,7 +42,7 @@ class StripWriter:
     chunks : (int, int), optional
         Rows and columns of a chunk; None means `default_chunks`.
     attributes : dict
-        Of the array.
+        Of the array; ``dlscale.source`` names the source in errors.
 
     Raises
     ------
@@ -53,14 +53,15 @@ class StripWriter:
     def __init__(
         self, path: Path, n_columns: int, *, dtype: np.dtype[Any], chunks: tuple[int, int] | None, attributes: dict[str, Any]
     ) -> None:
+        self._source = attributes["dlscale"]["source"]
         rows, columns = chunks or default_chunks(n_columns, dtype.itemsize)
         if rows < 1 or columns < 1:
             raise SpecError(f"chunks must be two positive numbers, rows and columns; got {rows} x {columns}.")
         strip_bytes = rows * n_columns * dtype.itemsize
         if n_columns * dtype.itemsize > MAX_STRIP_BYTES:
             raise InputError(
-                f"A row of {n_columns} columns of {dtype} takes {n_columns * dtype.itemsize / 1e9:.1f} GB; an import writes "
-                f"whole rows, of at most {MAX_STRIP_BYTES / 1e9:.1f} GB. Split the columns into several sources."
+                f"{self._source}: a row of {n_columns} columns of {dtype} takes {n_columns * dtype.itemsize / 1e9:.1f} GB; an import "
+                f"writes whole rows, of at most {MAX_STRIP_BYTES / 1e9:.1f} GB. Split the columns into several sources."
             )
         if chunks and strip_bytes > MAX_STRIP_BYTES:
             raise SpecError(
@@ -115,14 +116,14 @@ class StripWriter:
             lost = np.argwhere(np.isfinite(rows) & ~np.isfinite(rows.astype(self._dtype)))
         i, j = (int(k) for k in lost[0])
         raise InputError(
-            f"Row {self.n_rows - len(rows) + i}, column {j} of the source (both count from 0) is {rows[i, j]}, which is infinite "
-            f"in {self._dtype}; ask for a wider dtype, or scale the numbers."
+            f"{self._source}, row {self.n_rows - len(rows) + i}, column {j} (both count from 0): {rows[i, j]} is infinite in "
+            f"{self._dtype}. Ask for a wider dtype, or scale the numbers."
         )
 
     def finish(self, notes: Sequence[str] = ()) -> None:
         """Write the last strip, whose chunks may reach below the last row, what is to be said of the source, and a digest."""
         if not self.n_rows:
-            raise InputError("The source holds no rows; a matrix needs at least one.")
+            raise InputError(f"{self._source} holds no rows; a matrix needs at least one.")
         if self._fill and self._strip is not None:
             self._write(self._strip[: self._fill])
         if self._array is not None:
