@@ -60,8 +60,8 @@ class StripWriter:
         strip_bytes = rows * n_columns * dtype.itemsize
         if n_columns * dtype.itemsize > MAX_STRIP_BYTES:
             raise InputError(
-                f"{self._source}: a row of {n_columns} columns of {dtype} takes {n_columns * dtype.itemsize / 1e9:.1f} GB; an import "
-                f"writes whole rows, of at most {MAX_STRIP_BYTES / 1e9:.1f} GB. Split the columns into several sources."
+                f"{self._source}: a row of {n_columns} columns of {dtype} takes {n_columns * dtype.itemsize / 1e9:.1f} GB; an "
+                f"import writes whole rows, of at most {MAX_STRIP_BYTES / 1e9:.1f} GB. Split the columns into several sources."
             )
         if chunks and strip_bytes > MAX_STRIP_BYTES:
             raise SpecError(
