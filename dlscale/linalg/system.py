@@ -33,8 +33,11 @@ MIXED_TARGET = 1.0
 DOUBLE_TARGET = 4.0
 #: How factors are called that were given.
 STORED = "stored factors"
-#: The part of a vector, or of the digits of a number, that may be wrong for its size to be right.
-NEARLY = 0.1
+#: Factors of a matrix so near to another, relative to its size, still refine solutions of the other one's systems.
+NEARBY = 0.1
+#: Parts of a vector that may be wrong for its length to be right: what refinement still changes, and what it leaves.
+SETTLED = 0.25
+LEFT = 0.1
 #: Right-hand sides that are solved together.
 BATCH_BYTES = 2**26
 
@@ -129,7 +132,7 @@ class System:
         self.foreign = not error <= LAPACK_THRESHOLD * n * eps
         if not self.foreign:
             return given
-        near = error <= NEARLY
+        near = error <= NEARBY
         self.notes.append(
             f"the stored factors are of another matrix, {error:.1e} of its size away from this one, "
             + ("and serve its refinement only" if near else "and were left aside")
@@ -255,7 +258,7 @@ class System:
         """Estimate of ``||A||_1 ||A^-1||_1`` by the last factors, and whether it is sure.
 
         Where A is better known than its factors, they are asked for the vector x that ``A^-1`` stretches most, and A whether they
-        are right about it, in one read: ``F^-1 x`` is nearly ``A^-1 x``, or its refined counterpart is taken.
+        are right about it, in one read: one step of refinement hardly changes ``F^-1 x``, or the refined vector is taken.
         """
         factors, n = self.factors, self.A.shape[0]
         assert factors is not None
@@ -271,12 +274,14 @@ class System:
         approximate = _in_double(factors, double) if dtype != double else factors
         X = np.ascontiguousarray(x[:, None], double)
         Z = approximate.solve(X)
-        if np.abs(self.residual(Z, ArrayMatrix(X))).sum() <= NEARLY * np.abs(X).sum():
+        # What one step of refinement changes is what the factors are wrong about.
+        change = approximate.solve(self.residual(Z, ArrayMatrix(X)))
+        if np.abs(change).sum() <= SETTLED * np.abs(Z).sum():
             return number, is_sure(number, double, n)
         target = MIXED_TARGET * float(np.finfo(double).eps)
         found = self._refined(X, approximate, target, enough=DOUBLE_TARGET * target)
         number = max(number, self.norm * float(np.abs(found.X).sum() / np.abs(X).sum()))
-        return number, found.backward_error * number <= NEARLY and is_sure(number, double, n)
+        return number, found.backward_error * number <= LEFT and is_sure(number, double, n)
 
     def estimates(self, found: Refined) -> dict[str, Any]:
         """What is reported beside the certificate.
