@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from numpy.typing import DTypeLike
+
 from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.matrices import Array
-from dlscale.storage.writers import ArrayWriter
+from dlscale.storage.writers import ArrayWriter, Shape
 
 
 class PacedCheckpoint(Checkpoint):
@@ -38,6 +40,10 @@ class PacedCheckpoint(Checkpoint):
         self.every_seconds = every_seconds
         self._last = time.monotonic()
         self._waiting: list[tuple[str, dict[str, Array], Sequence[ArrayWriter]]] = []
+
+    def scratch(self, name: str, shape: Shape, dtype: DTypeLike, *, chunks: Shape) -> ArrayWriter:
+        self._guard()
+        return super().scratch(name, shape, dtype, chunks=chunks)
 
     def save(self, step: str, arrays: Mapping[str, Array], *, writers: Sequence[ArrayWriter] = ()) -> int:
         self._guard()

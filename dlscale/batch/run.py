@@ -266,6 +266,7 @@ def _job_result(job: Job, ended: JobState, prepared: Prepared, error: Exception 
 
 def _produce(job: Job, prepared: Prepared, output: Path, recorder: Recorder, signals: Signals) -> Path:
     """Compute the answer and publish it."""
+    recorder.check()
     job.record_inputs(prepared.inputs.signatures)
     group = _result_group(job, prepared, output)
     try:

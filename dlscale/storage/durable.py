@@ -88,13 +88,14 @@ def write_chunk(
     fsync: bool = False,
     checksum: bool = True,
     direct: bool = False,
+    root: Path | None = None,
 ) -> int:
     """Write one Zarr chunk file with the codecs ``bytes`` (little endian) and ``crc32c``, atomically.
 
     Parameters
     ----------
     path : Path
-        Folders up to it are created.
+        Folders up to it are created, below ``root``.
     block : ndarray
         In any memory order. Where it is smaller than `chunk_shape` (at an edge of the array) it is padded with zeros.
     chunk_shape : tuple of int
@@ -104,6 +105,8 @@ def write_chunk(
         Whether the array's codecs have a ``crc32c``.
     direct : bool
         Past the page cache, where the block is contiguous and begins at a page of memory.
+    root : Path, optional
+        The array's folder; where it is gone it is not made again.
 
     Returns
     -------
@@ -121,6 +124,8 @@ def write_chunk(
     try:
         _replace(path, parts, fsync, direct=direct)
     except FileNotFoundError:  # the first chunk of its row of chunks
+        if root is not None and not root.is_dir():
+            raise
         path.parent.mkdir(parents=True, exist_ok=True)
         _replace(path, parts, fsync, direct=direct)
     return crc

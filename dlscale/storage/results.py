@@ -87,6 +87,7 @@ class ResultGroup:
 
         What a process before left there with another layout, or damaged, is removed.
         """
+        self._lock.check()
         path = place_node(self.partial, name)
         make = create_array if name in self._writers else reopen_array
         writer = make(path, shape, dtype=dtype, chunks=chunks, shards=shards, name=name, fsync=self._fsync)
@@ -94,6 +95,7 @@ class ResultGroup:
 
     def put(self, name: str, array: NDArray[Any]) -> None:
         """Write a small array whole, replacing the one of that name."""
+        self._lock.check()
         self._writers.pop(name, None)
         put_array(place_node(self.partial, name), np.asarray(array), name=name)
 

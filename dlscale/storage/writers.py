@@ -137,7 +137,13 @@ class ArrayWriter:
         if self._is_plain:
             for key, part in self._files(region):
                 write_chunk(
-                    self.path / key, block[part], self.chunks, fsync=self.fsync, checksum=self.checksum, direct=self.past_cache
+                    self.path / key,
+                    block[part],
+                    self.chunks,
+                    fsync=self.fsync,
+                    checksum=self.checksum,
+                    direct=self.past_cache,
+                    root=self.path,
                 )
         else:
             self._array[region] = block
