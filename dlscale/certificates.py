@@ -26,7 +26,7 @@ class Check:
     Parameters
     ----------
     name : str
-        The formula, such as ``||I - U'U|| / (k eps)``.
+        The formula, such as ``||I - U'U|| / (256 eps)``.
     value, threshold : float
         The measurement, and what it must not exceed.
     meaning : str
@@ -83,8 +83,17 @@ class Certificate:
             raise CertificateError("The answer failed its certificate: " + "; ".join(failed) + ".")
 
 
-def orthogonality(name: str, gram: np.ndarray, dtype: np.dtype[Any], meaning: str) -> Check:
-    """Check ``||I - Q^H Q||_2 / (k eps)`` from the Gram matrix ``Q^H Q`` (k, k) of a computed Q.
+#: Sums that BLAS makes one term after the other: as many equal products are all rounded to the same side.
+_BLAS_TERMS = 256
+
+
+def orthogonality(name: str, gram: np.ndarray, dtype: np.dtype[Any], meaning: str, *, length: int = 1) -> Check:
+    """Check ``||I - Q^H Q||_2`` in units of rounding, from the Gram matrix ``Q^H Q`` (k, k) of a computed Q (length, k).
+
+    Notes
+    -----
+    Divided by eps and by k or the length of the columns, whichever is more, but not by more than BLAS adds up in one go: in
+    long columns LAPACK's division by their length would let pass what is not orthonormal at all.
 
     References
     ----------
@@ -93,8 +102,10 @@ def orthogonality(name: str, gram: np.ndarray, dtype: np.dtype[Any], meaning: st
     k = gram.shape[0]
     finite = bool(np.isfinite(gram).all())
     deviation = (float(np.linalg.norm(gram - np.eye(k), 2)) if k else 0.0) if finite else math.inf
-    scale = max(k, 1) * float(np.finfo(dtype).eps)
-    return Check(f"||I - {name}'{name}|| / (k eps)", deviation / scale, LAPACK_THRESHOLD, meaning)
+    size = max(k, min(length, _BLAS_TERMS), 1)
+    return Check(
+        f"||I - {name}'{name}|| / ({size} eps)", deviation / (size * float(np.finfo(dtype).eps)), LAPACK_THRESHOLD, meaning
+    )
 
 
 def scaled(name: str, value: float, *norms: float, size: int = 1, dtype: np.dtype[Any], meaning: str) -> Check:

@@ -86,8 +86,8 @@ def exact_svd(
     scale = max(float(s[0]), np.finfo(float).tiny) * np.sqrt(k * _N_PROBES) * n * eps
     certificate = Certificate(
         (
-            orthogonality("U", measured["gram"], dtype, "the left singular vectors are orthonormal to working precision"),
-            orthogonality("V", V.conj().T @ V, dtype, "the right singular vectors are orthonormal to working precision"),
+            orthogonality("U", measured["gram"], dtype, "the left singular vectors are orthonormal to working precision", length=m),
+            orthogonality("V", V.conj().T @ V, dtype, "the right singular vectors are orthonormal to working precision", length=n),
             Check(
                 "||(A V - U S)x|| / (s_1 ||x|| n eps)",
                 float(np.sqrt(measured["residual"].sum()) / scale),

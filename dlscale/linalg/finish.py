@@ -137,8 +137,12 @@ def _certify(
     scale = max(float(s[0]), np.finfo(float).tiny) * np.sqrt(n_checks * A.shape[1]) * max(V.shape) * resolution
     return Certificate(
         (
-            orthogonality("U", measured["gram"], A.dtype, "the left singular vectors are orthonormal to working precision"),
-            orthogonality("V", V.conj().T @ V, A.dtype, "the right singular vectors are orthonormal to working precision"),
+            orthogonality(
+                "U", measured["gram"], A.dtype, "the left singular vectors are orthonormal to working precision", length=A.shape[0]
+            ),
+            orthogonality(
+                "V", V.conj().T @ V, A.dtype, "the right singular vectors are orthonormal to working precision", length=len(V)
+            ),
             Check(
                 f"||(U'A - S V')x|| / (s_1 ||x|| n {resolution:.1e})",
                 float(difference / scale),

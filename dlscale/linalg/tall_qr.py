@@ -128,7 +128,7 @@ def _factor(passes: Passes, A: Matrix, *, grid: RowGrid, keep: bool) -> Outcome:
     size = np.sqrt(max(float(np.trace(gram).real), np.finfo(float).tiny))
     certificate = Certificate(
         (
-            orthogonality("Q", measured["gram"], dtype, "the columns of Q are orthonormal to working precision"),
+            orthogonality("Q", measured["gram"], dtype, "the columns of Q are orthonormal to working precision", length=m),
             Check(
                 "||(A - QR)x|| / (||A|| ||x|| n eps)",
                 float(np.sqrt(measured["residual"].sum()) / (size * np.linalg.norm(probes) * n * eps)) * np.sqrt(n),
