@@ -62,6 +62,10 @@ class Certificate:
     def passed(self) -> bool:
         return all(check.passed for check in self.checks)
 
+    def also(self, *checks: Check) -> Certificate:
+        """With further checks."""
+        return Certificate(self.checks + checks)
+
     def to_dict(self) -> dict[str, Any]:
         return {"passed": self.passed, "checks": [check.to_dict() for check in self.checks]}
 

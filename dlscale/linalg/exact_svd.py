@@ -16,6 +16,7 @@ from dlscale.linalg.orthogonal import find_basis
 from dlscale.linalg.products import sweep_gram
 from dlscale.linalg.subspace import gaussian
 from dlscale.linalg.triplets import LeftOutput, Triplets
+from dlscale.linalg.truncation import count_within, within_tolerance
 from dlscale.storage.matrices import Array, Matrix
 
 _N_PROBES = 4
@@ -60,7 +61,7 @@ def exact_svd(
     basis, how = find_basis(passes, A, grid, gram, step="basis")
     with one_blas_thread():
         X, s, VH = np.linalg.svd(basis.R)
-        kept = n if tolerance is None else max(1, int((s > tolerance * s[0]).sum()))
+        kept = n if tolerance is None else count_within(s, 0.0, tolerance, dtype, whole=True)
         k = n_components(s) if callable(n_components) else n_components or kept
         tail = s[k:]
         X, s, V = X[:, :k], s[:k], VH[:k].conj().T
@@ -90,15 +91,18 @@ def exact_svd(
             orthogonality("V", V.conj().T @ V, dtype, "the right singular vectors are orthonormal to working precision", length=n),
             Check(
                 "||(A V - U S)x|| / (s_1 ||x|| n eps)",
-                float(np.sqrt(measured["residual"].sum()) / scale),
+                float(np.sqrt(np.trace(measured["residual"]).real) / scale),
                 LAPACK_THRESHOLD,
                 "the matrix maps each right singular vector to its left one",
             ),
         )
     )
-    noise = eps * max(n, _DRIVER_EPS) * float(s[0])
+    inside, behind = float(np.sqrt(np.trace(measured["residual"]).real / _N_PROBES)), float(tail[0]) if len(tail) else 0.0
+    if tolerance is not None and n_components is None:
+        certificate = certificate.also(within_tolerance(s, behind, 0.0, inside, tolerance, dtype))
+    noise = eps * max(4 * float(np.sqrt(n)), _DRIVER_EPS) * float(s[0])
     error = ErrorEstimate(
-        max(float(tail[0]) if len(tail) else 0.0, noise),
+        max(behind, noise),
         max(float(np.linalg.norm(tail)), noise),
         np.full(k, noise),
     )

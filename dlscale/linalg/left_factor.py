@@ -92,7 +92,7 @@ class LeftFactor(Fold):
 
     Notes
     -----
-    State: ``gram`` U^H U (k, k); ``met`` U^H (A probes) (k, p); ``residual`` squared norms of the residual (p,).
+    State: ``gram`` U^H U (k, k); ``met`` U^H (A probes) (k, p); ``residual`` its Gram matrix on the probes (p, p).
     """
 
     basis: Basis
@@ -110,7 +110,7 @@ class LeftFactor(Fold):
     def start(self) -> State:
         k, p = self.expected.shape
         wide = accumulator_dtype(self.expected.dtype)
-        return {"gram": np.zeros((k, k), wide), "met": np.zeros((k, p), wide), "residual": np.zeros(p)}
+        return {"gram": np.zeros((k, k), wide), "met": np.zeros((k, p), wide), "residual": np.zeros((p, p), wide)}
 
     def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
         dtype = self.expected.dtype
@@ -121,7 +121,8 @@ class LeftFactor(Fold):
             U_wide = U.astype(state["gram"].dtype, copy=False)
             state["gram"] += U_wide.conj().T @ U_wide
             state["met"] += U_wide.conj().T @ probes
-            state["residual"] += (np.abs(probes - U @ self.expected) ** 2).sum(axis=0)
+            rest = (probes - U @ self.expected).astype(state["gram"].dtype, copy=False)
+            state["residual"] += rest.conj().T @ rest
             if self.keep_U:
                 np.multiply(U, 1 if self.scale is None else self.scale, out=rows[i : i + len(tile)])
         return (rows,) if self.keep_U else ()

@@ -38,6 +38,10 @@ class Projection:
         Which projection it is, in words.
     resolution : float
         Relative to s_1, what is below it is rounding error.
+    before : (l,)
+        Singular values of A W: lower bounds of those of A, from half a step earlier.
+    cut : float
+        Relative to the largest, the singular values of R that were taken for zero.
     """
 
     s: Array
@@ -47,6 +51,15 @@ class Projection:
     coordinates: Array | None
     note: str
     resolution: float
+    before: Array
+    cut: float = 0.0
+
+    def coefficients(self, basis: Basis, W: Array, probes: Array) -> Array:
+        """C (l, p) with ``A W C = U S V^H probes``."""
+        if self.coordinates is not None:
+            return np.asarray(W.conj().T @ probes)
+        inside = self.X @ (self.s[:, None] * (self.V.conj().T @ probes))
+        return np.asarray(np.linalg.pinv(basis.R, rcond=self.cut) @ inside if self.cut else np.linalg.solve(basis.R, inside))
 
     def residual_on(self, probes: Array, Z_probes: Array, k: int) -> Array:
         """``E^H E probes`` for ``E = A - U_k S_k V_k^H``, from ``Z_probes = A^H A probes``."""
@@ -76,19 +89,20 @@ def project(basis: Basis, W: Array, Z: Array, gram: Array, dtype: np.dtype[Any],
         BH = Z.copy()
         for factor in basis.factors:
             solve_right(BH, np.ascontiguousarray(factor, BH.dtype), uplo="U")
-        return _on_range(BH, f"projected on the range of A W (condition {condition:.2g})", eps * condition)
+        return _on_range(BH, f"projected on the range of A W (condition {condition:.2g})", eps * condition, basis)
     if n_iterations == 0:
         # Rounding in Z is amplified by at most 1 / cut, and what is cut off is at most this: they balance.
         cut = float(np.sqrt(eps))
         BH = Z @ np.linalg.pinv(basis.R, rcond=cut)
         note = "the sketch is numerically rank deficient: projected on its well-conditioned part, accurate to half the digits"
-        return _on_range(BH, note, cut)
+        return _on_range(BH, note, cut, basis, cut)
     U, s, VH = np.linalg.svd(basis.R)
     coordinates = VH.conj().T
     note = f"the range of A W is ill-conditioned ({condition:.2g}): projected on W instead"
-    return Projection(s, W @ coordinates, U, Z @ coordinates, coordinates, note, eps)
+    return Projection(s, W @ coordinates, U, Z @ coordinates, coordinates, note, eps, s)
 
 
-def _on_range(BH: Array, note: str, resolution: float) -> Projection:
+def _on_range(BH: Array, note: str, resolution: float, basis: Basis, cut: float = 0.0) -> Projection:
     V, s, XH = np.linalg.svd(BH, full_matrices=False)
-    return Projection(s, V, XH.conj().T, V * s**2, None, note, resolution)
+    before = np.linalg.svd(basis.R, compute_uv=False)
+    return Projection(s, V, XH.conj().T, V * s**2, None, note, resolution, before, cut)

@@ -18,8 +18,9 @@ from dlscale.engine.passes import Passes
 from dlscale.errors import SpecError
 from dlscale.kernels import accumulator_dtype
 from dlscale.linalg.exact_svd import exact_svd
-from dlscale.linalg.finish import N_PROBES, finish, iteration_width
+from dlscale.linalg.finish import finish, iteration_width
 from dlscale.linalg.scaling import at_safe_scale
+from dlscale.linalg.sketch import N_PROBES
 from dlscale.linalg.subspace import Subspace, iterate, iterate_to_tolerance, start_subspace
 from dlscale.linalg.triplets import LeftOutput, Triplets
 from dlscale.storage.matrices import Array, Matrix
@@ -110,6 +111,9 @@ def plan_svd(A: Matrix, options: SVDOptions, facts: ClusterFacts) -> Plan:
         If a worker's memory does not hold what the passes need.
     """
     options.check(A.shape)
+    eps = float(np.finfo(A.dtype).eps)
+    if options.tolerance is not None and options.tolerance < eps:
+        raise SpecError(f"params.tolerance must be at least {eps:.1e}, the precision of {A.dtype}; got {options.tolerance}.")
     tall, transposed = orient(A)
     m, n = tall.shape
     wide = accumulator_dtype(A.dtype)

@@ -131,7 +131,7 @@ def _factor(passes: Passes, A: Matrix, *, grid: RowGrid, keep: bool) -> Outcome:
             orthogonality("Q", measured["gram"], dtype, "the columns of Q are orthonormal to working precision", length=m),
             Check(
                 "||(A - QR)x|| / (||A|| ||x|| n eps)",
-                float(np.sqrt(measured["residual"].sum()) / (size * np.linalg.norm(probes) * n * eps)) * np.sqrt(n),
+                float(np.sqrt(np.trace(measured["residual"]).real) / (size * np.linalg.norm(probes) * n * eps)) * np.sqrt(n),
                 LAPACK_THRESHOLD,
                 "on random vectors, Q R acts as the matrix does",
             ),

@@ -1,0 +1,109 @@
+"""Random spectra, every method and number of iterations: error estimates near the truth, and tolerances that are met.
+
+DLSCALE_SPECTRA sets how many matrices are tried (default 6); 400 take about ten minutes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import DTYPES, Array, compute, norm, wide_precision
+
+from dlscale.errors import SpecError
+from dlscale.linalg.svd import SVDOptions, compute_svd, plan_svd
+
+N_SPECTRA = int(os.environ.get("DLSCALE_SPECTRA", "6"))
+
+
+def values(kind: str, n: int, rng: np.random.Generator) -> Array:
+    i = np.arange(n)
+    r = int(rng.integers(1, min(n, 40) + 1))
+    if kind == "power":
+        return np.asarray((i + 1.0) ** -rng.uniform(0.1, 3))
+    if kind == "exponential":
+        return np.exp(-rng.uniform(0.02, 2) * i)
+    if kind == "step":
+        return np.where(i < rng.integers(1, n + 1), 1.0, 10.0 ** -rng.uniform(0.5, 13)) * (i + 1.0) ** -rng.choice([0, 0.3])
+    if kind == "low rank and noise":
+        noise = 10.0 ** -rng.uniform(1, 12) * rng.uniform(0.5, 1, n - r)
+        return np.sort(np.concatenate([(i[:r] + 1.0) ** -rng.uniform(0, 1), noise]))[::-1]
+    if kind == "rank one behind":
+        s = np.where(i < r, rng.uniform(0.5, 1, n), 0.0)
+        s[min(r, n - 1)] = 10.0 ** -rng.uniform(0, 10)
+        return np.sort(s)[::-1]
+    if kind == "clusters":
+        return np.repeat(10.0 ** -(rng.uniform(0.05, 2) * i), rng.integers(2, 12))[:n]
+    if kind == "flat":
+        return 1 - rng.uniform(0, 0.3) * i / n
+    return np.where(i < r, np.linspace(1, rng.uniform(0.1, 1), n), 0.0)
+
+
+KINDS = ("power", "exponential", "step", "low rank and noise", "rank one behind", "clusters", "flat", "low rank")
+
+
+def orthonormal(m: int, n: int, dtype: str, rng: np.random.Generator) -> Array:
+    X = rng.standard_normal((m, n))
+    return np.asarray(np.linalg.qr(X + 1j * rng.standard_normal((m, n)) if np.dtype(dtype).kind == "c" else X)[0])
+
+
+def draw(rng: np.random.Generator) -> Array:
+    dtype, kind = DTYPES[rng.integers(4)], KINDS[rng.integers(len(KINDS))]
+    n = int(rng.integers(4, 200))
+    m = n + int(rng.integers(0, 300))
+    A = (orthonormal(m, n, dtype, rng) * values(kind, n, rng)) @ orthonormal(n, n, dtype, rng).conj().T
+    A = np.asarray(A * 2.0 ** int(rng.integers(-5, 6))).astype(dtype)
+    return np.ascontiguousarray(A.T) if rng.random() < 0.2 else A
+
+
+def jobs(rng: np.random.Generator, most: int) -> Iterator[dict[str, Any]]:
+    k, oversampling = int(rng.integers(1, min(most, 40) + 1)), int(rng.choice([0, 2, 10]))
+    for q in range(4):
+        yield {"n_components": k, "power_iterations": q, "oversampling": oversampling}
+        if q:
+            yield {"n_components": k, "power_iterations": q, "oversampling": oversampling, "method": "krylov"}
+    yield {"n_components": k, "method": "streaming"}
+    yield {"n_components": k, "method": "exact"}
+    for q in (0, 1, 2, 4):
+        yield {"tolerance": 10.0 ** -rng.uniform(0.3, 13), "power_iterations": q, "oversampling": oversampling}
+    yield {"tolerance": 10.0 ** -rng.uniform(0.3, 13), "method": "exact"}
+
+
+@pytest.mark.parametrize("seed", range(N_SPECTRA))
+def test_estimates_and_tolerances(seed: int) -> None:
+    """Norms of the error within a factor 3 below and 10 above the truth, errors of values not below a third of it."""
+    rng = np.random.default_rng(seed)
+    A = draw(rng)
+    exact = np.linalg.svd(wide_precision(A), compute_uv=False)
+    for job in jobs(rng, min(A.shape)):
+        judge(A, exact, seed, job)
+
+
+def judge(A: Array, exact: Array, seed: int, job: dict[str, Any]) -> None:
+    resolution = float(np.finfo(A.dtype).eps)
+    tolerance = job.get("tolerance", 1.0)
+    if tolerance < resolution:
+        with pytest.raises(SpecError, match="tolerance must be at least"):
+            compute(plan_svd, compute_svd, A, SVDOptions(seed=seed, **job))
+        return
+    outcome, arrays, _ = compute(plan_svd, compute_svd, A, SVDOptions(seed=seed, **job))
+    if not outcome.certificate.passed:
+        # The job fails: rounding alone is more than the tolerance, or nearly.
+        assert [check.threshold for check in outcome.certificate.checks if not check.passed] == [1.0]
+        assert tolerance < 10 * np.sqrt(max(A.shape)) * resolution
+        return
+    s = arrays["s"].astype(float)
+    E = wide_precision(A) - (wide_precision(arrays["u"]) * s) @ wide_precision(arrays["vh"])
+    assert "tolerance" not in job or norm(E) <= tolerance * exact[0] * (1 + 1e-9)
+    rounding = 10 * np.sqrt(max(A.shape)) * resolution * exact[0]
+    for told, true in (
+        (outcome.estimates["spectral_error"], norm(E)),
+        (outcome.estimates["frobenius_error"], float(np.linalg.norm(E))),
+    ):
+        assert true <= 3 * told + rounding, (job, true, told)
+        assert told <= 10 * true + rounding, (job, true, told)
+    told_each, true_each = np.array(outcome.estimates["singular_value_errors"]), np.abs(s - exact[: len(s)])
+    assert (true_each <= 3 * told_each + rounding).all(), (job, true_each / told_each)
