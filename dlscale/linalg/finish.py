@@ -58,7 +58,7 @@ def finish(
     One read of A with 4 m n l flops, and two more each time the subspace is widened; two or three reads of
     ``[A W, A probes]`` (m, l + p), which is small.
     """
-    seen = sketch(passes, A, grid, space, seed=seed)
+    seen = sketch(passes, A, grid, space, seed=seed, tolerance=tolerance)
     k, rest = n_components or 0, 0.0
     while not k:
         whole = space.W.shape[1] == A.shape[1]
@@ -66,7 +66,7 @@ def finish(
         k = count_within(seen.found.s, rest, tolerance or 0.0, A.dtype, whole=whole)
         if not k:
             space = widen(passes, A, grid, space, seed=seed)
-            seen = sketch(passes, A, grid, space, seed=seed, step=f"range-{space.n_iterations}")
+            seen = sketch(passes, A, grid, space, seed=seed, step=f"range-{space.n_iterations}", tolerance=tolerance)
     dtype, found = A.dtype, seen.found
     width, p = len(found.s), N_PROBES
     s, V, X = found.s[:k], found.V[:, :k], found.X[:, :k]

@@ -68,7 +68,9 @@ class Projection:
         return np.asarray(H if self.coordinates is None else H - V @ (V.conj().T @ H))
 
 
-def project(basis: Basis, W: Array, Z: Array, gram: Array, dtype: np.dtype[Any], *, n_iterations: int) -> Projection:
+def project(
+    basis: Basis, W: Array, Z: Array, gram: Array, dtype: np.dtype[Any], *, n_iterations: int, resolution: float = np.inf
+) -> Projection:
     """Choose the projection by R's condition, and make it.
 
     Parameters
@@ -82,10 +84,12 @@ def project(basis: Basis, W: Array, Z: Array, gram: Array, dtype: np.dtype[Any],
         Of A.
     n_iterations : int
         Power iterations that W has seen; a W that has seen none is random, and not to be projected on.
+    resolution : float
+        Relative to s_1, rounding error that may remain where there is a choice.
     """
     eps = float(np.finfo(dtype).eps)
     condition = scaled_condition(gram, eps)
-    if isinstance(basis, TriangularBasis) and condition < eps**-0.3:
+    if isinstance(basis, TriangularBasis) and condition < min(eps**-0.3, resolution / eps):
         BH = Z.copy()
         for factor in basis.factors:
             solve_right(BH, np.ascontiguousarray(factor, BH.dtype), uplo="U")

@@ -17,6 +17,8 @@ from dlscale.linalg.subspace import Subspace, gaussian, iterate, orthonormal, st
 from dlscale.storage.matrices import Array, Matrix
 
 N_PROBES = 4
+#: Rounding error beside a tolerance.
+_FINER = 0.05
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,10 @@ def make_room(space: Subspace) -> Array:
     return space.W if width == n or space.n_iterations == 0 else space.W[:, : width - N_PROBES]
 
 
-def sketch(passes: Passes, A: Matrix, grid: RowGrid, space: Subspace, *, seed: int, step: str = "range") -> Sketch:
-    """Read A once, by a pass of this name, and project it.
+def sketch(
+    passes: Passes, A: Matrix, grid: RowGrid, space: Subspace, *, seed: int, step: str = "range", tolerance: float | None = None
+) -> Sketch:
+    """Read A once, by a pass of this name, and project it so that rounding is small beside a tolerance.
 
     Notes
     -----
@@ -98,7 +102,8 @@ def sketch(passes: Passes, A: Matrix, grid: RowGrid, space: Subspace, *, seed: i
     Z, gram = state["ZH"].conj().T, state["gram"][:width, :width]
     basis, how = find_basis(passes, Y, Y_grid, gram, step="basis" if step == "range" else f"{step}-basis")
     with one_blas_thread():
-        found = project(basis, basis_W, Z[:, :width], gram, dtype, n_iterations=space.n_iterations)
+        resolution = _FINER * (tolerance or np.inf)
+        found = project(basis, basis_W, Z[:, :width], gram, dtype, n_iterations=space.n_iterations, resolution=resolution)
         rest_map = np.vstack([-found.coefficients(basis, basis_W, probes), np.eye(N_PROBES)]).astype(dtype)
     return Sketch(Y, Y_grid, basis, how, found, probes, Z[:, width:], squares, rest_map)
 
