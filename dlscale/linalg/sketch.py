@@ -115,7 +115,7 @@ def widen(passes: Passes, A: Matrix, grid: RowGrid, space: Subspace, *, seed: in
     with one_blas_thread():
         W = orthonormal(np.hstack([space.W, more])).astype(A.dtype)
     # A is centred here already, where it is to be.
-    return iterate(passes, A, grid, replace(space, W=W, mean=None), n_iterations=1, center=False)
+    return iterate(passes, A, grid, replace(space, W=W, means={}), n_iterations=1)
 
 
 def gram_of_rest(passes: Passes, found: Sketch, *, step: str) -> Array:
