@@ -30,8 +30,8 @@ class SVDParams(Section):
 class PCAParams(Section):
     """Parameters of ``kind: pca``."""
 
-    n_components: Positive | Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        default=None, description="an integer of at least 1, or a fraction of the variance between 0 and 1"
+    n_components: Positive | Annotated[float, Field(gt=0, lt=1)] | Literal["mle"] | None = Field(
+        default=None, description="an integer of at least 1, a fraction of the variance between 0 and 1, or mle"
     )
     solver: Literal["auto", "covariance", "randomized", "full"] = Field(
         default="auto", description="auto, covariance, randomized or full"

@@ -43,7 +43,7 @@ class Centered(Matrix):
 
     def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
         block = self.base.region(rows, columns, out)
-        if not self.base.in_memory:
+        if not self.base.in_memory and (out is None or np.may_share_memory(block, out)):
             out = block  # it is ours, so it is centred in place
         centred: Array
         if self.mean is None:

@@ -36,8 +36,9 @@ class Scaled(Matrix):
 
     def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
         block = self.base.region(rows, columns, out)
-        # In place only where the block was read into what the caller gave: it may be the user's own array.
-        place = block if out is not None and np.may_share_memory(block, out) else out
+        # In place only where the block was read into what the caller gave: it may be the user's own array. Else in memory of
+        # the block's own order, on which the order of sums depends.
+        place = block if out is not None and np.may_share_memory(block, out) else None
         return times_power_of_two(block, self.exponent, out=place)
 
     def expect(self, start: int, stop: int) -> None:
