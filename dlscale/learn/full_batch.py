@@ -81,6 +81,16 @@ class Objective:
         self.gradients = {name: gradients[name] for name in self.parameters}
         return loss, self.coordinates.gradient(self.gradients)
 
+    def slack(self, loss: float) -> float:
+        """By how much losses near this one, at the parameters, may differ by rounding alone.
+
+        A score far from zero features is a difference of large numbers: its rounding times the largest slope of the loss.
+        """
+        W, b = (self.parameters[f"layer-0/{part}"] for part in ("weight", "bias"))
+        size = float((np.abs(b) + np.abs(self.coordinates.mean) @ np.abs(W)).max()) if self.standard else 0.0
+        rounding = float(np.finfo(W.dtype).eps) * size * np.sqrt(2 * max(loss, 0.0))
+        return 10 * float(np.finfo(np.float64).eps) * abs(loss) + float(rounding)
+
     def least(self, gradient: Array) -> Array:
         """The least subgradient of the whole objective in the vector, where its smooth part has this gradient."""
         threshold = self.coordinates.thresholds(self.regularization.l1, self.parameters)

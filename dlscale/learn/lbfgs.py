@@ -22,8 +22,6 @@ from dlscale.learn.parameters import Parameters, flatten, unflatten
 from dlscale.learn.regularization import Regularization
 
 _DECREASE, _CURVATURE = 1e-4, 0.9
-#: A decrease of the loss by less, relatively, is rounding.
-_LEAST_DECREASE = 10 * float(np.finfo(np.float64).eps)
 
 
 @dataclass(frozen=True)
@@ -90,13 +88,14 @@ class LBFGS(FullBatch):
         # In standard coordinates curvatures are about 1; in others a step of length 1 at most is a careful one.
         careful = not state["n_pairs"][0] and not (objective.standard and len(parameters) == 2)
         first = 1.0 / max(1.0, float(np.abs(gradient).sum())) if careful else 1.0
-        found = _line_search(objective, x, direction, (loss, slope), first=first, limit=self.max_evaluations)
+        slack = objective.slack(loss)
+        found = _line_search(objective, x, direction, (loss, slope, slack), first=first, limit=self.max_evaluations)
         state["n_iterations"] += 1
         if found is None:
             unflatten(before, parameters)
             stalled = state["n_pairs"][0] == 0
             state["n_pairs"][0] = 0
-            if stalled and state["n_iterations"][0] == 1 and -slope > _LEAST_DECREASE * abs(loss):
+            if stalled and state["n_iterations"][0] == 1 and -slope > slack:
                 raise NumericalError(
                     f"L-BFGS found no step from the first parameters that lowers the loss ({loss:.3g}) in {self.max_evaluations} "
                     "evaluations; scale the features or the targets, or raise optimizer.max_evaluations."
@@ -131,15 +130,14 @@ class LBFGS(FullBatch):
 
 
 def _line_search(
-    objective: Objective, x: Array, direction: Array, start: tuple[float, float], *, first: float, limit: int
+    objective: Objective, x: Array, direction: Array, start: tuple[float, float, float], *, first: float, limit: int
 ) -> tuple[float, Array] | None:
     """Loss and gradient at a point of the ray that meets the strong Wolfe conditions; None when rounding hides every decrease.
 
+    ``start`` is the loss, its slope and what rounding makes of differences of losses; below that the slope alone decides.
     ``low`` and ``high`` are steps with their loss and slope that bracket such a point; ``high`` is open at first.
     """
-    loss0, slope0 = start
-    # Differences of the loss below its rounding say nothing; there the slope alone decides.
-    slack = _LEAST_DECREASE * abs(loss0)
+    loss0, slope0, slack = start
     low, high = (0.0, loss0, slope0), None
     t = first
     for _ in range(limit):

@@ -31,10 +31,10 @@ from dlscale.learn.measuring import Measured, require_range
 from dlscale.learn.parameters import Parameters, is_weight, norm
 from dlscale.learn.saving import ENDINGS, FINISHED, Position, Saver
 from dlscale.learn.task import Recipe, Task, measured_apart, measuring_dtype
+from dlscale.learn.telling import Teller, flops_per_row
 
 #: Steps of which the norms of the gradients are kept, at most.
 _N_NORMS = 2000
-_EVENT_SECONDS = 0.25
 #: Rows that tell roughly where columns are.
 _HEAD_ROWS = 64
 
@@ -86,9 +86,7 @@ class Training:
         self.validation = self._validation()
         self.log: list[tuple[int, Array]] = []
         self._rows_before = np.zeros(0, int)
-        self._step = "training"
-        self._sent_at = time.perf_counter()
-        self._sent = Seconds()
+        self.teller = Teller(communicator, task, self.seconds, flops_per_row(self.parameters))
 
     def _first_parameters(self) -> Parameters:
         task = self.task
@@ -132,9 +130,9 @@ class Training:
         self._write_log()
         if stopped:
             self.saver.save_step()
-        self._report(last=True)
+        self.teller.tell(last=True)
         table = self.communicator.allgather(self.seconds.to_array(), name="seconds of all ranks")
-        self._finish("training", self.seconds.total, table[:, Seconds.names().index("rows")].sum(), resumed=resumed)
+        self.teller.finish(self.seconds.total, table[:, Seconds.names().index("rows")].sum(), resumed=resumed)
         if not stopped and not resumed:
             if measured_apart(self.recipe, self.dtype):
                 self._measure()
@@ -213,7 +211,7 @@ class Training:
         self.history.append("learning_rate", rate)
         if keeps_norms:
             self._keep_norms(norms)
-        self._report()
+        self.teller.tell()
 
     @property
     def _norms_every(self) -> int:
@@ -240,7 +238,7 @@ class Training:
         self.at.loss_sum, self.at.weight_sum = found.loss, 1.0
         self._require_measurable(found)
         self.measured[:] = self.state["measured"]
-        self._report()
+        self.teller.tell()
         if found.converged:
             return "converged"
         return "converged to rounding" if found.to_rounding else "stalled" if found.stalled else ""
@@ -301,11 +299,7 @@ class Training:
     def _measure(self) -> None:
         """The objective on all rows, at the first and at the published parameters, in one read."""
         started = time.perf_counter()
-        if self.communicator.rank == 0:
-            n_bytes = self.task.features.n_stored_bytes
-            flops = 2 * self.task.order.n_rows * flops_per_row(self.parameters)
-            send(self.task.token, {"event": "pass_started", "step": "measure", "flops": flops, "bytes": n_bytes})
-        self._step = "measure"
+        self.teller.start("measure", 2 * flops_per_row(self.parameters))
         dtype = measuring_dtype(self.model, self.dtype)
         both = [self._first_parameters(), self.best or self.parameters]
         both = [{name: array.astype(dtype, copy=False) for name, array in parameters.items()} for parameters in both]
@@ -320,9 +314,9 @@ class Training:
         if not np.isfinite(self.measured).all():
             refuse_non_finite(self.communicator, self.task.features, self.shard.shares(0), role="features")
         require_range(Measured(*self.measured[0]))
-        self._report(last=True)
+        self.teller.tell(last=True)
         rows = (self.seconds.rows - before) * self.communicator.size
-        self._finish("measure", time.perf_counter() - started, rows, resumed=False)
+        self.teller.finish(time.perf_counter() - started, rows)
 
     # After an epoch.
 
@@ -374,47 +368,6 @@ class Training:
             size=self.communicator.size, dtype=self.dtype,
         )  # fmt: skip
 
-    # Messages.
-
-    def _report(self, *, last: bool = False) -> None:
-        """What rank 0 did since the last message, for progress and for the report."""
-        now = time.perf_counter()
-        if self.communicator.rank != 0 or (not last and now - self._sent_at < _EVENT_SECONDS):
-            return
-        rows = self.seconds.rows - self._sent.rows
-        read = self.seconds.read - self._sent.read
-        features = self.task.features
-        # All ranks do alike: their rows together.
-        everyone = rows * self.communicator.size
-        send(
-            self.task.token,
-            {
-                "event": "blocks",
-                "step": self._step,
-                "worker": "rank 0",
-                "rows": int(everyone),
-                "bytes": int(everyone * features.shape[1] * features.stored_dtype.itemsize),
-                "read_seconds": read,
-                "compute_seconds": now - self._sent_at - read,
-                "flops": everyone * flops_per_row(self.parameters),
-            },
-        )
-        self._sent = Seconds(**vars(self.seconds))
-        self._sent_at = now
-
-    def _finish(self, step: str, seconds: float, rows: float, *, resumed: bool) -> None:
-        """Tell the end of a step of the job, which read so many rows on all ranks together."""
-        if self.communicator.rank != 0:
-            return
-        features = self.task.features
-        facts = {
-            "seconds": seconds,
-            "bytes_read": int(rows * features.shape[1] * features.stored_dtype.itemsize),
-            "flops": rows * flops_per_row(self.parameters),
-            "resumed": resumed,
-        }
-        send(self.task.token, {"event": "pass_finished", "step": step, **facts})
-
     def _write_log(self) -> None:
         if not self.task.options.log_rows:
             return
@@ -424,13 +377,3 @@ class Training:
         steps = np.concatenate([np.full(len(rows), step) for step, rows in self.log]) if self.log else np.zeros(0, int)
         rows = np.concatenate([rows for _, rows in self.log]) if self.log else np.zeros(0, int)
         np.savez(path, step=steps, row=rows)
-
-
-def flops_per_row(parameters: Parameters) -> float:
-    """Of a forward and a backward sweep: 6 for each weight, 2 less in the first layer."""
-    return 3 * forward_flops_per_row(parameters) - 2.0 * parameters["layer-0/weight"].size
-
-
-def forward_flops_per_row(parameters: Parameters) -> float:
-    """Of a forward sweep: 2 for each weight."""
-    return 2.0 * sum(array.size for name, array in parameters.items() if name.endswith("/weight"))

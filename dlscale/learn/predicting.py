@@ -17,11 +17,11 @@ from dlscale.errors import InputError, SpecError
 from dlscale.kernels import Array
 from dlscale.learn.checking import check_features, check_rows, check_targets
 from dlscale.learn.data import Column
-from dlscale.learn.loop import forward_flops_per_row
 from dlscale.learn.metrics import METRICS, metrics_of
 from dlscale.learn.models import Model
 from dlscale.learn.parameters import Parameters
 from dlscale.learn.task import DTYPES, Recipe, TrainOptions
+from dlscale.learn.telling import forward_flops_per_row
 from dlscale.storage.inputs import Inputs, StoredResult
 
 

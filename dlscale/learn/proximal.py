@@ -68,14 +68,14 @@ class ProximalGradient(FullBatch):
             t_next = 0.5 * (1 + np.sqrt(1 + 4 * t * t))
             z = x + (t - 1) / t_next * (x - state["previous"])
             loss, gradient = objective(z)
-        L = np.repeat(state["curvature"], sizes)
+        L, slack = np.repeat(state["curvature"], sizes), objective.slack(loss)
         for _ in range(_MOST_DOUBLINGS):
             new = z - gradient / L
             soft_threshold(new, threshold / L)
             step = new - z
             new_loss, new_gradient = objective(new)
             bound = loss + gradient @ step + 0.5 * (L * step) @ step
-            if new_loss <= bound + 10 * _EPS * abs(loss):
+            if new_loss <= bound + slack:
                 break
             # Where the losses differ by what cancels in them, the gradients tell the curvature.
             if abs(new_loss - loss) <= np.sqrt(_EPS) * abs(loss) and (new_gradient - gradient) @ step <= (L * step) @ step:

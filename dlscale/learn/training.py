@@ -19,11 +19,12 @@ from dlscale.errors import CorruptionError, DoesNotFitError, Interrupted, SpecEr
 from dlscale.learn.checking import check_features, check_rows, check_validation, check_weights, count_outputs
 from dlscale.learn.data import SMALL_BYTES, Order, plan_order
 from dlscale.learn.gradients import Seconds
-from dlscale.learn.loop import flops_per_row, train
+from dlscale.learn.loop import train
 from dlscale.learn.losses import LOSSES
 from dlscale.learn.packing import unpack
 from dlscale.learn.saving import FINISHED
 from dlscale.learn.task import DTYPES, Recipe, Task, TrainOptions, measured_apart
+from dlscale.learn.telling import flops_per_row
 from dlscale.learn.verdict import Learned, learned_from
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrices import Matrix

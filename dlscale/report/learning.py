@@ -28,11 +28,13 @@ def _estimate(job: Job, name: str) -> float | None:
 
 def _train_tiles(job: Job) -> list[Tile]:
     shown = []
-    final = _estimate(job, "final_loss")
-    loss = array(job, "history/loss")
+    final, first, steps = (_estimate(job, name) for name in ("final_loss", "first_loss", "steps"))
     if final is not None:
-        below = f"from {words.number(float(loss[0]))}, in {words.count(len(loss))} steps" if loss is not None else ""
-        shown.append(Tile("Loss", words.number(final), below))
+        below = f"on all rows, from {words.number(first)}" if first is not None else ""
+        shown.append(Tile("Loss", words.number(final), below + (f", in {words.count(int(steps))} steps" if steps else "")))
+    final, first = _estimate(job, "final_gradient_norm"), _estimate(job, "first_gradient_norm")
+    if final is not None and first:
+        shown.append(Tile("Gradient", words.number(final / first), f"of its start, norm {words.number(final)}"))
     for name, title, percent in (
         ("accuracy", "Accuracy", True),
         ("r2", "R²", False),
@@ -76,7 +78,7 @@ def curves(job: Job) -> Markup | None:
     optimality = array(job, "history/optimality")
     if optimality is not None and len(optimality) > 1:
         places = {"optimality": (np.arange(1, len(optimality) + 1), optimality)}
-        drawn.append(_lines(places, "largest entry of the gradient", "iteration", first_style=3))
+        drawn.append(_lines(places, "largest entry of the least subgradient", "iteration", first_style=3))
     agree = ", and whether rows that were not trained on agree" if array(job, "history/validation_loss") is not None else ""
     return section("Learning", f"How far the loss came down{agree}.", pair(*drawn)) if drawn else None
 

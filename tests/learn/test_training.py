@@ -97,6 +97,22 @@ def test_the_curve_is_the_same_on_any_number_of_ranks(on_ranks, alone, n_ranks):
     np.testing.assert_allclose(programs.learned(on_ranks / str(n_ranks))["history/loss"], alone["history/loss"], rtol=1e-10)
 
 
+def test_weighted_objectives_are_the_same_on_any_number_of_ranks_and_from_passes(tmp_path):
+    done = mpirun(4, "objectives", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    for name in programs.OBJECTIVES:
+        one = programs.learned(tmp_path / f"{name}-1")
+        assert one["measured"][1, 0] < one["measured"][0, 0]
+        others = [programs.learned(tmp_path / f"{name}-{size}") for size in (2, 4)]
+        if name in ("momentum", "proximal"):
+            with open_cluster("threads") as cluster:
+                train_on_passes(Passes(cluster), programs.weighted_task(tmp_path / f"{name}-p", name))
+            others.append(programs.learned(tmp_path / f"{name}-p"))
+        for other in others:
+            for key in ("parameters/layer-0/weight", "parameters/layer-0/bias", "measured"):
+                np.testing.assert_allclose(other[key], one[key], rtol=1e-8, atol=1e-10, err_msg=f"{name} {key}")
+
+
 def test_the_curve_is_the_same_from_passes(tmp_path, alone):
     with open_cluster("threads") as cluster:
         train_on_passes(Passes(cluster), programs.task(tmp_path, epochs=2))

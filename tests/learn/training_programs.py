@@ -1,12 +1,14 @@
 """A small training that tests start under mpirun.
 
 ``python training_programs.py curves FOLDER`` trains on 1, 2, 3 and 4 of the ranks, then stops on 4, goes on on 2, and ends on 3.
+``python training_programs.py objectives FOLDER`` trains with weights and an L1 penalty on 1, 2 and 4 of the ranks.
 ``python training_programs.py fault FOLDER FAULT MOMENT VICTIM`` trains on all of them, and one goes wrong.
 """
 
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +51,30 @@ def task(folder: Path, **options: object) -> Task:
     return Task(
         ArrayMatrix(X), ArrayMatrix(y[:, None]), None, None, None, chosen, order, 3, "float64", str(folder / "checkpoint"), 0.0, "t"
     )
+
+
+#: Optimizers, and their options, of trainings with weights.
+OBJECTIVES = {
+    "adam": {
+        "optimizer": {"type": "adam", "learning_rate": 0.01},
+        "regularization": {"l1": 1e-3},
+        "batch_size": BATCH,
+        "epochs": 3,
+    },
+    "momentum": {"optimizer": {"type": "momentum"}, "regularization": {"l1": 1e-3}, "batch_size": BATCH, "epochs": 3},
+    "lbfgs": {"optimizer": {"type": "lbfgs"}, "regularization": {"l2": 1e-2}, "epochs": 20},
+    "proximal": {"optimizer": {"type": "proximal"}, "regularization": {"l1": 1e-2}, "epochs": 20},
+}
+
+
+def weighted_task(folder: Path, name: str) -> Task:
+    """A softmax regression on rows with weights; for methods on all rows, far from zero and in different units."""
+    X, y = rows()
+    weights = np.random.default_rng(1).gamma(0.5, 3.0, (N_ROWS, 1))
+    options = {"model": {"type": "softmax"}, "log_rows": False, "checkpoint_steps": None, "batch_size": None, **OBJECTIVES[name]}
+    given = task(folder, **options)
+    units, offset = (np.arange(1, 21), 100) if options["batch_size"] is None else (1, 0)
+    return replace(given, features=ArrayMatrix(X * units + offset), weights=ArrayMatrix(weights), targets=ArrayMatrix(y[:, None]))
 
 
 def learned(folder: Path) -> dict[str, np.ndarray]:
@@ -123,10 +149,25 @@ def curves(folder: Path) -> None:
         world.Barrier()
 
 
+def objectives(folder: Path) -> None:
+    """Weighted trainings on the first few ranks."""
+    world = import_mpi().COMM_WORLD
+    for name in OBJECTIVES:
+        for size in (1, 2, 4):
+            part = world.Split(0 if world.rank < size else 1, world.rank)
+            if world.rank < size:
+                communicator = MPICommunicator(part)
+                run_here(train, (weighted_task(folder / f"{name}-{size}", name),), communicator=communicator, token="t")
+                communicator.close()
+            world.Barrier()
+
+
 if __name__ == "__main__":
     name, place, *rest = sys.argv[1:]
     if name == "curves":
         curves(Path(place))
+    elif name == "objectives":
+        objectives(Path(place))
     else:
         fault, moment, victim = rest
         run_here(faulty, (task(Path(place)), fault, moment, int(victim)), communicator=MPICommunicator(), token="t")
