@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
+
+import pytest
 
 
 def adapted(name: str, replacements: Mapping[str, Any]) -> ModuleType:
@@ -17,7 +20,9 @@ def adapted(name: str, replacements: Mapping[str, Any]) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pytest.PytestUnknownMarkWarning)  # of marks that the peer registers for itself
+        spec.loader.exec_module(module)
     vars(module).update(replacements)
     return module
 
