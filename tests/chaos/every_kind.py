@@ -38,7 +38,8 @@ JOBS: Mapping[str, dict[str, Any]] = {
         "params": {"epochs": 6, "batch_size": 256},
     },
     "predict": {"input": {"features": "tall", "model": "model"}, "params": {"block_rows": 500}},
-    "covariate_weights": {"input": {"features": "tall", "target_features": "population"}, "params": {"iterations": 40}},
+    # Fewer iterations than it takes to converge: sums that are rounded differently may end that one iteration earlier.
+    "covariate_weights": {"input": {"features": "tall", "target_features": "population"}, "params": {"iterations": 4}},
 }
 if missing := KINDS.keys() ^ JOBS.keys():
     raise AssertionError(f"there is no job here of {missing}")
