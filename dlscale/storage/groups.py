@@ -9,10 +9,11 @@ from typing import Any
 from dlscale.errors import InputError
 from dlscale.storage.integrity import holds_numbers
 from dlscale.storage.matrices import Array
+from dlscale.storage.zarr_stores import refusing
 
 
 def open_arrays(uri: str) -> dict[str, Any]:
-    """Every array of a group, opened for reading, by its name.
+    """Every array of a group, opened for reading, by its name; reading a chunk that is absent is an error (MissingChunkError).
 
     Raises
     ------
@@ -20,7 +21,7 @@ def open_arrays(uri: str) -> dict[str, Any]:
         If there is no Zarr group, or the description of one of its arrays cannot be understood.
     """
     with _explained(uri):
-        return {name: array for name, array in _open_group(uri).members(max_depth=None) if hasattr(array, "dtype")}
+        return {name: refusing(array) for name, array in _open_group(uri).members(max_depth=None) if hasattr(array, "dtype")}
 
 
 def open_array(uri: str) -> Any:

@@ -111,6 +111,7 @@ def source_version(source: str) -> str | None:
     files, path = fsspec.core.url_to_fs(source)
     if "file" in ((files.protocol,) if isinstance(files.protocol, str) else files.protocol):
         return Signature.of(local_stamps(Path(path))).digest
+    files.invalidate_cache()
     if files.isdir(path):
         stamps = {name: Stamp.told(info) for name, info in files.find(path, detail=True).items()}
     else:

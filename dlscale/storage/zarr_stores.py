@@ -109,6 +109,7 @@ async def _remote_stamps(store: Any, prefix: str) -> dict[str, Stamp]:
     from zarr.storage import FsspecStore, ZipStore
 
     if isinstance(store, FsspecStore):
+        store.fs.invalidate_cache()  # clients of object stores keep what they have listed once
         listed = await store.fs._find(f"{store.path}/{prefix}".rstrip("/"), detail=True)
         infos = {name.removeprefix(f"{store.path}/"): info for name, info in listed.items()}
         # Listings of web servers tell no sizes.

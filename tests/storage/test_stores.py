@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlscale.errors import InputError, MissingChunkError, SpecError
+from dlscale.storage.groups import open_arrays
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.locations import local_path, named
 from dlscale.storage.matrices import open_matrix
@@ -66,6 +67,16 @@ def test_a_vector_whose_chunk_is_gone(tmp_path: Path) -> None:
     np.testing.assert_array_equal(vector.read(0, 20)[:, 0], A[:20, 0])
     with pytest.raises(MissingChunkError, match="c/1"):
         vector.read(10, 30)
+
+
+def test_an_array_of_a_result_whose_chunk_is_gone(tmp_path: Path) -> None:
+    zarr.create_group(tmp_path / "r.zarr")
+    put(tmp_path / "r.zarr" / "u", A)
+    (tmp_path / "r.zarr" / "u" / "c" / "1" / "0").unlink()
+    u = open_arrays(str(tmp_path / "r.zarr"))["u"]
+    np.testing.assert_array_equal(u[:20], A[:20])
+    with pytest.raises(MissingChunkError, match="c/1/0"):
+        u[...]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
