@@ -102,7 +102,9 @@ class Determinant:
         sizes = np.abs(d).astype(float)
         if (sizes == 0).any():
             return cls(0.0, -np.inf, check)
-        sign *= complex(np.prod(d / np.abs(d)))
+        # At size 1: complex numbers divide by way of squares, which subnormal ones do not have.
+        units = np.ldexp(d.real, -np.frexp(sizes)[1]) + (1j * np.ldexp(d.imag, -np.frexp(sizes)[1]) if d.dtype.kind == "c" else 0)
+        sign *= complex(np.prod(units / np.abs(units)))
         # Products of many unit numbers drift by rounding.
         sign = sign / abs(sign) if d.dtype.kind == "c" else float(np.sign(sign.real))
         return cls(sign, power * float(np.log(sizes).sum()), check)

@@ -17,7 +17,7 @@ from dlscale.engine.costs import PassCost
 from dlscale.engine.machine import matmul_rate
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
-from dlscale.errors import InputError, SpecError
+from dlscale.errors import InputError, NumericalError, SpecError
 from dlscale.kernels import accumulator_dtype
 from dlscale.linalg.factor_plan import PanelPlan
 from dlscale.linalg.factoring import FACTORS, plan_factoring
@@ -97,7 +97,8 @@ def compute_solve(passes: Passes, inputs: Inputs, options: SolveOptions, plan: P
     Raises
     ------
     NumericalError
-        If the matrix is exactly singular, or not positive definite where that was assumed.
+        If the matrix is exactly singular, or so nearly that no solution is in range, or not positive definite where that was
+        assumed.
 
     Notes
     -----
@@ -115,6 +116,11 @@ def compute_solve(passes: Passes, inputs: Inputs, options: SolveOptions, plan: P
     stored = inputs.results.get("factors")
     given = system.compare(stored_factors(stored, n_threads=plan.cluster.threads_per_worker)) if stored else None
     found = system.solve(B, given)
+    if not np.isfinite(found.errors).all():
+        raise NumericalError(
+            f"The matrix is singular to the precision of {A.dtype}: no factors of it give a solution in range. "
+            "Use lstsq for the solution of minimum norm, or correct the matrix."
+        )
     sizes = np.abs(found.X).sum(axis=0, dtype=float)
     certificate = Certificate((solution(found.residuals, system.norm, sizes, A.dtype),))
     estimates, X = system.estimates(found), system.unscaled(found.X)

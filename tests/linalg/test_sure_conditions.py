@@ -107,3 +107,15 @@ def test_what_is_assumed_is_measured_on_the_whole_matrix(dtype: str) -> None:
         np.testing.assert_allclose(dlscale.inverse(M, assume="pos"), np.linalg.inv(M), rtol=tolerance, atol=tolerance)
         with pytest.raises(NumericalError, match="not Hermitian"):
             dlscale.cholesky(M)
+
+
+@pytest.mark.parametrize("dtype", ["c8", "c16"])
+def test_a_subnormal_complex_pivot(dtype: str) -> None:
+    small = np.finfo(dtype).tiny / 8
+    A = np.array([[1, 2, 3], [0, small * (1 + 1j), 1], [0, 0, 1j]], dtype)
+    found = dlscale.slogdet(A)
+    assert found.sign == pytest.approx(1j * (1 + 1j) / np.sqrt(2), rel=1e-5)
+    assert found.logabsdet == pytest.approx(np.log(float(small)) + np.log(2) / 2, rel=1e-5)
+    assert dlscale.lu(A).lu[1, 1] == A[1, 1]
+    with pytest.raises(NumericalError, match=r"singular to the precision of complex.*lstsq"):
+        dlscale.solve(A, np.ones(3, dtype))
