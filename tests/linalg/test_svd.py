@@ -231,3 +231,38 @@ def test_same_seed_same_bits_another_seed_other_bits() -> None:
     one, again, other = (run(A, n_components=5, seed=seed, power_iterations=0)[1] for seed in (3, 3, 4))
     assert one.tobytes() == again.tobytes()
     assert one.tobytes() != other.tobytes()
+
+
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("rows", ["zeros", "one row", "unit vectors"])
+def test_many_equal_rows(rows: str, k: int) -> None:
+    """Equal rows round every sum to the same side; few components of them are certified all the same."""
+    rng = np.random.default_rng(3)
+    A = rng.standard_normal((3000, 20))
+    if rows == "unit vectors":
+        A = np.eye(20)[np.minimum(rng.geometric(0.5, len(A)) - 1, 19)]
+    else:
+        A[rng.random(len(A)) < 0.9] = 0 if rows == "zeros" else rng.standard_normal(20)
+    for method in METHODS:
+        outcome, u, _, _ = run(A, n_components=k, method=method)
+        assert outcome.certificate.passed, outcome.certificate
+        assert departure(u) < 1e-12
+
+
+def test_a_tolerance_behind_a_plateau_is_met() -> None:
+    """More equal values than the first width, and then far smaller ones."""
+    s = np.concatenate([np.full(90, 1.0), np.full(60, 1e-9)])
+    A = spectrum(s, 400, 150)
+    outcome, u, found, vh = run(A, tolerance=1e-6, power_iterations=1)
+    assert outcome.certificate.passed
+    assert norm(A - (u * found) @ vh) <= 1e-6
+    assert len(found) == 90
+
+
+def test_a_tolerance_below_the_rounding_of_the_factors_fails_the_job() -> None:
+    A = gaussian(300, 100, "f4")
+    outcome, *_ = run(A, tolerance=1.5e-7, method="exact")
+    failed = [check for check in outcome.certificate.checks if not check.passed]
+    assert [check.name for check in failed] == ["||A - U S V'|| / (tolerance s_1)"]
+    with pytest.raises(SpecError, match=r"tolerance must be at least 1.2e-07, the precision of float32"):
+        run(A, tolerance=1e-8)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import DTYPES, HARD, Array, backward_error, compute, departure, eps, gaussian, spectrum, wide_precision
+from helpers import DTYPES, HARD, Array, backward_error, compute, departure, eps, gaussian, norm, spectrum, wide_precision
 
 import dlscale
 from dlscale import gallery
@@ -126,3 +126,23 @@ def test_integers() -> None:
 def test_options_are_refused(shape: tuple[int, int], mode: Any, words: str) -> None:
     with pytest.raises(SpecError, match=words):
         run(np.ones(shape), mode=mode)
+
+
+@pytest.mark.parametrize("ratio", [1e-4, 1e-9, 1e-18])
+def test_columns_whose_squares_vanish_beside_others(ratio: float) -> None:
+    """Single precision squares of short columns lose their digits: these columns keep theirs."""
+    A = (gaussian(300, 6) * np.array([1, ratio, 1, ratio, 1, 1])).astype("f4")
+    outcome, Q, R = run(A, block_rows=64)
+    assert outcome.certificate.passed
+    assert departure(Q) < 100 * eps(A)
+    short = wide_precision(A)[:, [1, 3]]
+    assert norm(short - (wide_precision(Q) @ wide_precision(R))[:, [1, 3]]) < 100 * eps(A) * norm(short)
+
+
+def test_no_error_of_numpy_reaches_a_user() -> None:
+    """Columns that are nearly equal, where rounding makes a Gram matrix indefinite."""
+    for seed in range(20):
+        column = gaussian(4000, 1, "f4", seed)
+        A = (column + 1e-7 * gaussian(4000, 5, "f4", seed + 100)).astype("f4")
+        outcome, _, _ = run(A)
+        assert outcome.certificate.passed
