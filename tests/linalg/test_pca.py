@@ -213,3 +213,37 @@ def test_options_are_refused_by_name(options: dict[str, Any], words: str) -> Non
 def test_one_row_has_no_variance() -> None:
     with pytest.raises(SpecError, match="at least 2 rows"):
         run(gaussian(1, 7), n_components=1)
+
+
+@pytest.mark.parametrize("mean", [1.0, 3.0, 9.0, 30.0])
+@pytest.mark.parametrize("solver", EXACT)
+def test_means_in_many_columns_cost_no_digits(solver: Solver, mean: float) -> None:
+    """In n columns with means of a few deviations, products of what is not centred lose the digits of n such squares."""
+    A = np.random.default_rng(0).standard_normal((1000, 50)) + mean
+    C = A - A.mean(axis=0)
+    truth = np.sqrt(np.linalg.eigvalsh(C.T @ C)[::-1])[:3]
+    outcome, arrays = run(A, n_components=3, solver=solver)
+    assert outcome.certificate.passed
+    np.testing.assert_allclose(arrays["singular_values"], truth, rtol=100 * float(np.finfo(float).eps))
+
+
+@pytest.mark.parametrize(("dtype", "ratio"), [("f4", 1e-6), ("c8", 1e-6), ("f8", 1e-13), ("c16", 1e-13)])
+def test_what_a_covariance_matrix_resolves_depends_on_the_precision(dtype: str, ratio: float) -> None:
+    """Below it ``auto`` goes on to the exact SVD and says so, and ``covariance`` says so."""
+    truth = np.geomspace(1, np.sqrt(ratio), 12)
+    A = spectrum(truth, 600, 12, dtype=dtype)
+    outcome, arrays = run(A, solver="auto")
+    assert any("exact SVD" in note for note in outcome.notes)
+    np.testing.assert_allclose(arrays["singular_values"], truth, rtol=1e-2)
+    assert any("resolution" in note for note in run(A, solver="covariance")[0].notes)
+    coarse = spectrum(np.geomspace(1, 0.1, 12), 600, 12, dtype=dtype)
+    assert not any("resolution" in note for note in run(coarse, solver="auto")[0].notes)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_equal_rows_have_no_variance_at_all(solver: Solver, dtype: str) -> None:
+    for row in (np.full(8, 0.1), np.linspace(-1, 1, 8) * 1e6 / 3):
+        outcome, arrays = run(np.tile(row, (500, 1)).astype(dtype), n_components=2, solver=solver, block_rows=64)
+        assert outcome.certificate.passed
+        assert not arrays["explained_variance"].any()
