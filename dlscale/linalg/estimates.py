@@ -35,7 +35,7 @@ _STEP_SAFETY = 2.5
 #: Values that differ by less than this part are taken for equal.
 _NEAR = 0.01
 #: Rounding error of a singular value, in eps s_1; and the part of ``eps s_1^2 / s_i`` that a division by R leaves.
-_ROUNDING, _DIVIDED = 4.0, 0.1
+_ROUNDING, _DIVIDED = 4.0, 0.05
 #: A half step leaves at most so much of an error: in flat spectra, where little tells how far it goes.
 _SLOWEST = 0.97
 
@@ -158,7 +158,7 @@ def _value_errors(seen: Sketch, k: int, history: Sequence[Array], outside: float
         rounding *= 1 + _DIVIDED * np.minimum(found.s[0] / np.maximum(s, np.finfo(float).tiny), found.resolution / eps)
     bound = _SAFETY * (np.sqrt(s**2 + outside**2) - s)
     if found.coordinates is not None:
-        errors = _SAFETY * _coupled(found, k, outside)
+        errors = _coupled(found, k, outside)
     elif not history:
         errors = _coupled_on_probes(seen, k, outside)
     else:
