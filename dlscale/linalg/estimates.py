@@ -31,7 +31,7 @@ _POWER_RESOLUTION = 30.0
 #: Neighbouring values whose couplings are averaged.
 _WINDOW = 8
 #: What a step has done for one value, or the probes have seen of it, is less than the truth when they were lucky.
-_STEP_SAFETY = 2.0
+_STEP_SAFETY = 1.6
 #: Values that differ by less than this part are taken for equal.
 _NEAR = 0.01
 #: Rounding error of a singular value, in eps s_1; and the part of ``eps s_1^2 / s_i`` that a division by R leaves.
