@@ -13,7 +13,7 @@ from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Passes
 from dlscale.errors import NumericalError, OutOfRange, SpecError
 from dlscale.kernels import accumulator_dtype, largest_part, safe_exponent, times_power_of_two
-from dlscale.linalg.condition import is_sure, longest_image
+from dlscale.linalg.condition import SURE, is_sure, longest_image
 from dlscale.linalg.factor_plan import PanelPlan
 from dlscale.linalg.factor_products import probes, scaled_residual
 from dlscale.linalg.factoring import FACTORS, Assume, factor, factor_orthogonally, reproduced
@@ -33,8 +33,6 @@ MIXED_TARGET = 1.0
 DOUBLE_TARGET = 4.0
 #: How factors are called that were given.
 STORED = "stored factors"
-#: Factors of a matrix so near to another, relative to its size, still refine solutions of the other one's systems.
-NEARBY = 0.1
 #: Parts of a vector that may be wrong for its length to be right: what refinement still changes, and what it leaves.
 SETTLED = 0.25
 LEFT = 0.1
@@ -104,8 +102,8 @@ class System:
         #: A is ``2^-exponent`` times the matrix that was given; column j of a solution is to be multiplied by ``2^shifts[j]``.
         self.exponent = 0
         self.shifts: list[int] = []
-        #: Whether factors that were given are those of another matrix.
-        self.foreign = False
+        #: How far the matrix of the factors that were given is from A, relative to its size.
+        self._distance = 0.0
         self._solved_by_given = False
         self._n_residuals = 0
 
@@ -120,24 +118,21 @@ class System:
         self.norm, self.largest = float(norms["sums"].max()), float(norms["largest"][0])
 
     def compare(self, given: LUFactors | CholeskyFactors) -> LUFactors | CholeskyFactors | None:
-        """Stored factors as far as they are of this matrix, by their products with random vectors.
+        """Stored factors, if they are of this matrix by their products with random vectors; others are left aside (None).
 
-        Those of a matrix nearby still serve the refinement, but tell nothing of the condition; others are left aside (None).
+        Those of a matrix nearby would refine solutions, but tell nothing of the condition, and take more reads than factoring.
         """
         A, n = self.A, self.A.shape[0]
         W = probes(n, A.dtype)
         difference, size = reproduced(self.passes, given, W, -self.residual(W), self.exponent)
         eps = max(float(np.finfo(dtype).eps) for dtype in (A.dtype, given.dtype))
-        error = scaled_residual(difference, size, n, A.dtype) * n * self._eps
-        self.foreign = not error <= LAPACK_THRESHOLD * n * eps
-        if not self.foreign:
+        self._distance = scaled_residual(difference, size, n, A.dtype) * n * self._eps
+        if self._distance <= LAPACK_THRESHOLD * n * eps:
             return given
-        near = error <= NEARBY
         self.notes.append(
-            f"the stored factors are of another matrix, {error:.1e} of its size away from this one, "
-            + ("and serve its refinement only" if near else "and were left aside")
+            f"the stored factors are of another matrix, {self._distance:.1e} of its size away from this one, and were left aside"
         )
-        return given if near else None
+        return None
 
     def solve(self, B: Matrix, given: LUFactors | CholeskyFactors | None = None, *, refined: bool = True) -> Refined:
         """Solve, with better factors where those at hand do not reach the target, which is n eps where nothing is refined.
@@ -266,12 +261,13 @@ class System:
         inverse, x = longest_image(factors.solve, lambda X: factors.solve(X, adjoint=True), n, complex_valued=is_complex)
         number = self.norm * inverse if self.norm and inverse else float("inf")
         dtype, double = _computed_in(factors), accumulator_dtype(self.A.dtype)
-        foreign = self.foreign and self._solved_by_given
-        if not np.isfinite(number) or (dtype == double and not foreign):
+        if self._solved_by_given and number * self._distance > SURE and is_sure(number, double, n):
+            # So ill-conditioned, a matrix within this distance may be singular: what else than rounding it is, nobody knows.
+            self.factors, self._solved_by_given = self._own_factors(), False
+            return self.condition()
+        if not np.isfinite(number) or dtype == double or is_sure(number, dtype, n):
             return number, is_sure(number, dtype, n)
-        if is_sure(number, dtype, n) and not foreign:
-            return number, True
-        approximate = _in_double(factors, double) if dtype != double else factors
+        approximate = _in_double(factors, double)
         X = np.ascontiguousarray(x[:, None], double)
         Z = approximate.solve(X)
         # What one step of refinement changes is what the factors are wrong about.

@@ -81,6 +81,22 @@ def test_stored_factors_of_another_matrix(job: Job, tmp_path: Path) -> None:
     np.testing.assert_allclose(found["x"], np.linalg.solve(other, B), rtol=1e-8)
 
 
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_stored_factors_of_a_matrix_nearby_tell_nothing_of_the_condition(job: Job, dtype: str, tmp_path: Path) -> None:
+    """The matrix has a null vector, its neighbour has none; in single precision the two differ by hardly more than rounding."""
+    U, s, Vh = np.linalg.svd(gaussian(N, N))
+    s[-1] = 1e-6 * s[0] if dtype == "f4" else s[-1]
+    near = store(tmp_path / "near.zarr", ((U * s) @ Vh).astype(dtype), chunks=(N, N))
+    factors = job("lu", {"matrix": near}, panel=32)["path"]
+    A = (U[:, :-1] * s[:-1]) @ Vh[:-1]
+    places = {"matrix": store(tmp_path / "c.zarr", A, chunks=(N, N)), "rhs": store(tmp_path / "d.zarr", A.sum(axis=1), chunks=(N,))}
+    path = job("solve", places | {"factors": factors}, panel=32)["path"]
+    said = dict(zarr.open_group(path).attrs)["dlscale"]
+    assert said["estimates"]["condition"] > 1e14
+    assert said["estimates"]["forward_error_bound"] is None
+    assert any("nearly singular" in note for note in said["notes"])
+
+
 def test_lstsq_inverse_slogdet(job: Job) -> None:
     A, b = gaussian(N, N), gaussian(N, 1)[:, 0]
     np.testing.assert_allclose(job("inverse", {"matrix": A}, panel=32)["inverse"] @ A, np.eye(N), atol=1e-10)
