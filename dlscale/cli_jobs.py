@@ -26,9 +26,12 @@ from dlscale.cli_options import (
     spec_options,
     workspace_option,
 )
+from dlscale.errors import SpecError
 
 if TYPE_CHECKING:
     from dlscale.batch.workspace import Job, JobState, ListedJob
+
+_MAX_LINE_BYTES = 2**20
 
 
 def _slurm_options(command: Command) -> Command:
@@ -194,16 +197,27 @@ def logs(job_id: str | None, follow: bool, workspace: str | None) -> None:
     offset = 0
     while True:
         running = job.read_state().state in (*RUNNING, "submitted")
-        text = b""
-        if job.log.exists():
-            with open(job.log, "rb") as log:
-                log.seek(offset)
-                text = log.read()
-        offset += len(text)
-        echo(text.decode(errors="replace"), nl=False)
+        for line in _lines_from(job.log, offset):
+            offset += len(line)
+            echo(line.decode(errors="replace"), nl=False)
         if not (follow and running):
             return
         time.sleep(0.5)
+
+
+def _lines_from(path: Path, offset: int) -> Iterator[bytes]:
+    """The lines of a log from a place on, long ones in pieces; none where it is not there."""
+    from dlscale.batch.records import open_at_once
+
+    try:
+        with open(path, "rb", opener=open_at_once) as log:
+            log.seek(offset)
+            while line := log.readline(_MAX_LINE_BYTES):
+                yield line
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise SpecError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 @click.command()

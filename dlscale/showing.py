@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote
 
 #: What stands for a secret.
 HIDDEN = "***"
@@ -12,6 +13,8 @@ _NAMES = frozenset({"abfs", "abfss", "wasb", "wasbs", "adl", "az", "sftp", "ssh"
 #: Up to the last @ before the path; or, behind a colon that no port follows, up to the last @ at all: people do not encode the
 #: slash in their password.
 _USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/\s?#@]*:(?!\d*[/?#])\S*|[^/\s?#]*)@")
+#: Or a blank.
+_USER_WITH_BLANKS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/\s?#@]*:(?!\d*(?:[/?#\s]|$))[^@/\n]{1,64})@(?=\w)")
 _QUERY = re.compile(r"(?<=[?&;#])([A-Za-z0-9_.~%\[\]-]+)=([^&;#\s'\"<>]*)")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s]+")
 #: Parameters of signed URLs (AWS, Google, Azure, Akamai, OAuth and others of the kind).
@@ -28,7 +31,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u20
 
 def without_secrets(text: str) -> str:
     """A text in which passwords and signatures of URLs are replaced by ``***``; the same when it holds none."""
-    return _URL.sub(_redact, text) if "://" in text else text
+    return _URL.sub(_redact, _USER_WITH_BLANKS.sub(_redact_user, text)) if "://" in text else text
 
 
 def visible(text: str) -> str:
@@ -59,6 +62,6 @@ def _redact_user(found: re.Match[str]) -> str:
 
 def _redact_parameter(found: re.Match[str]) -> str:
     name, value = found[1], found[2]
-    if value and (_SECRET_NAME.search(name) or _SECRET_VALUE.fullmatch(value)):
+    if value and (_SECRET_NAME.search(unquote(name)) or _SECRET_VALUE.fullmatch(value)):
         return f"{name}={HIDDEN}"
     return found[0]

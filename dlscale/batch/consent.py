@@ -68,8 +68,10 @@ def _own(address: str) -> bool:
     """Whether an address is one of this machine's, with nobody else's process behind it; asks no name server."""
     try:
         parts = urlsplit(address)
-        host, port = (parts.hostname or "").partition("%")[0], parts.port or 0
+        host, port = (parts.hostname or "").partition("%")[0], parts.port
     except ValueError:
+        return False
+    if port is None:
         return False
     if host in ("localhost", socket.gethostname().lower()):
         return not _foreign_listeners(port)

@@ -18,6 +18,7 @@ from dlscale.batch.sections import ClusterSpec, Positive, Section
 from dlscale.engine.clusters import open_cluster
 from dlscale.engine.passes import Passes
 from dlscale.engine.progress import Emit, ignore
+from dlscale.engine.started import ADDRESS
 from dlscale.errors import SpecError
 from dlscale.gallery import SpectrumMatrix, flat, geometric, power, step
 from dlscale.linalg.synthesis import generate_matrix
@@ -44,7 +45,7 @@ class GenerateSpec(Section):
     seed: int = Field(default=0, ge=0, description="an integer of at least 0")
     offset: float = Field(default=0.0, description="a number added to every entry")
     chunks: tuple[Positive, Positive] | None = Field(default=None, strict=False, description="[rows, columns] of a stored chunk")
-    cluster: Annotated[str, Field(pattern=r"^(local|threads|tcp://.+|tls://.+)$")] | ClusterSpec = Field(
+    cluster: Annotated[str, Field(pattern=rf"^(local|threads|{ADDRESS})$")] | ClusterSpec = Field(
         default="local", description="local, threads, tcp://host:port, or a section with workers, threads, memory"
     )
 

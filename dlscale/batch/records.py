@@ -6,6 +6,9 @@ the types and ranges that its writer gave it.
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypeVar
@@ -117,10 +120,10 @@ def parse(data: bytes, model: type[T], path: str | Path, *, still: str = "") -> 
     return value
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: str | Path) -> bytes:
     """The bytes of a file of a job (SpecError if it cannot be read, FileNotFoundError if it is not there)."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", buffering=0, opener=open_at_once) as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise
@@ -129,6 +132,15 @@ def read_bytes(path: Path) -> bytes:
     if len(data) > MAX_BYTES:
         raise SpecError(f"{path} is damaged: it has more than {MAX_BYTES:,} bytes.")
     return data
+
+
+def open_at_once(path: str | os.PathLike[str], flags: int) -> int:
+    """An opener for `open` that does not wait for the other end of a pipe, and takes nothing that has no end (OSError)."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no plain file", os.fspath(path))
+    return descriptor
 
 
 def checksum(data: bytes) -> int:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from dlscale.engine.started import OPTIONS, TIME_LIMIT, WORD
+from dlscale.engine.started import ADDRESS, OPTIONS, TIME_LIMIT, WORD
 from dlscale.storage.importers.options import ReadOptions
 
 SIZE_UNITS: Mapping[str, int] = {
@@ -175,7 +175,7 @@ class JobSpec(Section):
         default=None, min_length=1, description="a local path for the result; the job's own result.zarr when absent"
     )
     overwrite: bool = Field(default=False, description="true or false: replace an earlier result at output")
-    cluster: Annotated[str, Field(pattern=r"^(local|threads|mpi|tcp://.+|tls://.+)$")] | ClusterSpec = Field(
+    cluster: Annotated[str, Field(pattern=rf"^(local|threads|mpi|{ADDRESS})$")] | ClusterSpec = Field(
         default="local", description="local, threads, mpi, tcp://host:port, or a section with workers, threads, memory"
     )
     checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec, description="a section with the key every")

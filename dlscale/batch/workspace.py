@@ -308,8 +308,7 @@ class Workspace:
         for name in names:
             path = f"{self.jobs_folder}/{name}/state.json"
             try:
-                with open(path, "rb", buffering=0) as file:
-                    row = records.parse(file.read(), ListedJob, path)
+                row = records.parse(records.read_bytes(path), ListedJob, path)
                 if row.state in RUNNING or row.state == "submitted":
                     seen = self.job(name).read_state()
                     row = replace(row, state=seen.state, message=seen.message)

@@ -33,6 +33,8 @@ SETTINGS: Mapping[str, Any] = {
 }
 #: A word of a batch script or of Kubernetes: no blanks, quotes, line breaks or signs of a shell, and no option of its own.
 WORD = r"[A-Za-z0-9_][A-Za-z0-9_.,:+=@/-]{0,127}"
+#: Address of a scheduler: nothing that one reader of addresses takes for a host and another one for something else.
+ADDRESS = r"(tcp|tls)://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]+)?\]):[0-9]{1,5}"
 #: Time limits of batch systems: minutes, MM:SS, HH:MM:SS, days-hours and days-HH:MM:SS.
 TIME_LIMIT = r"(\d{1,9}|\d{1,6}:\d{2}(:\d{2})?|\d{1,5}-\d{1,2}(:\d{2}){0,2})"
 #: Beside workers, threads and memory; what they mean is said by the libraries. With the form of each, since they are written

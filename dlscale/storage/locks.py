@@ -80,7 +80,8 @@ class Lock:
             return
         if remove:
             with suppress(OSError):
-                if os.path.samestat(os.fstat(descriptor), os.lstat(self.path)):
+                found = os.fstat(descriptor)
+                if found.st_size == 0 and os.path.samestat(found, os.lstat(self.path)):  # one with content was somebody's
                     self.path.unlink()
         if self._lease is not None:
             self._lease.end()

@@ -54,6 +54,30 @@ def test_an_address_that_only_the_file_names_is_refused(address: str) -> None:
             require(read_document(HEAD + f"cluster: '{address}'\n"), only_looks=only_looks)
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        "127.0.0.1/.cluster.example:8786",
+        "127.0.0.1?.cluster.example:8786",
+        "127.0.0.1#.cluster.example:8786",
+        "cluster.example\\@127.0.0.1:8786",
+        "x:8786@127.0.0.1:8786",
+        "local\thost:8786",
+        "\u2105:1",
+        "127.0.0.1",
+        "127.0.0.1:",
+    ],
+)
+def test_an_address_that_can_be_read_in_two_ways_is_no_address(place: str) -> None:
+    """What `urlsplit` takes for this machine, the system's resolver would take for another one."""
+    with pytest.raises(SpecError, match=r"cluster: got .* allowed: local, threads, mpi, tcp://host:port"):
+        parse_spec(
+            read_document(
+                {"kind": "svd", "input": {"matrix": "a.zarr"}, "params": {"n_components": 2}, "cluster": f"tcp://{place}"}
+            )
+        )
+
+
 def test_a_plan_connects_to_nothing_that_only_the_file_names(
     listener: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,6 +88,23 @@ def check_commands(name: str, damage: str, job: Job) -> None:
             path.write_bytes(before)
 
 
+@pytest.mark.parametrize("name", ["state.json", "plan.json", "events.jsonl", "log.txt"])
+def test_a_pipe_or_a_device_in_place_of_a_file_holds_no_command(name: str, job: Job) -> None:
+    path = job.folder / name
+    before = path.read_bytes()
+    commands = [("jobs",), ("status", job.id), ("logs", job.id), ("verify", job.id)]
+    for plant in (os.mkfifo, lambda place: os.symlink("/dev/zero", place)):
+        path.unlink()
+        plant(path)
+        try:
+            ended = [refuse(*command, "--workspace", workspace_of(job), cwd=workspace_of(job)) for command in commands]
+        finally:
+            path.unlink()
+            path.write_bytes(before)
+        assert {one.code for one in ended} <= {0, 1, 2}
+        assert any(f"{path} cannot be read" in one.err + one.out for one in ended), ended
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_json_in_place_of_a_part_of_the_state(job: Job, data: st.DataObject) -> None:

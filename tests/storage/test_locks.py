@@ -205,3 +205,12 @@ def test_a_process_is_known_by_its_start(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", "pass"]) as process:
         time.sleep(0.5)  # it has ended, and nobody has waited for it
         assert not owner._replace(pid=process.pid).is_alive
+
+
+def test_a_file_with_content_under_the_name_of_a_lock_is_not_removed(tmp_path: Path) -> None:
+    place = tmp_path / ".x.lock"
+    place.write_text("somebody's")
+    lock = take(place)
+    assert lock is not None
+    lock.release(remove=True)
+    assert place.read_text() == "somebody's"
