@@ -289,12 +289,12 @@ def verify(target: str, workspace: str | None, as_json: bool) -> None:
         print_json({"target": target, **findings.to_dict()})
     else:
         for note in findings.notes:
-            click.echo(_printable(note))
+            echo(note)
         for fault in findings.damage:
-            click.echo(f"{click.style('damaged:', fg='red')} {_printable(fault)}")
+            echo(fault, prefix=f"{click.style('damaged:', fg='red')} ")
         counted = f"{findings.n_chunks:,} chunks of {findings.n_arrays:,} arrays, {findings.n_bytes / 1e6:,.1f} MB"
         verdict = f"{len(findings.damage)} damaged" if findings.damage else "all as written"
-        click.echo(f"{target}: {counted}: {verdict}.")
+        echo(f"{target}: {counted}: {verdict}.")
     if findings.damage:
         sys.exit(EXIT_FAILED)
 

@@ -12,11 +12,12 @@ HIDDEN = "***"
 _NAMES = frozenset({"abfs", "abfss", "wasb", "wasbs", "adl", "az", "sftp", "ssh", "scp", "hdfs", "webhdfs", "smb", "file"})
 #: Up to the last @ before the path; or, behind a colon that no port follows, up to the last @ at all: people do not encode the
 #: slash in their password.
-_USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/\s?#@]*:(?!\d*[/?#])\S*|[^/\s?#]*)@")
+_USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(:/{1,2})([^/\s?#@]*:(?!\d*[/?#])\S*|[^/\s?#]*)@")
 #: Or a blank.
-_USER_WITH_BLANKS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/\s?#@]*:(?!\d*(?:[/?#\s]|$))[^@/\n]{1,64})@(?=\w)")
+_USER_WITH_BLANKS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(://)([^/\s?#@]*:(?!\d*(?:[/?#\s]|$))[^@/\n]{1,64})@(?=\w)")
 _QUERY = re.compile(r"(?<=[?&;#])([A-Za-z0-9_.~%\[\]-]+)=([^&;#\s'\"<>]*)")
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s]+")
+#: A path merges the slashes of a URL.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/[^\s]+")
 #: Parameters of signed URLs (AWS, Google, Azure, Akamai, OAuth and others of the kind).
 _SECRET_NAME = re.compile(
     r"sig|token|secret|key|pass|pwd|auth|cred|policy|jwt|session|ticket|hmac|hdn|access|bearer|code|x-(amz|goog|oss|cos|ms|obs)-",
@@ -31,7 +32,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u20
 
 def without_secrets(text: str) -> str:
     """A text in which passwords and signatures of URLs are replaced by ``***``; the same when it holds none."""
-    return _URL.sub(_redact, _USER_WITH_BLANKS.sub(_redact_user, text)) if "://" in text else text
+    return _URL.sub(_redact, _USER_WITH_BLANKS.sub(_redact_user, text)) if ":/" in text else text
 
 
 def visible(text: str) -> str:
@@ -46,7 +47,7 @@ def shown(text: str) -> str:
 
 def without_address(url: str) -> str:
     """What stays of a URL when its user, query and fragment are taken away: two signatures of one object are alike."""
-    return _USER.sub(r"\1://", url).partition("?")[0].partition("#")[0]
+    return _USER.sub(r"\1\2", url).partition("?")[0].partition("#")[0]
 
 
 def _redact(url: re.Match[str]) -> str:
@@ -54,10 +55,10 @@ def _redact(url: re.Match[str]) -> str:
 
 
 def _redact_user(found: re.Match[str]) -> str:
-    scheme, user = found[1], found[2]
+    scheme, slashes, user = found.groups()
     if scheme.lower().split("+")[-1] in _NAMES and ":" not in user:
         return found[0]
-    return f"{scheme}://{HIDDEN}@"
+    return f"{scheme}{slashes}{HIDDEN}@"
 
 
 def _redact_parameter(found: re.Match[str]) -> str:

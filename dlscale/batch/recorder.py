@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -11,11 +12,13 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
+from dlscale.batch import records
 from dlscale.batch.workspace import ENDED, HEARTBEAT_SECONDS, Heartbeat, Job, JobState
 from dlscale.engine.progress import Emit, Event, MemorySampler
 from dlscale.errors import DoesNotFitError, SpecError
@@ -64,7 +67,8 @@ class Recorder:
 
     def _begin(self) -> Recorder:
         self.job.remove_leftovers()
-        self._events = os.open(self.job.events, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        os.close(_open_to_append(self.job.log))
+        self._events = _open_to_append(self.job.events)
         self._handler = _QuietFileHandler(self.job.log, encoding="utf-8")
         self._handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s"))
         self._log.addHandler(self._handler)
@@ -174,6 +178,16 @@ class _Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return shown(super().format(record))
+
+
+def _open_to_append(path: Path) -> int:
+    """A file of the job, made where it is absent (SpecError if something else stands there, such as a link)."""
+    try:
+        return records.open_at_once(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise SpecError(f"{path} must be a file to write to, and it is not: {error.strerror}.") from error
 
 
 class _QuietFileHandler(logging.FileHandler):

@@ -9,7 +9,7 @@ from typing import Any
 from dlscale.errors import InputError
 from dlscale.storage.integrity import holds_numbers
 from dlscale.storage.matrices import Array
-from dlscale.storage.zarr_stores import refusing
+from dlscale.storage.zarr_stores import place_of, refusing
 
 
 def open_arrays(uri: str) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def open_array(uri: str) -> Any:
     import zarr
 
     with _explained(uri):
-        return zarr.open_array(uri, mode="r")
+        return zarr.open_array(place_of(uri), mode="r")
 
 
 def small_arrays(uri: str, *, max_bytes: int) -> dict[str, Array]:
@@ -63,7 +63,7 @@ def _open_group(uri: str) -> Any:
     import zarr
 
     with _explained(uri):
-        return zarr.open_group(uri, mode="r")
+        return zarr.open_group(place_of(uri), mode="r")
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from dlscale.errors import SpecError
 
-#: How a URL begins, also one whose slashes a path has merged; a drive of one letter is none.
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+#: How a URL begins, or a chain of them, also one whose slashes a path has merged; a drive of one letter is none.
+_SCHEME = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*::)*[A-Za-z][A-Za-z0-9+.-]+):/")
 
 
 def expand_home(location: str | os.PathLike[str]) -> str:

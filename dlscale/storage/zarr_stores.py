@@ -6,10 +6,13 @@ array that raises an error instead.
 
 from __future__ import annotations
 
+import os
+import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zarr.storage import WrapperStore
+from zarr.storage import LocalStore, WrapperStore
 
 from dlscale.errors import InputError, MissingChunkError
 from dlscale.storage.signatures import Stamp, local_stamps
@@ -29,6 +32,23 @@ class CompleteStore(WrapperStore[Any]):
         if value is None and not key.endswith(_METADATA):
             raise MissingChunkError(f"Chunk {key} of {self._store} is missing; restore it before running.")
         return value  # type: ignore[no-any-return]
+
+
+class PlainStore(LocalStore):
+    """A folder in which a pipe, which is never read to its end, or a device, which has none, is an error."""
+
+    async def get(self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None) -> Buffer | None:
+        with suppress(OSError):
+            mode = os.stat(self.root / key).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise InputError(f"{self.root / key} is no plain file.")
+        return await super().get(key, prototype, byte_range)
+
+
+def place_of(uri: str) -> Any:
+    """What zarr-python opens for a path or URL."""
+    path = uri.removeprefix("file://")
+    return uri if "://" in path else PlainStore(path, read_only=True)
 
 
 def refusing(array: Any) -> Any:
@@ -60,7 +80,7 @@ def open_array(uri: str) -> Any:
         raise InputError(f"{uri} is a file, and a matrix is a Zarr array; convert it with `dlscale import {uri} NAME.zarr`.")
     try:
         if archive is None:
-            node = zarr.open(uri, mode="r")
+            node = zarr.open(place_of(uri), mode="r")
         else:
             inside = Path(uri).relative_to(archive).as_posix()
             node = zarr.open(zarr.storage.ZipStore(archive, mode="r"), path="" if inside == "." else inside, mode="r")
@@ -87,8 +107,6 @@ def store_of(array: Any) -> Any:
 
 def local_root(array: Any) -> Path | None:
     """The folder of an array in a local store."""
-    from zarr.storage import LocalStore
-
     store = store_of(array)
     return Path(store.root) / array.store_path.path if isinstance(store, LocalStore) else None
 

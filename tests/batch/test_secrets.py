@@ -88,6 +88,7 @@ def test_a_secret_is_in_no_file_and_no_output(source: Any, vault: Vault, tmp_pat
         outputs.append(ended.output)
     result = json.loads(outputs[2].strip().splitlines()[-1])["result"]
     outputs.append(CliRunner().invoke(commands, ["info", result]).output)
+    outputs += [CliRunner().invoke(commands, [verb, str(SOURCES["matrix"])]).output for verb in ("info", "verify", "plan")]
     assert places_of(SECRET, workspace) == []
     assert not [output for output in outputs if SECRET in output]
     assert "***" in (Workspace(workspace).find(None).folder / "spec.yaml").read_text()
@@ -155,6 +156,8 @@ def test_a_new_signature_of_the_same_object_is_taken(monkeypatch: pytest.MonkeyP
         ("https://u:p/s@host/x", "https://***@host/x"),
         ("https://u:p w@host/x and https://u:q@h", "https://***@host/x and https://***@h"),
         ("tcp://host:8786 told me@host", "tcp://host:8786 told me@host"),
+        ("http:/u:p@host/x?sig=ab is absent", "http:/***@host/x?sig=*** is absent"),
+        ("/data/job.yaml:/home/a@b", "/data/job.yaml:/home/a@b"),
         ("https://h/x?%73ig=ab", "https://h/x?%73ig=***"),
         ("http://host:8080/a@b.npy", "http://host:8080/a@b.npy"),
         ("s3://bucket/a@b.zarr", "s3://bucket/a@b.zarr"),

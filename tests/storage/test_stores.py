@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import struct
@@ -294,3 +295,14 @@ def test_a_server_that_says_nothing_has_no_version(monkeypatch: pytest.MonkeyPat
     files.pipe("/mute/a.npy", b"1")
     monkeypatch.setattr(type(files), "info", lambda *_: {"name": "/mute/a.npy", "size": 1, "type": "file"})
     assert source_version("memory://mute/a.npy") is None
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "c/0/0"])
+def test_a_pipe_or_a_device_in_a_store_is_named_and_not_waited_for(name: str, tmp_path: Path) -> None:
+    for plant in (os.mkfifo, lambda place: os.symlink("/dev/zero", place)):
+        path = tmp_path / plant.__name__ / "a.zarr"
+        zarr.create_array(path, data=np.ones((4, 2)), chunks=(4, 2))
+        (path / name).unlink()
+        plant(path / name)
+        with pytest.raises(InputError, match=re.escape(name)):
+            open_matrix(str(path)).check()
