@@ -119,7 +119,7 @@ def load_model(result: StoredResult) -> tuple[Model, Parameters]:
         n_inputs = n_units
     if model.type == "logistic" and n_inputs != 1:
         raise InputError(f"input.model: {result.uri} is of a logistic model, which has one output; got {n_inputs}.")
-    parameters = {name: np.ascontiguousarray(stored[name][...]) for name in names}
+    parameters = {name: np.ascontiguousarray(result.read(prefix + name)) for name in names}
     for name, array in parameters.items():
         if not np.isfinite(array).all():
             place = tuple(int(index) for index in np.argwhere(~np.isfinite(array))[0])

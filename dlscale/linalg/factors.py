@@ -246,7 +246,12 @@ def stored_factors(result: StoredResult, *, n_threads: int) -> LUFactors | Chole
     if result.kind == "lu":
         lu = result.matrix("lu")
         _check_square(lu.shape, result)
-        factors = LUFactors(lu, np.asarray(result.arrays["piv"][...], np.intp), n_threads)
+        piv = result.read("piv")
+        if piv.shape != lu.shape[:1] or piv.dtype.kind not in "iu" or ((piv < 0) | (piv >= lu.shape[0])).any():
+            raise InputError(
+                f"input.factors: {result.uri}/piv must hold the {lu.shape[0]} row numbers of its pivots; it is damaged."
+            )
+        factors = LUFactors(lu, piv.astype(np.intp), n_threads)
         step = zero_pivot(lu)
         if step is not None:
             raise NumericalError(f"The matrix that was factored in {result.uri} is {singular_words(step)}")

@@ -55,6 +55,8 @@ def plan_solve(inputs: Inputs, options: SolveOptions, facts: ClusterFacts) -> Pa
         factors = stored_factors(inputs.results["factors"], n_threads=1)
         if factors.shape != A.shape:
             raise InputError(f"input.factors: must be of a matrix of order {n} like input.matrix; got {factors.shape[0]}.")
+        if factors.dtype.kind == "c" and A.dtype.kind != "c":
+            raise InputError("input.factors: must be of a real matrix like input.matrix; they are complex.")
     given = "factors" in inputs.results
     mixed = is_mixed(A, options) and not given
     wide = accumulator_dtype(A.dtype).itemsize

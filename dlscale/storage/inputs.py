@@ -6,7 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dlscale.errors import InputError
+import numpy as np
+from numpy.typing import NDArray
+
+from dlscale.errors import CorruptionError, DlscaleError, InputError
 from dlscale.storage.groups import open_arrays, result_attributes
 from dlscale.storage.integrity import check_chunks, require_numbers
 from dlscale.storage.matrices import Matrix, open_matrix
@@ -53,6 +56,27 @@ class StoredResult:
         for name, array in arrays.items():
             require_numbers(array, f"{self.uri}/{name}")
         return arrays
+
+    def read(self, name: str) -> NDArray[Any]:
+        """One array as a whole.
+
+        Raises
+        ------
+        InputError
+            If the result has no such array.
+        CorruptionError
+            If its bytes cannot be decoded.
+        """
+        try:
+            return np.asarray(self.arrays[name][...])
+        except KeyError:
+            raise InputError(f"{self.uri} has lost its array {name!r}; run its job anew.") from None
+        except DlscaleError:
+            raise
+        except Exception as error:  # each codec library raises its own exception type for damaged bytes
+            raise CorruptionError(
+                f"{self.uri}/{name} cannot be decoded ({type(error).__name__}: {error}); run its job anew."
+            ) from error
 
     def matrix(self, name: str) -> Matrix:
         """One array of at most two dimensions, to be read by blocks; one dimension is a column."""

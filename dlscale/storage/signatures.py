@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dlscale.errors import InputError
+
 #: What file systems of fsspec call that by which two versions of an object differ; compared without case, dashes and underscores.
 _TIMES = frozenset(["lastmodified", "mtime", "modified", "created", "updated"])
 _TAGS = frozenset(["etag", "generation", "versionid", "md5hash", "contentmd5", "md5", "checksum", "crc32c", "digest"])
@@ -89,10 +91,11 @@ class Signature(NamedTuple):
 
 
 def local_stamps(root: Path) -> dict[str, Stamp]:
-    """A stamp for each file below a folder, by its path from there; of a file, its own."""
-    if not root.is_dir():
-        return {root.name: Stamp.of(root.stat())}
-    return dict(_walk(root))
+    """A stamp for each file below a folder, by its path from there; of a file, its own (InputError if it goes meanwhile)."""
+    try:
+        return dict(_walk(root)) if root.is_dir() else {root.name: Stamp.of(root.stat())}
+    except FileNotFoundError as error:
+        raise InputError(f"{error.filename} is gone: it was removed or replaced a moment ago; run again.") from error
 
 
 def _walk(root: Path) -> Iterator[tuple[str, Stamp]]:

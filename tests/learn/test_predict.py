@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import zarr
 
-from dlscale.errors import InputError
+from dlscale.errors import CorruptionError, InputError
 from tests.learn.learning_jobs import job, put
 
 RNG = np.random.default_rng(0)
@@ -82,6 +82,15 @@ def test_a_damaged_model_is_refused_by_name(network, tmp_path, damage, message):
     shutil.copytree(network, model)
     damage(model)
     with pytest.raises(InputError, match=message):
+        predict(tmp_path, model)
+
+
+def test_a_model_whose_bytes_have_changed_is_refused_by_name(network, tmp_path):
+    model = tmp_path / "model.zarr"
+    shutil.copytree(network, model)
+    chunk = model / "parameters/layer-0/bias/c/0"
+    chunk.write_bytes(bytes([chunk.read_bytes()[0] ^ 1]) + chunk.read_bytes()[1:])
+    with pytest.raises(CorruptionError, match="layer-0/bias cannot be decoded"):
         predict(tmp_path, model)
 
 

@@ -97,6 +97,17 @@ def test_stored_factors_of_a_matrix_nearby_tell_nothing_of_the_condition(job: Jo
     assert any("nearly singular" in note for note in said["notes"])
 
 
+def test_stored_factors_that_do_not_fit_are_refused_by_name(job: Job, tmp_path: Path) -> None:
+    A, b = gaussian(N, N), gaussian(N, 1)
+    factors = job("lu", {"matrix": A + 1j * A.T})["path"]
+    inputs = {"matrix": store(tmp_path / "a.zarr", A, chunks=(N, N)), "rhs": store(tmp_path / "b.zarr", b, chunks=(N, 1))}
+    with pytest.raises(InputError, match=r"input\.factors: must be of a real matrix"):
+        job("solve", inputs | {"factors": factors})
+    zarr.open_array(factors / "piv", mode="r+")[-1] = N
+    with pytest.raises(InputError, match=f"piv must hold the {N} row numbers"):
+        job("solve", inputs | {"factors": factors})
+
+
 def test_lstsq_inverse_slogdet(job: Job) -> None:
     A, b = gaussian(N, N), gaussian(N, 1)[:, 0]
     np.testing.assert_allclose(job("inverse", {"matrix": A}, panel=32)["inverse"] @ A, np.eye(N), atol=1e-10)

@@ -97,6 +97,20 @@ def test_parquet_parts_that_differ_in_form_only(tmp_path):
         imported(folder)
 
 
+def test_parquet_checksums_of_pages_are_compared(tmp_path):
+    path, numbers = tmp_path / "a.parquet", np.arange(1000.0)
+    options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    for checked in (True, False):
+        pq.write_table(pa.table({"a": numbers}), path, write_page_checksum=checked, **options)
+        data = path.read_bytes()
+        path.write_bytes(data.replace(np.float64(500).tobytes(), np.float64(501).tobytes(), 1))
+        if checked:
+            with pytest.raises(InputError, match="could not verify page integrity, CRC checksum"):
+                values(path)
+        else:
+            assert values(path)[500, 0] == 501
+
+
 def test_parquet_partitions_are_not_dropped(tmp_path):
     for year in (2020, 2021):
         (tmp_path / "t" / f"year={year}").mkdir(parents=True)

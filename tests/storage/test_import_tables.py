@@ -68,6 +68,8 @@ WITH_OPTIONS = [
     ("150,2\n1.5,2.25\n3,4\n", {"header": True}),
     ("a,b\n1.5,NA\n,4\n", {"fill": -1}),
     ("a,b\n1.5,?\n-,4\n", {"fill": -1, "missing": ["?", "-"]}),
+    ('a,b\n"1,5","2,25"\n3,4\n', {"decimal": ","}),
+    ("1,5;x;2,25\n3;y;4\n", {"decimal": ",", "drop": ["1"], "header": False}),
 ]
 
 
@@ -122,6 +124,10 @@ def test_thousands(tmp_path, content, options, expected):
         ("a,b\n1,2\n", {"thousands": ",", "decimal": ","}, "thousands and decimal must differ"),
         ("a,b\n1,2\n", {"encoding": "klingon"}, "encoding: got 'klingon'; allowed"),
         ("a,b\n1,2\n", {"encoding": "rot13"}, "encoding: got 'rot13'; allowed"),
+        ("1,5\n2,5\n", {"decimal": ","}, "line 1: a comma can be a part of a number, .* or separate two. Set delimiter"),
+        ("a,b\n1,500\n2,300\n", {"thousands": ","}, "a comma can be a part of a number"),
+        ("a,b\n1,2\n", {"dtype": "flo"}, "dtype must be an integer, float or complex type .* got 'flo'"),
+        ("a,b\n1,2\n", {"chunks": (7,)}, "chunks must be two positive numbers, rows and columns; got 7"),
         ("a,b\n1,\n", {"dtype": "i4", "fill": 0.5}, "fill: 0.5 is not a number of dtype int32"),
     ],
 )

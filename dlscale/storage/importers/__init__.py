@@ -256,7 +256,10 @@ def _check_options(given: ReadOptions, kind: Format, *, source: str) -> None:
 def _wanted_dtype(dtype: DTypeLike | None) -> np.dtype[Any] | None:
     if dtype is None:
         return None
-    wanted = np.dtype(dtype).newbyteorder("=")
+    try:
+        wanted = np.dtype(dtype).newbyteorder("=")
+    except TypeError as error:
+        raise SpecError(f"dtype must be an integer, float or complex type of at most 64 bits a part; got {dtype!r}.") from error
     if wanted.str[1:] not in KEPT_DTYPES - {"b1"}:
         raise SpecError(f"dtype must be an integer, float or complex type of at most 64 bits a part; got {wanted}.")
     return wanted

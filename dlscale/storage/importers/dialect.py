@@ -59,6 +59,8 @@ def read_head(piece: Piece, options: ReadOptions, *, source: str) -> Head:
     texts = [line for line in itertools.islice(_Lines(piece.text), 50) if line.strip(" \n")][:2]
     tabs = source.lower().partition("?")[0].removesuffix(".gz").endswith(".tsv") and any("\t" in text for text in texts)
     delimiter, blanks = ("\t", False) if tabs and options.delimiter is None else _delimiter(texts, options)
+    if delimiter == "," != options.delimiter and "," in (options.decimal, options.thousands):
+        _refuse_bare_commas(texts, options, where=where)
     if blanks:
         piece = piece._replace(text=without_runs(piece.text))
     dialect = _dialect(piece.text[:_SAMPLE_BYTES].decode("utf-8", "replace"), delimiter, options, where=where)
@@ -100,7 +102,7 @@ def _delimiter(texts: list[str], options: ReadOptions) -> tuple[str, bool]:
         cells = last.split(delimiter)
         if delimiter in first and len(cells) > 1 and all(_PLAIN.fullmatch(cell.strip().replace(".", "")) for cell in cells):
             return delimiter, False
-    for delimiter in (",", ";", "\t", "|"):
+    for delimiter in (";", "\t", "|", ",") if options.decimal == "," else (",", ";", "\t", "|"):
         if delimiter in first:
             return delimiter, False
     words = last.split()
@@ -109,6 +111,15 @@ def _delimiter(texts: list[str], options: ReadOptions) -> tuple[str, bool]:
         if all(read.number(word, _DOUBLE) is not None for word in words[1:]):
             return " ", True
     return ",", False
+
+
+def _refuse_bare_commas(texts: list[str], options: ReadOptions, *, where: str) -> None:
+    """Commas that shall be part of numbers separate cells only where such numbers stand in quotation marks."""
+    quoted = re.findall(rf"{re.escape(options.quote)}([^{re.escape(options.quote)}]*){re.escape(options.quote)}", " ".join(texts))
+    if "," in texts[-1] and not any("," in cell for cell in quoted):
+        raise SpecError(
+            f"{where}: a comma can be a part of a number, as decimal or thousands says, or separate two. Set delimiter."
+        )
 
 
 def _dialect(sample: str, delimiter: str, options: ReadOptions, *, where: str) -> Dialect:

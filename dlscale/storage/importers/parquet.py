@@ -58,7 +58,8 @@ def read_parquet(request: Request) -> Iterator[Table]:
 @contextmanager
 def _opened(files: Any, path: str) -> Iterator[Any]:
     arrow_parquet = need("pyarrow.parquet", path)
-    with files.open(path, "rb") as file, arrow_parquet.ParquetFile(file, buffer_size=READ_BUFFER_BYTES, pre_buffer=False) as part:
+    options = {"buffer_size": READ_BUFFER_BYTES, "pre_buffer": False, "page_checksum_verification": True}
+    with files.open(path, "rb") as file, arrow_parquet.ParquetFile(file, **options) as part:
         yield part
 
 

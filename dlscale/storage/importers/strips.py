@@ -54,9 +54,9 @@ class StripWriter:
         self, path: Path, n_columns: int, *, dtype: np.dtype[Any], chunks: tuple[int, int] | None, attributes: dict[str, Any]
     ) -> None:
         self._source = attributes["dlscale"]["source"]
+        if chunks is not None and (len(chunks) != 2 or not all(isinstance(size, int) and size > 0 for size in chunks)):
+            raise SpecError(f"chunks must be two positive numbers, rows and columns; got {' x '.join(map(str, chunks))}.")
         rows, columns = chunks or default_chunks(n_columns, dtype.itemsize)
-        if rows < 1 or columns < 1:
-            raise SpecError(f"chunks must be two positive numbers, rows and columns; got {rows} x {columns}.")
         strip_bytes = rows * n_columns * dtype.itemsize
         if n_columns * dtype.itemsize > MAX_STRIP_BYTES:
             raise InputError(
