@@ -86,13 +86,17 @@ class ProximalGradient(FullBatch):
             t_next = 1.0
         state["n_iterations"] += 1
         state["previous"][:], state["momentum"][0] = x, t_next
+        before = float(state["measured"][1][0])
         self.keep(state, objective, new_loss, new_gradient)
-        return self.outcome(state, objective, stalled=self._rests(state))
+        return self.outcome(state, objective, stalled=self._rests(state, before - objective.slack(new_loss)))
 
-    def _rests(self, state: State) -> bool:
-        """Whether neither the subgradient nor the objective has become smaller for long."""
+    def _rests(self, state: State, below: float) -> bool:
+        """Whether for long neither the subgradient nor the objective has become smaller, nor the objective fallen below the last.
+
+        After a swing over the minimum, many steps fall before they are below where it began.
+        """
         best, now = state["best"], np.array([state["relative"][0], state["measured"][1][0]])
-        better = now[0] < best[0] or now[1] < best[1] - 10 * _EPS * abs(now[1])
+        better = now[0] < best[0] or now[1] < best[1] - 10 * _EPS * abs(now[1]) or now[1] < below
         state["n_worse"][0] = 0 if better else state["n_worse"][0] + 1
         np.minimum(best, now, out=best)
         return bool(state["n_worse"][0] >= _MOST_WORSE)

@@ -207,6 +207,19 @@ def test_a_training_says_how_it_ended(tmp_path, how, words):
     assert ("no part of the objective" in " ".join(told["notes"])) == (how.get("optimizer") == "adamw")
 
 
+def test_a_swing_over_a_flat_minimum_is_no_standstill(tmp_path):
+    rng = np.random.default_rng(5)
+    A = rng.standard_normal((200, 5))
+    y = (A @ [1, -0.2, 2, 0, 0.5] + 0.3 * rng.standard_normal(200) > 0).astype(float)
+    done = job(
+        tmp_path, "train", {"features": A, "targets": y}, model="logistic", optimizer="proximal", regularization={"l2": 1e-6},
+        params={"epochs": 3000},
+    )  # fmt: skip
+    assert record(done)["estimates"]["ended"] == "converged"
+    theirs = LogisticRegression(C=1e6 / 200, solver="newton-cholesky", tol=1e-12).fit(A, y)
+    np.testing.assert_allclose(parameters(done)[0][:, 0], theirs.coef_[0], rtol=1e-3)
+
+
 # Any units.
 
 
