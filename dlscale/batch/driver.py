@@ -97,6 +97,10 @@ def wait_for_turn(job: Job, queue: Queue, ticket: Ticket) -> bool:
                 time.sleep(_POLL_SECONDS)
             ahead = queue.take_turn(ticket)
         return True
+    except (SpecError, OSError) as error:  # such as a link in place of the queue's lock
+        _note(job, f"{type(error).__name__}: {error}")
+        _mark_failed(job, error)
+        return False
     finally:
         claim.release()
 
@@ -126,11 +130,21 @@ def run_submitted(job: Job, cluster: str | None = None) -> int:
     except Exception as error:
         # Nothing was computed: what the client saw is not what this machine sees.
         _note(job, f"{type(error).__name__}: {error}")
-        code = error.exit_code if isinstance(error, DlscaleError) else DlscaleError.exit_code
         with suppress(DlscaleError), job.claimed():
-            job.write_state(replace(job.read_state(), state="failed", message=without_secrets(str(error)), failure_code=code))
-        return code
+            _mark_failed(job, error)
+        return _exit_code(error)
     return getattr(result.error, "exit_code", DlscaleError.exit_code) if result.error else 0
+
+
+def _mark_failed(job: Job, error: Exception) -> None:
+    """Let the state tell why a job cannot run; whoever calls has the claim on it."""
+    with suppress(DlscaleError, OSError):
+        failed = replace(job.read_state(), state="failed", message=without_secrets(str(error)), failure_code=_exit_code(error))
+        job.write_state(failed)
+
+
+def _exit_code(error: Exception) -> int:
+    return error.exit_code if isinstance(error, DlscaleError) else DlscaleError.exit_code
 
 
 def detach(job: Job, ticket: Ticket, secrets: Mapping[str, str]) -> Heartbeat:

@@ -36,7 +36,7 @@ WORD = r"[A-Za-z0-9_][A-Za-z0-9_.,:+=@/-]{0,127}"
 #: Address of a scheduler: nothing that one reader of addresses takes for a host and another one for something else.
 ADDRESS = r"(tcp|tls)://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]+)?\]):[0-9]{1,5}"
 #: Time limits of batch systems: minutes, MM:SS, HH:MM:SS, days-hours and days-HH:MM:SS.
-TIME_LIMIT = r"(\d{1,9}|\d{1,6}:\d{2}(:\d{2})?|\d{1,5}-\d{1,2}(:\d{2}){0,2})"
+TIME_LIMIT = r"([0-9]{1,9}|[0-9]{1,6}:[0-9]{2}(:[0-9]{2})?|[0-9]{1,5}-[0-9]{1,2}(:[0-9]{2}){0,2})"
 #: Beside workers, threads and memory; what they mean is said by the libraries. With the form of each, since they are written
 #: into batch scripts.
 OPTIONS: Mapping[str, Mapping[str, str]] = {

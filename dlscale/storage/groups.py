@@ -9,7 +9,7 @@ from typing import Any
 from dlscale.errors import InputError
 from dlscale.storage.integrity import holds_numbers
 from dlscale.storage.matrices import Array
-from dlscale.storage.zarr_stores import place_of, refusing
+from dlscale.storage.zarr_stores import place_of, refusing, understood
 
 
 def open_arrays(uri: str) -> dict[str, Any]:
@@ -21,7 +21,8 @@ def open_arrays(uri: str) -> dict[str, Any]:
         If there is no Zarr group, or the description of one of its arrays cannot be understood.
     """
     with _explained(uri):
-        return {name: refusing(array) for name, array in _open_group(uri).members(max_depth=None) if hasattr(array, "dtype")}
+        arrays = [(name, array) for name, array in _open_group(uri).members(max_depth=None) if hasattr(array, "dtype")]
+        return {name: refusing(understood(array, f"{uri}/{name}")) for name, array in arrays}
 
 
 def open_array(uri: str) -> Any:
@@ -29,7 +30,7 @@ def open_array(uri: str) -> Any:
     import zarr
 
     with _explained(uri):
-        return zarr.open_array(place_of(uri), mode="r")
+        return understood(zarr.open_array(place_of(uri), mode="r"), uri)
 
 
 def small_arrays(uri: str, *, max_bytes: int) -> dict[str, Array]:

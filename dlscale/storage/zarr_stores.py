@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,7 +92,16 @@ def open_array(uri: str) -> Any:
         raise InputError(f"There is no Zarr array at {uri} ({type(error).__name__}: {error}).") from error
     if isinstance(node, zarr.Group):
         raise InputError(f"{uri} is a Zarr group, and a matrix is one array of it: {', '.join(names) or 'none'}.")
-    return node
+    return understood(node, uri)
+
+
+def understood(array: Any, uri: str) -> Any:
+    """The same array, whose description makes sense where zarr-python does not look (InputError)."""
+    if not isinstance(array.metadata.attributes, Mapping):
+        raise InputError(f"The description of {uri} is damaged: its attributes are no mapping.")
+    if any(step < 1 for step in (*array.chunks, *(array.shards or ()))):
+        raise InputError(f"The description of {uri} is damaged: its chunks are {array.chunks}.")
+    return array
 
 
 def _archive(path: Path) -> Path | None:

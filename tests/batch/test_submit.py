@@ -265,3 +265,14 @@ def test_submitting_from_python(folder: Path, data: tuple[Path, dict[str, str]],
     assert time.monotonic() - started < 60
     assert job.open()["s"].shape == (3,)
     assert json.loads((job.folder / "state.json").read_text())["heartbeat"][1] != os.getpid()
+
+
+def test_a_submitted_job_that_cannot_join_the_queue_says_why(folder: Path) -> None:
+    queue = folder / "ws" / "queue"
+    queue.mkdir(parents=True)
+    (folder / "somebodys").write_text("precious")
+    (queue / "lock").symlink_to(folder / "somebodys")
+    job = dlscale.submit(folder / "job.yaml", ["cluster=threads"], workspace=folder / "ws")
+    assert job.wait(timeout_seconds=60) == "failed"
+    assert f"{queue / 'lock'} must be a lock file" in Job(job.folder).read_state().message
+    assert (folder / "somebodys").read_text() == "precious"

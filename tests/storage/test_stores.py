@@ -28,6 +28,7 @@ from dlscale.storage.inputs import Inputs
 from dlscale.storage.locations import local_path, named
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.signatures import Signature, Stamp, source_version
+from dlscale.storage.verifying import verify
 
 A = np.random.default_rng(0).standard_normal((50, 8))
 LAYOUTS: list[dict[str, Any]] = [
@@ -144,7 +145,7 @@ def test_an_array_in_a_zip_file(tmp_path: Path, layout: dict[str, Any]) -> None:
 
 def test_dlscale_writes_to_paths_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for url in ("s3://bucket/a", "s3:/bucket/a", "https://host/a", "memory://a", "GS://a"):
+    for url in ("s3://bucket/a", "s3:/bucket/a", "https://host/a", "memory://a", "GS://a", "simplecache::http://h/a"):
         for location in (url, Path(url)):
             with pytest.raises(SpecError, match="The place must be a path on a file system of this machine"):
                 local_path(location, "The place")
@@ -306,3 +307,18 @@ def test_a_pipe_or_a_device_in_a_store_is_named_and_not_waited_for(name: str, tm
         plant(path / name)
         with pytest.raises(InputError, match=re.escape(name)):
             open_matrix(str(path)).check()
+
+
+@pytest.mark.parametrize(
+    ("zarr_format", "key", "value", "told"), [(2, "chunks", [0, 2], r"chunks are \(0, 2\)"), (3, "attributes", [1], "no mapping")]
+)
+def test_a_description_that_zarr_accepts_and_nothing_can_use(
+    zarr_format: Any, key: str, value: Any, told: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.zarr"
+    zarr.create_array(path, data=np.ones((4, 2)), chunks=(4, 2), zarr_format=zarr_format)
+    described = path / (".zarray" if zarr_format == 2 else "zarr.json")
+    described.write_text(json.dumps(json.loads(described.read_text()) | {key: value}))
+    for read in (open_matrix, verify):
+        with pytest.raises(InputError, match=told):
+            read(str(path))
