@@ -15,7 +15,9 @@ from dlscale.linalg.least_squares_folds import NormalResidual, WideGradient, Wid
 from dlscale.storage.matrices import Array, Matrix
 
 
-def check(passes: Passes, A: Matrix, B: Matrix, X: Array, Y: Array | None, plan: Plan) -> tuple[Certificate, dict[str, Any]]:
+def check(
+    passes: Passes, A: Matrix, B: Matrix, X: Array, Y: Array | None, plan: Plan, *, kept: Array | None = None
+) -> tuple[Certificate, dict[str, Any]]:
     """Measure a solution in one read of A, of a wide one in two.
 
     Parameters
@@ -27,6 +29,8 @@ def check(passes: Passes, A: Matrix, B: Matrix, X: Array, Y: Array | None, plan:
     Y : (m, k), optional
         Where A is wide: X is to be ``A^H Y``.
     plan : Plan
+    kept : (min(m, n), r), optional
+        Where small singular values are to count as zero: the singular vectors on the short side of A that are left.
 
     References
     ----------
@@ -41,20 +45,24 @@ def check(passes: Passes, A: Matrix, B: Matrix, X: Array, Y: Array | None, plan:
         rhs = read_rhs(B, 0, m)
         seen = passes.sweep("check-product", A.T, WideProduct(X, m), plan.grid)
         R = rhs - seen["product"]
-        measured = passes.sweep("check-gradient", A.T, WideGradient(R, X, Y), plan.grid)
+        seen_by_gradient = R if kept is None else kept @ (kept.conj().T @ R)
+        measured = passes.sweep("check-gradient", A.T, WideGradient(seen_by_gradient, X, Y), plan.grid)
         gradient, outside = np.sqrt(measured["gradient"]), np.sqrt(measured["outside"])
         residuals, sizes = (np.abs(R) ** 2).sum(axis=0), safe_norm(rhs, axis=0)
     else:
         seen = passes.sweep("check", A, NormalResidual(X, B), plan.grid)
-        gradient, residuals, sizes = safe_norm(seen["gradient"], axis=0), seen["residuals"], np.sqrt(seen["rhs"])
+        slopes = seen["gradient"] if kept is None else kept.conj().T @ seen["gradient"]
+        gradient, residuals, sizes = safe_norm(slopes, axis=0), seen["residuals"], np.sqrt(seen["rhs"])
     norm, lengths = float(np.sqrt(seen["matrix"][0])), safe_norm(X, axis=0)
     checks = [
         _worst(
-            "||A'(b - Ax)|| / (||A|| (||b|| + ||A|| ||x||) max(m, n) eps)",
+            f"||{'' if kept is None else 'P '}A'(b - Ax)|| / (||A|| (||b|| + ||A|| ||x||) max(m, n) eps)",
             gradient,
             [(norm, float(b + norm * x)) for b, x in zip(sizes, lengths, strict=True)],
             A,
-            "the residual is orthogonal to the columns of A: no other x comes closer",
+            "the residual is orthogonal to the columns of A: no other x comes closer"
+            if kept is None
+            else "P projects on the singular vectors that rcond keeps: among the solutions made of these, no other comes closer",
         )
     ]
     if outside is not None and Y is not None:

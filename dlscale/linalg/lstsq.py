@@ -206,7 +206,8 @@ def _solve(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float, *, w
         raise OutOfRange("Squares of the entries are not safe.")
     dtype = np.result_type(A.dtype, np.complex64) if B.dtype.kind == "c" else A.dtype
     X = scaled_back(found.X, 0, dtype, what="The entries of x")
-    certificate, estimates = check(passes, A, B, X, found.Y, plan)
+    kept = found.kept if cutoff > LstsqOptions().cutoff(A) else None
+    certificate, estimates = check(passes, A, B, X, found.Y, plan, kept=kept)
     arrays = {"x": X} | ({} if found.s is None else {"s": found.s.astype(X.real.dtype)})
     return Outcome(arrays, (), certificate, {"rank": found.rank, "condition": found.condition} | estimates, (found.words,))
 
@@ -243,6 +244,8 @@ class Solution:
         Of the matrix and of each right-hand side: a norm, or the largest entry.
     Y : (m, k), optional
         Of a wide matrix: ``X = A^H Y``.
+    kept : (min(m, n), rank), optional
+        The singular vectors on the short side of A whose singular values count, where others do not.
     """
 
     X: Array
@@ -252,6 +255,7 @@ class Solution:
     words: str
     sizes: Sequence[float] = ()
     Y: Array | None = None
+    kept: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -284,6 +288,11 @@ class PseudoInverse:
             return np.asarray(self.U[:, :r] @ ((self.VH[:r] @ C) / self.s[:r, None]))
 
     @property
+    def kept(self) -> Array | None:
+        """The right singular vectors that count, as columns; None where all do."""
+        return self.VH[: self.rank].conj().T if self.rank < len(self.s) else None
+
+    @property
     def largest(self) -> float:
         return float(self.s[0])
 
@@ -303,7 +312,8 @@ def _tall(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float) -> So
         sizes += safe_norm(triangle[:, n:], axis=0).tolist()
     assert inverse is not None
     words = "TSQR with the right-hand sides reduced in the same pass"
-    return Solution(np.hstack(parts), inverse.rank, inverse.s, inverse.condition, words, [inverse.largest, *sizes])
+    sizes = [inverse.largest, *sizes]
+    return Solution(np.hstack(parts), inverse.rank, inverse.s, inverse.condition, words, sizes, kept=inverse.kept)
 
 
 def _wide(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float) -> Solution:
@@ -322,7 +332,8 @@ def _wide(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float) -> So
     X = rotated[0] if len(parts) == 1 else rotated[0] + 1j * rotated[1]
     sizes = [inverse.largest, *safe_norm(rhs, axis=0).tolist()]
     Y = inverse.apply(Z).conj()
-    return Solution(X.conj(), inverse.rank, inverse.s, inverse.condition, f"of the transpose: {how}", sizes, Y)
+    kept = None if inverse.kept is None else inverse.kept.conj()
+    return Solution(X.conj(), inverse.rank, inverse.s, inverse.condition, f"of the transpose: {how}", sizes, Y, kept)
 
 
 def _by_panels(passes: Passes, A: Matrix, B: Matrix, plan: PanelPlan, cutoff: float) -> Solution:
@@ -354,7 +365,8 @@ def _by_panels(passes: Passes, A: Matrix, B: Matrix, plan: PanelPlan, cutoff: fl
         Z = inverse.apply_adjoint(rhs.conj())
         Y = inverse.apply(Z).conj()
         X = factors.unrotated(np.concatenate([Z, np.zeros((long.shape[0] - n, Z.shape[1]), Z.dtype)])).conj()
-    return Solution(X, inverse.rank, inverse.s, inverse.condition, f"{words}, singular values of R", sizes, Y)
+    kept = inverse.kept.conj() if plan.transposed and inverse.kept is not None else inverse.kept
+    return Solution(X, inverse.rank, inverse.s, inverse.condition, f"{words}, singular values of R", sizes, Y, kept)
 
 
 def _triangle_condition(R: Matrix, factors: QRFactors) -> tuple[float, float]:

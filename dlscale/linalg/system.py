@@ -272,7 +272,13 @@ class System:
         Z = approximate.solve(X)
         # What one step of refinement changes is what the factors are wrong about.
         change = approximate.solve(self.residual(Z, ArrayMatrix(X)))
-        if np.abs(change).sum() <= SETTLED * np.abs(Z).sum():
+        settled = np.abs(change).sum() <= SETTLED * np.abs(Z).sum()
+        lower = dtype != self.A.dtype
+        if lower and not (settled and number * float(np.finfo(dtype).eps) <= 1):
+            # Several small singular values lead lower precision to other vectors than the one that matters.
+            self.factors, self._solved_by_given = self._own_factors(), False
+            return self.condition()
+        if settled:
             return number, is_sure(number, double, n)
         target = MIXED_TARGET * float(np.finfo(double).eps)
         found = self._refined(X, approximate, target, enough=DOUBLE_TARGET * target)

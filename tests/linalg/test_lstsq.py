@@ -94,6 +94,27 @@ def test_rcond_decides_the_rank(shape: tuple[int, int], way: str) -> None:
     assert run(A, B, panel=8).estimates["rank"] == 20
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(120, 20), (20, 120), (30, 30)], ids=str)
+def test_what_rcond_leaves_out_is_not_held_against_the_answer(shape: tuple[int, int], dtype: str, way: str) -> None:
+    """Nothing separates the singular values that count from those that do not, which are far from zero."""
+    A, B = spectrum(np.geomspace(1, 1e-4, min(shape)), *shape).astype(dtype), gaussian(shape[0], 2, dtype)
+    outcome = run(A, B, rcond=3e-3, panel=8)
+    x, _, rank, _ = np.linalg.lstsq(A.astype("c16"), B.astype("c16"), rcond=3e-3)
+    assert outcome.estimates["rank"] == rank
+    assert outcome.certificate.passed
+    np.testing.assert_allclose(outcome.arrays["x"], x, atol=1e5 * eps(A) * np.linalg.norm(x))
+
+
+@pytest.mark.parametrize("shape", [(120, 20), (20, 120)], ids=str)
+def test_a_wrong_solution_of_fewer_directions_fails(shape: tuple[int, int], way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    A, B = spectrum(np.geomspace(1, 1e-4, 20), *shape), gaussian(shape[0], 1)
+    for name in ("apply", "apply_adjoint"):
+        right = getattr(lstsq.PseudoInverse, name)
+        monkeypatch.setattr(lstsq.PseudoInverse, name, lambda self, C, right=right: right(self, C) * (1 + 1e-8))
+    assert not run(A, B, rcond=3e-3, panel=8).certificate.passed
+
+
 def test_many_right_hand_sides(monkeypatch: pytest.MonkeyPatch) -> None:
     """More than are reduced in one pass."""
     monkeypatch.setattr(lstsq, "_batch", lambda n: 10)

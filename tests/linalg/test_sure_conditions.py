@@ -65,6 +65,15 @@ def test_a_matrix_of_lower_rank_has_no_bound(precision: Any) -> None:
     assert any("nearly singular" in note for note in outcome.notes)
 
 
+@pytest.mark.parametrize("dtype", ["f8", "c16"])
+def test_a_graded_matrix_in_mixed_precision(dtype: str) -> None:
+    """Its factors in single precision tell of conditions far beyond their precision, and are wrong about the vector that matters."""
+    A = scipy.linalg.pascal(24).astype(dtype) * (np.exp(1j * np.arange(24)) if dtype == "c16" else 1)
+    outcome = run(A, np.ones((24, 1), dtype), precision="mixed")
+    truth = np.linalg.norm(A, 1) * np.linalg.norm(scipy.linalg.invpascal(24, exact=True).astype(float), 1)
+    assert truth / 10 <= outcome.estimates["condition"] <= 3 * truth
+
+
 def test_python_is_warned() -> None:
     A = scipy.linalg.hilbert(14)
     for call in (lambda: dlscale.solve(A, np.ones(14)), lambda: dlscale.inverse(A)):
