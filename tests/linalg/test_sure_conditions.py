@@ -21,7 +21,10 @@ from dlscale.storage.matrices import open_matrix
 
 
 def run(A: Array, B: Array, *, precision: Any) -> Outcome:
-    inputs, chosen = Inputs({"matrix": open_matrix(A), "rhs": open_matrix(B)}), SolveOptions(precision=precision, panel=32)
+    inputs, chosen = (
+        Inputs({"matrix": open_matrix(A), "rhs": open_matrix(B)}),
+        SolveOptions(precision=precision, panel=min(32, len(A))),
+    )
     with open_cluster(THREADS) as cluster:
         return compute_solve(Passes(cluster), inputs, chosen, plan_solve(inputs, chosen, THREADS))
 
