@@ -10,11 +10,12 @@ Halko, Martinsson, Tropp (2011), section 4.3; Tropp et al. (2019), section 6.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.ndimage import median_filter
 
 from dlscale.linalg.projection import Projection
 from dlscale.linalg.sketch import Sketch, unit_probes
@@ -22,22 +23,19 @@ from dlscale.storage.matrices import Array
 
 #: A difference of squares below this part of the total is rounding error.
 _CANCELLED = 1e-11
-#: The convergence factor is itself estimated from below.
-_SAFETY = 1.3
 #: Norms from four probes are themselves often too low.
 _PROBE_SAFETY = 2.0
 #: Times ``eps^1/2 s_1``: below it, a power step on what is left is rounding error.
 _POWER_RESOLUTION = 30.0
-#: Neighbouring values whose couplings are averaged.
-_WINDOW = 8
-#: What a step has done for one value, or the probes have seen of it, is less than the truth when they were lucky.
-_STEP_SAFETY = 1.6
+#: Neighbouring values whose means of what is left are compared.
+_WINDOW = 5
+#: The larger bound of an error may itself be so much too low, as the probes tell of it; the smaller one may be so far below.
+_LUCK, _FAR = 3.0, 10.0
 #: Values that differ by less than this part are taken for equal.
 _NEAR = 0.01
 #: Rounding error of a singular value, in eps s_1; and the part of ``eps s_1^2 / s_i`` that a division by R leaves.
 _ROUNDING, _DIVIDED = 4.0, 0.05
-#: A half step leaves at most so much of an error: in flat spectra, where little tells how far it goes.
-_SLOWEST = 0.97
+_TINY = float(np.finfo(float).tiny)
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ class ErrorEstimate:
         }
 
 
-def estimate_errors(seen: Sketch, k: int, residual: Array, rest: Array, *, history: Sequence[Array], eps: float) -> ErrorEstimate:
+def estimate_errors(seen: Sketch, k: int, residual: Array, rest: Array, *, eps: float) -> ErrorEstimate:
     """Estimate the errors of the leading k triplets.
 
     Parameters
@@ -79,8 +77,6 @@ def estimate_errors(seen: Sketch, k: int, residual: Array, rest: Array, *, histo
     k : int
     residual, rest : (p, p)
         ``(E probes)^H (E probes)`` of what k, and of what all l triplets leave, summed row by row.
-    history : sequence of arrays
-        Estimates of the singular values from the iterations before.
     eps : float
     """
     found, probes = seen.found, seen.probes
@@ -94,8 +90,9 @@ def estimate_errors(seen: Sketch, k: int, residual: Array, rest: Array, *, histo
         # Too small to be seen in differences of squares: what was measured on the probes row by row.
         spectral, frobenius = norms_on_probes(residual / unit_probes(probes))
         spectral, frobenius = max(tail, spectral), max(tail, frobenius)
-    outside = norm_of_rest(seen, rest, eps=eps)
-    return ErrorEstimate(min(spectral, frobenius), frobenius, _value_errors(seen, k, history, outside, eps))
+    # Where the power step is all rounding, it may be anything: the probes tell.
+    outside = min(norm_of_rest(seen, rest, eps=eps), _PROBE_SAFETY * norms_on_probes(rest / unit_probes(probes))[1])
+    return ErrorEstimate(min(spectral, frobenius), frobenius, _value_errors(seen, k, outside, eps))
 
 
 def largest_ritz(H: Array, probes: Array) -> float:
@@ -141,32 +138,59 @@ def norm_of_rest(seen: Sketch, rest: Array, *, eps: float | None = None) -> floa
     return norms_on_probes(rest / unit_probes(probes))[0]
 
 
-def _value_errors(seen: Sketch, k: int, history: Sequence[Array], outside: float, eps: float) -> Array:
-    """Error of each singular value: what the coupling to the rest of the matrix adds, or how it settled.
-
-    Both projections give lower bounds of ``sigma_i``, and ``sigma_i^2 <= s_i^2 + ||E||^2`` with E what they leave of A.
-    Behind the projection on W the coupling is known (`_coupled`). Behind that on the range, the half step from the one to the
-    other has multiplied the distance to ``sigma_i`` by about ``rho_i = (sigma_behind / sigma_i)^2``, where sigma_behind is the
-    largest that the basis does not hold: so does the half step that would follow. A random basis, which has made no step yet,
-    has the coupling that the probes show (`_coupled_on_probes`).
-    """
+def _value_errors(seen: Sketch, k: int, outside: float, eps: float) -> Array:
+    """Error of each singular value: what the coupling to the rest of the matrix adds, and rounding."""
     found = seen.found
     s = found.s[:k]
     rounding = np.full(k, _ROUNDING * eps * found.s[0])
     if found.coordinates is None:
-        # The division by R: rounding in Z goes with the square of A.
-        rounding *= 1 + _DIVIDED * np.minimum(found.s[0] / np.maximum(s, np.finfo(float).tiny), found.resolution / eps)
-    bound = _SAFETY * (np.sqrt(s**2 + outside**2) - s)
-    if found.coordinates is not None:
-        errors = _coupled(found, k, outside)
-    elif not history:
-        errors = _coupled_on_probes(seen, k, outside)
+        # The division by R: rounding in Z goes with the square of A. A value that is all rounding is off by itself at most.
+        divided = _DIVIDED * np.minimum(found.s[0] / np.maximum(s, _TINY), found.resolution / eps)
+        rounding += np.minimum(rounding * divided, s)
+        errors = _behind_range(seen, outside)[:k]
     else:
-        half_step = np.maximum(s - found.before[:k], 0.0)
-        behind = max(found.s[-1], outside)
-        rho = np.minimum((behind / np.maximum(s, max(behind, np.finfo(float).tiny))) ** 2, _SLOWEST)
-        errors = _STEP_SAFETY * half_step * rho / (1 - rho)
+        errors = _coupled(found, k, outside)
+    bound = outside**2 / (np.hypot(s, outside) + s + _TINY)
     return np.asarray(np.minimum(errors, bound) + rounding)
+
+
+def _behind_range(seen: Sketch, outside: float) -> Array:
+    """Errors of all l singular values behind the projection on the range of A W.
+
+    Notes
+    -----
+    E is zero on W. So ``E v_i = E c_i``, where ``c_i = (I - W W^H) v_i`` is known. To second order ``sigma_i^2`` is
+    ``s_i^2 + sum_j s_i^2 t_j |u_j^H c_i|^2 / (s_i^2 - t_j)``, with the eigenpairs ``t_j, u_j`` of ``E^H E``, which are at most
+    ``T = ||E||^2``. Of its terms three moments are known: ``m_0 = ||c_i||^2``; ``m_2 = ||E^H E c_i||^2`` on the probes, whose luck
+    is evened out over neighbours by the median of ``m_2 / m_0``; and ``m_1 = ||E c_i||^2`` between ``m_2 / T`` and
+    ``(m_0 m_2)^1/2``. ``v_i^H H (probes^H H)^-1 H^H v_i`` with ``H = E^H E probes`` (Nystrom) is at most m_1 too, and equal where E
+    is of low rank. The sum is convex in t: it is least, L, with all of m_1 at its mean ``m_2 / m_1``, largest, U, with
+    m_1 shared out between 0 and T. What lies above a third
+    of the truth and below ten times of it, as far as L and 3 U are its bounds, is between U and 10 L: their geometric mean.
+    """
+    found, W, probes = seen.found, seen.W, seen.probes
+    theta, T = np.maximum(found.s**2, _TINY), max(outside**2, _TINY)
+    H = found.residual_on(probes, seen.Z_probes, len(theta))
+    m_0 = np.maximum(np.linalg.norm(found.V - W @ (W.conj().T @ found.V), axis=0) ** 2, _TINY)
+    met = found.V.conj().T @ H
+    squares = (np.abs(met) ** 2).mean(axis=1) / unit_probes(probes)
+    m_2 = m_0 * median_filter(np.minimum(squares / m_0, T**2), _WINDOW)
+    first = probes.conj().T @ H
+    values, vectors = np.linalg.eigh((first + first.conj().T) / 2)
+    keep = values > max(values[-1] * 1e-10, _TINY)
+    nystrom = (np.abs(met @ (vectors[:, keep] / np.sqrt(values[keep]))) ** 2).sum(axis=1)
+    least = np.minimum(np.maximum(nystrom, m_2 / T), T * m_0)
+    most = np.maximum(np.sqrt(m_0 * m_2), least)
+    low = _lift(theta, least, np.minimum(m_2 / np.maximum(least, _TINY), T))
+    share = np.minimum(m_2 / np.maximum(most * T, _TINY), 1.0)
+    high = np.maximum(_lift(theta, most * (1 - share), 0.0) + _lift(theta, most * share, T), low)
+    lifted = np.minimum(np.sqrt(_FAR * low) * np.sqrt(high), _LUCK * high)
+    return np.asarray(lifted / (np.sqrt(theta + lifted) + found.s))
+
+
+def _lift(theta: Array, moment: Array, t: Array | float) -> Array:
+    """By how much the larger eigenvalue of ``[[theta, c], [c, t]]`` is above theta, where ``c^2 = theta moment``."""
+    return np.asarray(theta * moment / _distances(theta, np.sqrt(theta * moment), t))
 
 
 def _coupled(found: Projection, k: int, outside: float) -> Array:
@@ -181,34 +205,12 @@ def _coupled(found: Projection, k: int, outside: float) -> Array:
     """
     s, R = found.s[:k], found.normal[:, :k] - found.V[:, :k] * found.s[:k] ** 2
     lengths = np.linalg.norm(R, axis=0)
-    R = R / np.sqrt(_distances(s**2, lengths, outside))
+    R = R / np.sqrt(_distances(s**2, lengths, outside**2))
     lifted = np.empty(k)
     for i, j in clusters(s):
         F = np.linalg.qr(R[:, i:j], mode="r")
         lifted[i:j] = np.linalg.svd(np.vstack([np.diag(s[i:j]), F]), compute_uv=False)
     return np.maximum(lifted - s, 0.0)
-
-
-def _coupled_on_probes(seen: Sketch, k: int, outside: float) -> Array:
-    """The same behind a random basis, whose coupling ``S (E V)^H`` only the probes have met, through ``V^H E^H E probes``."""
-    found, probes = seen.found, seen.probes
-    s = found.s
-    H = found.residual_on(probes, seen.Z_probes, len(s))
-    met = found.V.conj().T @ H
-    squares = (np.abs(met) ** 2).mean(axis=1) / unit_probes(probes)
-    # From ||E^H E v|| to ||E v||: E where v meets it, between its norm and its mean size.
-    tiny = float(np.finfo(float).tiny)
-    mean = float(np.linalg.norm(H)) / np.sqrt(max(float(np.vdot(probes, H).real), tiny))
-    coupling = s * np.sqrt(squares / max(outside * min(mean, outside), tiny))
-    # A few probes tell little of one value; the coupling changes slowly from one to the next.
-    window = np.ones(min(_WINDOW, len(s)))
-    smooth = np.sqrt(np.convolve(coupling**2, window, "same") / np.convolve(np.ones(len(s)), window, "same"))
-    lifted = s**2 + smooth**2 / _distances(s**2, smooth, outside)
-    errors = _STEP_SAFETY * (np.sqrt(lifted) - s)[:k]
-    # Of nearly equal values the last one is off by most of what all are.
-    for i, j in clusters(s[:k]):
-        errors[i:j] *= np.sqrt(j - i)
-    return np.asarray(errors)
 
 
 def clusters(s: Array) -> Iterator[tuple[int, int]]:
@@ -220,7 +222,7 @@ def clusters(s: Array) -> Iterator[tuple[int, int]]:
             start = i
 
 
-def _distances(theta: Array, coupling: Array, outside: float) -> Array:
-    """Effective distance of eigenvalues theta to ``outside^2`` when they are coupled with it by so much."""
-    half = (theta - outside**2) / 2
-    return np.asarray(np.maximum(half + np.hypot(half, coupling), np.finfo(float).tiny))
+def _distances(theta: Array, coupling: Array, t: Array | float) -> Array:
+    """Effective distance of eigenvalues theta to t when they are coupled with it by so much."""
+    half = (theta - t) / 2
+    return np.asarray(np.maximum(half + np.hypot(half, coupling), _TINY))

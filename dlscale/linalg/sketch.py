@@ -37,6 +37,7 @@ class Sketch:
         How it was found.
     found : Projection
         All l triplets.
+    W : (n, l)
     probes : (n, p)
     Z_probes : (n, p)
         ``A^H A probes``.
@@ -51,6 +52,7 @@ class Sketch:
     basis: Basis
     how: str
     found: Projection
+    W: Array
     probes: Array
     Z_probes: Array
     squares: float
@@ -105,7 +107,7 @@ def sketch(
         resolution = _FINER * (tolerance or np.inf)
         found = project(basis, basis_W, Z[:, :width], gram, dtype, n_iterations=space.n_iterations, resolution=resolution)
         rest_map = np.vstack([-found.coefficients(basis, basis_W, probes), np.eye(N_PROBES)]).astype(dtype)
-    return Sketch(Y, Y_grid, basis, how, found, probes, Z[:, width:], squares, rest_map)
+    return Sketch(Y, Y_grid, basis, how, found, basis_W, probes, Z[:, width:], squares, rest_map)
 
 
 def widen(passes: Passes, A: Matrix, grid: RowGrid, space: Subspace, *, seed: int) -> Subspace:
