@@ -141,7 +141,7 @@ def norm_of_rest(seen: Sketch, rest: Array, *, eps: float | None = None) -> floa
 def _value_errors(seen: Sketch, k: int, outside: float, eps: float) -> Array:
     """Error of each singular value: what the coupling to the rest of the matrix adds, and rounding."""
     found = seen.found
-    s = found.s[:k]
+    s = found.s[:k].astype(float)
     rounding = np.full(k, _ROUNDING * eps * found.s[0])
     if found.coordinates is None:
         # The division by R: rounding in Z goes with the square of A. A value that is all rounding is off by itself at most.
@@ -165,13 +165,17 @@ def _behind_range(seen: Sketch, outside: float) -> Array:
     is evened out over neighbours by the median of ``m_2 / m_0``; and ``m_1 = ||E c_i||^2`` between ``m_2 / T`` and
     ``(m_0 m_2)^1/2``. ``v_i^H H (probes^H H)^-1 H^H v_i`` with ``H = E^H E probes`` (Nystrom) is at most m_1 too, and equal where E
     is of low rank. The sum is convex in t: it is least, L, with all of m_1 at its mean ``m_2 / m_1``, largest, U, with
-    m_1 shared out between 0 and T. What lies above a third
-    of the truth and below ten times of it, as far as L and 3 U are its bounds, is between U and 10 L: their geometric mean.
+    m_1 shared out between 0 and T. With L and 3 U as bounds of the truth, what is above a third of it and below ten times of
+    it lies between U and 10 L: their geometric mean.
     """
     found, W, probes = seen.found, seen.W, seen.probes
-    theta, T = np.maximum(found.s**2, _TINY), max(outside**2, _TINY)
-    H = found.residual_on(probes, seen.Z_probes, len(theta))
-    m_0 = np.maximum(np.linalg.norm(found.V - W @ (W.conj().T @ found.V), axis=0) ** 2, _TINY)
+    # In double precision, whose range holds these products.
+    s, T = found.s.astype(float), max(outside**2, _TINY)
+    theta = np.maximum(s**2, _TINY)
+    H = found.residual_on(probes, seen.Z_probes, len(s))
+    H = H.astype(np.result_type(H, float))
+    c = found.V - W @ (W.conj().T @ found.V)
+    m_0 = np.maximum(np.linalg.norm(c, axis=0).astype(float) ** 2, _TINY)
     met = found.V.conj().T @ H
     squares = (np.abs(met) ** 2).mean(axis=1) / unit_probes(probes)
     m_2 = m_0 * median_filter(np.minimum(squares / m_0, T**2), _WINDOW)
@@ -185,7 +189,7 @@ def _behind_range(seen: Sketch, outside: float) -> Array:
     share = np.minimum(m_2 / np.maximum(most * T, _TINY), 1.0)
     high = np.maximum(_lift(theta, most * (1 - share), 0.0) + _lift(theta, most * share, T), low)
     lifted = np.minimum(np.sqrt(_FAR * low) * np.sqrt(high), _LUCK * high)
-    return np.asarray(lifted / (np.sqrt(theta + lifted) + found.s))
+    return np.asarray(lifted / (np.sqrt(theta + lifted) + s))
 
 
 def _lift(theta: Array, moment: Array, t: Array | float) -> Array:
