@@ -26,8 +26,10 @@ _SECRET_NAME = re.compile(
 #: A value so long and without structure is a signature whatever its name.
 _SECRET_VALUE = re.compile(r"[A-Za-z0-9+/_=%-]{20,}")
 
-#: All that a terminal may obey, and what changes the direction of writing; tabs and line breaks are left.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+#: All that a terminal may obey, what changes the direction of writing, and what has no width; tabs and line breaks are left.
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028\u2029\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff\ud800-\udfff]"
+)
 
 
 def without_secrets(text: str) -> str:

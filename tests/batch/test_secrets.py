@@ -184,7 +184,10 @@ def test_a_url_without_its_address_parts() -> None:
     assert without_address("https://u:p@h/x.npy?sig=1#y") == without_address("https://***@h/x.npy?sig=2") == "https://h/x.npy"
 
 
-@pytest.mark.parametrize("character", ["\x1b", "\x07", "\r", "\x08", "\x7f", "\x9b", "\u202e", "\u2066", "\u2028", "\ud800"])
+@pytest.mark.parametrize(
+    "character",
+    ["\x1b", "\x07", "\r", "\x08", "\x7f", "\x9b", "\u202e", "\u2066", "\u061c", "\u200b", "\ufeff", "\u2028", "\ud800"],
+)
 def test_what_a_terminal_obeys_is_written_out(character: str) -> None:
     assert visible(f"a{character}b\n\tc").isascii()
     assert shown(f"{character}https://a:b@h") == visible(character) + "https://***@h"
