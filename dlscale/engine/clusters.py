@@ -14,7 +14,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any
 
@@ -40,6 +40,7 @@ __all__ = [
 
 #: The scheduler may hear of the end of a worker sooner than whoever started it.
 _KNOWN_SECONDS = 0.5
+_CLOSE_SECONDS = 20
 
 
 class Cluster(ABC):
@@ -252,10 +253,13 @@ class DaskCluster(Cluster):
         return client
 
     def close(self) -> None:
-        if "client" in self.__dict__:
-            self.client.close(timeout=5)
-        if self.local is not None:
-            self.local.close(timeout=5)
+        # Worker processes end with this one at the latest; a busy machine that is slow to end them spoils no result.
+        with suppress(TimeoutError):
+            if "client" in self.__dict__:
+                self.client.close(timeout=_CLOSE_SECONDS)
+        with suppress(TimeoutError):
+            if self.local is not None:
+                self.local.close(timeout=_CLOSE_SECONDS)
 
     def compute(self, graph: dict[Any, Any], key: Any, watch: Watch) -> Any:
         with self._listening(watch.token, watch.listener):

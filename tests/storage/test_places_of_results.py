@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,17 +77,15 @@ def test_a_folder_of_another_user_is_not_taken_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_another_user_cannot_lead_a_job_astray(home: Path, tmp_path: Path) -> None:
+def test_another_user_cannot_lead_a_job_astray(home: Path) -> None:
     """In a folder that all may write: a user puts a link, and another one's job refuses it."""
-    shared = tmp_path / "shared"
-    shared.mkdir()
-    shared.chmod(0o777)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(folder.stat().st_mode | 0o011)
-    link = f"import os; os.setuid({NOBODY}); os.symlink({str(home)!r}, {str(shared / '.r.zarr.partial')!r})"
-    subprocess.run([sys.executable, "-c", link], check=True)
-    with pytest.raises(SpecError, match="a link to"):
-        publish(shared / "r.zarr", 1.0)
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own is closed to other users
+        shared = Path(folder)
+        shared.chmod(0o777)
+        link = f"import os; os.setuid({NOBODY}); os.symlink({str(home)!r}, {str(shared / '.r.zarr.partial')!r})"
+        subprocess.run([sys.executable, "-c", link], check=True)
+        with pytest.raises(SpecError, match="a link to"):
+            publish(shared / "r.zarr", 1.0)
     assert (home / "thesis" / "chapter.tex").exists()
 
 
