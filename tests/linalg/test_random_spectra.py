@@ -76,7 +76,8 @@ def jobs(rng: np.random.Generator, most: int) -> Iterator[dict[str, Any]]:
 def test_estimates_and_tolerances(seed: int) -> None:
     """Norms of the error within a factor 3 below and 10 above the truth, errors of values not below a third of it.
 
-    Behind power iterations of spectra without steps, errors of values are not above ten times the truth either.
+    Behind power iterations of spectra without steps, errors of values are not above ten times the truth either. Four probes
+    have bad luck now and then: of 400 spectra some thirty have a value that is told too low or too high.
     """
     rng = np.random.default_rng(seed)
     kind, A = draw(rng)
