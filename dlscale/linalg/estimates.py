@@ -152,7 +152,8 @@ def _value_errors(seen: Sketch, k: int, outside: float, eps: float) -> Array:
     rounding = np.full(k, _ROUNDING * eps * found.s[0])
     if found.coordinates is None:
         # The division by R: rounding in Z goes with the square of A. A value that is all rounding is off by itself at most.
-        divided = _DIVIDED * np.minimum(found.s[0] / np.maximum(s, _TINY), found.resolution / eps)
+        first = float(found.s[0])
+        divided = _DIVIDED * first / np.maximum(s, max(first * eps / found.resolution, _TINY))
         rounding += np.minimum(rounding * divided, s)
         errors = _behind_range(seen, outside)[:k]
     else:
@@ -185,7 +186,7 @@ def _behind_range(seen: Sketch, outside: float) -> Array:
     m_0 = np.maximum(np.linalg.norm(c, axis=0).astype(float) ** 2, _TINY)
     met = found.V.conj().T @ H
     squares = (np.abs(met) ** 2).mean(axis=1) / unit_probes(probes)
-    m_2 = m_0 * median_filter(np.minimum(squares / m_0, T**2), _WINDOW)
+    m_2 = m_0 * median_filter(np.minimum(squares, T**2 * m_0) / m_0, _WINDOW)
     first = probes.conj().T @ H
     values, vectors = np.linalg.eigh((first + first.conj().T) / 2)
     keep = values > max(values[-1] * 1e-10, _TINY)
@@ -201,7 +202,10 @@ def _behind_range(seen: Sketch, outside: float) -> Array:
 
 def _lift(theta: Array, moment: Array, t: Array | float) -> Array:
     """By how much the larger eigenvalue of ``[[theta, c], [c, t]]`` is above theta, where ``c^2 = theta moment``."""
-    return np.asarray(theta * moment / _distances(theta, np.sqrt(theta * moment), t))
+    half, c = (theta - t) / 2, np.sqrt(theta * moment)
+    root = np.hypot(half, c)
+    # The same number twice; each is without cancellation on its side.
+    return np.asarray(np.where(half > 0, c * (c / (np.maximum(half, 0.0) + root + _TINY)), root - half))
 
 
 def _coupled(found: Projection, k: int, outside: float) -> Array:

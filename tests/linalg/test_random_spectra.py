@@ -113,3 +113,15 @@ def judge(A: Array, exact: Array, seed: int, job: dict[str, Any], *, both_sides:
     told_each, true_each = np.array(outcome.estimates["singular_value_errors"]), np.abs(s - exact[: len(s)])
     assert (true_each <= 3 * told_each + rounding).all(), (job, true_each / told_each)
     assert not both_sides or (told_each <= 10 * true_each + rounding).all(), (job, told_each / true_each)
+
+
+@pytest.mark.parametrize("exponent", [-120, -40, 0, 40, 80])
+@pytest.mark.parametrize("job", [{"power_iterations": 0}, {"power_iterations": 2}, {"method": "streaming"}], ids=str)
+@pytest.mark.parametrize("dtype", ["f4", "c8"])
+def test_estimates_of_rank_one_are_numbers(dtype: str, job: dict[str, Any], exponent: int) -> None:
+    """Where nothing is left of the matrix, moments and distances vanish."""
+    A = np.ones((30, 20), dtype) * np.float32(2.0**exponent)
+    outcome, arrays, _ = compute(plan_svd, compute_svd, A, SVDOptions(n_components=5, **job))
+    told = np.array(outcome.estimates["singular_value_errors"])
+    assert np.isfinite(told).all()
+    assert told.max() <= 1e-2 * arrays["s"][0]
