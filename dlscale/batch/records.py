@@ -30,8 +30,8 @@ State = Annotated[
 ]
 
 #: More than this is no file of a job.
-_PIECE_BYTES = 2**16
 MAX_BYTES = 64 * 2**20
+_PIECE_BYTES = 2**16
 
 
 class SummaryRecord(TypedDict, total=False):
