@@ -81,8 +81,9 @@ class Job:
         try:
             return records.read(self.state, JobState, still=f"The other files of {self.folder} are as they were.")
         except FileNotFoundError as error:
-            what = "is not the folder of a job" if self.folder.is_dir() else "is not there any more: it was removed or moved"
-            raise SpecError(f"{self.folder} {what}.") from error
+            if self.folder.is_dir():
+                raise SpecError(f"{self.folder} is not the folder of a job: there is no {self.state}.") from error
+            raise SpecError(f"{self.folder} is not there any more: it was removed or moved.") from error
 
     def read_state(self) -> JobState:
         """The state as a reader should see it: a job whose process is gone is lost.
@@ -268,7 +269,9 @@ class Workspace:
         """All jobs, the newest first."""
         folders = self.jobs_folder.iterdir() if self.jobs_folder.is_dir() else []
         whole = (folder for folder in folders if not folder.name.startswith("."))
-        found = [(created, Job(folder)) for folder in whole if (created := _modified(folder / "spec.yaml"))]
+        found = [
+            (made, Job(folder)) for folder in whole if (made := _modified(folder / "spec.yaml") or _modified(folder / "state.json"))
+        ]
         for _, job in sorted(found, key=lambda entry: entry[0], reverse=True):
             yield job
 

@@ -88,6 +88,23 @@ def check_commands(name: str, damage: str, job: Job) -> None:
             path.write_bytes(before)
 
 
+@pytest.mark.parametrize("name", ["state.json", "plan.json", "events.jsonl", "spec.yaml", "log.txt"])
+def test_without_one_of_its_files_a_job_is_still_found_and_listed(name: str, job: Job) -> None:
+    path = job.folder / name
+    before = path.read_bytes()
+    path.unlink()
+    try:
+        for command in ("status", "logs", "resume", "report"):
+            ended = refuse(command, job.id, "--workspace", workspace_of(job), cwd=workspace_of(job))
+            assert ended.code in (0, 1, 2), ended
+            assert ended.code != 2 or str(path) in ended.err or "has succeeded" in ended.err, (command, ended.err)
+        listed = refuse("jobs", "--workspace", workspace_of(job), cwd=workspace_of(job))
+        assert listed.code == 0
+        assert job.id in listed.out + listed.err
+    finally:
+        path.write_bytes(before)
+
+
 @pytest.mark.parametrize("name", ["state.json", "plan.json", "events.jsonl", "log.txt"])
 def test_a_pipe_or_a_device_in_place_of_a_file_holds_no_command(name: str, job: Job) -> None:
     path = job.folder / name
