@@ -207,7 +207,7 @@ def logs(job_id: str | None, follow: bool, workspace: str | None) -> None:
 
 def _lines_from(path: Path, offset: int) -> Iterator[bytes]:
     """The lines of a log from a place on, long ones in pieces; none where it is not there."""
-    from dlscale.batch.records import open_at_once
+    from dlscale.storage.atomic import open_at_once
 
     try:
         with open(path, "rb", opener=open_at_once) as log:
@@ -222,13 +222,14 @@ def _lines_from(path: Path, offset: int) -> Iterator[bytes]:
 
 @click.command()
 @click.argument("job_id", metavar="[ID]", required=False)
+@click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Where it goes [report.html of the job].")
 @click.option("--open", "show", is_flag=True, help="Open it in the browser.")
 @workspace_option
-def report(job_id: str | None, show: bool, workspace: str | None) -> None:
+def report(job_id: str | None, output: Path | None, show: bool, workspace: str | None) -> None:
     """Draw the report of the job ID (by default the newest) anew, and print its path."""
     from dlscale.batch.reporting import write_report
 
-    path = write_report(open_workspace(workspace).find(job_id))
+    path = write_report(open_workspace(workspace).find(job_id), output)
     echo(str(path))
     if show:
         click.launch(str(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -53,7 +54,10 @@ def spec_options(command: Command) -> Command:
 
 
 def say(error: BaseException) -> None:
-    message = str(error) if isinstance(error, DlscaleError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        message = f"{os.fspath(error.filename)} cannot be read or written: {error.strerror}."
+    else:
+        message = str(error) if isinstance(error, DlscaleError) else f"{type(error).__name__}: {error}"
     echo(message, prefix=f"{click.style('error:', fg='red')} ", err=True)
 
 

@@ -8,7 +8,7 @@ nor explode.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from dlscale.errors import SpecError
+from dlscale.storage.atomic import open_at_once
 from dlscale.storage.locations import expand_home
 
 #: A job file is a page of text; anything longer is something else.
@@ -136,6 +137,11 @@ def read_document(source: str | Path | Mapping[str, Any], overrides: Iterable[st
     return document
 
 
+def read_stored(path: Path) -> Document:
+    """The job file that a job keeps (SpecError if it is none, such as a pipe, which is not waited for)."""
+    return parse_yaml(_read_text(path, open_at_once), str(path))
+
+
 def parse_yaml(text: str, source: str) -> Document:
     """Parse YAML text to plain data and the line of every key (SpecError if it is not a mapping)."""
     node = _compose(text, source)
@@ -166,9 +172,9 @@ def _compose(text: str, source: str) -> yaml.Node | None:
         raise SpecError(f"{source}: not readable as YAML: {error}.") from error
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, opener: Callable[[str, int], int] | None = None) -> str:
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=opener) as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise SpecError(f"{path}: a job file has at most {MAX_BYTES:,} bytes; this one has more.")

@@ -22,6 +22,7 @@ from dlscale.batch.queue import Queue, Ticket
 from dlscale.batch.workspace import ENDED, HEARTBEAT_SECONDS, Heartbeat, Job, Workspace
 from dlscale.errors import DlscaleError, Interrupted, SpecError
 from dlscale.showing import shown, without_secrets
+from dlscale.storage.atomic import open_at_once
 from dlscale.storage.locks import Lock
 from dlscale.storage.processes import Owner, start_of
 
@@ -77,7 +78,12 @@ def drive_here(folder: str, ticket: Ticket) -> int:
 
 def wait_for_turn(job: Job, queue: Queue, ticket: Ticket) -> bool:
     """Keep a job's state beating until it may run; False if it has ended, or was cancelled meanwhile."""
-    claim = _claim(job)
+    try:
+        claim = _claim(job)
+    except SpecError as error:  # such as a folder in place of its lock
+        _note(job, str(error))
+        _mark_failed(job, error)
+        return False
     if claim is None:
         return False
     try:
@@ -130,7 +136,7 @@ def run_submitted(job: Job, cluster: str | None = None) -> int:
     except Exception as error:
         # Nothing was computed: what the client saw is not what this machine sees.
         _note(job, f"{type(error).__name__}: {error}")
-        with suppress(DlscaleError), job.claimed():
+        with suppress(DlscaleError), job.claim():
             _mark_failed(job, error)
         return _exit_code(error)
     return getattr(result.error, "exit_code", DlscaleError.exit_code) if result.error else 0
@@ -181,15 +187,14 @@ def _claim(job: Job) -> Lock | None:
         state = job.read_state()
         if state.state in ENDED:
             return None
-        try:
-            return job.claim()
-        except SpecError:
-            time.sleep(_POLL_SECONDS)
+        if (lock := job.take()) is not None:
+            return lock
+        time.sleep(_POLL_SECONDS)
 
 
 def _run_beside(job: Job, cluster: str, secrets: Mapping[str, str]) -> int:
     """Run a job in a process of its own; negative is the signal that ended it."""
-    with open(job.log, "ab") as log:
+    with open(job.log, "ab", opener=open_at_once) as log:
         command = [*_COMMAND, str(job.folder), "--cluster", cluster]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=_environment(secrets))
     with process:
@@ -209,7 +214,7 @@ def _environment(secrets: Mapping[str, str]) -> dict[str, str]:
 
 
 def _note(job: Job, text: str) -> None:
-    with suppress(OSError), open(job.log, "a", encoding="utf-8") as log:
+    with suppress(OSError), open(job.log, "a", encoding="utf-8", opener=open_at_once) as log:
         log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {shown(text)}\n")
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from dlscale.errors import InputError, SpecError
+from dlscale.errors import DoesNotFitError, InputError, SpecError
 from dlscale.storage import locks
 from dlscale.storage.atomic import PARTIAL, hidden
 from dlscale.storage.groups import result_attributes
@@ -85,6 +85,18 @@ def check_writable(folder: Path) -> None:
         raise SpecError(f"got {folder}, where nothing can be written ({error.strerror}); choose a folder that is yours.") from error
 
 
+@contextmanager
+def writable(path: Path, advice: str) -> Iterator[None]:
+    """Say of a place where the body cannot write that it cannot, and what to do (SpecError)."""
+    try:
+        yield
+    except DoesNotFitError as error:
+        why = getattr(error.__cause__, "strerror", None) or "the disk is full"
+        raise DoesNotFitError(f"{path} cannot be written ({why}); free some space, or {advice}.") from error
+    except OSError as error:
+        raise SpecError(f"{path} cannot be written ({error.strerror or error}); {advice}.") from error
+
+
 #: What imports that have not ended must remove: a signal may end a command between any two of its steps.
 _unfinished: dict[int, Callable[[], None]] = {}
 
@@ -121,14 +133,15 @@ def only_importer(destination: Path, *, make_folder: Callable[[Path], None] | No
     number = id(clean)
     _unfinished[number] = clean
     try:
-        if make_folder is not None:
-            make_folder(destination.parent)
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        while not taken:
-            if (lock := locks.take(path)) is not None:
-                taken.append(lock)
-            else:
-                time.sleep(_POLL_SECONDS)
+        with writable(destination, "choose another destination"):
+            if make_folder is not None:
+                make_folder(destination.parent)
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            while not taken:
+                if (lock := locks.take(path)) is not None:
+                    taken.append(lock)
+                else:
+                    time.sleep(_POLL_SECONDS)
         _remove_imports_of(destination)
         yield
     finally:

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from dlscale.batch import records
 from dlscale.batch.workspace import ENDED, HEARTBEAT_SECONDS, Heartbeat, Job, JobState
 from dlscale.engine.progress import Emit, Event, MemorySampler
 from dlscale.errors import DoesNotFitError, SpecError
 from dlscale.showing import shown, without_secrets
+from dlscale.storage.atomic import open_at_once
 from dlscale.storage.locks import LockLostError
 
 #: How often a running job looks whether it is to be cancelled.
@@ -183,7 +183,7 @@ class _Formatter(logging.Formatter):
 def _open_to_append(path: Path) -> int:
     """A file of the job, made where it is absent (SpecError if something else stands there, such as a link)."""
     try:
-        return records.open_at_once(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW)
+        return open_at_once(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise

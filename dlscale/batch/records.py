@@ -6,9 +6,7 @@ the types and ranges that its writer gave it.
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypeVar
@@ -17,6 +15,7 @@ from pydantic import ConfigDict, Field, GetPydanticSchema, TypeAdapter, Validati
 from typing_extensions import TypedDict
 
 from dlscale.errors import SpecError
+from dlscale.storage.atomic import open_at_once
 from dlscale.storage.descriptions import CertificateRecord, first_fault
 
 T = TypeVar("T")
@@ -139,15 +138,6 @@ def read_bytes(path: str | Path) -> bytes:
     if len(data) > MAX_BYTES:
         raise SpecError(f"{path} is damaged: it has more than {MAX_BYTES:,} bytes.")
     return data
-
-
-def open_at_once(path: str | os.PathLike[str], flags: int) -> int:
-    """An opener for `open` that does not wait for the other end of a pipe, and takes nothing that has no end (OSError)."""
-    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is no plain file", os.fspath(path))
-    return descriptor
 
 
 def checksum(data: bytes) -> int:

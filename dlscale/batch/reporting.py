@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dlscale.batch.document import read_document
+from dlscale.batch.document import read_stored
+from dlscale.batch.places import writable
 from dlscale.batch.workspace import Job
 from dlscale.errors import InputError, SpecError
 from dlscale.report.html import render
@@ -18,14 +20,21 @@ from dlscale.storage.groups import small_arrays
 _MAX_ARRAY_BYTES = 32 * 2**20
 
 
-def write_report(job: Job) -> Path:
-    """Draw report.html anew, whatever state the job is in.
+def write_report(job: Job, path: Path | None = None) -> Path:
+    """Draw a job's report anew, whatever state the job is in.
+
+    Parameters
+    ----------
+    job : Job
+    path : Path, optional
+        Where it goes; by default to report.html in the job's folder.
 
     Raises
     ------
     SpecError
-        If its state is damaged, or another file so that the report cannot be drawn.
+        If its state is damaged, or another file so that the report cannot be drawn, or nothing can be written there.
     """
+    path = path or job.report
     record = read_record(job)
     try:
         drawn = render(record)
@@ -34,8 +43,11 @@ def write_report(job: Job) -> Path:
             f"The report of {job.id} cannot be drawn ({type(error).__name__}: {error}): a file in {job.folder} is damaged. "
             f"`dlscale status {job.id}` and `dlscale logs {job.id}` do not need it."
         ) from error
-    write_atomically(job.report, drawn.encode(), fsync=False)
-    return job.report
+    if os.path.lexists(path) and not path.is_file():
+        raise SpecError(f"The report cannot replace {path}, which is no plain file; name another with `--output FILE.html`.")
+    with writable(path, f"draw it elsewhere with `dlscale report {job.id} --output FILE.html`"):
+        write_atomically(path, drawn.encode(), fsync=False)
+    return path
 
 
 def read_record(job: Job) -> JobRecord:
@@ -50,7 +62,7 @@ def read_record(job: Job) -> JobRecord:
             faults.append(f"Left out of this report: {error}")
             return otherwise
 
-    spec: dict[str, Any] = part(lambda: read_document(job.spec).data, {})
+    spec: dict[str, Any] = part(lambda: read_stored(job.spec).data, {})
     plan = part(job.read_plan, {})
     events = part(job.read_events, [])
     arrays = part(lambda: small_arrays(state.result, max_bytes=_MAX_ARRAY_BYTES) if state.result else {}, {})

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from dlscale.batch.document import parse_scalar, read_document, set_value
+from dlscale.batch.document import parse_scalar, read_document, read_stored, set_value
 from dlscale.batch.kinds import KINDS
 from dlscale.batch.main_guard import require_main_guard
 from dlscale.batch.pacing import PacedCheckpoint
@@ -194,7 +194,7 @@ def reopen(job: Job, workspace: Workspace, *, cluster: str | None = None, progre
     if locks.is_held(job.lock):
         raise SpecError(f"Job {job.id} is running already; `dlscale status {job.id}` shows how far it is.")
     job.check_files()
-    document = restore_secrets(read_document(job.spec))
+    document = restore_secrets(read_stored(job.spec))
     if cluster is not None:
         document = set_value(document, ["cluster"], parse_scalar(cluster, "--cluster"), "--cluster")
     spec, record = parse_spec(document), job.read_plan()

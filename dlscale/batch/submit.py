@@ -18,6 +18,7 @@ import yaml
 from dlscale.batch.document import read_document
 from dlscale.batch.driver import detach, drive_on_worker, mark_cancelled
 from dlscale.batch.kinds import KINDS
+from dlscale.batch.places import writable
 from dlscale.batch.prepare import Prepared, prepare
 from dlscale.batch.queue import Queue, Ticket
 from dlscale.batch.recorder import plain
@@ -210,26 +211,38 @@ def cancel(job: Job, root: Workspace) -> JobState:
     Raises
     ------
     SpecError
-        If it has ended.
+        If it has ended, or its folder cannot be written.
     TimeoutError
         If its process does not answer; it stops as soon as it does.
     """
     state = job.read_state()
     if state.state in ENDED:
         raise SpecError(f"Job {job.id} has ended already; it is {state.state}.")
-    job.cancel.touch()
+    with writable(job.cancel, "cancel it where its workspace can be written"):
+        job.cancel.touch()
     deadline = time.monotonic() + _CANCEL_SECONDS
     while time.monotonic() < deadline:
         state = job.read_state()
         if state.state in ENDED:
             _until_free(job)
             return state
-        if state.state in ("submitted", "lost"):
-            with suppress(SpecError), job.claimed():
-                mark_cancelled(job, Queue(root))
-                return job.read_state()
+        if state.state in ("submitted", "lost") and _cancelled_here(job, root):
+            return job.read_state()
         time.sleep(_POLL_SECONDS)
     raise TimeoutError(f"Job {job.id} has not stopped in {_CANCEL_SECONDS:.0f} s; it stops when its process answers.")
+
+
+def _cancelled_here(job: Job, root: Workspace) -> bool:
+    """Cancel a job that no process runs; False if one has taken it meanwhile."""
+    try:
+        lock = job.take()
+        if lock is not None:
+            with lock:
+                mark_cancelled(job, Queue(root))
+    except SpecError:
+        job.cancel.unlink(missing_ok=True)
+        raise
+    return lock is not None
 
 
 def _check_place(prepared: Prepared) -> None:

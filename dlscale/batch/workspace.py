@@ -19,7 +19,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -193,30 +193,25 @@ class Job:
             if leftover.is_file():
                 leftover.unlink()
 
-    def claim(self) -> locks.Lock:
-        """Take the job for this process until it is released or the process ends.
+    def take(self) -> locks.Lock | None:
+        """Take the job for this process until it is released or the process ends; None if another process has it.
 
         Raises
         ------
         SpecError
-            If another process has it, or its folder cannot be written.
+            If its folder cannot be written, or something else stands where its lock must be.
         """
         try:
-            lock = locks.take(self.lock)
+            return locks.take(self.lock)
         except OSError as error:
             raise SpecError(f"Job {self.id} cannot be taken by this process: {self.lock}: {error.strerror}.") from error
+
+    def claim(self) -> locks.Lock:
+        """As `take`, of a job that no other process has (SpecError)."""
+        lock = self.take()
         if lock is None:
             raise SpecError(f"Job {self.id} is running already; `dlscale status {self.id}` shows how far it is.")
         return lock
-
-    @contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Have the job for the body (SpecError if another process has it)."""
-        lock = self.claim()
-        try:
-            yield
-        finally:
-            lock.release()
 
 
 class Workspace:

@@ -49,6 +49,21 @@ def fsync_path(path: str | os.PathLike[str]) -> None:
         os.close(descriptor)
 
 
+def open_at_once(path: str | os.PathLike[str], flags: int) -> int:
+    """An opener for `open` that does not wait for the other end of a pipe, and takes nothing that has no end (OSError)."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no plain file", os.fspath(path))
+    return descriptor
+
+
+def read_plain(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a file (OSError of what is none, such as a pipe)."""
+    with open(path, "rb", opener=open_at_once) as file:
+        return file.read()
+
+
 def make_folder(path: Path) -> None:
     """Create a folder and its parents where they are absent, and flush the names of the new ones to the disk."""
     if path.is_dir():

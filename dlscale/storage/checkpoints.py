@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from dlscale.errors import CorruptionError, SpecError
+from dlscale.storage.atomic import read_plain
 from dlscale.storage.durable import (
     check_chunk,
     crc32c,
@@ -181,7 +182,7 @@ class Checkpoint:
     def _manifest(self, step: str) -> dict[str, Any] | None:
         path = self._manifests / f"{step}.json"
         try:
-            return _unsealed(path.read_bytes(), step)
+            return _unsealed(read_plain(path), step)
         except FileNotFoundError:
             return None
         except (CorruptionError, OSError) as error:

@@ -91,7 +91,7 @@ def read_window(
 
 def _open(path: Path, flags: int) -> int:
     try:
-        return os.open(path, flags)
+        return os.open(path, flags | os.O_NONBLOCK)  # a pipe is found empty, not waited for
     except FileNotFoundError:
         raise MissingChunkError(f"Chunk {path} is missing; restore it before running.") from None
 

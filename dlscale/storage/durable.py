@@ -17,7 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlscale.errors import CorruptionError, DoesNotFitError
-from dlscale.storage.atomic import PARTIAL, fsync_path, gigabytes, make_folder, replace_file, write_atomically
+from dlscale.storage.atomic import (
+    PARTIAL,
+    fsync_path,
+    gigabytes,
+    make_folder,
+    open_at_once,
+    read_plain,
+    replace_file,
+    write_atomically,
+)
 from dlscale.workspaces import O_DIRECT, PAGE_BYTES
 
 __all__ = [
@@ -157,7 +166,7 @@ def check_chunk(path: Path) -> None:
     """
     got = 0
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=open_at_once) as file:
             left = os.fstat(file.fileno()).st_size - _CRC_BYTES
             while left > 0 and (part := file.read(min(left, 2**24))):
                 got = int(google_crc32c.extend(got, part))
@@ -178,7 +187,7 @@ def read_whole(path: Path, size: int) -> bytes:
         If it cannot be read or has another size.
     """
     try:
-        data = path.read_bytes()
+        data = read_plain(path)
     except FileNotFoundError:
         raise CorruptionError(f"{path} is missing") from None
     except OSError as error:

@@ -19,6 +19,7 @@ import google_crc32c
 import numpy as np
 
 from dlscale.errors import InputError, MissingChunkError
+from dlscale.storage.atomic import open_at_once
 from dlscale.storage.packing import PACKING_KEYS
 from dlscale.storage.signatures import Signature
 from dlscale.storage.zarr_stores import local_root, stamps
@@ -142,7 +143,7 @@ def _exact_bytes(array: Any) -> int | None:
 def _damage(array: Any, path: Path, size: int) -> str:
     """Why a compressed or sharded file cannot be whole, or nothing."""
     last = _last_codec(array)
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=open_at_once) as file:
         if array.shards:
             return _shard_damage(array, file.fileno(), size)
         if last == "zstd":

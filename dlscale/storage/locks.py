@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from dlscale.errors import DlscaleError, SpecError
-from dlscale.storage.atomic import hidden
+from dlscale.storage.atomic import hidden, read_plain
 from dlscale.storage.processes import Owner
 
 #: A lease is touched so often, and is taken over when it was not for so long.
@@ -86,6 +86,12 @@ class Lock:
         if self._lease is not None:
             self._lease.end()
         os.close(descriptor)
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.release()
 
 
 class Lease:
@@ -193,11 +199,8 @@ def take_waiting(path: Path) -> Lock:
 @contextmanager
 def held(path: Path) -> Iterator[Lock]:
     """Have a lock for the body, when it is free."""
-    lock = take_waiting(path)
-    try:
+    with take_waiting(path) as lock:
         yield lock
-    finally:
-        lock.release()
 
 
 def is_held(path: Path) -> bool:
@@ -266,7 +269,7 @@ def _lease_of(path: Path) -> Path:
 
 def _read_lease(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_bytes())
+        record = json.loads(read_plain(path))
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dlscale.errors import SpecError
-from dlscale.storage.atomic import PARTIAL, hidden, make_folder, write_atomically
+from dlscale.storage.atomic import PARTIAL, hidden, make_folder, read_plain, write_atomically
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
@@ -68,12 +69,16 @@ def set_aside(path: Path) -> Path | None:
 def find_node(path: Path) -> dict[str, Any] | None:
     """Metadata of the Zarr node at a path, or None where there is none."""
     try:
-        found = json.loads((path / "zarr.json").read_bytes())
+        found = json.loads(read_plain(path / "zarr.json"))
     except (FileNotFoundError, NotADirectoryError):
         old = any((path / name).is_file() for name in (".zarray", ".zgroup"))
         return {"node_type": "array or group of format 2"} if old else None
     except (ValueError, RecursionError):
         return {"node_type": "unreadable node"}
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return {"node_type": "unreadable node"}  # a pipe, say
     return found if isinstance(found, dict) else {}
 
 

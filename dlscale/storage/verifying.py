@@ -13,6 +13,7 @@ import numpy as np
 
 from dlscale.certificates import Certificate, orthogonality
 from dlscale.errors import CorruptionError, InputError, MissingChunkError
+from dlscale.storage.atomic import read_plain
 from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.durable import check_chunk, crc32c
 from dlscale.storage.groups import open_array, open_arrays, result_attributes
@@ -92,7 +93,7 @@ def verify(path: str, findings: Findings | None = None) -> Findings:
 
 def _is_array(folder: Path) -> bool:
     try:
-        return bool(json.loads((folder / "zarr.json").read_bytes()).get("node_type") == "array")
+        return bool(json.loads(read_plain(folder / "zarr.json")).get("node_type") == "array")
     except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
@@ -126,7 +127,7 @@ def _verify_description(path: str, local: Path | None, findings: Findings) -> No
     for name, crc in seal.get("metadata", {}).items():
         assert local is not None
         try:
-            found = crc32c((local / name).read_bytes())
+            found = crc32c(read_plain(local / name))
         except OSError:
             found = -1
         if found != crc:
@@ -135,7 +136,7 @@ def _verify_description(path: str, local: Path | None, findings: Findings) -> No
 
 def _seal(root: Path) -> dict[str, Any]:
     try:
-        seal = json.loads((root / "zarr.json").read_bytes())["attributes"][SEAL]
+        seal = json.loads(read_plain(root / "zarr.json"))["attributes"][SEAL]
         return seal if isinstance(seal.get("metadata"), dict) else {}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return {}

@@ -21,9 +21,11 @@ from hypothesis import strategies as st
 from victims import ENVIRONMENT, refuse
 
 import dlscale
+from dlscale.batch.driver import wait_for_turn
 from dlscale.batch.queue import Queue, Ticket
 from dlscale.batch.workspace import Heartbeat, Job, JobState, Workspace
 from dlscale.errors import DlscaleError
+from dlscale.storage.checkpoints import Checkpoint
 
 Damage = Callable[[bytes], bytes]
 
@@ -105,21 +107,66 @@ def test_without_one_of_its_files_a_job_is_still_found_and_listed(name: str, job
         path.write_bytes(before)
 
 
-@pytest.mark.parametrize("name", ["state.json", "plan.json", "events.jsonl", "log.txt"])
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "name",
+    ["spec.yaml", "state.json", "plan.json", "events.jsonl", "log.txt", "result.zarr/zarr.json", "result.zarr/s/c/0"],
+)
 def test_a_pipe_or_a_device_in_place_of_a_file_holds_no_command(name: str, job: Job) -> None:
-    path = job.folder / name
+    path, ws = job.folder / name, workspace_of(job)
     before = path.read_bytes()
-    commands = [("jobs",), ("status", job.id), ("logs", job.id), ("verify", job.id)]
-    for plant in (os.mkfifo, lambda place: os.symlink("/dev/zero", place)):
+    commands = [("jobs",), ("status", job.id), ("logs", job.id), ("verify", job.id), ("resume", job.id), ("info", job.result)]
+    for plant, more in ((os.mkfifo, [("report", job.id)]), (lambda place: os.symlink("/dev/zero", place), [])):
         path.unlink()
         plant(path)
         try:
-            ended = [refuse(*command, "--workspace", workspace_of(job), cwd=workspace_of(job)) for command in commands]
+            asked = [command if command[0] == "info" else (*command, "--workspace", ws) for command in (*commands, *more)]
+            ended = [refuse(*command, cwd=ws) for command in asked]
         finally:
             path.unlink()
             path.write_bytes(before)
         assert {one.code for one in ended} <= {0, 1, 2}
-        assert any(f"{path} cannot be read" in one.err + one.out for one in ended), ended
+        assert any(str(path) in one.err + one.out for one in ended), ended
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("plant", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_what_is_no_lock_in_its_place_is_told_at_once(plant: Callable[[Path], None], job: Job, tmp_path: Path) -> None:
+    """By `cancel`, which leaves nothing that would cancel the job later, and by the process that was to take the job."""
+    waiting = waiting_job(tmp_path / "ws")
+    plant(waiting.lock)
+    refused = refuse("cancel", waiting.id, "--workspace", tmp_path / "ws", cwd=tmp_path)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert str(waiting.lock) in refused.err
+    assert refused.seconds < 10
+    assert not waiting.cancel.exists()
+    assert not wait_for_turn(waiting, Queue(Workspace(tmp_path / "ws")), Ticket(waiting.id, 1.0))
+    state = waiting.read_state()
+    assert state.state == "failed"
+    assert str(waiting.lock) in state.message
+
+
+def waiting_job(workspace: Path) -> Job:
+    """A submitted job that nobody has taken, for ever on its way."""
+    job = Workspace(workspace).job("waiting")
+    job.folder.mkdir(parents=True)
+    job.spec.touch()
+    job.write_state(JobState(job.id, job.id, "svd", "submitted", time.time(), Heartbeat.now()))
+    return job
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("plant", [os.mkfifo, lambda place: os.symlink("/dev/zero", place)], ids=["pipe", "device"])
+@pytest.mark.parametrize("name", ["manifests/pass.json", "steps/pass/a/c/0", "steps/pass/a/zarr.json", "scratch/b/c/0"])
+def test_a_pipe_in_a_checkpoint_is_damage_and_holds_nobody(name: str, plant: Callable[[Path], None], tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "c")
+    scratch = checkpoint.scratch("b", (4,), "f8", chunks=(4,))
+    scratch.write(0, np.ones(4))
+    checkpoint.save("pass", {"a": np.ones(3)}, writers=[scratch])
+    (tmp_path / "c" / name).unlink()
+    plant(tmp_path / "c" / name)
+    assert checkpoint.load("pass") is None
+    assert str(tmp_path / "c" / name) in checkpoint.problems[0]
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -180,7 +227,7 @@ def test_a_damaged_ticket_holds_nobody_and_hides_no_running_job(damage: str, tmp
         path.write_bytes(DAMAGE[damage](path.read_bytes()))
     assert queue.take_turn(mine) == ["runs"]
     job = workspace.job("runs")
-    with job.claimed():
+    with job.claim():
         job.state.write_bytes(b"{")
         assert queue.take_turn(mine) == ["runs"]
     assert queue.take_turn(mine) == []

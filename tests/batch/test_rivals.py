@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from victims import (
     killed_at_the_end,
     leftovers,
     make_matrix,
+    refuse,
     spawn,
     system,
     wait_for,
@@ -132,8 +134,39 @@ def test_waiting_where_nothing_can_be_written(folder: Path, tmp_path: Path) -> N
             ended = call(*command, "--workspace", place, cwd=folder)
             assert ended.code in (1, 2), (command, ended)
             assert "Traceback" not in ended.err
+        assert_said_where_and_what_to_do(place, job, folder)
+        np.save(folder / "rows.npy", np.eye(3))
+        imported = refuse("import", folder / "rows.npy", place / "new.zarr", cwd=folder)
+        assert (imported.code, imported.err.count("\n")) == (2, 1)
+        assert f"{place / 'new.zarr'} cannot be written (Read-only file system)" in imported.err
     finally:
         subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_a_full_disk_around_a_workspace(folder: Path, tmp_path: Path) -> None:
+    assert call("run", "job.yaml", "--set", "params.power_iterations=1", cwd=folder).code == 0
+    place = tmp_path / "mounted"
+    place.mkdir()
+    system("mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", place)
+    try:
+        shutil.copytree(folder / "dlscale-workspace", place / "ws")
+        with suppress(OSError), open(place / "fill", "wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+        assert_said_where_and_what_to_do(place / "ws", job_folder(folder).name, folder)
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+def assert_said_where_and_what_to_do(workspace: Path, job: str, folder: Path) -> None:
+    """Of `report`: which file cannot be written, and that another place can be named, which then works."""
+    ended = refuse("report", job, "--workspace", workspace, cwd=folder)
+    assert (ended.code, ended.err.count("\n")) == (2, 1), ended
+    assert f"{workspace / 'jobs' / job / 'report.html'} cannot be written" in ended.err
+    assert f"dlscale report {job} --output FILE.html" in ended.err
+    assert refuse("report", job, "--workspace", workspace, "--output", "elsewhere.html", cwd=folder).code == 0
+    assert (folder / "elsewhere.html").read_text().startswith("<!DOCTYPE html>")
+    assert "no plain file" in refuse("report", job, "--workspace", workspace, "--output", "/dev/null", cwd=folder).err
 
 
 KILLED = """
