@@ -14,12 +14,15 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import pickle
+import shutil
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -28,6 +31,7 @@ from dask._task_spec import DataNode, Task, TaskRef
 from dlscale.engine.clusters import Cluster
 from dlscale.engine.grids import RowGrid, blocks
 from dlscale.engine.outputs import ArrayOutput, Collector, RowOutput, TransposedOutput
+from dlscale.engine.parcels import LARGE_BYTES, Parcel, opened, pack
 from dlscale.engine.progress import Emit, Event, Meter, ignore
 from dlscale.engine.reading import read_ahead
 from dlscale.engine.watching import Watch, watchdog
@@ -231,12 +235,25 @@ class Passes:
             raise SpecError(
                 "Outputs in memory need cluster: threads; on other clusters give a checkpoint and a result to write to."
             )
-        sweep = _Sweep(token, step, A, fold, grid.block_rows, tuple(outputs))
-        graph, root = _reduction_tree(sweep, grid)
-        state: State = self.cluster.compute(graph, root, Watch(token, listener, stalled))
+        with self._parcels() as folder:
+            sweep = _Sweep(token, step, A, fold, grid.block_rows, tuple(outputs), folder and folder / step)
+            graph, root = _reduction_tree(sweep, grid)
+            state: State = opened(self.cluster.compute(graph, root, Watch(token, listener, stalled)))
         if not _all_finite(state):
             raise OutOfRange(f"The entries are finite, but sums of their products overflow; {_ADVICE}")
         return state
+
+    @contextmanager
+    def _parcels(self) -> Iterator[Path | None]:
+        """A folder for large arrays that other processes read; None where there are none, or no place for it."""
+        if self.cluster.shares_memory or self.checkpoint is None:
+            yield None
+            return
+        folder = self.checkpoint.directory / "parcels"
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _save(self, step: str, state: State, outputs: Sequence[RowOutput]) -> None:
         if self.checkpoint is None:
@@ -249,10 +266,12 @@ class Passes:
 
 @dataclass(frozen=True)
 class _Sweep:
-    """What every leaf of a pass needs, shipped to each worker once.
+    """What every leaf of a pass needs, shipped to each worker once, as a parcel.
 
-    It travels as one piece of bytes: arrays that Dask receives on their own may lie at odd addresses, and every product
-    with such an array copies it first.
+    Parameters
+    ----------
+    parcels : Path, optional
+        Where large arrays of this pass go, its operands and its result; a number is put behind it.
     """
 
     token: str
@@ -261,14 +280,26 @@ class _Sweep:
     fold: Fold
     block_rows: int
     outputs: tuple[RowOutput, ...]
+    parcels: Path | None = None
 
-    def __reduce__(self) -> tuple[Callable[..., _Sweep], tuple[bytes]]:
-        fields = (self.token, self.step, self.A, self.fold, self.block_rows, self.outputs)
-        return _unpack, (pickle.dumps(fields, protocol=4),)
+    def __reduce__(self) -> tuple[type[Parcel], tuple[bytes]]:
+        return self._parcel.__reduce__()
 
+    @cached_property
+    def _parcel(self) -> Parcel:
+        fields = (self.token, self.step, self.A, self.fold, self.block_rows, self.outputs, self.parcels)
+        return pack(fields, self.parcels)
 
-def _unpack(fields: bytes) -> _Sweep:
-    return _Sweep(*pickle.loads(fields))
+    @classmethod
+    def of(cls, shared: Any) -> _Sweep:
+        """The sweep that a task was given, as it is or as a parcel."""
+        return shared if isinstance(shared, cls) else cls(*shared.open())
+
+    def result(self, state: State) -> Any:
+        """The state of all rows, as it goes to the driver."""
+        if self.parcels is None or sum(value.nbytes for value in state.values()) < LARGE_BYTES:
+            return state
+        return pack(state, self.parcels.with_name(f"{self.parcels.name}-result"))
 
 
 #: Partial results that one task merges: fewer tasks than a binary tree, and still few at a time in memory.
@@ -287,7 +318,7 @@ def _reduction_tree(sweep: _Sweep, grid: RowGrid) -> tuple[dict[Any, Any], Any]:
         # Dask deals out equally what has one name, so merges have another than leaves.
         key = (f"{token}-leaf", i)
         # Said to be a producer, a leaf goes to any idle worker; otherwise all would follow the sweep to the one that has it.
-        graph[key] = Task(key, _run_leaf, TaskRef(sweep_key), start, stop, _data_producer=True)
+        graph[key] = Task(key, _run_leaf, TaskRef(sweep_key), start, stop, last=grid.n_leaves == 1, _data_producer=True)
         level.append(key)
     for depth in itertools.count(1):
         if len(level) == 1:
@@ -295,22 +326,24 @@ def _reduction_tree(sweep: _Sweep, grid: RowGrid) -> tuple[dict[Any, Any], Any]:
         above = []
         for i in range(0, len(level), fan_in):
             key = (f"{token}-merge-{depth}", i)
-            graph[key] = Task(key, _merge, TaskRef(sweep_key), *map(TaskRef, level[i : i + fan_in]))
+            graph[key] = Task(key, _merge, TaskRef(sweep_key), *map(TaskRef, level[i : i + fan_in]), last=len(level) <= fan_in)
             above.append(key)
         level = above
     raise AssertionError("unreachable")
 
 
-def _merge(sweep: _Sweep, first: State, *others: State) -> State:
+def _merge(shared: Any, first: State, *others: State, last: bool = False) -> Any:
+    sweep = _Sweep.of(shared)
     # A merge may be repeated after a worker died, so it must not change its arguments.
     total = {name: value.copy() for name, value in first.items()}
     for state in others:
         total = sweep.fold.merge(total, state)
-    return total
+    return sweep.result(total) if last else total
 
 
-def _run_leaf(sweep: _Sweep, start: int, stop: int) -> State:
+def _run_leaf(shared: Any, start: int, stop: int, *, last: bool = False) -> Any:
     """Fold the rows ``start:stop`` of the matrix, block by block."""
+    sweep = _Sweep.of(shared)
     meter = Meter(sweep.token, sweep.step)
     row_bytes = sweep.A.shape[1] * sweep.A.stored_dtype.itemsize
     fold, state = sweep.fold, sweep.fold.start()
@@ -328,7 +361,7 @@ def _run_leaf(sweep: _Sweep, start: int, stop: int) -> State:
     meter.flush()
     if not _all_finite(state):
         _find_non_finite(sweep, start, stop)
-    return state
+    return sweep.result(state) if last else state
 
 
 def _all_finite(state: State) -> bool:
