@@ -16,8 +16,8 @@ from helpers import THREADS, Array, eps, wide_precision
 from dlscale.certificates import LAPACK_THRESHOLD
 from dlscale.engine.clusters import Cluster, ClusterFacts, open_cluster
 from dlscale.engine.outcome import Outcome
-from dlscale.engine.passes import Passes
 from dlscale.engine.progress import Emit, ignore
+from dlscale.engine.run import Run
 from dlscale.linalg.cholesky import CholeskyOptions, compute_cholesky, plan_cholesky
 from dlscale.linalg.lu import LUOptions, compute_lu, plan_lu
 from dlscale.linalg.qr import QROptions, compute_qr, plan_qr
@@ -45,7 +45,7 @@ def factor(
     """The outcome, and the arrays of a factorization, certified or not.
 
     A group of so many panels, instead of what memory asks for, and two finished panels a graph. ``options`` are those of the
-    kind, ``passes`` what `Passes` takes.
+    kind, ``passes`` what `Run` takes.
     """
     chosen, plan_of, run = KINDS[kind]
     A = open_matrix(source)
@@ -53,9 +53,9 @@ def factor(
     if group:
         plan = replace(plan, panels=replace(plan.panels, group=group, streamed=2))
     with nullcontext(cluster) if cluster else open_cluster(facts) as opened:
-        passed = Passes(opened, **(passes or {}))
-        outcome = run(passed, A, chosen(**options), plan)
-    return outcome, outcome.arrays | passed.outputs
+        job = Run(opened, **(passes or {}))
+        outcome = run(job, A, chosen(**options), plan)
+    return outcome, outcome.arrays | job.outputs
 
 
 def factor_in_files(

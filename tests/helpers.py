@@ -16,7 +16,7 @@ from dlscale.engine.clusters import ClusterFacts, open_cluster
 from dlscale.engine.costs import Plan
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.outcome import Outcome
-from dlscale.engine.passes import Passes
+from dlscale.engine.run import Run
 from dlscale.storage.matrices import open_matrix
 
 Array = np.ndarray[Any, Any]
@@ -108,9 +108,9 @@ def compute(plan_of: Callable[..., Plan], run: Callable[..., Outcome], source: A
         rows = plan.grid.block_rows
         plan = replace(plan, grid=RowGrid(plan.grid.n_rows, rows, 2 * rows))
     with open_cluster(facts) as cluster:
-        passes = Passes(cluster, **more)
-        outcome = run(passes, A, options, plan)
-    return outcome, outcome.arrays | passes.outputs, plan
+        job = Run(cluster, **more)
+        outcome = run(job, A, options, plan)
+    return outcome, outcome.arrays | job.outputs, plan
 
 
 #: How one and the same matrix may be stored: what the reader does for each is different.

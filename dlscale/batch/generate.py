@@ -18,6 +18,7 @@ from dlscale.batch.sections import ClusterSpec, Positive, Section
 from dlscale.engine.clusters import open_cluster
 from dlscale.engine.passes import Passes
 from dlscale.engine.progress import Emit, ignore
+from dlscale.engine.run import Run
 from dlscale.engine.started import ADDRESS
 from dlscale.errors import SpecError
 from dlscale.gallery import SpectrumMatrix, flat, geometric, power, step
@@ -88,7 +89,7 @@ def generate(spec: GenerateSpec, destination: Path, *, emit: Emit = ignore) -> P
     check_writable(destination.absolute().parent)
     require_free_space(destination, spec.n_bytes)
     with open_cluster(cluster_request(spec.cluster)) as cluster:
-        return Path(generate_matrix(Passes(cluster, emit=emit), matrix, destination, chunks=chunks))
+        return Path(generate_matrix(Passes(Run(cluster, emit=emit)), matrix, destination, chunks=chunks))
 
 
 def _singular_values(spec: GenerateSpec) -> Any:

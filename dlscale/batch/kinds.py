@@ -9,7 +9,7 @@ from typing import Any
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import Plan
 from dlscale.engine.outcome import Outcome
-from dlscale.engine.passes import Passes
+from dlscale.engine.run import Run
 from dlscale.learn.covariate import CovariateOptions, compute_covariate, plan_covariate
 from dlscale.learn.predicting import PredictOptions, compute_predict, plan_predict
 from dlscale.learn.task import TrainOptions
@@ -37,7 +37,7 @@ class Kind:
     options : type
         Frozen dataclass made from the spec's ``params`` and, by their names, the sections that only this kind has.
     plan, compute : callable
-        From (inputs, options, facts) to a plan, and from (passes, inputs, options, plan) to an outcome.
+        From (inputs, options, facts) to a plan, and from (run, inputs, options, plan) to an outcome.
     plan_type : type
         What ``plan`` returns; its ``from_dict`` reads back what ``to_dict`` wrote when a job goes on.
     collective : bool
@@ -46,7 +46,7 @@ class Kind:
 
     options: type[Any]
     plan: Callable[[Inputs, Any, ClusterFacts], Any]
-    compute: Callable[[Passes, Inputs, Any, Any], Outcome]
+    compute: Callable[[Run, Inputs, Any, Any], Outcome]
     plan_type: type[Any] = Plan
     collective: bool = False
 
@@ -54,14 +54,14 @@ class Kind:
 def on_matrix(
     options: type[Any],
     plan: Callable[[Matrix, Any, ClusterFacts], Any],
-    compute: Callable[[Passes, Matrix, Any, Any], Outcome],
+    compute: Callable[[Run, Matrix, Any, Any], Outcome],
     plan_type: type[Any] = Plan,
 ) -> Kind:
     """A kind whose algorithm takes the one matrix itself."""
     return Kind(
         options,
         lambda inputs, options, facts: plan(inputs["matrix"], options, facts),
-        lambda passes, inputs, options, plan: compute(passes, inputs["matrix"], options, plan),
+        lambda run, inputs, options, plan: compute(run, inputs["matrix"], options, plan),
         plan_type,
     )
 

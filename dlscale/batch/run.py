@@ -35,8 +35,8 @@ from dlscale.engine.clusters import open_cluster
 from dlscale.engine.launchers import lost_rank
 from dlscale.engine.machine import describe_machine
 from dlscale.engine.outcome import Outcome
-from dlscale.engine.passes import Passes
 from dlscale.engine.progress import Emit, Event, ignore
+from dlscale.engine.run import Run
 from dlscale.errors import CertificateError, DlscaleError, InputError, Interrupted, NumericalError, RankError, SpecError
 from dlscale.storage import locks
 from dlscale.storage.atomic import fsync_path, hidden, write_atomically
@@ -293,8 +293,8 @@ def _compute(job: Job, prepared: Prepared, group: ResultGroup, recorder: Recorde
     try:
         with open_cluster(prepared.facts) as cluster:
             losses = cluster.losses
-            passes = Passes(cluster, checkpoint=checkpoint, result=group, emit=emit, stall_seconds=prepared.spec.stall)
-            outcome = KINDS[prepared.spec.kind].compute(passes, prepared.inputs, prepared.options, prepared.plan)
+            run = Run(cluster, checkpoint=checkpoint, result=group, emit=emit, stall_seconds=prepared.spec.stall)
+            outcome = KINDS[prepared.spec.kind].compute(run, prepared.inputs, prepared.options, prepared.plan)
     except Stop:
         checkpoint.flush()
         raise

@@ -20,6 +20,7 @@ from dlscale.engine.grids import BLOCK_BYTES, RowGrid, plan_grid
 from dlscale.engine.panel_grids import PanelGrid, choose_panel
 from dlscale.engine.panels import Panels
 from dlscale.engine.passes import Fold, Passes, State
+from dlscale.engine.run import Run
 from dlscale.engine.transforms import Facts, Method, Transform
 from dlscale.engine.watching import Watch, Wishes
 from dlscale.errors import SpecError
@@ -147,7 +148,7 @@ def _add_pass(builder: JobBuilder, graph: TracedGraph, shape: tuple[int, int], b
     if not whole:
         grid = grid.coarser(n_columns * sweep.A.dtype.itemsize)  # a pass over what an earlier one wrote
     recorder = RecordingCluster()
-    Passes(recorder).sweep(sweep.step, _virtual((shape[0], n_columns)), _NoFold(), grid)
+    Passes(Run(recorder)).sweep(sweep.step, _virtual((shape[0], n_columns)), _NoFold(), grid)
     wider = n_columns / sweep.A.shape[1]
     cost_of = _PassRates(graph, grid, sweep.A.shape[0], wider).cost_of
     n_bytes = int(len(pickle.dumps(sweep)) * wider)
@@ -163,7 +164,7 @@ def _add_panels(
     rates = _PanelRates(graphs, work.method, work.grid, grid)
     recorder = RecordingCluster()
     target = np.broadcast_to(np.zeros(()), shape)
-    Panels(Passes(recorder)).factor("grown", _virtual(shape), _NoMethod(work.method), grid, target, probes=np.zeros((shape[1], 1)))
+    Panels(Run(recorder)).factor("grown", _virtual(shape), _NoMethod(work.method), grid, target, probes=np.zeros((shape[1], 1)))
     for graph in recorder.graphs:
         builder.add(
             graph.graph,

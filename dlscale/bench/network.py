@@ -21,6 +21,7 @@ from dlscale.engine.facts import list_workers
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.ranks import Communicator, MPICommunicator
+from dlscale.engine.run import Run
 from dlscale.storage.matrices import Array, ArrayMatrix
 
 _LARGE_BYTES = 2**26
@@ -96,7 +97,7 @@ class _Nothing(Fold):
 
 def _pass(cluster: Cluster, n: int) -> float:
     started = time.perf_counter()
-    Passes(cluster).sweep("bench", ArrayMatrix(np.zeros((n, 1))), _Nothing(), RowGrid(n, 1, 1))
+    Passes(Run(cluster)).sweep("bench", ArrayMatrix(np.zeros((n, 1))), _Nothing(), RowGrid(n, 1, 1))
     return time.perf_counter() - started
 
 

@@ -22,7 +22,7 @@ from dlscale.bench.simulation import ModelCluster, SimulatedJob, simulate
 from dlscale.bench.tracing import Trace, TracingCluster, replayed
 from dlscale.bench.training import predict_training
 from dlscale.bench.workloads import make_job, workload
-from dlscale.engine.passes import Passes
+from dlscale.engine.run import Run
 from dlscale.errors import DlscaleError
 from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.results import ResultGroup
@@ -59,9 +59,9 @@ def _run(kind: str, folder: Path, size: float, cluster: TracingCluster) -> tuple
         root = Path(place)
         prepared = prepare(parse_spec(document), document, Workspace(root / "workspace"))
         group = ResultGroup(root / "result.zarr", fsync=False)
-        passes = Passes(cluster, checkpoint=Checkpoint(root / "checkpoint.zarr"), result=group)
+        run = Run(cluster, checkpoint=Checkpoint(root / "checkpoint.zarr"), result=group)
         with closing(group):
-            KINDS[kind].compute(passes, prepared.inputs, prepared.options, prepared.plan)
+            KINDS[kind].compute(run, prepared.inputs, prepared.options, prepared.plan)
             ended = cluster.clock()
     return float(prepared.plan.flops), ended
 

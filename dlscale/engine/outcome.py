@@ -18,7 +18,7 @@ class Outcome:
     arrays : dict
         The small arrays of the result, by their names in the result's layout.
     stored : tuple of str
-        Names of the tall arrays, already written by row blocks to the outputs of the passes.
+        Names of the tall arrays, already written by row blocks to the outputs of the run.
     certificate : Certificate
         What was measured of the answer.
     estimates : dict

@@ -19,8 +19,8 @@ from dask._task_spec import DataNode, Task, TaskRef
 from dlscale.engine import panel_tasks as tasks
 from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.panel_tasks import Work
-from dlscale.engine.passes import Passes
 from dlscale.engine.progress import Event
+from dlscale.engine.run import Run
 from dlscale.engine.transforms import Facts
 from dlscale.engine.watching import Watch, Wishes, watchdog
 from dlscale.errors import DlscaleError, WorkersLostError
@@ -60,29 +60,29 @@ class Group(ABC):
 
     Parameters
     ----------
-    passes : Passes
+    run : Run
     work : Work
     group : range
         The panels.
     """
 
-    def __init__(self, passes: Passes, work: Work, group: range) -> None:
-        self.passes, self.work, self.group, self.grid = passes, work, group, work.grid
+    def __init__(self, run: Run, work: Work, group: range) -> None:
+        self.run, self.work, self.group, self.grid = run, work, group, work.grid
         #: The key of each panel's latest state.
         self.panels: dict[int, Key] = {}
         self.held: dict[Key, Any] = {}
-        self._workers = passes.cluster.workers()
+        self._workers = run.cluster.workers()
 
     @property
     def has_lost_workers(self) -> bool:
         """Whether a worker that was there at the start is there no more."""
         try:
-            return not self._workers <= self.passes.cluster.workers()
+            return not self._workers <= self.run.cluster.workers()
         except DlscaleError:
             return False  # the scheduler is gone, which is said elsewhere
 
     @abstractmethod
-    def run(self) -> Facts:
+    def compute(self) -> Facts:
         """Do the work; small results by name."""
 
     def graph(self, steps: Sequence[int] = ()) -> TaskGraph:
@@ -118,20 +118,20 @@ class Group(ABC):
         for start in range(0, len(steps), limit):
             yield steps[start : start + limit]
 
-    def compute(self, graph: TaskGraph, keys: Sequence[Key]) -> None:
+    def hold(self, graph: TaskGraph, keys: Sequence[Key]) -> None:
         """Run a graph; afterwards what the keys name is held, and nothing else."""
-        passes, work = self.passes, self.work
+        run, work = self.run, self.work
         sampled: dict[str, float] = {}
-        touch, stalled = watchdog(passes.stall_seconds)
+        touch, stalled = watchdog(run.stall_seconds)
 
         def listener(event: Event) -> None:
             touch(event)
             rss_bytes = event.pop("rss_bytes")
-            passes.emit(event)
+            run.emit(event)
             # Once a second is enough: a large factorization has millions of tasks.
             if time.monotonic() - sampled.get(event["worker"], 0.0) > 1.0:
                 sampled[event["worker"]] = time.monotonic()
-                passes.emit({"event": "memory", "process": event["worker"], "rss_bytes": rss_bytes})
+                run.emit({"event": "memory", "process": event["worker"], "rss_bytes": rss_bytes})
 
         def checked() -> str:
             if self.has_lost_workers:
@@ -140,9 +140,9 @@ class Group(ABC):
 
         new = [key for key in keys if key in graph.tasks]
         wishes, watch = Wishes(graph.priority, graph.worker), Watch(work.token, listener, checked)
-        fresh = passes.cluster.hold(graph.tasks, new, self.held, wishes, watch)
+        fresh = run.cluster.hold(graph.tasks, new, self.held, wishes, watch)
         held = {key: fresh[key] if key in fresh else self.held[key] for key in keys}
-        passes.cluster.release(handle for key, handle in self.held.items() if key not in held)
+        run.cluster.release(handle for key, handle in self.held.items() if key not in held)
         self.held = held
 
     def go_through(
@@ -159,26 +159,26 @@ class Group(ABC):
                 begin(graph)
             for j in window:
                 step(graph, j)
-            self.compute(graph, kept())
+            self.hold(graph, kept())
 
     def let_go(self) -> None:
         """Hold nothing any more; panels of this group would stand beside those of the next one."""
-        self.passes.cluster.release(self.held.values())
+        self.run.cluster.release(self.held.values())
         self.held = {}
 
 
 class Factoring(Group):
     """A group is loaded, updated by the finished panels, factored, and written."""
 
-    def __init__(self, passes: Passes, work: Work, group: range) -> None:
-        super().__init__(passes, work, group)
+    def __init__(self, run: Run, work: Work, group: range) -> None:
+        super().__init__(run, work, group)
         self.facts: dict[int, Key] = {}
         self.products: list[Key] = []
 
-    def run(self) -> Facts:
+    def compute(self) -> Facts:
         """The facts of the group's factored panels, and the products of its columns with the probes."""
         self.go_through(self.factoring(), self._load, self._step, self._kept)
-        facts = self.passes.cluster.gather([self.held[key] for key in self.facts.values()])
+        facts = self.run.cluster.gather([self.held[key] for key in self.facts.values()])
         settled = self.work.method.settle(facts, self.to_factor.start, self.grid)
         graph = self.graph()
         moves = [move for move, _ in settled] + [None] * (len(self.group) - len(settled))
@@ -186,8 +186,8 @@ class Factoring(Group):
             graph.add(("write", k), tasks.write_panel, k, self.panels[k], move, priority=k, worker=k)
             for k, move in zip(self.group, moves, strict=True)
         ]
-        self.compute(graph, [*written, *self.products])
-        parts = self.passes.cluster.gather([self.held[key] for key in self.products])
+        self.hold(graph, [*written, *self.products])
+        parts = self.run.cluster.gather([self.held[key] for key in self.products])
         sums = {"products": sum((part for part, _ in parts[1:]), parts[0][0]), "largest": np.array(max(x for _, x in parts))}
         return sums | {f"{j}.{name}": value for j, (_, fact) in enumerate(settled) for name, value in fact.items()}
 
@@ -226,12 +226,12 @@ class Factoring(Group):
 class Forming(Group):
     """Columns of the identity, to which the transforms are applied, the last one first."""
 
-    def run(self) -> Facts:
+    def compute(self) -> Facts:
         steps = range(self.group.stop - 1, -1, -1)
         self.go_through(self.windows(steps, fetched=True), lambda graph: None, self._step, lambda: list(self.panels.values()))
         graph = self.graph()
         written = [graph.add(("write", k), tasks.write_panel, k, self.panels[k], None, priority=k, worker=k) for k in self.group]
-        self.compute(graph, written)
+        self.hold(graph, written)
         return {"done": np.array(True)}
 
     def _step(self, graph: TaskGraph, j: int) -> None:
@@ -249,10 +249,10 @@ class Forming(Group):
 class Placing(Group):
     """Finished panels are read, changed, and written to another place."""
 
-    def run(self) -> Facts:
+    def compute(self) -> Facts:
         for window in self.windows(self.group, fetched=False):
             graph = self.graph()
-            self.compute(graph, [graph.add(("place", k), tasks.place_panel, k, priority=k, worker=k) for k in window])
+            self.hold(graph, [graph.add(("place", k), tasks.place_panel, k, priority=k, worker=k) for k in window])
         return {"done": np.array(True)}
 
 

@@ -15,7 +15,6 @@ could only be made again from states that the others have overwritten since, so 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -25,7 +24,7 @@ import numpy as np
 from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.panel_groups import Factoring, Forming, Group, Placing, fresh_token
 from dlscale.engine.panel_tasks import Work
-from dlscale.engine.passes import Passes
+from dlscale.engine.run import Cost, Run
 from dlscale.engine.transforms import Factored, Facts, Finish, Method, Reversible, Seen
 from dlscale.errors import WorkersLostError
 from dlscale.storage.matrices import Array, ArrayMatrix, Matrix
@@ -41,12 +40,11 @@ class Panels:
 
     Parameters
     ----------
-    passes : Passes
-        Whose cluster, checkpoint and events are used.
+    run : Run
     """
 
-    def __init__(self, passes: Passes) -> None:
-        self.passes = passes
+    def __init__(self, run: Run) -> None:
+        self.run = run
 
     def factor(
         self, step: str, A: Matrix, method: Method, grid: PanelGrid, target: ArrayWriter | Array, *, probes: Array
@@ -76,13 +74,13 @@ class Panels:
         NonFiniteError
         StalledError
         """
-        passes, m = self.passes, grid.shape[0]
+        m = grid.shape[0]
         done = Factored(grid, ArrayMatrix(target) if isinstance(target, np.ndarray) else target.matrix(), [])
         products, largest = np.zeros((m, probes.shape[1]), probes.dtype), 0.0
         for number, group in enumerate(grid.groups()):
             work = Work(fresh_token(), f"{step}-{number + 1}", A, method, grid, done, target, probes)
-            flops, n_bytes = group_flops(method, grid, group), group_bytes(A, grid, group)
-            saved = self.memoised(work, flops, n_bytes, partial(Factoring, passes, group=group))
+            cost = Cost(group_flops(method, grid, group), group_bytes(A, grid, group), panel_bytes(grid, group, A))
+            saved = self.memoised(work, cost, partial(Factoring, self.run, group=group))
             products += saved.pop("products")
             largest = max(largest, float(saved.pop("largest")))
             done = replace(done, facts=done.facts + unflatten(saved))
@@ -113,44 +111,28 @@ class Panels:
             )
             n_bytes = sum((m - grid.columns(j)[0]) * grid.width(j) for j in range(group.stop)) * factored.matrix.dtype.itemsize
             work = Work(fresh_token(), f"{step}-{number + 1}", factored.matrix, method, grid, factored, target, NO_PROBES, finish)
-            self.memoised(work, flops, n_bytes, partial(Forming, self.passes, group=group))
+            self.memoised(
+                work, Cost(flops, n_bytes, panel_bytes(grid, group, factored.matrix)), partial(Forming, self.run, group=group)
+            )
 
     def place(self, step: str, factored: Factored, target: ArrayWriter | Array, finish: Finish) -> None:
         """Copy the panels to their final place, each changed by ``finish``."""
         grid = factored.grid
         n_bytes = grid.shape[0] * grid.shape[1] * factored.matrix.dtype.itemsize
         work = Work(fresh_token(), step, factored.matrix, None, grid, factored, target, NO_PROBES, finish)
-        self.memoised(work, 0.0, n_bytes, partial(Placing, self.passes, group=range(grid.n_panels)))
+        self.memoised(work, Cost(0.0, n_bytes, n_bytes), partial(Placing, self.run, group=range(grid.n_panels)))
 
-    def memoised(self, work: Work, flops: float, n_bytes: int, begin: Callable[[Work], Group]) -> Facts:
+    def memoised(self, work: Work, cost: Cost, begin: Callable[[Work], Group]) -> Facts:
         """Compute a step, or take its small results from the checkpoint; then what it wrote is there too."""
-        passes, target = self.passes, work.target
-        name = passes.prefix + work.step
-        work = replace(work, step=name)
-        passes.emit({"event": "pass_started", "step": name, "flops": flops, "bytes": n_bytes})
-        started = time.perf_counter()
-        facts = passes.checkpoint.load(name) if passes.checkpoint else None
-        resumed = facts is not None
-        if facts is None:
-            facts = self._undisturbed(work, begin)
-            if passes.checkpoint is not None:
-                saving = time.perf_counter()
-                written = target.flush() if isinstance(target, ArrayWriter) else {}
-                saved = passes.checkpoint.save(name, facts)
-                seconds = time.perf_counter() - saving
-                passes.emit({"event": "checkpoint", "step": name, "bytes": saved, "files": len(written), "seconds": seconds})
-        seconds = time.perf_counter() - started
-        passes.emit(
-            {"event": "pass_finished", "step": name, "seconds": seconds, "bytes_read": n_bytes, "flops": flops, "resumed": resumed}
-        )
-        return facts
+        flushed = [work.target] if isinstance(work.target, ArrayWriter) else []
+        return self.run.step(work.step, cost, lambda name: self._undisturbed(replace(work, step=name), begin), flushed=flushed)
 
     def _undisturbed(self, work: Work, begin: Callable[[Work], Group]) -> Facts:
         """Run a group; from its start again, under other keys, where a worker was lost meanwhile."""
         for _ in range(MAX_LOSSES):
             group = begin(replace(work, token=fresh_token()))
             try:
-                facts = group.run()
+                facts = group.compute()
                 if not group.has_lost_workers:
                     return facts
             except WorkersLostError:
@@ -161,7 +143,7 @@ class Panels:
                     raise
             finally:
                 group.let_go()
-            self.passes.emit({"event": "warning", "message": f"A worker was lost; {work.step} starts again."})
+            self.run.emit({"event": "warning", "message": f"A worker was lost; {work.step} starts again."})
         raise WorkersLostError(work.step, MAX_LOSSES)
 
 
@@ -184,6 +166,11 @@ def group_bytes(A: Matrix, grid: PanelGrid, group: range) -> int:
     m, item = grid.shape[0], A.dtype.itemsize
     finished = sum((m - grid.columns(j)[0]) * grid.width(j) for j in range(min(group.start, grid.n_steps)))
     return int(m * sum(grid.width(k) for k in group) * A.stored_dtype.itemsize + finished * item)
+
+
+def panel_bytes(grid: PanelGrid, group: range, A: Matrix) -> int:
+    """Bytes of the panels of a group."""
+    return int(grid.shape[0] * sum(map(grid.width, group)) * A.dtype.itemsize)
 
 
 def unflatten(saved: Mapping[str, Array]) -> list[Facts]:

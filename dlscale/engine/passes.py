@@ -28,21 +28,18 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from dask._task_spec import DataNode, Task, TaskRef
 
-from dlscale.engine.clusters import Cluster
 from dlscale.engine.grids import RowGrid, blocks
-from dlscale.engine.outputs import ArrayOutput, Collector, RowOutput, TransposedOutput
+from dlscale.engine.outputs import Collector, RowOutput
 from dlscale.engine.parcels import LARGE_BYTES, Parcel, opened, pack
-from dlscale.engine.progress import Emit, Event, Meter, ignore
+from dlscale.engine.progress import Event, Meter
 from dlscale.engine.reading import read_ahead
+from dlscale.engine.run import Cost, Run, State
 from dlscale.engine.watching import Watch, watchdog
-from dlscale.errors import NonFiniteError, OutOfRange, SpecError
-from dlscale.storage.checkpoints import Checkpoint
+from dlscale.errors import NonFiniteError, OutOfRange
 from dlscale.storage.matrices import Array, Matrix
-from dlscale.storage.results import ArrayWriter, ResultGroup
+from dlscale.storage.results import ArrayWriter
 
 __all__ = ["Fold", "Passes", "RowOutput", "State"]
-
-State = dict[str, Array]
 
 
 class Squares(NamedTuple):
@@ -105,40 +102,21 @@ class Fold(ABC):
 
 
 class Passes:
-    """Runs passes on a cluster and keeps their results.
+    """Runs passes on the cluster of a run.
 
     Parameters
     ----------
-    cluster : Cluster
-    checkpoint : Checkpoint, optional
-        Where the result of each pass, and scratch arrays, are kept; without one, in memory.
-    result : ResultGroup, optional
-        Where outputs that belong to the job's result are written; without one, in memory (`Passes.outputs`).
-    emit : callable
-        Receives events.
-    stall_seconds : float, optional
-        A pass that reports nothing for so long fails.
+    run : Run
     """
 
-    def __init__(
-        self,
-        cluster: Cluster,
-        *,
-        checkpoint: Checkpoint | None = None,
-        result: ResultGroup | None = None,
-        emit: Emit = ignore,
-        stall_seconds: float | None = None,
-    ) -> None:
-        self.cluster, self.checkpoint, self.result, self.emit = cluster, checkpoint, result, emit
-        self.stall_seconds = stall_seconds
-        self.outputs: dict[str, Array] = {}
-        self.prefix = ""
+    def __init__(self, run: Run) -> None:
+        self.run = run
         self.watches_range = False
 
     def apart(self, prefix: str) -> Self:
         """The same passes, their steps and scratch arrays under other names."""
         other = copy.copy(self)
-        other.prefix = self.prefix + prefix
+        other.run = self.run.apart(prefix)
         return other
 
     def watching_range(self) -> Self:
@@ -146,26 +124,6 @@ class Passes:
         other = copy.copy(self)
         other.watches_range = True
         return other
-
-    def scratch(self, name: str, shape: tuple[int, int], dtype: np.dtype[Any], grid: RowGrid) -> RowOutput:
-        """An array for the outputs of a pass that later passes read."""
-        if self.checkpoint is None:
-            return ArrayOutput(np.empty(shape, dtype))
-        chunks = (grid.output_chunk_rows(shape[1] * dtype.itemsize), shape[1])
-        return self.checkpoint.scratch(self.prefix + name, shape, dtype, chunks=chunks)
-
-    def output(
-        self, name: str, shape: tuple[int, int], dtype: np.dtype[Any], grid: RowGrid, *, transposed: bool = False
-    ) -> RowOutput:
-        """An array of the job's result, written by row blocks; stored as its transpose on request."""
-        chunk_rows = grid.output_chunk_rows(shape[1] * dtype.itemsize)
-        stored_shape = shape[::-1] if transposed else shape
-        if self.result is None:
-            array = self.outputs[name] = np.empty(stored_shape, dtype)
-            return ArrayOutput(array.T if transposed else array)
-        chunks = (shape[1], chunk_rows) if transposed else (chunk_rows, shape[1])
-        writer = self.result.create(name, stored_shape, dtype, chunks=chunks)
-        return TransposedOutput(writer) if transposed else writer
 
     def sweep(self, step: str, A: Matrix, fold: Fold, grid: RowGrid, *, outputs: Sequence[RowOutput] = ()) -> State:
         """Run one pass, or return its result if the checkpoint has it.
@@ -193,28 +151,10 @@ class Passes:
             If finite entries overflowed, or, on request, if their squares are not safe (`watching_range`).
         StalledError
         """
-        step = self.prefix + step
         n_bytes = grid.n_rows * A.shape[1] * A.stored_dtype.itemsize
-        cost = {"flops": fold.flops_per_row * grid.n_rows, "bytes": n_bytes}
-        self.emit({"event": "pass_started", "step": step, **cost})
-        started = time.perf_counter()
-        state = self.checkpoint.load(step) if self.checkpoint else None
-        resumed = state is not None
-        if state is None:
-            state = self._compute(step, A, fold, grid, outputs)
-            self._save(step, state, outputs)
-        seconds = time.perf_counter() - started
-        self.emit(
-            {
-                "event": "pass_finished",
-                "step": step,
-                "seconds": seconds,
-                "bytes_read": n_bytes,
-                "bytes_written": sum(output.n_bytes for output in outputs),
-                "flops": cost["flops"],
-                "resumed": resumed,
-            }
-        )
+        cost = Cost(fold.flops_per_row * grid.n_rows, n_bytes, sum(output.n_bytes for output in outputs))
+        writers = [writer for output in outputs if isinstance(writer := getattr(output, "writer", output), ArrayWriter)]
+        state = self.run.step(step, cost, lambda name: self._compute(name, A, fold, grid, outputs), writers=writers)
         squares = fold.squares_in(state) if self.watches_range else None
         if squares and not squares.safe:
             raise OutOfRange(f"The squares of the entries sum to {squares.value:.1e}, which is not safe.", squares.value)
@@ -222,23 +162,20 @@ class Passes:
 
     def _compute(self, step: str, A: Matrix, fold: Fold, grid: RowGrid, outputs: Sequence[RowOutput]) -> State:
         token = f"dlscale-{uuid.uuid4().hex[:12]}"
-        touch, stalled = watchdog(self.stall_seconds)
+        touch, stalled = watchdog(self.run.stall_seconds)
         flops_per_row = fold.flops_per_row
 
         def listener(event: Event) -> None:
             touch(event)
             rss_bytes = event.pop("rss_bytes")
-            self.emit(event | {"flops": flops_per_row * event["rows"]})
-            self.emit({"event": "memory", "process": event["worker"], "rss_bytes": rss_bytes})
+            self.run.emit(event | {"flops": flops_per_row * event["rows"]})
+            self.run.emit({"event": "memory", "process": event["worker"], "rss_bytes": rss_bytes})
 
-        if not self.cluster.shares_memory and any(isinstance(output, ArrayOutput) for output in outputs):
-            raise SpecError(
-                "Outputs in memory need cluster: threads; on other clusters give a checkpoint and a result to write to."
-            )
+        self.run.require_shared(*outputs)
         with self._parcels() as folder:
             sweep = _Sweep(token, step, A, fold, grid.block_rows, tuple(outputs), folder and folder / step)
             graph, root = _reduction_tree(sweep, grid)
-            state: State = opened(self.cluster.compute(graph, root, Watch(token, listener, stalled)))
+            state: State = opened(self.run.cluster.compute(graph, root, Watch(token, listener, stalled)))
         if not _all_finite(state):
             raise OutOfRange(f"The entries are finite, but sums of their products overflow; {_ADVICE}")
         return state
@@ -246,22 +183,14 @@ class Passes:
     @contextmanager
     def _parcels(self) -> Iterator[Path | None]:
         """A folder for large arrays that other processes read; None where there are none, or no place for it."""
-        if self.cluster.shares_memory or self.checkpoint is None:
+        if self.run.cluster.shares_memory or self.run.checkpoint is None:
             yield None
             return
-        folder = self.checkpoint.directory / "parcels"
+        folder = self.run.checkpoint.directory / "parcels"
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-
-    def _save(self, step: str, state: State, outputs: Sequence[RowOutput]) -> None:
-        if self.checkpoint is None:
-            return
-        started = time.perf_counter()
-        writers = [writer for output in outputs if isinstance(writer := getattr(output, "writer", output), ArrayWriter)]
-        n_bytes = self.checkpoint.save(step, state, writers=writers)
-        self.emit({"event": "checkpoint", "step": step, "bytes": n_bytes, "seconds": time.perf_counter() - started})
 
 
 @dataclass(frozen=True)

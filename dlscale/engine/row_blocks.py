@@ -25,8 +25,8 @@ from dlscale.engine import tile_tasks as tasks
 from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.panel_groups import Group, Key, TaskGraph, fresh_token
 from dlscale.engine.panel_tasks import Work, take
-from dlscale.engine.panels import NO_PROBES, Panels, group_flops, unflatten
-from dlscale.engine.passes import Passes
+from dlscale.engine.panels import NO_PROBES, Panels, group_flops, panel_bytes, unflatten
+from dlscale.engine.run import Cost, Run
 from dlscale.engine.tile_tasks import Election, Place, TiledMethod, TileTransform
 from dlscale.engine.transforms import Factored, Facts, Finish, Seen
 from dlscale.storage.matrices import Array, ArrayMatrix, Matrix
@@ -40,12 +40,11 @@ class Tiles:
 
     Parameters
     ----------
-    passes : Passes
-        Whose cluster, checkpoint and events are used.
+    run : Run
     """
 
-    def __init__(self, passes: Passes) -> None:
-        self.panels = Panels(passes)
+    def __init__(self, run: Run) -> None:
+        self.panels = Panels(run)
 
     def factor(
         self, step: str, A: Matrix, method: TiledMethod, grid: PanelGrid, target: ArrayWriter | Array, *, probes: Array
@@ -58,8 +57,8 @@ class Tiles:
             work = Work(fresh_token(), f"{step}-{number + 1}", A, method, grid, done, target, probes)
             flops = group_flops(method.whole, grid, group)
             n_bytes = grid.shape[0] * sum(map(grid.width, range(group.stop))) * A.dtype.itemsize
-            begin = partial(_Factoring, self.panels.passes, group=group, book=book)
-            saved = self.panels.memoised(work, flops, n_bytes, begin)
+            begin = partial(_Factoring, self.panels.run, group=group, book=book)
+            saved = self.panels.memoised(work, Cost(flops, n_bytes, panel_bytes(grid, group, A)), begin)
             products += saved.pop("products")
             largest = max(largest, float(saved.pop("largest")))
             book = {name.removeprefix("book-"): saved.pop(name) for name in [n for n in saved if n.startswith("book-")]}
@@ -74,17 +73,20 @@ class Tiles:
         grid = replace(factored.grid, shape=(m, min(m, n)))
         for number, group in enumerate(grid.groups()):
             steps = [(m - grid.columns(j)[0], grid.width(j), grid.width(k)) for k in group for j in range(k + 1)]
-            flops = sum(method.whole.apply_flops(*sizes) for sizes in steps)
-            n_bytes = sum((m - grid.columns(j)[0]) * grid.width(j) for j in range(group.stop)) * factored.matrix.dtype.itemsize
-            work = Work(fresh_token(), f"{step}-{number + 1}", factored.matrix, method, grid, factored, target, NO_PROBES, finish)
-            self.panels.memoised(work, flops, n_bytes, partial(_Forming, self.panels.passes, group=group))
+            flops, A = sum(method.whole.apply_flops(*sizes) for sizes in steps), factored.matrix
+            n_bytes = sum((m - grid.columns(j)[0]) * grid.width(j) for j in range(group.stop)) * A.dtype.itemsize
+            work = Work(fresh_token(), f"{step}-{number + 1}", A, method, grid, factored, target, NO_PROBES, finish)
+            self.panels.memoised(
+                work, Cost(flops, n_bytes, panel_bytes(grid, group, A)), partial(_Forming, self.panels.run, group=group)
+            )
 
     def unapply(self, step: str, factored: Factored, method: TiledMethod, X: Array) -> Array:
         """Apply the transforms, the last one first, to a few vectors (m, k); the method inverts them."""
         grid, A = factored.grid, factored.matrix
         work = Work(fresh_token(), step, A, method, grid, factored, NO_PROBES, X)
-        begin = partial(_Applying, self.panels.passes, group=range(1))
-        return self.panels.memoised(work, 4.0 * A.shape[0] * A.shape[1] * X.shape[1], A.n_bytes, begin)["product"]
+        begin = partial(_Applying, self.panels.run, group=range(1))
+        cost = Cost(4.0 * A.shape[0] * A.shape[1] * X.shape[1], A.n_bytes)
+        return self.panels.memoised(work, cost, begin)["product"]
 
     def copy(self, step: str, factored: Factored, target: ArrayWriter | Array, change: Callable[[int, int, Array], Array]) -> None:
         """Copy the tiles that begin in the rows of the target to there, each as ``change(i, k, tile)``."""
@@ -98,21 +100,21 @@ class Tiles:
         grid, A = factored.grid, factored.matrix
         work = Work(fresh_token(), step, A, how, grid, None, target, NO_PROBES)
         n_bytes = grid.shape[0] * grid.shape[1] * A.dtype.itemsize
-        self.panels.memoised(work, 0.0, n_bytes, partial(group, self.panels.passes, group=range(grid.n_panels)))
+        self.panels.memoised(work, Cost(0.0, n_bytes, n_bytes), partial(group, self.panels.run, group=range(grid.n_panels)))
 
 
 class TilesGroup(Group):
     """Panels in row blocks that are in memory together."""
 
-    def __init__(self, passes: Passes, work: Work, group: range) -> None:
-        super().__init__(passes, work, group)
+    def __init__(self, run: Run, work: Work, group: range) -> None:
+        super().__init__(run, work, group)
         # Rounding up may leave nothing for the last blocks.
         self.blocks = [i for i in range(self.grid.row_blocks) if self.grid.rows(i)[0] < self.grid.rows(i)[1]]
         self.tiles: dict[tuple[int, int], Key] = {}
 
     def at(self, i: int, k: int) -> int:
         """The worker of a tile: those of a row block share a row of workers, so that a tile travels along that row only."""
-        across = max(1, self.passes.cluster.facts.n_workers // self.grid.row_blocks)
+        across = max(1, self.run.cluster.facts.n_workers // self.grid.row_blocks)
         return i * across + k % across
 
     def limit(self, *, fetched: bool) -> int:
@@ -165,20 +167,20 @@ class TilesGroup(Group):
 class _Factoring(TilesGroup):
     """A group is loaded, updated by the finished panels, factored, and written, tile by tile."""
 
-    def __init__(self, passes: Passes, work: Work, group: range, book: Facts) -> None:
-        super().__init__(passes, work, group)
+    def __init__(self, run: Run, work: Work, group: range, book: Facts) -> None:
+        super().__init__(run, work, group)
         self.first_book = book
         self.book: Key | None = None
         self.facts: dict[int, Key] = {}
         self.seen: dict[int, Key] = {}
 
-    def run(self) -> Facts:
+    def compute(self) -> Facts:
         self.go_through(self.factoring(), self._load, self._step, self._kept)
-        gather = self.passes.cluster.gather
+        gather = self.run.cluster.gather
         facts = gather([self.held[key] for key in self.facts.values()])
         book = gather([self.held[self.book]])[0] if self.book else self.first_book
         graph = self.graph()
-        self.compute(graph, [*self.write(graph, facts), *self.seen.values()])
+        self.hold(graph, [*self.write(graph, facts), *self.seen.values()])
         saved = self._seen(gather([self.held[key] for key in self.seen.values()]))
         saved |= {f"book-{name}": value for name, value in book.items()}
         settled = self.work.method.settle(facts, self.grid)
@@ -236,10 +238,10 @@ class _Factoring(TilesGroup):
 class _Forming(TilesGroup):
     """Tiles of the identity, to which the transforms are applied, the last one first."""
 
-    def run(self) -> Facts:
+    def compute(self) -> Facts:
         self.apply_backwards(range(self.group.stop))
         graph = self.graph()
-        self.compute(graph, self.write(graph, []))
+        self.hold(graph, self.write(graph, []))
         return {"done": np.array(True)}
 
     def begin(self, graph: TaskGraph) -> None:
@@ -265,9 +267,9 @@ class _Forming(TilesGroup):
 class _Applying(_Forming):
     """A few vectors as the one panel, to which the transforms are applied, the last one first."""
 
-    def run(self) -> Facts:
+    def compute(self) -> Facts:
         self.apply_backwards(range(self.grid.n_steps))
-        return {"product": np.concatenate(self.passes.cluster.gather([self.held[key] for key in self.tiles.values()]))}
+        return {"product": np.concatenate(self.run.cluster.gather([self.held[key] for key in self.tiles.values()]))}
 
     def begin(self, graph: TaskGraph) -> None:
         for i in self.blocks:
@@ -280,14 +282,14 @@ class _Applying(_Forming):
 class _Copying(TilesGroup):
     """Finished tiles are read, changed, and written to another place."""
 
-    def run(self) -> Facts:
+    def compute(self) -> Facts:
         blocks = [i for i in self.blocks if self.grid.rows(i)[0] < self.work.target.shape[0]]
         for window in self.windows(self.group, fetched=False):
             graph = self.graph()
             copied = [
                 graph.add(("copy", i, k), tasks.copy_tile, i, k, priority=k, worker=self.at(i, k)) for k in window for i in blocks
             ]
-            self.compute(graph, copied)
+            self.hold(graph, copied)
         return {"done": np.array(True)}
 
 
@@ -297,7 +299,7 @@ class _Placing(TilesGroup):
     def limit(self, *, fetched: bool) -> int:
         return max(1, super().limit(fetched=fetched) // len(self.blocks))
 
-    def run(self) -> Facts:
+    def compute(self) -> Facts:
         for window in self.windows(self.group, fetched=False):
             graph, merged = self.graph(), []
             for k in window:
@@ -306,5 +308,5 @@ class _Placing(TilesGroup):
                 for q in self.blocks:
                     pieces = [add(("piece", i, q, k), take, split[i], q, worker=self.at(i, k)) for i in self.blocks]
                     merged.append(add(("merge", q, k), tasks.merge_rows, q, k, *pieces, worker=self.at(q, k)))
-            self.compute(graph, merged)
+            self.hold(graph, merged)
         return {"done": np.array(True)}

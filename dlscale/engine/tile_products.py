@@ -14,6 +14,7 @@ from dlscale.engine.panel_groups import Key, fresh_token
 from dlscale.engine.panel_tasks import Work, measured
 from dlscale.engine.panels import NO_PROBES
 from dlscale.engine.row_blocks import Tiles, TilesGroup
+from dlscale.engine.run import Cost
 from dlscale.engine.transforms import Facts, largest_modulus
 from dlscale.storage.matrices import Array, Matrix
 
@@ -75,14 +76,14 @@ def tile_product(
     """
     work = Work(fresh_token(), step, T, _Operator(part, unit, adjoint), grid, None, NO_PROBES, X)
     n_bytes = grid.shape[0] * grid.shape[1] * T.dtype.itemsize
-    found = tiles.panels.memoised(work, 0.0, n_bytes, partial(_Product, tiles.panels.passes, group=range(grid.n_panels)))
+    found = tiles.panels.memoised(work, Cost(0.0, n_bytes), partial(_Product, tiles.panels.run, group=range(grid.n_panels)))
     return found["product"], float(found["largest"])
 
 
 class _Product(TilesGroup):
     """A chain of tile products for each row block, or for each panel where it is the adjoint's."""
 
-    def run(self) -> Facts:
+    def compute(self) -> Facts:
         operator, grid, X = self.work.method, self.grid, self.work.probes
         sums: dict[int, Key] = {}
         for window in self.windows(self.group, fetched=False):
@@ -93,9 +94,9 @@ class _Product(TilesGroup):
                         to = k if operator.adjoint else i
                         key = ("product", i, k)
                         sums[to] = graph.add(key, _add_product, i, k, sums.get(to), priority=k, worker=self.at(i, k))
-            self.compute(graph, list(sums.values()))
+            self.hold(graph, list(sums.values()))
         product, largest = np.zeros((grid.shape[1 if operator.adjoint else 0], X.shape[1]), X.dtype), 0.0
-        for to, (part, size) in zip(sums, self.passes.cluster.gather([self.held[key] for key in sums.values()]), strict=True):
+        for to, (part, size) in zip(sums, self.run.cluster.gather([self.held[key] for key in sums.values()]), strict=True):
             product[slice(*(grid.columns(to) if operator.adjoint else grid.rows(to)))] = part
             largest = max(largest, size)
         return {"product": product, "largest": np.array(largest)}

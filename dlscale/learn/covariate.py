@@ -17,6 +17,7 @@ from dlscale.engine.costs import PassCost
 from dlscale.engine.grids import RowGrid, plan_grid
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
+from dlscale.engine.run import Run
 from dlscale.errors import NonFiniteError, SpecError
 from dlscale.kernels import Array
 from dlscale.learn.checking import check_features
@@ -105,12 +106,13 @@ def plan_covariate(inputs: Inputs, options: CovariateOptions, facts: ClusterFact
     return replace(plan, kind="covariate_weights", matrix=here.describe(), passes=(*plan.passes, weighing))
 
 
-def compute_covariate(passes: Passes, inputs: Inputs, options: CovariateOptions, plan: TrainPlan) -> Outcome:
+def compute_covariate(run: Run, inputs: Inputs, options: CovariateOptions, plan: TrainPlan) -> Outcome:
     """Train the domain classifier and write the weight of every row."""
+    passes = Passes(run)
     training = _train_options(options)
     features = inputs["features"]
     try:
-        learned, times, why = run_training(passes, _domains(inputs), training, plan)
+        learned, times, why = run_training(passes.run, _domains(inputs), training, plan)
     except NonFiniteError as error:
         below = error.row - features.shape[0]
         if below < 0:
@@ -118,8 +120,8 @@ def compute_covariate(passes: Passes, inputs: Inputs, options: CovariateOptions,
         raise NonFiniteError(below, error.column, error.value, matrix="input.target_features") from error
     model = Recipe.of(training).model
     row_bytes = features.shape[1] * features.dtype.itemsize
-    grid: RowGrid = plan_grid(features, max_block_bytes=max(row_bytes, passes.cluster.facts.work_bytes // 16))
-    output = passes.output("weights", (features.shape[0], 1), np.dtype(np.float64), grid)
+    grid: RowGrid = plan_grid(features, max_block_bytes=max(row_bytes, passes.run.cluster.facts.work_bytes // 16))
+    output = passes.run.output("weights", (features.shape[0], 1), np.dtype(np.float64), grid)
     state = passes.sweep("weights", features, ScoreFold(model, learned.parameters, options.cap), grid, outputs=[output])
     total, squares, n_capped = state["sums"]
     estimates: dict[str, Any] = (

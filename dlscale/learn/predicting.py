@@ -13,6 +13,7 @@ from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import PassCost, Plan, lay_out, measured_rates
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Fold, Passes, RowOutput, State
+from dlscale.engine.run import Run
 from dlscale.errors import InputError, SpecError
 from dlscale.kernels import Array
 from dlscale.learn.checking import check_features, check_rows, check_targets
@@ -175,14 +176,15 @@ def plan_predict(inputs: Inputs, options: PredictOptions, facts: ClusterFacts) -
     )
 
 
-def compute_predict(passes: Passes, inputs: Inputs, options: PredictOptions, plan: Plan) -> Outcome:
+def compute_predict(run: Run, inputs: Inputs, options: PredictOptions, plan: Plan) -> Outcome:
     """Write the predictions of all rows, and of classifiers the labels."""
+    passes = Passes(run)
     features, targets = inputs["features"], inputs.get("targets")
     model, parameters = load_model(inputs.results["model"])
     dtype, n_outputs = parameters["layer-0/weight"].dtype, list(parameters.values())[-1].shape[0]
-    outputs: list[RowOutput] = [passes.output("predictions", (features.shape[0], n_outputs), dtype, plan.grid)]
+    outputs: list[RowOutput] = [passes.run.output("predictions", (features.shape[0], n_outputs), dtype, plan.grid)]
     if model.loss.classifies:
-        outputs.append(passes.output("labels", (features.shape[0], 1), np.dtype(np.int64), plan.grid))
+        outputs.append(passes.run.output("labels", (features.shape[0], 1), np.dtype(np.int64), plan.grid))
     fold = PredictFold(model, parameters, None if targets is None else Column(targets))
     state = passes.sweep("predict", features, fold, plan.grid, outputs=outputs)
     estimates: dict[str, Any] = {name: metric.value(state[name]) for name, metric in fold.metrics.items()}

@@ -16,6 +16,7 @@ from dlscale.engine.grids import RowGrid
 from dlscale.engine.guard import Guard
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.ranks import Communicator
+from dlscale.engine.run import Run
 from dlscale.kernels import Array
 from dlscale.learn.coordinates import moments
 from dlscale.learn.data import Share
@@ -117,10 +118,10 @@ class BatchFold(Fold):
 class PassGradients(RankGradients):
     """Gradients of whole batches, from tasks of a cluster."""
 
-    def __init__(self, passes: Passes, features: Matrix, model: Model, parameters: Parameters) -> None:
+    def __init__(self, run: Run, features: Matrix, model: Model, parameters: Parameters) -> None:
         super().__init__(Communicator(), model, parameters)
         self._features = features
-        self._passes = Passes(passes.cluster, stall_seconds=passes.stall_seconds)
+        self._passes = Passes(Run(run.cluster, stall_seconds=run.stall_seconds))
 
     def _sweep(self, what: str, parameters: Parameters, share: Share, statistics: Array | None = None) -> State:
         n_rows = len(share.rows)
@@ -154,19 +155,19 @@ class PassTraining(Training):
 
     reads_features = False
 
-    def __init__(self, passes: Passes, task: Task) -> None:
-        self._passes = passes
+    def __init__(self, run: Run, task: Task) -> None:
+        self._job = run
         super().__init__(Communicator(), task)
 
     def _source(self, parameters: Parameters) -> RankGradients:
-        return PassGradients(self._passes, self.task.features, self.model, parameters)
+        return PassGradients(self._job, self.task.features, self.model, parameters)
 
 
-def train_on_passes(passes: Passes, task: Task) -> dict[str, Any]:
+def train_on_passes(run: Run, task: Task) -> dict[str, Any]:
     """Train with the tasks of a cluster; as `dlscale.learn.loop.train`."""
-    progress.listen(task.token, passes.emit)
+    progress.listen(task.token, run.emit)
     try:
-        with closing(PassTraining(passes, task)) as training, Guard(training.communicator):
+        with closing(PassTraining(run, task)) as training, Guard(training.communicator):
             return training.run()
     finally:
         progress.unlisten(task.token)

@@ -13,8 +13,8 @@ from dlscale.engine.clusters import BASELINE_BYTES, ClusterFacts
 from dlscale.engine.costs import PassCost, Plan, measured_rates
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.outcome import Outcome
-from dlscale.engine.passes import Passes
 from dlscale.engine.programs import run_here
+from dlscale.engine.run import Run
 from dlscale.errors import CorruptionError, DoesNotFitError, Interrupted, SpecError
 from dlscale.learn.checking import check_features, check_rows, check_validation, check_weights, count_outputs
 from dlscale.learn.data import SMALL_BYTES, Order, plan_order
@@ -143,15 +143,15 @@ def choose_sync(asked: str, facts: ClusterFacts) -> tuple[str, str]:
     return "none", "sync: none, one process with one thread; `mpirun -n 2 dlscale run` uses more cores"
 
 
-def compute_train(passes: Passes, inputs: Inputs, options: TrainOptions, plan: TrainPlan) -> Outcome:
+def compute_train(run: Run, inputs: Inputs, options: TrainOptions, plan: TrainPlan) -> Outcome:
     """Train, and hand back parameters, history and where the time went."""
-    learned, times, why = run_training(passes, inputs, options, plan)
+    learned, times, why = run_training(run, inputs, options, plan)
     arrays = {f"parameters/{name}": array for name, array in learned.parameters.items()}
     arrays |= {f"history/{name}": array for name, array in learned.history.items()}
     return Outcome(arrays, (), learned.certificate(), learned.estimates() | times, (*learned.notes(), why))
 
 
-def run_training(passes: Passes, inputs: Inputs, options: TrainOptions, plan: TrainPlan) -> tuple[Learned, dict[str, Any], str]:
+def run_training(run: Run, inputs: Inputs, options: TrainOptions, plan: TrainPlan) -> tuple[Learned, dict[str, Any], str]:
     """Train where the job runs; what was learned is in the checkpoint too.
 
     Returns
@@ -167,36 +167,34 @@ def run_training(passes: Passes, inputs: Inputs, options: TrainOptions, plan: Tr
     Interrupted
         A rank was asked to stop. The state is in the checkpoint.
     """
-    if passes.checkpoint is None:
+    if run.checkpoint is None:
         raise SpecError("A training needs a checkpoint; run it as a job.")
-    sync, why = choose_sync(options.sync, passes.cluster.facts)
-    task = _task(passes, inputs, options, plan)
-    passes.emit({"event": "sync", "message": why, "sync": sync})
-    passes.emit({"event": "pass_started", "step": "training", "flops": plan.passes[0].flops, "bytes": plan.passes[0].bytes_read})
+    sync, why = choose_sync(options.sync, run.cluster.facts)
+    task = _task(run, inputs, options, plan)
+    run.emit({"event": "sync", "message": why, "sync": sync})
+    run.emit({"event": "pass_started", "step": "training", "flops": plan.passes[0].flops, "bytes": plan.passes[0].bytes_read})
     if sync == "dask":
         from dlscale.learn.tasks import train_on_passes
 
-        result = train_on_passes(passes, task)
+        result = train_on_passes(run, task)
     elif sync == "mpi":
-        result = passes.cluster.on_every_rank(
-            train, task, token=task.token, listener=passes.emit, stall_seconds=passes.stall_seconds
-        )[0]
+        result = run.cluster.on_every_rank(train, task, token=task.token, listener=run.emit, stall_seconds=run.stall_seconds)[0]
     else:
-        result = run_here(train, (task,), token=task.token, listener=passes.emit)
+        result = run_here(train, (task,), token=task.token, listener=run.emit)
     if result["stopped"]:
         # Another rank may have been the one that was asked to stop; the job ends as if this process had been.
         signal.raise_signal(signal.SIGTERM)
         raise Interrupted("Stopped after a step; what was learned is checkpointed.")
-    packed = passes.checkpoint.load(FINISHED)
+    packed = run.checkpoint.load(FINISHED)
     if packed is None:
-        raise CorruptionError(f"The trained parameters in {passes.checkpoint.directory} cannot be read; resume the job.")
+        raise CorruptionError(f"The trained parameters in {run.checkpoint.directory} cannot be read; resume the job.")
     seconds = dict(zip(Seconds.names(), np.array(result["seconds"]).T.tolist(), strict=True))
     times = {"n_ranks": len(seconds["rows"]), "seconds_by_rank": seconds}
     return learned_from(Recipe.of(options), unpack(packed)), times, why
 
 
-def _task(passes: Passes, inputs: Inputs, options: TrainOptions, plan: TrainPlan) -> Task:
-    assert passes.checkpoint is not None
+def _task(run: Run, inputs: Inputs, options: TrainOptions, plan: TrainPlan) -> Task:
+    assert run.checkpoint is not None
     planned = plan.training
     order = Order(
         inputs["features"].shape[0],
@@ -216,7 +214,7 @@ def _task(passes: Passes, inputs: Inputs, options: TrainOptions, plan: TrainPlan
         order=order,
         n_outputs=planned["n_outputs"],
         dtype=planned["dtype"],
-        directory=str(passes.checkpoint.directory),
-        every_seconds=getattr(passes.checkpoint, "every_seconds", 0.0),
+        directory=str(run.checkpoint.directory),
+        every_seconds=getattr(run.checkpoint, "every_seconds", 0.0),
         token=f"dlscale-{uuid.uuid4().hex[:12]}",
     )

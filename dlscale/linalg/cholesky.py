@@ -16,6 +16,7 @@ from dlscale.engine.outcome import Outcome
 from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.passes import Passes
 from dlscale.engine.row_blocks import Tiles
+from dlscale.engine.run import Run
 from dlscale.engine.tile_products import tile_product
 from dlscale.engine.transforms import Seen
 from dlscale.errors import NumericalError, SpecError
@@ -60,8 +61,8 @@ def plan_cholesky(A: Matrix, options: CholeskyOptions, facts: ClusterFacts) -> P
     )
 
 
-def compute_cholesky(passes: Passes, A: Matrix, options: CholeskyOptions, plan: PanelPlan) -> Outcome:
-    """Factor by the plan; ``l``, with zeros above its diagonal, goes to the outputs of the passes.
+def compute_cholesky(run: Run, A: Matrix, options: CholeskyOptions, plan: PanelPlan) -> Outcome:
+    """Factor by the plan; ``l``, with zeros above its diagonal, goes to the outputs of the run.
 
     Returns
     -------
@@ -80,7 +81,7 @@ def compute_cholesky(passes: Passes, A: Matrix, options: CholeskyOptions, plan: 
     ----------
     Golub and Van Loan (2013), section 4.2.
     """
-    return panels_at_safe_scale(passes, A, partial(_factor, plan=plan))
+    return panels_at_safe_scale(Passes(run), A, partial(_factor, plan=plan))
 
 
 def _factor(passes: Passes, A: Matrix, exponent: int, *, plan: PanelPlan) -> Outcome:
@@ -121,6 +122,6 @@ def _product_with_adjoint(passes: Passes, L: Matrix, plan: PanelPlan, X: Array) 
     if grid.row_blocks == 1:
         LX = triangular_product(passes, "adjoint", L, plan.grid, TriangularProduct(X, n, lower=True, adjoint=True, n_columns=n))
         return triangular_product(passes, "lower", L, plan.grid, TriangularProduct(LX, n, lower=True))
-    tiles = Tiles(passes)
+    tiles = Tiles(passes.run)
     LX, _ = tile_product(tiles, "adjoint", L, grid, X, part="lower", adjoint=True)
     return tile_product(tiles, "lower", L, grid, LX, part="lower")[0]

@@ -65,6 +65,6 @@ def factor_panels(
     L : Matrix (n, n)
     Seen
     """
-    target = factor_target(passes, "l" if keep else step, A.shape, A.dtype, grid, scratch=not keep)
-    _, seen = Panels(passes).factor(step, A, Cholesky(), grid, target, probes=probes)
+    target = factor_target(passes.run, "l" if keep else step, A.shape, A.dtype, grid, scratch=not keep)
+    _, seen = Panels(passes.run).factor(step, A, Cholesky(), grid, target, probes=probes)
     return as_matrix(target), seen

@@ -100,7 +100,7 @@ class Covariance:
         if left.name:
             scale = None if left.times_s else whitening(s.astype(np.dtype(dtype.char.lower())), centered.shape[0])
             product = Scores(np.ascontiguousarray(V, dtype), scale, left.exponent)
-            output = passes.output(left.name, (centered.shape[0], k), dtype, grid)
+            output = passes.run.output(left.name, (centered.shape[0], k), dtype, grid)
             measured = passes.sweep("left", centered, product, grid, outputs=[output])["gram"]
             checks.append(
                 Check(

@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from dlscale.engine.clusters import describe_cluster, open_cluster
 from dlscale.engine.grids import BLOCK_BYTES, blocks
 from dlscale.engine.passes import Passes
+from dlscale.engine.run import Run
 from dlscale.errors import NonFiniteError, NumericalError, SpecError
 from dlscale.linalg.covariance import whitening
 from dlscale.linalg.pca import PCAOptions, Solver, plan_pca, principal_components
@@ -111,11 +112,11 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
         facts = describe_cluster("threads")
         plan = plan_pca(A, options, facts)
         with open_cluster(facts) as cluster:
-            passes = Passes(cluster)
-            found = principal_components(passes, A, options, plan)
+            run = Run(cluster)
+            found = principal_components(Passes(run), A, options, plan)
         outcome = found.outcome()
         outcome.certificate.require()
-        arrays = outcome.arrays | passes.outputs
+        arrays = outcome.arrays | run.outputs
         self.components_ = arrays["components"]
         self.explained_variance_ = arrays["explained_variance"]
         self.explained_variance_ratio_ = arrays["explained_variance_ratio"]

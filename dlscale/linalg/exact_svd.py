@@ -81,7 +81,7 @@ def exact_svd(
         scale=left.scale(s).astype(dtype),
         keep_U=left.name is not None,
     )
-    outputs = [passes.output(left.name, (m, k), dtype, grid, transposed=left.transposed)] if left.name else []
+    outputs = [passes.run.output(left.name, (m, k), dtype, grid, transposed=left.transposed)] if left.name else []
     measured = passes.sweep("left", A, fold, grid, outputs=outputs)
     eps = float(np.finfo(dtype).eps)
     scale = max(float(s[0]), np.finfo(float).tiny) * np.sqrt(k * _N_PROBES) * n * eps

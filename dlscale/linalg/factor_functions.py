@@ -10,7 +10,7 @@ import numpy as np
 from dlscale.engine.clusters import ClusterFacts, describe_cluster, n_cores, open_cluster
 from dlscale.engine.costs import Plan
 from dlscale.engine.outcome import Outcome
-from dlscale.engine.passes import Passes
+from dlscale.engine.run import Run
 from dlscale.errors import NumericalError, SpecError
 from dlscale.linalg.cholesky import CholeskyOptions, compute_cholesky, plan_cholesky
 from dlscale.linalg.factors import CholeskyFactors, LUFactors, singular_words, zero_pivot
@@ -170,15 +170,15 @@ def _run(
     A: Any,
     options: Any,
     plan: Callable[[Matrix, Any, ClusterFacts], Plan],
-    compute: Callable[[Passes, Matrix, Any, Any], Outcome],
+    compute: Callable[[Run, Matrix, Any, Any], Outcome],
 ) -> dict[str, Array]:
     matrix, facts = open_matrix(A), describe_cluster("threads")
     planned = plan(matrix, options, facts)
     with open_cluster(facts) as cluster:
-        passes = Passes(cluster)
-        outcome = compute(passes, matrix, options, planned)
+        run = Run(cluster)
+        outcome = compute(run, matrix, options, planned)
     outcome.certificate.require()
-    return outcome.arrays | passes.outputs
+    return outcome.arrays | run.outputs
 
 
 def _solve(factors: LUFactors | CholeskyFactors, b: Any) -> Array:

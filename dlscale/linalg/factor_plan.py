@@ -17,8 +17,8 @@ from dlscale.engine.panel_grids import PanelGrid, choose_panel
 from dlscale.engine.panel_groups import MAX_TASKS
 from dlscale.engine.panel_tasks import STRIP_BYTES
 from dlscale.engine.panels import group_bytes
-from dlscale.engine.passes import Passes
 from dlscale.engine.reading import N_STRIPS
+from dlscale.engine.run import Run
 from dlscale.engine.transforms import Method
 from dlscale.errors import DoesNotFitError, SpecError
 from dlscale.storage.matrices import Array, ArrayMatrix, Matrix
@@ -228,7 +228,7 @@ def _by_time(flops: Sequence[float], group: int, facts: ClusterFacts) -> int:
 
 
 def factor_target(
-    passes: Passes,
+    run: Run,
     name: str,
     shape: tuple[int, int],
     dtype: np.dtype[Any],
@@ -244,14 +244,14 @@ def factor_target(
     The chunks of a stored factor are as wide as a panel. An array in memory whose rows are a power of two apart would make
     the caches thrash, so its rows are padded.
     """
-    if passes.result is None or (scratch and passes.checkpoint is None):
+    if run.result is None or (scratch and run.checkpoint is None):
         if isinstance(over, np.ndarray) and over.shape == shape:
-            passes.outputs[name] = over
+            run.outputs[name] = over
             return over
         pad = 64 if shape[1] * dtype.itemsize % 4096 == 0 else 0
         array = np.empty((shape[0], shape[1] + pad), dtype)[:, : shape[1]]
         if not scratch:
-            passes.outputs[name] = array
+            run.outputs[name] = array
         return array
     rows = max(1, min(shape[0], CHUNK_BYTES // (grid.panel * dtype.itemsize)))
     if grid.row_blocks > 1:
@@ -259,9 +259,9 @@ def factor_target(
         pieces = grid.block_rows // grid.panel
         rows = grid.panel * max((d for d in range(1, pieces + 1) if pieces % d == 0 and d * grid.panel <= rows), default=1)
     chunks = (min(rows, shape[0]), min(grid.panel, shape[1]))
-    if scratch and passes.checkpoint is not None:
-        return passes.checkpoint.scratch(passes.prefix + name, shape, dtype, chunks=chunks)
-    return passes.result.create(name, shape, dtype, chunks=chunks)
+    if scratch and run.checkpoint is not None:
+        return run.checkpoint.scratch(run.prefix + name, shape, dtype, chunks=chunks)
+    return run.result.create(name, shape, dtype, chunks=chunks)
 
 
 def as_matrix(target: ArrayWriter | Array) -> Matrix:

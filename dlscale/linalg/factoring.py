@@ -142,9 +142,9 @@ def factor(passes: Passes, A: Matrix, plan: PanelPlan, assume: Assume, *, name: 
 
 def factor_orthogonally(passes: Passes, A: Matrix, plan: PanelPlan, *, name: str) -> QRFactors:
     """Householder QR, which is stable whatever the growth of LU is, at twice the work."""
-    target = factor_target(passes, name, A.shape, A.dtype, plan.factored, scratch=True)
+    target = factor_target(passes.run, name, A.shape, A.dtype, plan.factored, scratch=True)
     probes = np.zeros((A.shape[1], 1), A.dtype)
-    factored, _ = Panels(passes).factor(name, A, panel_qr.Householder(), plan.factored, target, probes=probes)
+    factored, _ = Panels(passes.run).factor(name, A, panel_qr.Householder(), plan.factored, target, probes=probes)
     return QRFactors(factored, plan.cluster.threads_per_worker)
 
 

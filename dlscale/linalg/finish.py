@@ -86,7 +86,7 @@ def finish(
         scale=left.scale(s).astype(dtype),
         keep_U=left.name is not None,
     )
-    outputs = [passes.output(left.name, (A.shape[0], k), dtype, seen.grid, transposed=left.transposed)] if left.name else []
+    outputs = [passes.run.output(left.name, (A.shape[0], k), dtype, seen.grid, transposed=left.transposed)] if left.name else []
     measured = passes.sweep("left", seen.Y, fold_U, seen.grid, outputs=outputs)
 
     with one_blas_thread():

@@ -11,7 +11,7 @@ import numpy as np
 
 from dlscale.engine.clusters import describe_cluster, open_cluster
 from dlscale.engine.outcome import Outcome
-from dlscale.engine.passes import Passes
+from dlscale.engine.run import Run
 from dlscale.linalg.svd import Method, SVDOptions, compute_svd, plan_svd
 from dlscale.storage.matrices import Array, open_matrix
 
@@ -108,12 +108,12 @@ def _svd(A: Any, options: SVDOptions) -> SVDResult:
     matrix, facts = open_matrix(A), describe_cluster("threads")
     plan = plan_svd(matrix, options, facts)
     with open_cluster(facts) as cluster:
-        passes = Passes(cluster)
-        arrays = _certified(compute_svd(passes, matrix, options, plan), passes)
+        run = Run(cluster)
+        arrays = _certified(compute_svd(run, matrix, options, plan), run)
     return SVDResult(arrays["u"], arrays["s"], arrays["vh"])
 
 
-def _certified(outcome: Outcome, passes: Passes) -> dict[str, np.ndarray[Any, Any]]:
+def _certified(outcome: Outcome, run: Run) -> dict[str, np.ndarray[Any, Any]]:
     """All arrays of a result, once its certificate is good."""
     outcome.certificate.require()
-    return outcome.arrays | passes.outputs
+    return outcome.arrays | run.outputs

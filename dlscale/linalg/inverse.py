@@ -12,6 +12,7 @@ from dlscale.engine.costs import PassCost
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
+from dlscale.engine.run import Run
 from dlscale.errors import NumericalError, SpecError
 from dlscale.kernels import accumulator_dtype, times_power_of_two
 from dlscale.linalg.condition import is_sure
@@ -68,8 +69,8 @@ def block_rows(n: int) -> int:
     return min(n, BLOCK_ROWS)
 
 
-def compute_inverse(passes: Passes, A: Matrix, options: InverseOptions, plan: PanelPlan) -> Outcome:
-    """Invert by a plan; ``inverse`` (n, n) goes to the outputs of the passes.
+def compute_inverse(run: Run, A: Matrix, options: InverseOptions, plan: PanelPlan) -> Outcome:
+    """Invert by a plan; ``inverse`` (n, n) goes to the outputs of the run.
 
     Returns
     -------
@@ -90,7 +91,7 @@ def compute_inverse(passes: Passes, A: Matrix, options: InverseOptions, plan: Pa
     Higham (2002), section 14.3 (method B, by rows); LAPACK ``dget03`` for the check.
     """
     n, dtype = A.shape[0], A.dtype
-    system = System(passes, A, plan, SolveOptions(assume=options.assume, panel=options.panel))
+    system = System(Passes(run), A, plan, SolveOptions(assume=options.assume, panel=options.panel))
     system.measure()
     W = probes(n, dtype)
     # The probes are solved with before the rest, unrefined as the rest: where LU loses too many digits they choose QR.
@@ -98,7 +99,7 @@ def compute_inverse(passes: Passes, A: Matrix, options: InverseOptions, plan: Pa
     factors = system.factors
     assert factors is not None
     rows = block_rows(n)
-    output = passes.output("inverse", (n, n), dtype, RowGrid(n, rows, rows))
+    output = run.output("inverse", (n, n), dtype, RowGrid(n, rows, rows))
     wide = accumulator_dtype(dtype)
     sums, Y, lost = np.zeros(n), np.zeros(W.shape, wide), 0.0
     for start in range(0, n, rows):

@@ -22,6 +22,7 @@ from dlscale.engine.costs import Layout, PassCost, Plan, bytes_of, lay_out, meas
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
+from dlscale.engine.run import Run
 from dlscale.errors import DoesNotFitError, NumericalError, OutOfRange, SpecError
 from dlscale.kernels import accumulator_dtype, largest_part, one_blas_thread, safe_norm, times_power_of_two
 from dlscale.linalg.condition import condition
@@ -153,7 +154,7 @@ def _batch(n: int) -> int:
     return max(n, 256)
 
 
-def compute_lstsq(passes: Passes, inputs: Inputs, options: LstsqOptions, plan: Plan) -> Outcome:
+def compute_lstsq(run: Run, inputs: Inputs, options: LstsqOptions, plan: Plan) -> Outcome:
     """Solve by a plan.
 
     Returns
@@ -175,6 +176,7 @@ def compute_lstsq(passes: Passes, inputs: Inputs, options: LstsqOptions, plan: P
     Golub and Van Loan (2013), sections 5.3 and 5.5; Demmel, Grigori, Hoemmen, Langou (2012) for TSQR; LAPACK ``dgelsd`` for the
     rank.
     """
+    passes = Passes(run)
     B = inputs["rhs"]
     A = promoted(inputs["matrix"], B.dtype)
     cutoff, shifts, exponent = options.cutoff(A), [0] * B.shape[1], 0

@@ -18,6 +18,7 @@ from dlscale.engine.outcome import Outcome
 from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.passes import Passes
 from dlscale.engine.row_blocks import Tiles
+from dlscale.engine.run import Run
 from dlscale.engine.tile_products import tile_product
 from dlscale.engine.transforms import Facts, Seen
 from dlscale.errors import NumericalError
@@ -66,8 +67,8 @@ def plan_lu(A: Matrix, options: LUOptions, facts: ClusterFacts) -> PanelPlan:
     return replace(plan, algorithm=f"blocked LU with tournament pivoting over {plan.factored.row_blocks} row blocks")
 
 
-def compute_lu(passes: Passes, A: Matrix, options: LUOptions, plan: PanelPlan) -> Outcome:
-    """Factor by the plan; ``lu`` goes to the outputs of the passes.
+def compute_lu(run: Run, A: Matrix, options: LUOptions, plan: PanelPlan) -> Outcome:
+    """Factor by the plan; ``lu`` goes to the outputs of the run.
 
     Returns
     -------
@@ -83,7 +84,7 @@ def compute_lu(passes: Passes, A: Matrix, options: LUOptions, plan: PanelPlan) -
     ----------
     Golub and Van Loan (2013), section 3.4; Toledo (1997) for left-looking factorization out of memory.
     """
-    return panels_at_safe_scale(passes, A, partial(_factor, plan=plan))
+    return panels_at_safe_scale(Passes(run), A, partial(_factor, plan=plan))
 
 
 def _factor(passes: Passes, A: Matrix, exponent: int, *, plan: PanelPlan) -> Outcome:
@@ -143,7 +144,7 @@ def _products(passes: Passes, upper: Matrix, lu: Matrix, plan: PanelPlan, X: Arr
         UX = triangular_product(passes, "upper", upper, plan.grid, TriangularProduct(X, m, lower=False))[:k]
         LUX = triangular_product(passes, "lower", lu, plan.grid, TriangularProduct(UX, m, lower=True, unit=True))
         return UX, LUX, 0.0
-    tiles = Tiles(passes)
+    tiles = Tiles(passes.run)
     UX, largest = tile_product(tiles, "upper", upper, grid, X, part="upper")
     X = np.zeros_like(X)
     X[:k] = UX[:k]

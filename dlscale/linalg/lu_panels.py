@@ -105,12 +105,12 @@ def factor_panels(
     """
     several = len(grid.groups()) > 1
     # Rows of finished groups still move, so groups are kept apart until the last one is done.
-    target = factor_target(passes, step, A.shape, A.dtype, grid, scratch=several or not keep)
-    factored, seen = Panels(passes).factor(step, A, LU(), grid, target, probes=probes)
+    target = factor_target(passes.run, step, A.shape, A.dtype, grid, scratch=several or not keep)
+    factored, seen = Panels(passes.run).factor(step, A, LU(), grid, target, probes=probes)
     pivots = np.concatenate([fact["pivots"] for fact in factored.facts])
     if several:
-        final = factor_target(passes, step if keep else f"{step}-rows", A.shape, A.dtype, grid, scratch=not keep)
-        Panels(passes).place(f"{step}-rows", factored, final, LaterRows(_later_moves(factored.facts, grid)))
+        final = factor_target(passes.run, step if keep else f"{step}-rows", A.shape, A.dtype, grid, scratch=not keep)
+        Panels(passes.run).place(f"{step}-rows", factored, final, LaterRows(_later_moves(factored.facts, grid)))
         target = final
     return as_matrix(target), pivots, factored.facts, seen
 

@@ -16,6 +16,7 @@ from dlscale.engine.outcome import Outcome
 from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.panels import Panels
 from dlscale.engine.passes import Fold, Passes, State
+from dlscale.engine.run import Run
 from dlscale.engine.transforms import Factored, Facts, Reversible, Transform, largest_modulus
 from dlscale.lapack import Op, apply_reflectors, factor_qr, multiply_add, multiply_triangular
 from dlscale.linalg.factor_plan import FactorOptions, PanelPlan, as_matrix, factor_target, plan_panels
@@ -139,8 +140,8 @@ def plan_panel_qr(A: Matrix, options: FactorOptions, mode: str, facts: ClusterFa
     return plan_panels("qr", f"blocked Householder QR: {words}", A, Householder(), options, facts, more=more)
 
 
-def compute_panel_qr(passes: Passes, A: Matrix, mode: str, plan: PanelPlan) -> Outcome:
-    """Factor by the plan; ``q`` and ``r``, or ``qr`` and ``t``, go to the outputs of the passes.
+def compute_panel_qr(run: Run, A: Matrix, mode: str, plan: PanelPlan) -> Outcome:
+    """Factor by the plan; ``q`` and ``r``, or ``qr`` and ``t``, go to the outputs of the run.
 
     Returns
     -------
@@ -154,15 +155,15 @@ def compute_panel_qr(passes: Passes, A: Matrix, mode: str, plan: PanelPlan) -> O
     ----------
     Schreiber and Van Loan (1989); Elmroth and Gustavson (2000) for the recursive panel.
     """
-    return panels_at_safe_scale(passes, A, partial(_compute, mode=mode, plan=plan))
+    return panels_at_safe_scale(Passes(run), A, partial(_compute, mode=mode, plan=plan))
 
 
 def _compute(passes: Passes, A: Matrix, exponent: int, *, mode: str, plan: PanelPlan) -> Outcome:
     """Factor ``A = 2^-exponent`` times the matrix."""
-    (m, n), dtype, panels, grid = A.shape, A.dtype, Panels(passes), plan.factored
+    (m, n), dtype, panels, grid = A.shape, A.dtype, Panels(passes.run), plan.factored
     k = min(m, n)
     X = probes(n, dtype)
-    target = factor_target(passes, "qr", A.shape, dtype, grid, scratch=mode != "raw" or bool(exponent))
+    target = factor_target(passes.run, "qr", A.shape, dtype, grid, scratch=mode != "raw" or bool(exponent))
     factored, seen = panels.factor("qr", A, Householder(), grid, target, probes=X)
     if not exponent:
         require_safe(seen.largest, dtype)
@@ -171,7 +172,7 @@ def _compute(passes: Passes, A: Matrix, exponent: int, *, mode: str, plan: Panel
     RX = triangular_product(passes, "upper", raw, plan.grid, upper)[:k]
     phases = diagonal_phases(raw, grid)
     if mode == "reduced":
-        q = factor_target(passes, "q", (m, k), dtype, grid)
+        q = factor_target(passes.run, "q", (m, k), dtype, grid)
         panels.form("q", factored, Householder(), q, finish=ScaledColumns(grid.panel, phases))
         Y = probes(k, dtype)
         # At size 1, so that no square overflows or vanishes.
@@ -189,7 +190,7 @@ def _compute(passes: Passes, A: Matrix, exponent: int, *, mode: str, plan: Panel
             reflect(transform, QRX[transform.top :], op="N")
         residual, orthonormal = seen.products - QRX, None
     if mode != "raw":
-        r = factor_target(passes, "r", (k, n), dtype, grid, over=target)
+        r = factor_target(passes.run, "r", (k, n), dtype, grid, over=target)
         panels.place("r", factored, r, UpperPart(grid.panel, phases, exponent))
     elif exponent:
         place_times(passes, "qr-unscaled", raw, "qr", grid, exponent, upper=True)

@@ -118,10 +118,10 @@ def times_back(factor: Array, exponent: int) -> Array:
 
 def place_times(passes: Passes, step: str, factors: Matrix, name: str, grid: PanelGrid, exponent: int, *, upper: bool) -> Matrix:
     """Copy stored factors, or their upper part, times a power of two to an array of the result."""
-    target = factor_target(passes, name, factors.shape, factors.dtype, grid)
+    target = factor_target(passes.run, name, factors.shape, factors.dtype, grid)
     times = TimesPower(grid, exponent, upper)
     if grid.row_blocks == 1:
-        Panels(passes).place(step, Factored(grid, factors, []), target, times)
+        Panels(passes.run).place(step, Factored(grid, factors, []), target, times)
     else:
-        Tiles(passes).copy(step, Factored(grid, factors, []), target, times.tile)
+        Tiles(passes.run).copy(step, Factored(grid, factors, []), target, times.tile)
     return as_matrix(target)

@@ -17,6 +17,7 @@ from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import PassCost, Plan, bytes_of, lay_out, measured_rates
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes, State
+from dlscale.engine.run import Run
 from dlscale.errors import DoesNotFitError, SpecError
 from dlscale.kernels import accumulator_dtype, one_blas_thread
 from dlscale.lapack import largest_eigenpairs
@@ -213,12 +214,12 @@ def _plan_randomized(A: Matrix, options: PCAOptions, facts: ClusterFacts) -> Pla
 _PLANS = {"covariance": _plan_covariance, "full": _plan_full, "randomized": _plan_randomized}
 
 
-def compute_pca(passes: Passes, A: Matrix, options: PCAOptions, plan: Plan) -> Outcome:
+def compute_pca(run: Run, A: Matrix, options: PCAOptions, plan: Plan) -> Outcome:
     """Compute a PCA by its plan.
 
     Parameters
     ----------
-    passes : Passes
+    run : Run
         ``scores`` (m, k) go to its outputs if they are asked for, and ``components`` (k, n) of a wide matrix.
     A : Matrix (m, n)
     options : PCAOptions
@@ -231,7 +232,7 @@ def compute_pca(passes: Passes, A: Matrix, options: PCAOptions, plan: Plan) -> O
         With ``components`` (k, n), ``explained_variance``, ``explained_variance_ratio``, ``singular_values`` (k),
         ``mean`` (n), ``noise_variance`` (1).
     """
-    return principal_components(passes, A, options, plan).outcome()
+    return principal_components(Passes(run), A, options, plan).outcome()
 
 
 def principal_components(passes: Passes, A: Matrix, options: PCAOptions, plan: Plan) -> Principal:

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import Plan
 from dlscale.engine.outcome import Outcome
-from dlscale.engine.passes import Passes
+from dlscale.engine.run import Run
 from dlscale.errors import DoesNotFitError, SpecError
 from dlscale.linalg import tall_qr
 from dlscale.linalg.factor_plan import FactorOptions, PanelPlan
@@ -78,12 +78,12 @@ def plan_qr(A: Matrix, options: QROptions, facts: ClusterFacts) -> Plan:
     return plan_panel_qr(A, options, options.mode, facts)
 
 
-def compute_qr(passes: Passes, A: Matrix, options: QROptions, plan: Plan) -> Outcome:
+def compute_qr(run: Run, A: Matrix, options: QROptions, plan: Plan) -> Outcome:
     """Compute by the plan (`tall_qr.compute_qr`, `panel_qr.compute_panel_qr`, `tiled_qr.compute_tiled_qr`)."""
     if isinstance(plan, PanelPlan):
         by_panels = compute_panel_qr if plan.factored.row_blocks == 1 else compute_tiled_qr
-        return by_panels(passes, A, options.mode, plan)
-    return tall_qr.compute_qr(passes, A, _by_passes(options), plan)
+        return by_panels(run, A, options.mode, plan)
+    return tall_qr.compute_qr(run, A, _by_passes(options), plan)
 
 
 def _by_passes(options: QROptions) -> tall_qr.QROptions:

@@ -97,7 +97,7 @@ def sketch(
     probes = gaussian(n, N_PROBES, seed + 1_000_003, dtype).astype(dtype)
     W = np.hstack([basis_W, probes])
     fold = NormalProduct(W, squares=space.squares is None, keep_Y=True)
-    Y_output = passes.scratch(step, (A.shape[0], W.shape[1]), dtype, grid)
+    Y_output = passes.run.scratch(step, (A.shape[0], W.shape[1]), dtype, grid)
     state = passes.sweep(step, A, fold, grid, outputs=[Y_output])
     Y, Y_grid = Y_output.matrix(), grid.coarser(W.shape[1] * dtype.itemsize)
     squares = float(state["squares"][0]) if space.squares is None else space.squares

@@ -12,6 +12,7 @@ from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import PassCost
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
+from dlscale.engine.run import Run
 from dlscale.errors import OutOfRange, SpecError
 from dlscale.kernels import safe_norm
 from dlscale.linalg import cholesky, lu
@@ -49,7 +50,7 @@ def plan_slogdet(A: Matrix, options: SlogdetOptions, facts: ClusterFacts) -> Pan
     return plan_factoring("slogdet", A, facts, assume=options.assume, panel=options.panel, more=more)
 
 
-def compute_slogdet(passes: Passes, A: Matrix, options: SlogdetOptions, plan: PanelPlan) -> Outcome:
+def compute_slogdet(run: Run, A: Matrix, options: SlogdetOptions, plan: PanelPlan) -> Outcome:
     """Take a determinant by a plan.
 
     Returns
@@ -65,7 +66,7 @@ def compute_slogdet(passes: Passes, A: Matrix, options: SlogdetOptions, plan: Pa
     ----------
     Higham (2002), section 14.6: a computed determinant is the exact one of a matrix that differs by the backward error.
     """
-    return panels_at_safe_scale(passes, A, partial(_determinant, options=options, plan=plan))
+    return panels_at_safe_scale(Passes(run), A, partial(_determinant, options=options, plan=plan))
 
 
 def _determinant(passes: Passes, A: Matrix, exponent: int, *, options: SlogdetOptions, plan: PanelPlan) -> Outcome:

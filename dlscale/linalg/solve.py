@@ -17,6 +17,7 @@ from dlscale.engine.costs import PassCost
 from dlscale.engine.machine import matmul_rate
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
+from dlscale.engine.run import Run
 from dlscale.errors import InputError, NumericalError, SpecError
 from dlscale.kernels import accumulator_dtype
 from dlscale.linalg.factor_plan import PanelPlan
@@ -88,7 +89,7 @@ def plan_solve(inputs: Inputs, options: SolveOptions, facts: ClusterFacts) -> Pa
     return replace(plan, algorithm=words, notes=notes, rates=rates)
 
 
-def compute_solve(passes: Passes, inputs: Inputs, options: SolveOptions, plan: PanelPlan) -> Outcome:
+def compute_solve(run: Run, inputs: Inputs, options: SolveOptions, plan: PanelPlan) -> Outcome:
     """Solve by a plan.
 
     Returns
@@ -113,7 +114,7 @@ def compute_solve(passes: Passes, inputs: Inputs, options: SolveOptions, plan: P
     """
     B = inputs["rhs"]
     A = promoted(inputs["matrix"], B.dtype)
-    system = System(passes, A, plan, options)
+    system = System(Passes(run), A, plan, options)
     system.measure()
     stored = inputs.results.get("factors")
     given = system.compare(stored_factors(stored, n_threads=plan.cluster.threads_per_worker)) if stored else None

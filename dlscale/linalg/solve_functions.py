@@ -10,7 +10,7 @@ from scipy.linalg import LinAlgWarning
 
 from dlscale.engine.clusters import describe_cluster, open_cluster
 from dlscale.engine.outcome import Outcome
-from dlscale.engine.passes import Passes
+from dlscale.engine.run import Run
 from dlscale.linalg.factoring import Assume
 from dlscale.linalg.inverse import InverseOptions, compute_inverse, plan_inverse
 from dlscale.linalg.lstsq import LstsqOptions, compute_lstsq, plan_lstsq
@@ -202,7 +202,7 @@ def _on(plan: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _on_passes(compute: Callable[..., Outcome]) -> Callable[..., Outcome]:
-    return lambda passes, inputs, options, plan: compute(passes, inputs["matrix"], options, plan)
+    return lambda run, inputs, options, plan: compute(run, inputs["matrix"], options, plan)
 
 
 def _run(
@@ -212,10 +212,10 @@ def _run(
     facts = describe_cluster("threads")
     plan = plan_of(inputs, options, facts)
     with open_cluster(facts) as cluster:
-        passes = Passes(cluster)
-        outcome = compute(passes, inputs, options, plan)
+        run = Run(cluster)
+        outcome = compute(run, inputs, options, plan)
     outcome.certificate.require()
     for note in outcome.notes:
         if note.startswith(NEARLY_SINGULAR):
             warnings.warn(f"{note[0].upper()}{note[1:]}.", LinAlgWarning, stacklevel=3)
-    return outcome, outcome.arrays | passes.outputs
+    return outcome, outcome.arrays | run.outputs

@@ -15,6 +15,7 @@ from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import PassCost, Plan, bytes_of, lay_out, measured_rates
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
+from dlscale.engine.run import Run
 from dlscale.errors import SpecError
 from dlscale.kernels import accumulator_dtype
 from dlscale.linalg.exact_svd import exact_svd
@@ -204,7 +205,7 @@ def right_subspace(passes: Passes, tall: Matrix, options: SVDOptions, plan: Plan
     )
 
 
-def compute_svd(passes: Passes, A: Matrix, options: SVDOptions, plan: Plan) -> Outcome:
+def compute_svd(run: Run, A: Matrix, options: SVDOptions, plan: Plan) -> Outcome:
     """Compute an SVD by its plan.
 
     Parameters
@@ -221,6 +222,7 @@ def compute_svd(passes: Passes, A: Matrix, options: SVDOptions, plan: Plan) -> O
     Outcome
         With ``s`` (k,) and the small one of ``u`` (m, k) and ``vh`` (k, n).
     """
+    passes = Passes(run)
     tall = A.T if plan.transposed else A
     name = "vh" if plan.transposed else "u"
     left = LeftOutput(name, transposed=plan.transposed, decides_sign=not plan.transposed)

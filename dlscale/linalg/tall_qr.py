@@ -14,6 +14,7 @@ from dlscale.engine.costs import PassCost, Plan, bytes_of, lay_out, measured_rat
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
+from dlscale.engine.run import Run
 from dlscale.errors import SpecError
 from dlscale.kernels import accumulator_dtype, one_blas_thread
 from dlscale.linalg.left_factor import LeftFactor
@@ -95,8 +96,8 @@ def plan_qr(A: Matrix, options: QROptions, facts: ClusterFacts) -> Plan:
     )
 
 
-def compute_qr(passes: Passes, A: Matrix, options: QROptions, plan: Plan) -> Outcome:
-    """Compute a QR factorization by its plan; Q goes to the outputs of the passes as ``q``.
+def compute_qr(run: Run, A: Matrix, options: QROptions, plan: Plan) -> Outcome:
+    """Compute a QR factorization by its plan; Q goes to the outputs of the run as ``q``.
 
     Returns
     -------
@@ -107,6 +108,7 @@ def compute_qr(passes: Passes, A: Matrix, options: QROptions, plan: Plan) -> Out
     -----
     2 to 4 reads of A, or 3 with TSQR; each round of Cholesky QR costs 2 m n^2 flops.
     """
+    passes = Passes(run)
     found, exponent = at_safe_scale(passes, A, plan.grid, partial(_factor, grid=plan.grid, keep=options.mode == "reduced"))
     r = scaled_back(found.arrays["r"], exponent, A.dtype, what="The entries of R")
     return replace(found, arrays={"r": r}, notes=found.notes + scale_words(exponent))
@@ -122,7 +124,7 @@ def _factor(passes: Passes, A: Matrix, *, grid: RowGrid, keep: bool) -> Outcome:
         R = np.triu(basis.R)
         expected = R @ probes
     fold = LeftFactor(basis.rotated(np.eye(n)), n, probes, np.ascontiguousarray(expected, dtype), keep_U=keep)
-    outputs = [passes.output("q", (m, n), dtype, grid)] if keep else []
+    outputs = [passes.run.output("q", (m, n), dtype, grid)] if keep else []
     measured = passes.sweep("q", A, fold, grid, outputs=outputs)
     eps = float(np.finfo(dtype).eps)
     size = np.sqrt(max(float(np.trace(gram).real), np.finfo(float).tiny))

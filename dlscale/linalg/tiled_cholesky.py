@@ -63,6 +63,6 @@ def factor_tiles(
     passes: Passes, A: Matrix, grid: PanelGrid, *, probes: Array, step: str = "cholesky", keep: bool = True
 ) -> tuple[Matrix, Seen]:
     """Factor a matrix whose panels are in row blocks; as `cholesky_panels.factor_panels`."""
-    target = factor_target(passes, "l" if keep else step, A.shape, A.dtype, grid, scratch=not keep)
-    _, seen = Tiles(passes).factor(step, A, TiledCholesky(), grid, target, probes=probes)
+    target = factor_target(passes.run, "l" if keep else step, A.shape, A.dtype, grid, scratch=not keep)
+    _, seen = Tiles(passes.run).factor(step, A, TiledCholesky(), grid, target, probes=probes)
     return as_matrix(target), seen

@@ -126,11 +126,11 @@ def factor_tiles(
     passes: Passes, A: Matrix, grid: PanelGrid, *, probes: Array, step: str = "lu", keep: bool = True
 ) -> tuple[Matrix, Array, list[Facts], Seen]:
     """Factor a matrix whose panels are in row blocks; as `lu.factor_panels`."""
-    tiles = Tiles(passes)
-    target = factor_target(passes, step, A.shape, A.dtype, grid, scratch=True)
+    tiles = Tiles(passes.run)
+    target = factor_target(passes.run, step, A.shape, A.dtype, grid, scratch=True)
     factored, seen = tiles.factor(step, A, TournamentLU(), grid, target, probes=probes)
     sources, pivots = final_rows(factored.facts, grid)
-    final = factor_target(passes, step if keep else f"{step}-rows", A.shape, A.dtype, grid, scratch=not keep)
+    final = factor_target(passes.run, step if keep else f"{step}-rows", A.shape, A.dtype, grid, scratch=not keep)
     tiles.place(f"{step}-rows", factored, final, sources)
     return as_matrix(final), pivots, factored.facts, seen
 

@@ -30,6 +30,7 @@ from dlscale.engine.outcome import Outcome
 from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.passes import Passes
 from dlscale.engine.row_blocks import Election, Place, TiledMethod, Tiles, TileTransform
+from dlscale.engine.run import Run
 from dlscale.engine.tile_products import tile_product
 from dlscale.engine.transforms import Facts, largest_modulus
 from dlscale.lapack import apply_reflectors, factor_qr, multiply_add, multiply_triangular, solve_lower, solve_right
@@ -159,16 +160,16 @@ class UpperTile:
         return times_back(np.triu(tile[: len(phases)], first - column) * phases, self.exponent)
 
 
-def compute_tiled_qr(passes: Passes, A: Matrix, mode: str, plan: PanelPlan) -> Outcome:
+def compute_tiled_qr(run: Run, A: Matrix, mode: str, plan: PanelPlan) -> Outcome:
     """Factor by the plan, whose panels are in row blocks; as `panel_qr.compute_panel_qr`, in the same formats."""
-    return panels_at_safe_scale(passes, A, partial(_compute, mode=mode, plan=plan))
+    return panels_at_safe_scale(Passes(run), A, partial(_compute, mode=mode, plan=plan))
 
 
 def _compute(passes: Passes, A: Matrix, exponent: int, *, mode: str, plan: PanelPlan) -> Outcome:
-    (m, n), dtype, tiles, grid = A.shape, A.dtype, Tiles(passes), plan.factored
+    (m, n), dtype, tiles, grid = A.shape, A.dtype, Tiles(passes.run), plan.factored
     k = min(m, n)
     X = probes(n, dtype)
-    target = factor_target(passes, "qr", A.shape, dtype, grid, scratch=mode != "raw" or bool(exponent))
+    target = factor_target(passes.run, "qr", A.shape, dtype, grid, scratch=mode != "raw" or bool(exponent))
     factored, seen = tiles.factor("qr", A, TiledHouseholder(), grid, target, probes=X)
     if not exponent:
         require_safe(seen.largest, dtype)
@@ -176,13 +177,13 @@ def _compute(passes: Passes, A: Matrix, exponent: int, *, mode: str, plan: Panel
     RX = tile_product(tiles, "upper", raw, grid, X, part="upper")[0][:k]
     phases = diagonal_phases(raw, grid)
     if mode != "raw":
-        r = factor_target(passes, "r", (k, n), dtype, grid)
+        r = factor_target(passes.run, "r", (k, n), dtype, grid)
         tiles.copy("r", factored, r, UpperTile(grid, phases, exponent))
     elif exponent:
         place_times(passes, "qr-unscaled", raw, "qr", grid, exponent, upper=True)
     orthonormal = None
     if mode == "reduced":
-        q, columns = factor_target(passes, "q", (m, k), dtype, grid), replace(grid, shape=(m, k))
+        q, columns = factor_target(passes.run, "q", (m, k), dtype, grid), replace(grid, shape=(m, k))
         tiles.form("q", factored, TiledHouseholder(inverse=True), q, finish=ScaledColumns(grid.panel, phases))
         Q, Y = as_matrix(q), probes(k, dtype)
         # At size 1, so that no square overflows or vanishes.

@@ -19,6 +19,7 @@ from dlscale.engine.launchers import across_ranks
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.progress import send
 from dlscale.engine.ranks import Communicator
+from dlscale.engine.run import Run
 from dlscale.errors import DlscaleError
 from dlscale.storage.matrices import Array, open_matrix
 
@@ -80,7 +81,7 @@ def sweep(path: str) -> int:
     events: list[dict[str, Any]] = []
     with open_cluster("mpi") as cluster:
         print(cluster.on_every_rank(total, 1, token="events", listener=events.append), events)
-        state = Passes(cluster).sweep("who", A, Who(n_ranks), RowGrid(A.shape[0], 500, 500))
+        state = Passes(Run(cluster)).sweep("who", A, Who(n_ranks), RowGrid(A.shape[0], 500, 500))
     print([f"rank {rank}" for rank in np.flatnonzero(state["ranks"])])
     return 0
 

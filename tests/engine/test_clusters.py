@@ -27,6 +27,7 @@ from dlscale.engine.clusters import Cluster, ClusterFacts, describe_cluster, ope
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.losses import describe_loss
 from dlscale.engine.passes import Fold, Passes, State
+from dlscale.engine.run import Run
 from dlscale.engine.watching import Watch, Wishes
 from dlscale.errors import DlscaleError, NonFiniteError, SpecError, StalledError
 from dlscale.linalg.pca import PCAOptions, compute_pca, plan_pca
@@ -85,7 +86,7 @@ def run(cluster: Cluster, job: str, source: Path, folder: Path) -> dict[str, byt
     A = open_matrix(source)
     plan = replace(plan_of(A, options, cluster.facts), grid=GRID)
     result = ResultGroup(folder / "result.zarr")
-    passes = Passes(cluster, checkpoint=Checkpoint(folder / "checkpoint.zarr"), result=result)
+    passes = Passes(Run(cluster, checkpoint=Checkpoint(folder / "checkpoint.zarr"), result=result))
     outcome = compute(passes, A, options, plan)
     assert outcome.certificate.passed
     path = result.publish({})
@@ -179,8 +180,8 @@ def test_a_worker_killed_in_the_middle_of_a_pass(
         pids = tmp_path / attempt
         pids.mkdir()
         result = ResultGroup(tmp_path / f"{attempt}.zarr")
-        passes = Passes(cluster, result=result)
-        output = passes.output("B", SHAPE, A.dtype, GRID)
+        passes = Passes(Run(cluster, result=result))
+        output = passes.run.output("B", SHAPE, A.dtype, GRID)
         killer = threading.Thread(target=kill, args=(pids,))
         if attempt == "killed":
             killer.start()
@@ -286,7 +287,7 @@ def test_a_block_that_takes_every_worker_ends_the_pass(
     cluster.client.wait_for_workers(1)
     monkeypatch.setattr(cluster.local.scheduler, "allowed_failures", 0)
     with pytest.raises(DlscaleError, match=r"The same task was lost with each of 1 workers\. Worker 0 crashed by an abort"):
-        Passes(cluster).sweep("deadly", A, Deadly(0.0, tmp_path), RowGrid(2000, 1000, 2000))
+        Passes(Run(cluster)).sweep("deadly", A, Deadly(0.0, tmp_path), RowGrid(2000, 1000, 2000))
 
 
 @dataclass(frozen=True)
@@ -307,7 +308,7 @@ def test_large_operands_travel_without_a_word(clusters: Any, matrices: dict[str,
     """Dask warns of graphs over 10 MB, and warnings are errors here."""
     A = open_matrix(matrices["row strips"])
     W = gaussian(50, 40_000)
-    state = Passes(clusters(2)).sweep("large", A, Product(W), RowGrid(2000, 1000, 1000))
+    state = Passes(Run(clusters(2))).sweep("large", A, Product(W), RowGrid(2000, 1000, 1000))
     np.testing.assert_allclose(state["sum"], A.read(0, 2000).sum(axis=0) @ W, atol=1e-8)
 
 
@@ -366,7 +367,7 @@ def wait_and_make(seconds: float) -> Array:
 
 def test_a_pass_without_progress_ends(clusters: Any, matrices: dict[str, Path], tmp_path: Path) -> None:
     A = open_matrix(matrices["row strips"])
-    passes = Passes(clusters(2), stall_seconds=1.0)
+    passes = Passes(Run(clusters(2), stall_seconds=1.0))
     started = time.monotonic()
     with pytest.raises(StalledError, match=r"No progress for 1 s.*Waiting for"):
         passes.sweep("stuck", A, Slow(3.0, tmp_path), RowGrid(2000, 1000, 1000))

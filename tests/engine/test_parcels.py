@@ -18,6 +18,7 @@ from dlscale.engine.clusters import ClusterFacts, open_cluster
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.parcels import Parcel, pack
 from dlscale.engine.passes import Passes
+from dlscale.engine.run import Run
 from dlscale.errors import CorruptionError, DlscaleError
 from dlscale.linalg.products import NormalProduct
 from dlscale.storage.checkpoints import Checkpoint
@@ -89,7 +90,7 @@ def test_a_pass_with_a_large_operand_and_a_large_result_gives_the_bits_of_one_pr
     found = []
     for facts in (ClusterFacts("threads", 1, 2, 2**31), ClusterFacts("local", 2, 1, 2**31)):
         with open_cluster(facts) as cluster:
-            passes = Passes(cluster, checkpoint=Checkpoint(tmp_path / facts.kind))
+            passes = Passes(Run(cluster, checkpoint=Checkpoint(tmp_path / facts.kind)))
             found.append(passes.sweep("product", open_matrix(A), NormalProduct(W), RowGrid(64, 8, 8))["ZH"])
     assert found[0].tobytes() == found[1].tobytes()
     assert not (tmp_path / "local" / "parcels").exists()

@@ -17,6 +17,7 @@ from zarr.storage import LocalStore, WrapperStore
 from dlscale.engine.clusters import ClusterFacts, open_cluster
 from dlscale.engine.grids import RowGrid, plan_grid
 from dlscale.engine.passes import Fold, Passes, State
+from dlscale.engine.run import Run
 from dlscale.errors import NonFiniteError, NumericalError
 from dlscale.linalg.products import Gram
 from dlscale.storage.checkpoints import Checkpoint
@@ -62,7 +63,7 @@ class CountingMatrix(Matrix):
 
 def sweep(A: Matrix, fold: Fold, grid: RowGrid, *, threads: int = 2, outputs: Any = (), **more: Any) -> State:
     with open_cluster(ClusterFacts("threads", 1, threads, 2**31)) as cluster:
-        return Passes(cluster, **more).sweep("test", A, fold, grid, outputs=outputs)
+        return Passes(Run(cluster, **more)).sweep("test", A, fold, grid, outputs=outputs)
 
 
 GRIDS = [(64, 64), (64, 192), (M, M), (1, 50), (100, 300), (699, 699), (17, 34)]
@@ -121,10 +122,10 @@ def test_every_stored_chunk_is_read_once_a_pass(tmp_path: Path, name: str, room:
 def test_outputs_in_memory(block_rows: int, leaf_rows: int, transposed: bool) -> None:
     A = gaussian(M, N)
     with open_cluster(THREADS) as cluster:
-        passes, grid = Passes(cluster), RowGrid(M, block_rows, leaf_rows)
-        output = passes.output("B", A.shape, A.dtype, grid, transposed=transposed)
+        passes, grid = Passes(Run(cluster)), RowGrid(M, block_rows, leaf_rows)
+        output = passes.run.output("B", A.shape, A.dtype, grid, transposed=transposed)
         passes.sweep("test", open_matrix(A), Trace(keep=True), grid, outputs=[output])
-    np.testing.assert_array_equal(passes.outputs["B"], 2 * (A.T if transposed else A))
+    np.testing.assert_array_equal(passes.run.outputs["B"], 2 * (A.T if transposed else A))
 
 
 @pytest.mark.parametrize(("block_rows", "leaf_rows"), GRIDS)
@@ -133,8 +134,8 @@ def test_outputs_on_disk(tmp_path: Path, block_rows: int, leaf_rows: int, transp
     A = gaussian(M, N)
     result = ResultGroup(tmp_path / "result.zarr")
     with open_cluster(THREADS) as cluster:
-        passes, grid = Passes(cluster, result=result), RowGrid(M, block_rows, leaf_rows)
-        output = passes.output("B", A.shape, A.dtype, grid, transposed=transposed)
+        passes, grid = Passes(Run(cluster, result=result)), RowGrid(M, block_rows, leaf_rows)
+        output = passes.run.output("B", A.shape, A.dtype, grid, transposed=transposed)
         passes.sweep("test", open_matrix(A), Trace(keep=True), grid, outputs=[output])
     path = result.publish({})
     np.testing.assert_array_equal(open_matrix(path / "B").read(0, N if transposed else M), 2 * (A.T if transposed else A))
@@ -178,7 +179,7 @@ def test_a_failing_pass_leaves_the_next_one_alone(tmp_path: Path) -> None:
     bad[5, 5] = np.nan
     A, B = (open_matrix(store(tmp_path / f"{i}.zarr", X, chunks=(50, N))) for i, X in enumerate((bad, good)))
     with open_cluster(THREADS) as cluster:
-        passes, grid = Passes(cluster), RowGrid(M, 50, 100)
+        passes, grid = Passes(Run(cluster)), RowGrid(M, 50, 100)
         for i in range(5):
             with pytest.raises(NonFiniteError):
                 passes.sweep(f"bad-{i}", A, Gram(N, A.dtype), grid)

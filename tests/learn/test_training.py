@@ -14,8 +14,8 @@ from sklearn.linear_model import Lasso, LogisticRegression, Ridge
 
 import dlscale
 from dlscale.engine.clusters import open_cluster
-from dlscale.engine.passes import Passes
 from dlscale.engine.programs import run_here
+from dlscale.engine.run import Run
 from dlscale.learn.data import Order, plan_order
 from dlscale.learn.loop import train
 from dlscale.learn.models import model
@@ -106,7 +106,7 @@ def test_weighted_objectives_are_the_same_on_any_number_of_ranks_and_from_passes
         others = [programs.learned(tmp_path / f"{name}-{size}") for size in (2, 4)]
         if name in ("momentum", "proximal"):
             with open_cluster("threads") as cluster:
-                train_on_passes(Passes(cluster), programs.weighted_task(tmp_path / f"{name}-p", name))
+                train_on_passes(Run(cluster), programs.weighted_task(tmp_path / f"{name}-p", name))
             others.append(programs.learned(tmp_path / f"{name}-p"))
         for other in others:
             for key in ("parameters/layer-0/weight", "parameters/layer-0/bias", "measured"):
@@ -115,7 +115,7 @@ def test_weighted_objectives_are_the_same_on_any_number_of_ranks_and_from_passes
 
 def test_the_curve_is_the_same_from_passes(tmp_path, alone):
     with open_cluster("threads") as cluster:
-        train_on_passes(Passes(cluster), programs.task(tmp_path, epochs=2))
+        train_on_passes(Run(cluster), programs.task(tmp_path, epochs=2))
     found = programs.learned(tmp_path)["history/loss"]
     np.testing.assert_allclose(found, alone["history/loss"][: len(found)], rtol=1e-10)
 

@@ -10,7 +10,7 @@ from helpers import DTYPES, THREADS, Array, eps, gaussian, norm
 
 from dlscale import gallery
 from dlscale.engine.clusters import open_cluster
-from dlscale.engine.passes import Passes
+from dlscale.engine.run import Run
 from dlscale.errors import NumericalError, SpecError
 from dlscale.linalg import inverse
 from dlscale.linalg.inverse import InverseOptions, compute_inverse, plan_inverse
@@ -23,9 +23,9 @@ def run(source: Array, options: Any) -> tuple[Any, dict[str, Array]]:
     A = open_matrix(source)
     plan = plan_of(A, options, THREADS)
     with open_cluster(THREADS) as cluster:
-        passes = Passes(cluster)
-        outcome = algorithm(passes, A, options, plan)
-    return outcome, outcome.arrays | passes.outputs
+        job = Run(cluster)
+        outcome = algorithm(job, A, options, plan)
+    return outcome, outcome.arrays | job.outputs
 
 
 SQUARE = [name for name in gallery.HARD_SQUARE if name != "hilbert"]

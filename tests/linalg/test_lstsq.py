@@ -12,7 +12,7 @@ from helpers import DTYPES, THREADS, Array, eps, gaussian, spectrum, store
 from dlscale import gallery
 from dlscale.engine.clusters import open_cluster
 from dlscale.engine.outcome import Outcome
-from dlscale.engine.passes import Passes
+from dlscale.engine.run import Run
 from dlscale.errors import NonFiniteError, SpecError
 from dlscale.linalg import lstsq
 from dlscale.linalg.factor_plan import PanelPlan
@@ -37,7 +37,7 @@ def run(A: Any, B: Any, **options: Any) -> Outcome:
     chosen = LstsqOptions(**options)
     plan = plan_lstsq(inputs, chosen, THREADS)
     with open_cluster(THREADS) as cluster:
-        return compute_lstsq(Passes(cluster), inputs, chosen, plan)
+        return compute_lstsq(Run(cluster), inputs, chosen, plan)
 
 
 def assert_as_numpy(A: Array, B: Array, outcome: Outcome, *, condition: float) -> None:

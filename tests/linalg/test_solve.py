@@ -13,7 +13,7 @@ from helpers import DTYPES, THREADS, Array, eps, gaussian, spectrum, store
 from dlscale import gallery
 from dlscale.engine.clusters import open_cluster
 from dlscale.engine.outcome import Outcome
-from dlscale.engine.passes import Passes
+from dlscale.engine.run import Run
 from dlscale.errors import DoesNotFitError, NumericalError, SpecError
 from dlscale.linalg.solve import SolveOptions, compute_solve, plan_solve
 from dlscale.storage.inputs import Inputs
@@ -29,7 +29,7 @@ def run(A: Any, B: Any, *, group: int | None = None, **options: Any) -> Outcome:
     plan = plan_solve(inputs, chosen, THREADS)
     plan = replace(plan, panels=replace(plan.factored, group=group or plan.factored.group))
     with open_cluster(THREADS) as cluster:
-        return compute_solve(Passes(cluster), inputs, chosen, plan)
+        return compute_solve(Run(cluster), inputs, chosen, plan)
 
 
 def scaled_error(A: Array, X: Array, B: Array) -> float:

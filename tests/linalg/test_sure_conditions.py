@@ -13,7 +13,7 @@ from helpers import THREADS, Array, gaussian
 import dlscale
 from dlscale.engine.clusters import open_cluster
 from dlscale.engine.outcome import Outcome
-from dlscale.engine.passes import Passes
+from dlscale.engine.run import Run
 from dlscale.errors import NumericalError
 from dlscale.linalg.solve import SolveOptions, compute_solve, plan_solve
 from dlscale.storage.inputs import Inputs
@@ -26,7 +26,7 @@ def run(A: Array, B: Array, *, precision: Any) -> Outcome:
         SolveOptions(precision=precision, panel=min(32, len(A))),
     )
     with open_cluster(THREADS) as cluster:
-        return compute_solve(Passes(cluster), inputs, chosen, plan_solve(inputs, chosen, THREADS))
+        return compute_solve(Run(cluster), inputs, chosen, plan_solve(inputs, chosen, THREADS))
 
 
 def ill_conditioned(n: int, condition: float, dtype: str, *, small: int = 1, seed: int = 0) -> Array:

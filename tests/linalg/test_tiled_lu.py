@@ -15,6 +15,7 @@ from dlscale.certificates import LAPACK_THRESHOLD
 from dlscale.engine.clusters import describe_cluster, open_cluster
 from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.passes import Passes
+from dlscale.engine.run import Run
 from dlscale.errors import SpecError
 from dlscale.linalg.lu import LUOptions, plan_lu, row_move
 from dlscale.linalg.tiled_lu import factor_tiles
@@ -40,7 +41,7 @@ def test_factors_multiply_to_the_matrix(shape: tuple[int, int], row_blocks: int,
     grid = PanelGrid(shape, min(16, n), group, row_blocks, 2)
     for name, A in matrices(m, n):
         with open_cluster(describe_cluster("threads")) as cluster:
-            lu, pivots, _, seen = factor_tiles(Passes(cluster), open_matrix(A), grid, probes=np.eye(n)[:, :4].copy())
+            lu, pivots, _, seen = factor_tiles(Passes(Run(cluster)), open_matrix(A), grid, probes=np.eye(n)[:, :4].copy())
         packed, k = lu.region((0, m), (0, n)), min(m, n)
         L, U = np.tril(packed[:, :k], -1) + np.eye(m, k), np.triu(packed[:k])
         move = row_move(0, pivots)

@@ -1,0 +1,186 @@
+"""The run of one job: its cluster, checkpoint, result and events, and its steps.
+
+Passes, factorizations, solves, iterations and trainings stand beside each other on it. A step is told, timed, and kept in the
+checkpoint; one that is there is not computed again, so an algorithm resumes by simply being run once more.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from dlscale.engine.clusters import Cluster
+from dlscale.engine.grids import RowGrid
+from dlscale.engine.outputs import ArrayOutput, RowOutput, TransposedOutput
+from dlscale.engine.progress import Emit, ignore
+from dlscale.errors import SpecError
+from dlscale.storage.checkpoints import Checkpoint
+from dlscale.storage.matrices import Array
+from dlscale.storage.results import ArrayWriter, ResultGroup
+
+State = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step takes.
+
+    Parameters
+    ----------
+    flops : float
+    bytes_read, bytes_written : int
+    """
+
+    flops: float = 0.0
+    bytes_read: int = 0
+    bytes_written: int = 0
+
+
+class Run:
+    """What one job has.
+
+    Parameters
+    ----------
+    cluster : Cluster
+    checkpoint : Checkpoint, optional
+        Where the results of steps, and scratch arrays, are kept; without one, in memory.
+    result : ResultGroup, optional
+        Where outputs that belong to the job's result are written; without one, in memory (`Run.outputs`).
+    emit : callable
+        Receives events.
+    stall_seconds : float, optional
+        A step that reports nothing for so long fails.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        checkpoint: Checkpoint | None = None,
+        result: ResultGroup | None = None,
+        emit: Emit = ignore,
+        stall_seconds: float | None = None,
+    ) -> None:
+        self.cluster, self.checkpoint, self.result, self.emit = cluster, checkpoint, result, emit
+        self.stall_seconds = stall_seconds
+        self.outputs: dict[str, Array] = {}
+        self.prefix = ""
+
+    def apart(self, prefix: str) -> Self:
+        """The same run, its steps and scratch arrays under other names."""
+        other = copy.copy(self)
+        other.prefix = self.prefix + prefix
+        return other
+
+    def step(
+        self,
+        name: str,
+        cost: Cost,
+        compute: Callable[[str], State],
+        *,
+        writers: Sequence[ArrayWriter] = (),
+        flushed: Sequence[ArrayWriter] = (),
+        keep: Literal["all", "last"] = "all",
+    ) -> State:
+        """Compute a step, or take its result from the checkpoint.
+
+        Parameters
+        ----------
+        name : str
+            Unique in the job; ``<iteration>-<number>`` where only the last is kept.
+        cost : Cost
+        compute : callable
+            From the name under which the step is told to its result: small arrays by name.
+        writers : sequence of ArrayWriter
+            What they have written belongs to the step, and is verified where the step is resumed.
+        flushed : sequence of ArrayWriter
+            What they have written is safe before the step is, and verified where it is read.
+        keep : str
+            ``last``: once this step is kept, earlier ones of the same iteration are dropped, but for the one before it.
+        """
+        name = self.prefix + name
+        self.emit({"event": "pass_started", "step": name, "flops": cost.flops, "bytes": cost.bytes_read})
+        started = time.perf_counter()
+        state = self.checkpoint.load(name) if self.checkpoint else None
+        resumed = state is not None
+        if state is None:
+            state = compute(name)
+            self._save(name, state, writers, flushed, keep)
+        self.emit(
+            {
+                "event": "pass_finished",
+                "step": name,
+                "seconds": time.perf_counter() - started,
+                "bytes_read": cost.bytes_read,
+                "bytes_written": cost.bytes_written,
+                "flops": cost.flops,
+                "resumed": resumed,
+            }
+        )
+        return state
+
+    def _save(
+        self, name: str, state: State, writers: Sequence[ArrayWriter], flushed: Sequence[ArrayWriter], keep: Literal["all", "last"]
+    ) -> None:
+        if self.checkpoint is None:
+            return
+        started = time.perf_counter()
+        for writer in flushed:
+            writer.flush()
+        before = self._kept(name.rpartition("-")[0]) if keep == "last" else []
+        n_bytes = self.checkpoint.save(name, state, writers=writers)
+        for number in before[:-1]:
+            self.checkpoint.drop(f"{name.rpartition('-')[0]}-{number}")
+        self.emit({"event": "checkpoint", "step": name, "bytes": n_bytes, "seconds": time.perf_counter() - started})
+
+    def newest(self, iteration: str) -> tuple[int, State] | None:
+        """The number and the result of the last whole step ``<iteration>-<number>`` that was kept."""
+        name = self.prefix + iteration
+        if self.checkpoint is not None:
+            for number in reversed(self._kept(name)):
+                if (state := self.checkpoint.load(f"{name}-{number}")) is not None:
+                    return number, state
+        return None
+
+    def _kept(self, iteration: str) -> list[int]:
+        """Numbers of the kept steps of an iteration, in order."""
+        assert self.checkpoint is not None
+        parts = (step.rpartition("-") for step in self.checkpoint.steps())
+        return sorted(int(number) for name, _, number in parts if name == iteration and number.isdecimal())
+
+    def scratch(self, name: str, shape: tuple[int, int], dtype: np.dtype[Any], grid: RowGrid) -> RowOutput:
+        """An array for the outputs of a pass that later passes read."""
+        if self.checkpoint is None:
+            return ArrayOutput(np.empty(shape, dtype))
+        chunks = (grid.output_chunk_rows(shape[1] * dtype.itemsize), shape[1])
+        return self.checkpoint.scratch(self.prefix + name, shape, dtype, chunks=chunks)
+
+    def output(
+        self, name: str, shape: tuple[int, int], dtype: np.dtype[Any], grid: RowGrid, *, transposed: bool = False
+    ) -> RowOutput:
+        """An array of the job's result, written by row blocks; stored as its transpose on request."""
+        chunk_rows = grid.output_chunk_rows(shape[1] * dtype.itemsize)
+        stored_shape = shape[::-1] if transposed else shape
+        if self.result is None:
+            array = self.outputs[name] = np.empty(stored_shape, dtype)
+            return ArrayOutput(array.T if transposed else array)
+        chunks = (shape[1], chunk_rows) if transposed else (chunk_rows, shape[1])
+        writer = self.result.create(name, stored_shape, dtype, chunks=chunks)
+        return TransposedOutput(writer) if transposed else writer
+
+    def require_shared(self, *targets: object) -> None:
+        """Refuse arrays of this process as targets of tasks that run in others.
+
+        Raises
+        ------
+        SpecError
+        """
+        if not self.cluster.shares_memory and any(isinstance(target, ArrayOutput) for target in targets):
+            raise SpecError(
+                "Outputs in memory need cluster: threads; on other clusters give a checkpoint and a result to write to."
+            )
