@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dlscale.batch.spec import MODELS, json_schema
+from dlscale.batch.kinds import KINDS
+from dlscale.batch.spec import json_schema, model_of
 
 Schema = Mapping[str, Any]
 
@@ -30,7 +31,7 @@ def reference() -> str:
 def _page(definitions: Mapping[str, Schema]) -> Iterator[str]:
     yield HEADER
     shown: set[str] = set()
-    specs = {kind: definitions[model.__name__] for kind, model in MODELS.items()}
+    specs = {name: definitions[model_of(kind).__name__] for name, kind in KINDS.items()}
     yield from _table("Every kind", {key: specs["svd"]["properties"][key] for key in SHARED}, specs["svd"])
     for key in ("cluster", "checkpoint"):
         yield from _nested(specs["svd"]["properties"][key], definitions, shown)

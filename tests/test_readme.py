@@ -9,7 +9,8 @@ from pathlib import Path
 
 import yaml
 
-from dlscale.batch.spec import MODELS, load_spec
+from dlscale.batch.kinds import KINDS
+from dlscale.batch.spec import load_spec
 from dlscale.cli import commands
 
 ROOT = Path(__file__).parents[1]
@@ -20,7 +21,9 @@ PAGES = [README, *(page.read_text(encoding="utf-8") for page in sorted((ROOT / "
 def test_the_shortest_job_of_every_kind_is_valid() -> None:
     block = re.search(r"```yaml\n(\{kind: svd.*?)```", README, re.DOTALL)
     assert block is not None
-    assert {load_spec(yaml.safe_load(line)).kind for line in block[1].splitlines()} == set(MODELS)
+    lines = block[1].splitlines()
+    assert lines == [kind.example for kind in KINDS.values()]
+    assert [load_spec(yaml.safe_load(line)).kind for line in lines] == list(KINDS)
 
 
 def test_every_command_that_is_named_is_there() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.batch.kinds import KINDS
 from dlscale.batch.sections import JobSpec
 from dlscale.engine.clusters import ClusterFacts, n_cores
 from dlscale.engine.costs import NOMINAL_BYTES_PER_SECOND
@@ -63,7 +64,7 @@ class Assumed:
         """
         assert self.shape is not None
         roles = list(spec.input.roles())
-        if results := [role for role in roles if role in type(spec.input).results]:
+        if results := [role.name for role in KINDS[spec.kind].roles if role.result_of and role.name in roles]:
             raise SpecError(f"--shape: stands for a matrix, and input.{results[0]} is the result of a job; leave one out.")
         m, n = self.shape
         return Inputs({role: AssumedMatrix((m, n if role == roles[0] else 1)) for role in roles})

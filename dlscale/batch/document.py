@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from dlscale.declaration.faults import KeyPath, describe_type
 from dlscale.errors import SpecError
 from dlscale.storage.atomic import open_at_once
 from dlscale.storage.locations import expand_home
@@ -25,8 +26,6 @@ MAX_BYTES = 1_000_000
 _MAX_NODES, _MAX_DEPTH = 50_000, 20
 #: Integers beyond are no sizes, counts or seeds.
 _MAX_INTEGER = 2**64
-
-KeyPath = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
@@ -284,16 +283,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
-
-
-def describe_type(value: Any) -> str:
-    names = {
-        str: "text",
-        int: "an integer",
-        float: "a number",
-        bool: "true/false",
-        list: "a list",
-        dict: "a section",
-        type(None): "nothing",
-    }
-    return names.get(type(value), type(value).__name__)

@@ -11,10 +11,11 @@ from pydantic import BaseModel, Field, ValidationError
 
 from dlscale.batch.consent import require_consent
 from dlscale.batch.document import Document
-from dlscale.batch.messages import explain
 from dlscale.batch.places import check_writable
 from dlscale.batch.prepare import blame, cluster_request
-from dlscale.batch.sections import ClusterSpec, Positive, Section
+from dlscale.batch.sections import ClusterSpec
+from dlscale.declaration.faults import explain
+from dlscale.declaration.sections import Positive, Section
 from dlscale.engine.clusters import open_cluster
 from dlscale.engine.passes import Passes
 from dlscale.engine.progress import Emit, ignore
@@ -62,7 +63,7 @@ def parse_generate(document: Document) -> GenerateSpec:
     try:
         spec = GenerateSpec.model_validate(document.data)
     except ValidationError as error:
-        raise SpecError(explain(error, model, document)) from error
+        raise SpecError(explain(error, model, document.data, where=document.where)) from error
     if (spec.spectrum is None) == (spec.condition is None):
         raise SpecError(f"{document.source}: give one of spectrum (such as power:-0.5) and condition (such as 1e8).")
     with blame(document, "cluster"):

@@ -13,12 +13,13 @@ from typing import Any
 
 from dlscale.batch.assumed import Assumed
 from dlscale.batch.consent import require_consent
-from dlscale.batch.document import Document, KeyPath
+from dlscale.batch.document import Document
 from dlscale.batch.kinds import KINDS
 from dlscale.batch.places import check_output, check_writable, only_importer
 from dlscale.batch.sections import ClusterSpec, ImportSpec, JobSpec
 from dlscale.batch.spec import absolute, to_data
 from dlscale.batch.workspace import Workspace
+from dlscale.declaration.faults import KeyPath
 from dlscale.engine.clusters import ClusterFacts, describe_cluster
 from dlscale.errors import DlscaleError, DoesNotFitError, InputError, SpecError
 from dlscale.storage.durable import PARTIAL, require_free_space
@@ -160,23 +161,23 @@ def _open_inputs(
     spec: JobSpec, data: Mapping[str, Any], document: Document, workspace: Workspace, progress: Progress | None
 ) -> Inputs:
     """Every input that the spec names, opened and checked."""
-    rules = type(spec.input)
+    declared = {role.name: role for role in KINDS[spec.kind].roles}
     matrices: dict[str, Matrix] = {}
     results: dict[str, StoredResult] = {}
     signatures: dict[str, Signature | None] = {}
     for role, source in spec.input.roles().items():
         with blame(document, "input", role):
-            location = data["input"][role]
-            if role in rules.results:
+            location, known = data["input"][role], declared[role]
+            if known.result_of:
                 results[role] = result = StoredResult.open(location)
-                if result.kind not in rules.results[role]:
-                    raise InputError(f"must be the result of a job of kind {' or '.join(rules.results[role])}; got {result.kind}.")
+                if result.kind not in known.result_of:
+                    raise InputError(f"must be the result of a job of kind {' or '.join(known.result_of)}; got {result.kind}.")
                 signatures[role] = result.check()
                 continue
             if isinstance(source, ImportSpec):
                 location = _imported(location, source, workspace, progress)
             missing = spec.input.missing_chunks
-            matrices[role] = matrix = open_matrix(location, vectors=role in rules.vectors, missing_chunks=missing)
+            matrices[role] = matrix = open_matrix(location, vectors=known.vector, missing_chunks=missing)
             signatures[role] = matrix.check()
     return Inputs(matrices, results, {role: signature for role, signature in signatures.items() if signature})
 
@@ -271,7 +272,8 @@ def _blame_key(document: Document, spec: JobSpec) -> Iterator[None]:
 def _named_key(error: DlscaleError, spec: JobSpec) -> KeyPath:
     begins = re.match(r"[a-z_]+(\.\w+)*", str(error))
     path = tuple(begins[0].split(".")) if begins else ()
-    sections, roles = spec.own_sections(), type(spec.input).role_names()
+    kind = KINDS[spec.kind]
+    sections, roles = kind.sections, [role.name for role in kind.roles]
     if isinstance(error, DoesNotFitError):
         return ("cluster",)
     if path and path[0] in ("params", "input", *sections):

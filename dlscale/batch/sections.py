@@ -1,18 +1,17 @@
-"""What the sections of a job file have in common; a family of kinds adds its own in a module beside this one.
+"""The sections that the job files of all kinds have; `spec` adds those of a kind from its declaration.
 
-Every field has the words that an error message shows. A kind is three models: its params, its input (the roles), and the job
-that holds both, with whatever further sections it needs.
+Every field has the words that an error message shows.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
+from dlscale.declaration.sections import Positive, Section
 from dlscale.engine.started import ADDRESS, OPTIONS, TIME_LIMIT, WORD
 from dlscale.storage.importers.options import ReadOptions
 
@@ -57,20 +56,6 @@ Size = Annotated[
 ]
 Duration = Annotated[float, BeforeValidator(_seconds), WithJsonSchema({"type": ["string", "number"], "examples": ["10min", "30s"]})]
 Word = Annotated[str, Field(pattern=rf"^{WORD}$")]
-Positive = Annotated[int, Field(ge=1)]
-#: A size that the planner chooses where it is absent or ``auto``.
-Planned = Annotated[Positive | Literal["auto"] | None, AfterValidator(lambda value: None if value == "auto" else value)]
-
-
-def broken_rule(message: str) -> PydanticCustomError:
-    """What a validator of a whole section raises: the message is shown as it is, after the place and the section's key."""
-    return PydanticCustomError("rule", "{message}", {"message": message})
-
-
-class Section(BaseModel):
-    """Base of every section: unknown keys are errors, types are taken as written."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class ImportSpec(ReadOptions, Section):
@@ -87,46 +72,24 @@ class ImportSpec(ReadOptions, Section):
         return self.model_dump(include=set(ReadOptions.model_fields))
 
 
-#: What every role with a matrix takes, and its words.
+#: What every role with a matrix takes.
 MatrixSource = Annotated[str, Field(min_length=1)] | ImportSpec
-MATRIX = "path or URL of a Zarr array, or a section with import: SOURCE"
 #: What a role takes that goes on from the result of an earlier job.
 ResultSource = Annotated[str, Field(min_length=1)]
 
 
 class InputSection(Section):
-    """Base of a kind's input: every field but `missing_chunks` is a role, a `MatrixSource` unless it stands in ``results``.
-
-    Attributes
-    ----------
-    vectors : set of str
-        Roles that also take an array of one dimension, as a column.
-    results : mapping of str to tuple of str
-        Roles that take the result of an earlier job, and the kinds of job that it may be of.
-    """
-
-    vectors: ClassVar[frozenset[str]] = frozenset()
-    results: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Base of a kind's input: every other field is a role."""
 
     missing_chunks: Literal["refuse", "fill"] = Field(
         default="refuse",
         description="refuse, or fill: chunks that Zarr left out because they hold nothing but the fill value are meant so",
     )
 
-    @classmethod
-    def role_names(cls) -> list[str]:
-        """The roles that this kind has."""
-        return [name for name in cls.model_fields if name not in InputSection.model_fields]
-
     def roles(self) -> dict[str, str | ImportSpec]:
         """What was given, by role."""
-        return {role: source for role in self.role_names() if (source := getattr(self, role)) is not None}
-
-
-class MatrixInput(InputSection):
-    """Where the matrix is."""
-
-    matrix: MatrixSource = Field(description=MATRIX)
+        names = type(self).model_fields.keys() - InputSection.model_fields.keys()
+        return {role: source for role in type(self).model_fields if role in names and (source := getattr(self, role)) is not None}
 
 
 class ClusterSpec(Section):
@@ -183,12 +146,7 @@ class JobSpec(Section):
         default=1800.0, description="a duration such as 30min: fail after so long without progress"
     )
 
-    @classmethod
-    def own_sections(cls) -> list[str]:
-        """The sections that only this kind has, beside its params."""
-        return [name for name in cls.model_fields if name not in JobSpec.model_fields]
-
     def option_values(self) -> dict[str, Any]:
-        """What the options of the algorithm are made from: the params, and each own section by its name as plain data."""
-        data = self.model_dump(include={"params", *self.own_sections()})
+        """What the options of the algorithm are made from: the params, and each section of the kind's own as plain data."""
+        data = self.model_dump(include={"params", *(type(self).model_fields.keys() - JobSpec.model_fields.keys())})
         return {**data.pop("params"), **data}

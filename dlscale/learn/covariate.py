@@ -7,11 +7,14 @@ their densities at x (Bickel, Brückner and Scheffer 2009), and ``min(exp(h(x)),
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from dlscale.certificates import Certificate, Check
+from dlscale.declaration.kind import MATRIX, Kind, Role
+from dlscale.declaration.options import Options
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import PassCost
 from dlscale.engine.grids import RowGrid, plan_grid
@@ -22,6 +25,7 @@ from dlscale.errors import NonFiniteError, SpecError
 from dlscale.kernels import Array
 from dlscale.learn.checking import check_features
 from dlscale.learn.predicting import ScoreFold
+from dlscale.learn.sections import Sync
 from dlscale.learn.task import Recipe, TrainOptions
 from dlscale.learn.training import TrainPlan, plan_train, run_training
 from dlscale.storage.inputs import Inputs
@@ -29,25 +33,13 @@ from dlscale.storage.matrices import ArrayMatrix, Matrix
 
 
 @dataclass(frozen=True)
-class CovariateOptions:
-    """What a job of kind ``covariate_weights`` asks for.
+class CovariateOptions(Options):
+    """What a job of kind ``covariate_weights`` asks for."""
 
-    Parameters
-    ----------
-    cap : float
-        The largest weight.
-    l2 : float
-        Penalty of the classifier.
-    iterations : int
-        Of L-BFGS, at most.
-    sync : str
-        As for training.
-    """
-
-    cap: float = 20.0
-    l2: float = 1e-4
-    iterations: int = 200
-    sync: str = "auto"
+    cap: Annotated[float, Field(gt=0, description="a number above 0: the largest weight")] = 20.0
+    l2: Annotated[float, Field(ge=0, description="a number of at least 0: penalty of the domain classifier")] = 1e-4
+    iterations: Annotated[int, Field(ge=1, description="an integer of at least 1: iterations of the domain classifier")] = 200
+    sync: Sync = "auto"
 
 
 class Stacked(Matrix):
@@ -142,3 +134,20 @@ def compute_covariate(run: Run, inputs: Inputs, options: CovariateOptions, plan:
     arrays |= {f"history/{name}": array for name, array in learned.history.items()}
     checks = [replace(check, meaning=f"the classifier: {check.meaning}") for check in learned.certificate().checks]
     return Outcome(arrays, ("weights",), Certificate((every, *checks)), estimates, tuple(notes))
+
+
+KIND = Kind(
+    name="covariate_weights",
+    title="Weights under covariate shift",
+    words="Weights for rows under covariate shift, from a classifier that tells the two populations apart.",
+    options=CovariateOptions,
+    plan=plan_covariate,
+    compute=compute_covariate,
+    example="{kind: covariate_weights, input: {features: x.zarr, target_features: z.zarr}}",
+    roles=(
+        Role("features", f"{MATRIX}: the rows that get weights"),
+        Role("target_features", f"{MATRIX}: rows of the population that the weighted ones shall resemble"),
+    ),
+    plan_type=TrainPlan,
+    collective=True,
+)

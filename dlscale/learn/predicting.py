@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 
 from dlscale.certificates import Certificate, Check
+from dlscale.declaration.kind import MATRIX, Kind, Role
+from dlscale.declaration.options import Options
+from dlscale.declaration.sections import BlockRows
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import PassCost, Plan, lay_out, measured_rates
 from dlscale.engine.outcome import Outcome
@@ -27,16 +30,10 @@ from dlscale.storage.inputs import Inputs, StoredResult
 
 
 @dataclass(frozen=True)
-class PredictOptions:
-    """What a job of kind ``predict`` asks for.
+class PredictOptions(Options):
+    """What a job of kind ``predict`` asks for."""
 
-    Parameters
-    ----------
-    block_rows : int, optional
-        Rows of a block; the planner chooses when None.
-    """
-
-    block_rows: int | None = None
+    block_rows: BlockRows = None
 
 
 class PredictFold(Fold):
@@ -192,3 +189,19 @@ def compute_predict(run: Run, inputs: Inputs, options: PredictOptions, plan: Pla
     check = Check("rows without a prediction", float(missing), 0.0, "every row has its prediction")
     names = ("predictions", "labels")[: len(outputs)]
     return Outcome({}, names, Certificate((check,)), estimates)
+
+
+KIND = Kind(
+    name="predict",
+    title="Prediction",
+    words="Predictions of a trained model.",
+    options=PredictOptions,
+    plan=plan_predict,
+    compute=compute_predict,
+    example="{kind: predict, input: {features: x.zarr, model: results/model.zarr}}",
+    roles=(
+        Role("features"),
+        Role("model", "path or URL of the result of a train job", result_of=("train",)),
+        Role("targets", f"{MATRIX}: what is known, to judge the predictions", optional=True, vector=True),
+    ),
+)

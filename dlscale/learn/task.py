@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
+from dlscale.declaration.options import Options, Takes
+from dlscale.declaration.sections import Seed
 from dlscale.errors import SpecError
 from dlscale.learn.data import Order
 from dlscale.learn.kfac import KFAC
@@ -15,68 +18,65 @@ from dlscale.learn.lbfgs import LBFGS
 from dlscale.learn.metrics import EarlyStopping
 from dlscale.learn.models import Model, model
 from dlscale.learn.optimizers import NO_L1, OPTIMIZERS, Optimizer
-from dlscale.learn.options import choose, require_count, require_number
+from dlscale.learn.options import choose, require_number
 from dlscale.learn.proximal import ProximalGradient
 from dlscale.learn.regularization import Regularization
 from dlscale.learn.schedules import Schedule, schedule
+from dlscale.learn.sections import (
+    EarlyStoppingSection,
+    LossSection,
+    ModelSection,
+    OptimizerSection,
+    RegularizationSection,
+    ScheduleSection,
+    Sync,
+    or_name,
+)
 from dlscale.storage.matrices import Matrix
 
 #: Optimizers whose one step reads all rows, several times; an epoch is one of their iterations.
 FULL_BATCH = {"lbfgs": LBFGS, "proximal": ProximalGradient}
 LEARNING_RATES = {"sgd": 0.1, "momentum": 0.01, "nesterov": 0.01, "adam": 1e-3, "adamw": 1e-3, "lars": 1.0, "kfac": 0.1}
 DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "float64": np.dtype(np.float64)}
-SYNCS = ("auto", "mpi", "dask", "none")
 
 
 @dataclass(frozen=True)
-class TrainOptions:
-    """What a job of kind ``train`` asks for.
+class TrainOptions(Options):
+    """What a job of kind ``train`` asks for."""
 
-    Parameters
-    ----------
-    batch_size : int, optional
-        Rows of a step, over all ranks; None is 256, or all rows for an optimizer that needs them.
-    epochs : int
-        Passes over the rows; iterations of an optimizer that takes all rows at once.
-    seed : int
-        Of the first parameters and of the order of rows.
-    sync : {"auto", "mpi", "dask", "none"}
-        How gradients are added up.
-    dtype : {"float32", "float64"}, optional
-        None is that of the features.
-    clip_norm : float, optional
-        Largest Euclidean norm of the gradients.
-    shuffle : bool
-    checkpoint_steps : int, optional
-        Also save after so many steps.
-    log_rows : bool
-        Write down which rows each rank used in each step.
-    model, loss, regularization, optimizer, schedule, early_stopping : dict
-        Sections of the job file.
-    """
-
-    batch_size: int | None = None
-    epochs: int = 10
-    seed: int = 0
-    sync: str = "auto"
-    dtype: str | None = None
-    clip_norm: float | None = None
-    shuffle: bool = True
-    checkpoint_steps: int | None = None
-    log_rows: bool = False
-    model: Mapping[str, Any] = field(default_factory=dict)
-    loss: Mapping[str, Any] | str | None = None
-    regularization: Mapping[str, Any] = field(default_factory=dict)
-    optimizer: Mapping[str, Any] = field(default_factory=lambda: {"type": "adam"})
-    schedule: Mapping[str, Any] | str = "constant"
-    early_stopping: Mapping[str, Any] | None = None
-
-    def __post_init__(self) -> None:
-        if self.sync not in SYNCS:
-            raise SpecError(f"params.sync must be one of {', '.join(SYNCS)}; got {self.sync!r}.")
-        if self.clip_norm is not None:
-            require_number("params.clip_norm", self.clip_norm, above=0)
-        require_count("params.epochs", self.epochs)
+    batch_size: Annotated[int | None, Field(ge=1, description="an integer of at least 1: rows of a step, over all ranks")] = None
+    epochs: Annotated[int, Field(ge=1, description="an integer of at least 1; iterations for lbfgs and proximal")] = 10
+    seed: Seed = 0
+    sync: Sync = "auto"
+    dtype: Annotated[Literal["float32", "float64"] | None, Field(description="float32 or float64; the features' when absent")] = (
+        None
+    )
+    clip_norm: Annotated[float | None, Field(gt=0, description="a number above 0: largest norm of the gradients")] = None
+    shuffle: Annotated[bool, Field(description="true or false")] = True
+    checkpoint_steps: Annotated[int | None, Field(ge=1, description="an integer of at least 1: also save after so many steps")] = (
+        None
+    )
+    log_rows: Annotated[bool, Field(description="true or false: write down which rows each rank used")] = False
+    model: Annotated[
+        Mapping[str, Any], Takes(or_name(ModelSection)), Field(description="a name, or a section with the key type")
+    ] = field(default_factory=dict)
+    loss: Annotated[
+        Mapping[str, Any] | str | None,
+        Takes(or_name(LossSection | None)),
+        Field(description="a name, or a section with the key type; what suits the model when absent"),
+    ] = None
+    regularization: Annotated[
+        Mapping[str, Any], Takes(RegularizationSection), Field(description="a section with l1, l2, decorrelation")
+    ] = field(default_factory=dict)
+    optimizer: Annotated[
+        Mapping[str, Any], Takes(or_name(OptimizerSection)), Field(description="a name, or a section with type and learning_rate")
+    ] = field(default_factory=dict)
+    schedule: Annotated[
+        Mapping[str, Any] | str, Takes(or_name(ScheduleSection)), Field(description="a name, or a section with the key type")
+    ] = field(default_factory=dict)
+    early_stopping: Annotated[
+        Mapping[str, Any] | None, Takes(EarlyStoppingSection | None), Field(description="a section with the key patience")
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import signal
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from dlscale.declaration.kind import MATRIX, Kind, Role
 from dlscale.engine.clusters import BASELINE_BYTES, ClusterFacts
 from dlscale.engine.costs import PassCost, Plan, measured_rates
 from dlscale.engine.grids import RowGrid
@@ -218,3 +220,31 @@ def _task(run: Run, inputs: Inputs, options: TrainOptions, plan: TrainPlan) -> T
         every_seconds=getattr(run.checkpoint, "every_seconds", 0.0),
         token=f"dlscale-{uuid.uuid4().hex[:12]}",
     )
+
+
+def _validation_is_whole(roles: Collection[str]) -> str | None:
+    if ("validation_features" in roles) == ("validation_targets" in roles):
+        return None
+    return "needs validation_features and validation_targets together."
+
+
+KIND = Kind(
+    name="train",
+    title="Training",
+    words="A model trained by gradient steps.",
+    options=TrainOptions,
+    plan=plan_train,
+    compute=compute_train,
+    example="{kind: train, input: {features: x.zarr, targets: y.zarr}, model: {type: softmax}, params: {epochs: 20}}",
+    roles=(
+        Role("features"),
+        Role("targets", f"{MATRIX}: labels 0, 1, ... or numbers, one row for each row of the features", vector=True),
+        Role("weights", f"{MATRIX}: one number for each row", optional=True, vector=True),
+        Role("validation_features", optional=True),
+        Role("validation_targets", optional=True, vector=True),
+    ),
+    sections=("model", "loss", "regularization", "optimizer", "schedule", "early_stopping"),
+    rule=_validation_is_whole,
+    plan_type=TrainPlan,
+    collective=True,
+)

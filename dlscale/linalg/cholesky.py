@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check
+from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import PassCost
 from dlscale.engine.outcome import Outcome
@@ -125,3 +126,15 @@ def _product_with_adjoint(passes: Passes, L: Matrix, plan: PanelPlan, X: Array) 
     tiles = Tiles(passes.run)
     LX, _ = tile_product(tiles, "adjoint", L, grid, X, part="lower", adjoint=True)
     return tile_product(tiles, "lower", L, grid, LX, part="lower")[0]
+
+
+KIND = Kind(
+    name="cholesky",
+    title="Cholesky factorization",
+    words="Cholesky factorization of a Hermitian positive definite matrix: A = L L^H.",
+    options=CholeskyOptions,
+    plan=matrix_plan(plan_cholesky),
+    compute=matrix_compute(compute_cholesky),
+    example="{kind: cholesky, input: {matrix: a.zarr}}",
+    plan_type=PanelPlan,
+)

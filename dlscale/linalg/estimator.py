@@ -11,15 +11,14 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from dlscale.engine.clusters import describe_cluster, open_cluster
+from dlscale.declaration.kind import planned_here
 from dlscale.engine.grids import BLOCK_BYTES, blocks
 from dlscale.engine.passes import Passes
-from dlscale.engine.run import Run
 from dlscale.errors import NonFiniteError, NumericalError, SpecError
 from dlscale.linalg.covariance import whitening
-from dlscale.linalg.pca import PCAOptions, Solver, plan_pca, principal_components
-from dlscale.linalg.svd import Method
+from dlscale.linalg.pca import KIND, Method, PCAOptions, Solver, principal_components
 from dlscale.storage.arrays import unmasked
+from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrices import Array, Matrix, open_matrix
 
 
@@ -58,12 +57,12 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
         self,
         n_components: float | Literal["mle"] | None = None,
         *,
-        solver: Solver = "auto",
-        whiten: bool = False,
-        oversampling: int = 10,
-        power_iterations: int = 4,
-        method: Method = "randomized",
-        seed: int = 0,
+        solver: Solver = PCAOptions.solver,
+        whiten: bool = PCAOptions.whiten,
+        oversampling: int = PCAOptions.oversampling,
+        power_iterations: int = PCAOptions.power_iterations,
+        method: Method = PCAOptions.method,
+        seed: int = PCAOptions.seed,
     ) -> None:
         self.n_components = n_components
         self.solver = solver
@@ -109,10 +108,7 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
             method=self.method,
             seed=self.seed,
         )
-        facts = describe_cluster("threads")
-        plan = plan_pca(A, options, facts)
-        with open_cluster(facts) as cluster:
-            run = Run(cluster)
+        with planned_here(KIND, Inputs({"matrix": A}), options) as (run, plan):
             found = principal_components(Passes(run), A, options, plan)
         outcome = found.outcome()
         outcome.certificate.require()

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dlscale.engine.clusters import ClusterFacts, describe_cluster, n_cores, open_cluster
-from dlscale.engine.costs import Plan
-from dlscale.engine.outcome import Outcome
-from dlscale.engine.run import Run
+from dlscale.declaration.kind import Kind, run_here
+from dlscale.engine.clusters import n_cores
 from dlscale.errors import NumericalError, SpecError
-from dlscale.linalg.cholesky import CholeskyOptions, compute_cholesky, plan_cholesky
+from dlscale.linalg.cholesky import KIND as CHOLESKY
+from dlscale.linalg.cholesky import CholeskyOptions
 from dlscale.linalg.factors import CholeskyFactors, LUFactors, singular_words, zero_pivot
 from dlscale.linalg.least_squares_folds import read_rhs
-from dlscale.linalg.lu import LUOptions, compute_lu, plan_lu
-from dlscale.linalg.qr import Mode, QROptions, compute_qr, plan_qr
-from dlscale.storage.matrices import Array, ArrayMatrix, Matrix, open_matrix
+from dlscale.linalg.lu import KIND as LU
+from dlscale.linalg.lu import LUOptions
+from dlscale.linalg.qr import KIND as QR
+from dlscale.linalg.qr import Mode, QROptions
+from dlscale.storage.matrices import Array, ArrayMatrix, open_matrix
 
 
 class LUResult(NamedTuple):
@@ -104,7 +104,7 @@ def lu(A: Any, *, panel: int | None = None) -> LUResult:
     -----
     2 n^3 / 3 flops for a square matrix.
     """
-    arrays = _run(A, LUOptions(panel=panel), plan_lu, compute_lu)
+    arrays = _run(LU, A, LUOptions(panel=panel))
     return LUResult(arrays["lu"], arrays["piv"])
 
 
@@ -132,10 +132,10 @@ def cholesky(A: Any, *, panel: int | None = None) -> CholeskyResult:
     -----
     n^3 / 3 flops.
     """
-    return CholeskyResult(_run(A, CholeskyOptions(panel=panel), plan_cholesky, compute_cholesky)["l"])
+    return CholeskyResult(_run(CHOLESKY, A, CholeskyOptions(panel=panel))["l"])
 
 
-def qr(A: Any, *, mode: Mode = "reduced", panel: int | None = None) -> QRResult | Array | tuple[Array, Array]:
+def qr(A: Any, *, mode: Mode = QROptions.mode, panel: int | None = None) -> QRResult | Array | tuple[Array, Array]:
     """QR factorization of a matrix of any shape, ``A = Q R``.
 
     Parameters
@@ -160,25 +160,14 @@ def qr(A: Any, *, mode: Mode = "reduced", panel: int | None = None) -> QRResult 
     Tall matrices (at least 4 times more rows than columns): 2 to 4 reads, 3 m n^2 flops and up. Others: 2 n^2 (m - n / 3)
     flops for R, and as many for Q.
     """
-    arrays = _run(A, QROptions(mode=mode, panel=panel), plan_qr, compute_qr)
+    arrays = _run(QR, A, QROptions(mode=mode, panel=panel))
     if mode == "reduced":
         return QRResult(arrays["q"], arrays["r"])
     return arrays["r"] if mode == "r" else (arrays["qr"], arrays["t"])
 
 
-def _run(
-    A: Any,
-    options: Any,
-    plan: Callable[[Matrix, Any, ClusterFacts], Plan],
-    compute: Callable[[Run, Matrix, Any, Any], Outcome],
-) -> dict[str, Array]:
-    matrix, facts = open_matrix(A), describe_cluster("threads")
-    planned = plan(matrix, options, facts)
-    with open_cluster(facts) as cluster:
-        run = Run(cluster)
-        outcome = compute(run, matrix, options, planned)
-    outcome.certificate.require()
-    return outcome.arrays | run.outputs
+def _run(kind: Kind, A: Any, options: Any) -> dict[str, Array]:
+    return run_here(kind, kind.inputs({"matrix": A}), options).arrays
 
 
 def _solve(factors: LUFactors | CholeskyFactors, b: Any) -> Array:

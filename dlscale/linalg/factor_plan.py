@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.declaration.options import Options
+from dlscale.declaration.sections import Panel, RowBlocks
 from dlscale.engine.clusters import BASELINE_BYTES, ClusterFacts
 from dlscale.engine.costs import NOMINAL_FLOPS_PER_SECOND, PassCost, Plan, measured_rates
 from dlscale.engine.grids import RowGrid
@@ -35,19 +37,11 @@ _COPIES_OF_FACTS = 3
 
 
 @dataclass(frozen=True)
-class FactorOptions:
-    """How to cut a matrix for a factorization.
+class FactorOptions(Options):
+    """How to cut a matrix for a factorization."""
 
-    Parameters
-    ----------
-    panel : int, optional
-        Columns of a panel, instead of the planner's choice.
-    row_blocks : int, optional
-        Row blocks of a panel, instead of the planner's choice.
-    """
-
-    panel: int | None = None
-    row_blocks: int | None = None
+    panel: Panel = None
+    row_blocks: RowBlocks = None
 
 
 @dataclass(frozen=True)

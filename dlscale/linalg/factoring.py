@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
+from dlscale.declaration.options import Options
+from dlscale.declaration.sections import Panel
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import PassCost, lay_out
 from dlscale.engine.grids import RowGrid
@@ -27,23 +30,18 @@ from dlscale.storage.scaled import scaled
 #: The name of the factorization's steps.
 FACTORS = "factors"
 
-Assume = Literal["general", "pos", "sym"]
+Assume = Annotated[
+    Literal["general", "pos", "sym"],
+    Field(description="general, pos (Hermitian positive definite) or sym (Hermitian)"),
+]
 
 
 @dataclass(frozen=True)
-class FactoringOptions:
-    """How to factor a square matrix for what follows from its factors.
-
-    Parameters
-    ----------
-    assume : str
-        As for `SolveOptions`.
-    panel : int, optional
-        Columns of a panel, instead of the planner's choice.
-    """
+class FactoringOptions(Options):
+    """How to factor a square matrix for what follows from its factors."""
 
     assume: Assume = "general"
-    panel: int | None = None
+    panel: Panel = None
 
 
 def plan_factoring(

@@ -7,13 +7,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from dlscale.engine.clusters import describe_cluster, open_cluster
-from dlscale.engine.outcome import Outcome
-from dlscale.engine.run import Run
-from dlscale.linalg.svd import Method, SVDOptions, compute_svd, plan_svd
-from dlscale.storage.matrices import Array, open_matrix
+from dlscale.declaration.kind import run_here
+from dlscale.linalg.svd import KIND, Method, SVDOptions
+from dlscale.storage.matrices import Array
 
 
 class SVDResult(NamedTuple):
@@ -32,7 +28,13 @@ class SVDResult(NamedTuple):
 
 
 def randomized_svd(
-    A: Any, n_components: int, *, oversampling: int = 10, power_iterations: int = 4, method: Method = "randomized", seed: int = 0
+    A: Any,
+    n_components: int,
+    *,
+    oversampling: int = SVDOptions.oversampling,
+    power_iterations: int = SVDOptions.power_iterations,
+    method: Method = SVDOptions.method,
+    seed: int = SVDOptions.seed,
 ) -> SVDResult:
     """Leading singular triplets of a matrix, ``A ~ U S V^H``.
 
@@ -105,15 +107,5 @@ def svd(A: Any) -> SVDResult:
 
 
 def _svd(A: Any, options: SVDOptions) -> SVDResult:
-    matrix, facts = open_matrix(A), describe_cluster("threads")
-    plan = plan_svd(matrix, options, facts)
-    with open_cluster(facts) as cluster:
-        run = Run(cluster)
-        arrays = _certified(compute_svd(run, matrix, options, plan), run)
+    arrays = run_here(KIND, KIND.inputs({"matrix": A}), options).arrays
     return SVDResult(arrays["u"], arrays["s"], arrays["vh"])
-
-
-def _certified(outcome: Outcome, run: Run) -> dict[str, np.ndarray[Any, Any]]:
-    """All arrays of a result, once its certificate is good."""
-    outcome.certificate.require()
-    return outcome.arrays | run.outputs

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dlscale.certificates import Certificate, scaled
+from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import PassCost
 from dlscale.engine.grids import RowGrid
@@ -42,7 +43,6 @@ def plan_inverse(A: Matrix, options: InverseOptions, facts: ClusterFacts) -> Pan
         If the matrix is not square.
     DoesNotFitError
     """
-    SolveOptions(assume=options.assume).check()
     m, n = A.shape
     if m != n:
         raise SpecError(f"input.matrix: must be square to have an inverse; got {m} x {n}.")
@@ -148,3 +148,15 @@ def rows_of_inverse(factors: Factorization, start: int, stop: int, dtype: np.dty
     E = np.zeros((factors.shape[0], stop - start), dtype)
     E[np.arange(start, stop), np.arange(stop - start)] = 1
     return np.ascontiguousarray(factors.solve(E, adjoint=True).conj().T, dtype)
+
+
+KIND = Kind(
+    name="inverse",
+    title="Inverse",
+    words="The inverse of a square matrix.",
+    options=InverseOptions,
+    plan=matrix_plan(plan_inverse),
+    compute=matrix_compute(compute_inverse),
+    example="{kind: inverse, input: {matrix: a.zarr}}",
+    plan_type=PanelPlan,
+)

@@ -13,10 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
+from dlscale.declaration.kind import RHS, Kind, Role
+from dlscale.declaration.options import Options
+from dlscale.declaration.sections import BlockRows, Panel
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import Layout, PassCost, Plan, bytes_of, lay_out, measured_rates
 from dlscale.engine.grids import RowGrid
@@ -49,22 +53,19 @@ RHS_ROWS = 8192
 
 
 @dataclass(frozen=True)
-class LstsqOptions:
-    """How to solve a least squares problem.
+class LstsqOptions(Options):
+    """How to solve a least squares problem. Without ``rcond``, singular values up to eps max(m, n) of the largest count as zero."""
 
-    Parameters
-    ----------
-    rcond : float, optional
-        Singular values up to this part of the largest count as zero; eps max(m, n) when absent, as in NumPy.
-    panel : int, optional
-        Columns of a panel, where panels are used.
-    block_rows : int, optional
-        Rows of a block of a pass, instead of the planner's choice.
-    """
-
-    rcond: float | None = None
-    panel: int | None = None
-    block_rows: int | None = None
+    rcond: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            lt=1,
+            description="a number from 0 to 1: relative size at which a singular value counts as zero; absent: as NumPy",
+        ),
+    ] = None
+    panel: Panel = None
+    block_rows: BlockRows = None
 
     def cutoff(self, A: Matrix) -> float:
         """The relative size at which a singular value counts as zero."""
@@ -85,8 +86,6 @@ def plan_lstsq(inputs: Inputs, options: LstsqOptions, facts: ClusterFacts) -> Pl
     (m, n), k = A.shape, B.shape[1]
     if B.shape[0] != m:
         raise SpecError(f"input.rhs: must have {m} rows like the matrix; got {B.shape[0]}.")
-    if options.rcond is not None and not 0 <= options.rcond < 1:
-        raise SpecError(f"params.rcond: must be at least 0 and less than 1; got {options.rcond}.")
     long, transposed = (A.T, True) if m < n else (A, False)
     check = PassCost("check", 4.0 * m * n * k, A.n_stored_bytes)
     layout = _lay_out_passes(long, k, transposed, options, facts)
@@ -387,3 +386,16 @@ def _triangle_condition(R: Matrix, factors: QRFactors) -> tuple[float, float]:
         n,
         complex_valued=R.dtype.kind == "c",
     )
+
+
+KIND = Kind(
+    name="lstsq",
+    title="Least squares",
+    words="Least squares: the solution of minimum norm, and the numerical rank.",
+    options=LstsqOptions,
+    plan=plan_lstsq,
+    compute=compute_lstsq,
+    example="{kind: lstsq, input: {matrix: a.zarr, rhs: b.zarr}}",
+    roles=(Role("matrix"), RHS),
+    plan_type=PanelPlan,
+)

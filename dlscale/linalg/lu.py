@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 
 from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check
+from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import PassCost
 from dlscale.engine.outcome import Outcome
@@ -149,3 +150,15 @@ def _products(passes: Passes, upper: Matrix, lu: Matrix, plan: PanelPlan, X: Arr
     X = np.zeros_like(X)
     X[:k] = UX[:k]
     return UX[:k], tile_product(tiles, "lower", lu, grid, X, part="lower", unit=True)[0], largest
+
+
+KIND = Kind(
+    name="lu",
+    title="LU factorization",
+    words="LU factorization with partial pivoting: P A = L U.",
+    options=LUOptions,
+    plan=matrix_plan(plan_lu),
+    compute=matrix_compute(compute_lu),
+    example="{kind: lu, input: {matrix: a.zarr}}",
+    plan_type=PanelPlan,
+)

@@ -8,11 +8,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from dlscale.certificates import Certificate
+from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
+from dlscale.declaration.options import Options
+from dlscale.declaration.sections import BlockRows, Positive, Seed
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import PassCost, Plan, bytes_of, lay_out, measured_rates
 from dlscale.engine.outcome import Outcome
@@ -30,60 +34,54 @@ from dlscale.linalg.principal import Principal
 from dlscale.linalg.products import Gram
 from dlscale.linalg.scaling import at_safe_scale
 from dlscale.linalg.subspace import gaussian
-from dlscale.linalg.svd import Method, SVDOptions, orient, plan_svd, right_subspace
+from dlscale.linalg.svd import Oversampling, PowerIterations, SVDOptions, orient, plan_svd, right_subspace
 from dlscale.linalg.triplets import LeftOutput, Triplets
 from dlscale.storage.matrices import Array, Matrix
 from dlscale.storage.scaled import Scaled
 
 Solver = Literal["auto", "covariance", "randomized", "full"]
+Method = Literal["randomized", "krylov"]
 #: How much longer than the randomized solver the exact one may take and still be chosen.
 EXACT_IS_WORTH = 2.0
 
 
 @dataclass(frozen=True)
-class PCAOptions:
-    """What to compute.
+class PCAOptions(Options):
+    """What to compute: k components, the fewest that explain more than a fraction of the variance, the most likely k, or all.
 
-    Parameters
-    ----------
-    n_components : int, float, "mle" or None
-        k; between 0 and 1, the fewest components that explain more than this fraction of the variance; ``mle``: as many as are
-        most likely (`dlscale.linalg.dimension`); None keeps all.
-    solver : str
-        ``covariance``: eigenvectors of the n x n covariance matrix, one read; ``randomized``: q + 1 reads;
-        ``full``: the exact SVD; ``auto``: the covariance matrix, unless the randomized solver is faster by a second or more, and
-        the exact SVD where variances are asked for that a covariance matrix does not resolve.
-    whiten : bool
-        Scale the scores to unit variance.
-    scores : bool
-        Write the scores (m, k) too.
-    oversampling, power_iterations, method, seed, block_rows
-        As for the SVD (`dlscale.linalg.svd.SVDOptions`); they concern the randomized solver.
-    tolerance : float, optional
-        Instead of ``n_components``, for the randomized solver.
+    Notes
+    -----
+    ``covariance``: eigenvectors of the n x n covariance matrix, one read; ``randomized``: q + 1 reads; ``full``: the exact SVD;
+    ``auto``: the covariance matrix, unless the randomized solver is faster by a second or more, and the exact SVD where variances
+    are asked for that a covariance matrix does not resolve. `dlscale.linalg.dimension` says what ``mle`` means;
+    ``oversampling``, ``power_iterations``, ``tolerance`` and ``method`` are the randomized solver's (`SVDOptions`).
     """
 
-    n_components: float | Literal["mle"] | None = None
-    solver: Solver = "auto"
-    whiten: bool = False
-    scores: bool = False
-    oversampling: int = 10
-    power_iterations: int = 4
-    method: Method = "randomized"
-    tolerance: float | None = None
-    seed: int = 0
-    block_rows: int | None = None
+    n_components: Annotated[
+        Positive | Annotated[float, Field(gt=0, lt=1)] | Literal["mle"] | None,
+        Field(description="an integer of at least 1, a fraction of the variance between 0 and 1, or mle"),
+    ] = None
+    solver: Annotated[Solver, Field(description="auto, covariance, randomized or full")] = "auto"
+    whiten: Annotated[bool, Field(description="true or false: scores with unit variance")] = False
+    scores: Annotated[bool, Field(description="true or false: also write the scores (m, k)")] = False
+    oversampling: Oversampling = 10
+    power_iterations: PowerIterations = 4
+    tolerance: Annotated[float | None, Field(gt=0, lt=1, description="a number between 0 and 1: stop at this relative error")] = (
+        None
+    )
+    method: Annotated[Method, Field(description="randomized or krylov")] = "randomized"
+    seed: Seed = 0
+    block_rows: BlockRows = None
 
     @property
     def fraction(self) -> float | None:
         """The fraction of variance asked for, if it is one."""
-        k = self.n_components
-        return float(k) if k is not None and not isinstance(k, int | np.integer | str) else None
+        return self.n_components if isinstance(self.n_components, float) else None
 
     def svd(self) -> SVDOptions:
         """The options of the randomized solver."""
         return SVDOptions(
-            n_components=int(k) if isinstance(k := self.n_components, int | np.integer) else None,
+            n_components=self.n_components if isinstance(self.n_components, int) else None,
             tolerance=self.tolerance,
             oversampling=self.oversampling,
             power_iterations=self.power_iterations,
@@ -101,21 +99,12 @@ class PCAOptions:
             Naming the parameter, what it may be and what was got.
         """
         most, k = min(shape), self.n_components
-        if self.solver not in get_args(Solver):
-            raise SpecError(f"params.solver must be one of {', '.join(get_args(Solver))}; got {self.solver!r}.")
         if shape[0] < 2:
             raise SpecError(f"A PCA needs at least 2 rows; the matrix is {shape[0]} x {shape[1]}.")
-        if isinstance(k, str):
-            if k != "mle":
-                raise SpecError(f"params.n_components must be a number, mle or absent; got {k!r}.")
-            if shape[0] < shape[1]:
-                raise SpecError(f"params.n_components mle needs as many rows as columns; the matrix is {shape[0]} x {shape[1]}.")
-        elif self.fraction is not None and not 0 < self.fraction < 1:
-            raise SpecError(f"params.n_components must be a whole number or lie strictly between 0 and 1; got {k}.")
-        elif self.fraction is None and k is not None and not 1 <= k <= most:
+        if k == "mle" and shape[0] < shape[1]:
+            raise SpecError(f"params.n_components mle needs as many rows as columns; the matrix is {shape[0]} x {shape[1]}.")
+        if isinstance(k, int) and k > most:
             raise SpecError(f"params.n_components must be between 1 and {most} for a {shape[0]} x {shape[1]} matrix; got {k}.")
-        if self.method not in ("randomized", "krylov"):
-            raise SpecError(f"params.method must be randomized or krylov for a pca; got {self.method!r}.")
         if self.tolerance is not None and self.n_components is not None:
             raise SpecError("params must not hold both n_components and tolerance.")
         if self.solver == "randomized":
@@ -169,7 +158,7 @@ def _plan_covariance(A: Matrix, options: PCAOptions, facts: ClusterFacts, solver
         block_factor=3.5 if solver == "covariance" else 5.0,
         block_rows=options.block_rows,
     )
-    k = int(options.n_components) if isinstance(options.n_components, int | np.integer) else n
+    k = options.n_components if isinstance(options.n_components, int) else n
     long_output = transposed or options.scores
     costs = [PassCost("means", 2.0 * m * n, read)] if transposed else []
     costs.append(PassCost("covariance", float(m) * n * n, read))
@@ -305,7 +294,7 @@ def _exact(
         return exact_svd(passes, tall, plan.grid, n_components=lambda s: count(s**2), left=left, gram=gram), state
     wanted = options.n_components
     # One more than is kept, which bounds what is left out.
-    n_pairs = min(n, int(wanted) + 1) if isinstance(wanted, int | np.integer) else n
+    n_pairs = min(n, wanted + 1) if isinstance(wanted, int) else n
     with one_blas_thread():
         values, vectors = largest_eigenpairs(gram, n_pairs)
     covariance = Covariance(gram, probe, state["probed"], values, vectors)
@@ -331,3 +320,14 @@ def _count(options: PCAOptions, tall: Matrix, values: Array) -> int:
     if options.tolerance is not None:
         return max(1, int((np.sqrt(values) > options.tolerance * np.sqrt(values[0])).sum()))
     return most if k is None else int(k)
+
+
+KIND = Kind(
+    name="pca",
+    title="Principal component analysis",
+    words="Principal component analysis.",
+    options=PCAOptions,
+    plan=matrix_plan(plan_pca),
+    compute=matrix_compute(compute_pca),
+    example="{kind: pca, input: {matrix: a.zarr}, params: {n_components: 0.95}}",
+)

@@ -6,8 +6,12 @@ A panel is one block of columns (`panel_qr`), or, where it is too tall for one w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
+from pydantic import Field
+
+from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
+from dlscale.declaration.sections import Planned
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import Plan
 from dlscale.engine.outcome import Outcome
@@ -30,24 +34,23 @@ MAX_TALL_COLUMNS = 8192
 class QROptions(FactorOptions):
     """What to compute.
 
-    Parameters
-    ----------
-    mode : str
-        ``reduced``: Q (m, k) and R (k, n), k = min(m, n), the diagonal of R positive; ``r``: R alone; ``raw``: the reflectors
-        and R in one array ``qr`` (m, n), and ``t`` (b, k), as LAPACK's ``geqrt`` with blocks of the panel's width.
-    panel, row_blocks : int, optional
-        See `FactorOptions`; asking for either means that the matrix is factored by panels.
-    block_rows : int, optional
-        Rows of a block of a tall matrix, instead of the planner's choice.
+    Notes
+    -----
+    ``reduced``: Q (m, k) and R (k, n), k = min(m, n), the diagonal of R positive; ``raw``: the reflectors and R in one array ``qr``
+    (m, n), and ``t`` (b, k), as LAPACK's ``geqrt`` with blocks of the panel's width. Asking for ``panel`` or ``row_blocks`` means
+    that a tall matrix is factored by panels too.
     """
 
-    mode: Mode = "reduced"
-    block_rows: int | None = None
+    mode: Annotated[Mode, Field(description="reduced (Q and R), r (R alone) or raw (reflectors, as LAPACK stores them)")] = (
+        "reduced"
+    )
+    block_rows: Annotated[
+        Planned,
+        Field(description="an integer of at least 1, or auto: rows of a block of a tall matrix; the planner chooses when absent"),
+    ] = None
 
     def check(self) -> None:
         """Check what does not depend on the matrix (SpecError)."""
-        if self.mode not in get_args(Mode):
-            raise SpecError(f"params.mode must be one of {', '.join(get_args(Mode))}; got {self.mode!r}.")
         if self.block_rows and (self.by_panels or self.mode == "raw"):
             raise SpecError(
                 "params.block_rows is for tall matrices that go by passes; leave it out, or panel, row_blocks and mode: raw."
@@ -89,3 +92,15 @@ def compute_qr(run: Run, A: Matrix, options: QROptions, plan: Plan) -> Outcome:
 def _by_passes(options: QROptions) -> tall_qr.QROptions:
     mode: tall_qr.Mode = "r" if options.mode == "r" else "reduced"
     return tall_qr.QROptions(mode=mode, block_rows=options.block_rows)
+
+
+KIND = Kind(
+    name="qr",
+    title="QR factorization",
+    words="QR factorization: A = Q R.",
+    options=QROptions,
+    plan=matrix_plan(plan_qr),
+    compute=matrix_compute(compute_qr),
+    example="{kind: qr, input: {matrix: a.zarr}, params: {mode: r}}",
+    plan_type=PanelPlan,
+)

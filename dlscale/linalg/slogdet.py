@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 
 from dlscale.certificates import Certificate, Check, factorization
+from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import PassCost
 from dlscale.engine.outcome import Outcome
@@ -24,7 +25,6 @@ from dlscale.linalg.lu import row_move
 from dlscale.linalg.panel_scaling import panels_at_safe_scale, require_safe
 from dlscale.linalg.residuals import Residual
 from dlscale.linalg.scaling import scale_words
-from dlscale.linalg.system import SolveOptions
 from dlscale.storage.matrices import Array, Matrix
 
 
@@ -41,7 +41,6 @@ def plan_slogdet(A: Matrix, options: SlogdetOptions, facts: ClusterFacts) -> Pan
         If the matrix is not square.
     DoesNotFitError
     """
-    SolveOptions(assume=options.assume).check()
     m, n = A.shape
     if m != n:
         raise SpecError(f"input.matrix: must be square to have a determinant; got {m} x {n}.")
@@ -150,3 +149,15 @@ def _by_qr(passes: Passes, A: Matrix, plan: PanelPlan, X: Array) -> Determinant:
     RX = triangular_product(passes, "right-qr", packed, column_grid(plan.factored), TriangularProduct(X, len(X), lower=False))
     AX = -passes.sweep("product", A, Residual(X), plan.grid)["residual"]
     return Determinant.of(complex(np.prod(-tau / tau.conj())), diagonal(packed), "A - QR", AX - factors.unrotated(RX), AX)
+
+
+KIND = Kind(
+    name="slogdet",
+    title="Determinant",
+    words="Sign and logarithm of a determinant.",
+    options=SlogdetOptions,
+    plan=matrix_plan(plan_slogdet),
+    compute=matrix_compute(compute_slogdet),
+    example="{kind: slogdet, input: {matrix: a.zarr}}",
+    plan_type=PanelPlan,
+)

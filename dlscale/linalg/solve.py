@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dlscale.certificates import Certificate, solution
+from dlscale.declaration.kind import RHS, Kind, Role
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import PassCost
 from dlscale.engine.machine import matmul_rate
@@ -137,3 +138,25 @@ def near_singular_words(number: float, dtype: np.dtype[Any]) -> str:
     """That a condition number leaves no digit of a solution sure."""
     size = f"about {number:.1e} or more" if np.isfinite(number) else "out of range"
     return f"{NEARLY_SINGULAR}: the condition number is {size}, so that no digit of an answer in {dtype} is sure"
+
+
+KIND = Kind(
+    name="solve",
+    title="Linear system",
+    words="Linear systems with one matrix and any number of right-hand sides.",
+    options=SolveOptions,
+    plan=plan_solve,
+    compute=compute_solve,
+    example="{kind: solve, input: {matrix: a.zarr, rhs: b.zarr}, params: {precision: mixed}}",
+    roles=(
+        Role("matrix"),
+        RHS,
+        Role(
+            "factors",
+            "path of the result of a lu or cholesky job on the same matrix",
+            optional=True,
+            result_of=("lu", "cholesky"),
+        ),
+    ),
+    plan_type=PanelPlan,
+)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from scipy.linalg import LinAlgWarning
 
-from dlscale.engine.clusters import describe_cluster, open_cluster
-from dlscale.engine.outcome import Outcome
-from dlscale.engine.run import Run
+from dlscale.declaration.kind import Here, Kind, run_here
 from dlscale.linalg.factoring import Assume
-from dlscale.linalg.inverse import InverseOptions, compute_inverse, plan_inverse
-from dlscale.linalg.lstsq import LstsqOptions, compute_lstsq, plan_lstsq
-from dlscale.linalg.slogdet import SlogdetOptions, compute_slogdet, plan_slogdet
-from dlscale.linalg.solve import NEARLY_SINGULAR, Precision, Refine, SolveOptions, compute_solve, plan_solve
-from dlscale.storage.inputs import Inputs
-from dlscale.storage.matrices import Array, open_matrix
+from dlscale.linalg.inverse import KIND as INVERSE
+from dlscale.linalg.inverse import InverseOptions
+from dlscale.linalg.lstsq import KIND as LSTSQ
+from dlscale.linalg.lstsq import LstsqOptions
+from dlscale.linalg.slogdet import KIND as SLOGDET
+from dlscale.linalg.slogdet import SlogdetOptions
+from dlscale.linalg.solve import KIND as SOLVE
+from dlscale.linalg.solve import NEARLY_SINGULAR, Precision, Refine, SolveOptions
+from dlscale.storage.matrices import Array
 
 
 class LstsqResult(NamedTuple):
@@ -51,9 +51,9 @@ def solve(
     A: Any,
     b: Any,
     *,
-    assume: Assume = "general",
-    precision: Precision = "double",
-    refine: Refine = "auto",
+    assume: Assume = SolveOptions.assume,
+    precision: Precision = SolveOptions.precision,
+    refine: Refine = SolveOptions.refine,
     panel: int | None = None,
 ) -> Array:
     """Solve ``A x = b``.
@@ -101,8 +101,7 @@ def solve(
     Golub and Van Loan (2013), section 3.5; Carson and Higham (2018) for mixed precision.
     """
     options = SolveOptions(assume=assume, precision=precision, refine=refine, panel=panel)
-    _, arrays = _run(_system(A, b), options, plan_solve, compute_solve)
-    return arrays["x"]
+    return _run(SOLVE, options, matrix=A, rhs=b).arrays["x"]
 
 
 def lstsq(A: Any, b: Any, *, rcond: float | None = None) -> LstsqResult:
@@ -132,11 +131,11 @@ def lstsq(A: Any, b: Any, *, rcond: float | None = None) -> LstsqResult:
     ----------
     Golub and Van Loan (2013), section 5.5.
     """
-    outcome, arrays = _run(_system(A, b), LstsqOptions(rcond=rcond), plan_lstsq, compute_lstsq)
+    outcome, arrays = _run(LSTSQ, LstsqOptions(rcond=rcond), matrix=A, rhs=b)
     return LstsqResult(arrays["x"], outcome.estimates["residuals"], outcome.estimates["rank"], arrays.get("s"))
 
 
-def inverse(A: Any, *, assume: Assume = "general") -> Array:
+def inverse(A: Any, *, assume: Assume = SolveOptions.assume) -> Array:
     """The inverse of a square matrix.
 
     Parameters
@@ -158,13 +157,10 @@ def inverse(A: Any, *, assume: Assume = "general") -> Array:
     -----
     8/3 n^3 flops.
     """
-    _, arrays = _run(
-        Inputs({"matrix": open_matrix(A)}), InverseOptions(assume=assume), _on(plan_inverse), _on_passes(compute_inverse)
-    )
-    return arrays["inverse"]
+    return _run(INVERSE, InverseOptions(assume=assume), matrix=A).arrays["inverse"]
 
 
-def slogdet(A: Any, *, assume: Assume = "general") -> SlogdetResult:
+def slogdet(A: Any, *, assume: Assume = SolveOptions.assume) -> SlogdetResult:
     """Sign and logarithm of the determinant of a square matrix.
 
     Parameters
@@ -187,35 +183,14 @@ def slogdet(A: Any, *, assume: Assume = "general") -> SlogdetResult:
     -----
     2/3 n^3 flops.
     """
-    _, arrays = _run(
-        Inputs({"matrix": open_matrix(A)}), SlogdetOptions(assume=assume), _on(plan_slogdet), _on_passes(compute_slogdet)
-    )
+    arrays = _run(SLOGDET, SlogdetOptions(assume=assume), matrix=A).arrays
     return SlogdetResult(arrays["sign"][0].item(), arrays["logabsdet"][0].item())
 
 
-def _system(A: Any, b: Any) -> Inputs:
-    return Inputs({"matrix": open_matrix(A), "rhs": open_matrix(b, vectors=True)})
-
-
-def _on(plan: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda inputs, options, facts: plan(inputs["matrix"], options, facts)
-
-
-def _on_passes(compute: Callable[..., Outcome]) -> Callable[..., Outcome]:
-    return lambda run, inputs, options, plan: compute(run, inputs["matrix"], options, plan)
-
-
-def _run(
-    inputs: Inputs, options: Any, plan_of: Callable[..., Any], compute: Callable[..., Outcome]
-) -> tuple[Outcome, dict[str, Array]]:
-    """Plan, compute and require the certificate; the outcome with all its arrays."""
-    facts = describe_cluster("threads")
-    plan = plan_of(inputs, options, facts)
-    with open_cluster(facts) as cluster:
-        run = Run(cluster)
-        outcome = compute(run, inputs, options, plan)
-    outcome.certificate.require()
-    for note in outcome.notes:
+def _run(kind: Kind, options: Any, **sources: Any) -> Here:
+    """Compute in this process, and warn of a matrix that leaves no digit sure."""
+    here = run_here(kind, kind.inputs(sources), options)
+    for note in here.outcome.notes:
         if note.startswith(NEARLY_SINGULAR):
             warnings.warn(f"{note[0].upper()}{note[1:]}.", LinAlgWarning, stacklevel=3)
-    return outcome, outcome.arrays | run.outputs
+    return here

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
+from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
+from dlscale.declaration.options import Options
+from dlscale.declaration.sections import BlockRows, Seed
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import PassCost, Plan, bytes_of, lay_out, measured_rates
 from dlscale.engine.outcome import Outcome
@@ -29,37 +33,34 @@ from dlscale.storage.matrices import Array, Matrix
 Method = Literal["randomized", "krylov", "streaming", "exact"]
 
 
-@dataclass(frozen=True)
-class SVDOptions:
-    """What to compute.
+#: What the methods that iterate have in common.
+NComponents = Annotated[int | None, Field(ge=1, description="an integer of at least 1: singular triplets wanted")]
+Tolerance = Annotated[
+    float | None, Field(gt=0, lt=1, description="a number between 0 and 1: stop at this relative error instead of at n_components")
+]
+Oversampling = Annotated[int, Field(ge=0, description="an integer of at least 0: extra random directions")]
+PowerIterations = Annotated[int, Field(ge=0, le=100, description="an integer from 0 to 100: one read of the matrix each")]
 
-    Parameters
-    ----------
-    n_components : int, optional
-        k. Exactly one of this and ``tolerance`` is given (none: all, for ``exact``).
-    tolerance : float, optional
-        Stop when ``||A - U S V^H||_2 <= tolerance * ||A||_2``; k comes out.
-    oversampling : int
-        Columns beyond k that the iterations carry.
-    power_iterations : int
-        q; the matrix is read q + 1 times. In double precision, their products are made in single precision as long as that
-        costs no accuracy (`dlscale.linalg.subspace.half_precision_suffices`); where the first turns out to need double
-        precision, it is made again, with a read of its own.
-    method : str
-        ``randomized``; ``krylov`` (keeps all iterates: more accurate for the same reads); ``streaming`` (one read);
-        ``exact``.
-    seed : int
-    block_rows : int, optional
-        Rows of a block, instead of the planner's choice.
+
+@dataclass(frozen=True)
+class SVDOptions(Options):
+    """What to compute: k triplets, or as many as leave ``||A - U S V^H||_2 <= tolerance * ||A||_2``, or all (``exact``).
+
+    Notes
+    -----
+    The iterations carry ``oversampling`` columns beyond k and read the matrix ``power_iterations + 1`` times. In double precision,
+    their products are made in single precision as long as that costs no accuracy
+    (`dlscale.linalg.subspace.half_precision_suffices`); where the first turns out to need double precision, it is made again, with
+    a read of its own. ``krylov`` keeps all iterates and is more accurate for the same reads; ``streaming`` reads once.
     """
 
-    n_components: int | None = None
-    tolerance: float | None = None
-    oversampling: int = 10
-    power_iterations: int = 4
-    method: Method = "randomized"
-    seed: int = 0
-    block_rows: int | None = None
+    n_components: NComponents = None
+    tolerance: Tolerance = None
+    oversampling: Oversampling = 10
+    power_iterations: PowerIterations = 4
+    method: Annotated[Method, Field(description="randomized, krylov, streaming or exact")] = "randomized"
+    seed: Seed = 0
+    block_rows: BlockRows = None
 
     def check(self, shape: tuple[int, int]) -> None:
         """Check the options against the matrix.
@@ -70,21 +71,14 @@ class SVDOptions:
             Naming the parameter, what it may be and what was got.
         """
         most = min(shape)
-        if self.method not in get_args(Method):
-            raise SpecError(f"params.method must be one of {', '.join(get_args(Method))}; got {self.method!r}.")
-        if self.n_components is not None and not 1 <= self.n_components <= most:
+        if self.n_components is not None and self.n_components > most:
             raise SpecError(
                 f"params.n_components must be between 1 and {most} for a {shape[0]} x {shape[1]} matrix; got {self.n_components}."
             )
-        if self.tolerance is not None and not 0 < self.tolerance < 1:
-            raise SpecError(f"params.tolerance must lie between 0 and 1; got {self.tolerance}.")
         if self.method != "exact" and (self.n_components is None) == (self.tolerance is None):
             raise SpecError("params must hold exactly one of n_components and tolerance.")
         if self.method in ("krylov", "streaming") and self.tolerance is not None:
             raise SpecError(f"params.tolerance goes with method randomized or exact; got {self.method}.")
-        for name, value in (("oversampling", self.oversampling), ("power_iterations", self.power_iterations), ("seed", self.seed)):
-            if value < 0:
-                raise SpecError(f"params.{name} must not be negative; got {value}.")
 
     @property
     def n_iterations(self) -> int:
@@ -246,3 +240,14 @@ def small_factors(s: Array, V: Array, transposed: bool, dtype: np.dtype[Any]) ->
     real = np.dtype(dtype.char.lower())
     small = V.astype(dtype)
     return {"s": s.astype(real)} | ({"u": small.conj()} if transposed else {"vh": small.conj().T})
+
+
+KIND = Kind(
+    name="svd",
+    title="Singular value decomposition",
+    words="Singular value decomposition: the leading triplets, or all of them.",
+    options=SVDOptions,
+    plan=matrix_plan(plan_svd),
+    compute=matrix_compute(compute_svd),
+    example="{kind: svd, input: {matrix: a.zarr}, params: {n_components: 50}}",
+)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from dlscale.certificates import LAPACK_THRESHOLD
+from dlscale.declaration.options import Options
+from dlscale.declaration.sections import Panel
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Passes
 from dlscale.errors import NumericalError, OutOfRange, SpecError
@@ -41,37 +44,24 @@ BATCH_BYTES = 2**26
 
 
 @dataclass(frozen=True)
-class SolveOptions:
+class SolveOptions(Options):
     """How to solve.
 
-    Parameters
-    ----------
-    assume : str
-        What is known of the matrix: ``general``; ``pos``: Hermitian positive definite (Cholesky, half of the work); ``sym``:
-        Hermitian (solved by LU). What is assumed must hold; where it does not, the backward error shows it.
-    precision : str
-        ``double``: factor in the matrix's own precision; ``mixed``: factor in single precision and refine.
-    refine : str
-        ``auto``: while the backward error asks for it; ``never``: only measure (not with ``mixed``).
-    panel : int, optional
-        Columns of a panel, instead of the planner's choice.
+    Notes
+    -----
+    What is assumed of the matrix must hold (``pos`` takes Cholesky and half of the work, ``sym`` is solved by LU); where it does
+    not, the backward error shows it. ``refine: never`` only measures, and is not for ``mixed``.
     """
 
     assume: Assume = "general"
-    precision: Precision = "double"
-    refine: Refine = "auto"
-    panel: int | None = None
+    precision: Annotated[Precision, Field(description="double, or mixed (factored in single precision, refined to double)")] = (
+        "double"
+    )
+    refine: Annotated[Refine, Field(description="auto (while the backward error asks for it) or never")] = "auto"
+    panel: Panel = None
 
     def check(self) -> None:
-        """Check the options by themselves.
-
-        Raises
-        ------
-        SpecError
-        """
-        for name, values in (("assume", Assume), ("precision", Precision), ("refine", Refine)):
-            if getattr(self, name) not in get_args(values):
-                raise SpecError(f"params.{name}: must be one of {', '.join(get_args(values))}; got {getattr(self, name)!r}.")
+        """Check what goes together (SpecError)."""
         if self.refine == "never" and self.precision == "mixed":
             raise SpecError("params.refine: must be auto with precision mixed, whose factors alone have 7 digits; got never.")
 

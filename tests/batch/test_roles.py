@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pytest
 import zarr
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from dlscale.batch import run as jobs
-from dlscale.batch.kinds import KINDS, Kind
-from dlscale.batch.sections import MATRIX, InputSection, JobSpec, MatrixSource, ResultSource, Section, broken_rule
-from dlscale.batch.spec import MODELS, load_spec, to_data
+from dlscale.batch.kinds import KINDS
+from dlscale.batch.spec import load_spec, to_data
 from dlscale.batch.workspace import Workspace
 from dlscale.certificates import Certificate
+from dlscale.declaration.kind import Kind, Role
+from dlscale.declaration.options import Options, Takes
+from dlscale.declaration.sections import Section
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import Plan
 from dlscale.engine.outcome import Outcome
@@ -31,49 +33,20 @@ from dlscale.storage.matrices import open_matrix
 Spec = dict[str, Any]
 
 
-class FitParams(Section):
-    """Parameters of ``kind: fit``."""
-
-    shift: float = Field(default=0.0, description="a number")
-
-
 class LossSection(Section):
     """A section that only this kind has."""
 
     name: Literal["squared", "huber"] = Field(default="squared", description="squared or huber")
 
 
-class FitInput(InputSection):
-    """Roles: two matrices, one of them a vector as well, and a result."""
-
-    vectors: ClassVar[frozenset[str]] = frozenset({"rhs"})
-    results: ClassVar[Mapping[str, tuple[str, ...]]] = {"factors": ("qr",)}
-    matrix: MatrixSource = Field(description=MATRIX)
-    rhs: MatrixSource | None = Field(default=None, description=MATRIX)
-    factors: ResultSource | None = Field(default=None, description="path or URL of the result of a qr job")
-
-    @model_validator(mode="after")
-    def _rhs_or_factors(self) -> FitInput:
-        if self.rhs is None and self.factors is None:
-            raise broken_rule("needs rhs or factors.")
-        return self
-
-
-class FitSpec(JobSpec):
-    """Sums of what was given."""
-
-    kind: Literal["fit"] = Field(description="fit")
-    input: FitInput = Field(description="a section with matrix, rhs, factors")
-    params: FitParams = Field(default_factory=FitParams, description="a section")
-    loss: LossSection = Field(default_factory=LossSection, description="a section with the key name")
-
-
 @dataclass(frozen=True)
-class FitOptions:
+class FitOptions(Options):
     """What a fit gets from the job file."""
 
-    shift: float
-    loss: dict[str, Any]
+    shift: Annotated[float, Field(description="a number")] = 0.0
+    loss: Annotated[Mapping[str, Any], Takes(LossSection), Field(description="a section with the key name")] = field(
+        default_factory=dict
+    )
 
 
 def plan_fit(inputs: Inputs, options: FitOptions, facts: ClusterFacts) -> Plan:
@@ -91,10 +64,28 @@ def compute_fit(passes: Passes, inputs: Inputs, options: FitOptions, plan: Plan)
     return Outcome(arrays, (), Certificate(()))
 
 
+#: Two matrices, one of them a vector as well, and a result.
+FIT = Kind(
+    name="fit",
+    title="Fit",
+    words="Sums of what was given.",
+    options=FitOptions,
+    plan=plan_fit,
+    compute=compute_fit,
+    example="{kind: fit, input: {matrix: a.zarr, rhs: b.zarr}}",
+    roles=(
+        Role("matrix"),
+        Role("rhs", optional=True, vector=True),
+        Role("factors", "path or URL of the result of a qr job", optional=True, result_of=("qr",)),
+    ),
+    sections=("loss",),
+    rule=lambda roles: None if {"rhs", "factors"} & set(roles) else "needs rhs or factors.",
+)
+
+
 @pytest.fixture(autouse=True)
 def _a_kind_with_roles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dlscale.batch.spec.MODELS", {**MODELS, "fit": FitSpec})
-    monkeypatch.setitem(KINDS, "fit", Kind(FitOptions, plan_fit, compute_fit))  # type: ignore[arg-type]
+    monkeypatch.setitem(KINDS, "fit", FIT)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -172,7 +163,7 @@ def test_an_input_that_changed_stops_a_job_from_going_on(
         raise OSError("the disk is gone")
 
     with monkeypatch.context() as patch:
-        patch.setitem(KINDS, "fit", Kind(FitOptions, plan_fit, fail))  # type: ignore[arg-type]
+        patch.setitem(KINDS, "fit", replace(FIT, compute=fail))  # type: ignore[arg-type]
         with pytest.raises(OSError, match="the disk is gone"):
             run(matrix="a.zarr", rhs="b.zarr")
     workspace = Workspace(folder / "ws")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dlscale.batch.kinds import KINDS
-from dlscale.batch.spec import MODELS, json_schema, load_spec, to_data
+from dlscale.batch.spec import json_schema, load_spec, to_data
+from dlscale.declaration.kind import Kind
 from dlscale.errors import SpecError
+from dlscale.linalg.svd import SVDOptions
 
 HEAD = "kind: pca\ninput: {matrix: a.zarr}\n"
 
@@ -55,15 +57,44 @@ def test_all_faults_are_told_at_once() -> None:
     assert len(str(caught.value).splitlines()) == 2
 
 
-@pytest.mark.parametrize("kind", list(MODELS))
-def test_defaults_are_those_of_the_algorithm(kind: str) -> None:
-    params: Any = MODELS[kind].model_fields["params"].annotation
-    defaults = {field.name: field.default for field in dataclasses.fields(KINDS[kind].options)}
-    assert params().model_dump() == {name: default for name, default in defaults.items() if name in params.model_fields}
+@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
+def test_a_job_file_makes_the_options_that_python_makes(kind: Kind) -> None:
+    example = {"kind": kind.name, "input": {role.name: "a.zarr" for role in kind.roles if not role.optional}}
+    assert kind.options(**load_spec(example).option_values()) == kind.options()
 
 
-def test_every_kind_has_a_model_and_an_algorithm() -> None:
-    assert list(MODELS) == list(KINDS)
+@pytest.mark.parametrize(
+    ("kind", "option", "value"),
+    [
+        ("svd", "n_components", 0),
+        ("svd", "tolerance", 1.0),
+        ("svd", "power_iterations", 101),
+        ("pca", "n_components", 1.5),
+        ("pca", "method", "streaming"),
+        ("lu", "panel", 0),
+        ("qr", "mode", "full"),
+        ("solve", "assume", "spd"),
+        ("lstsq", "rcond", -0.5),
+        ("inverse", "assume", None),
+        ("train", "epochs", True),
+        ("predict", "block_rows", "all"),
+        ("covariate_weights", "cap", float("nan")),
+    ],
+)
+def test_a_bound_is_told_in_one_text_wherever_it_is_broken(kind: str, option: str, value: Any) -> None:
+    inputs = {role.name: "a.zarr" for role in KINDS[kind].roles if not role.optional}
+    with pytest.raises(SpecError) as in_a_file:
+        load_spec({"kind": kind, "input": inputs, "params": {option: value}})
+    with pytest.raises(SpecError) as in_python:
+        KINDS[kind].options(**{option: value})
+    assert str(in_a_file.value) == f"spec: params.{in_python.value}"
+    assert "allowed: " in str(in_python.value)
+
+
+def test_options_take_the_numbers_of_numpy() -> None:
+    options = SVDOptions(n_components=np.int64(3), tolerance=None, seed=np.uint8(1))  # type: ignore[arg-type]
+    assert options == SVDOptions(n_components=3, seed=1)
+    assert type(options.n_components) is int
 
 
 def test_sizes_and_durations() -> None:
@@ -92,7 +123,7 @@ def test_data_means_the_same_from_any_folder() -> None:
 
 def test_the_schema_tells_kinds_apart() -> None:
     schema = json_schema()
-    assert set(schema["discriminator"]["mapping"]) == set(MODELS)
+    assert set(schema["discriminator"]["mapping"]) == set(KINDS)
     assert "n_components" in schema["$defs"]["PCAParams"]["properties"]
 
 

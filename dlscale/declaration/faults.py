@@ -1,13 +1,15 @@
-"""What is wrong with a job file, in words: place, key, what was got, what is allowed."""
+"""What is wrong with the values of a job, in words: place, key, what was got, what is allowed."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticCustomError
 
-from dlscale.batch.document import Document, KeyPath, describe_type
+KeyPath = tuple[str | int, ...]
 
 #: Values whose text is longer are described by their type.
 _MAX_SHOWN = 80
@@ -15,7 +17,12 @@ _MAX_SHOWN = 80
 _MAX_FAULTS = 30
 
 
-def explain(error: ValidationError, model: type[BaseModel], document: Document) -> str:
+def broken_rule(message: str) -> PydanticCustomError:
+    """What a validator of a whole section raises: the message is shown as it is, after the place and the section's key."""
+    return PydanticCustomError("rule", "{message}", {"message": message})
+
+
+def explain(error: ValidationError, model: type[BaseModel], data: Any, *, where: Callable[[KeyPath], str]) -> str:
     """One line for each fault.
 
     Parameters
@@ -23,9 +30,11 @@ def explain(error: ValidationError, model: type[BaseModel], document: Document) 
     error : ValidationError
         What pydantic found.
     model : type
-        The model of the job's kind.
-    document : Document
-        The data with the place of each key.
+        What the data were checked against.
+    data : dict
+        What was given.
+    where : callable
+        The place of a key, such as a line of a file; empty where there is none to tell.
 
     Returns
     -------
@@ -36,8 +45,8 @@ def explain(error: ValidationError, model: type[BaseModel], document: Document) 
     for fault in faults[:_MAX_FAULTS]:
         path, section = _locate(fault["loc"], model, unknown_key=fault["type"] == "extra_forbidden")
         # A rule that a section breaks is told in its own words.
-        message = fault["msg"] if fault["type"] == "rule" else _sentence(fault["type"], path, section, document.data)
-        text = ": ".join(filter(None, (document.where(path), ".".join(map(str, path)), message)))
+        message = fault["msg"] if fault["type"] == "rule" else _sentence(fault["type"], path, section, data)
+        text = ": ".join(filter(None, (where(path), ".".join(map(str, path)), message)))
         if fault["type"] == "rule":  # another member of the union says less
             messages[path] = text
         messages.setdefault(path, text)
@@ -92,3 +101,17 @@ def shown(value: Any) -> str:
     """A value as it was written; only its type if it is long."""
     vague = value is None or isinstance(value, dict) or len(repr(value)) > _MAX_SHOWN
     return describe_type(value) if vague else repr(value)
+
+
+def describe_type(value: Any) -> str:
+    """What a value is, in words."""
+    names = {
+        str: "text",
+        int: "an integer",
+        float: "a number",
+        bool: "true/false",
+        list: "a list",
+        dict: "a section",
+        type(None): "nothing",
+    }
+    return names.get(type(value), type(value).__name__)
