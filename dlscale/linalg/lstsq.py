@@ -61,7 +61,7 @@ class LstsqOptions(Options):
         Field(
             ge=0,
             lt=1,
-            description="a number from 0 to 1: relative size at which a singular value counts as zero; absent: as NumPy",
+            description="a number from 0 to below 1: relative size at which a singular value counts as zero; absent: as NumPy",
         ),
     ] = None
     panel: Panel = None

@@ -163,7 +163,7 @@ def test_large_both_ways_goes_to_panels() -> None:
 
 @pytest.mark.parametrize(
     ("B", "options", "words"),
-    [(np.ones(4), {}, "input.rhs: must have 3 rows"), (np.ones(3), {"rcond": 1.5}, "params.rcond")],
+    [(np.ones(4), {}, "input.rhs: must have 3 rows"), (np.ones(3), {"rcond": 1.5}, "rcond: got 1.5 .*a number from 0 to below 1")],
 )
 def test_what_does_not_suit_is_refused(B: Array, options: Any, words: str) -> None:
     with pytest.raises(SpecError, match=words):

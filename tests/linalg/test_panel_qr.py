@@ -150,7 +150,7 @@ def test_layouts(layout: str, tmp_path: Path) -> None:
     ("options", "words"),
     [
         ({"panel": 41}, r"params\.panel.*1 to the 40 columns.*got 41"),
-        ({"mode": "full"}, "one of reduced, r, raw; got 'full'"),
+        ({"mode": "full"}, "mode: got 'full' .*reduced .Q and R., r .R alone. or raw"),
         ({"mode": "raw", "block_rows": 8}, "block_rows is for tall"),
         ({"block_rows": 8}, "4 times more rows"),
     ],
