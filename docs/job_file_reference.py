@@ -17,7 +17,15 @@ Schema = Mapping[str, Any]
 
 HEADER = """# Every key of the job file
 
-Written from the JSON Schema that `dlscale schema` prints. Keys without a default are required.
+Written from the declarations of the kinds, as is the JSON Schema that `dlscale schema` prints. Keys without a default are required.
+
+## The shortest job of every kind
+
+Most jobs need no more than one of these, or the same as lines of block YAML.
+
+```yaml
+{examples}
+```
 """
 #: Keys that every kind has, and sections that several kinds share: shown once.
 SHARED = ("name", "output", "overwrite", "cluster", "checkpoint", "stall")
@@ -29,14 +37,14 @@ def reference() -> str:
 
 
 def _page(definitions: Mapping[str, Schema]) -> Iterator[str]:
-    yield HEADER
+    yield HEADER.format(examples="\n".join(kind.example for kind in KINDS.values()))
     shown: set[str] = set()
     specs = {name: definitions[model_of(kind).__name__] for name, kind in KINDS.items()}
     yield from _table("Every kind", {key: specs["svd"]["properties"][key] for key in SHARED}, specs["svd"])
     for key in ("cluster", "checkpoint"):
         yield from _nested(specs["svd"]["properties"][key], definitions, shown)
     for kind, spec in specs.items():
-        yield f"## `{kind}`\n\n{spec['description']}\n"
+        yield f"## `{kind}`\n\n{spec['description']}\n\nArrays of the result: {KINDS[kind].arrays}.\n"
         own = {key: value for key, value in spec["properties"].items() if key not in (*SHARED, "kind")}
         for key, value in own.items():
             sections = list(_sections(value, definitions))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dlscale.batch.document import read_stored
+from dlscale.batch.kinds import KINDS
 from dlscale.batch.places import writable
 from dlscale.batch.workspace import Job
 from dlscale.errors import InputError, SpecError
@@ -75,6 +76,7 @@ def read_record(job: Job) -> JobRecord:
         name=state.name,
         kind=state.kind,
         state=state.state,
+        title=KINDS[state.kind].title if state.kind in KINDS else "",
         spec=spec,
         plan=plan,
         certificate=state.certificate,

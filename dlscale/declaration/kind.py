@@ -60,6 +60,8 @@ class Kind:
         ``svd``; "Singular value decomposition", which heads its report.
     words : str
         A sentence on what it computes.
+    arrays : str
+        Names and shapes of the arrays of the result, as Markdown.
     options : type
         From the ``params`` of a job file, and the sections that only this kind has.
     plan, compute : callable
@@ -80,6 +82,7 @@ class Kind:
     name: str
     title: str
     words: str
+    arrays: str
     options: type[Options]
     plan: Callable[[Inputs, Any, ClusterFacts], Any]
     compute: Callable[[Run, Inputs, Any, Any], Outcome]

@@ -140,6 +140,7 @@ KIND = Kind(
     name="covariate_weights",
     title="Weights under covariate shift",
     words="Weights for rows under covariate shift, from a classifier that tells the two populations apart.",
+    arrays="`weights` (m, 1), `classifier/...`, `history/...`",
     options=CovariateOptions,
     plan=plan_covariate,
     compute=compute_covariate,

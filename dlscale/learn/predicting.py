@@ -195,6 +195,7 @@ KIND = Kind(
     name="predict",
     title="Prediction",
     words="Predictions of a trained model.",
+    arrays="`predictions` (m, outputs), `labels` of a classifier",
     options=PredictOptions,
     plan=plan_predict,
     compute=compute_predict,

@@ -232,6 +232,7 @@ KIND = Kind(
     name="train",
     title="Training",
     words="A model trained by gradient steps.",
+    arrays="`parameters/...`, `history/...`",
     options=TrainOptions,
     plan=plan_train,
     compute=compute_train,

@@ -132,6 +132,7 @@ KIND = Kind(
     name="cholesky",
     title="Cholesky factorization",
     words="Cholesky factorization of a Hermitian positive definite matrix: A = L L^H.",
+    arrays="`l` (n, n)",
     options=CholeskyOptions,
     plan=matrix_plan(plan_cholesky),
     compute=matrix_compute(compute_cholesky),

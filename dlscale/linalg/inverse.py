@@ -154,6 +154,7 @@ KIND = Kind(
     name="inverse",
     title="Inverse",
     words="The inverse of a square matrix.",
+    arrays="`inverse` (n, n)",
     options=InverseOptions,
     plan=matrix_plan(plan_inverse),
     compute=matrix_compute(compute_inverse),

@@ -392,6 +392,7 @@ KIND = Kind(
     name="lstsq",
     title="Least squares",
     words="Least squares: the solution of minimum norm, and the numerical rank.",
+    arrays="`x` (n, k), of minimum norm; `s` where it was needed",
     options=LstsqOptions,
     plan=plan_lstsq,
     compute=compute_lstsq,

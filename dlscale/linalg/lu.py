@@ -156,6 +156,7 @@ KIND = Kind(
     name="lu",
     title="LU factorization",
     words="LU factorization with partial pivoting: P A = L U.",
+    arrays="`lu` (m, n), `piv`, as `scipy.linalg.lu_factor` returns them",
     options=LUOptions,
     plan=matrix_plan(plan_lu),
     compute=matrix_compute(compute_lu),

@@ -326,6 +326,8 @@ KIND = Kind(
     name="pca",
     title="Principal component analysis",
     words="Principal component analysis.",
+    arrays="`components` (k, n), `explained_variance`, `explained_variance_ratio`, `singular_values` (k), "
+    "`mean` (n), `noise_variance`, `scores` (m, k) on request",
     options=PCAOptions,
     plan=matrix_plan(plan_pca),
     compute=matrix_compute(compute_pca),

@@ -98,6 +98,7 @@ KIND = Kind(
     name="qr",
     title="QR factorization",
     words="QR factorization: A = Q R.",
+    arrays="`q` (m, k), `r` (k, n), k = min(m, n); mode raw: `qr`, `t`",
     options=QROptions,
     plan=matrix_plan(plan_qr),
     compute=matrix_compute(compute_qr),

@@ -155,6 +155,7 @@ KIND = Kind(
     name="slogdet",
     title="Determinant",
     words="Sign and logarithm of a determinant.",
+    arrays="`sign`, `logabsdet`",
     options=SlogdetOptions,
     plan=matrix_plan(plan_slogdet),
     compute=matrix_compute(compute_slogdet),

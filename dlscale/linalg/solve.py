@@ -144,6 +144,7 @@ KIND = Kind(
     name="solve",
     title="Linear system",
     words="Linear systems with one matrix and any number of right-hand sides.",
+    arrays="`x` (n, k)",
     options=SolveOptions,
     plan=plan_solve,
     compute=compute_solve,

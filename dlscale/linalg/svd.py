@@ -246,6 +246,7 @@ KIND = Kind(
     name="svd",
     title="Singular value decomposition",
     words="Singular value decomposition: the leading triplets, or all of them.",
+    arrays="`u` (m, k), `s` (k), `vh` (k, n)",
     options=SVDOptions,
     plan=matrix_plan(plan_svd),
     compute=matrix_compute(compute_svd),

@@ -1,6 +1,6 @@
 """What each kind of job shows of its answer: a sentence on what was asked, its key numbers, its figures.
 
-A new kind is one entry of `KINDS`, here or in the module of its family.
+A kind may have an entry in `TELLINGS`, here or in the module of its family; without one, its title and what all jobs have are told.
 """
 
 from __future__ import annotations
@@ -11,17 +11,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from dlscale.report import factors, figures, learning, pictures, words
-from dlscale.report.kinds import Kind, Tile, array
+from dlscale.report.kinds import Telling, Tile, array
 from dlscale.report.markup import NOTHING, Markup, div, join, tag
 from dlscale.report.sections import Job, pair, section
 
 _N_PICTURES = 24
 _N_LINES = 8
-
-
-def title(kind: str) -> str:
-    """A kind's full name."""
-    return KINDS[kind].title if kind in KINDS else kind
 
 
 def sentence(job: Job) -> str:
@@ -31,8 +26,9 @@ def sentence(job: Job) -> str:
     # The name is enough for a sentence; the whole address stands further down.
     address = asked if isinstance(asked, str) else str(matrix.get("uri") or "")
     source = address.rstrip("/").rsplit("/", 1)[-1] or "a matrix"
-    kind = KINDS.get(record.kind)
-    said = f"{kind.goal(job)} of {source}" if kind else f"A job of kind {record.kind} on {source}"
+    kind = TELLINGS.get(record.kind)
+    goal = kind.goal(job) if kind else record.title or f"A job of kind {record.kind}"
+    said = f"{goal} of {source}"
     if matrix.get("shape"):
         rows, columns = matrix["shape"]
         said += f", a matrix of {words.count(rows)} rows and {words.count(columns)} columns"
@@ -47,7 +43,7 @@ def sentence(job: Job) -> str:
 def tiles(job: Job) -> list[Tile]:
     """The key numbers of the kind, then those of the run."""
     record, line = job.record, job.timeline
-    kind = KINDS.get(record.kind)
+    kind = TELLINGS.get(record.kind)
     shown = []
     if record.matrix.get("shape"):
         below = [str(record.matrix[key]) for key in ("stored_dtype", "dtype") if record.matrix.get(key)][:1]
@@ -218,17 +214,14 @@ def triangle(job: Job) -> Markup | None:
     return section("The triangle R", lead, pair(*drawn))
 
 
-KINDS: Mapping[str, Kind] = {
-    "svd": Kind(
-        "Singular value decomposition", lambda job: _rank_words(job, "singular triplet"), _svd_tiles, (singular_values, components)
-    ),
-    "pca": Kind(
-        "Principal component analysis",
+TELLINGS: Mapping[str, Telling] = {
+    "svd": Telling(lambda job: _rank_words(job, "singular triplet"), _svd_tiles, (singular_values, components)),
+    "pca": Telling(
         lambda job: _rank_words(job, "principal component"),
         _pca_tiles,
         (components, variance, singular_values),
     ),
-    "qr": Kind("QR factorization", lambda job: "The QR factorization", _qr_tiles, (triangle,)),
-    **factors.KINDS,
-    **learning.KINDS,
+    "qr": Telling(lambda job: "The QR factorization", _qr_tiles, (triangle,)),
+    **factors.TELLINGS,
+    **learning.TELLINGS,
 }

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from dlscale.report import figures, lookahead, pictures, words
-from dlscale.report.kinds import Kind, Tile, array
+from dlscale.report.kinds import Telling, Tile, array
 from dlscale.report.markup import Markup, div, join, tag
 from dlscale.report.sections import Job, pair, section
 
@@ -147,11 +147,11 @@ def _magnitudes(job: Job, name: str, what: str) -> list[Markup]:
     return [join([div("triangle", image), tag("figcaption", None, said)])]
 
 
-KINDS: Mapping[str, Kind] = {
-    "lu": Kind("LU factorization", lambda job: "The LU factorization with partial pivoting", _lu_tiles, (pivots,)),
-    "cholesky": Kind("Cholesky factorization", lambda job: "The Cholesky factorization", rate_tile, (cholesky_factor,)),
-    "solve": Kind("Linear system", lambda job: "The solution of linear systems with the matrix", _solve_tiles, (solution,)),
-    "lstsq": Kind("Least squares", lambda job: "The least squares solution of minimum norm", _lstsq_tiles, (solution,)),
-    "inverse": Kind("Inverse", lambda job: "The inverse", lambda job: condition_tile(job, "in the 1-norm") + rate_tile(job), ()),
-    "slogdet": Kind("Determinant", lambda job: "Sign and logarithm of the determinant", _slogdet_tiles, ()),
+TELLINGS: Mapping[str, Telling] = {
+    "lu": Telling(lambda job: "The LU factorization with partial pivoting", _lu_tiles, (pivots,)),
+    "cholesky": Telling(lambda job: "The Cholesky factorization", rate_tile, (cholesky_factor,)),
+    "solve": Telling(lambda job: "The solution of linear systems with the matrix", _solve_tiles, (solution,)),
+    "lstsq": Telling(lambda job: "The least squares solution of minimum norm", _lstsq_tiles, (solution,)),
+    "inverse": Telling(lambda job: "The inverse", lambda job: condition_tile(job, "in the 1-norm") + rate_tile(job), ()),
+    "slogdet": Telling(lambda job: "Sign and logarithm of the determinant", _slogdet_tiles, ()),
 }

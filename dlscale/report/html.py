@@ -29,7 +29,7 @@ def render(record: JobRecord) -> str:
         A whole HTML document without references to anything outside it; all text of `record` is escaped.
     """
     job = Job(record)
-    kind = answers.KINDS.get(record.kind)
+    kind = answers.TELLINGS.get(record.kind)
     body = [
         _header(job),
         tag("p", {"class": "intro"}, answers.sentence(job)),
@@ -71,7 +71,7 @@ def _header(job: Job) -> Markup:
     state = tag("span", {"class": f"badge {_STATES.get(record.state, 'plain')}"}, record.state)
     title = div(
         "title",
-        tag("p", {"class": "eyebrow"}, answers.title(record.kind)),
+        tag("p", {"class": "eyebrow"}, record.title or record.kind),
         tag("h1", None, record.name or record.id),
         tag("p", {"class": "facts-line"}, state, *(tag("span", None, fact) for fact in facts)),
     )

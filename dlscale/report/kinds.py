@@ -1,4 +1,4 @@
-"""How a kind of job is told: what `answers` and the modules of its families fill in."""
+"""How a kind of job is told beside its title and its certificate: what `answers` and the modules of its families fill in."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Kind:
-    """How a kind of job is told: `title` heads the page, `goal` says what was computed, then its numbers and its sections."""
+class Telling:
+    """How the answer of a kind is told: `goal` says what was computed, then its numbers and its sections."""
 
-    title: str
     goal: Callable[[Job], str]
     tiles: Callable[[Job], list[Tile]]
     answer: tuple[Callable[[Job], Markup | None], ...]

@@ -8,7 +8,7 @@ import numpy as np
 
 from dlscale.report import figures, words
 from dlscale.report.charts import COLOURS, chart, logarithmic
-from dlscale.report.kinds import Kind, Tile, array
+from dlscale.report.kinds import Telling, Tile, array
 from dlscale.report.markup import Markup, join, tag
 from dlscale.report.sections import Job, pair, section, table
 
@@ -235,11 +235,10 @@ def row_weights(job: Job) -> Markup | None:
     return section("Weights of the rows", lead, pair(_lines(places, "weights, the largest first", "row")))
 
 
-KINDS: Mapping[str, Kind] = {
-    "train": Kind("Training", _goal, _train_tiles, (curves, coefficients, gradients, times)),
-    "predict": Kind("Prediction", lambda job: "Predictions for the rows", _predict_tiles, ()),
-    "covariate_weights": Kind(
-        "Weights under covariate shift",
+TELLINGS: Mapping[str, Telling] = {
+    "train": Telling(_goal, _train_tiles, (curves, coefficients, gradients, times)),
+    "predict": Telling(lambda job: "Predictions for the rows", _predict_tiles, ()),
+    "covariate_weights": Telling(
         lambda job: "Weights for the rows",
         _covariate_tiles,
         (row_weights, curves, coefficients, times),

@@ -22,6 +22,8 @@ class JobRecord:
     id, name, kind, state : str
         Identity of the job. `state` is one of planned, running, checkpointed, certifying, succeeded, failed, lost, interrupted,
         cancelled.
+    title : str
+        The full name of its kind.
     spec : mapping
         The job's spec as parsed: ``{"kind", "input": {"matrix": ...}, "params": {...}, ...}``.
     spec_yaml : str
@@ -60,6 +62,7 @@ class JobRecord:
     name: str
     kind: str
     state: str
+    title: str = ""
     spec: Mapping[str, Any] = field(default_factory=dict)
     spec_yaml: str = ""
     plan: Mapping[str, Any] = field(default_factory=dict)

@@ -69,6 +69,7 @@ FIT = Kind(
     name="fit",
     title="Fit",
     words="Sums of what was given.",
+    arrays="one by the name of each role",
     options=FitOptions,
     plan=plan_fit,
     compute=compute_fit,

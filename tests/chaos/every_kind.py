@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +14,43 @@ from victims import call, job_folder
 
 import dlscale
 from dlscale.batch.kinds import KINDS
+from dlscale.declaration.kind import Kind
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 #: The arrays of an undisturbed run of a kind.
 Whole = Callable[[str], Arrays]
 
 N_TALL, N_SQUARE = 12_000, 700
-_TALL, _SQUARE = {"matrix": "tall"}, {"matrix": "square"}
+_SQUARE = {"input": {"matrix": "square"}}
+_SOURCES = {"matrix": "tall", "features": "tall", "rhs": "targets", "targets": "targets", "model": "model"}
 
-JOBS: Mapping[str, dict[str, Any]] = {
-    "svd": {"input": _TALL, "params": {"n_components": 6, "power_iterations": 8, "block_rows": 500}},
-    "pca": {"input": _TALL, "params": {"n_components": 5, "scores": True, "block_rows": 500}},
-    "qr": {"input": _TALL, "params": {"block_rows": 500}},
-    "lu": {"input": _SQUARE, "params": {"panel": 32}},
-    "cholesky": {"input": _SQUARE, "params": {"panel": 32}},
-    "solve": {"input": _SQUARE | {"rhs": "right"}, "params": {"panel": 32}},
-    "lstsq": {"input": _TALL | {"rhs": "targets"}},
-    "inverse": {"input": _SQUARE, "params": {"panel": 32}},
-    "slogdet": {"input": _SQUARE, "params": {"panel": 32}},
-    "train": {
-        "input": {"features": "tall", "targets": "targets"},
-        "model": {"type": "mlp", "hidden": [32]},
-        "loss": {"type": "squared"},
-        "params": {"epochs": 6, "batch_size": 256},
-    },
-    "predict": {"input": {"features": "tall", "model": "model"}, "params": {"block_rows": 500}},
+#: What the job of a kind has instead of what `_job_of` gives it.
+_OWN: Mapping[str, dict[str, Any]] = {
+    "svd": {"params": {"n_components": 6, "power_iterations": 8, "block_rows": 500}},
+    "pca": {"params": {"n_components": 5, "scores": True, "block_rows": 500}},
+    "lu": _SQUARE,
+    "cholesky": _SQUARE,
+    "solve": {"input": {"matrix": "square", "rhs": "right"}},
+    "lstsq": {"params": {}},
+    "inverse": _SQUARE,
+    "slogdet": _SQUARE,
+    "train": {"model": {"type": "mlp", "hidden": [32]}, "loss": {"type": "squared"}, "params": {"epochs": 6, "batch_size": 256}},
     # Fewer iterations than it takes to converge: sums that are rounded differently may end that one iteration earlier.
     "covariate_weights": {"input": {"features": "tall", "target_features": "population"}, "params": {"iterations": 4}},
 }
-if missing := KINDS.keys() ^ JOBS.keys():
-    raise AssertionError(f"there is no job here of {missing}")
+
+
+def _job_of(kind: Kind) -> dict[str, Any]:
+    """A job with many tasks, from the declaration of its kind."""
+    own, sizes = _OWN.get(kind.name, {}), {"block_rows": 500, "panel": 32}
+    known = [field.name for field in fields(kind.options) if field.name in sizes]
+    default: dict[str, Any] = {"params": {name: sizes[name] for name in sorted(known)[:1]}}
+    if "input" not in own:
+        default["input"] = {role.name: _SOURCES[role.name] for role in kind.roles if not role.optional}
+    return default | own
+
+
+JOBS: Mapping[str, dict[str, Any]] = {name: _job_of(kind) for name, kind in KINDS.items()}
 
 
 def make_inputs(folder: Path) -> Path:
