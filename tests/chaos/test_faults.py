@@ -9,12 +9,13 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from every_kind import JOBS, Arrays, arrays_of, check_same, write_job
+from hosts import SCHEDULER, cluster, two_hosts
 from victims import (
     RUNS,
     SEED,
@@ -113,10 +114,10 @@ def quiet(ended: Ended) -> Ended:
 
 
 @contextmanager
-def started(folder: Path, *more: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+def started(folder: Path, *more: str, under: Sequence[str] = (), **environment: str) -> Iterator[subprocess.Popen[str]]:
     """The job of a folder from the moment that it has a folder of its own."""
     more = more or ("--cluster", "threads")
-    with killed_at_the_end(spawn("run", "job.yaml", *more, cwd=folder, **environment)) as process:
+    with killed_at_the_end(spawn("run", "job.yaml", *more, cwd=folder, under=under, **environment)) as process:
         wait_for(lambda: job_folders(folder), alive=process)
         yield process
 
@@ -241,6 +242,26 @@ def clock_step(case: Case) -> None:
         case.check(quiet(finish(process, DEADLINE_SECONDS)))
 
 
+def partition(case: Case) -> None:
+    """Two hosts cannot reach each other: for a moment, which nothing comes of, or until the job says that it waits in vain."""
+    for_good, spec = case.dice.random() < 0.25, case.folder / "job.yaml"
+    spec.write_text(spec.read_text() + "\nstall: 20s\n")
+    with two_hosts() as hosts, cluster(hosts, case.folder / "dask"):
+        with started(case.folder, "--cluster", SCHEDULER, under=hosts.on(0)) as process:
+            time.sleep(case.moment)
+            hosts.cable("down")
+            case.note("broken connection for good" if for_good else "broken connection for 2 s")
+            if not for_good:
+                time.sleep(2.0)
+                hosts.cable("up")
+            ended = quiet(finish(process, DEADLINE_SECONDS))
+        if for_good and ended.code:
+            assert ended.code == 1, ended
+            assert "No progress for 20 s" in ended.err, ended
+            ended = case.resume(job_folder(case.folder).name)
+    case.check(ended)
+
+
 def removal(case: Case) -> None:
     with started(case.folder) as process:
         time.sleep(case.moment)
@@ -253,7 +274,7 @@ def removal(case: Case) -> None:
     case.check(case.resume(job.name))
 
 
-FAULTS = (kill, freeze, freeze_a_worker, two_resumes, damage, full_disk, damage, failing_disk, clock_step, removal)
+FAULTS = (kill, freeze, freeze_a_worker, two_resumes, damage, full_disk, damage, failing_disk, clock_step, partition, removal)
 KINDS_OF_JOBS = sorted(JOBS)
 ALL = [
     (run, FAULTS[(run + position) % len(FAULTS)], kind)
@@ -267,8 +288,8 @@ CHOSEN = ALL if RUNS > 1 else random.Random(SEED).sample(ALL, 3)
 def test_a_fault(
     run: int, meet: Callable[[Case], None], kind: str, inputs: Path, calm: Callable[[str], tuple[Arrays, float]], tmp_path: Path
 ) -> None:
-    if meet is freeze_a_worker and KINDS[kind].collective:
-        meet = freeze  # there are no workers
+    if KINDS[kind].collective:  # there are no workers
+        meet = {freeze_a_worker: freeze, partition: kill}.get(meet, meet)
     expected, seconds = calm(kind)
     print(f"DLSCALE_CHAOS_SEED={SEED}")
     folder = tmp_path / "job"
