@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import signal
 import time
 from pathlib import Path
 
@@ -23,7 +24,9 @@ def test_a_broken_connection(seconds: float | None, inputs: Path, whole: Whole, 
     with two_hosts() as hosts, cluster(hosts, tmp_path / "dask"):
         with killed_at_the_end(spawn("run", "job.yaml", "--cluster", SCHEDULER, cwd=folder, under=hosts.on(0))) as process:
             wait_for(lambda: finished(folder) >= 2, alive=process)
+            kill_tree(process, signal.SIGSTOP)  # so that some of its passes are still to come
             hosts.cable("down")
+            kill_tree(process, signal.SIGCONT)
             fault("a broken connection between hosts")
             if seconds is not None:
                 time.sleep(seconds)
