@@ -27,12 +27,14 @@ def whole(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """With DLSCALE_CHAOS_LEDGER=FILE, each test adds a line of JSON: what it did to jobs, and how it ended."""
+    """With DLSCALE_CHAOS_LEDGER=FILE, each test adds a line of JSON: what it did to jobs, how it ended, and its report if it failed."""
     report = yield
     if call.when == "call":
         ledger = os.environ.get("DLSCALE_CHAOS_LEDGER")
         if ledger and FAULTS:
             line = {"test": item.nodeid, "faults": list(FAULTS), "outcome": report.outcome, "seconds": round(call.duration, 1)}
+            if report.failed:
+                line["report"] = report.longreprtext[-4000:]
             with open(ledger, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"time": int(time.time()), "seed": SEED, **line}) + "\n")
         FAULTS.clear()
