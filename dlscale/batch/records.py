@@ -17,6 +17,7 @@ from typing_extensions import TypedDict
 from dlscale.errors import SpecError
 from dlscale.storage.atomic import open_at_once
 from dlscale.storage.descriptions import CertificateRecord, first_fault
+from dlscale.storage.signatures import Signature
 
 T = TypeVar("T")
 
@@ -80,6 +81,13 @@ class EventRecord(TypedDict):
 
 class SlurmRecord(TypedDict):
     job: str
+
+
+class InputsRecord(TypedDict):
+    """inputs.json: what the inputs were, by role, and the checksum of that."""
+
+    checksum: int
+    inputs: dict[str, Signature]
 
 
 class LimitRecord(TypedDict):

@@ -176,16 +176,21 @@ class Job:
     def record_inputs(self, signatures: Mapping[str, Signature]) -> None:
         """Keep what the inputs were when the job began to read them."""
         if not self.inputs.exists():
-            record = {role: signature._asdict() for role, signature in signatures.items()}
             make_folder(self.inputs.parent)
-            write_atomically(self.inputs, json.dumps(record).encode(), fsync=False)
+            inputs = {role: signature._asdict() for role, signature in signatures.items()}
+            write_atomically(self.inputs, json.dumps({"checksum": _checksum(signatures), "inputs": inputs}).encode(), fsync=True)
 
     def read_inputs(self) -> dict[str, Signature]:
         """What each input was when the job began to read it; empty where that was not kept (SpecError if it is damaged)."""
+        still = f"Whether the inputs of job {self.id} have changed since it began is thus not known; run it anew."
         try:
-            return records.read(self.inputs, dict[str, Signature])
+            record = records.read(self.inputs, records.InputsRecord, still=still)
         except FileNotFoundError:
             return {}
+        # A flipped bit must not read as an input that has changed.
+        if _checksum(record["inputs"]) != record["checksum"]:
+            raise SpecError(f"{self.inputs} is damaged: its bytes have changed since they were written. {still}")
+        return record["inputs"]
 
     def remove_leftovers(self) -> None:
         """Remove the temporary files of a killed process; only whoever has the claim may."""
@@ -342,6 +347,10 @@ class Workspace:
         name = without_address(str(request["import"])).rstrip("/").rsplit("/", 1)[-1]
         stem = "".join(c if c.isalnum() else "-" for c in name)[:40].strip("-")
         return self.imports_folder / f"{stem}-{digest}.zarr"
+
+
+def _checksum(inputs: Mapping[str, Signature]) -> int:
+    return records.checksum(json.dumps([[role, *signature] for role, signature in inputs.items()]).encode())
 
 
 def _modified(path: Path) -> float:

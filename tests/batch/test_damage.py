@@ -24,8 +24,9 @@ import dlscale
 from dlscale.batch.driver import wait_for_turn
 from dlscale.batch.queue import Queue, Ticket
 from dlscale.batch.workspace import Heartbeat, Job, JobState, Workspace
-from dlscale.errors import DlscaleError
+from dlscale.errors import DlscaleError, SpecError
 from dlscale.storage.checkpoints import Checkpoint
+from dlscale.storage.signatures import Signature
 
 Damage = Callable[[bytes], bytes]
 
@@ -282,3 +283,17 @@ def dlscale_spec(job: Job) -> dict[str, Any]:
 def test_a_job_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(DlscaleError, match="removed or moved"):
         Job(tmp_path / "gone").read_state()
+
+
+def test_any_flipped_bit_of_what_the_inputs_were_is_damage_and_no_change_of_an_input(tmp_path: Path) -> None:
+    job = waiting_job(tmp_path)
+    signatures = {"matrix": Signature("0a1b" * 16, 12, 10**9, "c/0/0", 1_795_690_016_000_000_001, "ff00")}
+    job.record_inputs(signatures)
+    before = job.inputs.read_bytes()
+    assert job.read_inputs() == signatures
+    for bit in range(8 * len(before)):
+        data = bytearray(before)
+        data[bit // 8] ^= 1 << bit % 8
+        job.inputs.write_bytes(data)
+        with pytest.raises(SpecError, match="inputs.json is damaged"):
+            job.read_inputs()

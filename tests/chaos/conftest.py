@@ -27,7 +27,7 @@ def whole(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """With DLSCALE_CHAOS_LEDGER=FILE, each test adds a line of JSON: what it did to jobs, how it ended, and its report if it failed."""
+    """With DLSCALE_CHAOS_LEDGER=FILE, each test adds a line of JSON: what it did to jobs, and how it ended."""
     report = yield
     if call.when == "call":
         ledger = os.environ.get("DLSCALE_CHAOS_LEDGER")

@@ -184,7 +184,7 @@ def damage(case: Case) -> None:
         assert call("verify", job_folder(case.folder) / "result.zarr", cwd=case.folder).code == 1 or path.name == "zarr.json"
         return
     if ended.code == 2 and "has succeeded" not in ended.err:
-        assert path.name in ("state.json", "spec.yaml", "plan.json"), (path, ended)
+        assert path.name in ("state.json", "spec.yaml", "plan.json", "inputs.json"), (path, ended)
         assert path.name in ended.err or "not the folder of a job" in ended.err, ended
         listed = quiet(call("jobs", cwd=case.folder))
         assert listed.code == 0
