@@ -295,5 +295,5 @@ def test_any_flipped_bit_of_what_the_inputs_were_is_damage_and_no_change_of_an_i
         data = bytearray(before)
         data[bit // 8] ^= 1 << bit % 8
         job.inputs.write_bytes(data)
-        with pytest.raises(SpecError, match="inputs.json is damaged"):
+        with pytest.raises(SpecError, match=r"inputs\.json is damaged"):
             job.read_inputs()
