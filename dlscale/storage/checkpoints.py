@@ -33,7 +33,7 @@ from dlscale.storage.durable import (
 from dlscale.storage.nodes import check_name, make_group, place_node
 from dlscale.storage.writers import ArrayWriter, Shape, put_array, reopen_array
 
-_VERSION = 1
+_VERSION = 2
 
 #: A step that is saved again goes to the other of two folders: its own name, or that with this behind it.
 _OTHER = "~"
@@ -96,7 +96,7 @@ class Checkpoint:
             layouts, crcs = self._write(target, arrays)
             sizes = fsync_tree(target, {})
             fsync_path(self._steps)
-            written = {os.path.relpath(writer.path, self.directory): writer.flush() for writer in writers}
+            written = {os.path.relpath(writer.path, self.directory): writer.inventory() for writer in writers}
         except BaseException:
             _remove(target)
             raise
@@ -108,9 +108,6 @@ class Checkpoint:
             "arrays": layouts,
             "files": {key: [size, crcs[key]] for key, size in sizes.items()},
             "writers": written,
-            "checked": [
-                os.path.relpath(writer.path, self.directory) for writer in writers if writer.checksum and not writer.shards
-            ],
         }
         make_folder(self._manifests)
         write_atomically(self._manifests / f"{step}.json", _sealed(manifest))
@@ -126,10 +123,11 @@ class Checkpoint:
         folder = self._steps / manifest["folder"]
         try:
             for path, files in manifest["writers"].items():
-                for key, size in files.items():
-                    _require_size(self.directory / path / key, size)
-                    if path in manifest["checked"] and not key.endswith("zarr.json"):
-                        check_chunk(self.directory / path / key)
+                for key, (size, crc) in files.items():
+                    file = self.directory / path / key
+                    _require_size(file, size)
+                    if crc is not None and check_chunk(file) != crc:
+                        raise CorruptionError(f"{file} is another one than was written there: its checksum must be {crc:08x}")
             for key, (size, crc) in manifest["files"].items():
                 if key.endswith("zarr.json") and crc32c(read_whole(folder / key, size)) != crc:
                     raise CorruptionError(f"{folder / key} is corrupted: its checksum must be {crc:08x}")

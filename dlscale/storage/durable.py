@@ -40,6 +40,7 @@ __all__ = [
     "read_chunk",
     "read_whole",
     "require_free_space",
+    "stored_crc",
     "write_atomically",
     "write_chunk",
 ]
@@ -156,8 +157,15 @@ def read_chunk(path: Path, dtype: np.dtype[Any], chunk_shape: tuple[int, ...], c
     return elements.view(dtype.newbyteorder("<")).astype(dtype.newbyteorder("="), copy=False).reshape(chunk_shape)
 
 
-def check_chunk(path: Path) -> None:
-    """Check a chunk file that `write_chunk` wrote against the checksum at its own end.
+def stored_crc(path: str | os.PathLike[str]) -> int:
+    """The checksum at the end of a chunk file that `write_chunk` wrote, which is not compared with its elements (OSError)."""
+    with open(path, "rb", buffering=0, opener=open_at_once) as file:
+        file.seek(-_CRC_BYTES, os.SEEK_END)
+        return int.from_bytes(file.read(_CRC_BYTES), "little")
+
+
+def check_chunk(path: Path) -> int:
+    """Check a chunk file that `write_chunk` wrote against the checksum at its own end, which is returned.
 
     Raises
     ------
@@ -176,6 +184,7 @@ def check_chunk(path: Path) -> None:
         raise CorruptionError(f"{path} cannot be read: {error}") from error
     if got != stored:
         raise CorruptionError(f"{path} is corrupted: its checksum must be {stored:08x}, got {got:08x}")
+    return stored
 
 
 def read_whole(path: Path, size: int) -> bytes:

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,15 @@ from numpy.typing import DTypeLike, NDArray
 from dlscale.errors import SpecError
 from dlscale.storage import locks
 from dlscale.storage.atomic import PARTIAL, exchange, fsync_path, hidden, is_own_folder, make_folder, write_atomically
-from dlscale.storage.durable import Stamp, crc32c, fsync_tree
+from dlscale.storage.durable import Stamp, fsync_tree
 from dlscale.storage.nodes import find_node, group_metadata, place_node
+from dlscale.storage.seals import SEAL, make_seal
 from dlscale.storage.writers import ArrayWriter, Shape, create_array, put_array, reopen_array
 
 __all__ = ["ArrayWriter", "ResultGroup", "create_array"]
 
 #: The attribute of a group that is being written: who writes it, and for which name.
 _MARK = "dlscale_partial"
-#: The attribute of a result with the checksums of its descriptions, which `verify` compares.
-SEAL = "dlscale_checksums"
 
 
 class ResultGroup:
@@ -123,7 +122,7 @@ class ResultGroup:
         for leftover in list(self.partial.rglob(f"*{PARTIAL}")):
             _remove(leftover)
         attributes = json.loads(group_metadata(attributes))["attributes"]
-        seal = {"dlscale": description_crc(attributes), "metadata": _metadata_crcs(self.partial)}
+        seal = make_seal(self.partial, attributes)
         write_atomically(self.partial / "zarr.json", group_metadata({"dlscale": attributes, SEAL: seal}), fsync=False)
         synced: dict[str, Stamp] = {}
         for writer in self._writers.values():
@@ -190,17 +189,6 @@ class ResultGroup:
             )
         if find_node(self.path) is None:
             raise SpecError(f"{self.path} must be a Zarr group or array to be overwritten, got something else; choose another.")
-
-
-def description_crc(attributes: Mapping[str, Any]) -> int:
-    """The crc32c of what a result says of itself, however its JSON is written."""
-    return crc32c(json.dumps(attributes, sort_keys=True).encode())
-
-
-def _metadata_crcs(group: Path) -> dict[str, int]:
-    """The crc32c of the metadata of each array; chunks carry their own."""
-    paths = sorted(path for path in group.rglob("zarr.json") if path.parent != group)
-    return {path.relative_to(group).as_posix(): crc32c(path.read_bytes()) for path in paths}
 
 
 def claim(path: Path) -> locks.Lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.durable import check_chunk, crc32c
 from dlscale.storage.groups import open_array, open_arrays, result_attributes
 from dlscale.storage.integrity import check_chunks, holds_numbers
-from dlscale.storage.results import SEAL, description_crc
+from dlscale.storage.seals import SEAL, description_crc, displaced
 
 #: The array that holds the factor of which a check of orthogonality speaks, and whether its rows are the vectors.
 _ORTHONORMAL = (("U", "u", False), ("V", "vh", True), ("V", "components", True), ("Q", "q", False))
@@ -83,9 +84,12 @@ def verify(path: str, findings: Findings | None = None) -> Findings:
             return findings
         findings.damage.append(str(error))
         arrays = _arrays_one_by_one(local, findings)
-    _verify_description(path, local, findings)
+    seal = _seal(local) if local else {}
+    _verify_description(path, local, seal, findings)
+    chunks = seal.get("chunks")
     for name, array in sorted(arrays.items()):
-        _verify_array(array, f"{path}/{name}", local / name if local else None, findings)
+        sealed = chunks.get(name) if isinstance(chunks, dict) else None
+        _verify_array(array, f"{path}/{name}", local / name if local else None, findings, sealed=sealed)
     if not findings.damage:
         _verify_certificate(path, arrays, findings)
     return findings
@@ -111,14 +115,13 @@ def _arrays_one_by_one(root: Path, findings: Findings) -> dict[str, Any]:
     return arrays
 
 
-def _verify_description(path: str, local: Path | None, findings: Findings) -> None:
+def _verify_description(path: str, local: Path | None, seal: dict[str, Any], findings: Findings) -> None:
     """Compare what a result says of itself, and the metadata of its arrays and groups, with their checksums."""
     try:
         record = result_attributes(path)
     except InputError as error:
         findings.damage.append(str(error))
         record = None
-    seal = _seal(local) if local else {}
     if not seal:
         findings.notes.append("No checksums of descriptions are stored here; chunks are checked by their own.")
         return
@@ -142,8 +145,9 @@ def _seal(root: Path) -> dict[str, Any]:
         return {}
 
 
-def _verify_array(array: Any, uri: str, root: Path | None, findings: Findings) -> None:
+def _verify_array(array: Any, uri: str, root: Path | None, findings: Findings, *, sealed: str | None = None) -> None:
     findings.n_arrays += 1
+    crcs: dict[str, int] = {}
     try:
         check_chunks(array, uri)
     except MissingChunkError as error:
@@ -162,7 +166,7 @@ def _verify_array(array: Any, uri: str, root: Path | None, findings: Findings) -
         region = tuple(slice(i * step, (i + 1) * step) for i, step in zip(index, _steps(array), strict=True))
         try:
             if own and root is not None:
-                check_chunk(root / key)
+                crcs[key] = check_chunk(root / key)
                 findings.n_bytes += (root / key).stat().st_size
             else:
                 findings.n_bytes += int(np.asarray(array[region]).nbytes)
@@ -170,6 +174,11 @@ def _verify_array(array: Any, uri: str, root: Path | None, findings: Findings) -
             findings.damage.append(str(error))
         except Exception as error:  # whatever a codec raises for damaged bytes
             findings.damage.append(f"{uri}: chunk {key} cannot be decoded ({type(error).__name__}: {error})")
+    if sealed is not None and len(crcs) == math.prod(array.cdata_shape):
+        keys = list(crcs)
+        for run in displaced(list(crcs.values()), sealed):
+            which = f"chunk {keys[run[0]]} is" if len(run) == 1 else f"one of the chunks {keys[run[0]]} to {keys[run[-1]]} is"
+            findings.damage.append(f"{uri}: {which} not the one that was published there: another one, or another version, is")
 
 
 def _steps(array: Any) -> tuple[int, ...]:

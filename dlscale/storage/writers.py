@@ -26,7 +26,7 @@ from zarr.core.buffer import default_buffer_prototype
 
 from dlscale.errors import SpecError
 from dlscale.memory import total_bytes
-from dlscale.storage.durable import PARTIAL, Stamp, fsync_path, fsync_tree, make_folder, write_atomically, write_chunk
+from dlscale.storage.durable import PARTIAL, Stamp, fsync_path, fsync_tree, make_folder, stored_crc, write_atomically, write_chunk
 from dlscale.storage.nodes import find_node, remove_node
 
 if TYPE_CHECKING:
@@ -161,6 +161,19 @@ class ArrayWriter:
         """
         return fsync_tree(self.path, self.synced)
 
+    def inventory(self) -> dict[str, tuple[int, int | None]]:
+        """As `flush`, with the checksum at the end of each chunk's file beside its size."""
+        found: dict[str, tuple[int, int | None]] = {}
+        for key, size in self.flush().items():
+            stamp = self.synced[os.path.join(self.path, *key.split("/"))]
+            if self.shards or not self.checksum or key.endswith("zarr.json"):
+                found[key] = (size, None)
+                continue
+            if self._crcs.get(key, (None, 0))[0] != stamp:
+                self._crcs[key] = stamp, stored_crc(self.path / key)
+            found[key] = (size, self._crcs[key][1])
+        return found
+
     def matrix(self) -> Matrix:
         """The written array, opened for reading (two axes only)."""
         from dlscale.storage.matrices import open_matrix  # a reader's module; loaded only where one reads back
@@ -190,6 +203,11 @@ class ArrayWriter:
     @cached_property
     def synced(self) -> dict[str, Stamp]:
         """The files that this object has flushed."""
+        return {}
+
+    @cached_property
+    def _crcs(self) -> dict[str, tuple[Stamp, int]]:
+        """The checksums of the files that `inventory` has read, which is not done again while a file stays the same."""
         return {}
 
     def _files(self, region: tuple[slice, ...]) -> Iterator[tuple[str, tuple[slice, ...]]]:

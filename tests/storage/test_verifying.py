@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from dlscale.batch.workspace import Job
 from dlscale.errors import InputError
 from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.results import ResultGroup
+from dlscale.storage.seals import displaced, fold_crcs
 from dlscale.storage.verifying import verify
 
 
@@ -126,6 +128,57 @@ def test_groups_within_a_result(tmp_path: Path) -> None:
     assert any("parameters/zarr.json is missing" in fault for fault in verify(str(tmp_path / "r.zarr")).damage)
     shutil.rmtree(tmp_path / "r.zarr/parameters/layer-0")
     assert any("layer-0/weight/zarr.json is missing" in fault for fault in verify(str(tmp_path / "r.zarr")).damage)
+
+
+@settings(max_examples=12, deadline=None)
+@given(data=st.data())
+def test_chunks_that_change_places_are_found(data: st.DataObject) -> None:
+    """And the last state of one that was written twice; each is whole by its own checksum."""
+    shape, chunks = data.draw(st.sampled_from([((7,), (2,)), ((6, 5), (2, 2)), ((3, 8, 2), (1, 4, 2))]))
+    with tempfile.TemporaryDirectory() as folder:
+        group = ResultGroup(Path(folder) / "r.zarr", owner="j")
+        writer = group.create("parts/a", shape, "f8", chunks=chunks)
+        writer.write(0, np.arange(float(np.prod(shape))).reshape(shape))
+        group.put("s", np.arange(3.0))
+        group.publish({})
+        root = group.path / "parts/a"
+        assert verify(str(group.path)).damage == []
+        files = sorted(path for path in (root / "c").rglob("*") if path.is_file())
+        one, other = data.draw(st.lists(st.sampled_from(files), min_size=2, max_size=2, unique=True))
+        if data.draw(st.booleans()):
+            other.write_bytes(one.read_bytes())
+        else:
+            one.rename(root / "aside")
+            other.rename(one)
+            (root / "aside").rename(other)
+        damage = verify(str(group.path)).damage
+        assert any(f"{group.path}/parts/a: chunk {other.relative_to(root).as_posix()} is not" in fault for fault in damage)
+
+
+@given(n=st.integers(1, 5000), data=st.data())
+def test_checksums_of_many_chunks_stay_short_and_tell_where_one_differs(n: int, data: st.DataObject) -> None:
+    crcs = np.random.default_rng(n).integers(0, 2**32, n).tolist()
+    sealed = fold_crcs(crcs)
+    assert len(sealed) <= 8 * 1024
+    assert displaced(crcs, sealed) == []
+    i = data.draw(st.integers(0, n - 1))
+    crcs[i] ^= 1 << data.draw(st.integers(0, 31))
+    (run,) = displaced(crcs, sealed)
+    assert i in run
+    assert len(run) <= -(-n // 1024)
+
+
+def test_chunks_of_a_checkpoint_that_change_places_are_found(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "c.zarr")
+    Y = checkpoint.scratch("Y", (6, 2), "f8", chunks=(2, 2))
+    Y.write(0, np.arange(12.0).reshape(6, 2))
+    checkpoint.save("one", {"Z": np.arange(3.0)}, writers=[Y])
+    checkpoint.save("two", {"Z": np.arange(3.0)}, writers=[Y])
+    assert verify(str(tmp_path / "c.zarr")).damage == []
+    c = Y.path / "c"
+    for before, after in (("0", "aside"), ("2", "0"), ("aside", "2")):
+        (c / before).rename(c / after)
+    assert ["scratch/Y/c/0/0 is another one" in fault for fault in verify(str(tmp_path / "c.zarr")).damage] == [True, True]
 
 
 def test_a_checkpoint_names_its_damaged_step(tmp_path: Path) -> None:
