@@ -62,8 +62,8 @@ def _check_block(role: str, block: Array, first_row: int, model: Model, n_output
         raise InputError(f"input.{role}: {error}") from error
 
 
-def count_outputs(targets: Matrix, model: Model, n_classes: int | None) -> int:
-    """Scores that a model needs for its targets; every target is looked at.
+def count_outputs(targets: Matrix, model: Model, n_classes: int | None) -> tuple[int, str]:
+    """Scores that a model needs for its targets, and what is to be known of its classes; every target is looked at.
 
     Raises
     ------
@@ -71,19 +71,20 @@ def count_outputs(targets: Matrix, model: Model, n_classes: int | None) -> int:
         Labels that are no class numbers, or targets that are not finite or not real.
     """
     check_features("targets", targets)
-    n_outputs = targets.shape[1]
+    n_outputs, note = targets.shape[1], ""
     if model.loss.classifies:
         if n_outputs != 1:
             raise InputError(f"input.targets: labels must be one column; got {n_outputs} columns.")
         if n_classes is None:
-            n_classes = max(2, _count_classes(targets, model)) if model.type != "softmax" else _count_classes(targets, model)
+            n_classes, note = _count_classes(targets, model)
+            n_classes = n_classes if model.type == "softmax" else max(2, n_classes)
         n_outputs = model.n_outputs(n_classes)
     check_targets("targets", targets, model, n_outputs)
-    return n_outputs
+    return n_outputs, note
 
 
-def _count_classes(targets: Matrix, model: Model) -> int:
-    """One more than the largest label."""
+def _count_classes(targets: Matrix, model: Model) -> tuple[int, str]:
+    """One more than the largest label, and which classes below it have no row."""
     counts, first, last = np.zeros(0, np.int64), np.inf, -np.inf
     for first_row, block in _blocks(targets):
         _check_block("targets", block, first_row, model, _MOST_CLASSES)
@@ -103,7 +104,15 @@ def _count_classes(targets: Matrix, model: Model) -> int:
             f"input.targets: labels must be class numbers 0, 1, ...; got {n_found} labels from {int(first)} to {int(last)}. "
             f"Number the classes from 0, or set model.n_classes to {n_classes} if so many are meant."
         )
-    return n_classes
+    unused = np.flatnonzero(counts == 0)
+    if not len(unused):
+        return n_classes, ""
+    named = ", ".join(map(str, unused[:5])) + (" ..." if len(unused) > 5 else "")
+    classes, have = ("Class", "has") if len(unused) == 1 else (f"{len(unused)} classes", "have")
+    return n_classes, (
+        f"{classes} {named} {have} no row among the training targets, and the model has a score for each class up to {int(last)} "
+        "all the same; number the classes without gaps if none is meant there."
+    )
 
 
 def check_validation(inputs: Inputs, model: Model, n_outputs: int) -> None:

@@ -42,7 +42,7 @@ class TrainPlan(Plan):
     Parameters
     ----------
     training : dict
-        ``unit_rows``, ``n_lanes``, ``batch_size``, ``n_outputs``, ``dtype``.
+        ``unit_rows``, ``n_lanes``, ``batch_size``, ``n_outputs``, ``dtype``, ``classes_note``.
     """
 
     training: dict[str, Any] = field(default_factory=dict)
@@ -65,7 +65,7 @@ def plan_train(inputs: Inputs, options: TrainOptions, facts: ClusterFacts) -> Tr
     check_rows("targets", targets, features)
     if (weights := inputs.get("weights")) is not None:
         check_weights(weights, features)
-    n_outputs = count_outputs(targets, recipe.model, options.model.get("n_classes"))
+    n_outputs, classes_note = count_outputs(targets, recipe.model, options.model.get("n_classes"))
     check_validation(inputs, recipe.model, n_outputs)
     dtype: np.dtype[Any] = DTYPES[options.dtype] if options.dtype else features.dtype
     batch_size = None if recipe.full_batch else options.batch_size or 256
@@ -105,13 +105,14 @@ def plan_train(inputs: Inputs, options: TrainOptions, facts: ClusterFacts) -> Tr
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
         rates=measured_rates(features, facts),
-        notes=tuple(features.notes),
+        notes=(*features.notes, *filter(None, (classes_note,))),
         training={
             "unit_rows": order.unit_rows,
             "n_lanes": order.n_lanes,
             "batch_size": order.batch_size,
             "n_outputs": n_outputs,
             "dtype": dtype.name,
+            "classes_note": classes_note,
         },
     )
 
@@ -150,7 +151,8 @@ def compute_train(run: Run, inputs: Inputs, options: TrainOptions, plan: TrainPl
     learned, times, why = run_training(run, inputs, options, plan)
     arrays = {f"parameters/{name}": array for name, array in learned.parameters.items()}
     arrays |= {f"history/{name}": array for name, array in learned.history.items()}
-    return Outcome(arrays, (), learned.certificate(), learned.estimates() | times, (*learned.notes(), why))
+    notes = tuple(filter(None, (*learned.notes(), plan.training["classes_note"], why)))
+    return Outcome(arrays, (), learned.certificate(), learned.estimates() | times, notes)
 
 
 def run_training(run: Run, inputs: Inputs, options: TrainOptions, plan: TrainPlan) -> tuple[Learned, dict[str, Any], str]:

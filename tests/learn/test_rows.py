@@ -176,3 +176,27 @@ def test_rows_of_covariate_weights_are_checked_by_role(tmp_path, role):
         job(tmp_path, "covariate_weights", rows | {role: with_entry(rows[role], (7, 1), np.nan)})
     with pytest.raises(SpecError, match=f"input.{role}: must be real"):
         job(tmp_path, "covariate_weights", rows | {role: rows[role] + 1j})
+
+
+@pytest.mark.parametrize(
+    ("labels", "note"),
+    [
+        (np.where(TWO > 0, 2, 0), "Class 1 has no row among the training targets"),
+        (np.choose(THREE.astype(int), [1, 3, 4]), "2 classes 0, 2 have no row"),
+        (THREE, ""),
+        (TWO, ""),
+    ],
+)
+def test_classes_without_rows_are_told(tmp_path, labels, note):
+    """They take part with a score of their own, which a gap in the numbers seldom means."""
+    done = job(tmp_path, "train", {"features": X, "targets": labels}, model="softmax", params={"epochs": 1})
+    found = record(done)
+    for notes in (found["notes"], found["plan"]["notes"]):
+        said = [one for one in notes if "no row" in one]
+        assert len(said) == bool(note)
+        assert note in "".join(said)
+    assert bool(note) == ("no row among the training" in (done.folder / "report.html").read_text())
+    meant = job(
+        tmp_path, "train", {"features": X, "targets": labels}, model={"type": "softmax", "n_classes": 5}, params={"epochs": 1}
+    )
+    assert not any("no row" in said for said in record(meant)["notes"])

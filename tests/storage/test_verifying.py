@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -178,7 +179,9 @@ def test_chunks_of_a_checkpoint_that_change_places_are_found(tmp_path: Path) -> 
     c = Y.path / "c"
     for before, after in (("0", "aside"), ("2", "0"), ("aside", "2")):
         (c / before).rename(c / after)
-    assert ["scratch/Y/c/0/0 is another one" in fault for fault in verify(str(tmp_path / "c.zarr")).damage] == [True, True]
+    damage = verify(str(tmp_path / "c.zarr")).damage
+    assert len(damage) == 2
+    assert all(re.search("scratch/Y/c/[02]/0 is another one", fault) for fault in damage)
 
 
 def test_a_checkpoint_names_its_damaged_step(tmp_path: Path) -> None:
