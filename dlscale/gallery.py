@@ -68,8 +68,8 @@ class SpectrumMatrix:
 
     Notes
     -----
-    A block of b rows costs O(b (r + n log n)) operations and, beyond the block itself, a few MB (for more than 2,000
-    columns, a few times 64 rows); the tables that are kept hold 128 r + n numbers. The factors are orthonormal to a few
+    A block of b rows costs O(b (r + n log n)) operations and, beyond the block itself, a few MB (or a few rows, where these are
+    longer); the tables that are kept hold 128 r + n numbers. The factors are orthonormal to a few
     units of rounding for any m: angles are reduced in integer arithmetic before a cosine is taken.
     """
 
@@ -114,19 +114,22 @@ class SpectrumMatrix:
         block = np.empty((stop - start, n), self.dtype)
         itemsize = 16 if self._complex else 8
         slab_rows = max(1, SLAB_BYTES // (itemsize * n * TILE_ROWS)) * TILE_ROWS
-        first = start - start % TILE_ROWS
-        for lo in range(first, stop, slab_rows):
+        piece_rows = max(1, SLAB_BYTES // (itemsize * n))
+        for lo in range(start - start % TILE_ROWS, stop, slab_rows):
             hi = min(lo + slab_rows, stop)
-            waves = self._waves(lo, hi)
+            first = max(lo, start)
+            waves = self._waves(lo, hi)[first - lo :]
             waves *= scale
-            spectrum = np.zeros((hi - lo, n), waves.dtype)
-            spectrum[:, frequencies] = waves
-            slab = _inverse_transform(spectrum)
-            slab *= signs
-            if self.offset:
-                slab += self.offset
-            skip = max(start - lo, 0)
-            block[lo + skip - start : hi - start] = slab[skip:]
+            # Of wide rows fewer at a time than share an angle.
+            for top in range(first, hi, piece_rows):
+                bottom = min(top + piece_rows, hi)
+                spectrum = np.zeros((bottom - top, n), waves.dtype)
+                spectrum[:, frequencies] = waves[top - first : bottom - first]
+                slab = _inverse_transform(spectrum)
+                slab *= signs
+                if self.offset:
+                    slab += self.offset
+                block[top - start : bottom - start] = slab
         return block
 
     def u(self, start: int, stop: int) -> Array:

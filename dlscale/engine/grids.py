@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from dlscale.storage.chunk_files import PIECE_BYTES
 from dlscale.storage.matrices import Matrix
 
 #: Bytes of a block: large enough that reading it is one long disk access, small enough to stay near the caches.
@@ -99,6 +100,10 @@ def plan_grid(A: Matrix, *, max_block_bytes: int, block_rows: int | None = None)
             block_rows = unit
         else:
             block_rows = 2 ** int(math.log2(target))
+            piece_rows = PIECE_BYTES // A.dtype.itemsize
+            if A.by_columns and unit > piece_rows > block_rows:
+                # A block is one piece of each column, and these lie far apart.
+                block_rows = max(block_rows, min(piece_rows, 2 ** int(math.log2(max(1, max_block_bytes // row_bytes)))))
     block_rows = min(block_rows, m)
     leaf_bytes = min(max(m * row_bytes // N_LEAVES, MIN_LEAF_BYTES), max(MAX_LEAF_BYTES, m * row_bytes // MAX_LEAVES))
     per_leaf = max(1, min(-(-m // block_rows), leaf_bytes // (block_rows * row_bytes)))

@@ -26,23 +26,23 @@ from dlscale.learn.loop import Training
 from dlscale.learn.models import Model
 from dlscale.learn.parameters import Parameters, backward_buffer
 from dlscale.learn.task import Task
-from dlscale.storage.matrices import Matrix
+from dlscale.storage.matrices import Matrix, View
 from dlscale.workspaces import workspace
 
 #: Parts of a batch, each of them one task; the sums depend on it, so it does not depend on the cluster.
 N_PARTS = 8
 
 
-class BatchRows(Matrix):
+class BatchRows(View):
     """Rows of a matrix, in any order, as a matrix: the tasks of a step read them for themselves."""
 
-    any_range = True
-
     def __init__(self, base: Matrix, rows: Array) -> None:
-        self.base, self.row_ids = base, rows
-        self.shape = (len(rows), base.shape[1])
-        self.stored_dtype, self.uri = base.stored_dtype, base.uri
-        self.in_memory = base.in_memory
+        super().__init__(base)
+        self.row_ids, self.shape, self.in_memory = rows, (len(rows), base.shape[1]), base.in_memory
+        self.any_range, self.row_unit, self.column_unit = True, 1, 1
+
+    def expect(self, start: int, stop: int) -> None:
+        """Nothing: the rows lie anywhere."""
 
     def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
         wanted = self.row_ids[rows[0] : rows[1]]

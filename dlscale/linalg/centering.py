@@ -13,10 +13,10 @@ from dlscale.certificates import LAPACK_THRESHOLD, Check
 from dlscale.engine.passes import Fold, State
 from dlscale.kernels import Moments, accumulator_dtype, tiles
 from dlscale.linalg.products import combine_means, settle_means, shift_rows, start_means
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrices import Array, Matrix, View
 
 
-class Centered(Matrix):
+class Centered(View):
     """``A - 1 (mean + low)`` for known column means; or, for ``mean=None``, every row less its own mean (a transposed matrix).
 
     Parameters
@@ -28,18 +28,13 @@ class Centered(Matrix):
     """
 
     def __init__(self, base: Matrix, mean: Array | None, low: Array | None = None) -> None:
-        self.base = base
+        super().__init__(base)
         self.mean = None if mean is None else mean.astype(base.dtype)
         #: What the dtype rounds away of the mean; beside a large offset it is as large as the data.
         self.mean_low = None
         if mean is not None:
             rest = ((mean - self.mean) + (0.0 if low is None else low)).astype(base.dtype)
             self.mean_low = rest if rest.any() else None
-        self.shape, self.stored_dtype, self.uri = base.shape, base.stored_dtype, base.uri
-        self.row_unit, self.column_unit, self.any_range = base.row_unit, base.column_unit, base.any_range
-
-    def place(self, row: int, column: int) -> tuple[int, int]:
-        return self.base.place(row, column)
 
     def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
         block = self.base.region(rows, columns, out)

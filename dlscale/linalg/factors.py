@@ -16,7 +16,7 @@ from dlscale.lapack import Op, interchanges
 from dlscale.linalg.panel_qr import reflect
 from dlscale.linalg.triangular import solve_triangular
 from dlscale.storage.inputs import StoredResult
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrices import Array, Matrix, View
 
 
 class Factorization(Protocol):
@@ -168,13 +168,12 @@ class QRFactors:
         return C if len(parts) == 1 else C[:, : B.shape[1]] + 1j * C[:, B.shape[1] :]
 
 
-class TopRows(Matrix):
+class TopRows(View):
     """The first rows of a matrix."""
 
     def __init__(self, base: Matrix, n_rows: int) -> None:
-        self.base, self.shape = base, (n_rows, base.shape[1])
-        self.stored_dtype, self.uri, self.in_memory = base.stored_dtype, base.uri, base.in_memory
-        self.row_unit, self.column_unit, self.any_range = base.row_unit, base.column_unit, base.any_range
+        super().__init__(base)
+        self.shape, self.in_memory = (n_rows, base.shape[1]), base.in_memory
 
     def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
         return self.base.region(rows, columns, out)

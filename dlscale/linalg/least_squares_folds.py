@@ -12,7 +12,7 @@ from dlscale.engine.passes import Fold, State
 from dlscale.errors import NonFiniteError
 from dlscale.kernels import accumulator_dtype, times_power_of_two
 from dlscale.linalg.orthogonal import Basis
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrices import Array, Matrix, View
 
 
 def read_rhs(B: Matrix, start: int, stop: int) -> Array:
@@ -199,20 +199,15 @@ class LargestOfColumns(Fold):
         return {"largest": np.maximum(left["largest"], right["largest"])}
 
 
-class ColumnsTimesPowers(Matrix):
+class ColumnsTimesPowers(View):
     """A matrix each of whose columns is multiplied by a power of two."""
 
     def __init__(self, base: Matrix, exponents: Sequence[int]) -> None:
-        self.base, self.exponents = base, tuple(exponents)
-        self.shape, self.stored_dtype, self.uri = base.shape, base.dtype, base.uri
-        self.row_unit, self.column_unit, self.any_range = base.row_unit, base.column_unit, base.any_range
-        self.is_vector = base.is_vector
+        super().__init__(base)
+        self.exponents, self.stored_dtype = tuple(exponents), base.dtype
 
     def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
         block = np.array(self.base.region(rows, columns))
         for j, exponent in enumerate(self.exponents[slice(*columns)]):
             times_power_of_two(block[:, j], exponent, out=block[:, j])
         return block
-
-    def place(self, row: int, column: int) -> tuple[int, int]:
-        return self.base.place(row, column)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from dlscale.engine.passes import Fold, State
-from dlscale.kernels import accumulator_dtype, largest_part, tiles
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.kernels import accumulator_dtype, half_precision, largest_part, tiles
+from dlscale.storage.matrices import Array, Matrix, View
 from dlscale.workspaces import workspace
 
 
@@ -88,14 +88,12 @@ class Residual(Fold):
         return {"residual": np.concatenate([left["residual"], right["residual"]])}
 
 
-class Rounded(Matrix):
+class Rounded(View):
     """``scale A`` in lower precision, rounded while it is read."""
 
     def __init__(self, base: Matrix, scale: float) -> None:
-        self.base, self.scale = base, scale
-        self.shape = base.shape
-        self.stored_dtype = np.dtype(np.complex64 if base.dtype.kind == "c" else np.float32)
-        self.uri, self.row_unit, self.column_unit, self.any_range = base.uri, base.row_unit, base.column_unit, base.any_range
+        super().__init__(base)
+        self.scale, self.stored_dtype = scale, half_precision(base.dtype)
 
     @property
     def T(self) -> Matrix:
@@ -108,9 +106,6 @@ class Rounded(Matrix):
         if out is None:
             out = np.empty(shape, self.dtype)
         return np.multiply(wide, self.scale, out=out, casting="same_kind")
-
-    def place(self, row: int, column: int) -> tuple[int, int]:
-        return self.base.place(row, column)
 
 
 def rounding_scale(largest: float) -> float:

@@ -19,6 +19,11 @@ from dlscale.workspaces import O_DIRECT, PAGE_BYTES, workspace
 
 _CRC_BYTES = 4
 
+#: Pieces of so many bytes, one here and one there, are read about as fast as a whole file.
+PIECE_BYTES = 2**16
+#: What takes longer to read than another place takes to find.
+_GAP_BYTES = 2**18
+
 
 def read_window(
     path: Path, chunk: tuple[int, int], window: tuple[int, int, int, int], out: Array, *, checksum: bool, direct: bool
@@ -68,8 +73,8 @@ def read_window(
                 out[...] = buffer[r0:r1, c0:c1]
         elif whole_rows:
             _read_exactly(fd, path, _bytes_of(out)[done:], r0 * width * item + done)
-        elif (c1 - c0) * item >= 2**16 and out.strides[1] == item:
-            # Long pieces of rows: one read each.
+        elif ((c1 - c0) * item >= PIECE_BYTES or (width - c1 + c0) * item >= _GAP_BYTES) and out.strides[1] == item:
+            # Long pieces of rows, or pieces far from each other: one read each.
             offset, stride = (r0 * width + c0) * item, width * item
             pieces = _pieces_direct(path, offset, (c1 - c0) * item, stride=stride, n=r1 - r0) if direct else ()
             for row, piece in zip(out, pieces, strict=False):

@@ -56,6 +56,8 @@ class Matrix(ABC):
         Rows and columns of a stored chunk: reading whole multiples of these never reads one twice.
     any_range : bool
         Whether other ranges cost no re-reading either.
+    by_columns : bool
+        Whether neighbours in a column, and not in a row, lie beside each other where it is stored.
     is_vector : bool
         Whether it was given as an array of one dimension; it is read as one column.
     """
@@ -67,6 +69,7 @@ class Matrix(ABC):
     row_unit = 1
     column_unit = 1
     any_range = False
+    by_columns = False
     is_vector = False
 
     @property
@@ -153,22 +156,52 @@ class Matrix(ABC):
         }
 
 
-class Transposed(Matrix):
-    """The transpose of a matrix: its rows are the other one's columns."""
+class View(Matrix):
+    """Another look at a matrix, which says what differs; all else is as the matrix says.
+
+    Parameters
+    ----------
+    base : Matrix
+        Reading a view is work, so that it is not ``in_memory`` where it does not say so.
+    """
 
     def __init__(self, base: Matrix) -> None:
         self.base = base
-        self.shape = (base.shape[1], base.shape[0])
-        self.stored_dtype, self.uri, self.in_memory = base.stored_dtype, base.uri, base.in_memory
-        self.row_unit, self.column_unit, self.any_range = base.column_unit, base.row_unit, base.any_range
+        self.shape, self.stored_dtype, self.uri, self.is_vector = base.shape, base.stored_dtype, base.uri, base.is_vector
+        self.row_unit, self.column_unit = base.row_unit, base.column_unit
+        self.any_range, self.by_columns = base.any_range, base.by_columns
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        return self.base.attributes
+
+    def expect(self, start: int, stop: int) -> None:
+        self.base.expect(start, stop)
+
+    def place(self, row: int, column: int) -> tuple[int, int]:
+        return self.base.place(row, column)
+
+    def check(self) -> Signature | None:
+        return self.base.check()
+
+    def describe(self) -> dict[str, Any]:
+        return self.base.describe()
+
+
+class Transposed(View):
+    """The transpose of a matrix: its rows are the other one's columns."""
+
+    def __init__(self, base: Matrix) -> None:
+        super().__init__(base)
+        self.shape, self.in_memory, self.is_vector = (base.shape[1], base.shape[0]), base.in_memory, False
+        self.row_unit, self.column_unit, self.by_columns = base.column_unit, base.row_unit, not base.by_columns
 
     @property
     def T(self) -> Matrix:
         return self.base
 
-    @property
-    def attributes(self) -> dict[str, Any]:
-        return self.base.attributes
+    def expect(self, start: int, stop: int) -> None:
+        """Nothing: these rows are columns of the other one."""
 
     def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
         buffer = None if out is None else out.reshape(out.shape[1], out.shape[0])
@@ -176,9 +209,6 @@ class Transposed(Matrix):
 
     def place(self, row: int, column: int) -> tuple[int, int]:
         return self.base.place(column, row)
-
-    def check(self) -> Signature | None:
-        return self.base.check()
 
     def describe(self) -> dict[str, Any]:
         return self.base.describe() | {"shape": list(self.shape), "transposed": True}

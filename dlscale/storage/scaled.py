@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 
 from dlscale.kernels import times_power_of_two
-from dlscale.storage.matrices import Array, Matrix
-from dlscale.storage.signatures import Signature
+from dlscale.storage.matrices import Array, Matrix, View
 
 
-class Scaled(Matrix):
+class Scaled(View):
     """``2^exponent A``: the same digits in a range where products neither overflow nor vanish.
 
     Parameters
@@ -21,18 +20,12 @@ class Scaled(Matrix):
     """
 
     def __init__(self, base: Matrix, exponent: int) -> None:
-        self.base, self.exponent = base, exponent
-        self.shape, self.stored_dtype, self.uri = base.shape, base.dtype, base.uri
-        self.row_unit, self.column_unit, self.any_range = base.row_unit, base.column_unit, base.any_range
-        self.is_vector = base.is_vector
+        super().__init__(base)
+        self.exponent, self.stored_dtype = exponent, base.dtype
 
     @property
     def T(self) -> Matrix:
         return Scaled(self.base.T, self.exponent)
-
-    @property
-    def attributes(self) -> dict[str, Any]:
-        return self.base.attributes
 
     def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
         block = self.base.region(rows, columns, out)
@@ -41,25 +34,13 @@ class Scaled(Matrix):
         place = block if out is not None and np.may_share_memory(block, out) else None
         return times_power_of_two(block, self.exponent, out=place)
 
-    def expect(self, start: int, stop: int) -> None:
-        self.base.expect(start, stop)
-
-    def place(self, row: int, column: int) -> tuple[int, int]:
-        return self.base.place(row, column)
-
-    def check(self) -> Signature | None:
-        return self.base.check()
-
-    def describe(self) -> dict[str, Any]:
-        return self.base.describe()
-
 
 def scaled(A: Matrix, exponent: int) -> Matrix:
     """``2^exponent A``; A itself where the exponent is 0."""
     return Scaled(A, exponent) if exponent else A
 
 
-class Promoted(Matrix):
+class Promoted(View):
     """A matrix in a higher precision, converted while it is read.
 
     Parameters
@@ -69,9 +50,8 @@ class Promoted(Matrix):
     """
 
     def __init__(self, base: Matrix, dtype: np.dtype[Any]) -> None:
-        self.base, self.shape, self.stored_dtype, self.uri = base, base.shape, dtype, base.uri
-        self.row_unit, self.column_unit, self.any_range = base.row_unit, base.column_unit, base.any_range
-        self.is_vector = base.is_vector
+        super().__init__(base)
+        self.stored_dtype = dtype
 
     @property
     def n_stored_bytes(self) -> int:
@@ -80,10 +60,6 @@ class Promoted(Matrix):
     @property
     def T(self) -> Matrix:
         return Promoted(self.base.T, self.dtype)
-
-    @property
-    def attributes(self) -> dict[str, Any]:
-        return self.base.attributes
 
     @property
     def notes(self) -> list[str]:
@@ -95,15 +71,6 @@ class Promoted(Matrix):
             return narrow.astype(self.dtype)
         out[...] = narrow
         return out
-
-    def expect(self, start: int, stop: int) -> None:
-        self.base.expect(start, stop)
-
-    def place(self, row: int, column: int) -> tuple[int, int]:
-        return self.base.place(row, column)
-
-    def check(self) -> None:
-        self.base.check()
 
     def describe(self) -> dict[str, Any]:
         return self.base.describe() | {"dtype": str(self.dtype), "notes": self.notes}
