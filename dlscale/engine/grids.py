@@ -101,7 +101,7 @@ def plan_grid(A: Matrix, *, max_block_bytes: int, block_rows: int | None = None)
         else:
             block_rows = 2 ** int(math.log2(target))
             piece_rows = PIECE_BYTES // A.dtype.itemsize
-            if A.by_columns and unit > piece_rows > block_rows:
+            if A.by_columns and A.any_range and unit > piece_rows > block_rows:
                 # A block is one piece of each column, and these lie far apart.
                 block_rows = max(block_rows, min(piece_rows, 2 ** int(math.log2(max(1, max_block_bytes // row_bytes)))))
     block_rows = min(block_rows, m)
