@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -185,3 +186,16 @@ def test_near_and_exactly_singular(dtype):
     P = gallery.positive_definite(20, condition=100, dtype=dtype)
     np.testing.assert_array_equal(P, P.conj().T)
     np.testing.assert_allclose(np.linalg.eigvalsh(P)[[0, -1]], [0.01, 1], rtol=1e4 * eps)
+
+
+@pytest.mark.parametrize("dtype", ["f8", "c8"])
+def test_few_wide_rows_cost_no_more_than_they_are(dtype: str) -> None:
+    """Neither time nor memory of the 64 rows that share their angles."""
+    made = SpectrumMatrix((130, 400_000), gallery.power(40), dtype=np.dtype(dtype))
+    made.rows(0, 1)
+    tracemalloc.start()
+    row = made.rows(70, 71)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * 400_000 * 16
+    np.testing.assert_array_equal(row, made.rows(66, 73)[4:5])

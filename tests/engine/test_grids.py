@@ -80,3 +80,17 @@ def test_blocks() -> None:
     assert list(blocks(3, 10, 4)) == [(3, 7), (7, 10)]
     assert list(blocks(3, 3, 4)) == []
     assert RowGrid(10, 2, 4).leaves() == [(0, 4), (4, 8), (8, 10)]
+
+
+@pytest.mark.parametrize(
+    ("room", "block_rows"),
+    [(2**30, 8192), (70 * 10**6, 4096), (10**6, 32)],
+    ids=["much memory", "half of it", "little memory"],
+)
+def test_strips_of_a_wide_stored_matrix_are_as_wide_as_memory_allows(room: int, block_rows: int) -> None:
+    """A strip of columns is a piece of each stored row; of 64 KiB they are read about as fast as a whole file."""
+    A = Shape((2_000, 2_000_000))
+    A.column_unit = 2_000_000
+    grid = plan_grid(A.T, max_block_bytes=room)
+    assert grid.block_rows == block_rows
+    assert plan_grid(A.T, max_block_bytes=2**31, block_rows=block_rows) == grid
