@@ -18,7 +18,7 @@ import shutil
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,13 +33,16 @@ from dlscale.engine.outputs import Collector, RowOutput
 from dlscale.engine.parcels import LARGE_BYTES, Parcel, opened, pack
 from dlscale.engine.progress import Event, Meter
 from dlscale.engine.reading import read_ahead
-from dlscale.engine.run import Cost, Run, State
-from dlscale.engine.watching import Watch, watchdog
+from dlscale.engine.run import Cost, Keep, Run, State
+from dlscale.engine.watching import Watch, Wishes, watchdog
 from dlscale.errors import NonFiniteError, OutOfRange
 from dlscale.storage.matrices import Array, Matrix
 from dlscale.storage.results import ArrayWriter
 
-__all__ = ["Fold", "Passes", "RowOutput", "State"]
+__all__ = ["Fold", "Held", "Passes", "RowOutput", "State"]
+
+#: Keys of blocks that the workers hold, with their handles, in the order of the rows.
+Held = Mapping[Any, Any]
 
 
 class Squares(NamedTuple):
@@ -90,6 +93,14 @@ class Fold(ABC):
         """The sum of squares that tells whether the pass was in range; None where it tells nothing."""
         return None
 
+    def conclude(self, state: State) -> State:
+        """What of the result of all rows goes to the driver; the worker that has it writes the rest to where it belongs."""
+        return state
+
+    def concluded(self) -> Sequence[RowOutput]:
+        """Arrays that `conclude` writes."""
+        return ()
+
     def beside(self) -> Sequence[Matrix]:
         """Matrices with the same rows that `update` reads on its own."""
         return ()
@@ -125,7 +136,17 @@ class Passes:
         other.watches_range = True
         return other
 
-    def sweep(self, step: str, A: Matrix, fold: Fold, grid: RowGrid, *, outputs: Sequence[RowOutput] = ()) -> State:
+    def sweep(
+        self,
+        step: str,
+        A: Matrix,
+        fold: Fold,
+        grid: RowGrid,
+        *,
+        outputs: Sequence[RowOutput] = (),
+        keep: Keep = "all",
+        held: Held | None = None,
+    ) -> State:
         """Run one pass, or return its result if the checkpoint has it.
 
         Parameters
@@ -137,6 +158,11 @@ class Passes:
         grid : RowGrid of m rows
         outputs : sequence of RowOutput
             Filled with the row blocks that ``fold.update`` returns, in this order.
+        keep : str
+            As for `Run.step`.
+        held : mapping, optional
+            Keys and handles of the leaves of A, one block each in the order of the rows, which the workers hold already
+            (`dlscale.engine.resident`).
 
         Returns
         -------
@@ -151,16 +177,21 @@ class Passes:
             If finite entries overflowed, or, on request, if their squares are not safe (`watching_range`).
         StalledError
         """
-        n_bytes = grid.n_rows * A.shape[1] * A.stored_dtype.itemsize
+        n_bytes = 0 if held else grid.n_rows * A.shape[1] * A.stored_dtype.itemsize
         cost = Cost(fold.flops_per_row * grid.n_rows, n_bytes, sum(output.n_bytes for output in outputs))
-        writers = [writer for output in outputs if isinstance(writer := getattr(output, "writer", output), ArrayWriter)]
-        state = self.run.step(step, cost, lambda name: self._compute(name, A, fold, grid, outputs), writers=writers)
+        written = (*outputs, *fold.concluded())
+        writers = [writer for output in written if isinstance(writer := getattr(output, "writer", output), ArrayWriter)]
+        state = self.run.step(
+            step, cost, lambda name: self._compute(name, A, fold, grid, outputs, held), writers=writers, keep=keep
+        )
         squares = fold.squares_in(state) if self.watches_range else None
         if squares and not squares.safe:
             raise OutOfRange(f"The squares of the entries sum to {squares.value:.1e}, which is not safe.", squares.value)
         return state
 
-    def _compute(self, step: str, A: Matrix, fold: Fold, grid: RowGrid, outputs: Sequence[RowOutput]) -> State:
+    def _compute(
+        self, step: str, A: Matrix, fold: Fold, grid: RowGrid, outputs: Sequence[RowOutput], held: Held | None = None
+    ) -> State:
         token = f"dlscale-{uuid.uuid4().hex[:12]}"
         touch, stalled = watchdog(self.run.stall_seconds)
         flops_per_row = fold.flops_per_row
@@ -171,14 +202,24 @@ class Passes:
             self.run.emit(event | {"flops": flops_per_row * event["rows"]})
             self.run.emit({"event": "memory", "process": event["worker"], "rss_bytes": rss_bytes})
 
-        self.run.require_shared(*outputs)
+        self.run.require_shared(*outputs, *fold.concluded())
         with self._parcels() as folder:
             sweep = _Sweep(token, step, A, fold, grid.block_rows, tuple(outputs), folder and folder / step)
-            graph, root = _reduction_tree(sweep, grid)
-            state: State = opened(self.run.cluster.compute(graph, root, Watch(token, listener, stalled)))
+            graph, root = _reduction_tree(sweep, grid, list(held or ()))
+            state: State = opened(self._root(graph, root, held, Watch(token, listener, stalled)))
         if not _all_finite(state):
             raise OutOfRange(f"The entries are finite, but sums of their products overflow; {_ADVICE}")
         return state
+
+    def _root(self, graph: dict[Any, Any], root: Any, held: Held | None, watch: Watch) -> Any:
+        cluster = self.run.cluster
+        if held is None:
+            return cluster.compute(graph, root, watch)
+        handles = cluster.hold(graph, [root], held, Wishes({}, {}), watch)
+        try:
+            return cluster.gather([handles[root]])[0]
+        finally:
+            cluster.release(handles.values())
 
     @contextmanager
     def _parcels(self) -> Iterator[Path | None]:
@@ -226,6 +267,7 @@ class _Sweep:
 
     def result(self, state: State) -> Any:
         """The state of all rows, as it goes to the driver."""
+        state = self.fold.conclude(state)
         if self.parcels is None or sum(value.nbytes for value in state.values()) < LARGE_BYTES:
             return state
         return pack(state, self.parcels.with_name(f"{self.parcels.name}-result"))
@@ -237,8 +279,10 @@ _FAN_IN = 8
 _LARGE_BYTES = 16 * 2**20
 
 
-def _reduction_tree(sweep: _Sweep, grid: RowGrid) -> tuple[dict[Any, Any], Any]:
-    """One task a leaf, and a tree of merges whose shape the grid alone decides."""
+def _reduction_tree(sweep: _Sweep, grid: RowGrid, held: Sequence[Any] = ()) -> tuple[dict[Any, Any], Any]:
+    """One task a leaf, which reads its rows or is given a block that is held, and a tree of merges whose shape the grid alone
+    decides.
+    """
     token, sweep_key = sweep.token, f"{sweep.token}-sweep"
     graph: dict[Any, Any] = {sweep_key: DataNode(sweep_key, sweep)}
     level: list[Any] = []
@@ -246,8 +290,9 @@ def _reduction_tree(sweep: _Sweep, grid: RowGrid) -> tuple[dict[Any, Any], Any]:
     for i, (start, stop) in enumerate(grid.leaves()):
         # Dask deals out equally what has one name, so merges have another than leaves.
         key = (f"{token}-leaf", i)
+        block = (TaskRef(held[i]),) if held else ()
         # Said to be a producer, a leaf goes to any idle worker; otherwise all would follow the sweep to the one that has it.
-        graph[key] = Task(key, _run_leaf, TaskRef(sweep_key), start, stop, last=grid.n_leaves == 1, _data_producer=True)
+        graph[key] = Task(key, _run_leaf, TaskRef(sweep_key), start, stop, *block, last=grid.n_leaves == 1, _data_producer=not held)
         level.append(key)
     for depth in itertools.count(1):
         if len(level) == 1:
@@ -270,7 +315,7 @@ def _merge(shared: Any, first: State, *others: State, last: bool = False) -> Any
     return sweep.result(total) if last else total
 
 
-def _run_leaf(shared: Any, start: int, stop: int, *, last: bool = False) -> Any:
+def _run_leaf(shared: Any, start: int, stop: int, held: Array | None = None, *, last: bool = False) -> Any:
     """Fold the rows ``start:stop`` of the matrix, block by block."""
     sweep = _Sweep.of(shared)
     meter = Meter(sweep.token, sweep.step)
@@ -279,7 +324,7 @@ def _run_leaf(shared: Any, start: int, stop: int, *, last: bool = False) -> Any:
     collectors = [Collector(output, start, stop, sweep.block_rows) for output in sweep.outputs]
     before = time.perf_counter()
     with np.errstate(over="ignore", invalid="ignore"):
-        for first_row, block in read_ahead(sweep.A, start, stop, sweep.block_rows):
+        for first_row, block in read_ahead(sweep.A, start, stop, sweep.block_rows) if held is None else [(start, held)]:
             read = time.perf_counter()
             for collector, rows in zip(collectors, fold.update(state, block, first_row), strict=True):
                 collector.add(first_row, rows)

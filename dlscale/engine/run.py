@@ -24,6 +24,7 @@ from dlscale.storage.matrices import Array
 from dlscale.storage.results import ArrayWriter, ResultGroup
 
 State = dict[str, Array]
+Keep = Literal["all", "last", "none"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Run:
         *,
         writers: Sequence[ArrayWriter] = (),
         flushed: Sequence[ArrayWriter] = (),
-        keep: Literal["all", "last"] = "all",
+        keep: Keep = "all",
     ) -> State:
         """Compute a step, or take its result from the checkpoint.
 
@@ -102,15 +103,17 @@ class Run:
             What they have written is safe before the step is, and verified where it is read.
         keep : str
             ``last``: once this step is kept, earlier ones of the same iteration are dropped, but for the one before it.
+            ``none``: it is computed again where it is asked for again; who asked keeps a state of its own.
         """
         name = self.prefix + name
         self.emit({"event": "pass_started", "step": name, "flops": cost.flops, "bytes": cost.bytes_read})
         started = time.perf_counter()
-        state = self.checkpoint.load(name) if self.checkpoint else None
+        state = self.checkpoint.load(name) if self.checkpoint and keep != "none" else None
         resumed = state is not None
         if state is None:
             state = compute(name)
-            self._save(name, state, writers, flushed, keep)
+            if keep != "none":
+                self._save(name, state, writers, flushed, keep)
         self.emit(
             {
                 "event": "pass_finished",
@@ -124,9 +127,7 @@ class Run:
         )
         return state
 
-    def _save(
-        self, name: str, state: State, writers: Sequence[ArrayWriter], flushed: Sequence[ArrayWriter], keep: Literal["all", "last"]
-    ) -> None:
+    def _save(self, name: str, state: State, writers: Sequence[ArrayWriter], flushed: Sequence[ArrayWriter], keep: Keep) -> None:
         if self.checkpoint is None:
             return
         started = time.perf_counter()

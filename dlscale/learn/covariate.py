@@ -66,10 +66,6 @@ class Stacked(Matrix):
             out[max(edge - start, 0) :] = self.below.region((max(start - edge, 0), stop - edge), columns)
         return out
 
-    def place(self, row: int, column: int) -> tuple[int, int]:
-        edge = self.above.shape[0]
-        return self.above.place(row, column) if row < edge else self.below.place(row - edge, column)
-
 
 def _domains(inputs: Inputs) -> Inputs:
     """Both populations as one set of rows: label 1 is the target population; each weighs as much as the other."""

@@ -16,7 +16,7 @@ from dlscale.lapack import Op, interchanges
 from dlscale.linalg.panel_qr import reflect
 from dlscale.linalg.triangular import solve_triangular
 from dlscale.storage.inputs import StoredResult
-from dlscale.storage.matrices import Array, Matrix, View
+from dlscale.storage.matrices import Array, Matrix, RowRange
 
 
 class Factorization(Protocol):
@@ -141,7 +141,7 @@ class QRFactors:
         """``R^-1 Q^H B``, or ``Q R^-H B``; of a tall matrix the least squares solution."""
         n = self.shape[1]
         dtype = _with_imaginary(self.dtype, B)
-        R = TopRows(self.factored.matrix, n)
+        R = RowRange(self.factored.matrix, 0, n)
         solve = partial(solve_triangular, R, lower=False, dtype=dtype, n_threads=self.n_threads)
         if not adjoint:
             return solve(self.rotated(B)[:n])
@@ -166,17 +166,6 @@ class QRFactors:
                 transform = self.factored.transform(j)
                 reflect(transform, C[transform.top :], op=op)
         return C if len(parts) == 1 else C[:, : B.shape[1]] + 1j * C[:, B.shape[1] :]
-
-
-class TopRows(View):
-    """The first rows of a matrix."""
-
-    def __init__(self, base: Matrix, n_rows: int) -> None:
-        super().__init__(base)
-        self.shape, self.in_memory = (n_rows, base.shape[1]), base.in_memory
-
-    def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
-        return self.base.region(rows, columns, out)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from dlscale.kernels import accumulator_dtype, largest_part, one_blas_thread, sa
 from dlscale.linalg.condition import condition
 from dlscale.linalg.factor_plan import PanelPlan
 from dlscale.linalg.factoring import FACTORS, factor_orthogonally, plan_factoring
-from dlscale.linalg.factors import QRFactors, TopRows
+from dlscale.linalg.factors import QRFactors
 from dlscale.linalg.least_squares_check import check
 from dlscale.linalg.least_squares_folds import AugmentedQR, ColumnsTimesPowers, LargestOfColumns, Rotation, read_rhs
 from dlscale.linalg.orthogonal import find_basis
@@ -40,7 +40,7 @@ from dlscale.linalg.products import sweep_gram
 from dlscale.linalg.scaling import Largest, exponent_of, scale_words, scaled_back
 from dlscale.linalg.triangular import solve_triangular
 from dlscale.storage.inputs import Inputs
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrices import Array, Matrix, RowRange
 from dlscale.storage.scaled import promoted, scaled
 
 #: Beyond so many columns on its small side, a matrix that is not clearly long is factored by panels.
@@ -342,7 +342,7 @@ def _by_panels(passes: Passes, A: Matrix, B: Matrix, plan: PanelPlan, cutoff: fl
     factors = factor_orthogonally(passes, long, plan, name=FACTORS)
     n, rhs = long.shape[1], read_rhs(B, 0, B.shape[0])
     Y: Array | None = None
-    R = TopRows(factors.factored.matrix, n)
+    R = RowRange(factors.factored.matrix, 0, n)
     norm, number = _triangle_condition(R, factors)
     sizes = [norm, *safe_norm(rhs, axis=0).tolist()]
     small = n * n * A.dtype.itemsize * 6 <= plan.cluster.memory_bytes // 2

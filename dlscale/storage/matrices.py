@@ -214,6 +214,23 @@ class Transposed(View):
         return self.base.describe() | {"shape": list(self.shape), "transposed": True}
 
 
+class RowRange(View):
+    """Rows ``start:stop`` of a matrix."""
+
+    def __init__(self, base: Matrix, start: int, stop: int) -> None:
+        super().__init__(base)
+        self.start, self.shape, self.in_memory = start, (stop - start, base.shape[1]), base.in_memory
+
+    def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
+        return self.base.region((rows[0] + self.start, rows[1] + self.start), columns, out)
+
+    def expect(self, start: int, stop: int) -> None:
+        self.base.expect(start + self.start, stop + self.start)
+
+    def place(self, row: int, column: int) -> tuple[int, int]:
+        return self.base.place(row + self.start, column)
+
+
 class ArrayMatrix(Matrix):
     """A NumPy array; reading is a view where its dtype allows."""
 

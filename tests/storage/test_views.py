@@ -14,10 +14,9 @@ from helpers import Array, gaussian
 from dlscale.learn.covariate import Stacked
 from dlscale.learn.tasks import BatchRows
 from dlscale.linalg.centering import Centered
-from dlscale.linalg.factors import TopRows
 from dlscale.linalg.least_squares_folds import ColumnsTimesPowers
 from dlscale.linalg.residuals import Rounded
-from dlscale.storage.matrices import Matrix, open_matrix
+from dlscale.storage.matrices import Matrix, RowRange, open_matrix
 from dlscale.storage.scaled import Promoted, Scaled
 
 M, N = 12, 70_000
@@ -31,7 +30,7 @@ VIEWS: dict[str, tuple[Callable[[Matrix], Matrix], Callable[[Array], Array], tup
     "rounded": (lambda A: Rounded(A, 2.0), lambda A: 2 * A, (2, 5)),
     "centred": (lambda A: Centered(A, np.ones(N)), lambda A: A - np.float32(1), (2, 5)),
     "columns times powers": (lambda A: ColumnsTimesPowers(A, [1] * N), lambda A: 2 * A, (2, 5)),
-    "top rows": (lambda A: TopRows(A, 4), lambda A: A[:4], (2, 5)),
+    "some rows": (lambda A: RowRange(A, 3, 8), lambda A: A[3:8], (5, 5)),
     "rows of a batch": (lambda A: BatchRows(A, ORDER), lambda A: A[ORDER], (3, 5)),
     "stacked": (lambda A: Stacked(A, A), lambda A: np.vstack([A, A]), (2, 5)),
 }
@@ -63,11 +62,6 @@ def test_a_view_reads_what_it_stands_for_and_forwards_the_rest(stored: Path, nam
         assert view.attributes == A.attributes
         assert view.check() == A.check()
         assert (view.by_columns, view.any_range) == (name == "transposed", True)
-
-
-def test_places_in_stacked_rows_are_those_of_the_matrix_they_are_in(stored: Path) -> None:
-    A = open_matrix(stored)
-    assert Stacked(A, A).place(M + 1, 4) == (1, 4)
 
 
 def test_a_strip_of_columns_reads_no_whole_rows(stored: Path) -> None:
