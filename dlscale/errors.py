@@ -79,6 +79,10 @@ class ImportNote(UserWarning):
     """Something in an imported source was understood in a way that the user should know, such as a column left out."""
 
 
+class InexactNote(UserWarning):
+    """Integers were rounded, since double precision holds only those of 53 binary digits."""
+
+
 class CorruptionError(DlscaleError):
     """Stored data fails its checksum."""
 

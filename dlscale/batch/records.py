@@ -77,6 +77,7 @@ class EventRecord(TypedDict):
     bytes_read: NotRequired[Number]
     rss_bytes: NotRequired[Number]
     started: NotRequired[Number]
+    inexact: NotRequired[list[str]]
 
 
 class SlurmRecord(TypedDict):

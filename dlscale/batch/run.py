@@ -40,6 +40,7 @@ from dlscale.engine.run import Run
 from dlscale.errors import CertificateError, DlscaleError, InputError, Interrupted, NumericalError, RankError, SpecError
 from dlscale.storage import locks
 from dlscale.storage.atomic import fsync_path, hidden, write_atomically
+from dlscale.storage.exactness import inexact_words
 from dlscale.storage.groups import open_arrays
 from dlscale.storage.locks import LockLostError
 from dlscale.storage.results import ResultGroup, settle
@@ -306,11 +307,20 @@ def _compute(job: Job, prepared: Prepared, group: ResultGroup, recorder: Recorde
         for problem in (*checkpoint.problems, *losses):
             recorder.emit({"event": "warning", "message": problem})
     prepared.inputs.require_unchanged()
+    outcome = replace(outcome, notes=(*outcome.notes, *_inexact(job, prepared)))
     recorder.change("certifying", summary=_summary(outcome))
     outcome.certificate.require()
     for name, array in outcome.arrays.items():
         group.put(name, array)
     return outcome
+
+
+def _inexact(job: Job, prepared: Prepared) -> list[str]:
+    """A note on each input of which integers were rounded: as this process saw, or workers said, before a stop too."""
+    uris = set(prepared.inputs.inexact())
+    with suppress(SpecError):
+        uris.update(uri for event in job.read_events() for uri in event.get("inexact", ()))
+    return [inexact_words(uri) for uri in sorted(uris)]
 
 
 def _failed(reason: BaseException, job: Job, prepared: Prepared, output: Path, recorder: Recorder) -> Exception:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from dlscale.engine.clusters import ClusterFacts, describe_cluster, open_cluster
 from dlscale.engine.costs import Plan
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.run import Run
+from dlscale.errors import InexactNote
+from dlscale.storage.exactness import inexact_words
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrices import Array, Matrix, open_matrix
 
@@ -129,6 +132,8 @@ def run_here(kind: Kind, inputs: Inputs, options: Any) -> Here:
     with planned_here(kind, inputs, options) as (run, plan):
         outcome = kind.compute(run, inputs, options, plan)
     outcome.certificate.require()
+    for uri in inputs.inexact():
+        warnings.warn(inexact_words(uri), InexactNote, stacklevel=4)
     return Here(outcome, outcome.arrays | run.outputs)
 
 

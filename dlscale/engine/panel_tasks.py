@@ -66,7 +66,8 @@ def measured(work: Work, task: str, panel: int, started: float, *, flops: float 
         "started": time.time() - seconds,
         "rss_bytes": resident_bytes(),
     }
-    send(work.token, event | more)
+    inexact = work.A.inexact()
+    send(work.token, event | more | ({"inexact": sorted(inexact)} if inexact else {}))
 
 
 def take(work: Work, results: Sequence[Any], i: int) -> Any:

@@ -332,6 +332,7 @@ def _run_leaf(shared: Any, start: int, stop: int, held: Array | None = None, *, 
             meter.add(rows=len(block), n_bytes=len(block) * row_bytes, read_seconds=read - before, compute_seconds=now - read)
             before = now
         state = fold.finish(state)
+    meter.inexact.update(*(A.inexact() for A in (sweep.A, *fold.beside())))
     meter.flush()
     if not _all_finite(state):
         _find_non_finite(sweep, start, stop)

@@ -75,12 +75,18 @@ class Meter:
     ----------
     token, step : str
         Where to send, and the pass it belongs to.
+
+    Attributes
+    ----------
+    inexact : set of str
+        Matrices with integers that were rounded as they were read.
     """
 
     interval_seconds = 0.25
 
     def __init__(self, token: str, step: str) -> None:
         self.token, self.step = token, step
+        self.inexact: set[str] = set()
         self.worker = worker_name()
         self._start()
 
@@ -109,6 +115,7 @@ class Meter:
                     "read_seconds": self.read_seconds,
                     "compute_seconds": self.compute_seconds,
                     "rss_bytes": resident_bytes(),
+                    **({"inexact": sorted(self.inexact)} if self.inexact else {}),
                 },
             )
         self._start()

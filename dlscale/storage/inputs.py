@@ -123,6 +123,10 @@ class Inputs(Mapping[str, Matrix]):
     def __len__(self) -> int:
         return len(self._matrices)
 
+    def inexact(self) -> list[str]:
+        """The matrices in which this process met integers that double precision does not hold."""
+        return sorted(set().union(*(matrix.inexact() for matrix in self._matrices.values())))
+
     def require_unchanged(self) -> None:
         """Look at every input again; an answer that was computed while one changed is one of neither.
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from dlscale.errors import InputError
 from dlscale.storage.arrays import numbers_of, plain_array, unmasked
+from dlscale.storage.exactness import has_inexact
 from dlscale.storage.locations import expand_home
 from dlscale.storage.signatures import Signature
 
@@ -71,6 +72,7 @@ class Matrix(ABC):
     any_range = False
     by_columns = False
     is_vector = False
+    _is_inexact = False
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -105,6 +107,16 @@ class Matrix(ABC):
         -------
         ndarray (stop - start rows, stop - start columns), in the compute dtype; a view where the matrix is in memory.
         """
+
+    def converted(self, block: Array) -> Array:
+        """A block as stored, of which it is noted whether the compute dtype holds it exactly (see `inexact`)."""
+        self._is_inexact = self._is_inexact or has_inexact(block)
+        return block
+
+    def inexact(self) -> set[str]:
+        """The sources of this matrix in which integers were met, in this process, that the compute dtype does not hold."""
+        parts = (part for part in vars(self).values() if isinstance(part, Matrix))
+        return set().union({self.uri} if self._is_inexact else (), *(part.inexact() for part in parts))
 
     def expect(self, start: int, stop: int) -> None:
         """Tell the operating system that these rows will be read soon, so that the disk can begin; reads nothing itself."""
@@ -244,7 +256,7 @@ class ArrayMatrix(Matrix):
         self.uri = "NumPy array"
 
     def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
-        return self.array[slice(*rows), slice(*columns)].astype(self.dtype, copy=False)
+        return self.converted(self.array[slice(*rows), slice(*columns)]).astype(self.dtype, copy=False)
 
 
 class DaskMatrix(Matrix):
@@ -270,7 +282,7 @@ class DaskMatrix(Matrix):
             raise InputError(f"{self.uri} gave complex numbers where its dtype promises {self.stored_dtype}.")
         if block.shape != (promised := (rows[1] - rows[0], columns[1] - columns[0])):
             raise InputError(f"{self.uri} gave a block of shape {block.shape} where its chunks promise {promised}.")
-        return np.ascontiguousarray(block, dtype=self.dtype)
+        return np.ascontiguousarray(self.converted(block), dtype=self.dtype)
 
 
 def open_matrix(source: Any, *, vectors: bool = False, missing_chunks: Literal["refuse", "fill"] = "refuse") -> Matrix:

@@ -150,7 +150,7 @@ class ZarrMatrix(Matrix):
         if self.packing is not None:
             self.packing.unpack(target, out)
         elif not same:
-            np.copyto(out, target, casting="unsafe")
+            np.copyto(out, self.converted(target), casting="unsafe")
         return out
 
     def expect(self, start: int, stop: int) -> None:

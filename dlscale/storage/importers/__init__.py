@@ -19,6 +19,7 @@ from numpy.typing import DTypeLike
 from dlscale.errors import DlscaleError, DoesNotFitError, ImportNote, InputError, SpecError
 from dlscale.showing import without_secrets
 from dlscale.storage.durable import require_free_space
+from dlscale.storage.exactness import inexact_words
 from dlscale.storage.importers.delimited import read_delimited
 from dlscale.storage.importers.folders import parts_of
 from dlscale.storage.importers.hdf5 import read_hdf5
@@ -182,8 +183,9 @@ def _copy(
                 progress(*(table.position() if table.position else (writer.n_rows * row_bytes, (table.n_rows or 0) * row_bytes)))
         with _explained(source):
             reading.close()
-        writer.finish(table.notes)
-    return table.notes
+        notes = [*table.notes, *([inexact_words(without_secrets(source))] if writer.is_inexact else [])]
+        writer.finish(notes)
+    return notes
 
 
 def _require_room(table: Table, dtype: np.dtype[Any], *, request: Request) -> None:

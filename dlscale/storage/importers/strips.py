@@ -13,6 +13,7 @@ import zarr
 from numpy.typing import NDArray
 
 from dlscale.errors import InputError, SpecError
+from dlscale.storage.exactness import has_inexact
 from dlscale.storage.importers.tables import rows_per_block
 
 Array = NDArray[Any]
@@ -75,6 +76,7 @@ class StripWriter:
         self._array: zarr.Array[Any] | None = None
         self._content = hashlib.blake2b(digest_size=16)  # of the checksums of the strips, which are made at the speed of memory
         self.n_rows = 0  # rows received
+        self.is_inexact = False  # whether integers were rounded
 
     def append(self, block: Array) -> None:
         """Add rows below; a block that starts and fills a strip is written without a copy.
@@ -104,6 +106,8 @@ class StripWriter:
 
     def _converted(self, rows: Array, *, out: Array | None = None) -> Array:
         """The last rows received, in the array's dtype."""
+        if not self.is_inexact and self._dtype.kind in "fc":
+            self.is_inexact = has_inexact(rows)
         with np.errstate(over="raise", invalid="ignore", under="ignore"):
             try:
                 if out is None:

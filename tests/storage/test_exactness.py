@@ -1,0 +1,78 @@
+"""Integers that double precision does not hold are told wherever they are rounded; others are not spoken of."""
+
+from __future__ import annotations
+
+import warnings
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+
+import dlscale
+from dlscale.errors import ImportNote, InexactNote
+from dlscale.storage.exactness import has_inexact
+from dlscale.storage.importers import import_matrix
+from dlscale.storage.matrices import open_matrix
+from dlscale.storage.scaled import Scaled
+
+#: Rounded, and just not.
+ROUNDED, HELD = 2**53 + 1, 2**60 + 2**8
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=6), st.booleans())
+def test_what_double_precision_holds(values: list[int], shifted: bool) -> None:
+    """As exact arithmetic says."""
+    numbers = [value + 2**63 for value in values] if shifted else values
+    block = np.array(numbers, np.uint64 if shifted else np.int64)
+    assert has_inexact(block) == any(Fraction(float(number)) != number for number in numbers)
+
+
+@pytest.mark.parametrize("value", [ROUNDED, HELD, -ROUNDED, 2**63 - 1, -(2**63), 0])
+def test_every_kind_of_matrix_tells(value: int, tmp_path: Path) -> None:
+    array = np.arange(12).reshape(4, 3)
+    array[2, 1] = value
+    stored = zarr.create_array(tmp_path / "a.zarr", shape=array.shape, chunks=(2, 3), dtype="i8", compressors=None)
+    stored[:] = array
+    lossy = int(np.float64(value)) != value
+    for source in (array, da.from_array(array, chunks=(2, 3)), tmp_path / "a.zarr"):
+        matrix = open_matrix(source)
+        view = Scaled(matrix.T, 1)
+        view.read(0, 1)
+        assert (matrix.inexact(), view.inexact()) == (set(), set())
+        view.read(1, 3)
+        assert view.inexact() == matrix.inexact() == ({matrix.uri} if lossy else set())
+
+
+@pytest.mark.parametrize("cluster", ["threads", {"workers": 2, "threads": 1}], ids=["threads", "local"])
+@pytest.mark.parametrize(("kind", "params"), [("svd", {"n_components": 2, "block_rows": 50}), ("lu", {"panel": 16})])
+def test_a_job_notes_it(kind: str, params: dict[str, Any], cluster: Any, tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(1, 2**53, (100, 100))
+    array[70, 1] = ROUNDED
+    stored = zarr.create_array(tmp_path / "a.zarr", shape=array.shape, chunks=(25, 100), dtype="i8")
+    stored[:] = array
+    spec = {"kind": kind, "input": {"matrix": str(tmp_path / "a.zarr")}, "params": params, "cluster": cluster}
+    done = dlscale.run(spec, workspace=tmp_path / "ws")
+    notes = zarr.open_group(done.result, mode="r").attrs["dlscale"]["notes"]
+    assert sum("integers beyond 2^53" in note for note in notes) == 1
+    assert "integers beyond 2^53" in (done.folder / "report.html").read_text()
+
+
+def test_functions_warn_and_imports_note_it(tmp_path: Path) -> None:
+    array = np.eye(3, dtype=np.int64) * ROUNDED
+    with pytest.warns(InexactNote, match="NumPy array holds integers beyond"):
+        dlscale.svd(array)
+    np.save(tmp_path / "a.npy", array)
+    with pytest.warns(ImportNote, match="a.npy holds integers beyond"):
+        import_matrix(str(tmp_path / "a.npy"), tmp_path / "a.zarr", dtype="f8")
+    assert "integers beyond" in open_matrix(tmp_path / "a.zarr").notes[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        import_matrix(str(tmp_path / "a.npy"), tmp_path / "b.zarr")
+        dlscale.svd(np.eye(3, dtype=np.int64) * HELD)
+    assert open_matrix(tmp_path / "b.zarr").stored_dtype == np.int64
