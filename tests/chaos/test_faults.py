@@ -10,9 +10,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from every_kind import JOBS, Arrays, arrays_of, check_same, write_job
 from hosts import SCHEDULER, cluster, two_hosts
@@ -146,10 +147,12 @@ def freeze_a_worker(case: Case) -> None:
         time.sleep(case.moment)
         victims = workers_of(process) if workers is not True else []
         for worker in victims[:1]:
-            worker.suspend()
-            case.note("frozen worker")
+            with suppress(psutil.NoSuchProcess):
+                worker.suspend()
+                case.note("frozen worker")
             time.sleep(3.0)
-            worker.resume()
+            with suppress(psutil.NoSuchProcess):  # where the job had no more need of it
+                worker.resume()
         case.check(quiet(finish(process, DEADLINE_SECONDS)))
 
 
