@@ -14,12 +14,10 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import shutil
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -203,7 +201,7 @@ class Passes:
             self.run.emit({"event": "memory", "process": event["worker"], "rss_bytes": rss_bytes})
 
         self.run.require_shared(*outputs, *fold.concluded())
-        with self._parcels() as folder:
+        with self.run.parcels() as folder:
             sweep = _Sweep(token, step, A, fold, grid.block_rows, tuple(outputs), folder and folder / step)
             graph, root = _reduction_tree(sweep, grid, list(held or ()))
             state: State = opened(self._root(graph, root, held, Watch(token, listener, stalled)))
@@ -220,18 +218,6 @@ class Passes:
             return cluster.gather([handles[root]])[0]
         finally:
             cluster.release(handles.values())
-
-    @contextmanager
-    def _parcels(self) -> Iterator[Path | None]:
-        """A folder for large arrays that other processes read; None where there are none, or no place for it."""
-        if self.run.cluster.shares_memory or self.run.checkpoint is None:
-            yield None
-            return
-        folder = self.run.checkpoint.directory / "parcels"
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,12 @@ checkpoint; one that is there is not computed again, so an algorithm resumes by 
 from __future__ import annotations
 
 import copy
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -24,6 +27,7 @@ from dlscale.storage.matrices import Array
 from dlscale.storage.results import ArrayWriter, ResultGroup
 
 State = dict[str, Array]
+#: Which results of steps are kept: all, the last two of an iteration, or none, of what is sooner computed again.
 Keep = Literal["all", "last", "none"]
 
 
@@ -103,7 +107,7 @@ class Run:
             What they have written is safe before the step is, and verified where it is read.
         keep : str
             ``last``: once this step is kept, earlier ones of the same iteration are dropped, but for the one before it.
-            ``none``: it is computed again where it is asked for again; who asked keeps a state of its own.
+            ``none``: it is computed again where it is asked for again, sooner than it could be kept, or of states that are.
         """
         name = self.prefix + name
         self.emit({"event": "pass_started", "step": name, "flops": cost.flops, "bytes": cost.bytes_read})
@@ -173,6 +177,18 @@ class Run:
         chunks = (shape[1], chunk_rows) if transposed else (chunk_rows, shape[1])
         writer = self.result.create(name, stored_shape, dtype, chunks=chunks)
         return TransposedOutput(writer) if transposed else writer
+
+    @contextmanager
+    def parcels(self) -> Iterator[Path | None]:
+        """A folder for large arrays that other processes read; None where there are none, or no place for it."""
+        if self.cluster.shares_memory or self.checkpoint is None:
+            yield None
+            return
+        folder = self.checkpoint.directory / "parcels"
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def require_shared(self, *targets: object) -> None:
         """Refuse arrays of this process as targets of tasks that run in others.

@@ -16,6 +16,8 @@ from dlscale.storage.matrices import Array
 #: Columns at a time (t in the paper): more are hardly better, and cost more.
 N_COLUMNS = 2
 MAX_STEPS = 5
+#: Products with the matrix or its adjoint that an estimate takes as a rule.
+N_PRODUCTS = 5
 
 Operator = Callable[[Array], Array]
 

@@ -20,10 +20,11 @@ from dlscale.engine.passes import Passes
 from dlscale.engine.transforms import Method
 from dlscale.errors import NumericalError
 from dlscale.lapack import interchanges
-from dlscale.linalg import cholesky, lu, panel_qr
+from dlscale.linalg import cholesky, lu
 from dlscale.linalg.factor_plan import FactorOptions, PanelPlan, factor_target, plan_panels
 from dlscale.linalg.factor_products import TriangularProduct, triangular_product
 from dlscale.linalg.factors import CholeskyFactors, LUFactors, QRFactors, singular_words
+from dlscale.linalg.reflectors import Householder
 from dlscale.storage.matrices import Array, Matrix
 from dlscale.storage.scaled import scaled
 
@@ -81,7 +82,7 @@ def plan_factoring(
     SpecError, DoesNotFitError
     """
     words = {"general": "LU with partial pivoting", "sym": "LU with partial pivoting", "pos": "Cholesky"}[assume]
-    method, words = (panel_qr.Householder(), "Householder QR by panels") if orthogonal else (method_of(assume), words)
+    method, words = (Householder(), "Householder QR by panels") if orthogonal else (method_of(assume), words)
     left = replace(facts, memory_bytes=max(1, facts.memory_bytes - driver_bytes))
     # Solves by QR read whole panels (`factors.QRFactors`).
     options = FactorOptions(panel or min(choose_panel(A.shape), A.shape[1]), 1 if orthogonal else None)
@@ -142,7 +143,7 @@ def factor_orthogonally(passes: Passes, A: Matrix, plan: PanelPlan, *, name: str
     """Householder QR, which is stable whatever the growth of LU is, at twice the work."""
     target = factor_target(passes.run, name, A.shape, A.dtype, plan.factored, scratch=True)
     probes = np.zeros((A.shape[1], 1), A.dtype)
-    factored, _ = Panels(passes.run).factor(name, A, panel_qr.Householder(), plan.factored, target, probes=probes)
+    factored, _ = Panels(passes.run).factor(name, A, Householder(), plan.factored, target, probes=probes)
     return QRFactors(factored, plan.cluster.threads_per_worker)
 
 

@@ -9,11 +9,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from dlscale.engine.columns import Tell, untold
+from dlscale.engine.run import Cost
 from dlscale.engine.transforms import Factored
 from dlscale.errors import InputError, NumericalError
 from dlscale.kernels import one_blas_thread, times_power_of_two
 from dlscale.lapack import Op, interchanges
-from dlscale.linalg.panel_qr import reflect
+from dlscale.linalg.reflectors import reflect
 from dlscale.linalg.triangular import solve_triangular
 from dlscale.storage.inputs import StoredResult
 from dlscale.storage.matrices import Array, Matrix, RowRange
@@ -28,7 +30,12 @@ class Factorization(Protocol):
     @property
     def dtype(self) -> np.dtype[Any]: ...
 
-    def solve(self, B: Array, *, adjoint: bool = False) -> Array:
+    @property
+    def cost(self) -> Cost:
+        """Of solving with one column; the bytes are those of any number of columns."""
+        ...
+
+    def solve(self, B: Array, *, adjoint: bool = False, tell: Tell = untold) -> Array:
         """``A^-1 B``, or ``A^-H B``, for B (n, k); in the dtype of the factors."""
         ...
 
@@ -62,14 +69,18 @@ class LUFactors:
     def dtype(self) -> np.dtype[Any]:
         return self.precision or self.lu.dtype
 
+    @property
+    def cost(self) -> Cost:
+        return _cost_of_triangles(self.lu)
+
     def computing_in(self, dtype: np.dtype[Any]) -> LUFactors:
         return replace(self, precision=dtype)
 
-    def solve(self, B: Array, *, adjoint: bool = False) -> Array:
+    def solve(self, B: Array, *, adjoint: bool = False, tell: Tell = untold) -> Array:
         """Two triangular solves and a permutation."""
         targets, sources = interchanges(self.pivots, self.shape[0])
         dtype = _with_imaginary(self.dtype, B)
-        solve = partial(solve_triangular, self.lu, dtype=dtype, n_threads=self.n_threads)
+        solve = partial(solve_triangular, self.lu, dtype=dtype, n_threads=self.n_threads, tell=tell)
         if adjoint:
             X = solve(solve(B, lower=False, op="C"), lower=True, op="C", unit=True)
             X[sources] = X[targets]
@@ -105,13 +116,17 @@ class CholeskyFactors:
     def dtype(self) -> np.dtype[Any]:
         return self.precision or self.l.dtype
 
+    @property
+    def cost(self) -> Cost:
+        return _cost_of_triangles(self.l)
+
     def computing_in(self, dtype: np.dtype[Any]) -> CholeskyFactors:
         return replace(self, precision=dtype)
 
-    def solve(self, B: Array, *, adjoint: bool = False) -> Array:
+    def solve(self, B: Array, *, adjoint: bool = False, tell: Tell = untold) -> Array:
         """Two triangular solves; A is its own adjoint."""
         dtype = _with_imaginary(self.dtype, B)
-        solve = partial(solve_triangular, self.l, lower=True, dtype=dtype, n_threads=self.n_threads)
+        solve = partial(solve_triangular, self.l, lower=True, dtype=dtype, n_threads=self.n_threads, tell=tell)
         return solve(solve(B), op="C")
 
 
@@ -137,27 +152,40 @@ class QRFactors:
     def dtype(self) -> np.dtype[Any]:
         return self.factored.matrix.dtype
 
-    def solve(self, B: Array, *, adjoint: bool = False) -> Array:
+    @property
+    def cost(self) -> Cost:
+        (_, n), rotation = self.shape, self.rotation_cost
+        return Cost(rotation.flops + float(n * n), rotation.bytes_read + n * n * self.dtype.itemsize // 2)
+
+    @property
+    def rotation_cost(self) -> Cost:
+        """Of a product of Q with one column."""
+        (m, _), grid = self.shape, self.factored.grid
+        sizes = [(m - grid.columns(j)[0], min(grid.width(j), m - grid.columns(j)[0])) for j in range(grid.n_steps)]
+        flops = sum(float(4 * rows * b + b * b) for rows, b in sizes)
+        return Cost(flops, sum(rows * b for rows, b in sizes) * self.dtype.itemsize)
+
+    def solve(self, B: Array, *, adjoint: bool = False, tell: Tell = untold) -> Array:
         """``R^-1 Q^H B``, or ``Q R^-H B``; of a tall matrix the least squares solution."""
         n = self.shape[1]
         dtype = _with_imaginary(self.dtype, B)
         R = RowRange(self.factored.matrix, 0, n)
-        solve = partial(solve_triangular, R, lower=False, dtype=dtype, n_threads=self.n_threads)
+        solve = partial(solve_triangular, R, lower=False, dtype=dtype, n_threads=self.n_threads, tell=tell)
         if not adjoint:
-            return solve(self.rotated(B)[:n])
+            return solve(self.rotated(B, tell=tell)[:n])
         X = np.zeros((self.shape[0], B.shape[1]), dtype)
         X[:n] = solve(B, op="C")
-        return self.unrotated(X)
+        return self.unrotated(X, tell=tell)
 
-    def rotated(self, B: Array) -> Array:
+    def rotated(self, B: Array, *, tell: Tell = untold) -> Array:
         """``Q^H B``, all m rows."""
-        return self._reflected(B, range(self.factored.grid.n_steps), "C")
+        return self._reflected(B, range(self.factored.grid.n_steps), "C", tell)
 
-    def unrotated(self, B: Array) -> Array:
+    def unrotated(self, B: Array, *, tell: Tell = untold) -> Array:
         """``Q B``."""
-        return self._reflected(B, reversed(range(self.factored.grid.n_steps)), "N")
+        return self._reflected(B, reversed(range(self.factored.grid.n_steps)), "N", tell)
 
-    def _reflected(self, B: Array, steps: Iterable[int], op: Op) -> Array:
+    def _reflected(self, B: Array, steps: Iterable[int], op: Op, tell: Tell) -> Array:
         # Complex right-hand sides of a real matrix go as their real and imaginary parts.
         parts = [B.real, B.imag] if B.dtype.kind == "c" and self.dtype.kind != "c" else [B]
         C = np.array(np.hstack(parts), self.dtype, order="C")
@@ -165,6 +193,8 @@ class QRFactors:
             for j in steps:
                 transform = self.factored.transform(j)
                 reflect(transform, C[transform.top :], op=op)
+                (m, b), k = transform.panel.shape, C.shape[1]
+                tell(float((4 * m * b + b * b) * k), transform.panel.nbytes)
         return C if len(parts) == 1 else C[:, : B.shape[1]] + 1j * C[:, B.shape[1] :]
 
 
@@ -183,16 +213,20 @@ class ScaledFactors:
     def shape(self) -> tuple[int, int]:
         return self.factors.shape
 
+    @property
+    def cost(self) -> Cost:
+        return self.factors.cost
+
     def widened(self) -> ScaledFactors:
         """The same factors, computed with in double precision."""
         return replace(self, factors=self.factors.computing_in(self.dtype))
 
-    def solve(self, B: Array, *, adjoint: bool = False) -> Array:
+    def solve(self, B: Array, *, adjoint: bool = False, tell: Tell = untold) -> Array:
         """Solve in the precision of the factors."""
         sizes = np.abs(B).max(axis=0, initial=0)
         sizes = np.where(sizes > 0, sizes, 1)
         with np.errstate(over="ignore", invalid="ignore"):
-            X = self.factors.solve(B / sizes, adjoint=adjoint)
+            X = self.factors.solve(B / sizes, adjoint=adjoint, tell=tell)
             return np.asarray(X.astype(_with_imaginary(self.dtype, X)) * (self.scale * sizes))
 
 
@@ -211,8 +245,18 @@ class TimesPower:
     def dtype(self) -> np.dtype[Any]:
         return self.factors.dtype
 
-    def solve(self, B: Array, *, adjoint: bool = False) -> Array:
-        return times_power_of_two(self.factors.solve(B, adjoint=adjoint), -self.exponent)
+    @property
+    def cost(self) -> Cost:
+        return self.factors.cost
+
+    def solve(self, B: Array, *, adjoint: bool = False, tell: Tell = untold) -> Array:
+        return times_power_of_two(self.factors.solve(B, adjoint=adjoint, tell=tell), -self.exponent)
+
+
+def _cost_of_triangles(T: Matrix) -> Cost:
+    """Of solving with two triangles of a matrix."""
+    n = T.shape[0]
+    return Cost(2.0 * n * n, n * n * T.dtype.itemsize)
 
 
 def _with_imaginary(dtype: np.dtype[Any], B: Array) -> np.dtype[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,13 @@ import numpy as np
 from dlscale.certificates import Certificate, scaled
 from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
 from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.columns import Applied, Columns, Tell, untold
 from dlscale.engine.costs import PassCost
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.outcome import Outcome
+from dlscale.engine.outputs import RowOutput
 from dlscale.engine.passes import Passes
-from dlscale.engine.run import Run
+from dlscale.engine.run import Cost, Run, State
 from dlscale.errors import NumericalError, SpecError
 from dlscale.kernels import accumulator_dtype, times_power_of_two
 from dlscale.linalg.condition import is_sure
@@ -25,6 +28,7 @@ from dlscale.linalg.scaling import power_words, scale_words
 from dlscale.linalg.solve import near_singular_words
 from dlscale.linalg.system import SolveOptions, System
 from dlscale.storage.matrices import Array, ArrayMatrix, Matrix
+from dlscale.storage.results import ArrayWriter
 
 #: Rows of the inverse that are solved for together: enough for products to run at their rate.
 BLOCK_ROWS = 512
@@ -100,19 +104,13 @@ def compute_inverse(run: Run, A: Matrix, options: InverseOptions, plan: PanelPla
     assert factors is not None
     rows = block_rows(n)
     output = run.output("inverse", (n, n), dtype, RowGrid(n, rows, rows))
-    wide = accumulator_dtype(dtype)
-    sums, Y, lost = np.zeros(n), np.zeros(W.shape, wide), 0.0
-    for start in range(0, n, rows):
-        stop = min(start + rows, n)
-        block = rows_of_inverse(factors, start, stop, dtype)
-        sums += np.abs(block).sum(axis=0)
-        Y[start:stop] = block @ W
-        inverse = times_power_of_two(block, -system.exponent)
-        output.write(start, inverse)
-        if system.exponent:
-            lost += float(np.abs(times_power_of_two(inverse, system.exponent) - block).sum())
+    what = InverseRows(factors, output, system.exponent, W)
+    writers = [output] if isinstance(output, ArrayWriter) else []
+    found = Columns(run).apply("inverse", what, n_columns=n, width=rows, together=plan.cluster.n_workers, writers=writers)
+    norm_of_inverse = float(sum((part["sums"] for part in found), np.zeros(n)).max())
+    lost = float(sum(part["lost"][0] for part in found))
+    Y = np.concatenate([part["product"] for part in found], dtype=accumulator_dtype(dtype))
     R = system.residual(Y, ArrayMatrix(W))
-    norm_of_inverse = float(sums.max())
     if not lost <= float(np.finfo(dtype).eps) * norm_of_inverse:
         raise NumericalError(
             f"The inverse is out of the range of {dtype}: its norm is about {power_words(norm_of_inverse, -system.exponent)}. "
@@ -143,11 +141,42 @@ def compute_inverse(run: Run, A: Matrix, options: InverseOptions, plan: PanelPla
     return Outcome({}, ("inverse",), Certificate((check,)), estimates, (*system.notes, *scale_words(system.exponent)))
 
 
-def rows_of_inverse(factors: Factorization, start: int, stop: int, dtype: np.dtype[Any]) -> Array:
+@dataclass(frozen=True)
+class InverseRows(Applied):
+    """Rows of the inverse, written where they belong; what the certificate needs of them is returned.
+
+    Parameters
+    ----------
+    factors : Factorization
+        Of ``2^-exponent A``.
+    output : RowOutput
+    exponent : int
+    W : (n, k)
+        Random vectors.
+    """
+
+    factors: Factorization
+    output: RowOutput
+    exponent: int
+    W: Array
+
+    def cost(self, n_columns: int) -> Cost:
+        one, n = self.factors.cost, len(self.W)
+        return Cost(one.flops * n_columns, one.bytes_read, n_columns * n * self.W.dtype.itemsize)
+
+    def apply(self, B: Array | None, columns: tuple[int, int], tell: Tell) -> State:
+        block = rows_of_inverse(self.factors, *columns, self.W.dtype, tell=tell)
+        inverse = times_power_of_two(block, -self.exponent)
+        self.output.write(columns[0], inverse)
+        lost = float(np.abs(times_power_of_two(inverse, self.exponent) - block).sum()) if self.exponent else 0.0
+        return {"sums": np.abs(block).sum(axis=0), "product": block @ self.W, "lost": np.array([lost])}
+
+
+def rows_of_inverse(factors: Factorization, start: int, stop: int, dtype: np.dtype[Any], *, tell: Tell = untold) -> Array:
     """Rows ``start:stop`` of the inverse."""
     E = np.zeros((factors.shape[0], stop - start), dtype)
     E[np.arange(start, stop), np.arange(stop - start)] = 1
-    return np.ascontiguousarray(factors.solve(E, adjoint=True).conj().T, dtype)
+    return np.ascontiguousarray(factors.solve(E, adjoint=True, tell=tell).conj().T, dtype)
 
 
 KIND = Kind(

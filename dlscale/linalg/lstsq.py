@@ -28,19 +28,18 @@ from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
 from dlscale.engine.run import Run
 from dlscale.errors import DoesNotFitError, NumericalError, OutOfRange, SpecError
-from dlscale.kernels import accumulator_dtype, largest_part, one_blas_thread, safe_norm, times_power_of_two
-from dlscale.linalg.condition import condition
+from dlscale.kernels import accumulator_dtype, safe_norm
 from dlscale.linalg.factor_plan import PanelPlan
-from dlscale.linalg.factoring import FACTORS, factor_orthogonally, plan_factoring
-from dlscale.linalg.factors import QRFactors
+from dlscale.linalg.factoring import plan_factoring
 from dlscale.linalg.least_squares_check import check
 from dlscale.linalg.least_squares_folds import AugmentedQR, ColumnsTimesPowers, LargestOfColumns, Rotation, read_rhs
 from dlscale.linalg.orthogonal import find_basis
+from dlscale.linalg.panel_lstsq import by_panels
 from dlscale.linalg.products import sweep_gram
+from dlscale.linalg.pseudo_inverse import PseudoInverse, Solution
 from dlscale.linalg.scaling import Largest, exponent_of, scale_words, scaled_back
-from dlscale.linalg.triangular import solve_triangular
 from dlscale.storage.inputs import Inputs
-from dlscale.storage.matrices import Array, Matrix, RowRange
+from dlscale.storage.matrices import Matrix
 from dlscale.storage.scaled import promoted, scaled
 
 #: Beyond so many columns on its small side, a matrix that is not clearly long is factored by panels.
@@ -198,7 +197,7 @@ def compute_lstsq(run: Run, inputs: Inputs, options: LstsqOptions, plan: Plan) -
 def _solve(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float, *, watched: bool = False) -> Outcome:
     """Solve a problem whose entries are in the range of squares; `OutOfRange` where they are not, if that is watched."""
     if isinstance(plan, PanelPlan):
-        found = _by_panels(passes, A, B, plan, cutoff)
+        found = by_panels(passes, A, B, plan, cutoff)
     elif plan.transposed:
         found = _wide(passes, A, B, plan, cutoff)
     else:
@@ -227,79 +226,6 @@ def _unscaled(outcome: Outcome, exponent: int, shifts: Sequence[int], dtype: np.
             estimates["norm_of_x"] = np.ldexp(estimates["norm_of_x"], shifts).tolist()
     arrays["x"] = X[:, 0] if is_vector else X
     return replace(outcome, arrays=arrays, estimates=estimates, notes=outcome.notes + scale_words(exponent))
-
-
-@dataclass(frozen=True)
-class Solution:
-    """A least squares solution of minimum norm.
-
-    Parameters
-    ----------
-    X : (n, k)
-    rank : int
-    s : (min(m, n),), optional
-    condition : float
-        Ratio of the largest to the smallest singular value, or an estimate of it.
-    words : str
-    sizes : sequence of float
-        Of the matrix and of each right-hand side: a norm, or the largest entry.
-    Y : (m, k), optional
-        Of a wide matrix: ``X = A^H Y``.
-    kept : (min(m, n), rank), optional
-        The singular vectors on the short side of A whose singular values count, where others do not.
-    """
-
-    X: Array
-    rank: int
-    s: Array | None
-    condition: float
-    words: str
-    sizes: Sequence[float] = ()
-    Y: Array | None = None
-    kept: Array | None = None
-
-
-@dataclass(frozen=True)
-class PseudoInverse:
-    """``R^+`` of a small matrix by its singular values."""
-
-    U: Array
-    s: Array
-    VH: Array
-    rank: int
-
-    @classmethod
-    def of(cls, R: Array, cutoff: float) -> PseudoInverse:
-        # LAPACK rescales matrices whose norm is far from 1, and by what is no power of two.
-        exponent = exponent_of(largest_part(R))
-        with one_blas_thread():
-            U, s, VH = np.linalg.svd(times_power_of_two(R, -exponent), full_matrices=False)
-        return cls(U, times_power_of_two(s, exponent), VH, int((s > cutoff * s[0]).sum()) if s.size else 0)
-
-    def apply(self, C: Array) -> Array:
-        """``R^+ C``; infinite where it overflows."""
-        r = self.rank
-        with np.errstate(over="ignore", invalid="ignore"):
-            return np.asarray(self.VH[:r].conj().T @ ((self.U[:, :r].conj().T @ C) / self.s[:r, None]))
-
-    def apply_adjoint(self, C: Array) -> Array:
-        """``(R^H)^+ C``; infinite where it overflows."""
-        r = self.rank
-        with np.errstate(over="ignore", invalid="ignore"):
-            return np.asarray(self.U[:, :r] @ ((self.VH[:r] @ C) / self.s[:r, None]))
-
-    @property
-    def kept(self) -> Array | None:
-        """The right singular vectors that count, as columns; None where all do."""
-        return self.VH[: self.rank].conj().T if self.rank < len(self.s) else None
-
-    @property
-    def largest(self) -> float:
-        return float(self.s[0])
-
-    @property
-    def condition(self) -> float:
-        return float(self.s[0] / self.s[-1]) if self.s[-1] > 0 else float("inf")
 
 
 def _tall(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float) -> Solution:
@@ -335,57 +261,6 @@ def _wide(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float) -> So
     Y = inverse.apply(Z).conj()
     kept = None if inverse.kept is None else inverse.kept.conj()
     return Solution(X.conj(), inverse.rank, inverse.s, inverse.condition, f"of the transpose: {how}", sizes, Y, kept)
-
-
-def _by_panels(passes: Passes, A: Matrix, B: Matrix, plan: PanelPlan, cutoff: float) -> Solution:
-    long = A.T if plan.transposed else A
-    factors = factor_orthogonally(passes, long, plan, name=FACTORS)
-    n, rhs = long.shape[1], read_rhs(B, 0, B.shape[0])
-    Y: Array | None = None
-    R = RowRange(factors.factored.matrix, 0, n)
-    norm, number = _triangle_condition(R, factors)
-    sizes = [norm, *safe_norm(rhs, axis=0).tolist()]
-    small = n * n * A.dtype.itemsize * 6 <= plan.cluster.memory_bytes // 2
-    words = "Householder QR by panels"
-    # ||.||_2 is at most sqrt(n) ||.||_1, and the estimate within a factor of 3.
-    if 3 * n * number < 1 / cutoff or (not small and 3 * number < 1 / cutoff):
-        if not plan.transposed:
-            return Solution(factors.solve(rhs), n, None, number, f"{words}; full rank", sizes)
-        X = factors.solve(rhs.conj(), adjoint=True)
-        Y = solve_triangular(R, factors.rotated(X)[:n], lower=False, dtype=X.dtype, n_threads=factors.n_threads).conj()
-        return Solution(X.conj(), n, None, number, f"{words} of the transpose; full rank", sizes, Y)
-    if not small:
-        raise NumericalError(
-            f"The matrix has no full rank (condition about {number:.1e}), and its numerical rank needs the singular values of a "
-            f"triangle of order {n}, for which there is no room; raise cluster.memory."
-        )
-    inverse = PseudoInverse.of(np.triu(R.region((0, n), (0, n))), cutoff)
-    if not plan.transposed:
-        X = inverse.apply(factors.rotated(rhs)[:n])
-    else:
-        Z = inverse.apply_adjoint(rhs.conj())
-        Y = inverse.apply(Z).conj()
-        X = factors.unrotated(np.concatenate([Z, np.zeros((long.shape[0] - n, Z.shape[1]), Z.dtype)])).conj()
-    kept = inverse.kept.conj() if plan.transposed and inverse.kept is not None else inverse.kept
-    return Solution(X, inverse.rank, inverse.s, inverse.condition, f"{words}, singular values of R", sizes, Y, kept)
-
-
-def _triangle_condition(R: Matrix, factors: QRFactors) -> tuple[float, float]:
-    """``||R||_1``, and an estimate of its condition number."""
-    n = R.shape[0]
-    sums = np.zeros(n)
-    for i in range(0, n, 512):
-        rows = R.region((i, min(i + 512, n)), (0, n))
-        sums += np.abs(np.triu(rows, i)).sum(axis=0)
-    threads = factors.n_threads
-    norm = float(sums.max())
-    return norm, condition(
-        norm,
-        lambda X: solve_triangular(R, X, lower=False, n_threads=threads),
-        lambda X: solve_triangular(R, X, lower=False, op="C", n_threads=threads),
-        n,
-        complex_valued=R.dtype.kind == "c",
-    )
 
 
 KIND = Kind(

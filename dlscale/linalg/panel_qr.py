@@ -17,57 +17,15 @@ from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.panels import Panels
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.run import Run
-from dlscale.engine.transforms import Factored, Facts, Reversible, Transform, largest_modulus
-from dlscale.lapack import Op, apply_reflectors, factor_qr, multiply_add, multiply_triangular
+from dlscale.engine.transforms import Factored, largest_modulus
+from dlscale.linalg.applying import Function, apply
 from dlscale.linalg.factor_plan import FactorOptions, PanelPlan, as_matrix, factor_target, plan_panels
 from dlscale.linalg.factor_products import TriangularProduct, probes, scaled_residual, triangular_product
+from dlscale.linalg.factors import QRFactors
 from dlscale.linalg.panel_scaling import panels_at_safe_scale, place_times, require_safe, times_back
+from dlscale.linalg.reflectors import Householder
 from dlscale.linalg.scaling import scale_words
 from dlscale.storage.matrices import Array, Matrix
-
-
-class Householder(Reversible):
-    """Blocked Householder QR in compact WY form: the panels behind are multiplied by ``(I - V T V^H)^H``.
-
-    The facts of a panel are ``t`` (k, k).
-    """
-
-    def factor(self, panel: Array, top: int) -> Facts:
-        return {"t": factor_qr(panel[top:])}
-
-    def apply(self, transform: Transform, panel: Array, top: int) -> None:
-        reflect(transform, panel[transform.top :], op="C")
-
-    def unapply(self, transform: Transform, panel: Array) -> None:
-        reflect(transform, panel[transform.top :], op="N")
-
-    def form(self, transform: Transform, panel: Array) -> None:
-        # (I - V T V^H) E = E - V W with W = T V1^H, for the first columns E of the identity: V1 is the top of V.
-        T = transform.facts["t"]
-        k = len(T)
-        V1, V2 = transform.panel[:k, :k], transform.panel[k:, :k]
-        W = np.ascontiguousarray(np.tril(V1, -1).conj().T) + np.eye(k, dtype=T.dtype)
-        multiply_triangular(T, W, uplo="U")
-        multiply_add(V2, W, panel[k:], beta=0.0)
-        np.negative(multiply_triangular(V1, W, uplo="L", unit=True), out=panel[:k])
-        panel[np.diag_indices(k)] += 1
-
-    def factor_flops(self, m: int, b: int) -> float:
-        k = min(m, b)
-        return float(3 * m * b * k - k**3)
-
-    def n_facts(self, b: int) -> int:
-        return b * b  # T
-
-    def apply_flops(self, m: int, b: int, width: int) -> float:
-        k = min(m, b)
-        return float(4 * m * k * width + k * k * width)
-
-
-def reflect(transform: Transform, C: Array, *, op: Op) -> None:
-    """``C <- (I - V op(T) V^H) C`` in place, by the V and T of a factored panel."""
-    T = transform.facts["t"]
-    apply_reflectors(transform.panel[:, : len(T)], T, C, op=op)
 
 
 @dataclass(frozen=True)
@@ -183,11 +141,9 @@ def _compute(passes: Passes, A: Matrix, exponent: int, *, mode: str, plan: Panel
         residual, back = np.sqrt(found["residual"]) * size, found["back"] - Y
         orthonormal = scaled_residual(back, Y, k, dtype)
     else:
-        QRX = np.zeros((m, X.shape[1]), dtype)
-        QRX[:k] = RX
-        for j in reversed(range(grid.n_steps)):
-            transform = factored.transform(j)
-            reflect(transform, QRX[transform.top :], op="N")
+        factors = QRFactors(factored)
+        padded = np.concatenate([RX, np.zeros((m - k, X.shape[1]), dtype)])
+        QRX = apply(passes.run, "check", Function(factors.unrotated, factors.rotation_cost), padded, together=1)
         residual, orthonormal = seen.products - QRX, None
     if mode != "raw":
         r = factor_target(passes.run, "r", (k, n), dtype, grid, over=target)

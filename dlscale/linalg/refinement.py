@@ -58,12 +58,13 @@ class Refined:
         return float(self.errors.max(initial=0.0))
 
 
-def refine(B: Array, residual: Operator, solve: Operator, norm: float, *, target: float, max_steps: int = MAX_STEPS) -> Refined:
-    """Solve ``A X = B`` with approximate factors and refine.
+def refine(X: Array, residual: Operator, solve: Operator, norm: float, *, target: float, max_steps: int = MAX_STEPS) -> Refined:
+    """Refine a solution of ``A X = B`` with approximate factors.
 
     Parameters
     ----------
-    B : (n, k)
+    X : (n, k)
+        The first solution.
     residual : callable
         ``B - A X`` in the precision that the answer is wanted in; one read of A.
     solve : callable
@@ -80,7 +81,7 @@ def refine(B: Array, residual: Operator, solve: Operator, norm: float, *, target
     Refined
         The best of each column; its backward error may be above the target, and is infinite where nothing finite came out.
     """
-    return _improve(solve(B), residual, lambda R, _: solve(R), norm, target, max_steps)
+    return _improve(X, residual, lambda R, _: solve(R), norm, target, max_steps)
 
 
 def refine_by_gmres(

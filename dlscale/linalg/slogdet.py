@@ -17,6 +17,7 @@ from dlscale.engine.run import Run
 from dlscale.errors import OutOfRange, SpecError
 from dlscale.kernels import safe_norm
 from dlscale.linalg import cholesky, lu
+from dlscale.linalg.applying import Function, apply
 from dlscale.linalg.factor_plan import PanelPlan
 from dlscale.linalg.factor_products import TriangularProduct, probes, triangular_product
 from dlscale.linalg.factoring import FACTORS, FactoringOptions, column_grid, factor_orthogonally, plan_factoring
@@ -147,8 +148,9 @@ def _by_qr(passes: Passes, A: Matrix, plan: PanelPlan, X: Array) -> Determinant:
     tau = np.concatenate([np.diagonal(facts["t"]) for facts in factors.factored.facts])
     tau = tau[tau != 0]
     RX = triangular_product(passes, "right-qr", packed, column_grid(plan.factored), TriangularProduct(X, len(X), lower=False))
+    QRX = apply(passes.run, "left-qr", Function(factors.unrotated, factors.rotation_cost), RX, together=1)
     AX = -passes.sweep("product", A, Residual(X), plan.grid)["residual"]
-    return Determinant.of(complex(np.prod(-tau / tau.conj())), diagonal(packed), "A - QR", AX - factors.unrotated(RX), AX)
+    return Determinant.of(complex(np.prod(-tau / tau.conj())), diagonal(packed), "A - QR", AX - QRX, AX)
 
 
 KIND = Kind(

@@ -16,7 +16,8 @@ from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Passes
 from dlscale.errors import NumericalError, OutOfRange, SpecError
 from dlscale.kernels import accumulator_dtype, largest_part, safe_exponent, times_power_of_two
-from dlscale.linalg.condition import SURE, is_sure, longest_image
+from dlscale.linalg import applying
+from dlscale.linalg.condition import SURE, is_sure
 from dlscale.linalg.factor_plan import PanelPlan
 from dlscale.linalg.factor_products import probes, scaled_residual
 from dlscale.linalg.factoring import FACTORS, Assume, factor, factor_orthogonally, reproduced
@@ -95,7 +96,7 @@ class System:
         #: How far the matrix of the factors that were given is from A, relative to its size.
         self._distance = 0.0
         self._solved_by_given = False
-        self._n_residuals = 0
+        self._n_residuals = self._n_solves = self._n_conditions = 0
 
     def measure(self) -> None:
         """``||A||_1`` and the largest entry; finds entries that are not finite, and takes A to a safe scale."""
@@ -142,10 +143,12 @@ class System:
             self.factors = factors
             self._solved_by_given = words == STORED
             unsolved = np.flatnonzero(found.errors > goal)
+            first = self._apply(factors, rhs[:, unsolved]) if len(unsolved) < k else self._apply(factors, rhs)
             width = batch_columns(n, dtype)
-            for columns in (unsolved[i : i + width] for i in range(0, len(unsolved), width)):
+            for batch in (slice(i, i + width) for i in range(0, len(unsolved), width)):
+                columns, X = unsolved[batch], np.ascontiguousarray(first[:, batch], dtype)
                 part = np.ascontiguousarray(rhs[:, columns])
-                found = _put(found, columns, self._refined(part, factors, target * self._eps if refined else None))
+                found = _put(found, columns, self._refined(X, part, factors, target * self._eps if refined else None))
             if found.backward_error <= goal or self.options.refine == "never":
                 if found.n_steps:
                     self.notes.append(
@@ -210,18 +213,25 @@ class System:
         factors = self._factor(scaled(self.A, -odd), FACTORS)
         return TimesPower(factors, odd) if odd else factors
 
-    def _refined(self, B: Array, factors: Factorization, target: float | None, *, enough: float | None = None) -> Refined:
+    def _apply(self, factors: Factorization, B: Array) -> Array:
+        """``A^-1 B`` by factors, on the workers."""
+        self._n_solves += 1
+        step = f"triangular-{self._n_solves}"
+        return applying.solve(self.passes.run, step, factors, B, together=self.plan.cluster.n_workers)
+
+    def _refined(self, X: Array, B: Array, factors: Factorization, target: float | None, *, enough: float | None = None) -> Refined:
+        """Refine a first solution X of ``A X = B``."""
         rhs = ArrayMatrix(B)
 
         def residual(X: Array) -> Array:
             return self.residual(X, rhs)
 
         def solve(R: Array) -> Array:
-            return factors.solve(R).astype(B.dtype, copy=False)
+            return self._apply(factors, R).astype(B.dtype, copy=False)
 
         if target is None or self.options.refine == "never":
-            return refine(B, residual, solve, self.norm, target=0.0, max_steps=0)
-        found = refine(B, residual, solve, self.norm, target=target)
+            return refine(X, residual, solve, self.norm, target=0.0, max_steps=0)
+        found = refine(X, residual, solve, self.norm, target=target)
         if found.backward_error <= (enough or DOUBLE_TARGET * self._eps):
             return found
         wide = factors.widened() if isinstance(factors, ScaledFactors) else factors
@@ -231,7 +241,7 @@ class System:
                 raise OutOfRange("Vectors of GMRES are out of range.")
             return -self.residual(X)
 
-        return refine_by_gmres(found, product, residual, wide.solve, self.norm, target=target)
+        return refine_by_gmres(found, product, residual, lambda R: self._apply(wide, R), self.norm, target=target)
 
     def residual(self, X: Array, B: Matrix | None = None) -> Array:
         """``B - A X`` in double precision; one read of A."""
@@ -248,7 +258,9 @@ class System:
         factors, n = self.factors, self.A.shape[0]
         assert factors is not None
         is_complex = self.A.dtype.kind == "c"
-        inverse, x = longest_image(factors.solve, lambda X: factors.solve(X, adjoint=True), n, complex_valued=is_complex)
+        self._n_conditions += 1
+        step = f"condition-{self._n_conditions}"
+        inverse, x = applying.longest_of_inverse(self.passes.run, step, factors, complex_valued=is_complex)
         number = self.norm * inverse if self.norm and inverse else float("inf")
         dtype, double = _computed_in(factors), accumulator_dtype(self.A.dtype)
         if self._solved_by_given and number * self._distance > SURE and is_sure(number, double, n):
@@ -259,9 +271,9 @@ class System:
             return number, is_sure(number, dtype, n)
         approximate = _in_double(factors, double)
         X = np.ascontiguousarray(x[:, None], double)
-        Z = approximate.solve(X)
+        Z = self._apply(approximate, X)
         # What one step of refinement changes is what the factors are wrong about.
-        change = approximate.solve(self.residual(Z, ArrayMatrix(X)))
+        change = self._apply(approximate, self.residual(Z, ArrayMatrix(X)))
         settled = np.abs(change).sum() <= SETTLED * np.abs(Z).sum()
         lower = dtype != self.A.dtype
         if lower and not (settled and number * float(np.finfo(dtype).eps) <= 1):
@@ -271,7 +283,7 @@ class System:
         if settled:
             return number, is_sure(number, double, n)
         target = MIXED_TARGET * float(np.finfo(double).eps)
-        found = self._refined(X, approximate, target, enough=DOUBLE_TARGET * target)
+        found = self._refined(Z.astype(X.dtype, copy=False), X, approximate, target, enough=DOUBLE_TARGET * target)
         number = max(number, self.norm * float(np.abs(found.X).sum() / np.abs(X).sum()))
         return number, found.backward_error * number <= LEFT and is_sure(number, double, n)
 

@@ -36,8 +36,9 @@ from dlscale.engine.transforms import Facts, largest_modulus
 from dlscale.lapack import apply_reflectors, factor_qr, multiply_add, multiply_triangular, solve_lower, solve_right
 from dlscale.linalg.factor_plan import PanelPlan, as_matrix, factor_target
 from dlscale.linalg.factor_products import probes, scaled_residual
-from dlscale.linalg.panel_qr import Householder, ScaledColumns, diagonal_phases, qr_outcome
+from dlscale.linalg.panel_qr import ScaledColumns, diagonal_phases, qr_outcome
 from dlscale.linalg.panel_scaling import panels_at_safe_scale, place_times, require_safe, times_back
+from dlscale.linalg.reflectors import Householder
 from dlscale.linalg.scaling import scale_words
 from dlscale.storage.matrices import Array, Matrix
 

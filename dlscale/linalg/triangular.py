@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.engine.columns import Tell, untold
 from dlscale.engine.grids import blocks
 from dlscale.kernels import one_blas_thread
 from dlscale.lapack import Op, multiply_add, solve_lower, solve_upper
@@ -37,6 +38,7 @@ def solve_triangular(
     dtype: np.dtype[Any] | None = None,
     n_threads: int = 1,
     panel: int = PANEL,
+    tell: Tell = untold,
 ) -> Array:
     """Solve ``op(T) X = B``.
 
@@ -57,6 +59,8 @@ def solve_triangular(
         Threads that read and multiply.
     panel : int
         Unknowns of a panel; a stored chunk that is wider is read once for each of its panels.
+    tell : callable
+        Told of the flops that were done, and the bytes that were read.
 
     Returns
     -------
@@ -92,6 +96,8 @@ def solve_triangular(
             (solve_lower if lower else solve_upper)(triangle, mine, op=op, unit=unit)
             if scatters:
                 list(pool.map(work, couplings))
+            width, others = stop - start, sum(last - first for first, last in couplings)
+            tell(float(width * (width + 2 * others) * X.shape[1]), width * (width + others) * T.dtype.itemsize)
     return X
 
 
