@@ -40,7 +40,7 @@ SLAB_BYTES = 2**28
 #: Several slabs are at least so many.
 MIN_SLABS = 4
 #: A group that takes fewer flops is sooner computed again than kept.
-KEPT_FLOPS = 1e10
+KEPT_FLOPS = 1e9
 _TELL_SECONDS = 0.25
 
 

@@ -1,0 +1,94 @@
+"""Solves and inverses that are killed while factors are applied to columns, and go on: the same bits, at most one group again."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+import zarr
+from victims import (
+    RUNS,
+    SEED,
+    call,
+    events,
+    fault,
+    fingerprint,
+    job_folder,
+    job_folders,
+    killed_at_the_end,
+    leftovers,
+    repeated_passes,
+    spawn,
+    wait_for,
+)
+
+N, K = 1200, 1100
+#: What the steps of a kind are called in which its factors are applied.
+STEPS = {"solve": "triangular-", "inverse": "inverse-"}
+CLUSTER: dict[str, Any] = {"type": "local", "workers": 2, "threads": 1, "memory": "1.5GB"}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder, rng = tmp_path_factory.mktemp("input"), np.random.default_rng(0)
+    for name, n_columns in (("matrix", N), ("rhs", K)):
+        array = zarr.create_array(folder / f"{name}.zarr", shape=(N, n_columns), dtype="f8", chunks=(400, 400), compressors=None)
+        array[:] = rng.standard_normal((N, n_columns))
+    return {name: str(folder / f"{name}.zarr") for name in ("matrix", "rhs")}
+
+
+def write_spec(folder: Path, kind: str, inputs: dict[str, str], *, n_workers: int = 2) -> None:
+    roles = inputs if kind == "solve" else {"matrix": inputs["matrix"]}
+    spec = {"kind": kind, "name": "chaos", "input": roles, "cluster": CLUSTER | {"workers": n_workers}}
+    (folder / "job.yaml").write_text(yaml.safe_dump(spec))
+
+
+@pytest.fixture(scope="module")
+def whole(inputs: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    """The arrays of an uninterrupted run of each kind on one worker, whose events account for what was planned."""
+    found = {}
+    for kind in STEPS:
+        folder = tmp_path_factory.mktemp(kind)
+        write_spec(folder, kind, inputs, n_workers=1)
+        ended = call("run", "job.yaml", "--json", cwd=folder)
+        assert ended.code == 0, ended.err
+        told = events(job_folder(folder))
+        plan = json.loads((job_folder(folder) / "plan.json").read_text())
+        flops = sum(event["flops"] for event in told if event["event"] == "blocks")
+        assert flops >= 0.95 * plan["flops"]
+        found[kind] = fingerprint(ended.record["result"])
+    return found
+
+
+def told_of(folder: Path, kind: str, name: str) -> int:
+    """Events of a kind that the only job of a folder has sent while its factors were applied."""
+    lines = (event for job in job_folders(folder) for event in events(job))
+    return sum(event["event"] == name and event["step"].startswith(STEPS[kind]) for event in lines if "step" in event)
+
+
+@pytest.mark.parametrize(("run", "kind"), [(i, sorted(STEPS)[(SEED + i) % 2]) for i in range(max(2, RUNS))])
+def test_a_process_tree_killed_while_columns_are_solved_for(
+    run: int, kind: str, inputs: dict[str, str], whole: dict[str, Any], tmp_path: Path
+) -> None:
+    """Killed after a random number of messages; the whole run had one worker."""
+    write_spec(tmp_path, kind, inputs)
+    n_messages = random.Random(SEED + run).randint(1, 6)
+    print(f"DLSCALE_CHAOS_SEED={SEED}, killed after {n_messages} messages")
+    with killed_at_the_end(spawn("run", "job.yaml", cwd=tmp_path)) as process:
+        wait_for(lambda: told_of(tmp_path, kind, "blocks") >= n_messages, alive=process)
+        fault(f"tree of {kind}")
+    done = told_of(tmp_path, kind, "checkpoint")
+    job = job_folder(tmp_path)
+    ended = call("resume", job.name, "--json", cwd=tmp_path)
+    assert ended.code == 0 or "has succeeded" in ended.err, ended.err
+    assert fingerprint(job / "result.zarr") == whole[kind]
+    assert sum(step.startswith(STEPS[kind]) for step in repeated_passes(job)) <= 1
+    finished = [event for event in events(job) if event["event"] == "pass_finished" and event["step"].startswith(STEPS[kind])]
+    assert sum(event["resumed"] for event in finished) >= done
+    assert not (job / "checkpoint.zarr").exists()
+    assert ended.code or leftovers(tmp_path) == set()

@@ -1,0 +1,137 @@
+"""What is stored, applied to columns by slabs: told, kept by groups, the same bits on any workers, run again where one dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dlscale.engine.clusters import ClusterFacts, open_cluster
+from dlscale.engine.columns import KEPT_FLOPS, Applied, Columns, Tell, slab_columns
+from dlscale.engine.progress import ignore
+from dlscale.engine.run import Cost, Run, State
+from dlscale.errors import StalledError
+from dlscale.storage.checkpoints import Checkpoint
+from dlscale.storage.matrices import Array
+from tests.helpers import THREADS
+
+LOCAL = ClusterFacts("local", 2, 1, 2**31)
+
+
+@dataclass(frozen=True)
+class Times(Applied):
+    """``T B``; one slab's task ends its process once, or sleeps."""
+
+    T: Array
+    flops: float = KEPT_FLOPS
+    fatal: Path | None = None
+    seconds: float = 0.0
+
+    def cost(self, n_columns: int) -> Cost:
+        return Cost(self.flops * n_columns, self.T.nbytes)
+
+    def apply(self, B: Array | None, columns: tuple[int, int], tell: Tell) -> State:
+        if self.seconds:
+            import time
+
+            time.sleep(self.seconds)
+        if self.fatal is not None and columns[0] and not self.fatal.exists():
+            self.fatal.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        n_columns = columns[1] - columns[0]
+        tell(self.flops * n_columns / 2, 0)
+        tell(self.flops * n_columns / 2, self.T.nbytes)
+        return {"x": self.T[:, slice(*columns)] if B is None else self.T @ B, "pid": np.array(os.getpid())}
+
+
+def run_of(cluster: Any, folder: Path | None = None, events: list[dict[str, Any]] | None = None) -> Run:
+    checkpoint = None if folder is None else Checkpoint(folder / "checkpoint.zarr")
+    return Run(cluster, checkpoint=checkpoint, emit=ignore if events is None else events.append)
+
+
+def data(n: int = 40, k: int = 30) -> tuple[Array, Array]:
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((n, n)), rng.standard_normal((n, k))
+
+
+def product(run: Run, what: Applied, B: Array, **more: Any) -> Array:
+    found = Columns(run).apply("times", what, B, n_columns=B.shape[1], width=8, **more)
+    return np.hstack([state["x"] for state in found])
+
+
+@pytest.mark.parametrize(("n", "k", "wanted"), [(100, 1, 1), (99, 255, 255), (99, 600, 300), (8192, 2000, 500), (8192, 10**4, 500)])
+def test_a_slab_is_wide_enough_to_pay_and_there_are_several_where_there_are_many_columns(n, k, wanted):
+    assert slab_columns(n, k, 8) == wanted
+
+
+def test_a_slab_of_long_columns_is_narrow():
+    assert slab_columns(10**6, 1000, 8) * 10**6 * 8 <= 2**28
+    assert slab_columns(10**10, 5, 16) == 1
+
+
+def test_every_column_is_told_and_a_group_that_is_kept_is_not_repeated(tmp_path):
+    T, B = data()
+    events: list[dict[str, Any]] = []
+    with open_cluster(THREADS) as cluster:
+        X = product(run_of(cluster, tmp_path, events), Times(T), B, together=2)
+        np.testing.assert_array_equal(X, np.hstack([T @ B[:, i : i + 8] for i in range(0, 30, 8)]))
+        steps = [e for e in events if e["event"] == "pass_finished"]
+        assert [(e["step"], e["flops"] / KEPT_FLOPS) for e in steps] == [("times-1", 16), ("times-2", 14)]
+        assert sum(e["flops"] for e in events if e["event"] == "blocks") == 30 * KEPT_FLOPS
+        Checkpoint(tmp_path / "checkpoint.zarr").drop("times-2")
+        events.clear()
+        again = product(run_of(cluster, tmp_path, events), Times(T), B, together=2)
+    np.testing.assert_array_equal(again, X)
+    assert [e["resumed"] for e in events if e["event"] == "pass_finished"] == [True, False]
+
+
+def test_what_is_sooner_computed_again_is_not_kept(tmp_path):
+    T, B = data()
+    with open_cluster(THREADS) as cluster:
+        product(run_of(cluster, tmp_path), Times(T, flops=1.0), B)
+    assert Checkpoint(tmp_path / "checkpoint.zarr").steps() == []
+
+
+def test_columns_that_are_known_by_their_numbers_need_not_be_given():
+    T, _ = data()
+    with open_cluster(THREADS) as cluster:
+        found = Columns(run_of(cluster)).apply("some", Times(T), n_columns=20, width=7)
+    np.testing.assert_array_equal(np.hstack([state["x"] for state in found]), T[:, :20])
+
+
+def test_two_workers_share_a_group_and_give_the_bits_of_one_process(tmp_path):
+    # Large enough for files.
+    T, B = data(n=70_000 // 8, k=16)
+    T = T[:, :100]
+    what, B = Times(np.ascontiguousarray(T), seconds=0.2), np.ascontiguousarray(B[:100])
+    with open_cluster(THREADS) as cluster:
+        expected = product(run_of(cluster), what, B)
+    with open_cluster(LOCAL) as cluster:
+        events: list[dict[str, Any]] = []
+        run = run_of(cluster, tmp_path, events)
+        found = Columns(run).apply("times", what, B, n_columns=16, width=8, together=2)
+        np.testing.assert_array_equal(np.hstack([state["x"] for state in found]), expected)
+        assert len({int(state["pid"]) for state in found} - {os.getpid()}) == 2
+        assert len({e["worker"] for e in events if e["event"] == "blocks"}) == 2
+        assert not (tmp_path / "checkpoint.zarr" / "parcels").exists()
+
+
+def test_a_slab_whose_worker_dies_is_computed_again(tmp_path):
+    T, B = data()
+    with open_cluster(LOCAL) as cluster:
+        X = product(run_of(cluster, tmp_path), Times(T, fatal=tmp_path / "died"), B, together=2)
+    assert (tmp_path / "died").exists()
+    np.testing.assert_array_equal(X, np.hstack([T @ B[:, i : i + 8] for i in range(0, 30, 8)]))
+
+
+def test_silence_ends_it(tmp_path):
+    T, B = data()
+    with open_cluster(LOCAL) as cluster:
+        run = Run(cluster, stall_seconds=1.0)
+        with pytest.raises(StalledError, match="No progress for 1 s"):
+            product(run, Times(T, seconds=30.0), B)
