@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dlscale.engine.outcome import Outcome
-from dlscale.errors import NumericalError
+from dlscale.errors import OutOfRange
 from dlscale.kernels import times_power_of_two
 from dlscale.linalg.scaling import power_words
 from dlscale.linalg.triplets import Triplets
@@ -56,7 +56,7 @@ class Principal:
         Raises
         ------
         NumericalError
-            If the singular values or the variances are out of its range.
+            If the singular values are out of its range, or the variances of that of double precision.
         """
         found, m, dtype = self.found, self.n_rows, self.dtype
         real = np.dtype(dtype.char.lower())
@@ -65,7 +65,7 @@ class Principal:
         variance, total = s**2 / (m - 1), found.squares / (m - 1)
         n_left = min(m, len(self.center)) - k
         noise = max(total - float(variance.sum()), 0.0) / n_left if n_left else 0.0
-        variances, vanished = variances_in(np.append(variance, noise), self.exponent, real)
+        variances = variances_in(np.append(variance, noise), self.exponent, real)
         ratio = variance / total if total > 0 else np.zeros_like(variance)
         arrays = {
             "explained_variance": variances[:-1],
@@ -86,32 +86,31 @@ class Principal:
         with np.errstate(over="ignore", under="ignore"):
             total_variance = float(np.ldexp(total, 2 * self.exponent))
         explained = {"total_variance": total_variance, "explained": float(variance.sum() / total) if total > 0 else 0.0}
-        return Outcome(arrays, stored, found.certificate, answer.error.to_dict() | explained, answer.notes + vanished)
+        return Outcome(arrays, stored, found.certificate, answer.error.to_dict() | explained, answer.notes)
 
 
-def variances_in(values: Array, exponent: int, real: np.dtype[Any]) -> tuple[Array, tuple[str, ...]]:
-    """``2^(2 exponent) values`` in a real dtype, or in double precision where single has too few digits for the largest.
-
-    Returns
-    -------
-    variances : ndarray
-    notes : tuple of str
-        Of variances that have lost digits in double precision too.
+def variances_in(values: Array, exponent: int, real: np.dtype[Any]) -> Array:
+    """``2^(2 exponent) values`` in a real dtype, or in double precision where single has too few digits for one of them.
 
     Raises
     ------
-    NumericalError
-        If they overflow double precision.
+    OutOfRange
+        If one overflows double precision, or has fewer digits there; those that rounding made of nothing do not count.
     """
+    largest = float(values.max())
+    decided = values > float(np.finfo(real).eps) ** 2 * largest
     with np.errstate(over="ignore", under="ignore"):
         variances = np.asarray(np.ldexp(values.astype(np.float64), 2 * exponent))
         narrow = variances.astype(real)
-    largest, most = float(values.max()), float(variances.max())
     if not np.isfinite(variances).all():
         words = power_words(largest, 2 * exponent)
-        raise NumericalError(f"The variances overflow float64: the largest is near {words}; divide the matrix by a power of two.")
-    if largest > 0 and most < np.finfo(np.float64).tiny:
-        words = power_words(largest, 2 * exponent)
-        return variances, (f"variances near {words} have fewer digits in float64 than the singular values, or none",)
-    held = np.isfinite(narrow).all() and (most == 0 or most >= np.finfo(real).tiny)
-    return narrow if held else variances, ()
+        raise OutOfRange(f"The variances overflow float64: the largest is near {words}; divide the matrix by a power of two.")
+    smallest = np.finfo(np.float64).tiny
+    if (lost := decided & (variances < smallest) & (np.ldexp(variances, -2 * exponent) != values)).any():
+        words = power_words(float(values[lost].max()), 2 * exponent)
+        raise OutOfRange(
+            f"The variances are too small for the digits of float64: one is near {words}, and numbers below {smallest:.1e} have "
+            "fewer; multiply the matrix by a power of two."
+        )
+    held = np.isfinite(narrow).all() and (narrow[decided] >= np.finfo(real).tiny).all()
+    return narrow if held else variances

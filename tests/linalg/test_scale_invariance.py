@@ -11,7 +11,7 @@ from factorizations import factor
 from helpers import DTYPES, Array, eps, gaussian
 
 import dlscale
-from dlscale.errors import NumericalError
+from dlscale.errors import NumericalError, OutOfRange
 from dlscale.kernels import times_power_of_two
 from dlscale.linalg import lstsq
 
@@ -150,3 +150,37 @@ def test_least_squares(dtype: str, shape: tuple[int, int], way: str, monkeypatch
 def test_answers_that_are_no_numbers_are_refused(call: Callable[[Array, Array], Any], words: str) -> None:
     with pytest.raises(NumericalError, match=words):
         call(gaussian(N, N), gaussian(N, 1))
+
+
+def fit_or_refusal(A: Array, solver: Any) -> dlscale.PCA | str:
+    try:
+        return dlscale.PCA(8, solver=solver).fit(A)
+    except OutOfRange as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("solver", ["covariance", "full", "randomized"])
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_principal_components(dtype: str, solver: Any) -> None:
+    """Variances, of which a small one leaves the range long before the matrix does, are to the bit or refused by name."""
+    A = well_scaled(M, 9, dtype) * np.asarray([1, 1, 1, 1, 1, 1, 1, 2.0**-9, 2.0**-9], dtype)
+    found = fit_or_refusal(A, solver)
+    assert not isinstance(found, str)
+    least = float(min(found.explained_variance_.min(), found.noise_variance_))
+    refusals = []
+    for k in sorted({*exponents(dtype, below=24, above=16), *range(-540, -490, 5), *range(-64, -40, 4)}):
+        if k < np.finfo(dtype).minexp + 24:
+            continue
+        scaled = fit_or_refusal(times_power_of_two(A, k), solver)
+        if isinstance(scaled, str):
+            refusals.append(scaled)
+            assert np.frexp(least)[1] + 2 * k < -1020 or k > 500
+            continue
+        assert (scaled.singular_values_ == times_power_of_two(found.singular_values_, k)).all()
+        assert (scaled.components_ == found.components_).all()
+        for variance in ("explained_variance_", "noise_variance_"):
+            here, there = np.asarray(getattr(found, variance), dtype), np.asarray(getattr(scaled, variance), float)
+            assert (np.ldexp(there, -2 * k).astype(dtype) == here).all()
+    said = [sum(words in refusal for refusal in refusals) for words in ("are too small for the digits of", "overflow")]
+    assert sum(said) == len(refusals)
+    assert all(said) == (dtype == "f8")
