@@ -83,7 +83,7 @@ def run_dlscale(bench: Bench, path: Path, kind: str, params: dict[str, Any], *, 
     spec = {"kind": kind, "input": {"matrix": str(path)}, "params": params, "output": str(result), "cluster": cluster}
     bench.limit_memory(float(memory.removesuffix("GB")) * 1e9)
     plan = bench.time(lambda: _command(work, spec), before=lambda: harness.forget(path), subprocess_only=True).get("plan") or {}
-    bench.fact(algorithm=plan.get("algorithm"), plan_flops=sum(p["flops"] for p in plan.get("passes", [])))
+    bench.fact(method=plan.get("words"), plan_flops=plan.get("flops"))
     if "bound_seconds" in bench.record["facts"]:
         bench.fact(bound_ratio=bench.record["seconds"][-1] / bench.record["facts"]["bound_seconds"])
     return result

@@ -55,17 +55,18 @@ def rows(pairs: Sequence[tuple[str, str]]) -> Table:
 def plan_panel(title: str, plan: Mapping[str, Any]) -> Panel:
     """The plan of a job, before it runs."""
     rates = plan["rates"]
-    names = [str(step["name"]) for step in plan["passes"]]
+    names = [str(step["id"]) for step in plan["steps"] if step["where"] == "workers"]
+    n_steps = len(names)
     if len(names) > _N_PASSES:
         names = [*names[:3], "…", *names[-3:]]
     cluster = f"{plan['cluster']['kind']}, {plan['n_workers']} worker(s) with {plan['threads_per_worker']} threads"
     pairs = [
-        ("method", str(plan["algorithm"])),
+        ("method", str(plan["words"])),
         *((role.replace("_", " "), _input_words(described)) for role, described in plan["inputs"].items()),
-        ("passes", f"{len(plan['passes'])}: {', '.join(names)}"),
+        ("steps", f"{n_steps}: {', '.join(names)}"),
         ("work", f"{words.quantity(plan['flops'], 'FLOP')}, {words.size(plan['bytes_read'])} read"),
         ("memory", f"{words.size(plan['peak_bytes_per_worker'])} of {words.size(plan['memory_limit_bytes'])} per worker"),
-        *_panel_words(plan.get("panels")),
+        *_panel_words(plan),
         ("cluster", cluster),
         (
             "expected",
@@ -77,14 +78,15 @@ def plan_panel(title: str, plan: Mapping[str, Any]) -> Panel:
     return Panel(rows(pairs), title=f"{escape(title)} ({plan['kind']})", title_align="left", border_style="cyan")
 
 
-def _panel_words(panels: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+def _panel_words(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     """How a factorization is cut, and what that asks of a cluster."""
+    panels = plan["grids"]["panels"]
     if panels is None:
         return []
     cut = f"{words.count(panels['n_panels'])} of {words.count(panels['panel'])} columns, {panels['n_groups']} group(s) in memory"
     if panels["row_blocks"] > 1:
         cut += f", {panels['row_blocks']} row blocks each"
-    graphs = f"up to {words.count(panels['n_tasks'])} tasks; {words.size(panels['bytes_moved'])} between workers in all"
+    graphs = f"up to {words.count(plan['n_tasks'])} tasks; {words.size(plan['bytes_moved'])} between workers in all"
     return [("panels", cut), ("graphs", graphs)]
 
 
@@ -233,8 +235,8 @@ def status_rows(job: Job, state: JobState) -> Table:
     ]
     try:
         finished = {event.get("step") for event in job.read_events() if event["event"] == "pass_finished"}
-        planned = job.read_plan().get("passes", [])
-        pairs.append(("passes", f"{len(finished)} finished of {len(planned)} planned"))
+        planned = [step for step in job.read_plan().get("steps", []) if step["where"] == "workers"]
+        pairs.append(("steps", f"{len(finished)} finished of {len(planned)} planned"))
     except SpecError as error:
         pairs.append(("damaged", str(error)))
     if state.message:

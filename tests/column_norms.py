@@ -12,9 +12,10 @@ from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
 from dlscale.declaration.options import Options
 from dlscale.declaration.sections import BlockRows
 from dlscale.engine.clusters import ClusterFacts
-from dlscale.engine.costs import PassCost, Plan, lay_out, measured_rates
+from dlscale.engine.costs import lay_out, measured_rates
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Fold, Passes, State
+from dlscale.engine.plan import Grids, Plan, Step
 from dlscale.engine.run import Run
 from dlscale.storage.matrices import Array, Matrix
 
@@ -51,12 +52,12 @@ def plan_column_norms(A: Matrix, options: ColumnNormsOptions, facts: ClusterFact
     (m, n), layout = A.shape, lay_out(A, facts, state_bytes=8 * A.shape[1], block_rows=options.block_rows)
     return Plan(
         kind="column_norms",
-        algorithm="sums of squares, one read",
+        method="one-read",
+        words="sums of squares, one read",
         matrix=A.describe(),
-        grid=layout.grid,
-        transposed=False,
-        passes=(PassCost("squares", 4.0 * m * n, A.n_stored_bytes),),
-        peak_bytes_per_worker=layout.peak_bytes,
+        grids=Grids(rows=layout.grid),
+        steps=(Step("squares", 4.0 * m * n, A.n_stored_bytes),),
+        memory=layout.memory,
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
         rates=measured_rates(A, facts),
@@ -66,7 +67,7 @@ def plan_column_norms(A: Matrix, options: ColumnNormsOptions, facts: ClusterFact
 
 def compute_column_norms(run: Run, A: Matrix, options: ColumnNormsOptions, plan: Plan) -> Outcome:
     """The norms by the plan, as ``norms`` (n,)."""
-    state = Passes(run).sweep("squares", A, Squares(A.shape[1]), plan.grid)
+    state = Passes(run).sweep("squares", A, Squares(A.shape[1]), plan.rows)
     total = float(state["total"][0])
     difference = abs(float(state["squares"].sum()) - total) / (total * np.finfo(float).eps or 1.0)
     check = Check("|sum of the squares by columns - by rows| / (sum eps)", difference, 1e4, "the columns hold what the rows do")

@@ -51,7 +51,7 @@ def factor(
     A = open_matrix(source)
     plan = plan_of(A, chosen(**options), facts)
     if group:
-        plan = replace(plan, panels=replace(plan.panels, group=group, streamed=2))
+        plan = replace(plan, grids=replace(plan.grids, panels=replace(plan.panels, group=group, streamed=2)))
     with nullcontext(cluster) if cluster else open_cluster(facts) as opened:
         job = Run(opened, **(passes or {}))
         outcome = run(job, A, chosen(**options), plan)

@@ -13,9 +13,9 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ZstdCode
 
 from dlscale import gallery
 from dlscale.engine.clusters import ClusterFacts, open_cluster
-from dlscale.engine.costs import Plan
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.outcome import Outcome
+from dlscale.engine.plan import Grids, Plan
 from dlscale.engine.run import Run
 from dlscale.storage.matrices import open_matrix
 
@@ -105,8 +105,8 @@ def compute(plan_of: Callable[..., Plan], run: Callable[..., Outcome], source: A
     facts = more.pop("facts", THREADS)
     plan = more.pop("plan", None) or plan_of(A, options, facts)
     if options.block_rows:
-        rows = plan.grid.block_rows
-        plan = replace(plan, grid=RowGrid(plan.grid.n_rows, rows, 2 * rows))
+        rows = plan.rows.block_rows
+        plan = replace(plan, grids=Grids(rows=RowGrid(plan.rows.n_rows, rows, 2 * rows)))
     with open_cluster(facts) as cluster:
         job = Run(cluster, **more)
         outcome = run(job, A, options, plan)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from dlscale.batch.kinds import KINDS
 from dlscale.batch.sections import JobSpec
 from dlscale.engine.clusters import ClusterFacts, n_cores
-from dlscale.engine.costs import NOMINAL_BYTES_PER_SECOND
+from dlscale.engine.plan import NOMINAL_BYTES_PER_SECOND, Plan
 from dlscale.errors import SpecError
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrices import Array, Matrix
@@ -69,7 +68,7 @@ class Assumed:
         m, n = self.shape
         return Inputs({role: AssumedMatrix((m, n if role == roles[0] else 1)) for role in roles})
 
-    def plan(self, plan: Any) -> Any:
+    def plan(self, plan: Plan) -> Plan:
         """A plan that says what it assumes, and reads at a nominal rate where nothing could be measured."""
         notes, rates = list(plan.notes), dict(plan.rates)
         if self.shape is not None:

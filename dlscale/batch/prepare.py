@@ -21,6 +21,7 @@ from dlscale.batch.spec import absolute, to_data
 from dlscale.batch.workspace import Workspace
 from dlscale.declaration.faults import KeyPath
 from dlscale.engine.clusters import ClusterFacts, describe_cluster
+from dlscale.engine.plan import Plan
 from dlscale.errors import DlscaleError, DoesNotFitError, InputError, SpecError
 from dlscale.storage.durable import PARTIAL, require_free_space
 from dlscale.storage.importers import import_matrix
@@ -39,8 +40,8 @@ class Earlier:
     Parameters
     ----------
     job : str
-    plan
-        As its kind's ``plan_type`` reads it; it fixes the bits of the answer.
+    plan : Plan
+        It fixes the bits of the answer.
     inputs : mapping of role to dict
         What each input was when the job was planned.
     signatures : mapping of role to Signature
@@ -48,7 +49,7 @@ class Earlier:
     """
 
     job: str
-    plan: Any
+    plan: Plan
     inputs: Mapping[str, Any]
     signatures: Mapping[str, Signature]
 
@@ -67,8 +68,7 @@ class Prepared:
     facts : ClusterFacts
     options
         The options of the kind's algorithm.
-    plan
-        Of the kind's ``plan_type``.
+    plan : Plan
     output : Path or None
         Where the result goes; None is the job's own folder.
     """
@@ -78,7 +78,7 @@ class Prepared:
     inputs: Inputs
     facts: ClusterFacts
     options: Any
-    plan: Any
+    plan: Plan
     output: Path | None
 
     @property
@@ -146,7 +146,7 @@ def prepare(
             plan = kind.plan(inputs, options, facts)
         if assumed:
             return Prepared(spec, data, inputs, facts, options, assumed.plan(plan), output)
-        n_bytes = sum(step.bytes_written for step in plan.passes)
+        n_bytes = sum(step.bytes_written for step in plan.steps)
         with blame(document, "output"):
             require_free_space(output or workspace.root, n_bytes)
     return Prepared(spec, data, inputs, facts, options, plan, output)
@@ -243,7 +243,7 @@ def _content(described: Mapping[str, Any]) -> str:
     return " ".join(str(described[key]) for key in ("shape", "dtype", "job") if key in described)
 
 
-def _check_fits(plan: Any, facts: ClusterFacts) -> None:
+def _check_fits(plan: Plan, facts: ClusterFacts) -> None:
     if plan.peak_bytes_per_worker > facts.memory_bytes:
         raise DoesNotFitError(
             f"the job was planned to take {plan.peak_bytes_per_worker / 1e9:.2f} GB on each worker, and these have "

@@ -6,7 +6,9 @@ the types and ranges that its writer gave it.
 
 from __future__ import annotations
 
+import json
 import os
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypeVar
@@ -51,13 +53,15 @@ Summary = Annotated[dict[str, Any], GetPydanticSchema(lambda _, handler: handler
 
 
 class StepRecord(TypedDict):
-    name: str
+    id: str
+    where: str
 
 
 class PlanRecord(TypedDict):
     """plan.json, as far as commands other than `resume` use it."""
 
-    passes: list[StepRecord]
+    version: int
+    steps: list[StepRecord]
     inputs: dict[str, dict[str, Any]]
 
 
@@ -127,6 +131,17 @@ def parse(data: bytes, model: type[T], path: str | Path, *, still: str = "") -> 
     except (ValidationError, RecursionError) as error:
         raise damaged(path, error, still=still) from error
     return value
+
+
+def require_version(data: bytes, version: int, path: str | Path, *, still: str = "") -> None:
+    """Refuse what a dlscale wrote that writes another form; what is no JSON of a mapping is left to `parse`."""
+    found: Any = None
+    with suppress(ValueError, RecursionError):
+        found = json.loads(data)
+    if isinstance(found, dict) and found.get("version") != version:
+        form = found.get("version", 1)
+        said = f"{path} is a plan in form {form}, of another version of dlscale; this one reads form {version}."
+        raise SpecError(" ".join(filter(None, (said, still))))
 
 
 def read_bytes(path: str | Path) -> bytes:

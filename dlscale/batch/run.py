@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from dlscale.batch import records
 from dlscale.batch.document import parse_scalar, read_document, read_stored, set_value
 from dlscale.batch.kinds import KINDS
 from dlscale.batch.main_guard import require_main_guard
@@ -35,6 +36,7 @@ from dlscale.engine.clusters import open_cluster
 from dlscale.engine.launchers import lost_rank
 from dlscale.engine.machine import describe_machine
 from dlscale.engine.outcome import Outcome
+from dlscale.engine.plan import Plan
 from dlscale.engine.progress import Emit, Event, ignore
 from dlscale.engine.run import Run
 from dlscale.errors import CertificateError, DlscaleError, InputError, Interrupted, NumericalError, RankError, SpecError
@@ -200,10 +202,10 @@ def reopen(job: Job, workspace: Workspace, *, cluster: str | None = None, progre
         document = set_value(document, ["cluster"], parse_scalar(cluster, "--cluster"), "--cluster")
     spec, record = parse_spec(document), job.read_plan()
     try:
-        plan = KINDS[spec.kind].plan_type.from_dict(record)
+        plan = Plan.from_dict(record)
         earlier = Earlier(job.id, plan, record["inputs"], job.read_inputs())
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise SpecError(f"{job.plan} is damaged ({type(error).__name__}: {error}); run {job.spec} anew.") from error
+        raise records.damaged(job.plan, error, still=f"Run {job.spec} anew.") from error
     return prepare(spec, document, workspace, earlier=earlier, progress=progress)
 
 

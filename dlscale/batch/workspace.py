@@ -37,6 +37,7 @@ from dlscale.batch.states import (
     JobState,
     ListedJob,
 )
+from dlscale.engine.plan import VERSION
 from dlscale.errors import SpecError
 from dlscale.showing import without_address
 from dlscale.storage import locks
@@ -151,12 +152,13 @@ class Job:
             yield event if records.is_event(event) else None
 
     def read_plan(self) -> dict[str, Any]:
-        """What plan.json holds; empty when the job has none (SpecError if it is damaged)."""
+        """What plan.json holds; empty when the job has none (SpecError if it is damaged, or another version's)."""
         still = "`dlscale logs` and the result, if there is one, are as they were; to compute again, run the spec anew."
         try:
             data = records.read_bytes(self.plan)
         except FileNotFoundError:
             return {}
+        records.require_version(data, VERSION, self.plan, still=still)
         records.parse(data, records.PlanRecord, self.plan, still=still)
         plan: dict[str, Any] = json.loads(data)
         return plan

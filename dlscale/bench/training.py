@@ -53,7 +53,7 @@ def trace_training(folder: Path, *, size: float) -> TracedTraining:
         gradients = sum(array.nbytes for name, array in arrays.items() if name.startswith("parameters/"))
         summary = Job(result.folder).read_state().summary["estimates"]
     return TracedTraining(
-        int(summary["steps"]), float(max(summary["seconds_by_rank"]["total"])), gradients, float(result.plan["passes"][0]["flops"])
+        int(summary["steps"]), float(max(summary["seconds_by_rank"]["total"])), gradients, float(result.plan["steps"][0]["flops"])
     )
 
 

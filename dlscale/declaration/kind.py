@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from dlscale.declaration.options import Options
 from dlscale.engine.clusters import ClusterFacts, describe_cluster, open_cluster
-from dlscale.engine.costs import Plan
 from dlscale.engine.outcome import Outcome
+from dlscale.engine.plan import Plan
 from dlscale.engine.run import Run
 from dlscale.errors import InexactNote
 from dlscale.storage.exactness import inexact_words
@@ -76,8 +76,6 @@ class Kind:
         Fields of the options that stand beside the params, as sections of their own.
     rule : callable, optional
         From the roles that were given to what is wrong with them together, if anything is.
-    plan_type : type
-        What ``plan`` returns; its ``from_dict`` reads back what ``to_dict`` wrote when a job goes on.
     collective : bool
         Whether its workers wait for each other (allreduce): it then needs all of them at once, and runs alone on a cluster.
     """
@@ -87,13 +85,12 @@ class Kind:
     words: str
     arrays: str
     options: type[Options]
-    plan: Callable[[Inputs, Any, ClusterFacts], Any]
-    compute: Callable[[Run, Inputs, Any, Any], Outcome]
+    plan: Callable[[Inputs, Any, ClusterFacts], Plan]
+    compute: Callable[[Run, Inputs, Any, Plan], Outcome]
     example: str
     roles: tuple[Role, ...] = (Role("matrix"),)
     sections: tuple[str, ...] = ()
     rule: Callable[[Collection[str]], str | None] | None = None
-    plan_type: type[Any] = Plan
     collective: bool = False
 
     def inputs(self, sources: Mapping[str, Any]) -> Inputs:
@@ -102,12 +99,12 @@ class Kind:
         return Inputs({role: open_matrix(source, vectors=role in vectors) for role, source in sources.items()})
 
 
-def matrix_plan(plan: Callable[[Matrix, Any, ClusterFacts], Any]) -> Callable[[Inputs, Any, ClusterFacts], Any]:
+def matrix_plan(plan: Callable[[Matrix, Any, ClusterFacts], Plan]) -> Callable[[Inputs, Any, ClusterFacts], Plan]:
     """The plan of a kind whose algorithm takes the one matrix itself."""
     return lambda inputs, options, facts: plan(inputs["matrix"], options, facts)
 
 
-def matrix_compute(compute: Callable[[Run, Matrix, Any, Any], Outcome]) -> Callable[[Run, Inputs, Any, Any], Outcome]:
+def matrix_compute(compute: Callable[[Run, Matrix, Any, Plan], Outcome]) -> Callable[[Run, Inputs, Any, Plan], Outcome]:
     """The computation of a kind whose algorithm takes the one matrix itself."""
     return lambda run, inputs, options, plan: compute(run, inputs["matrix"], options, plan)
 
@@ -138,7 +135,7 @@ def run_here(kind: Kind, inputs: Inputs, options: Any) -> Here:
 
 
 @contextmanager
-def planned_here(kind: Kind, inputs: Inputs, options: Any) -> Iterator[tuple[Run, Any]]:
+def planned_here(kind: Kind, inputs: Inputs, options: Any) -> Iterator[tuple[Run, Plan]]:
     """A run on this process's threads, and a plan for it."""
     facts = describe_cluster("threads")
     plan = kind.plan(inputs, options, facts)

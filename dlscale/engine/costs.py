@@ -1,12 +1,11 @@
-"""The cost model: from sizes to a plan, before anything runs.
+"""The cost model: from sizes to grids, memory and rates, before anything runs.
 
 Pure functions of shapes, dtypes and a cluster's facts; only the rates are measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,123 +13,12 @@ import numpy as np
 from dlscale.engine.clusters import BASELINE_BYTES, ClusterFacts
 from dlscale.engine.grids import RowGrid, plan_grid
 from dlscale.engine.machine import matmul_rate, read_rate
+from dlscale.engine.plan import Need
 from dlscale.errors import DoesNotFitError
 from dlscale.storage.matrices import Matrix
 
-#: A skinny or symmetric product runs at about this part of a square one's rate.
-PRODUCT_EFFICIENCY = 0.8
-#: A core, and a disk.
-NOMINAL_FLOPS_PER_SECOND = 4e10
-NOMINAL_BYTES_PER_SECOND = 2e9
 #: Partial results that wait to be merged, beside one for each thread.
 N_WAITING_STATES = 6
-
-
-@dataclass(frozen=True)
-class PassCost:
-    """What one pass costs.
-
-    Parameters
-    ----------
-    name : str
-    flops : float
-    bytes_read, bytes_written : int
-    """
-
-    name: str
-    flops: float
-    bytes_read: int
-    bytes_written: int = 0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a job will do, and what it will take.
-
-    Parameters
-    ----------
-    kind, algorithm : str
-    matrix : dict
-        From ``Matrix.describe``.
-    grid : RowGrid
-    transposed : bool
-        Whether the passes go over the columns of the matrix.
-    passes : sequence of PassCost
-        In order; a method that stops by itself may need fewer.
-    peak_bytes_per_worker, memory_limit_bytes : int
-    cluster : ClusterFacts
-    rates : dict
-        ``matmul_flops_per_second`` and ``read_bytes_per_second``, of all threads together.
-    notes : sequence of str
-        What the user should know: conversions, decisions, fallbacks.
-    driver_flops : float
-        Of the small dense problem that one thread solves between or after the passes.
-    """
-
-    kind: str
-    algorithm: str
-    matrix: dict[str, Any]
-    grid: RowGrid
-    transposed: bool
-    passes: tuple[PassCost, ...]
-    peak_bytes_per_worker: int
-    memory_limit_bytes: int
-    cluster: ClusterFacts
-    rates: dict[str, float]
-    notes: tuple[str, ...] = ()
-    driver_flops: float = 0.0
-
-    @property
-    def flops(self) -> float:
-        return sum(p.flops for p in self.passes)
-
-    @property
-    def bytes_read(self) -> int:
-        return sum(p.bytes_read for p in self.passes)
-
-    @property
-    def expected_seconds(self) -> float:
-        """Seconds at the measured rates."""
-        return self._seconds(self.rates["matmul_flops_per_second"], self.rates["read_bytes_per_second"])
-
-    @property
-    def nominal_seconds(self) -> float:
-        """Seconds at fixed rates, for choosing between methods: a choice must not depend on how busy the machine was."""
-        return self._seconds(NOMINAL_FLOPS_PER_SECOND * self.cluster.n_threads, NOMINAL_BYTES_PER_SECOND)
-
-    def _seconds(self, matmul: float, read: float) -> float:
-        """Reading overlaps with computing, so a pass takes the longer of the two."""
-        passes = sum(max(p.flops / (matmul * PRODUCT_EFFICIENCY), p.bytes_read / read) for p in self.passes)
-        return passes + self.driver_flops / (matmul / self.cluster.n_threads / 2)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {
-            "grid": self.grid.to_dict(),
-            "flops": self.flops,
-            "bytes_read": self.bytes_read,
-            "expected_seconds": self.expected_seconds,
-            "n_workers": self.cluster.n_workers,
-            "threads_per_worker": self.cluster.threads_per_worker,
-        }
-
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> Plan:
-        """The plan of an earlier run, so that a resumed job uses the same grid."""
-        grid = record["grid"]
-        return cls(
-            kind=record["kind"],
-            algorithm=record["algorithm"],
-            matrix=record["matrix"],
-            grid=RowGrid(grid["n_rows"], grid["block_rows"], grid["leaf_rows"]),
-            transposed=record["transposed"],
-            passes=tuple(PassCost(**p) for p in record["passes"]),
-            peak_bytes_per_worker=record["peak_bytes_per_worker"],
-            memory_limit_bytes=record["memory_limit_bytes"],
-            cluster=ClusterFacts(**record["cluster"]),
-            rates=record["rates"],
-            notes=tuple(record["notes"]),
-            driver_flops=record["driver_flops"],
-        )
 
 
 @dataclass(frozen=True)
@@ -138,8 +26,12 @@ class Layout:
     """A grid with the memory it takes on a worker."""
 
     grid: RowGrid
-    peak_bytes: int
+    memory: tuple[Need, ...]
     notes: tuple[str, ...]
+
+    @property
+    def peak_bytes(self) -> int:
+        return sum(need.n_bytes for need in self.memory)
 
 
 def lay_out(
@@ -200,13 +92,21 @@ def lay_out(
         notes.append(
             f"chunks are {A.row_unit} rows high and do not line up with the blocks: each is read about {times:.1f} times a pass"
         )
-    peak = int(fixed + facts.threads_per_worker * block_factor * grid.block_rows * row_bytes)
-    if facts.kind != "threads":
-        peak += BASELINE_BYTES
-    return Layout(grid, peak, tuple(notes))
+    memory = [
+        Need(f"{n_states} partial results", n_states * state_bytes),
+        Need("what blocks are multiplied by", operand_bytes),
+        Need("blocks", int(facts.threads_per_worker * block_factor * grid.block_rows * row_bytes)),
+        *libraries(facts),
+    ]
+    return Layout(grid, tuple(memory), tuple(notes))
 
 
-def measured_rates(A: Matrix, facts: ClusterFacts) -> dict[str, float]:
+def libraries(facts: ClusterFacts) -> list[Need]:
+    """What a process takes before it reads anything; in this process it is taken already."""
+    return [Need("the program and its libraries", BASELINE_BYTES)] if facts.kind != "threads" else []
+
+
+def measured_rates(A: Matrix, facts: ClusterFacts) -> dict[str, float | None]:
     """Rates of all threads of the cluster together, from short measurements on this machine."""
     return {
         "matmul_flops_per_second": matmul_rate(str(A.dtype)) * facts.n_threads,

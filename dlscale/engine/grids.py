@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from dlscale.storage.chunk_files import PIECE_BYTES
 from dlscale.storage.matrices import Matrix
@@ -64,9 +63,6 @@ class RowGrid:
         """The grid for passes over a narrow matrix that was written on this one: its blocks are whole chunks."""
         n_leaves = max(1, MIN_LEAF_BYTES // (self.leaf_rows * row_bytes))
         return RowGrid(self.n_rows, self.output_chunk_rows(row_bytes), self.leaf_rows * n_leaves)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"n_rows": self.n_rows, "block_rows": self.block_rows, "leaf_rows": self.leaf_rows, "n_leaves": self.n_leaves}
 
 
 def blocks(start: int, stop: int, step: int) -> Iterator[tuple[int, int]]:

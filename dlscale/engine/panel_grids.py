@@ -5,8 +5,7 @@ Like a row grid it belongs to the job's plan and never depends on how many worke
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 #: Columns of a panel: wide enough that products with it run at the rate of square ones, narrow enough that factoring one
 #: panel, which one thread does, is short.
@@ -73,15 +72,6 @@ class PanelGrid:
     def groups(self) -> list[range]:
         """The panels of each group."""
         return [range(k, min(k + self.group, self.n_panels)) for k in range(0, self.n_panels, self.group)]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"shape": list(self.shape), "n_panels": self.n_panels, "n_groups": len(self.groups())}
-
-    @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> PanelGrid:
-        """The grid of an earlier run."""
-        m, n = record["shape"]
-        return cls((m, n), record["panel"], record["group"], record["row_blocks"], record["streamed"])
 
 
 def choose_panel(shape: tuple[int, int], itemsize: int = 8) -> int:

@@ -44,7 +44,15 @@ class Transform:
 
 
 class Method(ABC):
-    """A factorization: how one panel is factored, and what that does to another. Picklable."""
+    """A factorization: how one panel is factored, and what that does to another. Picklable.
+
+    Attributes
+    ----------
+    all_row_blocks_offer : bool
+        Whether every row block of a panel has a part in every step on a later one, and not only the one on the diagonal.
+    """
+
+    all_row_blocks_offer = False
 
     def first_row(self, top: int) -> int:
         """The first row that is kept of a panel whose diagonal begins at row ``top``."""

@@ -16,10 +16,10 @@ from dlscale.certificates import Certificate, Check
 from dlscale.declaration.kind import MATRIX, Kind, Role
 from dlscale.declaration.options import Options
 from dlscale.engine.clusters import ClusterFacts
-from dlscale.engine.costs import PassCost
 from dlscale.engine.grids import RowGrid, plan_grid
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
+from dlscale.engine.plan import Plan, Step
 from dlscale.engine.run import Run
 from dlscale.errors import NonFiniteError, SpecError
 from dlscale.kernels import Array
@@ -27,7 +27,7 @@ from dlscale.learn.checking import check_features
 from dlscale.learn.predicting import ScoreFold
 from dlscale.learn.sections import Sync
 from dlscale.learn.task import Recipe, TrainOptions
-from dlscale.learn.training import TrainPlan, plan_train, run_training
+from dlscale.learn.training import plan_train, run_training
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrices import ArrayMatrix, Matrix
 
@@ -86,7 +86,7 @@ def _train_options(options: CovariateOptions) -> TrainOptions:
     )
 
 
-def plan_covariate(inputs: Inputs, options: CovariateOptions, facts: ClusterFacts) -> TrainPlan:
+def plan_covariate(inputs: Inputs, options: CovariateOptions, facts: ClusterFacts) -> Plan:
     """What training the classifier and writing the weights cost."""
     here, there = inputs["features"], inputs["target_features"]
     check_features("features", here)
@@ -94,11 +94,11 @@ def plan_covariate(inputs: Inputs, options: CovariateOptions, facts: ClusterFact
     if here.shape[1] != there.shape[1]:
         raise SpecError(f"input.target_features: must have {here.shape[1]} columns like the features; got {there.shape[1]}.")
     plan = plan_train(_domains(inputs), _train_options(options), facts)
-    weighing = PassCost("weights", 2.0 * here.shape[0] * here.shape[1], here.n_stored_bytes, here.shape[0] * 8)
-    return replace(plan, kind="covariate_weights", matrix=here.describe(), passes=(*plan.passes, weighing))
+    weighing = Step("weights", 2.0 * here.shape[0] * here.shape[1], here.n_stored_bytes, here.shape[0] * 8)
+    return replace(plan, kind="covariate_weights", matrix=here.describe(), steps=(*plan.steps, weighing))
 
 
-def compute_covariate(run: Run, inputs: Inputs, options: CovariateOptions, plan: TrainPlan) -> Outcome:
+def compute_covariate(run: Run, inputs: Inputs, options: CovariateOptions, plan: Plan) -> Outcome:
     """Train the domain classifier and write the weight of every row."""
     passes = Passes(run)
     training = _train_options(options)
@@ -149,6 +149,5 @@ KIND = Kind(
         Role("features", f"{MATRIX}: the rows that get weights"),
         Role("target_features", f"{MATRIX}: rows of the population that the weighted ones shall resemble"),
     ),
-    plan_type=TrainPlan,
     collective=True,
 )

@@ -13,9 +13,10 @@ from dlscale.declaration.kind import MATRIX, Kind, Role
 from dlscale.declaration.options import Options
 from dlscale.declaration.sections import BlockRows
 from dlscale.engine.clusters import ClusterFacts
-from dlscale.engine.costs import PassCost, Plan, lay_out, measured_rates
+from dlscale.engine.costs import lay_out, measured_rates
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Fold, Passes, RowOutput, State
+from dlscale.engine.plan import Grids, Plan, Step
 from dlscale.engine.run import Run
 from dlscale.errors import InputError, SpecError
 from dlscale.kernels import Array
@@ -152,7 +153,7 @@ def plan_predict(inputs: Inputs, options: PredictOptions, facts: ClusterFacts) -
         block_rows=options.block_rows,
     )  # fmt: skip
     fold = PredictFold(model, parameters, None)
-    cost = PassCost(
+    cost = Step(
         "predict",
         fold.flops_per_row * features.shape[0],
         features.n_stored_bytes,
@@ -160,12 +161,12 @@ def plan_predict(inputs: Inputs, options: PredictOptions, facts: ClusterFacts) -
     )
     return Plan(
         kind="predict",
-        algorithm=f"{model.type}, one pass",
+        method="forward",
+        words=f"{model.type}, one pass",
         matrix=features.describe(),
-        grid=layout.grid,
-        transposed=False,
-        passes=(cost,),
-        peak_bytes_per_worker=layout.peak_bytes,
+        grids=Grids(rows=layout.grid),
+        steps=(cost,),
+        memory=layout.memory,
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
         rates=measured_rates(features, facts),
@@ -179,11 +180,11 @@ def compute_predict(run: Run, inputs: Inputs, options: PredictOptions, plan: Pla
     features, targets = inputs["features"], inputs.get("targets")
     model, parameters = load_model(inputs.results["model"])
     dtype, n_outputs = parameters["layer-0/weight"].dtype, list(parameters.values())[-1].shape[0]
-    outputs: list[RowOutput] = [passes.run.output("predictions", (features.shape[0], n_outputs), dtype, plan.grid)]
+    outputs: list[RowOutput] = [passes.run.output("predictions", (features.shape[0], n_outputs), dtype, plan.rows)]
     if model.loss.classifies:
-        outputs.append(passes.run.output("labels", (features.shape[0], 1), np.dtype(np.int64), plan.grid))
+        outputs.append(passes.run.output("labels", (features.shape[0], 1), np.dtype(np.int64), plan.rows))
     fold = PredictFold(model, parameters, None if targets is None else Column(targets))
-    state = passes.sweep("predict", features, fold, plan.grid, outputs=outputs)
+    state = passes.sweep("predict", features, fold, plan.rows, outputs=outputs)
     estimates: dict[str, Any] = {name: metric.value(state[name]) for name, metric in fold.metrics.items()}
     missing = features.shape[0] - int(state["rows"][0])
     check = Check("rows without a prediction", float(missing), 0.0, "every row has its prediction")

@@ -5,16 +5,16 @@ from __future__ import annotations
 import signal
 import uuid
 from collections.abc import Collection
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from dlscale.declaration.kind import MATRIX, Kind, Role
 from dlscale.engine.clusters import BASELINE_BYTES, ClusterFacts
-from dlscale.engine.costs import PassCost, Plan, measured_rates
+from dlscale.engine.costs import measured_rates
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.outcome import Outcome
+from dlscale.engine.plan import Grids, Need, Plan, Step
 from dlscale.engine.programs import run_here
 from dlscale.engine.run import Run
 from dlscale.errors import CorruptionError, DoesNotFitError, Interrupted, SpecError
@@ -35,24 +35,7 @@ from dlscale.storage.matrices import Matrix
 _ROWS_SHARE = 0.35
 
 
-@dataclass(frozen=True)
-class TrainPlan(Plan):
-    """A plan with the order of rows, which fixes every batch.
-
-    Parameters
-    ----------
-    training : dict
-        ``unit_rows``, ``n_lanes``, ``batch_size``, ``n_outputs``, ``dtype``, ``classes_note``.
-    """
-
-    training: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def from_dict(cls, record: Any) -> TrainPlan:
-        return cls(**{**vars(Plan.from_dict(record)), "training": record["training"]})
-
-
-def plan_train(inputs: Inputs, options: TrainOptions, facts: ClusterFacts) -> TrainPlan:
+def plan_train(inputs: Inputs, options: TrainOptions, facts: ClusterFacts) -> Plan:
     """Check that inputs and options go together, and say what the training costs.
 
     Raises
@@ -83,30 +66,31 @@ def plan_train(inputs: Inputs, options: TrainOptions, facts: ClusterFacts) -> Tr
             features.shape[1], n_outputs, init=options.model.get("init"), rng=np.random.default_rng(0), dtype=dtype
         )
         state_bytes = sum(array.nbytes for array in recipe.optimizer.start(parameters).values())
-    peak = _peak_bytes(features, order, n_parameters * dtype.itemsize, state_bytes)
+    memory = _memory(features, order, n_parameters * dtype.itemsize, state_bytes)
+    peak = sum(need.n_bytes for need in memory)
     if peak > facts.memory_bytes:
         raise DoesNotFitError(
             f"One rank needs {peak / 1e9:.2f} GB ({n_parameters / 1e6:.1f} million parameters with their optimizer, and rows in "
             f"flight), and has {facts.memory_bytes / 1e9:.2f} GB; raise cluster.memory, or choose a smaller model or optimizer."
         )
     flops = features.shape[0] * flops_per_row(parameters)
-    passes = [PassCost("training", options.epochs * flops, options.epochs * features.n_stored_bytes)]
+    steps = [Step("training", options.epochs * flops, options.epochs * features.n_stored_bytes)]
     if measured_apart(recipe, dtype):
         # The objective and its gradient at the first parameters and at the published ones, in one read.
-        passes.append(PassCost("measure", 2 * flops, features.n_stored_bytes))
-    return TrainPlan(
+        steps.append(Step("measure", 2 * flops, features.n_stored_bytes))
+    return Plan(
         kind="train",
-        algorithm=_algorithm(recipe, options, order, n_parameters),
+        method=str(options.optimizer.get("type", "adam")),
+        words=_words(recipe, options, order, n_parameters),
         matrix=features.describe(),
-        grid=RowGrid(features.shape[0], order.unit_rows, order.unit_rows),
-        transposed=False,
-        passes=tuple(passes),
-        peak_bytes_per_worker=peak,
+        grids=Grids(rows=RowGrid(features.shape[0], order.unit_rows, order.unit_rows)),
+        steps=tuple(steps),
+        memory=memory,
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
         rates=measured_rates(features, facts),
         notes=(*features.notes, *filter(None, (classes_note,))),
-        training={
+        choices={
             "unit_rows": order.unit_rows,
             "n_lanes": order.n_lanes,
             "batch_size": order.batch_size,
@@ -117,16 +101,22 @@ def plan_train(inputs: Inputs, options: TrainOptions, facts: ClusterFacts) -> Tr
     )
 
 
-def _peak_bytes(features: Matrix, order: Order, parameter_bytes: int, state_bytes: int) -> int:
+def _memory(features: Matrix, order: Order, parameter_bytes: int, state_bytes: int) -> tuple[Need, ...]:
+    """What a rank holds."""
     row_bytes = features.shape[1] * features.dtype.itemsize
     rows = min(2 * order.n_lanes * order.unit_rows, 2 * features.shape[0]) * row_bytes
     whole = features.n_bytes if features.n_bytes <= SMALL_BYTES else 0
-    batch = 3 * order.batch_size * row_bytes
-    # Parameters, gradients, what is saved and the best epoch's; to measure, the first parameters and two more gradients.
-    return int(BASELINE_BYTES + max(rows, whole) + batch + 7 * parameter_bytes + state_bytes)
+    return (
+        Need("the program and its libraries", BASELINE_BYTES),
+        Need("rows", max(rows, whole)),
+        Need("a batch", 3 * order.batch_size * row_bytes),
+        # Gradients, what is saved and the best epoch's; to measure, the first parameters and two more gradients.
+        Need("parameters, gradients and what is kept of them", 7 * parameter_bytes),
+        Need("the optimizer's state", state_bytes),
+    )
 
 
-def _algorithm(recipe: Recipe, options: TrainOptions, order: Order, n_parameters: int) -> str:
+def _words(recipe: Recipe, options: TrainOptions, order: Order, n_parameters: int) -> str:
     model = recipe.model
     layers = f" {'-'.join(map(str, model.hidden))} {model.activation}" if model.hidden else ""
     rows = "all rows a step" if recipe.full_batch else f"{order.batch_size} rows a step"
@@ -146,16 +136,16 @@ def choose_sync(asked: str, facts: ClusterFacts) -> tuple[str, str]:
     return "none", "sync: none, one process with one thread; `mpirun -n 2 dlscale run` uses more cores"
 
 
-def compute_train(run: Run, inputs: Inputs, options: TrainOptions, plan: TrainPlan) -> Outcome:
+def compute_train(run: Run, inputs: Inputs, options: TrainOptions, plan: Plan) -> Outcome:
     """Train, and hand back parameters, history and where the time went."""
     learned, times, why = run_training(run, inputs, options, plan)
     arrays = {f"parameters/{name}": array for name, array in learned.parameters.items()}
     arrays |= {f"history/{name}": array for name, array in learned.history.items()}
-    notes = tuple(filter(None, (*learned.notes(), plan.training["classes_note"], why)))
+    notes = tuple(filter(None, (*learned.notes(), plan.choices["classes_note"], why)))
     return Outcome(arrays, (), learned.certificate(), learned.estimates() | times, notes)
 
 
-def run_training(run: Run, inputs: Inputs, options: TrainOptions, plan: TrainPlan) -> tuple[Learned, dict[str, Any], str]:
+def run_training(run: Run, inputs: Inputs, options: TrainOptions, plan: Plan) -> tuple[Learned, dict[str, Any], str]:
     """Train where the job runs; what was learned is in the checkpoint too.
 
     Returns
@@ -176,7 +166,7 @@ def run_training(run: Run, inputs: Inputs, options: TrainOptions, plan: TrainPla
     sync, why = choose_sync(options.sync, run.cluster.facts)
     task = _task(run, inputs, options, plan)
     run.emit({"event": "sync", "message": why, "sync": sync})
-    run.emit({"event": "pass_started", "step": "training", "flops": plan.passes[0].flops, "bytes": plan.passes[0].bytes_read})
+    run.emit({"event": "pass_started", "step": "training", "flops": plan.steps[0].flops, "bytes": plan.steps[0].bytes_read})
     if sync == "dask":
         from dlscale.learn.tasks import train_on_passes
 
@@ -197,9 +187,9 @@ def run_training(run: Run, inputs: Inputs, options: TrainOptions, plan: TrainPla
     return learned_from(Recipe.of(options), unpack(packed)), times, why
 
 
-def _task(run: Run, inputs: Inputs, options: TrainOptions, plan: TrainPlan) -> Task:
+def _task(run: Run, inputs: Inputs, options: TrainOptions, plan: Plan) -> Task:
     assert run.checkpoint is not None
-    planned = plan.training
+    planned = plan.choices
     order = Order(
         inputs["features"].shape[0],
         planned["unit_rows"],
@@ -248,6 +238,5 @@ KIND = Kind(
     ),
     sections=("model", "loss", "regularization", "optimizer", "schedule", "early_stopping"),
     rule=_validation_is_whole,
-    plan_type=TrainPlan,
     collective=True,
 )

@@ -12,10 +12,10 @@ from functools import partial
 from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check
 from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
 from dlscale.engine.clusters import ClusterFacts
-from dlscale.engine.costs import PassCost
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.passes import Passes
+from dlscale.engine.plan import Plan, Step
 from dlscale.engine.row_blocks import Tiles
 from dlscale.engine.run import Run
 from dlscale.engine.tile_products import tile_product
@@ -23,7 +23,7 @@ from dlscale.engine.transforms import Seen
 from dlscale.errors import NumericalError, SpecError
 from dlscale.linalg import cholesky_panels, tiled_cholesky
 from dlscale.linalg.cholesky_panels import Cholesky
-from dlscale.linalg.factor_plan import FactorOptions, PanelPlan, plan_panels
+from dlscale.linalg.factor_plan import FactorOptions, plan_panels
 from dlscale.linalg.factor_products import TriangularProduct, probes, scaled_residual, triangular_product
 from dlscale.linalg.panel_scaling import panels_at_safe_scale, place_times, require_safe
 from dlscale.linalg.scaling import scale_words
@@ -38,7 +38,7 @@ class CholeskyOptions(FactorOptions):
     """What to compute (`FactorOptions`)."""
 
 
-def plan_cholesky(A: Matrix, options: CholeskyOptions, facts: ClusterFacts) -> PanelPlan:
+def plan_cholesky(A: Matrix, options: CholeskyOptions, facts: ClusterFacts) -> Plan:
     """Plan a Cholesky factorization.
 
     Raises
@@ -58,11 +58,11 @@ def plan_cholesky(A: Matrix, options: CholeskyOptions, facts: ClusterFacts) -> P
         Cholesky(),
         options,
         facts,
-        more=(PassCost("adjoint", 4.0 * n * n, stored), PassCost("lower", 4.0 * n * n, stored)),
+        more=(Step("adjoint", 4.0 * n * n, stored), Step("lower", 4.0 * n * n, stored)),
     )
 
 
-def compute_cholesky(run: Run, A: Matrix, options: CholeskyOptions, plan: PanelPlan) -> Outcome:
+def compute_cholesky(run: Run, A: Matrix, options: CholeskyOptions, plan: Plan) -> Outcome:
     """Factor by the plan; ``l``, with zeros above its diagonal, goes to the outputs of the run.
 
     Returns
@@ -85,13 +85,13 @@ def compute_cholesky(run: Run, A: Matrix, options: CholeskyOptions, plan: PanelP
     return panels_at_safe_scale(Passes(run), A, partial(_factor, plan=plan))
 
 
-def _factor(passes: Passes, A: Matrix, exponent: int, *, plan: PanelPlan) -> Outcome:
+def _factor(passes: Passes, A: Matrix, exponent: int, *, plan: Plan) -> Outcome:
     """Factor ``A = 2^-exponent`` times the matrix."""
     n, dtype = A.shape[0], A.dtype
     X = probes(n, dtype)
-    L, seen = factor_panels(passes, A, plan.factored, probes=X, keep=not exponent)
+    L, seen = factor_panels(passes, A, plan.panels, probes=X, keep=not exponent)
     if exponent:
-        L = place_times(passes, "l-unscaled", L, "l", plan.factored, exponent // 2, upper=False)
+        L = place_times(passes, "l-unscaled", L, "l", plan.panels, exponent // 2, upper=False)
     else:
         require_safe(seen.largest, dtype)
     LLX = _product_with_adjoint(passes, scaled(L, -(exponent // 2)), plan, X)
@@ -117,12 +117,12 @@ def factor_panels(
     return factor(passes, A, grid, probes=probes, step=step, keep=keep)
 
 
-def _product_with_adjoint(passes: Passes, L: Matrix, plan: PanelPlan, X: Array) -> Array:
+def _product_with_adjoint(passes: Passes, L: Matrix, plan: Plan, X: Array) -> Array:
     """``L L^H X`` with the stored factor."""
-    n, grid = L.shape[0], plan.factored
+    n, grid = L.shape[0], plan.panels
     if grid.row_blocks == 1:
-        LX = triangular_product(passes, "adjoint", L, plan.grid, TriangularProduct(X, n, lower=True, adjoint=True, n_columns=n))
-        return triangular_product(passes, "lower", L, plan.grid, TriangularProduct(LX, n, lower=True))
+        LX = triangular_product(passes, "adjoint", L, plan.columns, TriangularProduct(X, n, lower=True, adjoint=True, n_columns=n))
+        return triangular_product(passes, "lower", L, plan.columns, TriangularProduct(LX, n, lower=True))
     tiles = Tiles(passes.run)
     LX, _ = tile_product(tiles, "adjoint", L, grid, X, part="lower", adjoint=True)
     return tile_product(tiles, "lower", L, grid, LX, part="lower")[0]
@@ -137,5 +137,4 @@ KIND = Kind(
     plan=matrix_plan(plan_cholesky),
     compute=matrix_compute(compute_cholesky),
     example="{kind: cholesky, input: {matrix: a.zarr}}",
-    plan_type=PanelPlan,
 )

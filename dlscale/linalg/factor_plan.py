@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -12,13 +12,14 @@ import numpy as np
 
 from dlscale.declaration.options import Options
 from dlscale.declaration.sections import Panel, RowBlocks
-from dlscale.engine.clusters import BASELINE_BYTES, ClusterFacts
-from dlscale.engine.costs import NOMINAL_FLOPS_PER_SECOND, PassCost, Plan, measured_rates
+from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.costs import libraries, measured_rates
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.panel_grids import PanelGrid, choose_panel
 from dlscale.engine.panel_groups import MAX_TASKS
 from dlscale.engine.panel_tasks import STRIP_BYTES
 from dlscale.engine.panels import group_bytes
+from dlscale.engine.plan import NOMINAL_FLOPS_PER_SECOND, Grids, Need, Plan, Step
 from dlscale.engine.reading import N_STRIPS
 from dlscale.engine.run import Run
 from dlscale.engine.transforms import Method
@@ -44,83 +45,30 @@ class FactorOptions(Options):
     row_blocks: RowBlocks = None
 
 
-@dataclass(frozen=True)
-class PanelPlan(Plan):
-    """A plan with a factorization by panels in it; its grid is that of the passes over the columns of the factors.
-
-    Parameters
-    ----------
-    panels : PanelGrid
-    """
-
-    panels: PanelGrid | None = None
-
-    @property
-    def n_tasks(self) -> int:
-        """Tasks of the largest graph."""
-        grid = self.factored
-        group = min(grid.group, grid.n_panels)
-        if grid.row_blocks == 1:
-            return group * max(1, min(MAX_TASKS // group, grid.n_steps))
-        steps = max(1, min(MAX_TASKS // group // (2 * grid.row_blocks), grid.n_steps))
-        return steps * group * (2 * grid.row_blocks + 1)
-
-    @property
-    def bytes_moved(self) -> float:
-        """Bytes between workers: factored tiles to the workers of their row block, and for each column of a later panel b rows
-        from the row blocks that offer some and b rows to each."""
-        grid, workers = self.factored, self.cluster.n_workers
-        triangle = sum((grid.shape[0] - grid.columns(j)[0]) * grid.width(j) for j in range(grid.n_steps)) * self.itemsize
-        if grid.row_blocks == 1:
-            return float(triangle * (workers - 1))
-        offered = grid.row_blocks if self.kind == "qr" else 1
-        return float(triangle * (max(1, workers // grid.row_blocks) - 1 + min(workers - 1, offered + grid.row_blocks)))
-
-    @property
-    def itemsize(self) -> int:
-        return int(np.dtype(self.matrix["dtype"]).itemsize)
-
-    @property
-    def factored(self) -> PanelGrid:
-        """The grid of the factorization."""
-        assert self.panels is not None
-        return self.panels
-
-    def to_dict(self) -> dict[str, Any]:
-        sizes = {"n_tasks": self.n_tasks, "bytes_moved": self.bytes_moved}
-        return super().to_dict() | {"panels": self.factored.to_dict() | sizes}
-
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> Plan:
-        """The plan of an earlier run, so that a resumed job uses the same grid; one of passes alone where it has no panels."""
-        plan = Plan.from_dict(record)
-        if "panels" not in record:
-            return plan
-        base = {field.name: getattr(plan, field.name) for field in fields(Plan)}
-        return cls(**base, panels=PanelGrid.from_dict(record["panels"]))
-
-
 def plan_panels(
     kind: str,
-    algorithm: str,
+    words: str,
     A: Matrix,
     method: Method,
     options: FactorOptions,
     facts: ClusterFacts,
     *,
-    more: Sequence[PassCost] = (),
+    step: str | None = None,
+    more: Sequence[Step] = (),
     copied: bool = False,
-) -> PanelPlan:
+) -> Plan:
     """Plan a factorization.
 
     Parameters
     ----------
-    kind, algorithm : str
+    kind, words : str
     A : Matrix (m, n)
     method : Method
     options : FactorOptions
     facts : ClusterFacts
-    more : sequence of PassCost
+    step : str, optional
+        How the steps of the factorization are called, if not as the kind.
+    more : sequence of Step
         What comes after the panels.
     copied : bool
         Whether finished groups are kept apart until the last one is done, and then copied to their final place.
@@ -140,10 +88,13 @@ def plan_panels(
     row_blocks = _row_blocks(A, options, panel, facts)
     tile_bytes = -(-m // row_blocks) * panel * item
     # Beside the tiles of a group: what each thread factors or reads, and the finished tiles that are streamed.
-    fixed = facts.threads_per_worker * (tile_bytes + (N_STRIPS + 1) * STRIP_BYTES)
-    fixed += BASELINE_BYTES if facts.kind != "threads" else 0
+    memory = [
+        Need("tiles and strips in the hands of threads", facts.threads_per_worker * (tile_bytes + (N_STRIPS + 1) * STRIP_BYTES)),
+        Need("facts of panels", _COPIES_OF_FACTS * -(-min(m, n) // panel) * method.n_facts(min(panel, m)) * item),
+        *libraries(facts),
+    ]
+    fixed = sum(need.n_bytes for need in memory)
     n_panels = -(-n // panel)
-    fixed += _COPIES_OF_FACTS * -(-min(m, n) // panel) * method.n_facts(min(panel, m)) * item
     room = facts.memory_bytes - fixed
     streamed = max(2, min(FETCH_BYTES, room // 5) // tile_bytes)
     group = n_panels
@@ -159,26 +110,53 @@ def plan_panels(
     group = _by_time(flops, group, facts)
     grid = PanelGrid((m, n), panel, group, row_blocks, streamed)
     groups = grid.groups()
-    passes = [
-        PassCost(f"{kind}-{i + 1}", sum(flops[g.start : g.stop]), group_bytes(A, grid, g), m * sum(map(grid.width, g)) * item)
+    steps = [
+        Step(
+            f"{step or kind}-{i + 1}",
+            sum(flops[g.start : g.stop]),
+            group_bytes(A, grid, g),
+            m * sum(map(grid.width, g)) * item,
+        )
         for i, g in enumerate(groups)
     ]
-    copies = [PassCost("rows", 0.0, m * n * item, m * n * item)] if copied and len(groups) > 1 else []
-    per_worker = -(-group * row_blocks // facts.n_workers) * tile_bytes
-    return PanelPlan(
+    copies = [Step("rows", 0.0, m * n * item, m * n * item)] if copied and len(groups) > 1 else []
+    memory.append(Need("tiles of a group", -(-group * row_blocks // facts.n_workers) * tile_bytes))
+    if len(groups) > 1:
+        memory.append(Need("finished tiles that are read", (streamed + 1) * tile_bytes))
+    return Plan(
         kind=kind,
-        algorithm=algorithm if row_blocks == 1 else f"{algorithm}; panels in {row_blocks} row blocks",
+        method="panels",
+        words=words if row_blocks == 1 else f"{words}; panels in {row_blocks} row blocks",
         matrix=A.describe(),
-        grid=RowGrid(n, panel, panel * max(1, n_panels // 16)),
-        transposed=False,
-        passes=(*passes, *copies, *more),
-        peak_bytes_per_worker=fixed + per_worker + ((streamed + 1) * tile_bytes if len(groups) > 1 else 0),
+        grids=Grids(columns=RowGrid(n, panel, panel * max(1, n_panels // 16)), panels=grid),
+        steps=(*steps, *copies, *more),
+        memory=tuple(memory),
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
         rates=measured_rates(A, facts),
         notes=tuple(A.notes),
-        panels=grid,
+        bytes_moved=_bytes_moved(grid, method, item, facts.n_workers),
+        n_tasks=_n_tasks(grid),
     )
+
+
+def _n_tasks(grid: PanelGrid) -> int:
+    """Tasks of the largest graph."""
+    group = min(grid.group, grid.n_panels)
+    if grid.row_blocks == 1:
+        return group * max(1, min(MAX_TASKS // group, grid.n_steps))
+    steps = max(1, min(MAX_TASKS // group // (2 * grid.row_blocks), grid.n_steps))
+    return steps * group * (2 * grid.row_blocks + 1)
+
+
+def _bytes_moved(grid: PanelGrid, method: Method, itemsize: int, n_workers: int) -> float:
+    """Bytes between workers: factored tiles to the workers of their row block, and for each column of a later panel b rows from
+    the row blocks that offer some and b rows to each."""
+    triangle = sum((grid.shape[0] - grid.columns(j)[0]) * grid.width(j) for j in range(grid.n_steps)) * itemsize
+    if grid.row_blocks == 1:
+        return float(triangle * (n_workers - 1))
+    offered = grid.row_blocks if method.all_row_blocks_offer else 1
+    return float(triangle * (max(1, n_workers // grid.row_blocks) - 1 + min(n_workers - 1, offered + grid.row_blocks)))
 
 
 #: A panel is cut in row blocks where it would take more than this part of a worker's memory.

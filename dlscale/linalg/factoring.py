@@ -12,16 +12,17 @@ from pydantic import Field
 from dlscale.declaration.options import Options
 from dlscale.declaration.sections import Panel
 from dlscale.engine.clusters import ClusterFacts
-from dlscale.engine.costs import PassCost, lay_out
+from dlscale.engine.costs import lay_out
 from dlscale.engine.grids import RowGrid
-from dlscale.engine.panel_grids import PanelGrid, choose_panel
+from dlscale.engine.panel_grids import choose_panel
 from dlscale.engine.panels import Panels
 from dlscale.engine.passes import Passes
+from dlscale.engine.plan import Need, Plan, Step
 from dlscale.engine.transforms import Method
 from dlscale.errors import NumericalError
 from dlscale.lapack import interchanges
 from dlscale.linalg import cholesky, lu
-from dlscale.linalg.factor_plan import FactorOptions, PanelPlan, factor_target, plan_panels
+from dlscale.linalg.factor_plan import FactorOptions, factor_target, plan_panels
 from dlscale.linalg.factor_products import TriangularProduct, triangular_product
 from dlscale.linalg.factors import CholeskyFactors, LUFactors, QRFactors, singular_words
 from dlscale.linalg.reflectors import Householder
@@ -52,12 +53,13 @@ def plan_factoring(
     *,
     assume: Assume = "general",
     orthogonal: bool = False,
+    given: bool = False,
     panel: int | None = None,
     driver_bytes: int = 0,
     state_bytes: int = 0,
-    before: Sequence[PassCost] = (),
-    more: Sequence[PassCost] = (),
-) -> PanelPlan:
+    before: Sequence[Step] = (),
+    more: Sequence[Step] = (),
+) -> Plan:
     """Plan the factorization of a matrix and passes over its rows.
 
     Parameters
@@ -69,12 +71,14 @@ def plan_factoring(
     assume : str
     orthogonal : bool
         Whether it is factored by QR.
+    given : bool
+        Whether its factors are there already.
     panel : int, optional
     driver_bytes : int
         What the driver holds beside, such as right-hand sides.
     state_bytes : int
         Partial results of a pass.
-    before, more : sequence of PassCost
+    before, more : sequence of Step
         What comes before and after the factorization.
 
     Raises
@@ -86,22 +90,18 @@ def plan_factoring(
     left = replace(facts, memory_bytes=max(1, facts.memory_bytes - driver_bytes))
     # Solves by QR read whole panels (`factors.QRFactors`).
     options = FactorOptions(panel or min(choose_panel(A.shape), A.shape[1]), 1 if orthogonal else None)
-    plan = plan_panels(kind, words, A, method, options, left, copied=isinstance(method, lu.LU))
+    plan = plan_panels(kind, words, A, method, options, left, step=FACTORS, copied=isinstance(method, lu.LU))
+    held = (Need("right-hand sides and solutions", driver_bytes),) if driver_bytes else ()
     layout = lay_out(A, left, state_bytes=state_bytes, operand_bytes=state_bytes)
     return replace(
         plan,
-        grid=layout.grid,
-        passes=(*before, *(replace(cost, name=cost.name.replace(kind, FACTORS)) for cost in plan.passes), *more),
-        peak_bytes_per_worker=max(plan.peak_bytes_per_worker, layout.peak_bytes) + driver_bytes,
+        grids=replace(plan.grids, rows=layout.grid),
+        steps=(*before, *(() if given else plan.steps), *more),
+        memory=(*max(plan.memory, layout.memory, key=lambda memory: sum(need.n_bytes for need in memory)), *held),
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
         notes=(*layout.notes, *plan.notes),
     )
-
-
-def column_grid(panels: PanelGrid) -> RowGrid:
-    """The grid of passes over the columns of stored factors."""
-    return RowGrid(panels.shape[1], panels.panel, panels.panel * max(1, panels.n_panels // 16))
 
 
 def method_of(assume: Assume) -> Method:
@@ -109,14 +109,14 @@ def method_of(assume: Assume) -> Method:
     return cholesky.Cholesky() if assume == "pos" else lu.LU()
 
 
-def factor(passes: Passes, A: Matrix, plan: PanelPlan, assume: Assume, *, name: str) -> LUFactors | CholeskyFactors:
+def factor(passes: Passes, A: Matrix, plan: Plan, assume: Assume, *, name: str) -> LUFactors | CholeskyFactors:
     """Factor a matrix by its plan; the factors are kept in memory or in the job's scratch space.
 
     Parameters
     ----------
     passes : Passes
     A : Matrix (n, n)
-    plan : PanelPlan
+    plan : Plan
     assume : str
     name : str
         Of the factors, unique in the job.
@@ -129,9 +129,9 @@ def factor(passes: Passes, A: Matrix, plan: PanelPlan, assume: Assume, *, name: 
     threads = plan.cluster.threads_per_worker
     probes = np.zeros((A.shape[1], 1), A.dtype)
     if assume == "pos":
-        L, _ = cholesky.factor_panels(passes, A, plan.factored, probes=probes, step=name, keep=False)
+        L, _ = cholesky.factor_panels(passes, A, plan.panels, probes=probes, step=name, keep=False)
         return CholeskyFactors(L, threads)
-    packed, pivots, facts, *_ = lu.factor_panels(passes, A, plan.factored, probes=probes, step=name, keep=False)
+    packed, pivots, facts, *_ = lu.factor_panels(passes, A, plan.panels, probes=probes, step=name, keep=False)
     zeros = [int(fact["singular"][0]) - 1 for fact in facts if fact["singular"][0]]
     # Where the entries have grown out of range, a zero says nothing of the matrix.
     if zeros and np.isfinite([fact["largest"][0] for fact in facts]).all():
@@ -139,11 +139,11 @@ def factor(passes: Passes, A: Matrix, plan: PanelPlan, assume: Assume, *, name: 
     return LUFactors(packed, pivots, threads)
 
 
-def factor_orthogonally(passes: Passes, A: Matrix, plan: PanelPlan, *, name: str) -> QRFactors:
+def factor_orthogonally(passes: Passes, A: Matrix, plan: Plan, *, name: str) -> QRFactors:
     """Householder QR, which is stable whatever the growth of LU is, at twice the work."""
-    target = factor_target(passes.run, name, A.shape, A.dtype, plan.factored, scratch=True)
+    target = factor_target(passes.run, name, A.shape, A.dtype, plan.panels, scratch=True)
     probes = np.zeros((A.shape[1], 1), A.dtype)
-    factored, _ = Panels(passes.run).factor(name, A, Householder(), plan.factored, target, probes=probes)
+    factored, _ = Panels(passes.run).factor(name, A, Householder(), plan.panels, target, probes=probes)
     return QRFactors(factored, plan.cluster.threads_per_worker)
 
 

@@ -11,16 +11,15 @@ from dlscale.certificates import Certificate, scaled
 from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.columns import Applied, Columns, Tell, untold
-from dlscale.engine.costs import PassCost
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.outputs import RowOutput
 from dlscale.engine.passes import Passes
+from dlscale.engine.plan import Plan, Step
 from dlscale.engine.run import Cost, Run, State
 from dlscale.errors import NumericalError, SpecError
 from dlscale.kernels import accumulator_dtype, times_power_of_two
 from dlscale.linalg.condition import is_sure
-from dlscale.linalg.factor_plan import PanelPlan
 from dlscale.linalg.factor_products import probes
 from dlscale.linalg.factoring import FactoringOptions, plan_factoring
 from dlscale.linalg.factors import Factorization
@@ -38,7 +37,7 @@ class InverseOptions(FactoringOptions):
     """How to invert."""
 
 
-def plan_inverse(A: Matrix, options: InverseOptions, facts: ClusterFacts) -> PanelPlan:
+def plan_inverse(A: Matrix, options: InverseOptions, facts: ClusterFacts) -> Plan:
     """Plan an inverse.
 
     Raises
@@ -60,10 +59,10 @@ def plan_inverse(A: Matrix, options: InverseOptions, facts: ClusterFacts) -> Pan
         assume=options.assume,
         panel=options.panel,
         driver_bytes=4 * rows * n * item,
-        before=(PassCost("norms", 2.0 * n * n, A.n_stored_bytes),),
+        before=(Step("norms", 2.0 * n * n, A.n_stored_bytes),),
         more=(
-            PassCost("inverse", 2.0 * n**3, n_reads * n * n * item, n * n * item),
-            PassCost("residual", 8.0 * n * n, A.n_stored_bytes),
+            Step("inverse", 2.0 * n**3, n_reads * n * n * item, n * n * item),
+            Step("residual", 8.0 * n * n, A.n_stored_bytes),
         ),
     )
 
@@ -73,7 +72,7 @@ def block_rows(n: int) -> int:
     return min(n, BLOCK_ROWS)
 
 
-def compute_inverse(run: Run, A: Matrix, options: InverseOptions, plan: PanelPlan) -> Outcome:
+def compute_inverse(run: Run, A: Matrix, options: InverseOptions, plan: Plan) -> Outcome:
     """Invert by a plan; ``inverse`` (n, n) goes to the outputs of the run.
 
     Returns
@@ -188,5 +187,4 @@ KIND = Kind(
     plan=matrix_plan(plan_inverse),
     compute=matrix_compute(compute_inverse),
     example="{kind: inverse, input: {matrix: a.zarr}}",
-    plan_type=PanelPlan,
 )

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from dlscale.certificates import Certificate, Check, scaled
-from dlscale.engine.costs import Plan
 from dlscale.engine.passes import Passes
+from dlscale.engine.plan import Plan
 from dlscale.kernels import accumulator_dtype, safe_norm
 from dlscale.linalg.least_squares_folds import NormalResidual, WideGradient, WideProduct, read_rhs
 from dlscale.storage.matrices import Array, Matrix
@@ -43,14 +43,14 @@ def check(
     if plan.transposed:
         assert Y is not None
         rhs = read_rhs(B, 0, m)
-        seen = passes.sweep("check-product", A.T, WideProduct(X, m), plan.grid)
+        seen = passes.sweep("check-product", A.T, WideProduct(X, m), plan.rows)
         R = rhs - seen["product"]
         seen_by_gradient = R if kept is None else kept @ (kept.conj().T @ R)
-        measured = passes.sweep("check-gradient", A.T, WideGradient(seen_by_gradient, X, Y), plan.grid)
+        measured = passes.sweep("check-gradient", A.T, WideGradient(seen_by_gradient, X, Y), plan.rows)
         gradient, outside = np.sqrt(measured["gradient"]), np.sqrt(measured["outside"])
         residuals, sizes = (np.abs(R) ** 2).sum(axis=0), safe_norm(rhs, axis=0)
     else:
-        seen = passes.sweep("check", A, NormalResidual(X, B), plan.grid)
+        seen = passes.sweep("check", A, NormalResidual(X, B), plan.rows)
         slopes = seen["gradient"] if kept is None else kept.conj().T @ seen["gradient"]
         gradient, residuals, sizes = safe_norm(slopes, axis=0), seen["residuals"], np.sqrt(seen["rhs"])
     norm, lengths = float(np.sqrt(seen["matrix"][0])), safe_norm(X, axis=0)

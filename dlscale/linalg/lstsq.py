@@ -22,14 +22,14 @@ from dlscale.declaration.kind import RHS, Kind, Role
 from dlscale.declaration.options import Options
 from dlscale.declaration.sections import BlockRows, Panel
 from dlscale.engine.clusters import ClusterFacts
-from dlscale.engine.costs import Layout, PassCost, Plan, bytes_of, lay_out, measured_rates
+from dlscale.engine.costs import Layout, bytes_of, lay_out, measured_rates
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
+from dlscale.engine.plan import Grids, Plan, Step
 from dlscale.engine.run import Run
 from dlscale.errors import DoesNotFitError, NumericalError, OutOfRange, SpecError
 from dlscale.kernels import accumulator_dtype, safe_norm
-from dlscale.linalg.factor_plan import PanelPlan
 from dlscale.linalg.factoring import plan_factoring
 from dlscale.linalg.least_squares_check import check
 from dlscale.linalg.least_squares_folds import AugmentedQR, ColumnsTimesPowers, LargestOfColumns, Rotation, read_rhs
@@ -86,7 +86,7 @@ def plan_lstsq(inputs: Inputs, options: LstsqOptions, facts: ClusterFacts) -> Pl
     if B.shape[0] != m:
         raise SpecError(f"input.rhs: must have {m} rows like the matrix; got {B.shape[0]}.")
     long, transposed = (A.T, True) if m < n else (A, False)
-    check = PassCost("check", 4.0 * m * n * k, A.n_stored_bytes)
+    check = Step("check", 4.0 * m * n * k, A.n_stored_bytes)
     layout = _lay_out_passes(long, k, transposed, options, facts)
     if layout is None:
         factored = A.T if transposed else A
@@ -99,27 +99,27 @@ def plan_lstsq(inputs: Inputs, options: LstsqOptions, facts: ClusterFacts) -> Pl
     if transposed:
         words = "QR of the adjoint in passes (Cholesky QR or TSQR, by the measured condition), singular values of R"
         costs = [
-            PassCost("gram", float(long_m) * long_n**2, A.n_stored_bytes),
-            PassCost("basis-round-2", 2.0 * long_m * long_n**2, A.n_stored_bytes),
-            PassCost("solution", 2.0 * long_m * long_n * (long_n + k), A.n_stored_bytes),
+            Step("gram", float(long_m) * long_n**2, A.n_stored_bytes),
+            Step("basis-round-2", 2.0 * long_m * long_n**2, A.n_stored_bytes),
+            Step("solution", 2.0 * long_m * long_n * (long_n + k), A.n_stored_bytes),
         ]
     else:
         words = "QR of the matrix and the right-hand sides in one pass (TSQR), singular values of R"
         width = long_n + min(k, _batch(long_n))
-        costs = [PassCost("triangle", 2.0 * long_m * width**2, A.n_stored_bytes)] * -(-k // _batch(long_n))
+        costs = [Step("triangle", 2.0 * long_m * width**2, A.n_stored_bytes)] * -(-k // _batch(long_n))
     return Plan(
         kind="lstsq",
-        algorithm=words,
+        method="wide" if transposed else "tall",
+        words=words,
         matrix=A.describe(),
-        grid=layout.grid,
+        grids=Grids(rows=layout.grid),
         transposed=transposed,
-        passes=(*costs, check),
-        peak_bytes_per_worker=layout.peak_bytes,
+        steps=(*costs, Step("singular-values", 20.0 * long_n**3, where="driver"), check),
+        memory=layout.memory,
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
         rates=measured_rates(A, facts),
         notes=(*layout.notes, *A.notes),
-        driver_flops=20.0 * long_n**3,
     )
 
 
@@ -182,7 +182,7 @@ def compute_lstsq(run: Run, inputs: Inputs, options: LstsqOptions, plan: Plan) -
         outcome = _solve(passes.watching_range(), A, B, plan, cutoff, watched=True)
     except NumericalError as error:
         largest = Largest(), LargestOfColumns(B.shape[1])
-        exponent = exponent_of(float(passes.sweep("largest", A.T if plan.transposed else A, largest[0], plan.grid)["largest"][0]))
+        exponent = exponent_of(float(passes.sweep("largest", A.T if plan.transposed else A, largest[0], plan.rows)["largest"][0]))
         rows = RowGrid(B.shape[0], min(B.shape[0], RHS_ROWS), B.shape[0])
         powers = [exponent_of(size) for size in passes.sweep("largest-rhs", B, largest[1], rows)["largest"].tolist()]
         if not isinstance(error, OutOfRange) and max(map(abs, [exponent, *powers])) <= SAFE_EXPONENT:
@@ -196,9 +196,9 @@ def compute_lstsq(run: Run, inputs: Inputs, options: LstsqOptions, plan: Plan) -
 
 def _solve(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float, *, watched: bool = False) -> Outcome:
     """Solve a problem whose entries are in the range of squares; `OutOfRange` where they are not, if that is watched."""
-    if isinstance(plan, PanelPlan):
+    if plan.method == "panels":
         found = by_panels(passes, A, B, plan, cutoff)
-    elif plan.transposed:
+    elif plan.method == "wide":
         found = _wide(passes, A, B, plan, cutoff)
     else:
         found = _tall(passes, A, B, plan, cutoff)
@@ -233,7 +233,7 @@ def _tall(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float) -> So
     inverse, parts, sizes = None, [], []
     for first in range(0, k, _batch(n)):
         columns = (first, min(first + _batch(n), k))
-        triangle = passes.sweep(f"triangle-{first}", A, AugmentedQR(n, B, columns, A.dtype), plan.grid)["triangle"]
+        triangle = passes.sweep(f"triangle-{first}", A, AugmentedQR(n, B, columns, A.dtype), plan.rows)["triangle"]
         inverse = inverse or PseudoInverse.of(triangle[:n, :n], cutoff)
         parts.append(inverse.apply(triangle[:n, n:]))
         sizes += safe_norm(triangle[:, n:], axis=0).tolist()
@@ -246,8 +246,8 @@ def _tall(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float) -> So
 def _wide(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float) -> Solution:
     # The transpose is what can be read by columns of A: A^T = Q R, so A = R^T Q^T and X = conj(Q) (R^T)^+ B.
     T = A.T
-    gram = sweep_gram(passes, T, plan.grid)
-    basis, how = find_basis(passes, T, plan.grid, gram, step="basis")
+    gram = sweep_gram(passes, T, plan.rows)
+    basis, how = find_basis(passes, T, plan.rows, gram, step="basis")
     inverse = PseudoInverse.of(np.triu(basis.R), cutoff)
     rhs = read_rhs(B, 0, B.shape[0])
     Z = inverse.apply_adjoint(rhs.conj())
@@ -255,7 +255,7 @@ def _wide(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float) -> So
     rotated = []
     for i, part in enumerate(parts):
         rotation = Rotation(basis.rotated(part), part)
-        rotated.append(passes.sweep(f"solution-{i}", T, rotation, plan.grid)["rows"])
+        rotated.append(passes.sweep(f"solution-{i}", T, rotation, plan.rows)["rows"])
     X = rotated[0] if len(parts) == 1 else rotated[0] + 1j * rotated[1]
     sizes = [inverse.largest, *safe_norm(rhs, axis=0).tolist()]
     Y = inverse.apply(Z).conj()
@@ -273,5 +273,4 @@ KIND = Kind(
     compute=compute_lstsq,
     example="{kind: lstsq, input: {matrix: a.zarr, rhs: b.zarr}}",
     roles=(Role("matrix"), RHS),
-    plan_type=PanelPlan,
 )

@@ -14,17 +14,17 @@ import numpy as np
 from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check
 from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
 from dlscale.engine.clusters import ClusterFacts
-from dlscale.engine.costs import PassCost
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.passes import Passes
+from dlscale.engine.plan import Plan, Step
 from dlscale.engine.row_blocks import Tiles
 from dlscale.engine.run import Run
 from dlscale.engine.tile_products import tile_product
 from dlscale.engine.transforms import Facts, Seen
 from dlscale.errors import NumericalError
 from dlscale.linalg import lu_panels, tiled_lu
-from dlscale.linalg.factor_plan import FactorOptions, PanelPlan, plan_panels
+from dlscale.linalg.factor_plan import FactorOptions, plan_panels
 from dlscale.linalg.factor_products import TriangularProduct, probes, scaled_residual, triangular_product
 from dlscale.linalg.lu_panels import LU, row_move
 from dlscale.linalg.panel_scaling import panels_at_safe_scale, place_times, require_safe
@@ -44,7 +44,7 @@ class LUOptions(FactorOptions):
     """What to compute (`FactorOptions`)."""
 
 
-def plan_lu(A: Matrix, options: LUOptions, facts: ClusterFacts) -> PanelPlan:
+def plan_lu(A: Matrix, options: LUOptions, facts: ClusterFacts) -> Plan:
     """Plan an LU factorization.
 
     Raises
@@ -60,15 +60,15 @@ def plan_lu(A: Matrix, options: LUOptions, facts: ClusterFacts) -> PanelPlan:
         LU(),
         options,
         facts,
-        more=(PassCost("upper", 4.0 * m * n, stored), PassCost("lower", 4.0 * m * n, stored)),
+        more=(Step("upper", 4.0 * m * n, stored), Step("lower", 4.0 * m * n, stored)),
         copied=True,
     )
-    if plan.factored.row_blocks == 1:
+    if plan.panels.row_blocks == 1:
         return plan
-    return replace(plan, algorithm=f"blocked LU with tournament pivoting over {plan.factored.row_blocks} row blocks")
+    return replace(plan, words=f"blocked LU with tournament pivoting over {plan.panels.row_blocks} row blocks")
 
 
-def compute_lu(run: Run, A: Matrix, options: LUOptions, plan: PanelPlan) -> Outcome:
+def compute_lu(run: Run, A: Matrix, options: LUOptions, plan: Plan) -> Outcome:
     """Factor by the plan; ``lu`` goes to the outputs of the run.
 
     Returns
@@ -88,11 +88,11 @@ def compute_lu(run: Run, A: Matrix, options: LUOptions, plan: PanelPlan) -> Outc
     return panels_at_safe_scale(Passes(run), A, partial(_factor, plan=plan))
 
 
-def _factor(passes: Passes, A: Matrix, exponent: int, *, plan: PanelPlan) -> Outcome:
+def _factor(passes: Passes, A: Matrix, exponent: int, *, plan: Plan) -> Outcome:
     """Factor ``A = 2^-exponent`` times the matrix."""
     n, dtype = A.shape[1], A.dtype
     X = probes(n, dtype)
-    lu, pivots, facts, seen = factor_panels(passes, A, plan.factored, probes=X, keep=not exponent)
+    lu, pivots, facts, seen = factor_panels(passes, A, plan.panels, probes=X, keep=not exponent)
     if not exponent:
         require_safe(seen.largest, dtype)
     largest = float(np.max([fact["largest"][0] for fact in facts]))
@@ -101,7 +101,7 @@ def _factor(passes: Passes, A: Matrix, exponent: int, *, plan: PanelPlan) -> Out
             f"The matrix is finite, but its factors overflow {dtype}; divide it by its largest entry, or use kind qr."
         )
     if exponent:
-        lu = place_times(passes, "lu-unscaled", lu, "lu", plan.factored, exponent, upper=True)
+        lu = place_times(passes, "lu-unscaled", lu, "lu", plan.panels, exponent, upper=True)
     UX, LUX, largest_in_tiles = _products(passes, scaled(lu, -exponent), lu, plan, X)
     AX = seen.products
     PAX = AX.copy()
@@ -137,13 +137,13 @@ def factor_panels(
     return factor(passes, A, grid, probes=probes, step=step, keep=keep)
 
 
-def _products(passes: Passes, upper: Matrix, lu: Matrix, plan: PanelPlan, X: Array) -> tuple[Array, Array, float]:
+def _products(passes: Passes, upper: Matrix, lu: Matrix, plan: Plan, X: Array) -> tuple[Array, Array, float]:
     """``U X`` and ``L U X`` with U from ``upper`` and L from ``lu``; the largest modulus of U where it is measured on the way."""
-    (m, n), grid = lu.shape, plan.factored
+    (m, n), grid = lu.shape, plan.panels
     k = min(m, n)
     if grid.row_blocks == 1:
-        UX = triangular_product(passes, "upper", upper, plan.grid, TriangularProduct(X, m, lower=False))[:k]
-        LUX = triangular_product(passes, "lower", lu, plan.grid, TriangularProduct(UX, m, lower=True, unit=True))
+        UX = triangular_product(passes, "upper", upper, plan.columns, TriangularProduct(X, m, lower=False))[:k]
+        LUX = triangular_product(passes, "lower", lu, plan.columns, TriangularProduct(UX, m, lower=True, unit=True))
         return UX, LUX, 0.0
     tiles = Tiles(passes.run)
     UX, largest = tile_product(tiles, "upper", upper, grid, X, part="upper")
@@ -161,5 +161,4 @@ KIND = Kind(
     plan=matrix_plan(plan_lu),
     compute=matrix_compute(compute_lu),
     example="{kind: lu, input: {matrix: a.zarr}}",
-    plan_type=PanelPlan,
 )

@@ -10,12 +10,12 @@ import numpy as np
 
 from dlscale.engine.columns import Applied, Columns, Tell
 from dlscale.engine.passes import Passes
+from dlscale.engine.plan import Plan
 from dlscale.engine.run import Cost, State
 from dlscale.errors import NumericalError
 from dlscale.kernels import safe_norm
 from dlscale.linalg.applying import Function, apply
 from dlscale.linalg.condition import N_COLUMNS, N_PRODUCTS, condition
-from dlscale.linalg.factor_plan import PanelPlan
 from dlscale.linalg.factoring import FACTORS, factor_orthogonally
 from dlscale.linalg.least_squares_folds import read_rhs
 from dlscale.linalg.pseudo_inverse import PseudoInverse, Solution
@@ -23,7 +23,7 @@ from dlscale.linalg.triangular import solve_triangular
 from dlscale.storage.matrices import Array, Matrix, RowRange
 
 
-def by_panels(passes: Passes, A: Matrix, B: Matrix, plan: PanelPlan, cutoff: float) -> Solution:
+def by_panels(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float) -> Solution:
     """Solve by a plan with panels.
 
     Raises

@@ -10,16 +10,16 @@ import numpy as np
 
 from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check
 from dlscale.engine.clusters import ClusterFacts
-from dlscale.engine.costs import PassCost
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.panels import Panels
 from dlscale.engine.passes import Fold, Passes, State
+from dlscale.engine.plan import Plan, Step
 from dlscale.engine.run import Run
 from dlscale.engine.transforms import Factored, largest_modulus
 from dlscale.linalg.applying import Function, apply
-from dlscale.linalg.factor_plan import FactorOptions, PanelPlan, as_matrix, factor_target, plan_panels
+from dlscale.linalg.factor_plan import FactorOptions, as_matrix, factor_target, plan_panels
 from dlscale.linalg.factor_products import TriangularProduct, probes, scaled_residual, triangular_product
 from dlscale.linalg.factors import QRFactors
 from dlscale.linalg.panel_scaling import panels_at_safe_scale, place_times, require_safe, times_back
@@ -78,7 +78,7 @@ class Orthonormal(Fold):
         return ()
 
 
-def plan_panel_qr(A: Matrix, options: FactorOptions, mode: str, facts: ClusterFacts) -> PanelPlan:
+def plan_panel_qr(A: Matrix, options: FactorOptions, mode: str, facts: ClusterFacts) -> Plan:
     """Plan a QR factorization by panels; ``mode`` is ``reduced``, ``r`` or ``raw``.
 
     Raises
@@ -88,17 +88,17 @@ def plan_panel_qr(A: Matrix, options: FactorOptions, mode: str, facts: ClusterFa
     m, n = A.shape
     k, item = min(m, n), A.dtype.itemsize
     stored = m * n * item
-    more = [PassCost("r", 0.0, stored, k * n * item)] if mode != "raw" else []
+    more = [Step("r", 0.0, stored, k * n * item)] if mode != "raw" else []
     if mode == "reduced":
-        more.append(PassCost("q", 4.0 * m * k * k - 8.0 * k**3 / 3, stored, m * k * item))
-        more.append(PassCost("check", 24.0 * m * k, m * k * item))
+        more.append(Step("q", 4.0 * m * k * k - 8.0 * k**3 / 3, stored, m * k * item))
+        more.append(Step("check", 24.0 * m * k, m * k * item))
     else:
-        more.append(PassCost("check", 16.0 * m * k, stored))
+        more.append(Step("check", 16.0 * m * k, stored))
     words = {"reduced": "Q and R", "r": "R", "raw": "reflectors and R, as LAPACK stores them"}[mode]
     return plan_panels("qr", f"blocked Householder QR: {words}", A, Householder(), options, facts, more=more)
 
 
-def compute_panel_qr(run: Run, A: Matrix, mode: str, plan: PanelPlan) -> Outcome:
+def compute_panel_qr(run: Run, A: Matrix, mode: str, plan: Plan) -> Outcome:
     """Factor by the plan; ``q`` and ``r``, or ``qr`` and ``t``, go to the outputs of the run.
 
     Returns
@@ -116,9 +116,9 @@ def compute_panel_qr(run: Run, A: Matrix, mode: str, plan: PanelPlan) -> Outcome
     return panels_at_safe_scale(Passes(run), A, partial(_compute, mode=mode, plan=plan))
 
 
-def _compute(passes: Passes, A: Matrix, exponent: int, *, mode: str, plan: PanelPlan) -> Outcome:
+def _compute(passes: Passes, A: Matrix, exponent: int, *, mode: str, plan: Plan) -> Outcome:
     """Factor ``A = 2^-exponent`` times the matrix."""
-    (m, n), dtype, panels, grid = A.shape, A.dtype, Panels(passes.run), plan.factored
+    (m, n), dtype, panels, grid = A.shape, A.dtype, Panels(passes.run), plan.panels
     k = min(m, n)
     X = probes(n, dtype)
     target = factor_target(passes.run, "qr", A.shape, dtype, grid, scratch=mode != "raw" or bool(exponent))
@@ -127,7 +127,7 @@ def _compute(passes: Passes, A: Matrix, exponent: int, *, mode: str, plan: Panel
         require_safe(seen.largest, dtype)
     raw = as_matrix(target)
     upper = TriangularProduct(X, m, lower=False)
-    RX = triangular_product(passes, "upper", raw, plan.grid, upper)[:k]
+    RX = triangular_product(passes, "upper", raw, plan.columns, upper)[:k]
     phases = diagonal_phases(raw, grid)
     if mode == "reduced":
         q = factor_target(passes.run, "q", (m, k), dtype, grid)

@@ -18,9 +18,10 @@ from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
 from dlscale.declaration.options import Options
 from dlscale.declaration.sections import BlockRows, Positive, Seed
 from dlscale.engine.clusters import ClusterFacts
-from dlscale.engine.costs import PassCost, Plan, bytes_of, lay_out, measured_rates
+from dlscale.engine.costs import bytes_of, lay_out, measured_rates
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes, State
+from dlscale.engine.plan import Grids, Plan, Step
 from dlscale.engine.run import Run
 from dlscale.errors import DoesNotFitError, SpecError
 from dlscale.kernels import accumulator_dtype, one_blas_thread
@@ -142,7 +143,7 @@ def plan_pca(A: Matrix, options: PCAOptions, facts: ClusterFacts) -> Plan:
     if not plans:
         raise DoesNotFitError(" ".join(reasons))
     worth = {"covariance": 1 / EXACT_IS_WORTH, "randomized": 1.0}
-    best = min(plans, key=lambda plan: plan.nominal_seconds * worth[plan.algorithm.split()[0]])
+    best = min(plans, key=lambda plan: plan.nominal_seconds * worth[plan.method])
     return replace(best, notes=(*best.notes, *reasons))
 
 
@@ -160,12 +161,12 @@ def _plan_covariance(A: Matrix, options: PCAOptions, facts: ClusterFacts, solver
     )
     k = options.n_components if isinstance(options.n_components, int) else n
     long_output = transposed or options.scores
-    costs = [PassCost("means", 2.0 * m * n, read)] if transposed else []
-    costs.append(PassCost("covariance", float(m) * n * n, read))
+    costs = [Step("means", 2.0 * m * n, read)] if transposed else []
+    costs.append(Step("covariance", float(m) * n * n, read))
     if solver == "full":
-        costs.append(PassCost("basis-round-2", 2.0 * m * n * n, read))
+        costs.append(Step("basis-round-2", 2.0 * m * n * n, read))
     if long_output or solver == "full":
-        costs.append(PassCost("left", m * n * (2.0 * k + (n if solver == "full" else 0)), read, m * k * item if long_output else 0))
+        costs.append(Step("left", m * n * (2.0 * k + (n if solver == "full" else 0)), read, m * k * item if long_output else 0))
     rates = measured_rates(tall, facts)
     words = {
         "covariance": "eigenvectors of the covariance matrix, summed in one read",
@@ -174,13 +175,13 @@ def _plan_covariance(A: Matrix, options: PCAOptions, facts: ClusterFacts, solver
     notes = (*layout.notes, *A.notes, *(["passes go over the columns: the matrix is wide"] if transposed else []))
     return Plan(
         kind="pca",
-        algorithm=f"{solver} PCA: {words[solver]}",
+        method=solver,
+        words=f"{solver} PCA: {words[solver]}",
         matrix=A.describe(),
-        grid=layout.grid,
+        grids=Grids(rows=layout.grid),
         transposed=transposed,
-        passes=tuple(costs),
-        driver_flops=9.0 * n**3,
-        peak_bytes_per_worker=layout.peak_bytes,
+        steps=(*costs, Step("eigenvectors", 9.0 * n**3, where="driver")),
+        memory=layout.memory,
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
         rates=rates,
@@ -194,10 +195,10 @@ def _plan_full(A: Matrix, options: PCAOptions, facts: ClusterFacts) -> Plan:
 
 def _plan_randomized(A: Matrix, options: PCAOptions, facts: ClusterFacts) -> Plan:
     plan = plan_svd(A, options.svd(), facts)
-    passes = plan.passes
+    steps = plan.steps
     if plan.transposed or options.power_iterations == 0:
-        passes = (PassCost("means", 2.0 * A.shape[0] * A.shape[1], A.n_stored_bytes), *passes)
-    return replace(plan, kind="pca", algorithm=f"randomized PCA: {plan.algorithm}", passes=passes)
+        steps = (Step("means", 2.0 * A.shape[0] * A.shape[1], A.n_stored_bytes), *steps)
+    return replace(plan, kind="pca", method="randomized", words=f"randomized PCA: {plan.words}", steps=steps)
 
 
 _PLANS = {"covariance": _plan_covariance, "full": _plan_full, "randomized": _plan_randomized}
@@ -228,7 +229,7 @@ def principal_components(passes: Passes, A: Matrix, options: PCAOptions, plan: P
     """What `compute_pca` finds, before it is rounded to the dtype of A."""
     tall = A.T if plan.transposed else A
     compute = partial(_decompose, options=options, plan=plan, n_rows=A.shape[0])
-    (found, center), exponent = at_safe_scale(passes, tall, plan.grid, compute)
+    (found, center), exponent = at_safe_scale(passes, tall, plan.rows, compute)
     return Principal(found, center, exponent, A.shape[0], options.whiten, options.scores, plan.transposed, A.dtype)
 
 
@@ -237,12 +238,12 @@ def _decompose(passes: Passes, tall: Matrix, *, options: PCAOptions, plan: Plan,
     left = _left_output(options, plan, n_rows, -tall.exponent if isinstance(tall, Scaled) else 0)
     if plan.transposed:
         weights = row_weights(0, tall.shape[0]).astype(np.dtype(tall.dtype.char.lower()))
-        means = passes.sweep("means", tall, RowMeans(tall.dtype), plan.grid)
+        means = passes.sweep("means", tall, RowMeans(tall.dtype), plan.rows)
         mean, measured = means["mean"], means["met"]
         tall, probe = Centered(tall, None), None
     else:
         weights = probe = np.ascontiguousarray(gaussian(tall.shape[1], 1, 3_000_003, tall.dtype)[:, 0].astype(tall.dtype))
-    if plan.algorithm.startswith("randomized"):
+    if plan.method == "randomized":
         found, means = _randomized(passes, tall, options, plan, left, probe)
     else:
         found, means = _exact(passes, tall, options, plan, left, probe)
@@ -269,13 +270,13 @@ def _randomized(
     """By the randomized solver; with a probe, the mean is found on the way and met on it."""
     svd, means = options.svd(), State()
     if probe is not None and svd.n_iterations == 0:
-        means = passes.sweep("means", tall, ColumnMeans(tall.shape[1], tall.dtype, probe), plan.grid)
+        means = passes.sweep("means", tall, ColumnMeans(tall.shape[1], tall.dtype, probe), plan.rows)
         tall, probe = less_mean(tall, means), None
     space = right_subspace(passes, tall, svd, plan, probe=probe)
     if probe is not None:
         means = space.means
         tall = less_mean(tall, means, space.squares)
-    found = finish(passes, tall, plan.grid, space, n_components=svd.n_components, tolerance=svd.tolerance, seed=svd.seed, left=left)
+    found = finish(passes, tall, plan.rows, space, n_components=svd.n_components, tolerance=svd.tolerance, seed=svd.seed, left=left)
     return found, means
 
 
@@ -285,13 +286,13 @@ def _exact(
     """From ``A_c^H A_c`` to triplets: by its eigenvectors, or, where these are too few digits, by an exact SVD."""
     n, dtype = tall.shape[1], tall.dtype
     fold = Gram(n, dtype, center=probe is not None, probe=probe)
-    state = passes.sweep("covariance", tall, fold, plan.grid)
+    state = passes.sweep("covariance", tall, fold, plan.rows)
     gram = fold.matrix(state)
     if probe is not None:
         tall = less_mean(tall, state, float(np.trace(gram).real))
     count = partial(_count, options, tall)
     if options.solver == "full" or probe is None:
-        return exact_svd(passes, tall, plan.grid, n_components=lambda s: count(s**2), left=left, gram=gram), state
+        return exact_svd(passes, tall, plan.rows, n_components=lambda s: count(s**2), left=left, gram=gram), state
     wanted = options.n_components
     # One more than is kept, which bounds what is left out.
     n_pairs = min(n, wanted + 1) if isinstance(wanted, int) else n
@@ -302,8 +303,8 @@ def _exact(
     # The likelihood of a dimension depends on all variances.
     decisive = min(n, tall.shape[0] - 1) if wanted == "mle" else k
     if options.solver == "covariance" or resolves(covariance.values, decisive, dtype):
-        return covariance.triplets(passes, tall, plan.grid, n_components=k, left=left), state
-    found = exact_svd(passes, tall, plan.grid, n_components=lambda s: count(s**2), left=left, gram=gram)
+        return covariance.triplets(passes, tall, plan.rows, n_components=k, left=left), state
+    found = exact_svd(passes, tall, plan.rows, n_components=lambda s: count(s**2), left=left, gram=gram)
     return replace(found, notes=(*found.notes, f"{UNRESOLVED}: exact SVD instead")), state
 
 

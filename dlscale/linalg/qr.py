@@ -13,12 +13,12 @@ from pydantic import Field
 from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
 from dlscale.declaration.sections import Planned
 from dlscale.engine.clusters import ClusterFacts
-from dlscale.engine.costs import Plan
 from dlscale.engine.outcome import Outcome
+from dlscale.engine.plan import Plan
 from dlscale.engine.run import Run
 from dlscale.errors import DoesNotFitError, SpecError
 from dlscale.linalg import tall_qr
-from dlscale.linalg.factor_plan import FactorOptions, PanelPlan
+from dlscale.linalg.factor_plan import FactorOptions
 from dlscale.linalg.panel_qr import compute_panel_qr, plan_panel_qr
 from dlscale.linalg.tiled_qr import compute_tiled_qr
 from dlscale.storage.matrices import Matrix
@@ -83,8 +83,8 @@ def plan_qr(A: Matrix, options: QROptions, facts: ClusterFacts) -> Plan:
 
 def compute_qr(run: Run, A: Matrix, options: QROptions, plan: Plan) -> Outcome:
     """Compute by the plan (`tall_qr.compute_qr`, `panel_qr.compute_panel_qr`, `tiled_qr.compute_tiled_qr`)."""
-    if isinstance(plan, PanelPlan):
-        by_panels = compute_panel_qr if plan.factored.row_blocks == 1 else compute_tiled_qr
+    if plan.method == "panels":
+        by_panels = compute_panel_qr if plan.panels.row_blocks == 1 else compute_tiled_qr
         return by_panels(run, A, options.mode, plan)
     return tall_qr.compute_qr(run, A, _by_passes(options), plan)
 
@@ -103,5 +103,4 @@ KIND = Kind(
     plan=matrix_plan(plan_qr),
     compute=matrix_compute(compute_qr),
     example="{kind: qr, input: {matrix: a.zarr}, params: {mode: r}}",
-    plan_type=PanelPlan,
 )

@@ -15,6 +15,8 @@ class Householder(Reversible):
     The facts of a panel are ``t`` (k, k).
     """
 
+    all_row_blocks_offer = True
+
     def factor(self, panel: Array, top: int) -> Facts:
         return {"t": factor_qr(panel[top:])}
 

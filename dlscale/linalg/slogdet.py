@@ -10,17 +10,16 @@ import numpy as np
 from dlscale.certificates import Certificate, Check, factorization
 from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
 from dlscale.engine.clusters import ClusterFacts
-from dlscale.engine.costs import PassCost
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
+from dlscale.engine.plan import Plan, Step
 from dlscale.engine.run import Run
 from dlscale.errors import OutOfRange, SpecError
 from dlscale.kernels import safe_norm
 from dlscale.linalg import cholesky, lu
 from dlscale.linalg.applying import Function, apply
-from dlscale.linalg.factor_plan import PanelPlan
 from dlscale.linalg.factor_products import TriangularProduct, probes, triangular_product
-from dlscale.linalg.factoring import FACTORS, FactoringOptions, column_grid, factor_orthogonally, plan_factoring
+from dlscale.linalg.factoring import FACTORS, FactoringOptions, factor_orthogonally, plan_factoring
 from dlscale.linalg.factors import diagonal
 from dlscale.linalg.lu import row_move
 from dlscale.linalg.panel_scaling import panels_at_safe_scale, require_safe
@@ -33,7 +32,7 @@ class SlogdetOptions(FactoringOptions):
     """How to take a determinant."""
 
 
-def plan_slogdet(A: Matrix, options: SlogdetOptions, facts: ClusterFacts) -> PanelPlan:
+def plan_slogdet(A: Matrix, options: SlogdetOptions, facts: ClusterFacts) -> Plan:
     """Plan a determinant.
 
     Raises
@@ -46,11 +45,11 @@ def plan_slogdet(A: Matrix, options: SlogdetOptions, facts: ClusterFacts) -> Pan
     if m != n:
         raise SpecError(f"input.matrix: must be square to have a determinant; got {m} x {n}.")
     product = n * n * A.dtype.itemsize
-    more = (PassCost("right", 4.0 * n * n, product), PassCost("left", 4.0 * n * n, product))
+    more = (Step("right", 4.0 * n * n, product), Step("left", 4.0 * n * n, product))
     return plan_factoring("slogdet", A, facts, assume=options.assume, panel=options.panel, more=more)
 
 
-def compute_slogdet(run: Run, A: Matrix, options: SlogdetOptions, plan: PanelPlan) -> Outcome:
+def compute_slogdet(run: Run, A: Matrix, options: SlogdetOptions, plan: Plan) -> Outcome:
     """Take a determinant by a plan.
 
     Returns
@@ -69,7 +68,7 @@ def compute_slogdet(run: Run, A: Matrix, options: SlogdetOptions, plan: PanelPla
     return panels_at_safe_scale(Passes(run), A, partial(_determinant, options=options, plan=plan))
 
 
-def _determinant(passes: Passes, A: Matrix, exponent: int, *, options: SlogdetOptions, plan: PanelPlan) -> Outcome:
+def _determinant(passes: Passes, A: Matrix, exponent: int, *, options: SlogdetOptions, plan: Plan) -> Outcome:
     """The determinant of ``2^exponent A``."""
     n, dtype = A.shape[0], A.dtype
     X = probes(n, dtype)
@@ -111,9 +110,9 @@ class Determinant:
         return cls(sign, power * float(np.log(sizes).sum()), check)
 
 
-def _by_cholesky(passes: Passes, A: Matrix, plan: PanelPlan, X: Array, *, watched: bool) -> Determinant:
-    n, columns = A.shape[0], column_grid(plan.factored)
-    L, seen = cholesky.factor_panels(passes, A, plan.factored, probes=X, step=FACTORS, keep=False)
+def _by_cholesky(passes: Passes, A: Matrix, plan: Plan, X: Array, *, watched: bool) -> Determinant:
+    n, columns = A.shape[0], plan.columns
+    L, seen = cholesky.factor_panels(passes, A, plan.panels, probes=X, step=FACTORS, keep=False)
     if watched:
         require_safe(seen.largest, A.dtype)
     LX = triangular_product(passes, "right", L, columns, TriangularProduct(X, n, lower=True, adjoint=True, n_columns=n))
@@ -121,10 +120,10 @@ def _by_cholesky(passes: Passes, A: Matrix, plan: PanelPlan, X: Array, *, watche
     return Determinant.of(1.0, diagonal(L), "A - LL'", LLX - seen.products, seen.products, power=2)
 
 
-def _by_lu(passes: Passes, A: Matrix, plan: PanelPlan, X: Array, *, watched: bool) -> Determinant | None:
+def _by_lu(passes: Passes, A: Matrix, plan: Plan, X: Array, *, watched: bool) -> Determinant | None:
     """None where the entries of U grow out of range."""
-    n, columns = A.shape[0], column_grid(plan.factored)
-    packed, pivots, facts, seen = lu.factor_panels(passes, A, plan.factored, probes=X, step=FACTORS, keep=False)
+    n, columns = A.shape[0], plan.columns
+    packed, pivots, facts, seen = lu.factor_panels(passes, A, plan.panels, probes=X, step=FACTORS, keep=False)
     if watched:
         require_safe(seen.largest, A.dtype)
     if not np.isfinite([fact["largest"][0] for fact in facts]).all():
@@ -141,15 +140,15 @@ def _by_lu(passes: Passes, A: Matrix, plan: PanelPlan, X: Array, *, watched: boo
     return Determinant.of((-1.0) ** exchanges, diagonal(packed), "PA - LU", PAX - LUX, PAX)
 
 
-def _by_qr(passes: Passes, A: Matrix, plan: PanelPlan, X: Array) -> Determinant:
+def _by_qr(passes: Passes, A: Matrix, plan: Plan, X: Array) -> Determinant:
     """The determinant of a reflector ``I - tau v v^H`` is ``-tau / conj(tau)``; tau is on the diagonal of T."""
     factors = factor_orthogonally(passes, A, plan, name=f"{FACTORS}-qr")
     packed = factors.factored.matrix
     tau = np.concatenate([np.diagonal(facts["t"]) for facts in factors.factored.facts])
     tau = tau[tau != 0]
-    RX = triangular_product(passes, "right-qr", packed, column_grid(plan.factored), TriangularProduct(X, len(X), lower=False))
+    RX = triangular_product(passes, "right-qr", packed, plan.columns, TriangularProduct(X, len(X), lower=False))
     QRX = apply(passes.run, "left-qr", Function(factors.unrotated, factors.rotation_cost), RX, together=1)
-    AX = -passes.sweep("product", A, Residual(X), plan.grid)["residual"]
+    AX = -passes.sweep("product", A, Residual(X), plan.rows)["residual"]
     return Determinant.of(complex(np.prod(-tau / tau.conj())), diagonal(packed), "A - QR", AX - QRX, AX)
 
 
@@ -162,5 +161,4 @@ KIND = Kind(
     plan=matrix_plan(plan_slogdet),
     compute=matrix_compute(compute_slogdet),
     example="{kind: slogdet, input: {matrix: a.zarr}}",
-    plan_type=PanelPlan,
 )

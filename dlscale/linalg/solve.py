@@ -14,15 +14,14 @@ import numpy as np
 from dlscale.certificates import Certificate, solution
 from dlscale.declaration.kind import RHS, Kind, Role
 from dlscale.engine.clusters import ClusterFacts
-from dlscale.engine.costs import PassCost
 from dlscale.engine.machine import matmul_rate
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
+from dlscale.engine.plan import Plan, Step
 from dlscale.engine.run import Run
 from dlscale.errors import InputError, NumericalError, SpecError
 from dlscale.kernels import accumulator_dtype
-from dlscale.linalg.factor_plan import PanelPlan
-from dlscale.linalg.factoring import FACTORS, plan_factoring
+from dlscale.linalg.factoring import plan_factoring
 from dlscale.linalg.factors import stored_factors
 from dlscale.linalg.scaling import scale_words
 from dlscale.linalg.system import Precision, Refine, SolveOptions, System, batch_columns, is_mixed, lower_dtype
@@ -36,7 +35,7 @@ __all__ = ["NEARLY_SINGULAR", "Precision", "Refine", "SolveOptions", "compute_so
 NEARLY_SINGULAR = "the matrix is nearly singular"
 
 
-def plan_solve(inputs: Inputs, options: SolveOptions, facts: ClusterFacts) -> PanelPlan:
+def plan_solve(inputs: Inputs, options: SolveOptions, facts: ClusterFacts) -> Plan:
     """Plan a solve.
 
     Raises
@@ -69,28 +68,28 @@ def plan_solve(inputs: Inputs, options: SolveOptions, facts: ClusterFacts) -> Pa
         A,
         facts,
         assume=options.assume,
+        given=given,
         panel=options.panel,
         driver_bytes=(6 * width + k) * n * wide,
         state_bytes=n * width * wide,
-        before=(PassCost("norms", 2.0 * n * n, A.n_stored_bytes),),
+        before=(Step("norms", 2.0 * n * n, A.n_stored_bytes),),
         more=(
-            PassCost("triangular", 2.0 * n * n * k * n_solves, n_solves * n * n * lower_dtype(A.dtype).itemsize),
-            PassCost("residual", 2.0 * n * n * k * n_solves, A.n_stored_bytes * n_solves),
+            Step("triangular", 2.0 * n * n * k * n_solves, n_solves * n * n * lower_dtype(A.dtype).itemsize),
+            Step("residual", 2.0 * n * n * k * n_solves, A.n_stored_bytes * n_solves),
         ),
     )
-    words = f"{plan.algorithm}{' in single precision' if mixed else ''}, triangular systems, refinement"
+    words = f"{plan.words}{' in single precision' if mixed else ''}, triangular systems, refinement"
     if given:
         words = f"factors of {inputs.results['factors'].uri}, triangular systems, refinement"
-        plan = replace(plan, passes=tuple(p for p in plan.passes if not p.name.startswith((FACTORS, "rows"))))
     notes = plan.notes
     if options.precision == "mixed" and not mixed:
         notes += ("precision mixed: the matrix is in single precision already, or its factors are given; nothing is rounded",)
     lower = lower_dtype(A.dtype) if mixed else A.dtype
     rates = plan.rates | {"matmul_flops_per_second": matmul_rate(str(lower)) * facts.n_threads}
-    return replace(plan, algorithm=words, notes=notes, rates=rates)
+    return replace(plan, words=words, notes=notes, rates=rates)
 
 
-def compute_solve(run: Run, inputs: Inputs, options: SolveOptions, plan: PanelPlan) -> Outcome:
+def compute_solve(run: Run, inputs: Inputs, options: SolveOptions, plan: Plan) -> Outcome:
     """Solve by a plan.
 
     Returns
@@ -159,5 +158,4 @@ KIND = Kind(
             result_of=("lu", "cholesky"),
         ),
     ),
-    plan_type=PanelPlan,
 )

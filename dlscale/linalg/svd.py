@@ -16,9 +16,10 @@ from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
 from dlscale.declaration.options import Options
 from dlscale.declaration.sections import BlockRows, Seed
 from dlscale.engine.clusters import ClusterFacts
-from dlscale.engine.costs import PassCost, Plan, bytes_of, lay_out, measured_rates
+from dlscale.engine.costs import bytes_of, lay_out, measured_rates
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
+from dlscale.engine.plan import Grids, Plan, Step
 from dlscale.engine.run import Run
 from dlscale.errors import SpecError
 from dlscale.kernels import accumulator_dtype
@@ -119,11 +120,11 @@ def plan_svd(A: Matrix, options: SVDOptions, facts: ClusterFacts) -> Plan:
             tall, facts, state_bytes=bytes_of(n, n, dtype=wide), operand_bytes=2 * n * n * item, block_rows=options.block_rows
         )
         costs = [
-            PassCost("gram", m * n * n, read),
-            PassCost("basis-round-2", 2.0 * m * n * n, read),
-            PassCost("left", m * n * (n + 2.0 * k), read, m * k * item),
+            Step("gram", m * n * n, read),
+            Step("basis-round-2", 2.0 * m * n * n, read),
+            Step("left", m * n * (n + 2.0 * k), read, m * k * item),
         ]
-        algorithm = "exact SVD: orthonormal basis (Cholesky QR, or TSQR where the condition asks for it), then the SVD of R"
+        said = "exact SVD: orthonormal basis (Cholesky QR, or TSQR where the condition asks for it), then the SVD of R"
     else:
         width = options.width(n)
         columns = min(n, width * (options.n_iterations + 1 if options.method == "krylov" else 1))
@@ -138,27 +139,28 @@ def plan_svd(A: Matrix, options: SVDOptions, facts: ClusterFacts) -> Plan:
             block_rows=options.block_rows,
         )
         k = options.n_components or width
-        costs = [PassCost(f"iteration-{i + 1}", 4.0 * m * n * width, read) for i in range(options.n_iterations)]
+        costs = [Step(f"iteration-{i + 1}", 4.0 * m * n * width, read) for i in range(options.n_iterations)]
         costs += [
-            PassCost("range", m * (4.0 * n * last + last * last), read, m * last * item),
-            PassCost("signs", m * (final * final + 2.0 * final * k), m * last * item),
-            PassCost("left", m * (final * final + 2.0 * final * k + k * k), m * last * item, m * k * item),
+            Step("range", m * (4.0 * n * last + last * last), read, m * last * item),
+            Step("signs", m * (final * final + 2.0 * final * k), m * last * item),
+            Step("left", m * (final * final + 2.0 * final * k + k * k), m * last * item, m * k * item),
         ]
         if transposed:
             costs.pop(-2)
         words = {"randomized": "randomized SVD", "krylov": "block Krylov SVD", "streaming": "one-read randomized SVD"}
-        algorithm = (
+        said = (
             f"{words[options.method]}: {options.n_iterations} power iterations on {width} columns, {options.n_iterations + 1} reads"
         )
     notes = (*layout.notes, *A.notes, *(["passes go over the columns: the matrix is wide"] if transposed else []))
     return Plan(
         kind="svd",
-        algorithm=algorithm,
+        method=options.method,
+        words=said,
         matrix=A.describe(),
-        grid=layout.grid,
+        grids=Grids(rows=layout.grid),
         transposed=transposed,
-        passes=tuple(costs),
-        peak_bytes_per_worker=layout.peak_bytes,
+        steps=tuple(costs),
+        memory=layout.memory,
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
         rates=measured_rates(tall, facts),
@@ -178,7 +180,7 @@ def right_subspace(passes: Passes, tall: Matrix, options: SVDOptions, plan: Plan
         return iterate_to_tolerance(
             passes,
             tall,
-            plan.grid,
+            plan.rows,
             tolerance=options.tolerance,
             oversampling=options.oversampling,
             n_iterations=options.n_iterations,
@@ -190,7 +192,7 @@ def right_subspace(passes: Passes, tall: Matrix, options: SVDOptions, plan: Plan
     return iterate(
         passes,
         tall,
-        plan.grid,
+        plan.rows,
         space,
         n_iterations=options.n_iterations,
         probe=probe,
@@ -220,7 +222,7 @@ def compute_svd(run: Run, A: Matrix, options: SVDOptions, plan: Plan) -> Outcome
     tall = A.T if plan.transposed else A
     name = "vh" if plan.transposed else "u"
     left = LeftOutput(name, transposed=plan.transposed, decides_sign=not plan.transposed)
-    found, exponent = at_safe_scale(passes, tall, plan.grid, partial(_triplets, options=options, plan=plan, left=left))
+    found, exponent = at_safe_scale(passes, tall, plan.rows, partial(_triplets, options=options, plan=plan, left=left))
     found = found.times_power(exponent, A.dtype)
     arrays = small_factors(found.s, found.V, plan.transposed, A.dtype)
     return Outcome(arrays, (name,), found.certificate, found.error.to_dict(), found.notes)
@@ -229,10 +231,10 @@ def compute_svd(run: Run, A: Matrix, options: SVDOptions, plan: Plan) -> Outcome
 def _triplets(passes: Passes, tall: Matrix, *, options: SVDOptions, plan: Plan, left: LeftOutput) -> Triplets:
     n_components, tolerance = options.n_components, options.tolerance
     if options.method == "exact":
-        return exact_svd(passes, tall, plan.grid, n_components=n_components, tolerance=tolerance, left=left)
+        return exact_svd(passes, tall, plan.rows, n_components=n_components, tolerance=tolerance, left=left)
     space = right_subspace(passes, tall, options, plan)
     seed = options.seed
-    return finish(passes, tall, plan.grid, space, n_components=n_components, tolerance=tolerance, seed=seed, left=left)
+    return finish(passes, tall, plan.rows, space, n_components=n_components, tolerance=tolerance, seed=seed, left=left)
 
 
 def small_factors(s: Array, V: Array, transposed: bool, dtype: np.dtype[Any]) -> dict[str, Array]:

@@ -14,11 +14,11 @@ from dlscale.declaration.options import Options
 from dlscale.declaration.sections import Panel
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Passes
+from dlscale.engine.plan import Plan
 from dlscale.errors import NumericalError, OutOfRange, SpecError
 from dlscale.kernels import accumulator_dtype, largest_part, safe_exponent, times_power_of_two
 from dlscale.linalg import applying
 from dlscale.linalg.condition import SURE, is_sure
-from dlscale.linalg.factor_plan import PanelPlan
 from dlscale.linalg.factor_products import probes, scaled_residual
 from dlscale.linalg.factoring import FACTORS, Assume, factor, factor_orthogonally, reproduced
 from dlscale.linalg.factors import CholeskyFactors, Factorization, LUFactors, ScaledFactors, TimesPower
@@ -84,9 +84,9 @@ def batch_columns(n: int, dtype: np.dtype[Any]) -> int:
 class System:
     """A square matrix with its norm, its factors in one precision after another, and what was decided on the way."""
 
-    def __init__(self, passes: Passes, A: Matrix, plan: PanelPlan, options: SolveOptions) -> None:
+    def __init__(self, passes: Passes, A: Matrix, plan: Plan, options: SolveOptions) -> None:
         self.passes, self.A, self.plan, self.options = passes, A, plan, options
-        self.grid: RowGrid = plan.grid
+        self.grid: RowGrid = plan.rows
         self.notes: list[str] = []
         self.norm = self.largest = 0.0
         self.factors: Factorization | None = None

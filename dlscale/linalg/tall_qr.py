@@ -10,10 +10,11 @@ import numpy as np
 
 from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check, orthogonality
 from dlscale.engine.clusters import ClusterFacts
-from dlscale.engine.costs import PassCost, Plan, bytes_of, lay_out, measured_rates
+from dlscale.engine.costs import bytes_of, lay_out, measured_rates
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
+from dlscale.engine.plan import Grids, Plan, Step
 from dlscale.engine.run import Run
 from dlscale.errors import SpecError
 from dlscale.kernels import accumulator_dtype, one_blas_thread
@@ -79,16 +80,16 @@ def plan_qr(A: Matrix, options: QROptions, facts: ClusterFacts) -> Plan:
     written = m * n * item if options.mode == "reduced" else 0
     return Plan(
         kind="qr",
-        algorithm="Cholesky QR in as many rounds as the measured condition asks for, or TSQR where it is too large",
+        method="passes",
+        words="Cholesky QR in as many rounds as the measured condition asks for, or TSQR where it is too large",
         matrix=A.describe(),
-        grid=layout.grid,
-        transposed=False,
-        passes=(
-            PassCost("gram", float(m) * n * n, read),
-            PassCost("basis-round-2", 2.0 * m * n * n, read),
-            PassCost("q", 3.0 * m * n * n, read, written),
+        grids=Grids(rows=layout.grid),
+        steps=(
+            Step("gram", float(m) * n * n, read),
+            Step("basis-round-2", 2.0 * m * n * n, read),
+            Step("q", 3.0 * m * n * n, read, written),
         ),
-        peak_bytes_per_worker=layout.peak_bytes,
+        memory=layout.memory,
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
         rates=measured_rates(A, facts),
@@ -109,7 +110,7 @@ def compute_qr(run: Run, A: Matrix, options: QROptions, plan: Plan) -> Outcome:
     2 to 4 reads of A, or 3 with TSQR; each round of Cholesky QR costs 2 m n^2 flops.
     """
     passes = Passes(run)
-    found, exponent = at_safe_scale(passes, A, plan.grid, partial(_factor, grid=plan.grid, keep=options.mode == "reduced"))
+    found, exponent = at_safe_scale(passes, A, plan.rows, partial(_factor, grid=plan.rows, keep=options.mode == "reduced"))
     r = scaled_back(found.arrays["r"], exponent, A.dtype, what="The entries of R")
     return replace(found, arrays={"r": r}, notes=found.notes + scale_words(exponent))
 

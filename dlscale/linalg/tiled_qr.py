@@ -29,12 +29,13 @@ import numpy as np
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.passes import Passes
+from dlscale.engine.plan import Plan
 from dlscale.engine.row_blocks import Election, Place, TiledMethod, Tiles, TileTransform
 from dlscale.engine.run import Run
 from dlscale.engine.tile_products import tile_product
 from dlscale.engine.transforms import Facts, largest_modulus
 from dlscale.lapack import apply_reflectors, factor_qr, multiply_add, multiply_triangular, solve_lower, solve_right
-from dlscale.linalg.factor_plan import PanelPlan, as_matrix, factor_target
+from dlscale.linalg.factor_plan import as_matrix, factor_target
 from dlscale.linalg.factor_products import probes, scaled_residual
 from dlscale.linalg.panel_qr import ScaledColumns, diagonal_phases, qr_outcome
 from dlscale.linalg.panel_scaling import panels_at_safe_scale, place_times, require_safe, times_back
@@ -161,13 +162,13 @@ class UpperTile:
         return times_back(np.triu(tile[: len(phases)], first - column) * phases, self.exponent)
 
 
-def compute_tiled_qr(run: Run, A: Matrix, mode: str, plan: PanelPlan) -> Outcome:
+def compute_tiled_qr(run: Run, A: Matrix, mode: str, plan: Plan) -> Outcome:
     """Factor by the plan, whose panels are in row blocks; as `panel_qr.compute_panel_qr`, in the same formats."""
     return panels_at_safe_scale(Passes(run), A, partial(_compute, mode=mode, plan=plan))
 
 
-def _compute(passes: Passes, A: Matrix, exponent: int, *, mode: str, plan: PanelPlan) -> Outcome:
-    (m, n), dtype, tiles, grid = A.shape, A.dtype, Tiles(passes.run), plan.factored
+def _compute(passes: Passes, A: Matrix, exponent: int, *, mode: str, plan: Plan) -> Outcome:
+    (m, n), dtype, tiles, grid = A.shape, A.dtype, Tiles(passes.run), plan.panels
     k = min(m, n)
     X = probes(n, dtype)
     target = factor_target(passes.run, "qr", A.shape, dtype, grid, scratch=mode != "raw" or bool(exponent))

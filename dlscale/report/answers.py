@@ -36,8 +36,8 @@ def sentence(job: Job) -> str:
         if computed:
             said += f", stored as {stored} and computed in {computed}" if stored and stored != computed else f" in {computed}"
     said += "."
-    algorithm = record.plan.get("algorithm")
-    return f"{said} Method: {algorithm}." if algorithm else said
+    method = record.plan.get("words")
+    return f"{said} Method: {method}." if method else said
 
 
 def tiles(job: Job) -> list[Tile]:

@@ -42,7 +42,7 @@ def lookahead(job: Job) -> Markup | None:
     n_threads = max(len(lanes.names), (plan.get("n_workers") or 1) * (plan.get("threads_per_worker") or 1))
     limit = job.record.rate("matmul_flops_per_second")
     where, by_panel = shares(lanes, n_threads), steps(lanes, n_threads)
-    tiled = ((plan.get("panels") or {}).get("row_blocks") or 1) > 1
+    tiled = (job.record.panels.get("row_blocks") or 1) > 1
     present = [name for name in TASKS if name in where.tasks]
     keys = legend(
         [

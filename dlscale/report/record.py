@@ -90,6 +90,11 @@ class JobRecord:
         return self.plan.get("matrix") or {}
 
     @property
+    def panels(self) -> Mapping[str, Any]:
+        """The grid of a factorization; empty where there is none."""
+        return (self.plan.get("grids") or {}).get("panels") or {}
+
+    @property
     def limit_bytes(self) -> float | None:
         """The memory limit of all processes together, in bytes."""
         if self.memory_limit_bytes:

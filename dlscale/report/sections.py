@@ -135,7 +135,7 @@ def timeline(job: Job) -> Markup | None:
     if line is None or not line.passes:
         return None
     read, flops = job.record.rate("read_bytes_per_second"), job.record.rate("matmul_flops_per_second")
-    bar = "one pass over the rows, or one group of panels factored" if job.record.plan.get("panels") else "one pass over the rows"
+    bar = "one pass over the rows, or one group of panels factored" if job.record.panels else "one pass over the rows"
     lead = f"Each bar is {bar}. Where a curve meets its dashed line, the machine could not have gone faster."
     parts = [running.throughput(line, read, flops), _passes(line, read, flops)]
     return section("How it ran", lead, *parts)
@@ -186,15 +186,15 @@ def planned(job: Job) -> Markup | None:
     plan, line = job.record.plan, job.timeline
     if not plan:
         return None
-    passes = plan.get("passes") or ()
+    steps = [step for step in plan.get("steps") or () if step.get("where") != "driver"]
     done = [run for run in line.passes if run.outcome == "done"] if line else []
     written = sum(e.get("bytes_written", 0) for e in job.record.events if e.get("event") == "pass_finished") or None
     work = "floating-point work"
     rows: list[tuple[str, float | None, float | None, str]] = [
-        ("passes", len(passes), len({run.step for run in done}) or None, ""),
-        (work, sum(p["flops"] for p in passes), line.flops if line and line.passes else None, "FLOP"),
-        ("read from storage", sum(p["bytes_read"] for p in passes), line.bytes_read if line and line.passes else None, "B"),
-        ("written to storage", sum(p["bytes_written"] for p in passes), written, "B"),
+        ("passes", len(steps), len({run.step for run in done}) or None, ""),
+        (work, sum(p["flops"] for p in steps), line.flops if line and line.passes else None, "FLOP"),
+        ("read from storage", sum(p["bytes_read"] for p in steps), line.bytes_read if line and line.passes else None, "B"),
+        ("written to storage", sum(p["bytes_written"] for p in steps), written, "B"),
         ("time in passes", plan.get("expected_seconds"), line.pass_seconds if line and line.passes else None, "s"),
         ("peak memory", job.record.planned_peak_bytes, line.peak_bytes if line else None, "B"),
     ]
@@ -206,7 +206,7 @@ def planned(job: Job) -> Markup | None:
         cells.append((name, _amount(want, unit), _amount(got, unit), words.ratio(got, want), bar))
     lead = "The plan was made before anything ran, from the sizes of the matrix and the rates measured on this machine. "
     lead += "Measured memory counts every process with its program and libraries."
-    grid, panels = plan.get("grid") or {}, plan.get("panels") or {}
+    grid, panels = (plan.get("grids") or {}).get("rows") or {}, job.record.panels
     if panels:
         n_groups = panels.get("n_groups") or 1
         cut = f"{words.count(panels['n_panels'])} panels of {words.count(panels['panel'])} columns"

@@ -22,9 +22,9 @@ from dlscale.declaration.kind import Kind, Role
 from dlscale.declaration.options import Options, Takes
 from dlscale.declaration.sections import Section
 from dlscale.engine.clusters import ClusterFacts
-from dlscale.engine.costs import Plan
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
+from dlscale.engine.plan import Plan
 from dlscale.errors import InputError, SpecError
 from dlscale.linalg.tall_qr import QROptions, plan_qr
 from dlscale.storage.inputs import Inputs

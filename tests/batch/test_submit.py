@@ -85,7 +85,7 @@ def state_of(job: Job) -> str:
 
 def wait_until(job: Job, part: float) -> None:
     """Until the job has finished this part of its passes."""
-    n_passes = int(len(job.read_plan()["passes"]) * part)
+    n_passes = int(len(job.read_plan()["steps"]) * part)
     wait_for(lambda: len({event["step"] for event in events(job.folder) if event["event"] == "pass_finished"}) >= n_passes)
 
 

@@ -77,7 +77,7 @@ def whole(matrix: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
             folder = tmp_path_factory.mktemp(kind)
             ended = call("run", write_spec(folder, kind, matrix), "--json", cwd=folder)
             assert ended.code == 0, ended.err
-            assert 3 <= json.loads((job_folder(folder) / "plan.json").read_text())["panels"]["n_groups"] <= 7
+            assert 3 <= json.loads((job_folder(folder) / "plan.json").read_text())["grids"]["panels"]["n_groups"] <= 7
             known[kind] = fingerprint(ended.record["result"]), ended.seconds
         return known[kind]
 
@@ -107,7 +107,7 @@ def test_a_process_tree_killed_at_every_group(kind: str, matrix: Path, whole: Wh
         with killed_at_the_end(spawn(*command, cwd=tmp_path)) as process:
             wait_for(lambda wanted=n_kills + 1: groups_done(tmp_path, kind) >= wanted, alive=process)
             fault(f"tree of {kind}")
-        n_groups = json.loads((job_folder(tmp_path) / "plan.json").read_text())["panels"]["n_groups"]
+        n_groups = json.loads((job_folder(tmp_path) / "plan.json").read_text())["grids"]["panels"]["n_groups"]
         command = ("resume", job_folder(tmp_path).name)
     check_whole_after_resume(tmp_path, expected, n_kills=n_groups)
 

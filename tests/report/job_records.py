@@ -14,10 +14,10 @@ START = 1_786_500_000.0
 
 def plan(kind: str, shape: tuple[int, int], steps: list[str], *, algorithm: str = "randomized") -> dict[str, Any]:
     m, n = shape
-    passes = [{"name": step, "flops": 7.4e9, "bytes_read": 1_100_000_000, "bytes_written": 0} for step in steps]
+    passes = [{"id": step, "where": "workers", "flops": 7.4e9, "bytes_read": 1_100_000_000, "bytes_written": 0} for step in steps]
     return {
         "kind": kind,
-        "algorithm": algorithm,
+        "words": algorithm,
         "matrix": {
             "uri": "data/photos.zarr",
             "shape": [m, n],
@@ -26,8 +26,8 @@ def plan(kind: str, shape: tuple[int, int], steps: list[str], *, algorithm: str 
             "stored_bytes": m * n,
             "notes": [],
         },
-        "grid": {"n_rows": m, "block_rows": 4096, "leaf_rows": 16384, "n_leaves": -(-m // 16384)},
-        "passes": passes,
+        "grids": {"rows": {"n_rows": m, "block_rows": 4096, "leaf_rows": 16384}, "panels": None},
+        "steps": passes,
         "peak_bytes_per_worker": 900_000_000,
         "memory_limit_bytes": 2_000_000_000,
         "n_workers": 2,

@@ -77,7 +77,8 @@ def lu_record(n: int = 48, **changes: Any) -> JobRecord:
         "kind": "lu",
         "state": "succeeded",
         "spec": {"kind": "lu", "input": {"matrix": "data/random.zarr"}},
-        "plan": plan("lu", (n, n), ["lu-1"], algorithm="blocked LU") | {"panels": panels, "n_workers": 1, "threads_per_worker": 2},
+        "plan": plan("lu", (n, n), ["lu-1"], algorithm="blocked LU")
+        | {"grids": {"panels": panels}, "n_workers": 1, "threads_per_worker": 2},
         "certificate": certificate(0.2),
         "estimates": {"growth_factor": 3.7},
         "seconds": 5.4,

@@ -80,7 +80,7 @@ def test_a_job_that_stopped_in_a_factorization_shows_how_far_it_came() -> None:
 
 def test_row_blocks_of_a_panel_are_not_told_apart() -> None:
     record = lu_record()
-    tiled = lu_record(plan=record.plan | {"panels": record.plan["panels"] | {"row_blocks": 3}})
+    tiled = lu_record(plan=record.plan | {"grids": {"panels": record.plan["grids"]["panels"] | {"row_blocks": 3}}})
     assert "scheduling" in Page(render(record)).text
     text = Page(render(tiled)).text
     assert "without a task" in text

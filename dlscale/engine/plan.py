@@ -1,0 +1,195 @@
+"""A plan: what a job will do and what it will take. Made before anything runs, kept in its folder, read when it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+from dlscale.engine.facts import ClusterFacts
+from dlscale.engine.grids import RowGrid
+from dlscale.engine.panel_grids import PanelGrid
+
+#: The form in which plans are written; a plan of another one is not read.
+VERSION = 2
+#: A skinny or symmetric product runs at about this part of a square one's rate.
+PRODUCT_EFFICIENCY = 0.8
+#: A core, and a disk.
+NOMINAL_FLOPS_PER_SECOND = 4e10
+NOMINAL_BYTES_PER_SECOND = 2e9
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step takes.
+
+    Parameters
+    ----------
+    id : str
+        The name under which it is told and kept.
+    flops : float
+    bytes_read, bytes_written : int
+    where : {"workers", "driver"}
+        A step in the driver is one thread's, and nothing is told of it.
+    """
+
+    id: str
+    flops: float
+    bytes_read: int = 0
+    bytes_written: int = 0
+    where: Literal["workers", "driver"] = "workers"
+
+
+@dataclass(frozen=True)
+class Need:
+    """A part of a worker's memory, and what it is for."""
+
+    what: str
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class Grids:
+    """How a matrix is cut, which fixes the bits of what is computed.
+
+    Parameters
+    ----------
+    rows : RowGrid, optional
+        Of the passes over the rows of the matrix, or of its transpose where the plan is transposed.
+    columns : RowGrid, optional
+        Of the passes over the columns of stored factors.
+    panels : PanelGrid, optional
+        Of a factorization.
+    """
+
+    rows: RowGrid | None = None
+    columns: RowGrid | None = None
+    panels: PanelGrid | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job will do, and what it will take.
+
+    Parameters
+    ----------
+    kind : str
+    method : str
+        Which way is taken; what is computed is decided by this id.
+    words : str
+        The method as people are told.
+    matrix : dict
+        From ``Matrix.describe``.
+    grids : Grids
+    steps : sequence of Step
+        In order; a method that stops by itself may need fewer.
+    memory : sequence of Need
+        The parts of the peak on each worker.
+    memory_limit_bytes : int
+    cluster : ClusterFacts
+    rates : dict
+        ``matmul_flops_per_second`` and ``read_bytes_per_second``, of all threads together; None of what costs nothing.
+    notes : sequence of str
+        What the user should know: conversions, decisions, fallbacks.
+    transposed : bool
+        Whether the passes go over the columns of the matrix.
+    choices : dict
+        What else was chosen and fixes the bits, such as the order of rows of a training.
+    bytes_moved : float
+        Between workers, of a factorization.
+    n_tasks : int
+        Of the largest graph of a factorization.
+    """
+
+    kind: str
+    method: str
+    words: str
+    matrix: dict[str, Any]
+    grids: Grids
+    steps: tuple[Step, ...]
+    memory: tuple[Need, ...]
+    memory_limit_bytes: int
+    cluster: ClusterFacts
+    rates: dict[str, float | None]
+    notes: tuple[str, ...] = ()
+    transposed: bool = False
+    choices: dict[str, Any] = field(default_factory=dict)
+    bytes_moved: float = 0.0
+    n_tasks: int = 0
+
+    @property
+    def rows(self) -> RowGrid:
+        """The grid of passes over rows."""
+        assert self.grids.rows is not None
+        return self.grids.rows
+
+    @property
+    def columns(self) -> RowGrid:
+        """The grid of passes over the columns of factors."""
+        assert self.grids.columns is not None
+        return self.grids.columns
+
+    @property
+    def panels(self) -> PanelGrid:
+        """The grid of the factorization."""
+        assert self.grids.panels is not None
+        return self.grids.panels
+
+    @property
+    def worker_steps(self) -> tuple[Step, ...]:
+        return tuple(step for step in self.steps if step.where == "workers")
+
+    @property
+    def flops(self) -> float:
+        """Of the steps on the workers."""
+        return sum(step.flops for step in self.worker_steps)
+
+    @property
+    def bytes_read(self) -> int:
+        return sum(step.bytes_read for step in self.steps)
+
+    @property
+    def peak_bytes_per_worker(self) -> int:
+        return sum(need.n_bytes for need in self.memory)
+
+    @property
+    def expected_seconds(self) -> float:
+        """Seconds at the measured rates."""
+        matmul, read = self.rates["matmul_flops_per_second"], self.rates["read_bytes_per_second"]
+        return self._seconds(matmul or float("inf"), read or float("inf"))
+
+    @property
+    def nominal_seconds(self) -> float:
+        """Seconds at fixed rates, for choosing between methods: a choice must not depend on how busy the machine was."""
+        return self._seconds(NOMINAL_FLOPS_PER_SECOND * self.cluster.n_threads, NOMINAL_BYTES_PER_SECOND)
+
+    def _seconds(self, matmul: float, read: float) -> float:
+        """Reading overlaps with computing, so a step on the workers takes the longer of the two."""
+        on_workers = sum(max(step.flops / (matmul * PRODUCT_EFFICIENCY), step.bytes_read / read) for step in self.worker_steps)
+        in_driver = sum(step.flops for step in self.steps if step.where == "driver")
+        return on_workers + in_driver / (matmul / self.cluster.n_threads / 2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, with what follows from it for those who only show it."""
+        record: dict[str, Any] = _PLANS.dump_python(self)
+        if panels := self.grids.panels:
+            record["grids"]["panels"] |= {"n_panels": panels.n_panels, "n_groups": len(panels.groups())}
+        return record | {
+            "version": VERSION,
+            "flops": self.flops,
+            "bytes_read": self.bytes_read,
+            "peak_bytes_per_worker": self.peak_bytes_per_worker,
+            "expected_seconds": self.expected_seconds,
+            "n_workers": self.cluster.n_workers,
+            "threads_per_worker": self.cluster.threads_per_worker,
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Plan:
+        """The plan of an earlier run, so that a job that goes on uses the same grids (ValueError if it is none)."""
+        return _PLANS.validate_python(record)
+
+
+_PLANS = TypeAdapter(Plan)
