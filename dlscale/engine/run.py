@@ -9,8 +9,9 @@ from __future__ import annotations
 import copy
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -184,11 +185,14 @@ class Run:
         if self.cluster.shares_memory or self.checkpoint is None:
             yield None
             return
-        folder = self.checkpoint.directory / "parcels"
+        # One for each who asks: what is done within a step may ask again.
+        folder = self.checkpoint.directory / "parcels" / uuid.uuid4().hex[:12]
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):
+                folder.parent.rmdir()
 
     def require_shared(self, *targets: object) -> None:
         """Refuse arrays of this process as targets of tasks that run in others.

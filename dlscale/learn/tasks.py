@@ -121,14 +121,15 @@ class PassGradients(RankGradients):
     def __init__(self, run: Run, features: Matrix, model: Model, parameters: Parameters) -> None:
         super().__init__(Communicator(), model, parameters)
         self._features = features
-        self._passes = Passes(Run(run.cluster, stall_seconds=run.stall_seconds))
+        # A step is short and not told; the checkpoint is where large models lie for the tasks of a step.
+        self._passes = Passes(Run(run.cluster, checkpoint=run.checkpoint, stall_seconds=run.stall_seconds))
 
     def _sweep(self, what: str, parameters: Parameters, share: Share, statistics: Array | None = None) -> State:
         n_rows = len(share.rows)
         part = -(-n_rows // N_PARTS)
         grid = RowGrid(n_rows, part, part)
         fold = BatchFold(what, self.model, parameters, share, statistics)
-        return self._passes.sweep(what, BatchRows(self._features, share.rows), fold, grid)
+        return self._passes.sweep(what, BatchRows(self._features, share.rows), fold, grid, keep="none")
 
     def statistics(self, parameters: Parameters, share: Share) -> Array | None:
         return self._sweep("statistics", parameters, share)["sum"] if self.model.decorrelation else None

@@ -11,6 +11,7 @@ import numpy as np
 
 from dlscale.certificates import LAPACK_THRESHOLD, Check
 from dlscale.engine.passes import Fold, State
+from dlscale.engine.row_results import add_rows, join_rows, merge_rows
 from dlscale.kernels import Moments, accumulator_dtype, tiles
 from dlscale.linalg.products import combine_means, settle_means, shift_rows, start_means
 from dlscale.storage.matrices import Array, Matrix, View
@@ -93,13 +94,16 @@ class RowMeans(Fold):
         return {"mean": np.zeros(0, wide), "met": np.zeros(1, wide)}
 
     def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
-        state["mean"] = np.concatenate([state["mean"], row_means(A)])
+        add_rows(state, row_means(A))
         weighted = row_weights(first_row, len(A)).astype(A.real.dtype) @ A
         state["met"] += weighted.mean(dtype=state["met"].dtype)
         return ()
 
+    def finish(self, state: State) -> State:
+        return join_rows(state, "mean")
+
     def merge(self, left: State, right: State) -> State:
-        return {"mean": np.concatenate([left["mean"], right["mean"]]), "met": left["met"] + right["met"]}
+        return {"mean": merge_rows(left, right, "mean"), "met": left["met"] + right["met"]}
 
 
 def mean_check(measured: complex, weights: Array, mean: Array, spread: float, dtype: np.dtype[Any]) -> Check:

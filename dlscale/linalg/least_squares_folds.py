@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dlscale.engine.passes import Fold, State
+from dlscale.engine.row_results import add_rows, join_rows, merge_rows
 from dlscale.errors import NonFiniteError
 from dlscale.kernels import accumulator_dtype, times_power_of_two
 from dlscale.linalg.orthogonal import Basis
@@ -96,12 +97,15 @@ class Rotation(Fold):
         return {"rows": np.zeros((0, self.Z.shape[1]), self.Z.dtype)}
 
     def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
-        pieces = [np.array(self.basis.apply(tile, first_row + i)) for i, tile in self.basis.pieces(A)]
-        state["rows"] = np.concatenate([state["rows"], *pieces])
+        for i, tile in self.basis.pieces(A):
+            add_rows(state, np.array(self.basis.apply(tile, first_row + i)))
         return ()
 
+    def finish(self, state: State) -> State:
+        return join_rows(state, "rows")
+
     def merge(self, left: State, right: State) -> State:
-        return {"rows": np.concatenate([left["rows"], right["rows"]])}
+        return {"rows": merge_rows(left, right, "rows")}
 
 
 @dataclass(frozen=True)

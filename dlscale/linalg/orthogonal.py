@@ -21,6 +21,7 @@ from scipy.linalg import solve_triangular
 
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Fold, Passes, State
+from dlscale.engine.row_results import add_rows, join_rows, merge_rows
 from dlscale.kernels import accumulator_dtype, add_gram, mirror_upper, one_blas_thread, tile_rows, tiles
 from dlscale.lapack import solve_right
 from dlscale.storage.matrices import Array, Matrix
@@ -170,11 +171,14 @@ class BlockQR(Fold):
         return {"stack": np.zeros((0, self.n), self.dtype)}
 
     def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
-        state["stack"] = np.concatenate([state["stack"], np.linalg.qr(A[:, : self.n], mode="r")])
+        add_rows(state, np.asarray(np.linalg.qr(A[:, : self.n], mode="r")))
         return ()
 
+    def finish(self, state: State) -> State:
+        return join_rows(state, "stack")
+
     def merge(self, left: State, right: State) -> State:
-        return {"stack": np.concatenate([left["stack"], right["stack"]])}
+        return {"stack": merge_rows(left, right, "stack")}
 
 
 def scaled_condition(gram: Array, eps: float) -> float:

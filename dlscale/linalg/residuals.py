@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dlscale.engine.passes import Fold, State
+from dlscale.engine.row_results import add_rows, join_rows, merge_rows
 from dlscale.kernels import accumulator_dtype, half_precision, largest_part, tiles
 from dlscale.storage.matrices import Array, Matrix, View
 from dlscale.workspaces import workspace
@@ -81,11 +82,14 @@ class Residual(Fold):
         for i, tile in tiles(A):
             wide = accumulator_dtype(tile.dtype)
             part[i : i + len(tile)] -= tile.astype(wide, copy=False) @ self.X
-        state["residual"] = np.concatenate([state["residual"], part])
+        add_rows(state, part)
         return ()
 
+    def finish(self, state: State) -> State:
+        return join_rows(state, "residual")
+
     def merge(self, left: State, right: State) -> State:
-        return {"residual": np.concatenate([left["residual"], right["residual"]])}
+        return {"residual": merge_rows(left, right, "residual")}
 
 
 class Rounded(View):

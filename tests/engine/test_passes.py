@@ -224,9 +224,9 @@ def test_events_add_up() -> None:
     assert any(e["event"] == "memory" and e["rss_bytes"] > 2**20 for e in events)
 
 
-def test_merges_do_not_change_what_they_merge() -> None:
+def test_merges_do_not_change_what_theymerge() -> None:
     """A merge may be repeated after a worker died: the same partial results give the same sum twice."""
-    from dlscale.engine.passes import _merge, _Sweep
+    from dlscale.engine.sweep import Sweep, merge
 
     fold = Gram(3, np.dtype("f8"), center=True)
     states = []
@@ -235,9 +235,9 @@ def test_merges_do_not_change_what_they_merge() -> None:
         fold.update(states[-1], gaussian(10, 3, seed=seed) + 7, 0)
         fold.finish(states[-1])
     before = [{k: v.copy() for k, v in s.items()} for s in states]
-    job = _Sweep("t", "s", open_matrix(np.ones((30, 3))), fold, 10, ())
-    once = _merge(job, states[0], states[1])
-    twice = _merge(job, states[0], states[1])
+    job = Sweep("t", "s", open_matrix(np.ones((30, 3))), fold, 10, ())
+    once = merge(job, states[0], states[1])
+    twice = merge(job, states[0], states[1])
     for name in once:
         np.testing.assert_array_equal(once[name], twice[name])
     for state, copy in zip(states, before, strict=True):
