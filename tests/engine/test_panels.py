@@ -24,7 +24,7 @@ from dlscale.engine.panel_grids import WIDE_PANEL_BYTES, PanelGrid, choose_panel
 from dlscale.errors import CorruptionError
 from dlscale.storage import writers
 from dlscale.storage.checkpoints import Checkpoint
-from dlscale.storage.matrices import Matrix, open_matrix
+from dlscale.storage.matrices import Matrix, View, open_matrix
 from dlscale.storage.results import ResultGroup
 
 N, PANEL, GROUP = 200, 32, 3
@@ -181,13 +181,11 @@ def test_damage_to_a_finished_panel_is_found(kind: str, name: str, tmp_path: Pat
         stopped.run()
 
 
-class CountingMatrix(Matrix):
+class CountingMatrix(View):
     """Delegates, and counts how often every entry is read."""
 
     def __init__(self, base: Matrix) -> None:
-        self.base = base
-        self.shape, self.stored_dtype, self.uri = base.shape, base.stored_dtype, base.uri
-        self.row_unit, self.column_unit, self.any_range = base.row_unit, base.column_unit, base.any_range
+        super().__init__(base)
         self.times = np.zeros(base.shape, int)
         self.requests: Counter[tuple[int, int]] = Counter()
 

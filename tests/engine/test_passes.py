@@ -21,7 +21,7 @@ from dlscale.engine.run import Run
 from dlscale.errors import NonFiniteError, NumericalError
 from dlscale.linalg.products import Gram
 from dlscale.storage.checkpoints import Checkpoint
-from dlscale.storage.matrices import Matrix, open_matrix
+from dlscale.storage.matrices import Matrix, View, open_matrix
 from dlscale.storage.results import ResultGroup
 
 
@@ -47,13 +47,11 @@ class Trace(Fold):
         return {"rows": np.concatenate([left["rows"], right["rows"]]), "sum": left["sum"] + right["sum"]}
 
 
-class CountingMatrix(Matrix):
+class CountingMatrix(View):
     """Delegates, and counts how often every row is read."""
 
     def __init__(self, base: Matrix) -> None:
-        self.base = base
-        self.shape, self.stored_dtype, self.uri = base.shape, base.stored_dtype, base.uri
-        self.row_unit, self.column_unit, self.any_range = base.row_unit, base.column_unit, base.any_range
+        super().__init__(base)
         self.times: Counter[int] = Counter()
 
     def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
