@@ -63,7 +63,7 @@ def plan_panel(title: str, plan: Mapping[str, Any]) -> Panel:
     pairs = [
         ("method", str(plan["words"])),
         *((role.replace("_", " "), _input_words(described)) for role, described in plan["inputs"].items()),
-        ("steps", f"{n_steps}: {', '.join(names)}"),
+        ("passes", f"{n_steps}: {', '.join(names)}"),
         ("work", f"{words.quantity(plan['flops'], 'FLOP')}, {words.size(plan['bytes_read'])} read"),
         ("memory", f"{words.size(plan['peak_bytes_per_worker'])} of {words.size(plan['memory_limit_bytes'])} per worker"),
         *_panel_words(plan),
@@ -236,7 +236,7 @@ def status_rows(job: Job, state: JobState) -> Table:
     try:
         finished = {event.get("step") for event in job.read_events() if event["event"] == "pass_finished"}
         planned = [step for step in job.read_plan().get("steps", []) if step["where"] == "workers"]
-        pairs.append(("steps", f"{len(finished)} finished of {len(planned)} planned"))
+        pairs.append(("passes", f"{len(finished)} finished of {len(planned)} planned"))
     except SpecError as error:
         pairs.append(("damaged", str(error)))
     if state.message:

@@ -72,7 +72,7 @@ def plan_qr(A: Matrix, options: QROptions, facts: ClusterFacts) -> Plan:
     m, n = A.shape
     if options.mode != "raw" and not options.by_panels and m >= TALL * n and (n <= MAX_TALL_COLUMNS or options.block_rows):
         try:
-            return tall_qr.plan_qr(A, _by_passes(options), facts)
+            return tall_qr.plan_tall_qr(A, _by_passes(options), facts)
         except DoesNotFitError:
             if options.block_rows:
                 raise
@@ -82,16 +82,16 @@ def plan_qr(A: Matrix, options: QROptions, facts: ClusterFacts) -> Plan:
 
 
 def compute_qr(run: Run, A: Matrix, options: QROptions, plan: Plan) -> Outcome:
-    """Compute by the plan (`tall_qr.compute_qr`, `panel_qr.compute_panel_qr`, `tiled_qr.compute_tiled_qr`)."""
+    """Compute by the plan (`tall_qr.compute_tall_qr`, `panel_qr.compute_panel_qr`, `tiled_qr.compute_tiled_qr`)."""
     if plan.method == "panels":
         by_panels = compute_panel_qr if plan.panels.row_blocks == 1 else compute_tiled_qr
         return by_panels(run, A, options.mode, plan)
-    return tall_qr.compute_qr(run, A, _by_passes(options), plan)
+    return tall_qr.compute_tall_qr(run, A, _by_passes(options), plan)
 
 
-def _by_passes(options: QROptions) -> tall_qr.QROptions:
+def _by_passes(options: QROptions) -> tall_qr.TallQROptions:
     mode: tall_qr.Mode = "r" if options.mode == "r" else "reduced"
-    return tall_qr.QROptions(mode=mode, block_rows=options.block_rows)
+    return tall_qr.TallQROptions(mode=mode, block_rows=options.block_rows)
 
 
 KIND = Kind(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check, orthogonality
+from dlscale.declaration.options import Options
+from dlscale.declaration.sections import BlockRows
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import bytes_of, lay_out, measured_rates
 from dlscale.engine.grids import RowGrid
@@ -30,19 +33,11 @@ _N_PROBES = 4
 
 
 @dataclass(frozen=True)
-class QROptions:
-    """What to compute.
+class TallQROptions(Options):
+    """What to compute. R alone also takes Q, block by block, which certifies it."""
 
-    Parameters
-    ----------
-    mode : str
-        ``reduced``: Q (m, n) and R; ``r``: R alone (Q is still formed block by block, to certify R).
-    block_rows : int, optional
-        Rows of a block, instead of the planner's choice.
-    """
-
-    mode: Mode = "reduced"
-    block_rows: int | None = None
+    mode: Annotated[Mode, Field(description="reduced (Q and R) or r (R alone)")] = "reduced"
+    block_rows: BlockRows = None
 
     def check(self, shape: tuple[int, int]) -> None:
         """Check the options against the matrix.
@@ -51,13 +46,11 @@ class QROptions:
         ------
         SpecError
         """
-        if self.mode not in get_args(Mode):
-            raise SpecError(f"params.mode must be one of {', '.join(get_args(Mode))}; got {self.mode!r}.")
         if shape[0] < shape[1]:
             raise SpecError(f"kind qr needs a tall matrix (rows >= columns); got {shape[0]} x {shape[1]}.")
 
 
-def plan_qr(A: Matrix, options: QROptions, facts: ClusterFacts) -> Plan:
+def plan_tall_qr(A: Matrix, options: TallQROptions, facts: ClusterFacts) -> Plan:
     """Plan a QR factorization.
 
     Raises
@@ -97,7 +90,7 @@ def plan_qr(A: Matrix, options: QROptions, facts: ClusterFacts) -> Plan:
     )
 
 
-def compute_qr(run: Run, A: Matrix, options: QROptions, plan: Plan) -> Outcome:
+def compute_tall_qr(run: Run, A: Matrix, options: TallQROptions, plan: Plan) -> Outcome:
     """Compute a QR factorization by its plan; Q goes to the outputs of the run as ``q``.
 
     Returns

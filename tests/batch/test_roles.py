@@ -26,7 +26,7 @@ from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
 from dlscale.engine.plan import Plan
 from dlscale.errors import InputError, SpecError
-from dlscale.linalg.tall_qr import QROptions, plan_qr
+from dlscale.linalg.tall_qr import TallQROptions, plan_tall_qr
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrices import open_matrix
 
@@ -55,7 +55,7 @@ def plan_fit(inputs: Inputs, options: FitOptions, facts: ClusterFacts) -> Plan:
         raise SpecError(f"input.rhs: must have {inputs['matrix'].shape[0]} rows like the matrix; got {rhs.shape[0]}.")
     if options.loss["name"] == "huber":
         raise SpecError("loss.name: huber is not for this matrix.")
-    return plan_qr(inputs["matrix"], QROptions(), facts)
+    return plan_tall_qr(inputs["matrix"], TallQROptions(), facts)
 
 
 def compute_fit(passes: Passes, inputs: Inputs, options: FitOptions, plan: Plan) -> Outcome:

@@ -32,7 +32,7 @@ from dlscale.engine.watching import Watch, Wishes
 from dlscale.errors import DlscaleError, NonFiniteError, SpecError, StalledError
 from dlscale.linalg.pca import PCAOptions, compute_pca, plan_pca
 from dlscale.linalg.svd import SVDOptions, compute_svd, plan_svd
-from dlscale.linalg.tall_qr import QROptions, compute_qr, plan_qr
+from dlscale.linalg.tall_qr import TallQROptions, compute_tall_qr, plan_tall_qr
 from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.results import ResultGroup
@@ -74,7 +74,7 @@ JOBS: dict[str, tuple[Any, Any, Any]] = {
     "exact": (plan_svd, compute_svd, SVDOptions(n_components=5, method="exact")),
     "pca": (plan_pca, compute_pca, PCAOptions(n_components=5, solver="randomized", power_iterations=1, scores=True)),
     "covariance": (plan_pca, compute_pca, PCAOptions(n_components=5, solver="covariance", scores=True)),
-    "qr": (plan_qr, compute_qr, QROptions()),
+    "qr": (plan_tall_qr, compute_tall_qr, TallQROptions()),
 }
 
 

@@ -11,7 +11,7 @@ from helpers import DTYPES, Array, compute, departure, eps, gaussian
 from dlscale import gallery
 from dlscale.linalg.pca import PCAOptions, compute_pca, plan_pca
 from dlscale.linalg.svd import SVDOptions, compute_svd, plan_svd
-from dlscale.linalg.tall_qr import QROptions, compute_qr, plan_qr
+from dlscale.linalg.tall_qr import TallQROptions, compute_tall_qr, plan_tall_qr
 
 N_JOBS = 60
 
@@ -46,7 +46,7 @@ def random_job(rng: np.random.Generator, A: Array) -> tuple[Any, Any, Any, str]:
         whiten = bool(rng.integers(2))
         pca = PCAOptions(k, solver=solver, power_iterations=q, whiten=whiten, scores=True, block_rows=block_rows)
         return plan_pca, compute_pca, pca, "components"
-    return plan_qr, compute_qr, QROptions(block_rows=block_rows), "q"
+    return plan_tall_qr, compute_tall_qr, TallQROptions(block_rows=block_rows), "q"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
