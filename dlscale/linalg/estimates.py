@@ -10,32 +10,23 @@ Halko, Martinsson, Tropp (2011), section 4.3; Tropp et al. (2019), section 6.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import median_filter
 
-from dlscale.linalg.projection import Projection
 from dlscale.linalg.sketch import Sketch, unit_probes
+from dlscale.linalg.value_errors import value_errors
 from dlscale.storage.matrices import Array
 
 #: A difference of squares below this part of the total is rounding error.
 _CANCELLED = 1e-11
 #: Norms from four probes are themselves often too low.
 _PROBE_SAFETY = 2.0
-#: Times ``eps^1/2 s_1``: below it, a power step on what is left is rounding error.
-_POWER_RESOLUTION = 30.0
-#: Neighbouring values whose means of what is left are compared.
-_WINDOW = 5
-#: The larger bound of an error may itself be so much too low, as the probes tell of it; the smaller one may be so far below.
-_LUCK, _FAR = 3.0, 10.0
-#: Values that differ by less than this part are taken for equal.
-_NEAR = 0.01
-#: Rounding error of a singular value, in eps s_1; and the part of ``eps s_1^2 / s_i`` that a division by R leaves.
-_ROUNDING, _DIVIDED = 4.0, 0.05
-_TINY = float(np.finfo(float).tiny)
+#: Times ``eps^1/2 s_1``: below it, a power step on what is left is rounding error; nearly all, and enough of it to matter.
+_POWER_RESOLUTION, _POWER_NOISE = 30.0, 6.0
+#: Of `_PROBE_SAFETY`, what is enough where an error within a factor is asked for, not a bound.
+_MILDER = 0.7
 
 
 @dataclass(frozen=True)
@@ -74,7 +65,7 @@ class ErrorEstimate:
         }
 
 
-def estimate_errors(seen: Sketch, k: int, residual: Array, rest: Array, *, eps: float) -> ErrorEstimate:
+def estimate_errors(seen: Sketch, k: int, residual: Array, rest: Array, inside: Array, *, eps: float) -> ErrorEstimate:
     """Estimate the errors of the leading k triplets.
 
     Parameters
@@ -84,6 +75,8 @@ def estimate_errors(seen: Sketch, k: int, residual: Array, rest: Array, *, eps: 
     k : int
     residual, rest : (p, p)
         ``(E probes)^H (E probes)`` of what k, and of what all l triplets leave, summed row by row.
+    inside : (k, p)
+        ``U^H E probes`` of what all l triplets leave.
     eps : float
     """
     found, probes = seen.found, seen.probes
@@ -97,9 +90,11 @@ def estimate_errors(seen: Sketch, k: int, residual: Array, rest: Array, *, eps: 
         # Too small to be seen in differences of squares: what was measured on the probes row by row.
         spectral, frobenius = norms_on_probes(residual / unit_probes(probes))
         spectral, frobenius = max(tail, spectral), max(tail, frobenius)
-    # Where the power step is all rounding, it may be anything: the probes tell.
-    outside = min(norm_of_rest(seen, rest, eps=eps), _PROBE_SAFETY * norms_on_probes(rest / unit_probes(probes))[1])
-    return ErrorEstimate(min(spectral, frobenius), frobenius, _value_errors(seen, k, outside, eps))
+    return ErrorEstimate(
+        min(spectral, frobenius),
+        frobenius,
+        value_errors(seen, k, rest, inside, outside=_likely_norm_of_rest(seen, rest, eps), eps=eps),
+    )
 
 
 def largest_ritz(H: Array, probes: Array) -> float:
@@ -134,110 +129,22 @@ def norms_on_probes(gram: Array) -> tuple[float, float]:
     return min(frobenius, _PROBE_SAFETY * float(np.sqrt(squares * fourths))), frobenius
 
 
-def norm_of_rest(seen: Sketch, rest: Array, *, eps: float | None = None) -> float:
+def norm_of_rest(seen: Sketch, rest: Array) -> float:
     """An estimate of ``||E||_2`` for what all triplets leave: by a step of a power iteration where that is above its rounding."""
-    found, probes = seen.found, seen.probes
-    eps = float(np.finfo(probes.dtype).eps) if eps is None else eps
-    by_power = largest_ritz(found.residual_on(probes, seen.Z_probes, len(found.s)), probes)
-    # The step goes with the square of E.
-    if by_power > _POWER_RESOLUTION * float(np.sqrt(eps)) * found.s[0]:
-        return by_power
-    return norms_on_probes(rest / unit_probes(probes))[0]
+    by_power, resolution = _by_power(seen, float(np.finfo(seen.probes.dtype).eps))
+    return by_power if by_power > _POWER_RESOLUTION * resolution else norms_on_probes(rest / unit_probes(seen.probes))[0]
 
 
-def _value_errors(seen: Sketch, k: int, outside: float, eps: float) -> Array:
-    """Error of each singular value: what the coupling to the rest of the matrix adds, and rounding."""
+def _likely_norm_of_rest(seen: Sketch, rest: Array, eps: float) -> float:
+    """The same with less care not to be too low."""
+    by_power, resolution = _by_power(seen, eps)
+    spectral, frobenius = norms_on_probes(rest / unit_probes(seen.probes))
+    # Where the power step is all rounding, it may be anything: the probes tell.
+    return min(by_power if by_power > _POWER_NOISE * resolution else _MILDER * spectral, _PROBE_SAFETY * frobenius)
+
+
+def _by_power(seen: Sketch, eps: float) -> tuple[float, float]:
+    """``||E||_2`` by a power step, which goes with the square of E; and ``eps^1/2 s_1``."""
     found = seen.found
-    s = found.s[:k].astype(float)
-    rounding = np.full(k, _ROUNDING * eps * found.s[0])
-    if found.coordinates is None:
-        # The division by R: rounding in Z goes with the square of A. A value that is all rounding is off by itself at most.
-        first = float(found.s[0])
-        divided = _DIVIDED * first / np.maximum(s, max(first * eps / found.resolution, _TINY))
-        rounding += np.minimum(rounding * divided, s)
-        errors = _behind_range(seen, outside)[:k]
-    else:
-        errors = _coupled(found, k, outside)
-    bound = outside**2 / (np.hypot(s, outside) + s + _TINY)
-    return np.asarray(np.minimum(errors, bound) + rounding)
-
-
-def _behind_range(seen: Sketch, outside: float) -> Array:
-    """Errors of all l singular values behind the projection on the range of A W.
-
-    Notes
-    -----
-    E is zero on W. So ``E v_i = E c_i``, where ``c_i = (I - W W^H) v_i`` is known. To second order ``sigma_i^2`` is
-    ``s_i^2 + sum_j s_i^2 t_j |u_j^H c_i|^2 / (s_i^2 - t_j)``, with the eigenpairs ``t_j, u_j`` of ``E^H E``, which are at most
-    ``T = ||E||^2``. Of its terms three moments are known: ``m_0 = ||c_i||^2``; ``m_2 = ||E^H E c_i||^2`` on the probes, whose luck
-    is evened out over neighbours by the median of ``m_2 / m_0``; and ``m_1 = ||E c_i||^2`` between ``m_2 / T`` and
-    ``(m_0 m_2)^1/2``. ``v_i^H H (probes^H H)^-1 H^H v_i`` with ``H = E^H E probes`` (Nystrom) is at most m_1 too, and equal where E
-    is of low rank. The sum is convex in t: it is least, L, with all of m_1 at its mean ``m_2 / m_1``, largest, U, with
-    m_1 shared out between 0 and T. With L and 3 U as bounds of the truth, what is above a third of it and below ten times of
-    it lies between U and 10 L: their geometric mean.
-    """
-    found, W, probes = seen.found, seen.W, seen.probes
-    # In double precision, whose range holds these products.
-    s, T = found.s.astype(float), max(outside**2, _TINY)
-    theta = np.maximum(s**2, _TINY)
-    H = found.residual_on(probes, seen.Z_probes, len(s))
-    H = H.astype(np.result_type(H, float))
-    c = found.V - W @ (W.conj().T @ found.V)
-    m_0 = np.maximum(np.linalg.norm(c, axis=0).astype(float) ** 2, _TINY)
-    met = found.V.conj().T @ H
-    squares = (np.abs(met) ** 2).mean(axis=1) / unit_probes(probes)
-    m_2 = m_0 * median_filter(np.minimum(squares, T**2 * m_0) / m_0, _WINDOW)
-    first = probes.conj().T @ H
-    values, vectors = np.linalg.eigh((first + first.conj().T) / 2)
-    keep = values > max(values[-1] * 1e-10, _TINY)
-    nystrom = (np.abs(met @ (vectors[:, keep] / np.sqrt(values[keep]))) ** 2).sum(axis=1)
-    least = np.minimum(np.maximum(nystrom, m_2 / T), T * m_0)
-    most = np.maximum(np.sqrt(m_0 * m_2), least)
-    low = _lift(theta, least, np.minimum(m_2 / np.maximum(least, _TINY), T))
-    share = np.minimum(m_2 / np.maximum(most * T, _TINY), 1.0)
-    high = np.maximum(_lift(theta, most * (1 - share), 0.0) + _lift(theta, most * share, T), low)
-    lifted = np.minimum(np.sqrt(_FAR * low) * np.sqrt(high), _LUCK * high)
-    return np.asarray(lifted / (np.sqrt(theta + lifted) + s))
-
-
-def _lift(theta: Array, moment: Array, t: Array | float) -> Array:
-    """By how much the larger eigenvalue of ``[[theta, c], [c, t]]`` is above theta, where ``c^2 = theta moment``."""
-    half, c = (theta - t) / 2, np.sqrt(theta * moment)
-    root = np.hypot(half, c)
-    # The same number twice; each is without cancellation on its side.
-    return np.asarray(np.where(half > 0, c * (c / (np.maximum(half, 0.0) + root + _TINY)), root - half))
-
-
-def _coupled(found: Projection, k: int, outside: float) -> Array:
-    """How far the coupling with the rest lifts the singular values.
-
-    Notes
-    -----
-    In the basis of V and its complement, ``A^H A = [[S^2, R^H], [R, E^H E]]`` with ``R = A^H A V - V S^2``. Its leading
-    eigenvalues are those of ``S^2 + R^H D^-1 R`` to second order, D being the distance of each to ``||E||^2``: the larger root of
-    the pair that it makes with it. Vectors of nearly equal values are taken together: there the singular values of
-    ``[S; R D^-1/2]`` are meant.
-    """
-    s, R = found.s[:k], found.normal[:, :k] - found.V[:, :k] * found.s[:k] ** 2
-    lengths = np.linalg.norm(R, axis=0)
-    R = R / np.sqrt(_distances(s**2, lengths, outside**2))
-    lifted = np.empty(k)
-    for i, j in clusters(s):
-        F = np.linalg.qr(R[:, i:j], mode="r")
-        lifted[i:j] = np.linalg.svd(np.vstack([np.diag(s[i:j]), F]), compute_uv=False)
-    return np.maximum(lifted - s, 0.0)
-
-
-def clusters(s: Array) -> Iterator[tuple[int, int]]:
-    """Runs of decreasing values that lie within `_NEAR` of the first of them: (start, stop)."""
-    start = 0
-    for i in range(1, len(s) + 1):
-        if i == len(s) or s[i] < (1 - _NEAR) * s[start]:
-            yield start, i
-            start = i
-
-
-def _distances(theta: Array, coupling: Array, t: Array | float) -> Array:
-    """Effective distance of eigenvalues theta to t when they are coupled with it by so much."""
-    half = (theta - t) / 2
-    return np.asarray(np.maximum(half + np.hypot(half, coupling), _TINY))
+    by_power = largest_ritz(found.residual_on(seen.probes, seen.Z_probes, len(found.s)), seen.probes)
+    return by_power, float(np.sqrt(eps) * found.s[0])

@@ -91,7 +91,14 @@ def finish(
 
     with one_blas_thread():
         residual = measured["residual"]
-        error = estimate_errors(seen, k, residual[-2 * p : -p, -2 * p : -p], residual[-p:, -p:], eps=float(np.finfo(dtype).eps))
+        error = estimate_errors(
+            seen,
+            k,
+            residual[-2 * p : -p, -2 * p : -p],
+            residual[-p:, -p:],
+            measured["met"][:, -p:],
+            eps=float(np.finfo(dtype).eps),
+        )
         certificate = _certify(V, measured, expected, n_checks, s, A, found.resolution)
         if tolerance is not None:
             inside = np.linalg.norm(measured["met"][:, :n_checks] - expected[:, :n_checks]) / np.sqrt(n_checks)
