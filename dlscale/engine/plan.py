@@ -33,6 +33,8 @@ class Step:
     bytes_read, bytes_written : int
     where : {"workers", "driver"}
         A step in the driver is one thread's, and nothing is told of it.
+    n_threads : float
+        Of the workers, that work on it at the same time on average; 0: all of them.
     """
 
     id: str
@@ -40,6 +42,12 @@ class Step:
     bytes_read: int = 0
     bytes_written: int = 0
     where: Literal["workers", "driver"] = "workers"
+    n_threads: float = 0.0
+
+    def seconds(self, matmul: float, read: float, n_threads: int) -> float:
+        """On the workers, at the rates of so many threads; reading overlaps with computing, so it takes the longer of the two."""
+        longer = max(self.flops / (matmul * PRODUCT_EFFICIENCY), self.bytes_read / read)
+        return longer * n_threads / (self.n_threads or n_threads)
 
 
 @dataclass(frozen=True)
@@ -166,8 +174,7 @@ class Plan:
         return self._seconds(NOMINAL_FLOPS_PER_SECOND * self.cluster.n_threads, NOMINAL_BYTES_PER_SECOND)
 
     def _seconds(self, matmul: float, read: float) -> float:
-        """Reading overlaps with computing, so a step on the workers takes the longer of the two."""
-        on_workers = sum(max(step.flops / (matmul * PRODUCT_EFFICIENCY), step.bytes_read / read) for step in self.worker_steps)
+        on_workers = sum(step.seconds(matmul, read, self.cluster.n_threads) for step in self.worker_steps)
         in_driver = sum(step.flops for step in self.steps if step.where == "driver")
         return on_workers + in_driver / (matmul / self.cluster.n_threads / 2)
 

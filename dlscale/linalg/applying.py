@@ -8,7 +8,9 @@ from functools import partial
 
 import numpy as np
 
+from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.columns import Applied, Columns, Tell, slab_columns
+from dlscale.engine.plan import Step
 from dlscale.engine.run import Cost, Run, State
 from dlscale.linalg.condition import N_COLUMNS, N_PRODUCTS, longest_image
 from dlscale.linalg.factors import Factorization
@@ -53,6 +55,32 @@ class LongestImage(Applied):
         n = self.factors.shape[0]
         estimate, x = longest_image(solve, partial(solve, adjoint=True), n, complex_valued=self.complex_valued)
         return {"estimate": np.array([estimate]), "x": x}
+
+
+def plan_columns(name: str, one: Cost, n: int, k: int, itemsize: int, facts: ClusterFacts, *, width: int | None = None) -> Step:
+    """What it takes to apply something to k columns of n entries.
+
+    Parameters
+    ----------
+    name : str
+    one : Cost
+        Of one column; the bytes of any number of them.
+    n, k, itemsize : int
+    facts : ClusterFacts
+    width : int, optional
+        Columns of a slab.
+    """
+    n_slabs = -(-k // (width or slab_columns(n, k, itemsize)))
+    # Workers wait for the last slabs of a group.
+    n_workers = n_slabs / -(-n_slabs // facts.n_workers)
+    return Step(name, one.flops * k, one.bytes_read * n_slabs, n_threads=n_workers * facts.threads_per_worker)
+
+
+def plan_condition(n: int, itemsize: int, facts: ClusterFacts) -> Step:
+    """What the estimate of the condition number of a factored matrix takes; it is one task."""
+    one = 2.0 * n * n
+    n_bytes = N_PRODUCTS * n * n * itemsize
+    return Step("condition", one * N_PRODUCTS * N_COLUMNS, n_bytes, n_threads=facts.threads_per_worker)
 
 
 def apply(run: Run, step: str, what: Function, B: Array, *, together: int) -> Array:

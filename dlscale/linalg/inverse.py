@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,9 @@ from dlscale.engine.plan import Plan, Step
 from dlscale.engine.run import Cost, Run, State
 from dlscale.errors import NumericalError, SpecError
 from dlscale.kernels import accumulator_dtype, times_power_of_two
+from dlscale.linalg.applying import plan_columns
 from dlscale.linalg.condition import is_sure
-from dlscale.linalg.factor_products import probes
+from dlscale.linalg.factor_products import N_PROBES, probes
 from dlscale.linalg.factoring import FactoringOptions, plan_factoring
 from dlscale.linalg.factors import Factorization
 from dlscale.linalg.scaling import power_words, scale_words
@@ -51,7 +52,7 @@ def plan_inverse(A: Matrix, options: InverseOptions, facts: ClusterFacts) -> Pla
         raise SpecError(f"input.matrix: must be square to have an inverse; got {m} x {n}.")
     item = A.dtype.itemsize
     rows = block_rows(n)
-    n_reads = -(-n // rows)
+    one = Cost(2.0 * n * n, n * n * item)
     return plan_factoring(
         "inverse",
         A,
@@ -61,8 +62,9 @@ def plan_inverse(A: Matrix, options: InverseOptions, facts: ClusterFacts) -> Pla
         driver_bytes=4 * rows * n * item,
         before=(Step("norms", 2.0 * n * n, A.n_stored_bytes),),
         more=(
-            Step("inverse", 2.0 * n**3, n_reads * n * n * item, n * n * item),
-            Step("residual", 8.0 * n * n, A.n_stored_bytes),
+            plan_columns("probes", one, n, N_PROBES, item, facts),
+            replace(plan_columns("inverse", one, n, n, item, facts, width=rows), bytes_written=n * n * item),
+            Step("residual", 4.0 * N_PROBES * n * n, 2 * A.n_stored_bytes),
         ),
     )
 

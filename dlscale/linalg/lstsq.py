@@ -34,7 +34,7 @@ from dlscale.linalg.factoring import plan_factoring
 from dlscale.linalg.least_squares_check import check
 from dlscale.linalg.least_squares_folds import AugmentedQR, ColumnsTimesPowers, LargestOfColumns, Rotation, read_rhs
 from dlscale.linalg.orthogonal import find_basis
-from dlscale.linalg.panel_lstsq import by_panels
+from dlscale.linalg.panel_lstsq import by_panels, plan_applying
 from dlscale.linalg.products import sweep_gram
 from dlscale.linalg.pseudo_inverse import PseudoInverse, Solution
 from dlscale.linalg.scaling import Largest, exponent_of, scale_words, scaled_back
@@ -90,9 +90,10 @@ def plan_lstsq(inputs: Inputs, options: LstsqOptions, facts: ClusterFacts) -> Pl
     layout = _lay_out_passes(long, k, transposed, options, facts)
     if layout is None:
         factored = A.T if transposed else A
+        more = plan_applying((max(m, n), min(m, n)), k, A.dtype.itemsize, facts)
         driver_bytes = (4 * max(m, n) * k) * accumulator_dtype(A.dtype).itemsize
         plan = plan_factoring(
-            "lstsq", factored, facts, orthogonal=True, panel=options.panel, driver_bytes=driver_bytes, more=(check,)
+            "lstsq", factored, facts, orthogonal=True, panel=options.panel, driver_bytes=driver_bytes, more=(*more, check)
         )
         return replace(plan, matrix=A.describe(), transposed=transposed)
     long_m, long_n = long.shape

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
+from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.columns import Applied, Columns, Tell
 from dlscale.engine.passes import Passes
-from dlscale.engine.plan import Plan
+from dlscale.engine.plan import Plan, Step
 from dlscale.engine.run import Cost, State
 from dlscale.errors import NumericalError
 from dlscale.kernels import safe_norm
-from dlscale.linalg.applying import Function, apply
+from dlscale.linalg.applying import Function, apply, plan_columns, plan_condition
 from dlscale.linalg.condition import N_COLUMNS, N_PRODUCTS, condition
 from dlscale.linalg.factoring import FACTORS, factor_orthogonally
 from dlscale.linalg.least_squares_folds import read_rhs
@@ -72,6 +73,14 @@ def by_panels(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float) -
         X = applied("unrotated", factors.unrotated, factors.rotation_cost, padded).conj()
     kept = inverse.kept.conj() if plan.transposed and inverse.kept is not None else inverse.kept
     return Solution(X, inverse.rank, inverse.s, inverse.condition, f"{words}, singular values of R", sizes, Y, kept)
+
+
+def plan_applying(shape: tuple[int, int], k: int, itemsize: int, facts: ClusterFacts) -> list[Step]:
+    """What comes after the factorization of a matrix (m, n), m >= n, of full rank: its condition, and k solutions."""
+    m, n = shape
+    one = Cost(4.0 * m * n - n * n, (m * n - n * n // 4) * itemsize)
+    condition = replace(plan_condition(n, itemsize, facts), flops=float(N_PRODUCTS * N_COLUMNS) * n * n)
+    return [condition, plan_columns("triangular", one, m, k, itemsize, facts)]
 
 
 @dataclass(frozen=True)

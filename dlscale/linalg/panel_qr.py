@@ -93,7 +93,7 @@ def plan_panel_qr(A: Matrix, options: FactorOptions, mode: str, facts: ClusterFa
         more.append(Step("q", 4.0 * m * k * k - 8.0 * k**3 / 3, stored, m * k * item))
         more.append(Step("check", 24.0 * m * k, m * k * item))
     else:
-        more.append(Step("check", 16.0 * m * k, stored))
+        more.append(Step("check", 16.0 * m * k, stored, n_threads=facts.threads_per_worker))
     words = {"reduced": "Q and R", "r": "R", "raw": "reflectors and R, as LAPACK stores them"}[mode]
     return plan_panels("qr", f"blocked Householder QR: {words}", A, Householder(), options, facts, more=more)
 

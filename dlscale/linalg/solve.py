@@ -14,13 +14,15 @@ import numpy as np
 from dlscale.certificates import Certificate, solution
 from dlscale.declaration.kind import RHS, Kind, Role
 from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.columns import slab_columns
 from dlscale.engine.machine import matmul_rate
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
 from dlscale.engine.plan import Plan, Step
-from dlscale.engine.run import Run
+from dlscale.engine.run import Cost, Run
 from dlscale.errors import InputError, NumericalError, SpecError
 from dlscale.kernels import accumulator_dtype
+from dlscale.linalg.applying import plan_columns, plan_condition
 from dlscale.linalg.factoring import plan_factoring
 from dlscale.linalg.factors import stored_factors
 from dlscale.linalg.scaling import scale_words
@@ -62,6 +64,8 @@ def plan_solve(inputs: Inputs, options: SolveOptions, facts: ClusterFacts) -> Pl
     mixed = is_mixed(A, options) and not given
     wide = accumulator_dtype(A.dtype).itemsize
     width = min(k, batch_columns(n, A.dtype))
+    n_batches, factored = -(-k // width), lower_dtype(A.dtype) if mixed else A.dtype
+    one = Cost(2.0 * n * n, n * n * factored.itemsize)
     n_solves = 6 if mixed else 2
     plan = plan_factoring(
         "solve",
@@ -70,12 +74,13 @@ def plan_solve(inputs: Inputs, options: SolveOptions, facts: ClusterFacts) -> Pl
         assume=options.assume,
         given=given,
         panel=options.panel,
-        driver_bytes=(6 * width + k) * n * wide,
+        driver_bytes=(6 * width + 2 * k + 3 * slab_columns(n, k, wide)) * n * wide,
         state_bytes=n * width * wide,
         before=(Step("norms", 2.0 * n * n, A.n_stored_bytes),),
         more=(
-            Step("triangular", 2.0 * n * n * k * n_solves, n_solves * n * n * lower_dtype(A.dtype).itemsize),
-            Step("residual", 2.0 * n * n * k * n_solves, A.n_stored_bytes * n_solves),
+            *[plan_columns(f"triangular-{i + 1}", one, n, k, wide, facts) for i in range(n_solves)],
+            Step("residual", 2.0 * n * n * k * n_solves, A.n_stored_bytes * n_solves * n_batches),
+            plan_condition(n, factored.itemsize, facts),
         ),
     )
     words = f"{plan.words}{' in single precision' if mixed else ''}, triangular systems, refinement"
@@ -84,8 +89,7 @@ def plan_solve(inputs: Inputs, options: SolveOptions, facts: ClusterFacts) -> Pl
     notes = plan.notes
     if options.precision == "mixed" and not mixed:
         notes += ("precision mixed: the matrix is in single precision already, or its factors are given; nothing is rounded",)
-    lower = lower_dtype(A.dtype) if mixed else A.dtype
-    rates = plan.rates | {"matmul_flops_per_second": matmul_rate(str(lower)) * facts.n_threads}
+    rates = plan.rates | {"matmul_flops_per_second": matmul_rate(str(factored)) * facts.n_threads}
     return replace(plan, words=words, notes=notes, rates=rates)
 
 

@@ -1,0 +1,100 @@
+"""Factorizations applied to columns: planned for where the work is done, told as planned, the same bits on any workers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+from dlscale.engine.clusters import ClusterFacts, open_cluster
+from dlscale.engine.run import Cost, Run
+from dlscale.linalg.applying import plan_columns
+from dlscale.linalg.factor_plan import FactorOptions
+from dlscale.linalg.inverse import InverseOptions, compute_inverse, plan_inverse
+from dlscale.linalg.lstsq import LstsqOptions, compute_lstsq, plan_lstsq
+from dlscale.linalg.panel_qr import compute_panel_qr, plan_panel_qr
+from dlscale.linalg.solve import compute_solve, plan_solve
+from dlscale.linalg.system import SolveOptions
+from dlscale.storage.checkpoints import Checkpoint
+from dlscale.storage.inputs import Inputs
+from dlscale.storage.matrices import Array, open_matrix
+from dlscale.storage.results import ResultGroup
+from tests.helpers import THREADS
+
+LOCAL = ClusterFacts("local", 2, 1, 2**31)
+RATES = {"matmul_flops_per_second": 1e10, "read_bytes_per_second": 1e12}
+
+
+@pytest.mark.parametrize(
+    ("n_workers", "busy"),
+    [(1, 1), (2, 2), (3, 2), (4, 4), (100, 4)],  # of four slabs, three workers take two rounds
+)
+def test_more_workers_than_slabs_are_no_faster(n_workers, busy):
+    step = plan_columns("triangular", Cost(1.0, 8), 8192, 2000, 8, ClusterFacts("local", n_workers, 3, 2**33))
+    assert (step.flops, step.bytes_read, step.n_threads) == (2000, 4 * 8, 3 * busy)
+
+
+def test_a_step_of_one_task_takes_as_long_on_many_workers():
+    A = open_matrix(np.eye(600))
+    one, many = (
+        plan_solve(Inputs({"matrix": A, "rhs": open_matrix(np.ones((600, 1)))}), SolveOptions(), facts)
+        for facts in (ClusterFacts("local", 1, 1, 2**33), ClusterFacts("local", 50, 1, 2**33))
+    )
+    alone, together = (
+        replace(plan, steps=plan.steps[-1:], rates={name: rate * plan.cluster.n_threads for name, rate in RATES.items()})
+        for plan in (one, many)
+    )
+    assert alone.steps[0].id == "condition"
+    assert together.expected_seconds == pytest.approx(alone.expected_seconds)
+
+
+def gaussian(m: int, n: int) -> Array:
+    return np.random.default_rng(m + n).standard_normal((m, n))
+
+
+KINDS: dict[str, Any] = {
+    "solve": (plan_solve, compute_solve, SolveOptions(), {"matrix": gaussian(300, 300), "rhs": gaussian(300, 600)}),
+    "inverse": (
+        lambda inputs, *more: plan_inverse(inputs["matrix"], *more),
+        lambda run, inputs, *more: compute_inverse(run, inputs["matrix"], *more),
+        InverseOptions(),
+        {"matrix": gaussian(600, 600)},
+    ),
+    "lstsq": (plan_lstsq, compute_lstsq, LstsqOptions(), {"matrix": gaussian(700, 300), "rhs": gaussian(700, 600)}),
+    "qr": (
+        lambda inputs, options, facts: plan_panel_qr(inputs["matrix"], options, "raw", facts),
+        lambda run, inputs, options, plan: compute_panel_qr(run, inputs["matrix"], "raw", plan),
+        FactorOptions(),
+        {"matrix": gaussian(300, 200)},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_workers_apply_factors_with_the_bits_of_one_process(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr("dlscale.linalg.lstsq.PASS_COLUMNS", 100)
+    monkeypatch.setattr("dlscale.linalg.lstsq.CLEARLY_LONG", 100)
+    plan_of, compute, options, arrays = KINDS[kind]
+    inputs = Inputs({name: open_matrix(array) for name, array in arrays.items()})
+    found: list[dict[str, Array]] = []
+    for facts in (THREADS, LOCAL):
+        told: list[dict[str, Any]] = []
+        plan, folder = plan_of(inputs, options, facts), tmp_path / facts.kind
+        with open_cluster(facts) as cluster:
+            group = ResultGroup(folder / "result.zarr")
+            run = Run(cluster, checkpoint=Checkpoint(folder / "checkpoint.zarr"), result=group, emit=told.append)
+            outcome = compute(run, inputs, options, plan)
+            outcome.certificate.require()
+            stored = zarr.open_group(group.publish({}), mode="r")
+            group.close()
+        found.append(outcome.arrays | {name: np.asarray(stored[name]) for name in outcome.stored})
+        blocks = [event for event in told if event["event"] == "blocks"]
+        assert sum(event["flops"] for event in blocks) >= 0.9 * plan.flops
+    assert found[0].keys() == found[1].keys()
+    for name in found[0]:
+        np.testing.assert_array_equal(found[0][name], found[1][name])
+    # None of it is done by this process.
+    assert not [event for event in blocks if event["worker"].startswith("pid")]
