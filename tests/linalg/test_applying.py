@@ -92,7 +92,10 @@ def test_workers_apply_factors_with_the_bits_of_one_process(kind, tmp_path, monk
             group.close()
         found.append(outcome.arrays | {name: np.asarray(stored[name]) for name in outcome.stored})
         blocks = [event for event in told if event["event"] == "blocks"]
-        assert sum(event["flops"] for event in blocks) >= 0.9 * plan.flops
+        # A step of refinement that is planned may not be needed.
+        needed = sum(event["flops"] for event in told if event["event"] == "pass_finished")
+        assert needed >= (0.5 if kind == "solve" else 0.95) * plan.flops
+        assert sum(event["flops"] for event in blocks) >= 0.95 * needed
     assert found[0].keys() == found[1].keys()
     for name in found[0]:
         np.testing.assert_array_equal(found[0][name], found[1][name])
