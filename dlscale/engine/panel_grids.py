@@ -10,6 +10,9 @@ from dataclasses import dataclass
 #: Columns of a panel: wide enough that products with it run at the rate of square ones, narrow enough that factoring one
 #: panel, which one thread does, is short.
 PANEL_COLUMNS = 512
+#: Where all panels are in memory at a time: with kernels for AVX-512, products with 512 columns still are 8 percent slower
+#: than square ones, and triangular solves and the factoring of a panel a quarter.
+WIDE_PANEL_COLUMNS = 1024
 #: At least so many panels, so that several threads have work.
 MIN_PANELS = 12
 
@@ -74,10 +77,10 @@ class PanelGrid:
         return [range(k, min(k + self.group, self.n_panels)) for k in range(0, self.n_panels, self.group)]
 
 
-def choose_panel(shape: tuple[int, int], itemsize: int = 8) -> int:
+def choose_panel(shape: tuple[int, int], itemsize: int = 8, *, most: int = PANEL_COLUMNS) -> int:
     """Columns of a panel for a matrix of this shape: a multiple of 32, or all of its columns."""
     m, n = shape
-    width = max(32, min(PANEL_COLUMNS, -(-min(shape) // MIN_PANELS // 32) * 32))
+    width = max(32, min(most, -(-min(shape) // MIN_PANELS // 32) * 32))
     if n > WIDE * m:
         # Most panels are never factored, and each is a task of its own in every step.
         width = max(width, min(-(-n // WIDE_PANELS // 32) * 32, WIDE_PANEL_BYTES // (m * itemsize) // 32 * 32))

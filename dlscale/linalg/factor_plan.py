@@ -15,7 +15,7 @@ from dlscale.declaration.sections import Panel, RowBlocks
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import libraries, measured_rates
 from dlscale.engine.grids import RowGrid
-from dlscale.engine.panel_grids import PanelGrid, choose_panel
+from dlscale.engine.panel_grids import WIDE_PANEL_COLUMNS, PanelGrid, choose_panel
 from dlscale.engine.panel_groups import MAX_TASKS
 from dlscale.engine.panel_tasks import STRIP_BYTES
 from dlscale.engine.panels import group_bytes
@@ -81,7 +81,7 @@ def plan_panels(
         Saying what would fit.
     """
     m, n = A.shape
-    panel = options.panel or choose_panel(A.shape)
+    panel = options.panel or _panel(A, options, facts)
     if not 1 <= panel <= n:
         raise SpecError(f"params.panel must be from 1 to the {n} columns of the matrix; got {panel}.")
     item = A.dtype.itemsize
@@ -161,6 +161,13 @@ def _bytes_moved(grid: PanelGrid, method: Method, itemsize: int, n_workers: int)
 
 #: A panel is cut in row blocks where it would take more than this part of a worker's memory.
 MAX_PANEL_SHARE = 1 / 32
+
+
+def _panel(A: Matrix, options: FactorOptions, facts: ClusterFacts) -> int:
+    """Columns of a panel: wide ones where all of them are in memory at a time, and are not cut in row blocks for it."""
+    wide = choose_panel(A.shape, most=WIDE_PANEL_COLUMNS)
+    in_memory = 2 * A.shape[0] * A.shape[1] * A.dtype.itemsize <= facts.n_workers * facts.work_bytes
+    return wide if in_memory and _row_blocks(A, options, wide, facts) == 1 else choose_panel(A.shape)
 
 
 def _row_blocks(A: Matrix, options: FactorOptions, panel: int, facts: ClusterFacts) -> int:

@@ -14,7 +14,6 @@ from dlscale.declaration.sections import Panel
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import lay_out
 from dlscale.engine.grids import RowGrid
-from dlscale.engine.panel_grids import choose_panel
 from dlscale.engine.panels import Panels
 from dlscale.engine.passes import Passes
 from dlscale.engine.plan import Need, Plan, Step
@@ -89,7 +88,7 @@ def plan_factoring(
     method, words = (Householder(), "Householder QR by panels") if orthogonal else (method_of(assume), words)
     left = replace(facts, memory_bytes=max(1, facts.memory_bytes - driver_bytes))
     # Solves by QR read whole panels (`factors.QRFactors`).
-    options = FactorOptions(panel or min(choose_panel(A.shape), A.shape[1]), 1 if orthogonal else None)
+    options = FactorOptions(panel, 1 if orthogonal else None)
     plan = plan_panels(kind, words, A, method, options, left, step=FACTORS, copied=isinstance(method, lu.LU))
     held = (Need("right-hand sides and solutions", driver_bytes),) if driver_bytes else ()
     layout = lay_out(A, left, state_bytes=state_bytes, operand_bytes=state_bytes)

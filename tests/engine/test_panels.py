@@ -20,7 +20,7 @@ from dlscale import gallery
 from dlscale.batch.pacing import PacedCheckpoint
 from dlscale.engine import panel_tasks
 from dlscale.engine.clusters import Cluster, ClusterFacts, _Ready, open_cluster
-from dlscale.engine.panel_grids import WIDE_PANEL_BYTES, PanelGrid, choose_panel
+from dlscale.engine.panel_grids import WIDE_PANEL_BYTES, WIDE_PANEL_COLUMNS, PanelGrid, choose_panel
 from dlscale.errors import CorruptionError
 from dlscale.storage import writers
 from dlscale.storage.checkpoints import Checkpoint
@@ -248,6 +248,7 @@ def test_grid() -> None:
     assert grid.width(3) == 4
     assert grid.groups() == [range(2), range(2, 4)]
     assert choose_panel((10**6, 10**6)) == 512
+    assert [choose_panel((n, n), most=WIDE_PANEL_COLUMNS) for n in (6144, 9000, 16384)] == [512, 768, 1024]
     assert [choose_panel((5, n)) for n in (1, 5, 40)] == [1, 5, 32]
 
 
