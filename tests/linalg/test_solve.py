@@ -27,7 +27,7 @@ def run(A: Any, B: Any, *, group: int | None = None, **options: Any) -> Outcome:
     inputs = Inputs({"matrix": open_matrix(A), "rhs": open_matrix(B, vectors=True)})
     chosen = SolveOptions(**options)
     plan = plan_solve(inputs, chosen, THREADS)
-    plan = replace(plan, panels=replace(plan.panels, group=group or plan.panels.group))
+    plan = replace(plan, grids=replace(plan.grids, panels=replace(plan.panels, group=group or plan.panels.group)))
     with open_cluster(THREADS) as cluster:
         return compute_solve(Run(cluster), inputs, chosen, plan)
 
