@@ -189,7 +189,7 @@ def add_normal_product(A: Array, W: Array, ZH: Array, *, mean: Array | None = No
             moments.add(tile)
         if W.dtype != A.dtype:
             # In the tile's own order, which another one would take five times as long to reach.
-            by_columns = tile.flags.f_contiguous and not tile.flags.c_contiguous
+            by_columns = tile.strides[0] < tile.strides[1]
             converted = workspace("halved", tile.shape[::-1], W.dtype).T if by_columns else workspace("halved", tile.shape, W.dtype)
             np.copyto(converted, tile, casting="same_kind")
             tile = converted
