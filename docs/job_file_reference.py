@@ -66,7 +66,7 @@ def _body(section: Schema) -> tuple[Mapping[str, Schema], Schema]:
 
 def _kind_of(section: Schema, name: str) -> str:
     constant = section.get("properties", {}).get("type", {}).get("const")
-    return f"`{constant}`" if constant else f"`{name.removesuffix('Spec').lower()}`"
+    return f"`{constant}`" if constant else f"`{name.removesuffix('Spec').removesuffix('Section').lower()}`"
 
 
 def _below(section: Schema, definitions: Mapping[str, Schema], shown: set[str]) -> Iterator[str]:

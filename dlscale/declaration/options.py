@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Collection, Iterator
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from collections.abc import Collection, Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 from pydantic import Field, ValidationError, create_model
@@ -35,6 +35,9 @@ class Options:
         Naming each field that holds what it does not take, what was got and what is allowed.
     """
 
+    #: The section of a job file whose keys the fields are; the params have no name of their own.
+    section: ClassVar[str] = ""
+
     def __post_init__(self) -> None:
         given = {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
         options: Any = type(self)
@@ -42,7 +45,8 @@ class Options:
         try:
             checked = model.model_validate(given)
         except ValidationError as error:
-            raise SpecError(explain(error, model, given, where=lambda _: "").replace("\n", " ")) from None
+            told = explain(error, model, given, where=lambda _: "").split("\n")
+            raise SpecError(" ".join(f"{self.section}.{fault}" if self.section else fault for fault in told)) from None
         for name in given:
             object.__setattr__(self, name, _stored(getattr(checked, name)))
 
@@ -60,6 +64,29 @@ def declared_fields(options: type[Options], names: Collection[str]) -> Iterator[
     for field in dataclasses.fields(options):
         if field.name in names:
             yield field.name, (_taken(annotations[field.name]), _default(field))
+
+
+def one_of(name: str, words: str, table: Mapping[str, Any], *, default: str | None = None, **more: Any) -> type[Section]:
+    """The section of a job file that names one of a table of options by its type, with the fields of them all, and ``more``."""
+    listed = [*table]
+    said = f"{', '.join(listed[:-1])} or {listed[-1]}"
+    chosen = Literal[tuple(table)]  # type: ignore[valid-type]
+    fields = {"type": (chosen, Field(description=said) if default is None else Field(default=default, description=said)), **more}
+    owners: dict[str, list[str]] = {}
+    for type_name, options in table.items():
+        for field, (annotation, _) in declared_fields(options, [field.name for field in dataclasses.fields(options)]):
+            owners.setdefault(field, []).append(type_name)
+            fields[field] = (annotation | None, annotation)
+    for field, types in owners.items():
+        words_of_field, colon, rest = _words(fields[field][1]).partition(":")
+        suffix = f", for {' and '.join(filter(None, (', '.join(types[:-1]), types[-1])))}" if len(types) < len(table) else ""
+        fields[field] = (fields[field][0], Field(default=None, description=f"{words_of_field}{suffix}{colon}{rest}"))
+    return create_model(name, __base__=Section, __doc__=words, **fields)
+
+
+def _words(annotation: Any) -> str:
+    """The description in an annotation: the last one, as pydantic has it."""
+    return next(str(mark.description) for mark in reversed(get_args(annotation)) if getattr(mark, "description", None))
 
 
 def _taken(annotation: Any) -> Any:

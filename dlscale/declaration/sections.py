@@ -7,9 +7,6 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Positive = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[float, Field(ge=0)]
-AboveZero = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _chosen_by_planner(value: object) -> object:
@@ -32,6 +29,10 @@ RowBlocks = Annotated[
 BlockRows = Annotated[
     Planned, Field(description="an integer of at least 1, or auto: rows of a block; the planner chooses when absent")
 ]
+NotNegative = Annotated[float, Field(ge=0, description="a number of at least 0")]
+AboveZero = Annotated[float, Field(gt=0, description="a number above 0")]
+Fraction = Annotated[float, Field(ge=0, lt=1, description="a number from 0 to below 1")]
+Count = Annotated[int, Field(ge=1, description="an integer of at least 1")]
 Seed = Annotated[int, Field(ge=0, description="an integer of at least 0")]
 
 

@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import numpy as np
+from pydantic import Field
 from scipy.linalg import cho_solve
 
+from dlscale.declaration.options import Options
+from dlscale.declaration.sections import AboveZero, Fraction
 from dlscale.errors import NumericalError
 from dlscale.kernels import Array
 from dlscale.learn.models import Model
 from dlscale.learn.optimizers import State
-from dlscale.learn.options import require_count, require_number
 from dlscale.learn.parameters import Parameters, n_layers
 from dlscale.workspaces import workspace
 
@@ -98,7 +101,7 @@ def factor_sums(
 
 
 @dataclass(frozen=True)
-class KFAC:
+class KFAC(Options):
     """Natural gradient steps with Kronecker-factored curvature.
 
     Parameters
@@ -115,19 +118,13 @@ class KFAC:
         Steps are shortened so that the loss is predicted to change by no more than this to second order; infinity never shortens.
     """
 
-    damping: float = 1e-3
-    decay: float = 0.95
-    every: int = 10
-    momentum: float = 0.9
-    kl_clip: float = 1e-2
+    section: ClassVar[str] = "optimizer"
 
-    def __post_init__(self) -> None:
-        require_number("optimizer.damping", self.damping, above=0)
-        require_number("optimizer.decay", self.decay, at_least=0, below=1)
-        require_count("optimizer.every", self.every)
-        require_number("optimizer.momentum", self.momentum, at_least=0, below=1)
-        if self.kl_clip != math.inf:
-            require_number("optimizer.kl_clip", self.kl_clip, above=0)
+    damping: AboveZero = 1e-3
+    decay: Fraction = 0.95
+    every: Annotated[int, Field(ge=1, description="an integer of at least 1: steps between renewals")] = 10
+    momentum: Fraction = 0.9
+    kl_clip: Annotated[float, Field(gt=0, allow_inf_nan=True, description="a number above 0")] = 1e-2
 
     def start(self, parameters: Parameters) -> State:
         """The state before the first step: running means, their Cholesky factors and velocities, in the parameters' dtype."""

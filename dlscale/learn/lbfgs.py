@@ -10,14 +10,16 @@ References: Nocedal and Wright, Numerical Optimization (2006): algorithm 7.4 (tw
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
+from dlscale.declaration.options import Options
+from dlscale.declaration.sections import Count, NotNegative
 from dlscale.errors import NumericalError, SpecError
 from dlscale.kernels import Array
 from dlscale.learn.full_batch import Evaluate, FullBatch, Iteration, Objective
 from dlscale.learn.optimizers import NO_L1, State
-from dlscale.learn.options import require_count, require_number
 from dlscale.learn.parameters import Parameters, flatten, unflatten
 from dlscale.learn.regularization import Regularization
 
@@ -25,7 +27,7 @@ _DECREASE, _CURVATURE = 1e-4, 0.9
 
 
 @dataclass(frozen=True)
-class LBFGS(FullBatch):
+class LBFGS(Options, FullBatch):
     """Limited-memory BFGS.
 
     Parameters
@@ -38,14 +40,11 @@ class LBFGS(FullBatch):
         Of one line search.
     """
 
-    memory: int = 10
-    tolerance: float = 1e-8
-    max_evaluations: int = 25
+    section: ClassVar[str] = "optimizer"
 
-    def __post_init__(self) -> None:
-        require_count("optimizer.memory", self.memory)
-        require_number("optimizer.tolerance", self.tolerance, at_least=0)
-        require_count("optimizer.max_evaluations", self.max_evaluations)
+    memory: Count = 10
+    tolerance: NotNegative = 1e-8
+    max_evaluations: Count = 25
 
     def start(self, parameters: Parameters) -> State:
         """The state before the first iteration, double precision for parameters of either dtype."""

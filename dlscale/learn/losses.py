@@ -9,19 +9,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 from scipy.special import expit
 
+from dlscale.declaration.options import Options
 from dlscale.errors import InputError, SpecError
 from dlscale.kernels import Array
-from dlscale.learn.options import choose, require_number
+from dlscale.learn.options import choose
 
 
 @dataclass(frozen=True)
-class Loss(ABC):
+class Loss(Options, ABC):
     """A function of a row's scores and target."""
+
+    section: ClassVar[str] = "loss"
 
     classifies: ClassVar[bool] = False
 
@@ -95,10 +99,7 @@ class Squared(Loss):
 class Huber(Loss):
     """``sum_j r_j^2 / 2`` where ``|r_j| <= delta``, else ``delta (|r_j| - delta / 2)``, with ``r = s - y`` (Huber 1964)."""
 
-    delta: float = 1.0
-
-    def __post_init__(self) -> None:
-        require_number("loss.delta", self.delta, above=0)
+    delta: Annotated[float, Field(gt=0, description="a number above 0: where huber turns from square to linear")] = 1.0
 
     def differentiate(self, S: Array, y: Array) -> Array:
         residual = S - y.reshape(S.shape).astype(S.dtype, copy=False)

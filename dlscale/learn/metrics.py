@@ -6,14 +6,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
+from pydantic import Field
 
+from dlscale.declaration.options import Options
+from dlscale.declaration.sections import NotNegative
 from dlscale.errors import SpecError
 from dlscale.kernels import Array
 from dlscale.learn.losses import CrossEntropy, Loss
-from dlscale.learn.options import require_count, require_number
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ def metrics_of(loss: Loss) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class EarlyStopping:
+class EarlyStopping(Options):
     """Stop when the last ``patience`` values brought no improvement of at least ``min_improvement``.
 
     A pure function of the history, so that a resumed run decides as the uninterrupted one.
@@ -175,12 +177,10 @@ class EarlyStopping:
         What counts as better than the best so far must be better by more than this.
     """
 
-    patience: int = 5
-    min_improvement: float = 0.0
+    section: ClassVar[str] = "early_stopping"
 
-    def __post_init__(self) -> None:
-        require_count("early_stopping.patience", self.patience)
-        require_number("early_stopping.min_improvement", self.min_improvement, at_least=0)
+    patience: Annotated[int, Field(ge=1, description="an integer of at least 1: epochs without improvement that are borne")] = 5
+    min_improvement: NotNegative = 0.0
 
     def best(self, history: Sequence[float], *, higher_is_better: bool = False) -> int:
         """Index of the last value that improved; -1 for none (an empty history, or NaN all along)."""

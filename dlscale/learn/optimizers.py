@@ -14,9 +14,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from dlscale.declaration.options import Options
+from dlscale.declaration.sections import AboveZero, Fraction, NotNegative
 from dlscale.errors import SpecError
 from dlscale.kernels import Array
-from dlscale.learn.options import choose, require_number
+from dlscale.learn.options import choose
 from dlscale.learn.parameters import Parameters, is_weight, norm, tiles_with_work
 from dlscale.learn.regularization import soft_threshold
 
@@ -34,8 +36,10 @@ State = dict[str, Array]
 
 
 @dataclass(frozen=True)
-class Optimizer(ABC):
+class Optimizer(Options, ABC):
     """A rule that turns gradients into a step."""
+
+    section: ClassVar[str] = "optimizer"
 
     #: Names of the arrays it keeps for every parameter, in that parameter's shape and dtype.
     moments: ClassVar[tuple[str, ...]] = ()
@@ -94,11 +98,8 @@ class SGD(Optimizer):
 class Momentum(Optimizer):
     """``v = momentum * v + g``, ``p -= rate * v`` (Polyak 1964)."""
 
-    momentum: float = 0.9
+    momentum: Fraction = 0.9
     moments: ClassVar[tuple[str, ...]] = ("velocity",)
-
-    def __post_init__(self) -> None:
-        require_number("optimizer.momentum", self.momentum, at_least=0, below=1)
 
     def step(
         self, name: str, parameter: Array, gradient: Array, kept: list[Array], learning_rate: float, n: int, *, l1: float = 0.0
@@ -144,15 +145,10 @@ class Adam(Optimizer):
         Added to the root of the second moment.
     """
 
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
+    epsilon: AboveZero = 1e-8
     moments: ClassVar[tuple[str, ...]] = ("mean", "square")
-
-    def __post_init__(self) -> None:
-        require_number("optimizer.beta1", self.beta1, at_least=0, below=1)
-        require_number("optimizer.beta2", self.beta2, at_least=0, below=1)
-        require_number("optimizer.epsilon", self.epsilon, above=0)
 
     def decay(self, name: str) -> float:
         """Share of a parameter that one unit of learning rate takes away."""
@@ -196,11 +192,7 @@ class AdamW(Adam):
         A step takes away ``learning_rate * weight_decay`` of each weight.
     """
 
-    weight_decay: float = 0.01
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_number("optimizer.weight_decay", self.weight_decay, at_least=0)
+    weight_decay: NotNegative = 0.01
 
     def decay(self, name: str) -> float:
         return self.weight_decay if is_weight(name) else 0.0
@@ -214,15 +206,10 @@ class LARS(Optimizer):
     rate of a layer jumps where its weights become zero.
     """
 
-    momentum: float = 0.9
-    trust: float = 0.001
-    weight_decay: float = 0.0
+    momentum: Fraction = 0.9
+    trust: AboveZero = 0.001
+    weight_decay: NotNegative = 0.0
     moments: ClassVar[tuple[str, ...]] = ("velocity",)
-
-    def __post_init__(self) -> None:
-        require_number("optimizer.momentum", self.momentum, at_least=0, below=1)
-        require_number("optimizer.trust", self.trust, above=0)
-        require_number("optimizer.weight_decay", self.weight_decay, at_least=0)
 
     def step(
         self, name: str, parameter: Array, gradient: Array, kept: list[Array], learning_rate: float, n: int, *, l1: float = 0.0

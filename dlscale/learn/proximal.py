@@ -9,13 +9,15 @@ L1 penalty is a sum over entries, so its proximal step stays exact.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
+from dlscale.declaration.options import Options
+from dlscale.declaration.sections import NotNegative
 from dlscale.kernels import Array
 from dlscale.learn.full_batch import Evaluate, FullBatch, Iteration, Objective
 from dlscale.learn.optimizers import State
-from dlscale.learn.options import require_number
 from dlscale.learn.parameters import Parameters
 from dlscale.learn.regularization import Regularization, soft_threshold
 
@@ -27,7 +29,7 @@ _MOST_WORSE = 100
 
 
 @dataclass(frozen=True)
-class ProximalGradient(FullBatch):
+class ProximalGradient(Options, FullBatch):
     """Accelerated proximal gradient.
 
     Parameters
@@ -36,10 +38,9 @@ class ProximalGradient(FullBatch):
         Converged when no entry of the least subgradient is larger.
     """
 
-    tolerance: float = 1e-8
+    section: ClassVar[str] = "optimizer"
 
-    def __post_init__(self) -> None:
-        require_number("optimizer.tolerance", self.tolerance, at_least=0)
+    tolerance: NotNegative = 1e-8
 
     def start(self, parameters: Parameters) -> State:
         """The state before the first iteration, double precision for parameters of either dtype."""

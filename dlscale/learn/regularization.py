@@ -11,16 +11,19 @@ In scikit-learn's terms, for n rows of weight 1: ``Ridge(alpha)`` is ``l2 = alph
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import numpy as np
+from pydantic import Field
 
+from dlscale.declaration.options import Options
+from dlscale.declaration.sections import NotNegative
 from dlscale.kernels import Array
-from dlscale.learn.options import require_number
 from dlscale.learn.parameters import Parameters, is_weight, tiles, tiles_with_work
 
 
 @dataclass(frozen=True)
-class Regularization:
+class Regularization(Options):
     """Penalties on the weights of all layers.
 
     Parameters
@@ -28,12 +31,10 @@ class Regularization:
     l1, l2 : float, at least 0
     """
 
-    l1: float = 0.0
-    l2: float = 0.0
+    section: ClassVar[str] = "regularization"
 
-    def __post_init__(self) -> None:
-        require_number("regularization.l1", self.l1, at_least=0)
-        require_number("regularization.l2", self.l2, at_least=0)
+    l1: NotNegative = 0.0
+    l2: NotNegative = 0.0
 
     def add(self, parameters: Parameters, gradients: Parameters) -> float:
         """Add the L2 penalty's gradient in place; returns the whole penalty, L1's part too.
@@ -74,3 +75,10 @@ class Regularization:
 def soft_threshold(x: Array, threshold: float | Array) -> None:
     """``x <- sign(x) max(|x| - threshold, 0)`` in place, as ``x - clip(x, -threshold, threshold)``, which needs no signs."""
     x -= np.clip(x, -threshold, threshold)
+
+
+@dataclass(frozen=True)
+class Penalties(Regularization):
+    """As a job file has them: with the penalty that the model adds itself."""
+
+    decorrelation: Annotated[float, Field(ge=0, description="a number of at least 0, for mlp")] = 0.0

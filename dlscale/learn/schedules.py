@@ -8,24 +8,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
+from pydantic import Field
+
+from dlscale.declaration.options import Options
+from dlscale.declaration.sections import Count
 from dlscale.errors import SpecError
-from dlscale.learn.options import choose, require_count, require_number
+from dlscale.learn.options import choose
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(Options):
     """A factor of the learning rate for each step, counted from 0; this one is always 1."""
 
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if name == "factor":
-                require_number("schedule.factor", value, above=0, at_most=1)
-            elif name == "final":
-                require_number("schedule.final", value, at_least=0, at_most=1)
-            else:
-                require_count(f"schedule.{name}", value)
+    section: ClassVar[str] = "schedule"
 
     def __call__(self, step: int) -> float:
         return 1.0
@@ -35,8 +32,8 @@ class Schedule:
 class Exponential(Schedule):
     """``factor ** (step / every)``."""
 
-    every: int
-    factor: float = 0.1
+    every: Annotated[int, Field(ge=1, description="an integer of at least 1: steps")]
+    factor: Annotated[float, Field(gt=0, le=1, description="a number above 0, at most 1")] = 0.1
 
     def __call__(self, step: int) -> float:
         return float(self.factor ** (step / self.every))
@@ -54,8 +51,8 @@ class Step(Exponential):
 class Cosine(Schedule):
     """From 1 down to ``final`` on half a cosine over ``n_steps``, then ``final`` (Loshchilov and Hutter 2017)."""
 
-    n_steps: int
-    final: float = 0.0
+    n_steps: Count
+    final: Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1")] = 0.0
 
     def __call__(self, step: int) -> float:
         done = min(1.0, step / self.n_steps)
@@ -66,9 +63,9 @@ class Cosine(Schedule):
 class WarmupCosine(Schedule):
     """Linear from ``1 / n_warmup_steps`` to 1 over the first steps, then the cosine down to ``final`` at step ``n_steps``."""
 
-    n_steps: int
-    n_warmup_steps: int
-    final: float = 0.0
+    n_steps: Count
+    n_warmup_steps: Count
+    final: Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1")] = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,7 +85,7 @@ class WarmupCosine(Schedule):
 class InverseSquareRoot(Schedule):
     """Linear over the first steps, then ``sqrt(n_warmup_steps / (step + 1))`` (Vaswani et al. 2017, eq. 3, scaled to peak at 1)."""
 
-    n_warmup_steps: int = 1
+    n_warmup_steps: Count = 1
 
     def __call__(self, step: int) -> float:
         return min((step + 1) / self.n_warmup_steps, math.sqrt(self.n_warmup_steps / (step + 1)))

@@ -6,7 +6,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from dlscale.declaration.sections import AboveZero, Fraction, NotNegative, Positive, Section
+from dlscale.declaration.options import one_of, section_of
+from dlscale.declaration.sections import AboveZero, Positive, Section
+from dlscale.learn.kfac import KFAC
+from dlscale.learn.lbfgs import LBFGS
+from dlscale.learn.losses import LOSSES
+from dlscale.learn.metrics import EarlyStopping
+from dlscale.learn.optimizers import OPTIMIZERS
+from dlscale.learn.proximal import ProximalGradient
+from dlscale.learn.regularization import Penalties
+from dlscale.learn.schedules import SCHEDULES
 
 Sync = Annotated[
     Literal["auto", "mpi", "dask", "none"],
@@ -37,58 +46,27 @@ class ModelSection(Section):
     )
 
 
-class LossSection(Section):
-    """What is minimised."""
+#: Optimizers whose one step reads all rows, several times; an epoch is one of their iterations.
+FULL_BATCH: dict[str, type[Any]] = {"lbfgs": LBFGS, "proximal": ProximalGradient}
+#: Every optimizer by its type.
+EVERY_OPTIMIZER: dict[str, type[Any]] = {**OPTIMIZERS, "kfac": KFAC, **FULL_BATCH}
 
-    type: Literal["squared", "huber", "cross_entropy", "hinge"] = Field(description="squared, huber, cross_entropy or hinge")
-    delta: AboveZero | None = Field(default=None, description="a number above 0: where huber turns from square to linear")
-
-
-class RegularizationSection(Section):
-    """Penalties beside the mean loss: (l2/2) ||W||^2 + l1 ||W||_1, and squared covariances between hidden units."""
-
-    l1: NotNegative = Field(default=0.0, description="a number of at least 0")
-    l2: NotNegative = Field(default=0.0, description="a number of at least 0")
-    decorrelation: NotNegative = Field(default=0.0, description="a number of at least 0, for mlp")
-
-
-class OptimizerSection(Section):
-    """How the parameters move. Which keys go with which type is checked when the job is planned."""
-
-    type: Literal["sgd", "momentum", "nesterov", "adam", "adamw", "lars", "kfac", "lbfgs", "proximal"] = Field(
-        default="adam", description="sgd, momentum, nesterov, adam, adamw, lars, kfac, lbfgs or proximal"
-    )
-    learning_rate: AboveZero | None = Field(default=None, description="a number above 0")
-    momentum: Fraction | None = Field(default=None, description="a number from 0 to below 1")
-    beta1: Fraction | None = Field(default=None, description="a number from 0 to below 1, for adam and adamw")
-    beta2: Fraction | None = Field(default=None, description="a number from 0 to below 1, for adam and adamw")
-    epsilon: AboveZero | None = Field(default=None, description="a number above 0, for adam and adamw")
-    weight_decay: NotNegative | None = Field(default=None, description="a number of at least 0, for adamw and lars")
-    trust: AboveZero | None = Field(default=None, description="a number above 0, for lars")
-    damping: AboveZero | None = Field(default=None, description="a number above 0, for kfac")
-    decay: Fraction | None = Field(default=None, description="a number from 0 to below 1, for kfac")
-    every: Positive | None = Field(default=None, description="an integer of at least 1, for kfac: steps between renewals")
-    kl_clip: AboveZero | None = Field(default=None, description="a number above 0, for kfac")
-    memory: Positive | None = Field(default=None, description="an integer of at least 1, for lbfgs")
-    tolerance: NotNegative | None = Field(default=None, description="a number of at least 0, for lbfgs and proximal")
-    max_evaluations: Positive | None = Field(default=None, description="an integer of at least 1, for lbfgs")
-
-
-class ScheduleSection(Section):
-    """How the learning rate changes."""
-
-    type: Literal["constant", "step", "exponential", "cosine", "warmup_cosine", "inverse_square_root"] = Field(
-        default="constant", description="constant, step, exponential, cosine, warmup_cosine or inverse_square_root"
-    )
-    every: Positive | None = Field(default=None, description="an integer of at least 1: steps")
-    factor: AboveZero | None = Field(default=None, description="a number above 0, at most 1")
-    n_steps: Positive | None = Field(default=None, description="an integer of at least 1")
-    n_warmup_steps: Positive | None = Field(default=None, description="an integer of at least 1")
-    final: NotNegative | None = Field(default=None, description="a number from 0 to 1")
-
-
-class EarlyStoppingSection(Section):
-    """End when the validation loss (without validation rows, the training loss) stops improving, and keep the best."""
-
-    patience: Positive = Field(default=5, description="an integer of at least 1: epochs without improvement that are borne")
-    min_improvement: NotNegative = Field(default=0.0, description="a number of at least 0")
+LossSection = one_of("LossSection", "What is minimised.", LOSSES)
+RegularizationSection = section_of(
+    Penalties,
+    "RegularizationSection",
+    "Penalties beside the mean loss: (l2/2) ||W||^2 + l1 ||W||_1, and squared covariances between hidden units.",
+)
+OptimizerSection = one_of(
+    "OptimizerSection",
+    "How the parameters move. Which keys go with which type is checked when the job is planned.",
+    EVERY_OPTIMIZER,
+    default="adam",
+    learning_rate=(AboveZero | None, Field(default=None, description="a number above 0")),
+)
+ScheduleSection = one_of("ScheduleSection", "How the learning rate changes.", SCHEDULES, default="constant")
+EarlyStoppingSection = section_of(
+    EarlyStopping,
+    "EarlyStoppingSection",
+    "End when the validation loss (without validation rows, the training loss) stops improving, and keep the best.",
+)

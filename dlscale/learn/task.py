@@ -17,12 +17,14 @@ from dlscale.learn.kfac import KFAC
 from dlscale.learn.lbfgs import LBFGS
 from dlscale.learn.metrics import EarlyStopping
 from dlscale.learn.models import Model, model
-from dlscale.learn.optimizers import NO_L1, OPTIMIZERS, Optimizer
-from dlscale.learn.options import choose, require_number
+from dlscale.learn.optimizers import NO_L1, Optimizer
+from dlscale.learn.options import choose
 from dlscale.learn.proximal import ProximalGradient
 from dlscale.learn.regularization import Regularization
 from dlscale.learn.schedules import Schedule, schedule
 from dlscale.learn.sections import (
+    EVERY_OPTIMIZER,
+    FULL_BATCH,
     EarlyStoppingSection,
     LossSection,
     ModelSection,
@@ -34,8 +36,6 @@ from dlscale.learn.sections import (
 )
 from dlscale.storage.matrices import Matrix
 
-#: Optimizers whose one step reads all rows, several times; an epoch is one of their iterations.
-FULL_BATCH = {"lbfgs": LBFGS, "proximal": ProximalGradient}
 LEARNING_RATES = {"sgd": 0.1, "momentum": 0.01, "nesterov": 0.01, "adam": 1e-3, "adamw": 1e-3, "lars": 1.0, "kfac": 0.1}
 DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "float64": np.dtype(np.float64)}
 
@@ -114,12 +114,9 @@ class Recipe:
         chosen = dict(options.optimizer)
         name = str(chosen.get("type", "adam"))
         rate = chosen.pop("learning_rate", None)
-        table: dict[str, type[Any]] = {**OPTIMIZERS, "kfac": KFAC, **FULL_BATCH}
-        optimizer = choose("optimizer", {"type": name, **chosen}, table)
-        if rate is not None:
-            if name in FULL_BATCH:
-                raise SpecError(f"optimizer.learning_rate is not for {name}, which finds its own steps; remove it.")
-            require_number("optimizer.learning_rate", rate, above=0)
+        optimizer = choose("optimizer", {"type": name, **chosen}, EVERY_OPTIMIZER)
+        if rate is not None and name in FULL_BATCH:
+            raise SpecError(f"optimizer.learning_rate is not for {name}, which finds its own steps; remove it.")
         stopping = None if options.early_stopping is None else EarlyStopping(**options.early_stopping)
         recipe = cls(
             kind,

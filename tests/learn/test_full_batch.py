@@ -223,13 +223,13 @@ def test_lbfgs_finds_the_bottom_of_rosenbrocks_valley():
 
 
 def test_bad_options_are_refused():
-    with pytest.raises(SpecError, match=r"optimizer.memory must be an integer of at least 1; got 0"):
+    with pytest.raises(SpecError, match=r"optimizer.memory: got 0 \(an integer\); allowed: an integer of at least 1\."):
         LBFGS(memory=0)
     with pytest.raises(SpecError, match="at least 0; got -1"):
         ProximalGradient(tolerance=-1)
     with pytest.raises(SpecError, match="choose proximal"):
         minimize(LBFGS(), model("linear"), np.eye(3), np.ones(3), regularization=Regularization(l1=1.0))
-    with pytest.raises(SpecError, match=r"regularization.l2 must be a finite number at least 0; got nan"):
+    with pytest.raises(SpecError, match=r"regularization.l2: got nan \(a number\); allowed: a number of at least 0\."):
         Regularization(l2=float("nan"))
 
 

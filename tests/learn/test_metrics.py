@@ -108,5 +108,5 @@ def test_small_improvements_and_nan_do_not_count():
     assert rule.best([float("nan"), 2.0, float("nan")]) == 1
     assert rule.stops([float("nan")] * 2)
     assert not rule.stops([])
-    with pytest.raises(SpecError, match=r"early_stopping.patience must be an integer of at least 1; got 0"):
+    with pytest.raises(SpecError, match=r"early_stopping.patience: got 0 .*; allowed: an integer of at least 1"):
         EarlyStopping(patience=0)
