@@ -241,7 +241,7 @@ def test_predictions_are_probabilities_and_new_arrays():
         ({"type": "mlp", "hidden": [4], "activation": "swish"}, "relu, tanh, sigmoid, gelu; got 'swish'"),
         ({"type": "linear", "hidden": [4]}, "no hidden layers"),
         ({"type": "logistic", "loss": "squared"}, "cross_entropy or hinge; got squared"),
-        ({"type": "linear", "loss": {"type": "huber", "delta": 0}}, "above 0; got 0"),
+        ({"type": "linear", "loss": {"type": "huber", "delta": 0}}, "loss.delta: got 0 .*allowed: a number above 0"),
         ({"type": "linear", "loss": {"type": "huber", "width": 1}}, "no option 'width'"),
         ({"type": "linear", "loss": "cubic"}, "loss.type must be one of"),
         ({"type": "linear", "decorrelation": 1.0}, "acts on hidden layers"),

@@ -163,11 +163,11 @@ def test_clipping_scales_all_gradients_by_one_factor(dtype):
         ("rmsprop", "optimizer.type must be one of sgd, momentum, nesterov, adam, adamw, lars; got 'rmsprop'"),
         ({"momentum": 0.9}, "optimizer.type must be one of"),
         ({"type": "sgd", "momentum": 0.9}, "optimizer sgd has no option 'momentum'; its options are none"),
-        ({"type": "momentum", "momentum": 1.0}, "at least 0 and below 1; got 1.0"),
+        ({"type": "momentum", "momentum": 1.0}, "optimizer.momentum: got 1.0 .*allowed: a number from 0 to below 1"),
         ({"type": "adam", "beta2": "0.9"}, "optimizer.beta2: got '0.9' .text.; allowed: a number from 0 to below 1"),
-        ({"type": "adam", "epsilon": 0.0}, "above 0; got 0.0"),
-        ({"type": "adamw", "weight_decay": -0.1}, "at least 0; got -0.1"),
-        ({"type": "lars", "trust": 0}, "above 0; got 0"),
+        ({"type": "adam", "epsilon": 0.0}, "optimizer.epsilon: got 0.0 .*allowed: a number above 0"),
+        ({"type": "adamw", "weight_decay": -0.1}, "optimizer.weight_decay: got -0.1 .*allowed: a number of at least 0"),
+        ({"type": "lars", "trust": 0}, "optimizer.trust: got 0 .*allowed: a number above 0"),
     ],
 )
 def test_bad_options_are_refused(options, message):

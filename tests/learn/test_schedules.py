@@ -52,7 +52,7 @@ def test_factors_are_between_zero_and_one_and_fall_after_warming_up(name, step):
         ("linear", "schedule.type must be one of constant, step"),
         ("cosine", "schedule cosine needs the option 'n_steps'; add it"),
         ({"type": "step", "every": 0}, "schedule.every: got 0 .an integer.; allowed: an integer of at least 1: steps"),
-        ({"type": "exponential", "every": 10, "factor": 2}, "above 0 and at most 1; got 2"),
+        ({"type": "exponential", "every": 10, "factor": 2}, "schedule.factor: got 2 .*allowed: a number above 0, at most 1"),
         ({"type": "warmup_cosine", "n_steps": 5, "n_warmup_steps": 5}, "must be less than schedule.n_steps; got 5 of 5"),
     ],
 )
