@@ -24,9 +24,9 @@ _LUCK, _FAR = 3.0, 10.0
 _PROBE_SAFETY = 1.8
 #: Values that differ by less than this part are taken for equal; those above this part of the norm of what is left are near it.
 _NEAR, _BESIDE = 0.01, 0.85
-#: Rounding error of a singular value, in eps s_1; and of one that is divided by R, times what the division multiplies rounding by:
-#: where sums are in the precision of the matrix, and where they are in a higher one.
-_ROUNDING, _DIVIDED, _DIVIDED_WIDE = 4.0, 0.7, 0.25
+#: Rounding error of a singular value, in eps s_1; and of one that is divided by R, in ``eps ||A||_F n^-1/2`` times what the division
+#: multiplies rounding by, and by how much more where the inverse is formed and sums are in the precision of the matrix.
+_ROUNDING, _DIVIDED, _FORMED = 4.0, 1.0, 3.0
 _TINY = float(np.finfo(float).tiny)
 
 
@@ -92,10 +92,14 @@ def _behind_range(seen: Sketch, outside: float, eps: float) -> Array:
     else:
         amplified = np.linalg.solve(R, found.X)
     amplified = np.linalg.norm(np.linalg.norm(R, axis=0)[:, None] * amplified, axis=0)
-    divided = _DIVIDED if accumulator_dtype(seen.probes.dtype) == seen.probes.dtype else _DIVIDED_WIDE
-    rounding = eps * s[0] * (_ROUNDING + divided * amplified)
+    divided = _DIVIDED * float(np.sqrt(seen.squares / n))
+    if found.cut and accumulator_dtype(seen.probes.dtype) == seen.probes.dtype:
+        divided *= _FORMED
+    rounding = eps * (_ROUNDING * s[0] + divided * amplified)
     errors = np.minimum(_lifted(seen, W, outside), outside**2 / (np.hypot(s, outside) + s + _TINY))
-    errors = np.where(s < outside / _BESIDE, _shared(s, errors), errors) + rounding
+    errors = np.where(s < outside / _BESIDE, _shared(s, errors), errors)
+    # None is larger than those before it may be.
+    errors = np.minimum(errors, np.minimum.accumulate(s + _LUCK * errors) - s) + rounding
     missing = found.before[rank:] * np.sqrt((n - rank) / np.arange(width - rank, 0, -1))
     errors[rank:] = np.minimum(_PROBE_SAFETY * missing, outside) + _ROUNDING * eps * s[0]
     return np.asarray(errors)
