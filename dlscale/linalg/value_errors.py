@@ -21,11 +21,11 @@ _WINDOW, _SHARING = 5, 3
 #: The larger bound of an error may itself be so much too low, as the probes tell of it; the smaller one may be so far below.
 _LUCK, _FAR = 3.0, 10.0
 #: Four probes tell norms too low by about this factor where they have bad luck.
-_PROBE_SAFETY = 1.8
+_PROBE_SAFETY = 2.5
 #: Values that differ by less than this part are taken for equal; those above this part of the norm of what is left are near it.
 _NEAR, _BESIDE = 0.01, 0.85
-#: Rounding error of a singular value, in eps s_1; and of one that is divided by R, in ``eps ||A||_F n^-1/2`` times what the division
-#: multiplies rounding by, and by how much more where the inverse is formed and sums are in the precision of the matrix.
+#: Rounding error of a singular value, in eps s_1; of one that is divided by R, in ``eps ||A||_F n^-1/2`` times what the division
+#: multiplies rounding by; and by how much more where the inverse is formed and sums are in the precision of the matrix.
 _ROUNDING, _DIVIDED, _FORMED = 4.0, 1.0, 3.0
 _TINY = float(np.finfo(float).tiny)
 
@@ -51,7 +51,8 @@ def value_errors(seen: Sketch, k: int, rest: Array, inside: Array, *, outside: f
     s = seen.found.s[:k].astype(float)
     errors = np.minimum(_coupled(seen.found, k, outside), outside**2 / (np.hypot(s, outside) + s + _TINY))
     unit = unit_probes(seen.probes)
-    return np.asarray(np.minimum(errors, _on_probes(s, rest / unit, inside / np.sqrt(unit))) + _ROUNDING * eps * s[0])
+    errors = _shared(s, np.minimum(errors, _on_probes(s, rest / unit, inside / np.sqrt(unit))), outside)
+    return np.asarray(errors + _ROUNDING * eps * s[0])
 
 
 def _on_probes(s: Array, rest: Array, inside: Array) -> Array:
@@ -97,9 +98,7 @@ def _behind_range(seen: Sketch, outside: float, eps: float) -> Array:
         divided *= _FORMED
     rounding = eps * (_ROUNDING * s[0] + divided * amplified)
     errors = np.minimum(_lifted(seen, W, outside), outside**2 / (np.hypot(s, outside) + s + _TINY))
-    errors = np.where(s < outside / _BESIDE, _shared(s, errors), errors)
-    # None is larger than those before it may be.
-    errors = np.minimum(errors, np.minimum.accumulate(s + _LUCK * errors) - s) + rounding
+    errors = _shared(s, errors, outside) + rounding
     missing = found.before[rank:] * np.sqrt((n - rank) / np.arange(width - rank, 0, -1))
     errors[rank:] = np.minimum(_PROBE_SAFETY * missing, outside) + _ROUNDING * eps * s[0]
     return np.asarray(errors)
@@ -145,16 +144,24 @@ def _lifted(seen: Sketch, W: Array, outside: float) -> Array:
     return np.asarray(np.minimum(np.sqrt(_FAR * low) * np.sqrt(high), _LUCK * high))
 
 
-def _shared(s: Array, errors: Array) -> Array:
-    """The means of the errors of near neighbours where these are larger: a value that is missed moves all of them."""
-    sums, counts = errors.copy(), np.ones(len(s))
+def _shared(s: Array, errors: Array, outside: float) -> Array:
+    """Errors near the norm of what is left: means of near neighbours where they are larger, as far as the neighbours lie apart.
+
+    Notes
+    -----
+    A value that is missed moves those behind it up by a place, whatever the coupling of each. None is larger than those before
+    it may be.
+    """
+    sums, counts, span = errors.copy(), np.ones(len(s)), np.zeros(len(s))
     for j in range(1, min(_SHARING + 1, len(s))):
-        near = s[:-j] - s[j:] <= _NEAR * s[:-j]
-        sums[j:] += near * errors[:-j]
-        sums[:-j] += near * errors[j:]
-        counts[j:] += near
-        counts[:-j] += near
-    return np.asarray(np.maximum(errors, sums / counts))
+        distances = s[:-j] - s[j:]
+        near = distances <= _NEAR * s[:-j]
+        for one, other in ((slice(j, None), slice(None, -j)), (slice(None, -j), slice(j, None))):
+            sums[one] += near * errors[other]
+            counts[one] += near
+            span[one] = np.maximum(span[one], near * distances)
+    errors = np.where(s < outside / _BESIDE, np.maximum(errors, np.minimum(sums / counts, span)), errors)
+    return np.asarray(np.minimum(errors, np.minimum.accumulate(s + _LUCK * errors) - s))
 
 
 def _lift(theta: Array, moment: Array, t: Array) -> Array:
