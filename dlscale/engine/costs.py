@@ -88,10 +88,13 @@ def lay_out(
         grid = plan_grid(A, max_block_bytes=max_block_bytes, block_rows=taller)
     notes = []
     if not A.in_memory and not A.any_range and grid.leaf_rows % A.row_unit and grid.n_leaves > 1:
-        times = A.row_unit / grid.leaf_rows + 1
+        times, length = A.row_unit / grid.leaf_rows + 1, "columns wide" if A.by_columns else "rows high"
         notes.append(
-            f"chunks are {A.row_unit} rows high and do not line up with the blocks: each is read about {times:.1f} times a pass"
+            f"chunks are {A.row_unit} {length} and do not line up with the blocks: each is read about {times:.1f} times a pass"
         )
+    elif A.by_columns and A.any_range and A.row_unit > grid.block_rows and grid.n_leaves > 1:
+        piece = grid.block_rows * A.stored_dtype.itemsize / 2**10
+        notes.append(f"chunks are {A.row_unit} columns wide: strips of columns are read in pieces of {piece:.0f} KiB")
     memory = [
         Need(f"{n_states} partial results", n_states * state_bytes),
         Need("what blocks are multiplied by", operand_bytes),

@@ -24,6 +24,8 @@ N_LEAVES = 64
 MAX_LEAVES = 4096
 MIN_LEAF_BYTES = 32 * 2**20
 MAX_LEAF_BYTES = 2**30
+#: Blocks that a compressed chunk may be as wide as, so that a leaf decodes all of it, once.
+_LARGEST_UNIT = 4
 
 
 @dataclass(frozen=True)
@@ -96,14 +98,20 @@ def plan_grid(A: Matrix, *, max_block_bytes: int, block_rows: int | None = None)
             block_rows = unit
         else:
             block_rows = 2 ** int(math.log2(target))
-            piece_rows = PIECE_BYTES // A.dtype.itemsize
-            if A.by_columns and A.any_range and unit > piece_rows > block_rows:
+            most, piece_rows = 2 ** int(math.log2(max(1, max_block_bytes // row_bytes))), PIECE_BYTES // A.dtype.itemsize
+            if A.by_columns and not A.any_range and unit > _LARGEST_UNIT * most:
+                # Each block decodes all chunks that it touches.
+                block_rows = most
+            elif A.by_columns and A.any_range and unit > piece_rows > block_rows:
                 # A block is one piece of each column, and these lie far apart.
-                block_rows = max(block_rows, min(piece_rows, 2 ** int(math.log2(max(1, max_block_bytes // row_bytes)))))
+                block_rows = max(block_rows, min(piece_rows, most))
     block_rows = min(block_rows, m)
     leaf_bytes = min(max(m * row_bytes // N_LEAVES, MIN_LEAF_BYTES), max(MAX_LEAF_BYTES, m * row_bytes // MAX_LEAVES))
     per_leaf = max(1, min(-(-m // block_rows), leaf_bytes // (block_rows * row_bytes)))
-    if unit > block_rows and unit % block_rows == 0:
+    if A.by_columns and not A.any_range and unit > _LARGEST_UNIT * block_rows:
+        # What a leaf needs of such chunks is decoded at once, so that it must not be more than a block.
+        per_leaf = 1
+    elif unit > block_rows and unit % block_rows == 0:
         # Leaves of whole units: a chunk is then read by one leaf alone.
         per_leaf = -(-per_leaf * block_rows // unit) * unit // block_rows
     return RowGrid(m, block_rows, block_rows * per_leaf)

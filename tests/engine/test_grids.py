@@ -94,3 +94,13 @@ def test_strips_of_a_wide_stored_matrix_are_as_wide_as_memory_allows(room: int, 
     grid = plan_grid(A.T, max_block_bytes=room)
     assert grid.block_rows == block_rows
     assert plan_grid(A.T, max_block_bytes=2**31, block_rows=block_rows) == grid
+
+
+def test_wide_compressed_chunks_are_decoded_no_more_at_once_than_a_block() -> None:
+    A = Shape((2_000, 2_000_000), any_range=False)
+    A.column_unit = 2_000_000
+    room = 2**28
+    grid = plan_grid(A.T, max_block_bytes=room)
+    assert grid.leaf_rows == grid.block_rows
+    assert room / 2 < grid.leaf_rows * 16_000 <= room
+    assert plan_grid(A.T, max_block_bytes=2**31, block_rows=grid.block_rows) == grid
