@@ -20,6 +20,7 @@ from dlscale.batch.sections import ClusterSpec, ImportSpec, JobSpec
 from dlscale.batch.spec import absolute, to_data
 from dlscale.batch.workspace import Workspace
 from dlscale.declaration.faults import KeyPath
+from dlscale.declaration.kind import Kind
 from dlscale.engine.clusters import ClusterFacts, describe_cluster
 from dlscale.engine.plan import Plan
 from dlscale.errors import DlscaleError, DoesNotFitError, InputError, SpecError
@@ -262,26 +263,19 @@ def blame(document: Document, *path: str) -> Iterator[None]:
 
 @contextmanager
 def _blame_key(document: Document, spec: JobSpec) -> Iterator[None]:
-    """As `blame`, for the key that the message begins with, or the parameter, section or input that it names first."""
+    """As `blame`, for the key that the message begins with; what does not fit is the cluster's, and all else the first input's."""
     try:
         yield
     except (SpecError, InputError) as error:
-        raise _placed(error, document, _named_key(error, spec)) from error
+        raise _placed(error, document, _named_key(error, KINDS[spec.kind])) from error
 
 
-def _named_key(error: DlscaleError, spec: JobSpec) -> KeyPath:
-    begins = re.match(r"[a-z_]+(\.\w+)*", str(error))
-    path = tuple(begins[0].split(".")) if begins else ()
-    kind = KINDS[spec.kind]
-    sections, roles = kind.sections, [role.name for role in kind.roles]
+def _named_key(error: DlscaleError, kind: Kind) -> KeyPath:
     if isinstance(error, DoesNotFitError):
         return ("cluster",)
-    if path and path[0] in ("params", "input", *sections):
-        return path
-    words = re.findall(r"[a-z_]+", str(error))
-    places = {**{role: ("input", role) for role in roles}, **{name: (name,) for name in sections}}
-    params = {name: ("params", name) for name in type(spec.params).model_fields}
-    return next((known[word] for known in (params, places) for word in words if word in known), ("input", roles[0]))
+    begins = re.match(r"[a-z_]+(\.\w+)*", str(error))
+    path = tuple(begins[0].split(".")) if begins else ()
+    return path if path and path[0] in ("params", "input", *kind.sections) else ("input", kind.roles[0].name)
 
 
 def _placed(error: DlscaleError, document: Document, path: KeyPath) -> DlscaleError:

@@ -59,10 +59,10 @@ def initializer(name: str, *, has_hidden: bool) -> Callable[[tuple[int, int], np
         An unknown name, or zeros for a model with hidden layers.
     """
     if name not in INITIALIZERS:
-        raise SpecError(f"init must be one of {', '.join(INITIALIZERS)}; got {name!r}.")
+        raise SpecError(f"model.init must be one of {', '.join(INITIALIZERS)}; got {name!r}.")
     if name == "zeros" and has_hidden:
         raise SpecError(
-            "init zeros cannot train hidden layers: units that start equal get equal gradients and never separate, so the layer "
-            "acts as one unit (and passes no gradient down while its outgoing weights are zero). Use he, xavier or orthogonal."
+            "model.init zeros cannot train hidden layers: units that start equal get equal gradients and never separate, so the "
+            "layer acts as one unit, and passes no gradient down while its outgoing weights are zero. Use he, xavier or orthogonal."
         )
     return INITIALIZERS[name]

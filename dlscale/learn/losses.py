@@ -199,7 +199,7 @@ class Hinge(_Classification):
         return np.asarray(margin.sum(axis=1))
 
     def curvature_roots(self, S: Array, y: Array) -> Iterator[Array]:
-        raise SpecError("The hinge loss has no curvature for K-FAC to use. Choose another optimizer, or the loss cross_entropy.")
+        raise SpecError("loss.type hinge has no curvature for K-FAC to use. Choose another optimizer, or the loss cross_entropy.")
 
 
 LOSSES: dict[str, type[Loss]] = {"squared": Squared, "huber": Huber, "cross_entropy": CrossEntropy, "hinge": Hinge}

@@ -104,7 +104,7 @@ class Model:
         binary = self.loss.classifies and n_classes_or_targets <= 2 and self.type != "softmax"
         if self.type == "logistic" and n_classes_or_targets > 2:
             raise SpecError(
-                f"A logistic model tells 2 classes apart; the targets have {n_classes_or_targets}. Choose type softmax."
+                f"model.type logistic tells 2 classes apart; the targets have {n_classes_or_targets}. Choose type softmax."
             )
         return 1 if binary else n_classes_or_targets
 
@@ -341,6 +341,6 @@ def model(
     name = loss if isinstance(loss, str) else (loss or {"type": allowed[0]})["type"]
     if name not in allowed:
         raise SpecError(
-            f"A {type} model is trained with the loss {' or '.join(allowed)}; got {name}. Change the loss or the model."
+            f"loss.type: a {type} model is trained with {' or '.join(allowed)}; got {name}. Change the loss or the model."
         )
     return Model(type, chosen, tuple(hidden), activation, decorrelation)

@@ -101,7 +101,7 @@ class PCAOptions(Options):
         """
         most, k = min(shape), self.n_components
         if shape[0] < 2:
-            raise SpecError(f"A PCA needs at least 2 rows; the matrix is {shape[0]} x {shape[1]}.")
+            raise SpecError(f"input.matrix: must have at least 2 rows for a PCA; got {shape[0]} x {shape[1]}.")
         if k == "mle" and shape[0] < shape[1]:
             raise SpecError(f"params.n_components mle needs as many rows as columns; the matrix is {shape[0]} x {shape[1]}.")
         if isinstance(k, int) and k > most:

@@ -47,7 +47,7 @@ class TallQROptions(Options):
         SpecError
         """
         if shape[0] < shape[1]:
-            raise SpecError(f"kind qr needs a tall matrix (rows >= columns); got {shape[0]} x {shape[1]}.")
+            raise SpecError(f"input.matrix: must be a tall matrix (rows >= columns) for passes; got {shape[0]} x {shape[1]}.")
 
 
 def plan_tall_qr(A: Matrix, options: TallQROptions, facts: ClusterFacts) -> Plan:
