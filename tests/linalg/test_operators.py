@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -130,6 +133,16 @@ def test_products_at_rest_have_the_same_bits_on_two_workers(tmp_path: Path, work
         operator = MatrixOperator(Passes(run), source, blocks)
         found.append([operator.apply_at_rest(X, "AX").read(0, M).tobytes(), operator.adjoint_at_rest(Y, "Z").read(0, N).tobytes()])
     assert found[0] == found[1]
+
+
+def test_neither_operand_nor_product_goes_through_the_driver(tmp_path: Path) -> None:
+    """Its memory, and that of the scheduler in it, grows by little beside 150 MB of each (2 GB where they are asked for)."""
+    n = 4_000_000 if os.environ.get("DLSCALE_LARGE_OPERAND") else 300_000
+    script = Path(__file__).with_name("large_operand.py")
+    done = subprocess.run([sys.executable, script, tmp_path, str(n)], capture_output=True, text=True, check=True, timeout=1800)
+    way, grown = done.stdout.split()
+    assert way == "blocks"
+    assert int(grown) < 60 * 2**20
 
 
 class OfShape(Matrix):
