@@ -201,9 +201,14 @@ class Column:
         return np.ascontiguousarray(array[:, 0] if self.is_vector else array)
 
 
+def is_kept(matrix: Matrix) -> bool:
+    """Whether a matrix is small enough to be read once and kept in memory."""
+    return not matrix.in_memory and matrix.n_bytes <= SMALL_BYTES
+
+
 def in_memory_if_small(matrix: Matrix) -> Matrix:
     """The matrix itself, or a copy in memory where that costs little: an epoch then reads nothing."""
-    if matrix.in_memory or matrix.n_bytes > SMALL_BYTES:
+    if not is_kept(matrix):
         return matrix
     return ArrayMatrix(np.ascontiguousarray(matrix.read(0, matrix.shape[0])))
 

@@ -21,7 +21,7 @@ from dlscale.errors import NumericalError
 from dlscale.kernels import Array, one_blas_thread
 from dlscale.learn.clipping import clip_by_norm
 from dlscale.learn.coordinates import origin, standard_coordinates
-from dlscale.learn.data import Column, Order, Shard, Share, in_memory_if_small
+from dlscale.learn.data import Column, Order, Shard, Share, in_memory_if_small, is_kept
 from dlscale.learn.full_batch import FullBatch, Iteration
 from dlscale.learn.gradients import RankGradients, Seconds
 from dlscale.learn.history import History
@@ -86,7 +86,8 @@ class Training:
         self.validation = self._validation()
         self.log: list[tuple[int, Array]] = []
         self._rows_before = np.zeros(0, int)
-        self.teller = Teller(communicator, task, self.seconds, flops_per_row(self.parameters))
+        kept = self.reads_features and is_kept(task.features)
+        self.teller = Teller(communicator, task, self.seconds, flops_per_row(self.parameters), kept=kept)
 
     def _first_parameters(self) -> Parameters:
         task = self.task

@@ -23,12 +23,14 @@ class Teller:
     seconds : Seconds
         Kept by the training.
     flops_per_row : float
+    kept : bool
+        Whether the rows are read once, and kept in memory.
     """
 
-    def __init__(self, communicator: Communicator, task: Task, seconds: Seconds, flops_per_row: float) -> None:
+    def __init__(self, communicator: Communicator, task: Task, seconds: Seconds, flops_per_row: float, *, kept: bool) -> None:
         self.communicator, self.task, self.seconds, self.flops_per_row = communicator, task, seconds, flops_per_row
         features = task.features
-        self._row_bytes = features.shape[1] * features.stored_dtype.itemsize
+        self._row_bytes, self._kept = features.shape[1] * features.stored_dtype.itemsize, kept
         self._step, self._sent_at, self._sent = "training", time.perf_counter(), Seconds()
 
     def tell(self, *, last: bool = False) -> None:
@@ -36,7 +38,8 @@ class Teller:
         now = time.perf_counter()
         if self.communicator.rank != 0 or (not last and now - self._sent_at < _EVENT_SECONDS):
             return
-        rows = (self.seconds.rows - self._sent.rows) * self.communicator.size
+        before, now_read = self._sent.rows * self.communicator.size, self.seconds.rows * self.communicator.size
+        rows = now_read - before
         read = self.seconds.read - self._sent.read
         send(
             self.task.token,
@@ -45,7 +48,7 @@ class Teller:
                 "step": self._step,
                 "worker": "rank 0",
                 "rows": int(rows),
-                "bytes": int(rows * self._row_bytes),
+                "bytes": self._bytes(now_read) - self._bytes(before),
                 "read_seconds": read,
                 "compute_seconds": now - self._sent_at - read,
                 "flops": rows * self.flops_per_row,
@@ -54,18 +57,24 @@ class Teller:
         self._sent = Seconds(**vars(self.seconds))
         self._sent_at = now
 
+    def _bytes(self, rows: float) -> int:
+        """What was read for so many rows of the step; rows that are kept in memory are read by the training, once."""
+        if self._kept:
+            rows = min(rows, self.task.order.n_rows) if self._step == "training" else 0
+        return int(rows * self._row_bytes)
+
     def start(self, step: str, flops_per_row: float) -> None:
         """Another step of the job begins: one read of all rows."""
         self._step, self._sent_at, self.flops_per_row = step, time.perf_counter(), flops_per_row
         if self.communicator.rank == 0:
             n_rows = self.task.order.n_rows
-            facts = {"flops": n_rows * self.flops_per_row, "bytes": n_rows * self._row_bytes}
+            facts = {"flops": n_rows * self.flops_per_row, "bytes": self._bytes(n_rows)}
             send(self.task.token, {"event": "pass_started", "step": step, **facts})
 
     def finish(self, seconds: float, rows: float, *, resumed: bool = False) -> None:
         """The step has ended, which read so many rows on all ranks together."""
         if self.communicator.rank == 0:
-            facts = {"bytes_read": int(rows * self._row_bytes), "flops": rows * self.flops_per_row, "resumed": resumed}
+            facts = {"bytes_read": self._bytes(rows), "flops": rows * self.flops_per_row, "resumed": resumed}
             send(self.task.token, {"event": "pass_finished", "step": self._step, "seconds": seconds, **facts})
 
 

@@ -19,7 +19,7 @@ from dlscale.engine.programs import run_here
 from dlscale.engine.run import Run
 from dlscale.errors import CorruptionError, DoesNotFitError, Interrupted, SpecError
 from dlscale.learn.checking import check_features, check_rows, check_validation, check_weights, count_outputs
-from dlscale.learn.data import SMALL_BYTES, Order, plan_order
+from dlscale.learn.data import SMALL_BYTES, Order, is_kept, plan_order
 from dlscale.learn.gradients import Seconds
 from dlscale.learn.loop import train
 from dlscale.learn.losses import LOSSES
@@ -74,10 +74,11 @@ def plan_train(inputs: Inputs, options: TrainOptions, facts: ClusterFacts) -> Pl
             f"flight), and has {facts.memory_bytes / 1e9:.2f} GB; raise cluster.memory, or choose a smaller model or optimizer."
         )
     flops = features.shape[0] * flops_per_row(parameters)
-    steps = [Step("training", options.epochs * flops, options.epochs * features.n_stored_bytes)]
+    kept = is_kept(features) and choose_sync(options.sync, facts)[0] != "dask"
+    steps = [Step("training", options.epochs * flops, (1 if kept else options.epochs) * features.n_stored_bytes)]
     if measured_apart(recipe, dtype):
         # The objective and its gradient at the first parameters and at the published ones, in one read.
-        steps.append(Step("measure", 2 * flops, features.n_stored_bytes))
+        steps.append(Step("measure", 2 * flops, 0 if kept else features.n_stored_bytes))
     return Plan(
         kind="train",
         method=str(options.optimizer.get("type", "adam")),

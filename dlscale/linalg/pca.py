@@ -142,13 +142,15 @@ def plan_pca(A: Matrix, options: PCAOptions, facts: ClusterFacts) -> Plan:
             continue
     if not plans:
         raise DoesNotFitError(" ".join(reasons))
-    worth = {"covariance": 1 / EXACT_IS_WORTH, "randomized": 1.0}
+    worth = {"covariance": 1 / EXACT_IS_WORTH, "full": 1 / EXACT_IS_WORTH, "randomized": 1.0}
     best = min(plans, key=lambda plan: plan.nominal_seconds * worth[plan.method])
     return replace(best, notes=(*best.notes, *reasons))
 
 
 def _plan_covariance(A: Matrix, options: PCAOptions, facts: ClusterFacts, solver: str = "covariance") -> Plan:
     tall, transposed = orient(A)
+    if transposed:
+        solver = "full"  # which is what is computed there, whatever was asked
     m, n = tall.shape
     item, read = A.dtype.itemsize, A.n_stored_bytes
     layout = lay_out(
@@ -161,12 +163,13 @@ def _plan_covariance(A: Matrix, options: PCAOptions, facts: ClusterFacts, solver
     )
     k = options.n_components if isinstance(options.n_components, int) else n
     long_output = transposed or options.scores
+    # The columns of a wide matrix are centred by its rows, so that its Gram matrix is singular: one more round finds a basis.
+    n_rounds = 2 if transposed else 1 if solver == "full" else 0
     costs = [Step("means", 2.0 * m * n, read)] if transposed else []
     costs.append(Step("covariance", float(m) * n * n, read))
-    if solver == "full":
-        costs.append(Step("basis-round-2", 2.0 * m * n * n, read))
-    if long_output or solver == "full":
-        costs.append(Step("left", m * n * (2.0 * k + (n if solver == "full" else 0)), read, m * k * item if long_output else 0))
+    costs += [Step(f"basis-round-{i + 2}", 2.0 * m * n * n, read) for i in range(n_rounds)]
+    if long_output or n_rounds:
+        costs.append(Step("left", m * n * (2.0 * k + (n if n_rounds else 0)), read, m * k * item if long_output else 0))
     rates = measured_rates(tall, facts)
     words = {
         "covariance": "eigenvectors of the covariance matrix, summed in one read",
@@ -195,7 +198,8 @@ def _plan_full(A: Matrix, options: PCAOptions, facts: ClusterFacts) -> Plan:
 
 def _plan_randomized(A: Matrix, options: PCAOptions, facts: ClusterFacts) -> Plan:
     plan = plan_svd(A, options.svd(), facts)
-    steps = plan.steps
+    # Signs are those of the components, which are at hand unless the matrix is wide.
+    steps = tuple(step for step in plan.steps if step.id != "signs")
     if plan.transposed or options.power_iterations == 0:
         steps = (Step("means", 2.0 * A.shape[0] * A.shape[1], A.n_stored_bytes), *steps)
     return replace(plan, kind="pca", method="randomized", words=f"randomized PCA: {plan.words}", steps=steps)
