@@ -168,6 +168,8 @@ def _plan_covariance(A: Matrix, options: PCAOptions, facts: ClusterFacts, solver
     costs = [Step("means", 2.0 * m * n, read)] if transposed else []
     costs.append(Step("covariance", float(m) * n * n, read))
     costs += [Step(f"basis-round-{i + 2}", 2.0 * m * n * n, read) for i in range(n_rounds)]
+    if transposed:
+        costs.append(Step("signs", 2.0 * m * n * k, read))
     if long_output or n_rounds:
         costs.append(Step("left", m * n * (2.0 * k + (n if n_rounds else 0)), read, m * k * item if long_output else 0))
     rates = measured_rates(tall, facts)

@@ -1,4 +1,4 @@
-"""A job in a process of its own, and what it took beside what its plan says. Run as ``python plan_meter.py SPEC FOLDER``.
+"""Jobs in a process of its own, and what each took beside what its plan says: ``python plan_meter.py JOBS FOLDER``.
 
 Bytes are those of the system calls of the process, so that nothing which is read or written goes uncounted.
 """
@@ -6,10 +6,8 @@ Bytes are those of the system calls of the process, so that nothing which is rea
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import threading
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,64 +15,60 @@ from typing import Any
 import psutil
 
 
-def counted() -> dict[str, int]:
+def counted() -> tuple[int, int]:
     """Bytes that this process has asked the kernel to read and to write."""
-    lines = Path("/proc/self/io").read_text(encoding="ascii").splitlines()
-    return {name: int(number) for name, number in (line.split(": ") for line in lines) if name in ("rchar", "wchar")}
+    numbers = dict(line.split(": ") for line in Path("/proc/self/io").read_text(encoding="ascii").splitlines())
+    return int(numbers["rchar"]), int(numbers["wchar"])
 
 
 class Peak(threading.Thread):
-    """The largest resident memory since the start; the kernel's own mark counts what was before, too."""
+    """The largest resident memory of a worker process of this one, until it is stopped."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.process, self.stopped, self.most = psutil.Process(), threading.Event(), 0
-        self.worker = 0
+        self.stopped, self.n_bytes = threading.Event(), 0
 
     def run(self) -> None:
-        while not self.stopped.wait(0.002):
-            self.most = max(self.most, self.process.memory_info().rss)
-            for child in self.process.children(recursive=True):
+        while not self.stopped.wait(0.02):
+            for child in psutil.Process().children(recursive=True):
                 with suppress(psutil.NoSuchProcess):
-                    self.worker = max(self.worker, child.memory_info().rss)
+                    self.n_bytes = max(self.n_bytes, child.memory_info().rss)
 
 
-def main(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
-    import dlscale
+def run(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     from dlscale.batch.document import read_document
     from dlscale.batch.prepare import prepare
     from dlscale.batch.run import start
     from dlscale.batch.spec import parse_spec
     from dlscale.batch.workspace import Workspace
 
-    # What is imported and started once is no cost of the job.
-    dlscale.run({**spec["warm"], "cluster": "threads"}, workspace=folder / "warm")
-    document, root = read_document(spec["job"]), Workspace(folder / "ws")
+    # The planner reads a little of the matrix, to see how fast it can be read; that is not counted.
+    document, root = read_document(job), Workspace(folder)
     prepared = prepare(parse_spec(document), document, root)
     events: list[dict[str, Any]] = []
-    before, resting = counted(), psutil.Process().memory_info().rss
+    on_workers = job["cluster"]["type"] == "local"
     peak = Peak()
-    peak.start()
-    started = time.perf_counter()
+    if on_workers:
+        peak.start()
+    read, written = counted()
     done = start(root.new_job(prepared.name), prepared, listener=events.append)
-    seconds = time.perf_counter() - started
-    peak.stopped.set()
     if done.error:
         raise done.error
-    after = counted()
+    now_read, now_written = counted()
+    peak.stopped.set()
     finished = [event for event in events if event["event"] == "pass_finished"]
     return {
         "plan": done.plan,
-        "steps": [event["step"] for event in finished],
         "told_read": sum(event["bytes_read"] for event in finished),
         "told_flops": sum(event["flops"] for event in events if event["event"] == "blocks"),
-        "read": after["rchar"] - before["rchar"],
-        "written": after["wchar"] - before["wchar"],
-        "memory": max(peak.most, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if not peak.most else 0) - resting,
-        "worker": peak.worker,
-        "seconds": seconds,
+        "read": now_read - read,
+        "written": now_written - written,
+        "worker_bytes": peak.n_bytes,
     }
 
 
 if __name__ == "__main__":
-    sys.stdout.write("\n" + json.dumps(main(json.loads(sys.argv[1]), Path(sys.argv[2]))))
+    jobs, place = json.loads(sys.argv[1]), Path(sys.argv[2])
+    # What is imported and started once is no cost of a job: the first one is run twice.
+    results = [run(job, place / str(i)) for i, job in enumerate([jobs[0], *jobs])][1:]
+    sys.stdout.write("\n" + json.dumps(results))
