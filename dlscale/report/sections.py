@@ -178,6 +178,10 @@ def memory(job: Job) -> Markup | None:
     limit, peak = job.record.limit_bytes, line.peak_bytes or 0.0
     lead = f"The resident memory of all processes together peaked at {words.size(peak)}"
     lead += f", {words.share(peak / limit)} of the limit." if limit else "."
+    if parts := [
+        f"{need['what']} {words.size(need['n_bytes'])}" for need in job.record.plan.get("memory") or () if need["n_bytes"]
+    ]:
+        lead += f" Planned for each worker: {', '.join(parts)}."
     return section("Memory", lead, running.memory(line, limit, job.record.planned_peak_bytes))
 
 

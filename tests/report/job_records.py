@@ -28,6 +28,7 @@ def plan(kind: str, shape: tuple[int, int], steps: list[str], *, algorithm: str 
         },
         "grids": {"rows": {"n_rows": m, "block_rows": 4096, "leaf_rows": 16384}, "panels": None},
         "steps": passes,
+        "memory": [{"what": "blocks", "n_bytes": 600_000_000}, {"what": "6 partial results", "n_bytes": 300_000_000}],
         "peak_bytes_per_worker": 900_000_000,
         "memory_limit_bytes": 2_000_000_000,
         "n_workers": 2,

@@ -168,7 +168,15 @@ def test_text_from_a_job_cannot_become_markup() -> None:
 
 def test_plan_and_measurement_stand_side_by_side() -> None:
     page = Page(render(svd_record()))
-    for word in ("planned", "measured", "floating-point work", "peak memory", "worker 0", "limit 800 MB/s"):
+    for word in (
+        "Planned for each worker: blocks 600 MB, 6 partial results 300 MB.",
+        "planned",
+        "measured",
+        "floating-point work",
+        "peak memory",
+        "worker 0",
+        "limit 800 MB/s",
+    ):
         assert word in page.text
 
 
