@@ -21,6 +21,7 @@ from dlscale.engine.panel_grids import PanelGrid, choose_panel
 from dlscale.engine.panels import Panels
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.run import Run
+from dlscale.engine.targets import MemoryTarget
 from dlscale.engine.transforms import Facts, Method, Transform
 from dlscale.engine.watching import Watch, Wishes
 from dlscale.errors import SpecError
@@ -163,7 +164,7 @@ def _add_panels(
     work = shared_of(graphs[0])
     rates = _PanelRates(graphs, work.method, work.grid, grid)
     recorder = RecordingCluster()
-    target = np.broadcast_to(np.zeros(()), shape)
+    target = MemoryTarget(np.broadcast_to(np.zeros(()), shape))
     Panels(Run(recorder)).factor("grown", _virtual(shape), _NoMethod(work.method), grid, target, probes=np.zeros((shape[1], 1)))
     for graph in recorder.graphs:
         builder.add(

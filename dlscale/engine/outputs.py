@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from dlscale.storage.matrices import Array, ArrayMatrix, Matrix
+from dlscale.storage.matrices import Array, Matrix
 from dlscale.storage.results import ArrayWriter
 
 
@@ -20,55 +19,19 @@ class RowOutput(Protocol):
     @property
     def n_bytes(self) -> int: ...
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether only tasks of this process can write there."""
+        ...
+
+    @property
+    def writers(self) -> tuple[ArrayWriter, ...]:
+        """What stands behind it in a store."""
+        ...
+
     def write(self, start_row: int, block: Array) -> None: ...
 
     def matrix(self) -> Matrix: ...
-
-
-@dataclass
-class ArrayOutput:
-    """A NumPy array that tasks of this process fill."""
-
-    array: Array
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.array.shape)
-
-    @property
-    def n_bytes(self) -> int:
-        return int(self.array.nbytes)
-
-    def write(self, start_row: int, block: Array) -> None:
-        self.array[start_row : start_row + len(block)] = block
-
-    def matrix(self) -> Matrix:
-        return ArrayMatrix(self.array)
-
-
-@dataclass
-class TransposedOutput:
-    """Writes row blocks as column blocks of the array that holds the transpose."""
-
-    writer: ArrayWriter
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.writer.shape[::-1]
-
-    @property
-    def n_bytes(self) -> int:
-        return self.writer.n_bytes
-
-    @property
-    def chunks(self) -> tuple[int, ...]:
-        return self.writer.chunks[::-1]
-
-    def write(self, start_row: int, block: Array) -> None:
-        self.writer.write(0, np.ascontiguousarray(block.T), start_row)
-
-    def matrix(self) -> Matrix:
-        return self.writer.matrix().T
 
 
 class Collector:

@@ -15,11 +15,10 @@ from dlscale.engine.grids import blocks
 from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.progress import resident_bytes, send, worker_name
 from dlscale.engine.reading import read_strips
+from dlscale.engine.targets import Target, writable
 from dlscale.engine.transforms import Factored, Facts, Finish, RowMove, Transform, largest_modulus
 from dlscale.errors import NonFiniteError, OutOfRange
 from dlscale.storage.matrices import Array, Matrix
-from dlscale.storage.results import ArrayWriter
-from dlscale.workspaces import empty_pages
 
 #: Of a strip of rows that is read at a time when panels are loaded.
 STRIP_BYTES = 8 * 2**20
@@ -35,7 +34,7 @@ class Work:
     method: Any
     grid: PanelGrid
     finished: Factored | None
-    target: ArrayWriter | Array
+    target: Target
     probes: Array
     finish: Finish | None = None
 
@@ -106,11 +105,8 @@ def load_panels(work: Work, first: int, stop: int) -> list[Any]:
 
 
 def room(work: Work, k: int, top: int) -> Array:
-    """Memory for the rows ``top:`` of a panel: its final place where that is in memory, which is touched only once so."""
-    left, right = work.grid.columns(k)
-    if isinstance(work.target, np.ndarray):
-        return work.target[top:, left:right]
-    return empty_pages((work.grid.shape[0] - top, right - left), work.A.dtype)
+    """Memory for the rows ``top:`` of a panel."""
+    return work.target.room((top, work.grid.shape[0]), work.grid.columns(k), work.A.dtype)
 
 
 def find_non_finite(A: Matrix, columns: tuple[int, int]) -> None:
@@ -188,15 +184,9 @@ def place_panel(work: Work, k: int) -> int:
     columns, n_rows = work.grid.columns(k), work.target.shape[0]
     assert work.finish is not None
     panel = work.A.region((0, n_rows), columns)
-    if isinstance(work.target, np.ndarray):
-        place = work.target[:, slice(*columns)]
-        if not np.may_share_memory(place, panel):
-            place[...] = panel
-        work.finish(k, place)
-    else:
-        panel = writable(panel)
-        work.finish(k, panel)
-        work.target.write(0, panel, columns[0])
+    panel = work.target.take(0, panel, columns[0], own=True)
+    work.finish(k, panel)
+    work.target.write(0, panel, columns[0])
     measured(work, "write", k, started, n_bytes=2 * panel.nbytes)
     return k
 
@@ -211,28 +201,6 @@ def write_panel(work: Work, k: int, panel: Array, move: RowMove | None) -> int:
         work.finish(k, panel)
     if move is not None:
         panel[move.targets] = panel[move.sources]
-    if isinstance(work.target, np.ndarray):
-        work.target[:top, left:right] = 0
-    else:
-        _write_below(work.target, panel, top, left)
+    work.target.finish(0, top, panel, left)
     measured(work, "write", k, started, n_bytes=m * (right - left) * panel.itemsize)
     return k
-
-
-def _write_below(target: ArrayWriter, panel: Array, top: int, left: int) -> None:
-    """Write whole columns: zeros above row ``top``, the panel from there on, chunk by chunk where both meet."""
-    m, height = target.shape[0], target.chunks[0]
-    start = min(m, -(-top // height) * height)
-    for row in range(0, start, height):
-        strip = empty_pages((min(row + height, start) - row, panel.shape[1]), panel.dtype)
-        strip[: top - row] = 0
-        if row + len(strip) > top:
-            strip[top - row :] = panel[: row + len(strip) - top]
-        target.write(row, strip, left)
-    if start < m:
-        target.write(start, panel[start - top :], left)
-
-
-def writable(panel: Array) -> Array:
-    """An array that came from another worker may be read-only, or lie at an odd address."""
-    return np.require(panel, requirements=["A", "W"])

@@ -25,14 +25,16 @@ from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.panel_groups import Factoring, Forming, Group, Placing, fresh_token
 from dlscale.engine.panel_tasks import Work
 from dlscale.engine.run import Cost, Run
+from dlscale.engine.targets import MemoryTarget, Target
 from dlscale.engine.transforms import Factored, Facts, Finish, Method, Reversible, Seen
 from dlscale.errors import WorkersLostError
-from dlscale.storage.matrices import Array, ArrayMatrix, Matrix
-from dlscale.storage.results import ArrayWriter
+from dlscale.storage.matrices import Array, Matrix
 
 #: Times that a group is started before the loss of workers is taken as a fault of the job.
 MAX_LOSSES = 4
 NO_PROBES = np.empty((0, 0))
+#: Of what writes nothing.
+NO_TARGET = MemoryTarget(NO_PROBES)
 
 
 class Panels:
@@ -47,7 +49,7 @@ class Panels:
         self.run = run
 
     def factor(
-        self, step: str, A: Matrix, method: Method, grid: PanelGrid, target: ArrayWriter | Array, *, probes: Array
+        self, step: str, A: Matrix, method: Method, grid: PanelGrid, target: Target, *, probes: Array
     ) -> tuple[Factored, Seen]:
         """Factor a matrix, group by group; a group that is in the checkpoint is not repeated.
 
@@ -58,8 +60,8 @@ class Panels:
         A : Matrix (m, n)
         method : Method
         grid : PanelGrid
-        target : ArrayWriter or ndarray (m, n)
-            Where the finished panels go; an array only where tasks share the driver's memory.
+        target : Target (m, n)
+            Where the finished panels go; memory only where tasks share the driver's.
         probes : (n, k)
             Random vectors.
 
@@ -75,7 +77,7 @@ class Panels:
         StalledError
         """
         m = grid.shape[0]
-        done = Factored(grid, ArrayMatrix(target) if isinstance(target, np.ndarray) else target.matrix(), [])
+        done = Factored(grid, target.matrix(), [])
         products, largest = np.zeros((m, probes.shape[1]), probes.dtype), 0.0
         for number, group in enumerate(grid.groups()):
             work = Work(fresh_token(), f"{step}-{number + 1}", A, method, grid, done, target, probes)
@@ -86,9 +88,7 @@ class Panels:
             done = replace(done, facts=done.facts + unflatten(saved))
         return done, Seen(products, largest)
 
-    def form(
-        self, step: str, factored: Factored, method: Reversible, target: ArrayWriter | Array, *, finish: Finish | None = None
-    ) -> None:
+    def form(self, step: str, factored: Factored, method: Reversible, target: Target, *, finish: Finish | None = None) -> None:
         """Apply the transforms, the last one first, to the columns of the identity: the orthogonal factor itself.
 
         Parameters
@@ -96,7 +96,7 @@ class Panels:
         step : str
         factored : Factored
         method : Reversible
-        target : ArrayWriter or ndarray (m, k), k = min(m, n)
+        target : Target (m, k), k = min(m, n)
         finish : callable, optional
             A last change to each panel.
         """
@@ -115,7 +115,7 @@ class Panels:
                 work, Cost(flops, n_bytes, panel_bytes(grid, group, factored.matrix)), partial(Forming, self.run, group=group)
             )
 
-    def place(self, step: str, factored: Factored, target: ArrayWriter | Array, finish: Finish) -> None:
+    def place(self, step: str, factored: Factored, target: Target, finish: Finish) -> None:
         """Copy the panels to their final place, each changed by ``finish``."""
         grid = factored.grid
         n_bytes = grid.shape[0] * grid.shape[1] * factored.matrix.dtype.itemsize
@@ -124,8 +124,9 @@ class Panels:
 
     def memoised(self, work: Work, cost: Cost, begin: Callable[[Work], Group]) -> Facts:
         """Compute a step, or take its small results from the checkpoint; then what it wrote is there too."""
-        flushed = [work.target] if isinstance(work.target, ArrayWriter) else []
-        return self.run.step(work.step, cost, lambda name: self._undisturbed(replace(work, step=name), begin), flushed=flushed)
+        return self.run.step(
+            work.step, cost, lambda name: self._undisturbed(replace(work, step=name), begin), flushed=work.target.writers
+        )
 
     def _undisturbed(self, work: Work, begin: Callable[[Work], Group]) -> Facts:
         """Run a group; from its start again, under other keys, where a worker was lost meanwhile."""

@@ -26,7 +26,6 @@ from dlscale.engine.sweep import ADVICE, Sweep, all_finite, held_graph, reductio
 from dlscale.engine.watching import Watch, Wishes, watchdog
 from dlscale.errors import OutOfRange
 from dlscale.storage.matrices import Matrix
-from dlscale.storage.results import ArrayWriter
 
 __all__ = ["Fold", "Held", "Passes", "RowOutput", "State"]
 
@@ -102,7 +101,7 @@ class Passes:
         n_bytes = 0 if held else grid.n_rows * A.shape[1] * A.stored_dtype.itemsize
         cost = Cost(fold.flops_per_row * grid.n_rows, n_bytes, sum(output.n_bytes for output in outputs))
         written = (*outputs, *fold.concluded())
-        writers = [writer for output in written if isinstance(writer := getattr(output, "writer", output), ArrayWriter)]
+        writers = [writer for output in written for writer in output.writers]
         state = self.run.step(
             step, cost, lambda name: self._compute(name, A, fold, grid, outputs, held), writers=writers, keep=keep
         )

@@ -25,12 +25,12 @@ from dlscale.engine import tile_tasks as tasks
 from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.panel_groups import Group, Key, TaskGraph, fresh_token
 from dlscale.engine.panel_tasks import Work, take
-from dlscale.engine.panels import NO_PROBES, Panels, group_flops, panel_bytes, unflatten
+from dlscale.engine.panels import NO_PROBES, NO_TARGET, Panels, group_flops, panel_bytes, unflatten
 from dlscale.engine.run import Cost, Run
+from dlscale.engine.targets import Target
 from dlscale.engine.tile_tasks import Election, Place, TiledMethod, TileTransform
 from dlscale.engine.transforms import Factored, Facts, Finish, Seen
-from dlscale.storage.matrices import Array, ArrayMatrix, Matrix
-from dlscale.storage.results import ArrayWriter
+from dlscale.storage.matrices import Array, Matrix
 
 __all__ = ["Election", "Place", "TileTransform", "TiledMethod", "Tiles", "TilesGroup"]
 
@@ -47,10 +47,10 @@ class Tiles:
         self.panels = Panels(run)
 
     def factor(
-        self, step: str, A: Matrix, method: TiledMethod, grid: PanelGrid, target: ArrayWriter | Array, *, probes: Array
+        self, step: str, A: Matrix, method: TiledMethod, grid: PanelGrid, target: Target, *, probes: Array
     ) -> tuple[Factored, Seen]:
         """Factor a matrix, group by group, as `Panels.factor`; the rows of a tile end in the order that the method gave them."""
-        done = Factored(grid, ArrayMatrix(target) if isinstance(target, np.ndarray) else target.matrix(), [])
+        done = Factored(grid, target.matrix(), [])
         products, largest = np.zeros((grid.shape[0], probes.shape[1]), probes.dtype), 0.0
         book = method.begin(grid)
         for number, group in enumerate(grid.groups()):
@@ -65,9 +65,7 @@ class Tiles:
             done = replace(done, facts=done.facts + unflatten(saved))
         return done, Seen(products, largest)
 
-    def form(
-        self, step: str, factored: Factored, method: TiledMethod, target: ArrayWriter | Array, *, finish: Finish | None = None
-    ) -> None:
+    def form(self, step: str, factored: Factored, method: TiledMethod, target: Target, *, finish: Finish | None = None) -> None:
         """Apply the transforms, the last one first, to the columns of the identity, as `Panels.form`; the method inverts them."""
         m, n = factored.grid.shape
         grid = replace(factored.grid, shape=(m, min(m, n)))
@@ -83,20 +81,20 @@ class Tiles:
     def unapply(self, step: str, factored: Factored, method: TiledMethod, X: Array) -> Array:
         """Apply the transforms, the last one first, to a few vectors (m, k); the method inverts them."""
         grid, A = factored.grid, factored.matrix
-        work = Work(fresh_token(), step, A, method, grid, factored, NO_PROBES, X)
+        work = Work(fresh_token(), step, A, method, grid, factored, NO_TARGET, X)
         begin = partial(_Applying, self.panels.run, group=range(1))
         cost = Cost(4.0 * A.shape[0] * A.shape[1] * X.shape[1], A.n_bytes)
         return self.panels.memoised(work, cost, begin)["product"]
 
-    def copy(self, step: str, factored: Factored, target: ArrayWriter | Array, change: Callable[[int, int, Array], Array]) -> None:
+    def copy(self, step: str, factored: Factored, target: Target, change: Callable[[int, int, Array], Array]) -> None:
         """Copy the tiles that begin in the rows of the target to there, each as ``change(i, k, tile)``."""
         self._move(step, factored, target, change, _Copying)
 
-    def place(self, step: str, factored: Factored, target: ArrayWriter | Array, sources: Sequence[Array]) -> None:
+    def place(self, step: str, factored: Factored, target: Target, sources: Sequence[Array]) -> None:
         """Bring rows to their final places: row q of group g comes from stored row ``sources[g][q]``."""
         self._move(step, factored, target, tuple(sources), _Placing)
 
-    def _move(self, step: str, factored: Factored, target: ArrayWriter | Array, how: object, group: type[Group]) -> None:
+    def _move(self, step: str, factored: Factored, target: Target, how: object, group: type[Group]) -> None:
         grid, A = factored.grid, factored.matrix
         work = Work(fresh_token(), step, A, how, grid, None, target, NO_PROBES)
         n_bytes = grid.shape[0] * grid.shape[1] * A.dtype.itemsize

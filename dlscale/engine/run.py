@@ -20,8 +20,9 @@ import numpy as np
 
 from dlscale.engine.clusters import Cluster
 from dlscale.engine.grids import RowGrid
-from dlscale.engine.outputs import ArrayOutput, RowOutput, TransposedOutput
+from dlscale.engine.outputs import RowOutput
 from dlscale.engine.progress import Emit, ignore
+from dlscale.engine.targets import MemoryTarget, StoreTarget, TransposedTarget
 from dlscale.errors import SpecError
 from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.matrices import Array
@@ -162,9 +163,9 @@ class Run:
     def scratch(self, name: str, shape: tuple[int, int], dtype: np.dtype[Any], grid: RowGrid) -> RowOutput:
         """An array for the outputs of a pass that later passes read."""
         if self.checkpoint is None:
-            return ArrayOutput(np.empty(shape, dtype))
+            return MemoryTarget(np.empty(shape, dtype))
         chunks = (grid.output_chunk_rows(shape[1] * dtype.itemsize), shape[1])
-        return self.checkpoint.scratch(self.prefix + name, shape, dtype, chunks=chunks)
+        return StoreTarget(self.checkpoint.scratch(self.prefix + name, shape, dtype, chunks=chunks))
 
     def output(
         self, name: str, shape: tuple[int, int], dtype: np.dtype[Any], grid: RowGrid, *, transposed: bool = False
@@ -174,10 +175,10 @@ class Run:
         stored_shape = shape[::-1] if transposed else shape
         if self.result is None:
             array = self.outputs[name] = np.empty(stored_shape, dtype)
-            return ArrayOutput(array.T if transposed else array)
+            return MemoryTarget(array.T if transposed else array)
         chunks = (shape[1], chunk_rows) if transposed else (chunk_rows, shape[1])
         writer = self.result.create(name, stored_shape, dtype, chunks=chunks)
-        return TransposedOutput(writer) if transposed else writer
+        return TransposedTarget(writer) if transposed else StoreTarget(writer)
 
     @contextmanager
     def parcels(self) -> Iterator[Path | None]:
@@ -194,14 +195,14 @@ class Run:
             with suppress(OSError):
                 folder.parent.rmdir()
 
-    def require_shared(self, *targets: object) -> None:
+    def require_shared(self, *targets: RowOutput) -> None:
         """Refuse arrays of this process as targets of tasks that run in others.
 
         Raises
         ------
         SpecError
         """
-        if not self.cluster.shares_memory and any(isinstance(target, ArrayOutput) for target in targets):
+        if not self.cluster.shares_memory and any(target.in_memory for target in targets):
             raise SpecError(
                 "Outputs in memory need cluster: threads; on other clusters give a checkpoint and a result to write to."
             )

@@ -12,7 +12,7 @@ import numpy as np
 from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.panel_groups import Key, fresh_token
 from dlscale.engine.panel_tasks import Work, measured
-from dlscale.engine.panels import NO_PROBES
+from dlscale.engine.panels import NO_TARGET
 from dlscale.engine.row_blocks import Tiles, TilesGroup
 from dlscale.engine.run import Cost
 from dlscale.engine.transforms import Facts, largest_modulus
@@ -74,7 +74,7 @@ def tile_product(
     largest : float
         The largest modulus of the entries of the part.
     """
-    work = Work(fresh_token(), step, T, _Operator(part, unit, adjoint), grid, None, NO_PROBES, X)
+    work = Work(fresh_token(), step, T, _Operator(part, unit, adjoint), grid, None, NO_TARGET, X)
     n_bytes = grid.shape[0] * grid.shape[1] * T.dtype.itemsize
     found = tiles.panels.memoised(work, Cost(0.0, n_bytes), partial(_Product, tiles.panels.run, group=range(grid.n_panels)))
     return found["product"], float(found["largest"])

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from dlscale.engine.panel_grids import PanelGrid
-from dlscale.engine.panel_tasks import Work, find_non_finite, measured, writable
+from dlscale.engine.panel_tasks import Work, find_non_finite, measured
+from dlscale.engine.targets import writable
 from dlscale.engine.transforms import Facts, Method, largest_modulus
 from dlscale.storage.matrices import Array
-from dlscale.storage.results import ArrayWriter
 
 
 @dataclass(frozen=True)
@@ -153,11 +153,7 @@ def load_tile(work: Work, i: int, k: int) -> tuple[Array, Array, float]:
     if not np.isfinite(products).all():
         find_non_finite(work.A, columns)
     largest, kept = largest_modulus(block), block[first - top :]
-    if isinstance(work.target, np.ndarray):
-        tile = work.target[first : rows[1], slice(*columns)]
-        tile[...] = kept
-    else:
-        tile = writable(kept.copy() if work.A.in_memory or first > top else kept)
+    tile = work.target.take(first, kept, columns[0], own=not work.A.in_memory and first == top)
     measured(work, "load", k, started, n_bytes=block.nbytes)
     return tile, products, largest
 
@@ -183,10 +179,7 @@ def seen_of_block(work: Work, *loaded: tuple[Array | None, Array, float]) -> tup
 def identity_tile(work: Work, i: int, k: int) -> Array:
     """A tile of the identity."""
     rows, columns = work.grid.rows(i), work.grid.columns(k)
-    if isinstance(work.target, np.ndarray):
-        tile = work.target[slice(*rows), slice(*columns)]
-    else:
-        tile = np.empty((rows[1] - rows[0], columns[1] - columns[0]), work.A.dtype)
+    tile = work.target.room(rows, columns, work.A.dtype)
     tile[...] = 0
     ones = range(max(rows[0], columns[0]), min(rows[1], columns[1]))
     tile[[row - rows[0] for row in ones], [row - columns[0] for row in ones]] = 1
@@ -277,11 +270,7 @@ def write_tile(work: Work, i: int, k: int, tile: Array | None, later: Sequence[F
     if work.finish is not None:
         work.finish(k, tile)
     above = stop - start - len(tile)
-    if isinstance(work.target, ArrayWriter):
-        whole = np.concatenate([np.zeros((above, right - left), tile.dtype), tile]) if above else np.ascontiguousarray(tile)
-        work.target.write(start, whole, left)
-    else:
-        work.target[start : start + above, left:right] = 0
+    work.target.finish(start, above, tile, left)
     measured(work, "write", k, started, n_bytes=(stop - start) * (right - left) * tile.itemsize)
     return k
 
@@ -291,10 +280,7 @@ def copy_tile(work: Work, i: int, k: int) -> int:
     started = time.perf_counter()
     rows, columns = work.grid.rows(i), work.grid.columns(k)
     tile = work.method(i, k, writable(work.A.region(rows, columns)))
-    if isinstance(work.target, ArrayWriter):
-        work.target.write(rows[0], tile, columns[0])
-    else:
-        work.target[rows[0] : rows[0] + len(tile), slice(*columns)] = tile
+    work.target.write(rows[0], tile, columns[0])
     measured(work, "write", k, started, n_bytes=tile.nbytes)
     return k
 
@@ -314,10 +300,7 @@ def merge_rows(work: Work, q: int, k: int, *pieces: Array) -> int:
     tile = np.empty((rows[1] - rows[0], columns[1] - columns[0]), work.A.dtype)
     for i, piece in enumerate(pieces):
         tile[block == i] = piece
-    if isinstance(work.target, ArrayWriter):
-        work.target.write(rows[0], tile, columns[0])
-    else:
-        work.target[slice(*rows), slice(*columns)] = tile
+    work.target.write(rows[0], tile, columns[0])
     measured(work, "write", k, started, n_bytes=tile.nbytes)
     return k
 

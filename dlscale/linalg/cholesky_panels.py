@@ -10,7 +10,7 @@ from dlscale.engine.passes import Passes
 from dlscale.engine.transforms import Facts, Method, Seen, Transform
 from dlscale.errors import NumericalError
 from dlscale.lapack import factor_cholesky, multiply_add, solve_right, subtract_hermitian_product
-from dlscale.linalg.factor_plan import as_matrix, factor_target
+from dlscale.linalg.factor_plan import factor_target
 from dlscale.storage.matrices import Array, Matrix
 
 
@@ -67,4 +67,4 @@ def factor_panels(
     """
     target = factor_target(passes.run, "l" if keep else step, A.shape, A.dtype, grid, scratch=not keep)
     _, seen = Panels(passes.run).factor(step, A, Cholesky(), grid, target, probes=probes)
-    return as_matrix(target), seen
+    return target.matrix(), seen

@@ -22,10 +22,10 @@ from dlscale.engine.panels import group_bytes
 from dlscale.engine.plan import NOMINAL_FLOPS_PER_SECOND, Grids, Need, Plan, Step
 from dlscale.engine.reading import N_STRIPS
 from dlscale.engine.run import Run
+from dlscale.engine.targets import MemoryTarget, StoreTarget, Target
 from dlscale.engine.transforms import Method
 from dlscale.errors import DoesNotFitError, SpecError
-from dlscale.storage.matrices import Array, ArrayMatrix, Matrix
-from dlscale.storage.results import ArrayWriter
+from dlscale.storage.matrices import Matrix
 
 #: A group takes at most about so long, so that this much work is repeated at most after a kill.
 CHECKPOINT_SECONDS = 600.0
@@ -214,8 +214,8 @@ def factor_target(
     grid: PanelGrid,
     *,
     scratch: bool = False,
-    over: ArrayWriter | Array | None = None,
-) -> ArrayWriter | Array:
+    over: Target | None = None,
+) -> Target:
     """Where panels go: an array of the result, or scratch space; in memory where the job has no files.
 
     An array in memory of the same shape that is done with may be given in ``over``: memory that has been touched is faster.
@@ -224,14 +224,14 @@ def factor_target(
     the caches thrash, so its rows are padded.
     """
     if run.result is None or (scratch and run.checkpoint is None):
-        if isinstance(over, np.ndarray) and over.shape == shape:
-            run.outputs[name] = over
+        if over is not None and over.array is not None and over.shape == shape:
+            run.outputs[name] = over.array
             return over
         pad = 64 if shape[1] * dtype.itemsize % 4096 == 0 else 0
         array = np.empty((shape[0], shape[1] + pad), dtype)[:, : shape[1]]
         if not scratch:
             run.outputs[name] = array
-        return array
+        return MemoryTarget(array)
     rows = max(1, min(shape[0], CHUNK_BYTES // (grid.panel * dtype.itemsize)))
     if grid.row_blocks > 1:
         # Tiles are whole chunks.
@@ -239,10 +239,5 @@ def factor_target(
         rows = grid.panel * max((d for d in range(1, pieces + 1) if pieces % d == 0 and d * grid.panel <= rows), default=1)
     chunks = (min(rows, shape[0]), min(grid.panel, shape[1]))
     if scratch and run.checkpoint is not None:
-        return run.checkpoint.scratch(run.prefix + name, shape, dtype, chunks=chunks)
-    return run.result.create(name, shape, dtype, chunks=chunks)
-
-
-def as_matrix(target: ArrayWriter | Array) -> Matrix:
-    """What was written, for reading."""
-    return ArrayMatrix(target) if isinstance(target, np.ndarray) else target.matrix()
+        return StoreTarget(run.checkpoint.scratch(run.prefix + name, shape, dtype, chunks=chunks))
+    return StoreTarget(run.result.create(name, shape, dtype, chunks=chunks))

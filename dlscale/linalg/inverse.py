@@ -28,7 +28,6 @@ from dlscale.linalg.scaling import power_words, scale_words
 from dlscale.linalg.solve import near_singular_words
 from dlscale.linalg.system import SolveOptions, System
 from dlscale.storage.matrices import Array, ArrayMatrix, Matrix
-from dlscale.storage.results import ArrayWriter
 
 #: Rows of the inverse that are solved for together: enough for products to run at their rate.
 BLOCK_ROWS = 512
@@ -106,8 +105,7 @@ def compute_inverse(run: Run, A: Matrix, options: InverseOptions, plan: Plan) ->
     rows = block_rows(n)
     output = run.output("inverse", (n, n), dtype, RowGrid(n, rows, rows))
     what = InverseRows(factors, output, system.exponent, W)
-    writers = [output] if isinstance(output, ArrayWriter) else []
-    found = Columns(run).apply("inverse", what, n_columns=n, width=rows, together=plan.cluster.n_workers, writers=writers)
+    found = Columns(run).apply("inverse", what, n_columns=n, width=rows, together=plan.cluster.n_workers, writers=output.writers)
     norm_of_inverse = float(sum((part["sums"] for part in found), np.zeros(n)).max())
     lost = float(sum(part["lost"][0] for part in found))
     Y = np.concatenate([part["product"] for part in found], dtype=accumulator_dtype(dtype))

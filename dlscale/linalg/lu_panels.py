@@ -13,7 +13,7 @@ from dlscale.engine.panels import Panels
 from dlscale.engine.passes import Passes
 from dlscale.engine.transforms import Facts, Method, RowMove, Seen, Transform, largest_modulus
 from dlscale.lapack import factor_lu, interchanges, multiply_add, solve_lower
-from dlscale.linalg.factor_plan import as_matrix, factor_target
+from dlscale.linalg.factor_plan import factor_target
 from dlscale.storage.matrices import Array, Matrix
 
 
@@ -112,7 +112,7 @@ def factor_panels(
         final = factor_target(passes.run, step if keep else f"{step}-rows", A.shape, A.dtype, grid, scratch=not keep)
         Panels(passes.run).place(f"{step}-rows", factored, final, LaterRows(_later_moves(factored.facts, grid)))
         target = final
-    return as_matrix(target), pivots, factored.facts, seen
+    return target.matrix(), pivots, factored.facts, seen
 
 
 def _later_moves(facts: Sequence[Facts], grid: PanelGrid) -> dict[int, RowMove]:

@@ -19,7 +19,7 @@ from dlscale.engine.plan import Plan, Step
 from dlscale.engine.run import Run
 from dlscale.engine.transforms import Factored, largest_modulus
 from dlscale.linalg.applying import Function, apply
-from dlscale.linalg.factor_plan import FactorOptions, as_matrix, factor_target, plan_panels
+from dlscale.linalg.factor_plan import FactorOptions, factor_target, plan_panels
 from dlscale.linalg.factor_products import TriangularProduct, probes, scaled_residual, triangular_product
 from dlscale.linalg.factors import QRFactors
 from dlscale.linalg.panel_scaling import panels_at_safe_scale, place_times, require_safe, times_back
@@ -125,7 +125,7 @@ def _compute(passes: Passes, A: Matrix, exponent: int, *, mode: str, plan: Plan)
     factored, seen = panels.factor("qr", A, Householder(), grid, target, probes=X)
     if not exponent:
         require_safe(seen.largest, dtype)
-    raw = as_matrix(target)
+    raw = target.matrix()
     upper = TriangularProduct(X, m, lower=False)
     RX = triangular_product(passes, "upper", raw, plan.columns, upper)[:k]
     phases = diagonal_phases(raw, grid)
@@ -137,7 +137,7 @@ def _compute(passes: Passes, A: Matrix, exponent: int, *, mode: str, plan: Plan)
         size = largest_modulus(seen.products) or 1.0
         fold = Orthonormal(seen.products / size, np.ascontiguousarray(phases.conj()[:, None] * RX / size), Y)
         rows = max(1, min(m, 16 * 2**20 // (k * dtype.itemsize)))
-        found = passes.sweep("check", as_matrix(q), fold, RowGrid(m, rows, rows * max(1, m // rows // 16)))
+        found = passes.sweep("check", q.matrix(), fold, RowGrid(m, rows, rows * max(1, m // rows // 16)))
         residual, back = np.sqrt(found["residual"]) * size, found["back"] - Y
         orthonormal = scaled_residual(back, Y, k, dtype)
     else:

@@ -20,7 +20,7 @@ from dlscale.engine.row_blocks import Tiles
 from dlscale.engine.transforms import Factored
 from dlscale.errors import NumericalError, OutOfRange
 from dlscale.kernels import largest_part, safe_exponent, times_power_of_two
-from dlscale.linalg.factor_plan import as_matrix, factor_target
+from dlscale.linalg.factor_plan import factor_target
 from dlscale.linalg.scaling import Largest, power_words
 from dlscale.storage.matrices import Array, Matrix
 from dlscale.storage.scaled import scaled
@@ -124,4 +124,4 @@ def place_times(passes: Passes, step: str, factors: Matrix, name: str, grid: Pan
         Panels(passes.run).place(step, Factored(grid, factors, []), target, times)
     else:
         Tiles(passes.run).copy(step, Factored(grid, factors, []), target, times.tile)
-    return as_matrix(target)
+    return target.matrix()

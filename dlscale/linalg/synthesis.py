@@ -11,6 +11,7 @@ import numpy as np
 
 from dlscale.engine.grids import N_LEAVES, RowGrid
 from dlscale.engine.passes import Fold, Passes, State
+from dlscale.engine.targets import StoreTarget
 from dlscale.errors import SpecError
 from dlscale.gallery import SpectrumMatrix
 from dlscale.storage.matrices import Array, Matrix
@@ -68,6 +69,6 @@ def generate_matrix(passes: Passes, made: SpectrumMatrix, destination: Path, *, 
     )
     rows = writer.chunks[0]
     grid = RowGrid(m, rows, rows * max(1, -(-m // (rows * N_LEAVES))))
-    passes.sweep("generate", MadeMatrix(made), Copy(), grid, outputs=[writer])
+    passes.sweep("generate", MadeMatrix(made), Copy(), grid, outputs=[StoreTarget(writer)])
     attributes: dict[str, Any] = {"singular_values": made.singular_values.tolist(), "seed": made.seed, "offset": made.offset}
     return publish_array(writer, destination, attributes)

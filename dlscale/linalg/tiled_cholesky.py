@@ -15,7 +15,7 @@ from dlscale.engine.row_blocks import Election, Place, TiledMethod, Tiles, TileT
 from dlscale.engine.transforms import Facts, Seen
 from dlscale.lapack import multiply_add, solve_right
 from dlscale.linalg.cholesky_panels import Cholesky, factor_diagonal
-from dlscale.linalg.factor_plan import as_matrix, factor_target
+from dlscale.linalg.factor_plan import factor_target
 from dlscale.storage.matrices import Array, Matrix
 
 
@@ -65,4 +65,4 @@ def factor_tiles(
     """Factor a matrix whose panels are in row blocks; as `cholesky_panels.factor_panels`."""
     target = factor_target(passes.run, "l" if keep else step, A.shape, A.dtype, grid, scratch=not keep)
     _, seen = Tiles(passes.run).factor(step, A, TiledCholesky(), grid, target, probes=probes)
-    return as_matrix(target), seen
+    return target.matrix(), seen

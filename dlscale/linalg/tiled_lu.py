@@ -16,7 +16,7 @@ from dlscale.engine.passes import Passes
 from dlscale.engine.row_blocks import Election, Place, TiledMethod, Tiles, TileTransform
 from dlscale.engine.transforms import Facts, RowMove, Seen, largest_modulus
 from dlscale.lapack import factor_lu, multiply_add, solve_lower, solve_right
-from dlscale.linalg.factor_plan import as_matrix, factor_target
+from dlscale.linalg.factor_plan import factor_target
 from dlscale.linalg.lu_panels import LU, row_move
 from dlscale.storage.matrices import Array, Matrix
 
@@ -132,7 +132,7 @@ def factor_tiles(
     sources, pivots = final_rows(factored.facts, grid)
     final = factor_target(passes.run, step if keep else f"{step}-rows", A.shape, A.dtype, grid, scratch=not keep)
     tiles.place(f"{step}-rows", factored, final, sources)
-    return as_matrix(final), pivots, factored.facts, seen
+    return final.matrix(), pivots, factored.facts, seen
 
 
 def final_rows(facts: Sequence[Facts], grid: PanelGrid) -> tuple[list[Array], Array]:

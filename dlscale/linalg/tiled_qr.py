@@ -35,7 +35,7 @@ from dlscale.engine.run import Run
 from dlscale.engine.tile_products import tile_product
 from dlscale.engine.transforms import Facts, largest_modulus
 from dlscale.lapack import apply_reflectors, factor_qr, multiply_add, multiply_triangular, solve_lower, solve_right
-from dlscale.linalg.factor_plan import as_matrix, factor_target
+from dlscale.linalg.factor_plan import factor_target
 from dlscale.linalg.factor_products import probes, scaled_residual
 from dlscale.linalg.panel_qr import ScaledColumns, diagonal_phases, qr_outcome
 from dlscale.linalg.panel_scaling import panels_at_safe_scale, place_times, require_safe, times_back
@@ -175,7 +175,7 @@ def _compute(passes: Passes, A: Matrix, exponent: int, *, mode: str, plan: Plan)
     factored, seen = tiles.factor("qr", A, TiledHouseholder(), grid, target, probes=X)
     if not exponent:
         require_safe(seen.largest, dtype)
-    raw = as_matrix(target)
+    raw = target.matrix()
     RX = tile_product(tiles, "upper", raw, grid, X, part="upper")[0][:k]
     phases = diagonal_phases(raw, grid)
     if mode != "raw":
@@ -187,7 +187,7 @@ def _compute(passes: Passes, A: Matrix, exponent: int, *, mode: str, plan: Plan)
     if mode == "reduced":
         q, columns = factor_target(passes.run, "q", (m, k), dtype, grid), replace(grid, shape=(m, k))
         tiles.form("q", factored, TiledHouseholder(inverse=True), q, finish=ScaledColumns(grid.panel, phases))
-        Q, Y = as_matrix(q), probes(k, dtype)
+        Q, Y = q.matrix(), probes(k, dtype)
         # At size 1, so that no square overflows or vanishes.
         size = seen.products.real.dtype.type(largest_modulus(seen.products) or 1)
         both = np.hstack([phases.conj()[:, None] * RX / size, Y])

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from dlscale.engine.clusters import ClusterFacts, DaskCluster, open_cluster
-from dlscale.engine.outputs import ArrayOutput
 from dlscale.engine.progress import ignore
 from dlscale.engine.run import Cost, Run, State
+from dlscale.engine.targets import MemoryTarget
 from dlscale.errors import SpecError
 from dlscale.storage.checkpoints import Checkpoint
 from tests.helpers import THREADS
@@ -86,4 +86,4 @@ def test_without_a_checkpoint_every_step_is_computed():
 def test_arrays_of_this_process_are_no_targets_for_other_processes():
     elsewhere = Run(DaskCluster(ClusterFacts("local", 1, 1, 2**30)))
     with pytest.raises(SpecError, match="cluster: threads"):
-        elsewhere.require_shared(ArrayOutput(np.zeros((2, 2))))
+        elsewhere.require_shared(MemoryTarget(np.zeros((2, 2))))
