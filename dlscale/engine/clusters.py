@@ -184,8 +184,9 @@ class ThreadCluster(Cluster):
     def hold(
         self, graph: dict[Any, Any], keys: Sequence[Any], held: Mapping[Any, Any], wishes: Wishes, watch: Watch
     ) -> dict[Any, Any]:
-        from dask._task_spec import DataNode
         from dask.callbacks import Callback
+
+        from dlscale.engine.graphs import DataNode
 
         def order_ready(_: Any, state: dict[str, Any]) -> None:
             state["ready"] = _Ready(state["ready"], wishes.priority)

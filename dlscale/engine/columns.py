@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dask._task_spec import DataNode, Task, TaskRef
 
+from dlscale.engine.graphs import DataNode, Task, TaskRef
 from dlscale.engine.grids import blocks
 from dlscale.engine.parcels import Parcel, opened, pack
 from dlscale.engine.progress import Event, listen, resident_bytes, send, unlisten, worker_name

@@ -14,9 +14,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from dask._task_spec import DataNode, Task, TaskRef
 
 from dlscale.engine import panel_tasks as tasks
+from dlscale.engine.graphs import DataNode, Task, TaskRef
 from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.panel_tasks import Work
 from dlscale.engine.progress import Event

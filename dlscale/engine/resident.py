@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
-from dask._task_spec import DataNode, Task, TaskRef
 
 from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.graphs import DataNode, Task, TaskRef
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Fold, Passes, RowOutput, State
 from dlscale.engine.run import Cost

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dask._task_spec import DataNode, Task, TaskRef
 
 from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.fold import Fold
+from dlscale.engine.graphs import DataNode, Task, TaskRef
 from dlscale.engine.grids import RowGrid, blocks
 from dlscale.engine.outputs import Collector, RowOutput
 from dlscale.engine.parcels import LARGE_BYTES, Parcel, pack

@@ -20,10 +20,10 @@ import dask
 import numpy as np
 import psutil
 import pytest
-from dask._task_spec import Task
 from helpers import Array, gaussian, store
 
 from dlscale.engine.clusters import Cluster, ClusterFacts, describe_cluster, open_cluster
+from dlscale.engine.graphs import Task
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.losses import describe_loss
 from dlscale.engine.passes import Fold, Passes, State
