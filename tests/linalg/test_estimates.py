@@ -87,6 +87,19 @@ def test_errors_of_singular_values(n: int, name: str, options: dict[str, Any], s
     assert np.median(estimated) <= 10 * np.median(true) + 1e-12
 
 
+@pytest.mark.parametrize("options", [{"method": "streaming"}, {"power_iterations": 0}, {"power_iterations": 1}], ids=str)
+@pytest.mark.parametrize("n", [N, 130])
+def test_errors_of_singular_values_on_three_levels(n: int, options: dict[str, Any]) -> None:
+    """Small singular values of the sketch are cut off or divided by: nearly all are told within 3 and 10 times."""
+    judged = []
+    for seed in range(6):
+        A = spectrum(np.repeat([1.0, 1e-3, 1e-7], [3, 12, n - 15]), 300, n)
+        estimates, _, _, true = estimated_and_true(A, n_components=20, seed=seed, **options)
+        estimated, floor = np.array(estimates["singular_value_errors"]), 10 * np.sqrt(300) * np.finfo(float).eps
+        judged.append((true <= 3 * estimated + floor) & (estimated <= 10 * true + floor))
+    assert np.mean(judged) > 0.9
+
+
 def test_estimates_go_with_the_matrix() -> None:
     A = spectrum(SPECTRA["slow decay"], 500, N)
     one, thousand = (estimated_and_true(A * factor, n_components=5)[0] for factor in (1.0, 1024.0))
