@@ -98,9 +98,9 @@ def judge(A: Array, exact: Array, seed: int, job: dict[str, Any]) -> tuple[int, 
         return 0, 0, 0
     outcome, arrays, _ = compute(plan_svd, compute_svd, A, SVDOptions(seed=seed, **job))
     if not outcome.certificate.passed:
-        # The job fails: rounding alone is more than the tolerance, or nearly.
+        # The job fails: rounding alone is more than the tolerance, or nearly; it is more where a random basis is divided by.
         assert [check.threshold for check in outcome.certificate.checks if not check.passed] == [1.0]
-        assert tolerance < 10 * np.sqrt(max(A.shape)) * resolution
+        assert tolerance < (10 if job.get("power_iterations") else 40) * np.sqrt(max(A.shape)) * resolution
         return 0, 0, 0
     s = arrays["s"].astype(float)
     E = wide_precision(A) - (wide_precision(arrays["u"]) * s) @ wide_precision(arrays["vh"])
