@@ -192,8 +192,8 @@ def schema() -> None:
 @click.option("--overwrite", is_flag=True, help="Replace a Zarr array at DESTINATION.")
 def import_(source: str, destination: Path, chunks: str | None, dtype: str | None, overwrite: bool, **options: Any) -> None:
     """Turn .npy, .npz, CSV, Parquet, HDF5, Matrix Market or images (SOURCE) into a Zarr array (DESTINATION)."""
-    from dlscale.batch.generate import parse_pair
     from dlscale.batch.places import only_importer
+    from dlscale.batch.sections import parse_pair
     from dlscale.storage.importers import import_matrix
     from dlscale.storage.locations import local_path
     from dlscale.terminal import import_bar
@@ -230,7 +230,8 @@ def generate(paths: tuple[str, ...], shape: str | None, chunks: str | None, **op
         raise click.UsageError("give one SPEC and one DESTINATION, or DESTINATION and options.")
     from dlscale.batch.document import Document, read_document, set_value
     from dlscale.batch.generate import generate as write_matrix
-    from dlscale.batch.generate import parse_generate, parse_pair
+    from dlscale.batch.generate import parse_generate
+    from dlscale.batch.sections import parse_pair
     from dlscale.terminal import JobProgress
 
     document = read_document(Path(paths[0])) if len(paths) == 2 else Document({}, {}, "options")

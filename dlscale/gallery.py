@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 import scipy.fft
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
+from dlscale.arrays import Array
 from dlscale.errors import SpecError
-
-Array = NDArray[Any]
 
 FLOAT64 = np.dtype(np.float64)
 COMPUTE_DTYPES = tuple(np.dtype(code) for code in ("f4", "f8", "c8", "c16"))

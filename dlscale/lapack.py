@@ -13,9 +13,9 @@ from typing import Any, Literal
 import numpy as np
 from scipy.linalg import cython_blas, cython_lapack
 
+from dlscale.arrays import Array
 from dlscale.workspaces import workspace
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Op = Literal["N", "T", "C"]
 
 _LETTER = {"f4": "s", "f8": "d", "c8": "c", "c16": "z"}

@@ -1,13 +1,19 @@
-"""How much memory there is: the machine's, or what a container or a batch system leaves of it."""
+"""What there is of this machine for a process: its memory and its cores, or what a container or a batch system leaves of them."""
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
 _GROUPS = Path("/sys/fs/cgroup")
+
+
+def n_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def total_bytes() -> int:

@@ -14,7 +14,9 @@ import zarr
 from helpers import THREADS, Array, eps, wide_precision
 
 from dlscale.certificates import LAPACK_THRESHOLD
-from dlscale.engine.clusters import Cluster, ClusterFacts, open_cluster
+from dlscale.engine.clusters import Cluster
+from dlscale.engine.facts import ClusterFacts
+from dlscale.engine.opening import open_cluster
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.progress import Emit, ignore
 from dlscale.engine.run import Run

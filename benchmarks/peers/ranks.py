@@ -21,7 +21,8 @@ from dlscale.learn.data import Column, Shard, Share, plan_order
 from dlscale.learn.gradients import RankGradients
 from dlscale.learn.models import model
 from dlscale.learn.optimizers import optimizer
-from dlscale.storage.matrices import ArrayMatrix, open_matrix
+from dlscale.storage.matrices import open_matrix
+from dlscale.storage.matrix import ArrayMatrix
 
 
 def steps(

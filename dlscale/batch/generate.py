@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +15,7 @@ from dlscale.batch.prepare import blame, cluster_request
 from dlscale.batch.sections import ClusterSpec
 from dlscale.declaration.faults import explain
 from dlscale.declaration.sections import Positive, Section
-from dlscale.engine.clusters import open_cluster
+from dlscale.engine.opening import open_cluster
 from dlscale.engine.passes import Passes
 from dlscale.engine.progress import Emit, ignore
 from dlscale.engine.run import Run
@@ -105,11 +104,3 @@ def _singular_values(spec: GenerateSpec) -> Any:
             )
         return power(k, -float(argument))
     return step(k, min(int(argument), k)) if name == "step" else flat(k)
-
-
-def parse_pair(text: str, what: str) -> list[int]:
-    """``1000x200`` as two numbers (SpecError if it is not)."""
-    match = re.fullmatch(r"\s*(\d[\d_]*)\s*[x,×]\s*(\d[\d_]*)\s*", text)
-    if not match:
-        raise SpecError(f"{what}: got {text!r}; allowed: ROWSxCOLUMNS, such as 100000x500.")
-    return [int(match[1]), int(match[2])]

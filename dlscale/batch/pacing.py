@@ -8,8 +8,8 @@ from pathlib import Path
 
 from numpy.typing import DTypeLike
 
+from dlscale.arrays import Array
 from dlscale.storage.checkpoints import Checkpoint
-from dlscale.storage.matrices import Array
 from dlscale.storage.writers import ArrayWriter, Shape
 
 

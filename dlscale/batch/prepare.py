@@ -21,13 +21,14 @@ from dlscale.batch.spec import absolute, to_data
 from dlscale.batch.workspace import Workspace
 from dlscale.declaration.faults import KeyPath
 from dlscale.declaration.kind import Kind
-from dlscale.engine.clusters import ClusterFacts, describe_cluster
+from dlscale.engine.facts import ClusterFacts, describe_cluster
 from dlscale.engine.plan import Plan
 from dlscale.errors import DlscaleError, DoesNotFitError, InputError, SpecError
 from dlscale.storage.durable import PARTIAL, require_free_space
 from dlscale.storage.importers import import_matrix
 from dlscale.storage.inputs import Inputs, StoredResult
-from dlscale.storage.matrices import Matrix, open_matrix
+from dlscale.storage.matrices import open_matrix
+from dlscale.storage.matrix import Matrix
 from dlscale.storage.nodes import attributes_of, remove_node
 from dlscale.storage.signatures import Signature, Stamp, source_version
 

@@ -32,9 +32,9 @@ from dlscale.batch.secrets import restore_secrets
 from dlscale.batch.signals import Signals, Stop
 from dlscale.batch.spec import parse_spec
 from dlscale.batch.workspace import Heartbeat, Job, JobState, Workspace
-from dlscale.engine.clusters import open_cluster
 from dlscale.engine.launchers import lost_rank
 from dlscale.engine.machine import describe_machine
+from dlscale.engine.opening import open_cluster
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.plan import Plan
 from dlscale.engine.progress import Emit, Event, ignore

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from dlscale.declaration.sections import Positive, Section
 from dlscale.engine.started import ADDRESS, OPTIONS, TIME_LIMIT, WORD
+from dlscale.errors import SpecError
 from dlscale.storage.importers.options import ReadOptions
 
 SIZE_UNITS: Mapping[str, int] = {
@@ -150,3 +151,11 @@ class JobSpec(Section):
         """What the options of the algorithm are made from: the params, and each section of the kind's own as plain data."""
         data = self.model_dump(include={"params", *(type(self).model_fields.keys() - JobSpec.model_fields.keys())})
         return {**data.pop("params"), **data}
+
+
+def parse_pair(text: str, what: str) -> list[int]:
+    """``1000x200`` as two numbers (SpecError if it is not)."""
+    match = re.fullmatch(r"\s*(\d[\d_]*)\s*[x,×]\s*(\d[\d_]*)\s*", text)
+    if not match:
+        raise SpecError(f"{what}: got {text!r}; allowed: ROWSxCOLUMNS, such as 100000x500.")
+    return [int(match[1]), int(match[2])]

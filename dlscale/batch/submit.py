@@ -28,7 +28,7 @@ from dlscale.batch.secrets import secret_environment
 from dlscale.batch.slurm import ENDED_IN_SLURM, goes_on_in_slurm, slurm_number, slurm_state
 from dlscale.batch.spec import parse_spec
 from dlscale.batch.workspace import ENDED, HandOver, Heartbeat, Job, JobState, Workspace
-from dlscale.engine.clusters import connect
+from dlscale.engine.client import connect
 from dlscale.errors import InputError, SpecError
 from dlscale.storage import locks
 from dlscale.storage.atomic import write_atomically

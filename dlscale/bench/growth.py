@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.bench.simulation import SimulatedJob
 from dlscale.bench.tracing import JobBuilder, TaskCost, Trace, TracedGraph, is_value, kind_of
-from dlscale.engine.clusters import Cluster, ClusterFacts
+from dlscale.engine.clusters import Cluster
+from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.grids import BLOCK_BYTES, RowGrid, plan_grid
 from dlscale.engine.panel_grids import PanelGrid, choose_panel
 from dlscale.engine.panels import Panels
@@ -25,7 +27,7 @@ from dlscale.engine.targets import MemoryTarget
 from dlscale.engine.transforms import Facts, Method, Transform
 from dlscale.engine.watching import Watch, Wishes
 from dlscale.errors import SpecError
-from dlscale.storage.matrices import Array, ArrayMatrix
+from dlscale.storage.matrix import ArrayMatrix
 
 
 class RecordingCluster(Cluster):

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from dlscale.bench.network import measure_allreduce, measure_network
-from dlscale.engine.clusters import n_cores
 from dlscale.engine.machine import matmul_rate, read_rate
 from dlscale.kernels import one_blas_thread
+from dlscale.memory import n_cores
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.results import ResultGroup
 

@@ -14,15 +14,17 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.bench.growth import RecordingCluster
 from dlscale.bench.tracing import is_value
-from dlscale.engine.clusters import Cluster, DaskCluster, describe_cluster
-from dlscale.engine.facts import list_workers
+from dlscale.engine.client import list_workers
+from dlscale.engine.clusters import Cluster, DaskCluster
+from dlscale.engine.facts import describe_cluster
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.ranks import Communicator, MPICommunicator
 from dlscale.engine.run import Run
-from dlscale.storage.matrices import Array, ArrayMatrix
+from dlscale.storage.matrix import ArrayMatrix
 
 _LARGE_BYTES = 2**26
 _N_TASKS = 1000

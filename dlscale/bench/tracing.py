@@ -14,7 +14,8 @@ import numpy as np
 from scipy.optimize import nnls
 
 from dlscale.bench.simulation import SimulatedJob, SimulatedTask, Stage
-from dlscale.engine.clusters import DaskCluster, describe_cluster
+from dlscale.engine.clusters import DaskCluster
+from dlscale.engine.facts import describe_cluster
 from dlscale.engine.watching import Watch, Wishes
 
 

@@ -8,15 +8,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from dlscale.arrays import Array
 from dlscale.declaration.options import Options
-from dlscale.engine.clusters import ClusterFacts, describe_cluster, open_cluster
+from dlscale.engine.facts import ClusterFacts, describe_cluster
+from dlscale.engine.opening import open_cluster
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.plan import Plan
 from dlscale.engine.run import Run
 from dlscale.errors import InexactNote
 from dlscale.storage.exactness import inexact_words
 from dlscale.storage.inputs import Inputs
-from dlscale.storage.matrices import Array, Matrix, open_matrix
+from dlscale.storage.matrices import open_matrix
+from dlscale.storage.matrix import Matrix
 
 #: What a role with a matrix takes, in words.
 MATRIX = "path or URL of a Zarr array, or a section with import: SOURCE"

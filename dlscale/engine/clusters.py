@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import logging
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -18,8 +17,9 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any
 
-from dlscale.engine import launchers, started
-from dlscale.engine.facts import BASELINE_BYTES, ClusterFacts, connect, describe_cluster, list_workers, n_cores
+from dlscale.engine import started
+from dlscale.engine.client import connect, list_workers, quieten
+from dlscale.engine.facts import BASELINE_BYTES, ClusterFacts, describe_cluster
 from dlscale.engine.progress import Emit, ignore
 from dlscale.engine.watching import Watch, Wishes
 from dlscale.errors import DlscaleError, StalledError
@@ -31,10 +31,7 @@ __all__ = [
     "ClusterFacts",
     "DaskCluster",
     "ThreadCluster",
-    "connect",
     "describe_cluster",
-    "n_cores",
-    "open_cluster",
 ]
 
 
@@ -312,7 +309,7 @@ class DaskCluster(Cluster):
     ) -> list[Any]:
         if self.facts.kind == "local":
             return super().on_every_rank(program, *arguments, token=token, listener=listener, stall_seconds=stall_seconds)
-        from dlscale.engine.programs import run_on_workers
+        from dlscale.engine.ranks_on_workers import run_on_workers
 
         with self._listening(token, listener):
             return run_on_workers(self.client, program, arguments, token=token, stall_seconds=stall_seconds)
@@ -371,24 +368,3 @@ class DaskCluster(Cluster):
     def _running(self) -> str:
         tasks = [f"{task} on {worker}" for worker, names in self.client.processing().items() for task in names]
         return ", ".join(tasks[:4]) or "workers to start"
-
-
-def quieten() -> None:
-    """Dask's log lines and notes say nothing that the user of a job can act on; failures arrive as exceptions."""
-    import distributed  # noqa: F401  (it gives its loggers levels of their own)
-
-    for name in ("distributed", "bokeh", "tornado.application", "asyncio", *logging.root.manager.loggerDict):
-        if name.startswith(("distributed", "bokeh", "tornado", "asyncio")):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
-def open_cluster(spec: str | Mapping[str, Any] | ClusterFacts = "local") -> Cluster:
-    """Start or join a cluster (see `describe_cluster` for the forms)."""
-    facts = spec if isinstance(spec, ClusterFacts) else describe_cluster(spec)
-    if facts.kind == "threads":
-        return ThreadCluster(facts)
-    if facts.kind == "mpi" and (session := launchers.session()) is not None:
-        from dlscale.engine.mpi_cluster import MpiCluster
-
-        return MpiCluster(facts, session)
-    return DaskCluster(facts)

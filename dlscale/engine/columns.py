@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.engine.graphs import DataNode, Task, TaskRef
 from dlscale.engine.grids import blocks
 from dlscale.engine.parcels import Parcel, opened, pack
 from dlscale.engine.progress import Event, listen, resident_bytes, send, unlisten, worker_name
 from dlscale.engine.run import Cost, Keep, Run, State
 from dlscale.engine.watching import Watch, Wishes, watchdog
-from dlscale.storage.matrices import Array
 from dlscale.storage.results import ArrayWriter
 
 #: Told while something is applied: flops that were done, and bytes that were read.

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from dlscale.engine.clusters import BASELINE_BYTES, ClusterFacts
+from dlscale.engine.facts import BASELINE_BYTES, ClusterFacts
 from dlscale.engine.grids import RowGrid, plan_grid
 from dlscale.engine.machine import matmul_rate, read_rate
 from dlscale.engine.plan import Need
 from dlscale.errors import DoesNotFitError
-from dlscale.storage.matrices import Matrix
+from dlscale.storage.matrix import Matrix
 
 #: Partial results that wait to be merged, beside one for each thread.
 N_WAITING_STATES = 6

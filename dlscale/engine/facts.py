@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dlscale.engine import launchers, started
+from dlscale.engine.client import connect, list_workers
 from dlscale.errors import SpecError
-from dlscale.memory import total_bytes
+from dlscale.memory import n_cores, total_bytes
 
 #: Resident memory of a process that has imported the libraries and read nothing.
 BASELINE_BYTES = 300 * 2**20
@@ -56,11 +56,6 @@ class ClusterFacts:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def n_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe_cluster(spec: str | Mapping[str, Any] = "local") -> ClusterFacts:
@@ -150,24 +145,3 @@ def _remote_facts(address: str) -> ClusterFacts:
             raise SpecError(f"cluster: the scheduler at {address} has no workers; start some with `dask worker {address}`.")
         memory = min(worker["memory_limit"] or total_bytes() for worker in workers)
         return ClusterFacts("tcp", len(workers), min(worker["nthreads"] for worker in workers), int(memory), address)
-
-
-def connect(address: str, security: Any = None) -> Any:
-    """A client of the scheduler there, with the TLS of a cluster that was started here (SpecError if nothing answers)."""
-    from distributed import Client
-    from distributed.security import Security
-
-    if address.startswith("tls://") and security is None and not Security().tls_client_cert:  # type: ignore
-        raise SpecError(f"cluster: {address} needs certificates; export DASK_CONFIG with the file that names the cluster's.")
-    try:
-        return Client(address, timeout="10s", set_as_default=False, security=security)  # type: ignore[no-untyped-call]
-    except (OSError, TimeoutError, ValueError) as error:
-        raise SpecError(f"cluster: nothing answers at {address} ({error}); start a scheduler, or use `cluster: local`.") from error
-
-
-def list_workers(client: Any) -> dict[str, Any]:
-    """What the scheduler of a client says of each worker, by address (OSError if it is gone).
-
-    ``client.scheduler_info`` shares its answer with the client's own regular query, which asks for no workers.
-    """
-    return dict(client.sync(client.scheduler.identity, n_workers=-1)["workers"])

@@ -7,9 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from dlscale.arrays import Array
 from dlscale.engine.outputs import RowOutput
 from dlscale.engine.run import State
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrix import Matrix
 
 
 class Squares(NamedTuple):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dlscale.storage.chunk_files import PIECE_BYTES
-from dlscale.storage.matrices import Matrix
+from dlscale.storage.matrix import Matrix
 
 #: Bytes of a block: large enough that reading it is one long disk access, small enough to stay near the caches.
 BLOCK_BYTES = 16 * 2**20

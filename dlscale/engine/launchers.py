@@ -117,8 +117,7 @@ class Place:
 
     @classmethod
     def here(cls) -> Place:
-        from dlscale.engine.clusters import n_cores
-        from dlscale.memory import total_bytes
+        from dlscale.memory import n_cores, total_bytes
 
         cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(n_cores())
         return cls(socket.gethostname(), frozenset(cores), total_bytes())
@@ -274,7 +273,7 @@ class Session:
         os._exit(code)
 
     def _start_worker(self, scheduler: str, security: Any) -> threading.Thread:
-        from dlscale.engine.mpi_cluster import work
+        from dlscale.engine.worker import work
 
         threads, memory_bytes = self.shares[self.communicator.rank]
         arguments = (scheduler, security, self.communicator.rank, threads, memory_bytes)

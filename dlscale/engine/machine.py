@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_info
 
 from dlscale.kernels import one_blas_thread
 from dlscale.memory import total_bytes
-from dlscale.storage.matrices import Matrix
+from dlscale.storage.matrix import Matrix
 
 _N_MATMUL = 768
 _SAMPLE_BYTES = 48 * 2**20

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dlscale.engine.clusters import ClusterFacts, DaskCluster, connect, quieten
+from dlscale.engine.client import connect
+from dlscale.engine.clusters import DaskCluster
+from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.launchers import Session
 from dlscale.engine.progress import Emit, ignore
 from dlscale.engine.started import SETTINGS
@@ -17,7 +18,7 @@ from dlscale.engine.watching import Watch, Wishes
 from dlscale.errors import DlscaleError, RankError
 
 if TYPE_CHECKING:
-    from distributed.security import Security
+    pass
 
 _START_SECONDS = 60
 
@@ -106,21 +107,3 @@ class MpiCluster(DaskCluster):
         except BaseException:
             self.session.blame()
             raise
-
-
-def work(scheduler: str, security: Security, rank: int, threads: int, memory_bytes: int) -> None:
-    """Work for a scheduler until it closes."""
-    import dask
-
-    from dlscale.engine.secured import ClosedWorker
-
-    dask.config.set(SETTINGS)
-    quieten()
-    host = "127.0.0.1" if "//127.0.0.1:" in scheduler else None
-
-    async def until_closed() -> None:
-        options: dict[str, Any] = {"nthreads": threads, "memory_limit": memory_bytes, "name": rank, "host": host, "protocol": "tls"}
-        async with ClosedWorker(scheduler, security=security, **options) as worker:
-            await worker.finished()
-
-    asyncio.run(until_closed())

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from dlscale.arrays import Array
 from dlscale.certificates import Certificate
-from dlscale.storage.matrices import Array
 
 
 @dataclass(frozen=True)

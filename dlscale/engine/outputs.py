@@ -6,7 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.arrays import Array
+from dlscale.storage.matrix import Matrix
 from dlscale.storage.results import ArrayWriter
 
 

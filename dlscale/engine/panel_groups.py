@@ -24,7 +24,7 @@ from dlscale.engine.run import Run
 from dlscale.engine.transforms import Facts
 from dlscale.engine.watching import Watch, Wishes, watchdog
 from dlscale.errors import DlscaleError, WorkersLostError
-from dlscale.storage.matrices import Matrix
+from dlscale.storage.matrix import Matrix
 
 #: Tasks of one graph: enough to hide the start and the end of it, few enough for any scheduler.
 MAX_TASKS = 4000

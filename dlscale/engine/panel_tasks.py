@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.engine.grids import blocks
 from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.progress import resident_bytes, send, worker_name
@@ -18,7 +19,7 @@ from dlscale.engine.reading import read_strips
 from dlscale.engine.targets import Target, writable
 from dlscale.engine.transforms import Factored, Facts, Finish, RowMove, Transform, largest_modulus
 from dlscale.errors import NonFiniteError, OutOfRange
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrix import Matrix
 
 #: Of a strip of rows that is read at a time when panels are loaded.
 STRIP_BYTES = 8 * 2**20

@@ -21,6 +21,7 @@ from functools import partial
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.panel_groups import Factoring, Forming, Group, Placing, fresh_token
 from dlscale.engine.panel_tasks import Work
@@ -28,7 +29,7 @@ from dlscale.engine.run import Cost, Run
 from dlscale.engine.targets import MemoryTarget, Target
 from dlscale.engine.transforms import Factored, Facts, Finish, Method, Reversible, Seen
 from dlscale.errors import WorkersLostError
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrix import Matrix
 
 #: Times that a group is started before the loss of workers is taken as a fault of the job.
 MAX_LOSSES = 4

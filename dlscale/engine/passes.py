@@ -25,7 +25,7 @@ from dlscale.engine.run import Cost, Keep, Run, State
 from dlscale.engine.sweep import ADVICE, Sweep, all_finite, held_graph, reduction_tree
 from dlscale.engine.watching import Watch, Wishes, watchdog
 from dlscale.errors import OutOfRange
-from dlscale.storage.matrices import Matrix
+from dlscale.storage.matrix import Matrix
 
 __all__ = ["Fold", "Held", "Passes", "RowOutput", "State"]
 

@@ -24,10 +24,9 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.errors import DlscaleError, RankError, SpecError, StalledError
 from dlscale.kernels import SWITCH_SECONDS
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 #: Elements of one MPI call: counts are 32-bit integers.
 MAX_COUNT = 2**31 - 1

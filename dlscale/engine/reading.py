@@ -10,8 +10,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.engine.grids import blocks
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrix import Matrix
 from dlscale.workspaces import workspace
 
 #: Strips that are read at the same time: a disk is fastest when it has several things to do.

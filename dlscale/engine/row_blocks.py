@@ -21,6 +21,7 @@ from functools import partial
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.engine import tile_tasks as tasks
 from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.panel_groups import Group, Key, TaskGraph, fresh_token
@@ -30,7 +31,7 @@ from dlscale.engine.run import Cost, Run
 from dlscale.engine.targets import Target
 from dlscale.engine.tile_tasks import Election, Place, TiledMethod, TileTransform
 from dlscale.engine.transforms import Factored, Facts, Finish, Seen
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrix import Matrix
 
 __all__ = ["Election", "Place", "TileTransform", "TiledMethod", "Tiles", "TilesGroup"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.engine.run import State
-from dlscale.storage.matrices import Array
 
 _PIECE = "piece-"
 

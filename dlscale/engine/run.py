@@ -18,6 +18,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.engine.clusters import Cluster
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.outputs import RowOutput
@@ -25,7 +26,6 @@ from dlscale.engine.progress import Emit, ignore
 from dlscale.engine.targets import MemoryTarget, StoreTarget, TransposedTarget
 from dlscale.errors import SpecError
 from dlscale.storage.checkpoints import Checkpoint
-from dlscale.storage.matrices import Array
 from dlscale.storage.results import ArrayWriter, ResultGroup
 
 State = dict[str, Array]

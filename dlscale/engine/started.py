@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dlscale.errors import SpecError
 
 if TYPE_CHECKING:
-    from dlscale.engine.clusters import ClusterFacts
+    from dlscale.engine.facts import ClusterFacts
 
 #: Run by each worker as it starts. A terminal sends Ctrl-C to every process, and the driver is the one that acts on it.
 _WORKER_SETUP = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.fold import Fold
 from dlscale.engine.graphs import DataNode, Task, TaskRef
@@ -22,7 +23,7 @@ from dlscale.engine.progress import Meter
 from dlscale.engine.reading import read_ahead
 from dlscale.engine.run import State
 from dlscale.errors import NonFiniteError, OutOfRange
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrix import Matrix
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.engine.outputs import RowOutput
-from dlscale.storage.matrices import Array, ArrayMatrix, Matrix
+from dlscale.storage.matrix import ArrayMatrix, Matrix
 from dlscale.storage.results import ArrayWriter
 from dlscale.workspaces import empty_pages
 

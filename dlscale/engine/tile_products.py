@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.panel_groups import Key, fresh_token
 from dlscale.engine.panel_tasks import Work, measured
@@ -16,7 +17,7 @@ from dlscale.engine.panels import NO_TARGET
 from dlscale.engine.row_blocks import Tiles, TilesGroup
 from dlscale.engine.run import Cost
 from dlscale.engine.transforms import Facts, largest_modulus
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrix import Matrix
 
 Part = Literal["all", "lower", "upper"]
 

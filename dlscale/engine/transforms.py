@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.engine.panel_grids import PanelGrid
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrix import Matrix
 
 Facts = dict[str, Array]
 

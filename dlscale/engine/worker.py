@@ -1,12 +1,18 @@
-"""What dlscale sets in every worker process of a Dask cluster."""
+"""What dlscale sets in every worker process of a Dask cluster, and workers in a process that is there already."""
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from typing import TYPE_CHECKING, Any
 
 from distributed import WorkerPlugin
 
+from dlscale.engine.client import quieten
+from dlscale.engine.started import SETTINGS
 from dlscale.kernels import one_blas_thread
+
+if TYPE_CHECKING:
+    from distributed.security import Security
 
 
 class OneBlasThread(WorkerPlugin):
@@ -20,3 +26,21 @@ class OneBlasThread(WorkerPlugin):
 
     def teardown(self, worker: Any) -> None:
         self.limit.__exit__(None, None, None)
+
+
+def work(scheduler: str, security: Security, rank: int, threads: int, memory_bytes: int) -> None:
+    """Work for a scheduler until it closes."""
+    import dask
+
+    from dlscale.engine.secured import ClosedWorker
+
+    dask.config.set(SETTINGS)
+    quieten()
+    host = "127.0.0.1" if "//127.0.0.1:" in scheduler else None
+
+    async def until_closed() -> None:
+        options: dict[str, Any] = {"nthreads": threads, "memory_limit": memory_bytes, "name": rank, "host": host, "protocol": "tls"}
+        async with ClosedWorker(scheduler, security=security, **options) as worker:
+            await worker.finished()
+
+    asyncio.run(until_closed())

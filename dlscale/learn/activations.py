@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 from scipy.special import expit, ndtr
 
-from dlscale.kernels import Array
+from dlscale.arrays import Array
 from dlscale.learn.parameters import TILE_ELEMENTS, tiles
 from dlscale.workspaces import workspace
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.errors import InputError, SpecError
-from dlscale.kernels import Array
 from dlscale.learn.models import Model
 from dlscale.storage.inputs import Inputs
-from dlscale.storage.matrices import Matrix
+from dlscale.storage.matrix import Matrix
 
 #: Class numbers below it are counted in a table; whoever has more classes has numbered them otherwise.
 _MOST_CLASSES = 2**24

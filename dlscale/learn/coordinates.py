@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dlscale.kernels import Array
+from dlscale.arrays import Array
 from dlscale.learn.parameters import Parameters, flatten, unflatten
 
 #: Rows that are centred together: they stay in a core's cache.

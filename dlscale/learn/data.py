@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from dlscale.kernels import Array
-from dlscale.storage.matrices import ArrayMatrix, Matrix
+from dlscale.arrays import Array
+from dlscale.storage.matrix import ArrayMatrix, Matrix
 from dlscale.workspaces import PAGE_BYTES
 
 #: Units merged in a window, where there are so many: it divides evenly by 1, 2, 3, 4, 6 and 12 ranks.

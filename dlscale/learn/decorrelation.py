@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dlscale.kernels import Array
+from dlscale.arrays import Array
 from dlscale.workspaces import workspace
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dlscale.kernels import Array
+from dlscale.arrays import Array
 from dlscale.learn.coordinates import Coordinates
 from dlscale.learn.measuring import Measured, require_range
 from dlscale.learn.optimizers import State

@@ -13,8 +13,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.engine.ranks import Communicator, Pending
-from dlscale.kernels import Array
 from dlscale.learn.coordinates import moments
 from dlscale.learn.data import Share
 from dlscale.learn.kfac import factor_buffer, factor_sums

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.engine.ranks import Communicator
-from dlscale.kernels import Array
 
 _PREFIX = "history/"
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.errors import SpecError
-from dlscale.kernels import Array
 
 
 def zeros(shape: tuple[int, int], rng: np.random.Generator) -> Array:

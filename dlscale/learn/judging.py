@@ -7,14 +7,14 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.engine.ranks import Communicator
 from dlscale.errors import InputError, NonFiniteError, NumericalError
-from dlscale.kernels import Array
 from dlscale.learn.data import Order, Shard, Share
 from dlscale.learn.metrics import METRICS, metrics_of
 from dlscale.learn.models import Model
 from dlscale.learn.parameters import Parameters
-from dlscale.storage.matrices import Matrix
+from dlscale.storage.matrix import Matrix
 
 #: Rows that an evaluation on all rows takes at a time over all ranks: so many, of so many bytes together.
 _BLOCK_ROWS, _BLOCK_BYTES = 8192, 64 * 2**20

@@ -18,10 +18,10 @@ import numpy as np
 from pydantic import Field
 from scipy.linalg import cho_solve
 
+from dlscale.arrays import Array
 from dlscale.declaration.options import Options
 from dlscale.declaration.sections import AboveZero, Fraction
 from dlscale.errors import NumericalError
-from dlscale.kernels import Array
 from dlscale.learn.models import Model
 from dlscale.learn.optimizers import State
 from dlscale.learn.parameters import Parameters, n_layers

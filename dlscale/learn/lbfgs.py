@@ -14,10 +14,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.declaration.options import Options
 from dlscale.declaration.sections import Count, NotNegative
 from dlscale.errors import NumericalError, SpecError
-from dlscale.kernels import Array
 from dlscale.learn.full_batch import Evaluate, FullBatch, Iteration, Objective
 from dlscale.learn.optimizers import NO_L1, State
 from dlscale.learn.parameters import Parameters, flatten, unflatten

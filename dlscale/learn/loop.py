@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.engine.progress import send
 from dlscale.engine.ranks import Communicator
 from dlscale.errors import NumericalError
-from dlscale.kernels import Array, one_blas_thread
+from dlscale.kernels import one_blas_thread
 from dlscale.learn.clipping import clip_by_norm
 from dlscale.learn.coordinates import origin, standard_coordinates
 from dlscale.learn.data import Column, Order, Shard, Share, in_memory_if_small, is_kept

@@ -15,9 +15,9 @@ import numpy as np
 from pydantic import Field
 from scipy.special import expit
 
+from dlscale.arrays import Array
 from dlscale.declaration.options import Options
 from dlscale.errors import InputError, SpecError
-from dlscale.kernels import Array
 from dlscale.learn.options import choose
 
 

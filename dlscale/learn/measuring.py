@@ -11,8 +11,8 @@ from dataclasses import astuple, dataclass
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.errors import NumericalError
-from dlscale.kernels import Array
 from dlscale.learn.parameters import Parameters, norm
 from dlscale.learn.regularization import Regularization
 

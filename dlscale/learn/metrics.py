@@ -11,10 +11,10 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
+from dlscale.arrays import Array
 from dlscale.declaration.options import Options
 from dlscale.declaration.sections import NotNegative
 from dlscale.errors import SpecError
-from dlscale.kernels import Array
 from dlscale.learn.losses import CrossEntropy, Loss
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.errors import SpecError
-from dlscale.kernels import Array, tile_rows
+from dlscale.kernels import tile_rows
 from dlscale.learn.activations import ACTIVATIONS, Activation
 from dlscale.learn.decorrelation import covariance_sums, penalty_and_slope
 from dlscale.learn.initializers import initializer

@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.declaration.options import Options
 from dlscale.declaration.sections import AboveZero, Fraction, NotNegative
 from dlscale.errors import SpecError
-from dlscale.kernels import Array
 from dlscale.learn.options import choose
 from dlscale.learn.parameters import Parameters, is_weight, norm, tiles_with_work
 from dlscale.learn.regularization import soft_threshold

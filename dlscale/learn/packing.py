@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dlscale.kernels import Array
+from dlscale.arrays import Array
 
 
 def pack(arrays: Mapping[str, Array]) -> dict[str, Array]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dlscale.kernels import Array
+from dlscale.arrays import Array
 from dlscale.workspaces import workspace
 
 #: ``{"layer-0/weight": (n_in, n_out), "layer-0/bias": (n_out,), "layer-1/weight": ...}``, first layer first, all float32 or

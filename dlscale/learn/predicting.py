@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.certificates import Certificate, Check
 from dlscale.declaration.kind import MATRIX, Kind, Role
 from dlscale.declaration.options import Options
 from dlscale.declaration.sections import BlockRows
-from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import lay_out, measured_rates
+from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Fold, Passes, RowOutput, State
 from dlscale.engine.plan import Grids, Plan, Step
 from dlscale.engine.run import Run
 from dlscale.errors import InputError, SpecError
-from dlscale.kernels import Array
 from dlscale.learn.checking import check_features, check_rows, check_targets
 from dlscale.learn.data import Column
 from dlscale.learn.metrics import METRICS, metrics_of

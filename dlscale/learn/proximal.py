@@ -13,9 +13,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.declaration.options import Options
 from dlscale.declaration.sections import NotNegative
-from dlscale.kernels import Array
 from dlscale.learn.full_batch import Evaluate, FullBatch, Iteration, Objective
 from dlscale.learn.optimizers import State
 from dlscale.learn.parameters import Parameters

@@ -16,9 +16,9 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
+from dlscale.arrays import Array
 from dlscale.declaration.options import Options
 from dlscale.declaration.sections import NotNegative
-from dlscale.kernels import Array
 from dlscale.learn.parameters import Parameters, is_weight, tiles, tiles_with_work
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.engine.progress import send
 from dlscale.engine.ranks import Communicator
-from dlscale.kernels import Array
 from dlscale.learn.history import History
 from dlscale.learn.packing import pack, unpack
 from dlscale.learn.task import Task

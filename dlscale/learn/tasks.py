@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.engine import progress
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.guard import Guard
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.ranks import Communicator
 from dlscale.engine.run import Run
-from dlscale.kernels import Array
 from dlscale.learn.coordinates import moments
 from dlscale.learn.data import Share
 from dlscale.learn.gradients import RankGradients, Reduction
@@ -26,7 +26,7 @@ from dlscale.learn.loop import Training
 from dlscale.learn.models import Model
 from dlscale.learn.parameters import Parameters, backward_buffer
 from dlscale.learn.task import Task
-from dlscale.storage.matrices import Matrix, View
+from dlscale.storage.matrix import Matrix, View
 from dlscale.workspaces import workspace
 
 #: Parts of a batch, each of them one task; the sums depend on it, so it does not depend on the cluster.

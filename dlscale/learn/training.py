@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from dlscale.declaration.kind import MATRIX, Kind, Role
-from dlscale.engine.clusters import BASELINE_BYTES, ClusterFacts
 from dlscale.engine.costs import measured_rates
+from dlscale.engine.facts import BASELINE_BYTES, ClusterFacts
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.plan import Grids, Need, Plan, Step
@@ -29,7 +29,7 @@ from dlscale.learn.task import DTYPES, Recipe, Task, TrainOptions, measured_apar
 from dlscale.learn.telling import flops_per_row
 from dlscale.learn.verdict import Learned, learned_from
 from dlscale.storage.inputs import Inputs
-from dlscale.storage.matrices import Matrix
+from dlscale.storage.matrix import Matrix
 
 #: Part of a rank's memory that the rows in flight may take.
 _ROWS_SHARE = 0.35

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.certificates import Certificate, Check
-from dlscale.kernels import Array
 from dlscale.learn.full_batch import FullBatch
 from dlscale.learn.measuring import Measured
 from dlscale.learn.saving import ENDINGS

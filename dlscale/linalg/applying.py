@@ -8,13 +8,13 @@ from functools import partial
 
 import numpy as np
 
-from dlscale.engine.clusters import ClusterFacts
+from dlscale.arrays import Array
 from dlscale.engine.columns import Applied, Columns, Tell, slab_columns
+from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.plan import Step
 from dlscale.engine.run import Cost, Run, State
 from dlscale.linalg.condition import N_COLUMNS, N_PRODUCTS, longest_image
 from dlscale.linalg.factors import Factorization
-from dlscale.storage.matrices import Array
 
 
 @dataclass(frozen=True)

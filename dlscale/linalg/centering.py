@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.certificates import LAPACK_THRESHOLD, Check
 from dlscale.engine.passes import Fold, State
 from dlscale.engine.row_results import add_rows, join_rows, merge_rows
 from dlscale.kernels import Moments, accumulator_dtype, tiles
 from dlscale.linalg.products import combine_means, settle_means, shift_rows, start_means
-from dlscale.storage.matrices import Array, Matrix, View
+from dlscale.storage.matrix import Matrix, View
 
 
 class Centered(View):

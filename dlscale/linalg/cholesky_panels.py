@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.panels import Panels
 from dlscale.engine.passes import Passes
@@ -11,7 +12,7 @@ from dlscale.engine.transforms import Facts, Method, Seen, Transform
 from dlscale.errors import NumericalError
 from dlscale.lapack import factor_cholesky, multiply_add, solve_right, subtract_hermitian_product
 from dlscale.linalg.factor_plan import factor_target
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrix import Matrix
 
 
 class Cholesky(Method):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dlscale.storage.matrices import Array
+from dlscale.arrays import Array
 
 #: Columns at a time (t in the paper): more are hardly better, and cost more.
 N_COLUMNS = 2

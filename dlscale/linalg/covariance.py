@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check, orthogonality
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Fold, Passes, State
@@ -19,7 +20,7 @@ from dlscale.kernels import accumulator_dtype, times_power_of_two
 from dlscale.linalg.estimates import ErrorEstimate
 from dlscale.linalg.left_factor import largest_entries, phases_of
 from dlscale.linalg.triplets import LeftOutput, Triplets
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrix import Matrix
 
 #: Variances below this part of the largest are noise in a covariance matrix, by the bits of the numbers whose products it sums:
 #: those above have about three digits of single precision, and five of double. The full solver resolves all.

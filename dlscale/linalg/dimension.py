@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import gammaln
 
-from dlscale.storage.matrices import Array
+from dlscale.arrays import Array
 
 
 def most_likely_dimension(variances: Array, n_samples: int) -> int:

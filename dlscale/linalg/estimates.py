@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.linalg.sketch import Sketch, unit_probes
 from dlscale.linalg.value_errors import value_errors
-from dlscale.storage.matrices import Array
 
 #: A difference of squares below this part of the total is rounding error.
 _CANCELLED = 1e-11

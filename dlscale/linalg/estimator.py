@@ -11,6 +11,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from dlscale.arrays import Array
 from dlscale.declaration.kind import planned_here
 from dlscale.engine.grids import BLOCK_BYTES, blocks
 from dlscale.engine.passes import Passes
@@ -19,7 +20,8 @@ from dlscale.linalg.covariance import whitening
 from dlscale.linalg.pca import KIND, Method, PCAOptions, Solver, principal_components
 from dlscale.storage.arrays import unmasked
 from dlscale.storage.inputs import Inputs
-from dlscale.storage.matrices import Array, Matrix, open_matrix
+from dlscale.storage.matrices import open_matrix
+from dlscale.storage.matrix import Matrix
 
 
 class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]

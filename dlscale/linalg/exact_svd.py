@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check, orthogonality
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Passes
@@ -17,7 +18,7 @@ from dlscale.linalg.products import sweep_gram
 from dlscale.linalg.subspace import gaussian
 from dlscale.linalg.triplets import LeftOutput, Triplets
 from dlscale.linalg.truncation import count_within, within_tolerance
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrix import Matrix
 
 _N_PROBES = 4
 #: LAPACK's divide and conquer is off by up to 40 eps s_1 for equal singular values of small matrices, mostly by far less.

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.declaration.kind import Kind, run_here
-from dlscale.engine.clusters import n_cores
 from dlscale.errors import NumericalError, SpecError
 from dlscale.linalg.cholesky import KIND as CHOLESKY
 from dlscale.linalg.cholesky import CholeskyOptions
@@ -17,7 +17,9 @@ from dlscale.linalg.lu import KIND as LU
 from dlscale.linalg.lu import LUOptions
 from dlscale.linalg.qr import KIND as QR
 from dlscale.linalg.qr import Mode, QROptions
-from dlscale.storage.matrices import Array, ArrayMatrix, open_matrix
+from dlscale.memory import n_cores
+from dlscale.storage.matrices import open_matrix
+from dlscale.storage.matrix import ArrayMatrix
 
 
 class LUResult(NamedTuple):

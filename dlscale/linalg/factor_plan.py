@@ -12,8 +12,8 @@ import numpy as np
 
 from dlscale.declaration.options import Options
 from dlscale.declaration.sections import Panel, RowBlocks
-from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import libraries, measured_rates
+from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.panel_grids import WIDE_PANEL_COLUMNS, PanelGrid, choose_panel
 from dlscale.engine.panel_groups import MAX_TASKS
@@ -25,7 +25,7 @@ from dlscale.engine.run import Run
 from dlscale.engine.targets import MemoryTarget, StoreTarget, Target
 from dlscale.engine.transforms import Method
 from dlscale.errors import DoesNotFitError, SpecError
-from dlscale.storage.matrices import Matrix
+from dlscale.storage.matrix import Matrix
 
 #: A group takes at most about so long, so that this much work is repeated at most after a kill.
 CHECKPOINT_SECONDS = 600.0

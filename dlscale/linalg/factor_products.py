@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.kernels import safe_norm
 from dlscale.linalg.subspace import gaussian
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrix import Matrix
 
 #: Random vectors of a certificate.
 N_PROBES = 4

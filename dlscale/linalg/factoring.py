@@ -9,10 +9,11 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
+from dlscale.arrays import Array
 from dlscale.declaration.options import Options
 from dlscale.declaration.sections import Panel
-from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import lay_out
+from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.panels import Panels
 from dlscale.engine.passes import Passes
@@ -25,7 +26,7 @@ from dlscale.linalg.factor_plan import FactorOptions, factor_target, plan_panels
 from dlscale.linalg.factor_products import TriangularProduct, triangular_product
 from dlscale.linalg.factors import CholeskyFactors, LUFactors, QRFactors, singular_words
 from dlscale.linalg.reflectors import Householder
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrix import Matrix
 from dlscale.storage.scaled import scaled
 
 #: The name of the factorization's steps.

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.engine.columns import Tell, untold
 from dlscale.engine.run import Cost
 from dlscale.engine.transforms import Factored
@@ -18,7 +19,7 @@ from dlscale.lapack import Op, interchanges
 from dlscale.linalg.reflectors import reflect
 from dlscale.linalg.triangular import solve_triangular
 from dlscale.storage.inputs import StoredResult
-from dlscale.storage.matrices import Array, Matrix, RowRange
+from dlscale.storage.matrix import Matrix, RowRange
 
 
 class Factorization(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check, orthogonality
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Passes
@@ -15,7 +16,7 @@ from dlscale.linalg.sketch import N_PROBES, Sketch, gram_of_rest, sketch, widen
 from dlscale.linalg.subspace import Subspace, gaussian
 from dlscale.linalg.triplets import LeftOutput, Triplets
 from dlscale.linalg.truncation import count_within, within_tolerance
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrix import Matrix
 
 #: Widths are multiples of this, at which matrix products are fastest: 64 columns cost what 60 do.
 WIDTH_MULTIPLE = 8

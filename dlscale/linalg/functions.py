@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from dlscale.arrays import Array
 from dlscale.declaration.kind import run_here
 from dlscale.linalg.svd import KIND, Method, SVDOptions
-from dlscale.storage.matrices import Array
 
 
 class SVDResult(NamedTuple):

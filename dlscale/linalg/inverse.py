@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.certificates import Certificate, scaled
 from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
-from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.columns import Applied, Columns, Tell, untold
+from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.outputs import RowOutput
@@ -27,7 +28,7 @@ from dlscale.linalg.factors import Factorization
 from dlscale.linalg.scaling import power_words, scale_words
 from dlscale.linalg.solve import near_singular_words
 from dlscale.linalg.system import SolveOptions, System
-from dlscale.storage.matrices import Array, ArrayMatrix, Matrix
+from dlscale.storage.matrix import ArrayMatrix, Matrix
 
 #: Rows of the inverse that are solved for together: enough for products to run at their rate.
 BLOCK_ROWS = 512

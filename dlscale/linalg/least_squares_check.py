@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.certificates import Certificate, Check, scaled
 from dlscale.engine.passes import Passes
 from dlscale.engine.plan import Plan
 from dlscale.kernels import accumulator_dtype, safe_norm
 from dlscale.linalg.least_squares_folds import NormalResidual, WideGradient, WideProduct, read_rhs
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrix import Matrix
 
 
 def check(

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.engine.passes import Fold, State
 from dlscale.engine.row_results import add_rows, join_rows, merge_rows
 from dlscale.errors import NonFiniteError
 from dlscale.kernels import accumulator_dtype, times_power_of_two
 from dlscale.linalg.orthogonal import Basis
-from dlscale.storage.matrices import Array, Matrix, View
+from dlscale.storage.matrix import Matrix, View
 
 
 def read_rhs(B: Matrix, start: int, stop: int) -> Array:

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.engine.passes import Fold, State
 from dlscale.kernels import accumulator_dtype
 from dlscale.linalg.orthogonal import Basis
-from dlscale.storage.matrices import Array
 from dlscale.workspaces import workspace
 
 

@@ -21,8 +21,8 @@ from pydantic import Field
 from dlscale.declaration.kind import RHS, Kind, Role
 from dlscale.declaration.options import Options
 from dlscale.declaration.sections import BlockRows, Panel
-from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import Layout, bytes_of, lay_out, measured_rates
+from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
@@ -39,7 +39,7 @@ from dlscale.linalg.products import sweep_gram
 from dlscale.linalg.pseudo_inverse import PseudoInverse, Solution
 from dlscale.linalg.scaling import Largest, exponent_of, scale_words, scaled_back
 from dlscale.storage.inputs import Inputs
-from dlscale.storage.matrices import Matrix
+from dlscale.storage.matrix import Matrix
 from dlscale.storage.scaled import promoted, scaled
 
 #: Beyond so many columns on its small side, a matrix that is not clearly long is factored by panels.

@@ -11,9 +11,10 @@ from functools import partial
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check
 from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
-from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.passes import Passes
@@ -29,7 +30,7 @@ from dlscale.linalg.factor_products import TriangularProduct, probes, scaled_res
 from dlscale.linalg.lu_panels import LU, row_move
 from dlscale.linalg.panel_scaling import panels_at_safe_scale, place_times, require_safe
 from dlscale.linalg.scaling import scale_words
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrix import Matrix
 from dlscale.storage.scaled import scaled
 
 __all__ = ["LU", "LUOptions", "compute_lu", "factor_panels", "plan_lu", "row_move"]

@@ -8,13 +8,14 @@ from itertools import pairwise
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.panels import Panels
 from dlscale.engine.passes import Passes
 from dlscale.engine.transforms import Facts, Method, RowMove, Seen, Transform, largest_modulus
 from dlscale.lapack import factor_lu, interchanges, multiply_add, solve_lower
 from dlscale.linalg.factor_plan import factor_target
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrix import Matrix
 
 
 class LU(Method):

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.engine.outputs import RowOutput
 from dlscale.engine.passes import Fold, State
 from dlscale.engine.row_results import add_rows, join_rows, merge_rows
 from dlscale.kernels import accumulator_dtype, tiles
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrix import Matrix
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.errors import SpecError
 from dlscale.linalg.operators import Operator, Tag
 from dlscale.linalg.subspace import gaussian
-from dlscale.storage.matrices import Array
 
 _N_PROBES = 4
 #: Times ``n^1/2 eps``: what rounding may leave of an equation between products.

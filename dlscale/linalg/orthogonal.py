@@ -19,12 +19,13 @@ from typing import Any, Protocol
 import numpy as np
 from scipy.linalg import solve_triangular
 
+from dlscale.arrays import Array
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.row_results import add_rows, join_rows, merge_rows
 from dlscale.kernels import accumulator_dtype, add_gram, mirror_upper, one_blas_thread, tile_rows, tiles
 from dlscale.lapack import solve_right
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrix import Matrix
 from dlscale.workspaces import workspace
 
 #: A factor of a matrix of this condition leaves an orthogonality of about eps * 25: no further round is needed.

@@ -8,8 +8,9 @@ from functools import partial
 
 import numpy as np
 
-from dlscale.engine.clusters import ClusterFacts
+from dlscale.arrays import Array
 from dlscale.engine.columns import Applied, Columns, Tell
+from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.passes import Passes
 from dlscale.engine.plan import Plan, Step
 from dlscale.engine.run import Cost, State
@@ -21,7 +22,7 @@ from dlscale.linalg.factoring import FACTORS, factor_orthogonally
 from dlscale.linalg.least_squares_folds import read_rhs
 from dlscale.linalg.pseudo_inverse import PseudoInverse, Solution
 from dlscale.linalg.triangular import solve_triangular
-from dlscale.storage.matrices import Array, Matrix, RowRange
+from dlscale.storage.matrix import Matrix, RowRange
 
 
 def by_panels(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float) -> Solution:

@@ -8,8 +8,9 @@ from functools import partial
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check
-from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.panel_grids import PanelGrid
@@ -25,7 +26,7 @@ from dlscale.linalg.factors import QRFactors
 from dlscale.linalg.panel_scaling import panels_at_safe_scale, place_times, require_safe, times_back
 from dlscale.linalg.reflectors import Householder
 from dlscale.linalg.scaling import scale_words
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrix import Matrix
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.panel_tasks import STRIP_BYTES
@@ -22,7 +23,7 @@ from dlscale.errors import NumericalError, OutOfRange
 from dlscale.kernels import largest_part, safe_exponent, times_power_of_two
 from dlscale.linalg.factor_plan import factor_target
 from dlscale.linalg.scaling import Largest, power_words
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrix import Matrix
 from dlscale.storage.scaled import scaled
 
 T = TypeVar("T")

@@ -13,12 +13,13 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
+from dlscale.arrays import Array
 from dlscale.certificates import Certificate
 from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
 from dlscale.declaration.options import Options
 from dlscale.declaration.sections import BlockRows, Positive, Seed
-from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import bytes_of, lay_out, measured_rates
+from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes, State
 from dlscale.engine.plan import Grids, Plan, Step
@@ -37,7 +38,7 @@ from dlscale.linalg.scaling import at_safe_scale
 from dlscale.linalg.subspace import gaussian
 from dlscale.linalg.svd import Oversampling, PowerIterations, SVDOptions, orient, plan_svd, right_subspace
 from dlscale.linalg.triplets import LeftOutput, Triplets
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrix import Matrix
 from dlscale.storage.scaled import Scaled
 
 Solver = Literal["auto", "covariance", "randomized", "full"]

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.engine.outcome import Outcome
 from dlscale.errors import OutOfRange
 from dlscale.kernels import times_power_of_two
 from dlscale.linalg.scaling import power_words
 from dlscale.linalg.triplets import Triplets
-from dlscale.storage.matrices import Array
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.engine.fold import Fold, Squares
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Passes, State
 from dlscale.kernels import Moments, accumulator_dtype, add_gram, add_normal_product, mirror_upper
 from dlscale.lapack import add_outer_packed, multiply_add, pack_upper, unpack_upper
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrix import Matrix
 from dlscale.workspaces import workspace
 
 #: Rows whose mean a leaf subtracts before it takes squares; what that leaves is corrected when the leaf is complete.

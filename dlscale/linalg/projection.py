@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.lapack import solve_right
 from dlscale.linalg.orthogonal import Basis, TriangularBasis, scaled_condition
-from dlscale.storage.matrices import Array
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.kernels import largest_part, one_blas_thread, times_power_of_two
 from dlscale.linalg.scaling import exponent_of
-from dlscale.storage.matrices import Array
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
 from dlscale.declaration.sections import Planned
-from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.plan import Plan
 from dlscale.engine.run import Run
@@ -21,7 +21,7 @@ from dlscale.linalg import tall_qr
 from dlscale.linalg.factor_plan import FactorOptions
 from dlscale.linalg.panel_qr import compute_panel_qr, plan_panel_qr
 from dlscale.linalg.tiled_qr import compute_tiled_qr
-from dlscale.storage.matrices import Matrix
+from dlscale.storage.matrix import Matrix
 
 Mode = Literal["reduced", "r", "raw"]
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.errors import OutOfRange
-from dlscale.storage.matrices import Array
 
 #: Refinement goes on while the backward error at least halves.
 STAGNATION = 0.5

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.engine.transforms import Facts, Reversible, Transform
 from dlscale.lapack import Op, apply_reflectors, factor_qr, multiply_add, multiply_triangular
-from dlscale.storage.matrices import Array
 
 
 class Householder(Reversible):

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.engine.passes import Fold, State
 from dlscale.engine.row_results import add_rows, join_rows, merge_rows
 from dlscale.kernels import accumulator_dtype, half_precision, largest_part, tiles
-from dlscale.storage.matrices import Array, Matrix, View
+from dlscale.storage.matrix import Matrix, View
 from dlscale.workspaces import workspace
 
 

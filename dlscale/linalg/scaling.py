@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.errors import NumericalError, OutOfRange
 from dlscale.kernels import largest_part, times_power_of_two
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrix import Matrix
 from dlscale.storage.scaled import scaled
 
 T = TypeVar("T")

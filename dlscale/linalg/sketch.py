@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.kernels import accumulator_dtype, one_blas_thread, tiles
@@ -14,7 +15,7 @@ from dlscale.linalg.orthogonal import Basis, find_basis
 from dlscale.linalg.products import NormalProduct
 from dlscale.linalg.projection import Projection, project
 from dlscale.linalg.subspace import Subspace, gaussian, iterate, orthonormal, start_subspace
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrix import Matrix
 
 N_PROBES = 4
 #: Rounding error beside a tolerance.

@@ -7,9 +7,10 @@ from functools import partial
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.certificates import Certificate, Check, factorization
 from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
-from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
 from dlscale.engine.plan import Plan, Step
@@ -25,7 +26,7 @@ from dlscale.linalg.lu import row_move
 from dlscale.linalg.panel_scaling import panels_at_safe_scale, require_safe
 from dlscale.linalg.residuals import Residual
 from dlscale.linalg.scaling import scale_words
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrix import Matrix
 
 
 class SlogdetOptions(FactoringOptions):

@@ -13,8 +13,8 @@ import numpy as np
 
 from dlscale.certificates import Certificate, solution
 from dlscale.declaration.kind import RHS, Kind, Role
-from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.columns import slab_columns
+from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.machine import matmul_rate
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes

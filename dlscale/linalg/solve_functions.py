@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from scipy.linalg import LinAlgWarning
 
+from dlscale.arrays import Array
 from dlscale.declaration.kind import Here, Kind, run_here
 from dlscale.linalg.factoring import Assume
 from dlscale.linalg.inverse import KIND as INVERSE
@@ -17,7 +18,6 @@ from dlscale.linalg.slogdet import KIND as SLOGDET
 from dlscale.linalg.slogdet import SlogdetOptions
 from dlscale.linalg.solve import KIND as SOLVE
 from dlscale.linalg.solve import NEARLY_SINGULAR, Precision, Refine, SolveOptions
-from dlscale.storage.matrices import Array
 
 
 class LstsqResult(NamedTuple):

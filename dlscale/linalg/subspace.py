@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Passes, State
 from dlscale.errors import OutOfRange
 from dlscale.kernels import half_precision, one_blas_thread
 from dlscale.linalg.centering import less_mean
 from dlscale.linalg.products import NormalProduct
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrix import Matrix
 
 
 @dataclass

@@ -12,11 +12,12 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from dlscale.arrays import Array
 from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
 from dlscale.declaration.options import Options
 from dlscale.declaration.sections import BlockRows, Seed
-from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import bytes_of, lay_out, measured_rates
+from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
 from dlscale.engine.plan import Grids, Plan, Step
@@ -29,7 +30,7 @@ from dlscale.linalg.scaling import at_safe_scale
 from dlscale.linalg.sketch import N_PROBES
 from dlscale.linalg.subspace import Subspace, iterate, iterate_to_tolerance, start_subspace
 from dlscale.linalg.triplets import LeftOutput, Triplets
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrix import Matrix
 
 Method = Literal["randomized", "krylov", "streaming", "exact"]
 

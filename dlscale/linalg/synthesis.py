@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.engine.grids import N_LEAVES, RowGrid
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.targets import StoreTarget
 from dlscale.errors import SpecError
 from dlscale.gallery import SpectrumMatrix
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrix import Matrix
 from dlscale.storage.writers import create_array, publish_array
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from dlscale.arrays import Array
 from dlscale.certificates import LAPACK_THRESHOLD
 from dlscale.declaration.options import Options
 from dlscale.declaration.sections import Panel
@@ -26,7 +27,7 @@ from dlscale.linalg.least_squares_folds import read_rhs
 from dlscale.linalg.refinement import Refined, in_range, refine, refine_by_gmres
 from dlscale.linalg.residuals import Norms, Residual, Rounded, rounding_scale
 from dlscale.linalg.scaling import power_words
-from dlscale.storage.matrices import Array, ArrayMatrix, Matrix
+from dlscale.storage.matrix import ArrayMatrix, Matrix
 from dlscale.storage.scaled import scaled
 
 Precision = Literal["double", "mixed"]

@@ -12,8 +12,8 @@ from pydantic import Field
 from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check, orthogonality
 from dlscale.declaration.options import Options
 from dlscale.declaration.sections import BlockRows
-from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import bytes_of, lay_out, measured_rates
+from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
@@ -26,7 +26,7 @@ from dlscale.linalg.orthogonal import find_basis
 from dlscale.linalg.products import sweep_gram
 from dlscale.linalg.scaling import at_safe_scale, scale_words, scaled_back
 from dlscale.linalg.subspace import gaussian
-from dlscale.storage.matrices import Matrix
+from dlscale.storage.matrix import Matrix
 
 Mode = Literal["reduced", "r"]
 _N_PROBES = 4

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.passes import Passes
 from dlscale.engine.row_blocks import Election, Place, TiledMethod, Tiles, TileTransform
@@ -18,7 +19,7 @@ from dlscale.engine.transforms import Facts, RowMove, Seen, largest_modulus
 from dlscale.lapack import factor_lu, multiply_add, solve_lower, solve_right
 from dlscale.linalg.factor_plan import factor_target
 from dlscale.linalg.lu_panels import LU, row_move
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrix import Matrix
 
 
 class TournamentLU(TiledMethod):

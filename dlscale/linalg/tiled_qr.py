@@ -26,6 +26,7 @@ from functools import partial
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.passes import Passes
@@ -41,7 +42,7 @@ from dlscale.linalg.panel_qr import ScaledColumns, diagonal_phases, qr_outcome
 from dlscale.linalg.panel_scaling import panels_at_safe_scale, place_times, require_safe, times_back
 from dlscale.linalg.reflectors import Householder
 from dlscale.linalg.scaling import scale_words
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrix import Matrix
 
 #: Rows that are worked on at a time where a tile is overwritten by its product with a small matrix.
 STRIP_ROWS = 1024

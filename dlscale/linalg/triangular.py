@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.engine.columns import Tell, untold
 from dlscale.engine.grids import blocks
 from dlscale.kernels import one_blas_thread
 from dlscale.lapack import Op, multiply_add, solve_lower, solve_upper
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrix import Matrix
 
 #: Unknowns of a panel: its own triangle, which one thread solves, is small beside the rest.
 PANEL = 512

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.certificates import Certificate
 from dlscale.linalg.estimates import ErrorEstimate
 from dlscale.linalg.scaling import scale_words, scaled_back
-from dlscale.storage.matrices import Array
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.certificates import Check
-from dlscale.storage.matrices import Array
 
 #: Errors of eps that are foreseen of the factors as they are computed and stored.
 _ROUNDINGS = 2.0

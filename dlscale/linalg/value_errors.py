@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.ndimage import median_filter
 
+from dlscale.arrays import Array
 from dlscale.kernels import accumulator_dtype
 from dlscale.linalg.projection import Projection
 from dlscale.linalg.sketch import Sketch, unit_probes
-from dlscale.storage.matrices import Array
 
 #: Neighbouring values whose means of what is left are compared, and on each side those that share their errors.
 _WINDOW, _SHARING = 5, 3

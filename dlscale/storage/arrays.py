@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.errors import InputError, SpecError
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def plain_array(source: Any) -> Array:

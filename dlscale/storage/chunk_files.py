@@ -13,8 +13,8 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.errors import CorruptionError, MissingChunkError
-from dlscale.storage.matrices import Array
 from dlscale.workspaces import O_DIRECT, PAGE_BYTES, workspace
 
 _CRC_BYTES = 4

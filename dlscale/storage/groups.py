@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from dlscale.arrays import Array
 from dlscale.errors import InputError
 from dlscale.storage.integrity import holds_numbers
-from dlscale.storage.matrices import Array
 from dlscale.storage.zarr_stores import place_of, refusing, understood
 
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from dlscale.errors import CorruptionError, DlscaleError, InputError
 from dlscale.storage.groups import open_arrays, result_attributes
 from dlscale.storage.integrity import check_chunks, require_numbers
-from dlscale.storage.matrices import Matrix, open_matrix
+from dlscale.storage.matrices import open_matrix
+from dlscale.storage.matrix import Matrix
 from dlscale.storage.signatures import Signature
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.kernels import times_power_of_two
-from dlscale.storage.matrices import Array, Matrix, View
+from dlscale.storage.matrix import Matrix, View
 
 
 class Scaled(View):

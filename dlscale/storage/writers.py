@@ -30,7 +30,7 @@ from dlscale.storage.durable import PARTIAL, Stamp, fsync_path, fsync_tree, make
 from dlscale.storage.nodes import find_node, remove_node
 
 if TYPE_CHECKING:
-    from dlscale.storage.matrices import Matrix
+    from dlscale.storage.matrix import Matrix
 
 Shape = tuple[int, ...]
 
@@ -176,7 +176,7 @@ class ArrayWriter:
 
     def matrix(self) -> Matrix:
         """The written array, opened for reading (two axes only)."""
-        from dlscale.storage.matrices import open_matrix  # a reader's module; loaded only where one reads back
+        from dlscale.storage.matrices import open_matrix
 
         return open_matrix(self.path)
 

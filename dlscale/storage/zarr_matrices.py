@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.errors import CorruptionError, InputError, MissingChunkError
 from dlscale.memory import total_bytes
 from dlscale.storage.chunk_files import read_window
 from dlscale.storage.integrity import MissingChunks, check_chunks, require_numbers
-from dlscale.storage.matrices import Array, Matrix
+from dlscale.storage.matrix import Matrix
 from dlscale.storage.packing import Packing
 from dlscale.storage.signatures import Signature
 from dlscale.storage.zarr_stores import local_root, open_array, refusing

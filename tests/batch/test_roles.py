@@ -21,7 +21,7 @@ from dlscale.certificates import Certificate
 from dlscale.declaration.kind import Kind, Role
 from dlscale.declaration.options import Options, Takes
 from dlscale.declaration.sections import Section
-from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
 from dlscale.engine.plan import Plan

@@ -13,15 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from dlscale.engine.clusters import open_cluster
+from dlscale.arrays import Array
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.launchers import across_ranks
+from dlscale.engine.opening import open_cluster
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.progress import send
 from dlscale.engine.ranks import Communicator
 from dlscale.engine.run import Run
 from dlscale.errors import DlscaleError
-from dlscale.storage.matrices import Array, open_matrix
+from dlscale.storage.matrices import open_matrix
 
 
 def total(communicator: Communicator, start: float) -> tuple[int, int, float]:

@@ -22,10 +22,12 @@ import psutil
 import pytest
 from helpers import Array, gaussian, store
 
-from dlscale.engine.clusters import Cluster, ClusterFacts, describe_cluster, open_cluster
+from dlscale.engine.clusters import Cluster
+from dlscale.engine.facts import ClusterFacts, describe_cluster
 from dlscale.engine.graphs import Task
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.losses import describe_loss
+from dlscale.engine.opening import open_cluster
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.run import Run
 from dlscale.engine.watching import Watch, Wishes

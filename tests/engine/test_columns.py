@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dlscale.engine.clusters import ClusterFacts, open_cluster
+from dlscale.arrays import Array
 from dlscale.engine.columns import KEPT_FLOPS, Applied, Columns, Tell, slab_columns
+from dlscale.engine.facts import ClusterFacts
+from dlscale.engine.opening import open_cluster
 from dlscale.engine.progress import ignore
 from dlscale.engine.run import Cost, Run, State
 from dlscale.errors import StalledError
 from dlscale.storage.checkpoints import Checkpoint
-from dlscale.storage.matrices import Array
 from tests.helpers import THREADS
 
 LOCAL = ClusterFacts("local", 2, 1, 2**31)

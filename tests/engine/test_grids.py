@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlscale.engine.grids import BLOCK_BYTES, RowGrid, blocks, plan_grid
-from dlscale.storage.matrices import Matrix, open_matrix
+from dlscale.storage.matrices import open_matrix
+from dlscale.storage.matrix import Matrix
 
 
 class Shape(Matrix):

@@ -19,12 +19,15 @@ from helpers import LAYOUTS, THREADS, Array, gaussian, store
 from dlscale import gallery
 from dlscale.batch.pacing import PacedCheckpoint
 from dlscale.engine import panel_tasks
-from dlscale.engine.clusters import Cluster, ClusterFacts, _Ready, open_cluster
+from dlscale.engine.clusters import Cluster, _Ready
+from dlscale.engine.facts import ClusterFacts
+from dlscale.engine.opening import open_cluster
 from dlscale.engine.panel_grids import WIDE_PANEL_BYTES, WIDE_PANEL_COLUMNS, PanelGrid, choose_panel
 from dlscale.errors import CorruptionError
 from dlscale.storage import writers
 from dlscale.storage.checkpoints import Checkpoint
-from dlscale.storage.matrices import Matrix, View, open_matrix
+from dlscale.storage.matrices import open_matrix
+from dlscale.storage.matrix import Matrix, View
 from dlscale.storage.results import ResultGroup
 
 N, PANEL, GROUP = 200, 32, 3

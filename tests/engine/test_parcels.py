@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from dlscale.engine import parcels
-from dlscale.engine.clusters import ClusterFacts, open_cluster
+from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.grids import RowGrid
+from dlscale.engine.opening import open_cluster
 from dlscale.engine.parcels import Parcel, pack
 from dlscale.engine.passes import Passes
 from dlscale.engine.run import Run

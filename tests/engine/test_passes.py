@@ -14,14 +14,16 @@ import zarr
 from helpers import LAYOUTS, THREADS, Array, M, N, gaussian, store
 from zarr.storage import LocalStore, WrapperStore
 
-from dlscale.engine.clusters import ClusterFacts, open_cluster
+from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.grids import RowGrid, plan_grid
+from dlscale.engine.opening import open_cluster
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.run import Run
 from dlscale.errors import NonFiniteError, NumericalError
 from dlscale.linalg.products import Gram
 from dlscale.storage.checkpoints import Checkpoint
-from dlscale.storage.matrices import Matrix, View, open_matrix
+from dlscale.storage.matrices import open_matrix
+from dlscale.storage.matrix import Matrix, View
 from dlscale.storage.results import ResultGroup
 
 

@@ -15,8 +15,8 @@ import pytest
 import zarr
 
 from dlscale.batch.assumed import AssumedMatrix
-from dlscale.engine.clusters import BASELINE_BYTES, ClusterFacts
 from dlscale.engine.costs import lay_out
+from dlscale.engine.facts import BASELINE_BYTES, ClusterFacts
 from dlscale.engine.grids import BLOCK_BYTES
 from dlscale.engine.plan import NOMINAL_FLOPS_PER_SECOND, PRODUCT_EFFICIENCY, Grids, Plan, Step
 from dlscale.errors import DoesNotFitError

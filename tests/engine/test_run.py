@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dlscale.engine.clusters import ClusterFacts, DaskCluster, open_cluster
+from dlscale.engine.clusters import DaskCluster
+from dlscale.engine.facts import ClusterFacts
+from dlscale.engine.opening import open_cluster
 from dlscale.engine.progress import ignore
 from dlscale.engine.run import Cost, Run, State
 from dlscale.engine.targets import MemoryTarget

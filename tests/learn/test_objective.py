@@ -12,7 +12,7 @@ from dlscale.errors import CertificateError, NumericalError, SpecError
 from dlscale.kernels import one_blas_thread
 from dlscale.learn.data import Column, Order, Shard
 from dlscale.learn.models import model
-from dlscale.storage.matrices import ArrayMatrix
+from dlscale.storage.matrix import ArrayMatrix
 from tests.learn.learning_jobs import job, parameters, record
 
 RNG = np.random.default_rng(3)

@@ -13,7 +13,7 @@ from sklearn import datasets
 from sklearn.linear_model import Lasso, LogisticRegression, Ridge
 
 import dlscale
-from dlscale.engine.clusters import open_cluster
+from dlscale.engine.opening import open_cluster
 from dlscale.engine.programs import run_here
 from dlscale.engine.run import Run
 from dlscale.learn.data import Order, plan_order
@@ -21,7 +21,7 @@ from dlscale.learn.loop import train
 from dlscale.learn.models import model
 from dlscale.learn.tasks import train_on_passes
 from dlscale.storage.importers import import_matrix
-from dlscale.storage.matrices import ArrayMatrix
+from dlscale.storage.matrix import ArrayMatrix
 from tests.learn import training_programs as programs
 
 PROGRAM = Path(programs.__file__)

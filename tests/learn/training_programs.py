@@ -20,7 +20,7 @@ from dlscale.learn.loop import Training, train
 from dlscale.learn.packing import unpack
 from dlscale.learn.task import Task, TrainOptions
 from dlscale.storage.checkpoints import Checkpoint
-from dlscale.storage.matrices import ArrayMatrix
+from dlscale.storage.matrix import ArrayMatrix
 
 N_ROWS, BATCH, EPOCHS = 1013, 50, 10
 SAVE_STEPS = 40

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import zarr
 
-from dlscale.engine.clusters import ClusterFacts, open_cluster
+from dlscale.arrays import Array
+from dlscale.engine.facts import ClusterFacts
+from dlscale.engine.opening import open_cluster
 from dlscale.engine.run import Cost, Run
 from dlscale.linalg.applying import plan_columns
 from dlscale.linalg.factor_plan import FactorOptions
@@ -20,7 +22,7 @@ from dlscale.linalg.solve import compute_solve, plan_solve
 from dlscale.linalg.system import SolveOptions
 from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.inputs import Inputs
-from dlscale.storage.matrices import Array, open_matrix
+from dlscale.storage.matrices import open_matrix
 from dlscale.storage.results import ResultGroup
 from tests.helpers import THREADS
 

@@ -9,7 +9,7 @@ import pytest
 from helpers import DTYPES, THREADS, Array, eps, gaussian, norm
 
 from dlscale import gallery
-from dlscale.engine.clusters import open_cluster
+from dlscale.engine.opening import open_cluster
 from dlscale.engine.run import Run
 from dlscale.errors import NumericalError, SpecError
 from dlscale.linalg import inverse

@@ -10,7 +10,7 @@ import pytest
 from helpers import DTYPES, THREADS, Array, eps, gaussian, spectrum, store
 
 from dlscale import gallery
-from dlscale.engine.clusters import open_cluster
+from dlscale.engine.opening import open_cluster
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.errors import NonFiniteError, SpecError

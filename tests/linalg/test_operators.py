@@ -15,8 +15,10 @@ from helpers import DTYPES, Array, gaussian, store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlscale.engine.clusters import Cluster, ClusterFacts, open_cluster
+from dlscale.engine.clusters import Cluster
+from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.grids import RowGrid
+from dlscale.engine.opening import open_cluster
 from dlscale.engine.passes import Passes
 from dlscale.engine.run import Run
 from dlscale.errors import DoesNotFitError, NonFiniteError, SpecError
@@ -24,7 +26,8 @@ from dlscale.linalg import operators
 from dlscale.linalg.operator_views import Centered, Deflated, Gram, Scaled, Shifted, require
 from dlscale.linalg.operators import MatrixOperator, Operator, OperatorPlan, Way, plan_operator
 from dlscale.storage.checkpoints import Checkpoint
-from dlscale.storage.matrices import Matrix, View, open_matrix
+from dlscale.storage.matrices import open_matrix
+from dlscale.storage.matrix import Matrix, View
 
 M, N, K = 300, 170, 5
 THREADS = ClusterFacts("threads", 1, 2, 2**31)

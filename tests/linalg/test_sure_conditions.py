@@ -11,7 +11,7 @@ import scipy.linalg
 from helpers import THREADS, Array, gaussian
 
 import dlscale
-from dlscale.engine.clusters import open_cluster
+from dlscale.engine.opening import open_cluster
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.errors import NumericalError

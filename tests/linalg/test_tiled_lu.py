@@ -11,15 +11,17 @@ from factorizations import factor, row_order, scaled_residual
 from helpers import DTYPES, eps, gaussian
 
 from dlscale import gallery
+from dlscale.arrays import Array
 from dlscale.certificates import LAPACK_THRESHOLD
-from dlscale.engine.clusters import describe_cluster, open_cluster
+from dlscale.engine.facts import describe_cluster
+from dlscale.engine.opening import open_cluster
 from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.passes import Passes
 from dlscale.engine.run import Run
 from dlscale.errors import SpecError
 from dlscale.linalg.lu import LUOptions, plan_lu, row_move
 from dlscale.linalg.tiled_lu import factor_tiles
-from dlscale.storage.matrices import Array, open_matrix
+from dlscale.storage.matrices import open_matrix
 
 
 def matrices(m: int, n: int) -> Iterator[tuple[str, Array]]:

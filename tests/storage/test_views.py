@@ -16,7 +16,8 @@ from dlscale.learn.tasks import BatchRows
 from dlscale.linalg.centering import Centered
 from dlscale.linalg.least_squares_folds import ColumnsTimesPowers
 from dlscale.linalg.residuals import Rounded
-from dlscale.storage.matrices import Matrix, RowRange, open_matrix
+from dlscale.storage.matrices import open_matrix
+from dlscale.storage.matrix import Matrix, RowRange
 from dlscale.storage.scaled import Promoted, Scaled
 
 M, N = 12, 70_000

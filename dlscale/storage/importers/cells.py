@@ -10,13 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dlscale.arrays import Array
 from dlscale.errors import InputError, SpecError
 from dlscale.storage.importers.records import Piece
 from dlscale.storage.importers.tables import MAX_LINE_BYTES
-
-Array = NDArray[Any]
 
 CELLS_PER_BLOCK = 1 << 17
 TRUE, FALSE = ("true", "True", "TRUE"), ("false", "False", "FALSE")

@@ -8,15 +8,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dlscale.arrays import Array
 from dlscale.errors import InputError, SpecError
 from dlscale.storage.importers.cells import Columns, read_cells
 from dlscale.storage.importers.dialect import INDEX_NAMES, Head, read_head
 from dlscale.storage.importers.records import Piece, record_pieces, without_comments, without_runs
 from dlscale.storage.importers.tables import Blocks, Request, Table, need, open_text
-
-Array = NDArray[Any]
 
 PIECE_BYTES = 8 << 20  # of text at a time; it takes about 15 times that while parsed, and less is slow with many columns
 LEAST_COUNT = 3  # of rows that a column of numbers counts by no accident

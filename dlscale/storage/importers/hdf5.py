@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.errors import InputError, SpecError
 from dlscale.storage.importers.hdf5_links import check_sources, follow
 from dlscale.storage.importers.tables import (
     BLOCK_BYTES,
-    Array,
     Blocks,
     Request,
     Table,

@@ -10,14 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from dlscale.arrays import Array
 from dlscale.errors import InputError, SpecError
 from dlscale.storage.importers.folders import parts_of
 from dlscale.storage.importers.tables import BLOCK_BYTES, Blocks, Request, Table
-
-Array = NDArray[Any]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".pgm", ".ppm", ".pnm")
 GREY_MODES = {"1": "u1", "L": "u1", "LA": "u1", "I;16": "u2", "I": "i4", "F": "f4"}

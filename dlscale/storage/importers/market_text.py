@@ -13,11 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.io
-from numpy.typing import NDArray
 
+from dlscale.arrays import Array
 from dlscale.errors import InputError
-
-Array = NDArray[Any]
 
 DTYPES = {"real": "f8", "double": "f8", "integer": "i8", "unsigned-integer": "u8", "complex": "c16", "pattern": "u1"}
 _NUMBER = re.compile(rb"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:[eEdD][+-]?\d+)?|nan|inf(?:inity)?)", re.IGNORECASE)

@@ -20,14 +20,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import scipy.sparse
-from numpy.typing import NDArray
 
+from dlscale.arrays import Array
 from dlscale.errors import InputError
 from dlscale.storage.importers.market_text import DTYPES, Entries, Line, parse_entries
 from dlscale.storage.importers.tables import Blocks, Request, Table, line_pieces, open_text, row_ranges, rows_per_block
 from dlscale.storage.locations import named
-
-Array = NDArray[Any]
 
 PIECE_BYTES = 2 << 20  # of text; an entry takes up to 40 times its two shortest characters while it is sorted
 MAX_HEADER_LINE = 1 << 20

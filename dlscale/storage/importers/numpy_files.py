@@ -12,13 +12,11 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.lib import format as npy_format
-from numpy.typing import NDArray
 
+from dlscale.arrays import Array
 from dlscale.errors import InputError, SpecError
 from dlscale.storage.importers.scipy_files import sparse_table
 from dlscale.storage.importers.tables import Blocks, Request, Table, matrix_layout, open_binary, row_ranges, rows_per_block
-
-Array = NDArray[Any]
 
 FORTRAN_BLOCKS = 4  # blocks read together from column-major files: each column is then one longer read
 

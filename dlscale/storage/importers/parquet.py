@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dlscale.arrays import Array
 from dlscale.errors import InputError, SpecError
 from dlscale.storage.importers.folders import parts_of
-from dlscale.storage.importers.tables import Array, Blocks, Request, Table, need, rows_per_block
+from dlscale.storage.importers.tables import Blocks, Request, Table, need, rows_per_block
 
 PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
 READ_BUFFER_BYTES = 1 << 20  # of each column, in place of a whole column of a row group

@@ -10,13 +10,11 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import zarr
-from numpy.typing import NDArray
 
+from dlscale.arrays import Array
 from dlscale.errors import InputError, SpecError
 from dlscale.storage.exactness import has_inexact
 from dlscale.storage.importers.tables import rows_per_block
-
-Array = NDArray[Any]
 
 MAX_CHUNK_BYTES = 64 << 20
 MAX_STRIP_BYTES = 1 << 30  # a strip of whole chunks is gathered in memory before it is written

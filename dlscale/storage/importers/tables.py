@@ -13,14 +13,13 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import ConfigDict
 
+from dlscale.arrays import Array
 from dlscale.errors import InputError, SpecError
 from dlscale.storage.importers.options import ReadOptions
 from dlscale.storage.locations import named
 
-Array = NDArray[Any]
 Blocks = Generator[Array, None, None]
 
 BLOCK_BYTES = 16 << 20  # of a block of rows, and of a chunk in the store: large enough to read at the disk's full speed
