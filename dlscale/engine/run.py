@@ -187,6 +187,7 @@ class Run:
             yield None
             return
         # One for each who asks: what is done within a step may ask again.
+        self.checkpoint.require_place()
         folder = self.checkpoint.directory / "parcels" / uuid.uuid4().hex[:12]
         try:
             yield folder

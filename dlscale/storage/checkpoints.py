@@ -8,6 +8,7 @@ the step counts no more, so that the caller goes back to the one before.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -25,7 +26,6 @@ from dlscale.storage.durable import (
     crc32c,
     fsync_path,
     fsync_tree,
-    make_folder,
     read_chunk,
     read_whole,
     write_atomically,
@@ -57,6 +57,7 @@ class Checkpoint:
 
     def __init__(self, directory: Path, *, fsync: bool = False) -> None:
         self.directory = Path(directory).absolute()
+        self._has_place = self.directory.parent.is_dir()
         self.problems: list[str] = []
         self._fsync = fsync
         self._steps = self.directory / "steps"
@@ -90,9 +91,10 @@ class Checkpoint:
         number = 1 + max((manifest["number"] for manifest in self._counting()), default=0)
         target = self._steps / folder
         _remove(target)
+        self.require_place()
         try:
             make_group(self._steps)
-            make_group(target)
+            make_group(target, parents=False)
             layouts, crcs = self._write(target, arrays)
             sizes = fsync_tree(target, {})
             fsync_path(self._steps)
@@ -109,7 +111,8 @@ class Checkpoint:
             "files": {key: [size, crcs[key]] for key, size in sizes.items()},
             "writers": written,
         }
-        make_folder(self._manifests)
+        self._manifests.mkdir(exist_ok=True)
+        fsync_path(self.directory)
         write_atomically(self._manifests / f"{step}.json", _sealed(manifest))
         if before:
             _remove(self._steps / before["folder"])
@@ -138,6 +141,7 @@ class Checkpoint:
 
     def scratch(self, name: str, shape: Shape, dtype: DTypeLike, *, chunks: Shape) -> ArrayWriter:
         """A large array for tasks to write, opened where it is there with the same layout; see `create_array`."""
+        self.require_place()
         path = place_node(self.directory / "scratch", name)
         return reopen_array(path, shape, dtype=dtype, chunks=chunks, name=name, fsync=self._fsync)
 
@@ -159,12 +163,17 @@ class Checkpoint:
         _remove(self._manifests)  # first, so that a kill in between leaves nothing that seems to count
         _remove(self.directory)
 
+    def require_place(self) -> None:
+        """The folder of a job that was moved or removed meanwhile must not come back as a part of itself."""
+        if self._has_place and not self.directory.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "the folder that held it was moved or removed", str(self.directory))
+
     def _write(self, target: Path, arrays: Mapping[str, NDArray[Any]]) -> tuple[dict[str, Any], dict[str, int]]:
         """Write the arrays; how each is laid out, and the checksum of every file."""
         layouts: dict[str, Any] = {}
         crcs: dict[str, int] = {}
         for name, array in arrays.items():
-            writer, chunk_crcs = put_array(place_node(target, name), np.asarray(array))
+            writer, chunk_crcs = put_array(place_node(target, name, parents=False), np.asarray(array))
             layouts[name] = [writer.shape, writer.dtype.name, writer.chunks, list(chunk_crcs)]
             crcs |= {f"{name}/{key}": crc for key, crc in chunk_crcs.items()}
         for path in target.rglob("zarr.json"):

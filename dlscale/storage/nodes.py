@@ -26,16 +26,19 @@ def check_name(name: str) -> str:
     raise SpecError(f"A name must begin with a letter or digit and go on with those and _ . - (at most 100), got {name!r}.")
 
 
-def place_node(root: Path, name: str) -> Path:
-    """Folder of the node `name` under `root`; `root` and the folders between become Zarr groups."""
+def place_node(root: Path, name: str, *, parents: bool = True) -> Path:
+    """Folder of the node `name` under `root`; `root` and the folders between become Zarr groups.
+
+    Without ``parents``, `root` must be one already: a folder that somebody has moved meanwhile does not come back.
+    """
     parts = check_name(name).split("/")
-    for i in range(len(parts)):
-        make_group(root.joinpath(*parts[:i]))
+    for i in range(0 if parents else 1, len(parts)):
+        make_group(root.joinpath(*parts[:i]), parents=parents)
     return root.joinpath(*parts)
 
 
-def make_group(path: Path) -> None:
-    """Make a folder a Zarr group where it is not one.
+def make_group(path: Path, *, parents: bool = True) -> None:
+    """Make a folder a Zarr group where it is not one, and without ``parents`` only in a folder that is there.
 
     Raises
     ------
@@ -44,7 +47,7 @@ def make_group(path: Path) -> None:
     """
     found = find_node(path)
     if found is None:
-        make_folder(path)
+        make_folder(path) if parents else path.mkdir(exist_ok=True)
         write_atomically(path / "zarr.json", group_metadata({}), fsync=False)
     elif found.get("node_type") != "group":
         raise SpecError(f"{path} must be a Zarr group, got an array there; choose another name.")

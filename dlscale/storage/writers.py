@@ -255,13 +255,14 @@ def create_array(
     fsync: bool = False,
     checksum: bool = True,
     overwrite: bool = False,
+    parents: bool = True,
 ) -> ArrayWriter:
     """Create a Zarr array, or open the one that is there if it has the same layout (what was written stays).
 
     Parameters
     ----------
     path : str or path
-        Its folder; parents are created.
+        Its folder; without ``parents`` it is made in one that is there.
     shape, chunks, shards : tuple of int
         Chunks longer than the array are cut to its length, unless it is sharded.
     dtype : dtype
@@ -295,7 +296,7 @@ def create_array(
     found = find_node(path)
     if found is None:
         try:
-            make_folder(path)
+            make_folder(path) if parents else path.mkdir(exist_ok=True)
             if any(not entry.name.endswith(PARTIAL) for entry in path.iterdir()):
                 raise SpecError(f"{path} must be free for a Zarr array, got a folder with other files in it; choose another path.")
             write_atomically(path / "zarr.json", wanted, fsync=fsync)
@@ -322,7 +323,7 @@ def reopen_array(
 
 
 def put_array(path: Path, array: NDArray[Any], *, name: str | None = None) -> tuple[ArrayWriter, dict[str, int]]:
-    """Write a small array whole, in place of the Zarr node that is there; `fsync_tree` is left to the caller.
+    """Write a small array whole into a folder that is there, in place of a Zarr node of its name; `fsync_tree` is the caller's.
 
     Returns
     -------
@@ -334,13 +335,13 @@ def put_array(path: Path, array: NDArray[Any], *, name: str | None = None) -> tu
     row_bytes = array.nbytes // max(1, len(array)) if array.ndim else array.nbytes
     rows = max(1, _CHUNK_BYTES // max(1, row_bytes))
     chunks = tuple(max(1, min(n, rows) if axis == 0 else n) for axis, n in enumerate(array.shape))
-    writer = create_array(path, array.shape, dtype=array.dtype, chunks=chunks, name=name, overwrite=True)
+    writer = create_array(path, array.shape, dtype=array.dtype, chunks=chunks, name=name, overwrite=True, parents=False)
     array = array.astype(writer.dtype, copy=False)
     crcs = {}
     if array.size:
         for i in range(math.ceil(len(array) / chunks[0]) if chunks else 1):
             key = "/".join(["c", *(str(i if axis == 0 else 0) for axis in range(array.ndim))])
-            crcs[key] = write_chunk(path / key, array[i * rows : (i + 1) * rows] if chunks else array, chunks)
+            crcs[key] = write_chunk(path / key, array[i * rows : (i + 1) * rows] if chunks else array, chunks, root=path)
     return writer, crcs
 
 
