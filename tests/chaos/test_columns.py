@@ -75,7 +75,7 @@ def test_a_process_tree_killed_while_columns_are_solved_for(
 ) -> None:
     """Killed after a random number of messages; the whole run had one worker."""
     write_spec(tmp_path, kind, inputs)
-    n_messages = random.Random(SEED + run).randint(1, 6)
+    n_messages = random.Random(SEED + run).randint(1, 3)
     print(f"DLSCALE_CHAOS_SEED={SEED}, killed after {n_messages} messages")
     with killed_at_the_end(spawn("run", "job.yaml", cwd=tmp_path)) as process:
         wait_for(lambda: told_of(tmp_path, kind, "blocks") >= n_messages, alive=process)

@@ -86,10 +86,10 @@ def run(cluster: Cluster, job: str, source: Path, folder: Path) -> dict[str, byt
 
     plan_of, compute, options = JOBS[job]
     A = open_matrix(source)
-    plan = replace(plan_of(A, options, cluster.facts), grid=GRID)
+    plan = plan_of(A, options, cluster.facts)
+    plan = replace(plan, grids=replace(plan.grids, rows=GRID))
     result = ResultGroup(folder / "result.zarr")
-    passes = Passes(Run(cluster, checkpoint=Checkpoint(folder / "checkpoint.zarr"), result=result))
-    outcome = compute(passes, A, options, plan)
+    outcome = compute(Run(cluster, checkpoint=Checkpoint(folder / "checkpoint.zarr"), result=result), A, options, plan)
     assert outcome.certificate.passed
     path = result.publish({})
     stored = {name: open_matrix(path / name) for name in outcome.stored}

@@ -110,7 +110,7 @@ def test_a_shape_that_promises_more_chunks_than_there_are(tmp_path: Path, rows: 
     described = json.loads((tmp_path / "a.zarr" / "zarr.json").read_text())
     (tmp_path / "a.zarr" / "zarr.json").write_text(json.dumps(described | {"shape": [rows, 8]}))
     n_absent = -(-rows // chunks[0]) * (8 // chunks[1]) - -(-50 // chunks[0]) * (8 // chunks[1])
-    code = f"from dlscale.storage.matrix import open_matrix; open_matrix({str(tmp_path / 'a.zarr')!r}).check()"
+    code = f"from dlscale.storage.matrices import open_matrix; open_matrix({str(tmp_path / 'a.zarr')!r}).check()"
     limited = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
