@@ -277,3 +277,17 @@ def test_sigkill_at_random_moments(tmp_path: Path, savers: subprocess.Popen[str]
             any(path.name.endswith(".partial") for path in directory.rglob("*")) or len(list((directory / "steps").iterdir())) > 3
         )
     assert mid_save > 0  # the moments were chosen well
+
+
+def test_the_folder_of_a_job_that_was_moved_does_not_come_back(tmp_path: Path) -> None:
+    job, moved = tmp_path / "job", tmp_path / "moved"
+    job.mkdir()
+    checkpoint = Checkpoint(job / "checkpoint.zarr")
+    checkpoint.save("first", {"x": np.arange(3.0)})
+    job.rename(moved)
+    with pytest.raises(FileNotFoundError):
+        checkpoint.save("second", {"x": np.arange(3.0)})
+    with pytest.raises(FileNotFoundError):
+        checkpoint.scratch("large", (4, 4), "f8", chunks=(2, 2))
+    assert not job.exists()
+    assert Checkpoint(moved / "checkpoint.zarr").steps() == ["first"]
