@@ -135,7 +135,11 @@ def timeline(job: Job) -> Markup | None:
     if line is None or not line.passes:
         return None
     read, flops = job.record.rate("read_bytes_per_second"), job.record.rate("matmul_flops_per_second")
-    bar = "one pass over the rows, or one group of panels factored" if job.record.panels else "one pass over the rows"
+    bar = (
+        "one pass over the rows, one group of panels factored, or one of columns that factors are applied to"
+        if job.record.panels
+        else "one pass over the rows"
+    )
     lead = f"Each bar is {bar}. Where a curve meets its dashed line, the machine could not have gone faster."
     parts = [running.throughput(line, read, flops), _passes(line, read, flops)]
     return section("How it ran", lead, *parts)
