@@ -19,12 +19,12 @@ from dlscale.bench.tracing import JobBuilder, TaskCost, Trace, TracedGraph, is_v
 from dlscale.engine.clusters import Cluster
 from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.grids import BLOCK_BYTES, RowGrid, plan_grid
-from dlscale.engine.panel_grids import PanelGrid, choose_panel
-from dlscale.engine.panels import Panels
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.run import Run
 from dlscale.engine.targets import MemoryTarget
-from dlscale.engine.transforms import Facts, Method, Transform
+from dlscale.engine.tiles.factorizer import Panels
+from dlscale.engine.tiles.grid import PanelGrid, choose_panel
+from dlscale.engine.tiles.methods import Facts, Method, Transform
 from dlscale.engine.watching import Watch, Wishes
 from dlscale.errors import SpecError
 from dlscale.storage.matrix import ArrayMatrix

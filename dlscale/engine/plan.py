@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.grids import RowGrid
-from dlscale.engine.panel_grids import PanelGrid
+from dlscale.engine.tiles.grid import PanelGrid
 
 #: The form in which plans are written; a plan of another one is not read.
 VERSION = 2

@@ -14,13 +14,13 @@ from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check
 from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
 from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.outcome import Outcome
-from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.passes import Passes
 from dlscale.engine.plan import Plan, Step
-from dlscale.engine.row_blocks import Tiles
 from dlscale.engine.run import Run
-from dlscale.engine.tile_products import tile_product
-from dlscale.engine.transforms import Seen
+from dlscale.engine.tiles.grid import PanelGrid
+from dlscale.engine.tiles.methods import Seen
+from dlscale.engine.tiles.products import tile_product
+from dlscale.engine.tiles.row_blocks import Tiles
 from dlscale.errors import NumericalError, SpecError
 from dlscale.linalg import cholesky_panels, tiled_cholesky
 from dlscale.linalg.cholesky_panels import Cholesky

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from dlscale.arrays import Array
-from dlscale.engine.panel_grids import PanelGrid
-from dlscale.engine.panels import Panels
 from dlscale.engine.passes import Passes
-from dlscale.engine.transforms import Facts, Method, Seen, Transform
+from dlscale.engine.tiles.factorizer import Panels
+from dlscale.engine.tiles.grid import PanelGrid
+from dlscale.engine.tiles.methods import Facts, Method, Seen, Transform
 from dlscale.errors import NumericalError
 from dlscale.lapack import factor_cholesky, multiply_add, solve_right, subtract_hermitian_product
 from dlscale.linalg.factor_plan import factor_target

@@ -15,15 +15,15 @@ from dlscale.declaration.sections import Panel, RowBlocks
 from dlscale.engine.costs import libraries, measured_rates
 from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.grids import RowGrid
-from dlscale.engine.panel_grids import WIDE_PANEL_COLUMNS, PanelGrid, choose_panel
-from dlscale.engine.panel_groups import MAX_TASKS
-from dlscale.engine.panel_tasks import STRIP_BYTES
-from dlscale.engine.panels import group_bytes
 from dlscale.engine.plan import NOMINAL_FLOPS_PER_SECOND, Grids, Need, Plan, Step
 from dlscale.engine.reading import N_STRIPS
 from dlscale.engine.run import Run
 from dlscale.engine.targets import MemoryTarget, StoreTarget, Target
-from dlscale.engine.transforms import Method
+from dlscale.engine.tiles.factorizer import group_bytes
+from dlscale.engine.tiles.grid import WIDE_PANEL_COLUMNS, PanelGrid, choose_panel
+from dlscale.engine.tiles.groups import MAX_TASKS
+from dlscale.engine.tiles.methods import Method
+from dlscale.engine.tiles.whole_tasks import STRIP_BYTES
 from dlscale.errors import DoesNotFitError, SpecError
 from dlscale.storage.matrix import Matrix
 

@@ -15,10 +15,10 @@ from dlscale.declaration.sections import Panel
 from dlscale.engine.costs import lay_out
 from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.grids import RowGrid
-from dlscale.engine.panels import Panels
 from dlscale.engine.passes import Passes
 from dlscale.engine.plan import Need, Plan, Step
-from dlscale.engine.transforms import Method
+from dlscale.engine.tiles.factorizer import Panels
+from dlscale.engine.tiles.methods import Method
 from dlscale.errors import NumericalError
 from dlscale.lapack import interchanges
 from dlscale.linalg import cholesky, lu

@@ -12,7 +12,7 @@ import numpy as np
 from dlscale.arrays import Array
 from dlscale.engine.columns import Tell, untold
 from dlscale.engine.run import Cost
-from dlscale.engine.transforms import Factored
+from dlscale.engine.tiles.methods import Factored
 from dlscale.errors import InputError, NumericalError
 from dlscale.kernels import one_blas_thread, times_power_of_two
 from dlscale.lapack import Op, interchanges

@@ -16,13 +16,13 @@ from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check
 from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
 from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.outcome import Outcome
-from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.passes import Passes
 from dlscale.engine.plan import Plan, Step
-from dlscale.engine.row_blocks import Tiles
 from dlscale.engine.run import Run
-from dlscale.engine.tile_products import tile_product
-from dlscale.engine.transforms import Facts, Seen
+from dlscale.engine.tiles.grid import PanelGrid
+from dlscale.engine.tiles.methods import Facts, Seen
+from dlscale.engine.tiles.products import tile_product
+from dlscale.engine.tiles.row_blocks import Tiles
 from dlscale.errors import NumericalError
 from dlscale.linalg import lu_panels, tiled_lu
 from dlscale.linalg.factor_plan import FactorOptions, plan_panels

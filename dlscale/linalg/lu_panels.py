@@ -9,10 +9,10 @@ from itertools import pairwise
 import numpy as np
 
 from dlscale.arrays import Array
-from dlscale.engine.panel_grids import PanelGrid
-from dlscale.engine.panels import Panels
 from dlscale.engine.passes import Passes
-from dlscale.engine.transforms import Facts, Method, RowMove, Seen, Transform, largest_modulus
+from dlscale.engine.tiles.factorizer import Panels
+from dlscale.engine.tiles.grid import PanelGrid
+from dlscale.engine.tiles.methods import Facts, Method, RowMove, Seen, Transform, largest_modulus
 from dlscale.lapack import factor_lu, interchanges, multiply_add, solve_lower
 from dlscale.linalg.factor_plan import factor_target
 from dlscale.storage.matrix import Matrix

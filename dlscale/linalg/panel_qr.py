@@ -13,12 +13,12 @@ from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check
 from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.outcome import Outcome
-from dlscale.engine.panel_grids import PanelGrid
-from dlscale.engine.panels import Panels
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.plan import Plan, Step
 from dlscale.engine.run import Run
-from dlscale.engine.transforms import Factored, largest_modulus
+from dlscale.engine.tiles.factorizer import Panels
+from dlscale.engine.tiles.grid import PanelGrid
+from dlscale.engine.tiles.methods import Factored, largest_modulus
 from dlscale.linalg.applying import Function, apply
 from dlscale.linalg.factor_plan import FactorOptions, factor_target, plan_panels
 from dlscale.linalg.factor_products import TriangularProduct, probes, scaled_residual, triangular_product

@@ -13,12 +13,12 @@ import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.engine.grids import RowGrid
-from dlscale.engine.panel_grids import PanelGrid
-from dlscale.engine.panel_tasks import STRIP_BYTES
-from dlscale.engine.panels import Panels
 from dlscale.engine.passes import Passes
-from dlscale.engine.row_blocks import Tiles
-from dlscale.engine.transforms import Factored
+from dlscale.engine.tiles.factorizer import Panels
+from dlscale.engine.tiles.grid import PanelGrid
+from dlscale.engine.tiles.methods import Factored
+from dlscale.engine.tiles.row_blocks import Tiles
+from dlscale.engine.tiles.whole_tasks import STRIP_BYTES
 from dlscale.errors import NumericalError, OutOfRange
 from dlscale.kernels import largest_part, safe_exponent, times_power_of_two
 from dlscale.linalg.factor_plan import factor_target

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dlscale.arrays import Array
-from dlscale.engine.transforms import Facts, Reversible, Transform
+from dlscale.engine.tiles.methods import Facts, Reversible, Transform
 from dlscale.lapack import Op, apply_reflectors, factor_qr, multiply_add, multiply_triangular
 
 

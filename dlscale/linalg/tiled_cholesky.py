@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dlscale.arrays import Array
-from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.passes import Passes
-from dlscale.engine.row_blocks import Election, Place, TiledMethod, Tiles, TileTransform
-from dlscale.engine.transforms import Facts, Seen
+from dlscale.engine.tiles.grid import PanelGrid
+from dlscale.engine.tiles.methods import Facts, Seen
+from dlscale.engine.tiles.row_blocks import Election, Place, TiledMethod, Tiles, TileTransform
 from dlscale.lapack import multiply_add, solve_right
 from dlscale.linalg.cholesky_panels import Cholesky, factor_diagonal
 from dlscale.linalg.factor_plan import factor_target

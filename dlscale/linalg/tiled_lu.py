@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from dlscale.arrays import Array
-from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.passes import Passes
-from dlscale.engine.row_blocks import Election, Place, TiledMethod, Tiles, TileTransform
-from dlscale.engine.transforms import Facts, RowMove, Seen, largest_modulus
+from dlscale.engine.tiles.grid import PanelGrid
+from dlscale.engine.tiles.methods import Facts, RowMove, Seen, largest_modulus
+from dlscale.engine.tiles.row_blocks import Election, Place, TiledMethod, Tiles, TileTransform
 from dlscale.lapack import factor_lu, multiply_add, solve_lower, solve_right
 from dlscale.linalg.factor_plan import factor_target
 from dlscale.linalg.lu_panels import LU, row_move

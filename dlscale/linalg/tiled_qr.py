@@ -28,13 +28,13 @@ import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.engine.outcome import Outcome
-from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.passes import Passes
 from dlscale.engine.plan import Plan
-from dlscale.engine.row_blocks import Election, Place, TiledMethod, Tiles, TileTransform
 from dlscale.engine.run import Run
-from dlscale.engine.tile_products import tile_product
-from dlscale.engine.transforms import Facts, largest_modulus
+from dlscale.engine.tiles.grid import PanelGrid
+from dlscale.engine.tiles.methods import Facts, largest_modulus
+from dlscale.engine.tiles.products import tile_product
+from dlscale.engine.tiles.row_blocks import Election, Place, TiledMethod, Tiles, TileTransform
 from dlscale.lapack import apply_reflectors, factor_qr, multiply_add, multiply_triangular, solve_lower, solve_right
 from dlscale.linalg.factor_plan import factor_target
 from dlscale.linalg.factor_products import probes, scaled_residual

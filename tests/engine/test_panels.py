@@ -18,11 +18,11 @@ from helpers import LAYOUTS, THREADS, Array, gaussian, store
 
 from dlscale import gallery
 from dlscale.batch.pacing import PacedCheckpoint
-from dlscale.engine import panel_tasks
 from dlscale.engine.clusters import Cluster, _Ready
 from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.opening import open_cluster
-from dlscale.engine.panel_grids import WIDE_PANEL_BYTES, WIDE_PANEL_COLUMNS, PanelGrid, choose_panel
+from dlscale.engine.tiles import whole_tasks
+from dlscale.engine.tiles.grid import WIDE_PANEL_BYTES, WIDE_PANEL_COLUMNS, PanelGrid, choose_panel
 from dlscale.errors import CorruptionError
 from dlscale.storage import writers
 from dlscale.storage.checkpoints import Checkpoint
@@ -220,7 +220,7 @@ def test_every_entry_is_read_once(kind: str, group: int | None, tmp_path: Path) 
 @pytest.mark.parametrize("kind", MATRICES)
 def test_panels_are_read_in_many_strips(kind: str, layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in strips that end above the first row of a panel."""
-    monkeypatch.setattr(panel_tasks, "STRIP_BYTES", 2000)
+    monkeypatch.setattr(whole_tasks, "STRIP_BYTES", 2000)
     path = store(tmp_path / "a.zarr", MATRICES[kind](), **LAYOUTS[layout])
     with open_cluster("threads") as cluster:
         arrays = factor_in_files(kind, path, tmp_path, cluster, panel=16, group=6)

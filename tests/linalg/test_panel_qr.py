@@ -14,7 +14,7 @@ from helpers import DTYPES, LAYOUTS, THREADS, Array, eps, gaussian, store
 from dlscale import gallery
 from dlscale.certificates import LAPACK_THRESHOLD
 from dlscale.engine.opening import open_cluster
-from dlscale.engine.panel_grids import PanelGrid
+from dlscale.engine.tiles.grid import PanelGrid
 from dlscale.errors import NonFiniteError, NumericalError, SpecError
 
 ORDERS = (1, 2, 32, 33, 150)

@@ -15,9 +15,9 @@ from dlscale.arrays import Array
 from dlscale.certificates import LAPACK_THRESHOLD
 from dlscale.engine.facts import describe_cluster
 from dlscale.engine.opening import open_cluster
-from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.passes import Passes
 from dlscale.engine.run import Run
+from dlscale.engine.tiles.grid import PanelGrid
 from dlscale.errors import SpecError
 from dlscale.linalg.lu import LUOptions, plan_lu, row_move
 from dlscale.linalg.tiled_lu import factor_tiles

@@ -22,15 +22,15 @@ from functools import partial
 import numpy as np
 
 from dlscale.arrays import Array
-from dlscale.engine import tile_tasks as tasks
-from dlscale.engine.panel_grids import PanelGrid
-from dlscale.engine.panel_groups import Group, Key, TaskGraph, fresh_token
-from dlscale.engine.panel_tasks import Work, take
-from dlscale.engine.panels import NO_PROBES, NO_TARGET, Panels, group_flops, panel_bytes, unflatten
 from dlscale.engine.run import Cost, Run
 from dlscale.engine.targets import Target
-from dlscale.engine.tile_tasks import Election, Place, TiledMethod, TileTransform
-from dlscale.engine.transforms import Factored, Facts, Finish, Seen
+from dlscale.engine.tiles import row_block_tasks as tasks
+from dlscale.engine.tiles.factorizer import NO_PROBES, NO_TARGET, Panels, group_flops, panel_bytes, unflatten
+from dlscale.engine.tiles.grid import PanelGrid
+from dlscale.engine.tiles.groups import Group, Key, TaskGraph, fresh_token
+from dlscale.engine.tiles.methods import Factored, Facts, Finish, Seen
+from dlscale.engine.tiles.row_block_tasks import Election, Place, TiledMethod, TileTransform
+from dlscale.engine.tiles.whole_tasks import Work, take
 from dlscale.storage.matrix import Matrix
 
 __all__ = ["Election", "Place", "TileTransform", "TiledMethod", "Tiles", "TilesGroup"]

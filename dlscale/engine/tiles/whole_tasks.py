@@ -13,11 +13,11 @@ import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.engine.grids import blocks
-from dlscale.engine.panel_grids import PanelGrid
 from dlscale.engine.progress import resident_bytes, send, worker_name
 from dlscale.engine.reading import read_strips
 from dlscale.engine.targets import Target, writable
-from dlscale.engine.transforms import Factored, Facts, Finish, RowMove, Transform, largest_modulus
+from dlscale.engine.tiles.grid import PanelGrid
+from dlscale.engine.tiles.methods import Factored, Facts, Finish, RowMove, Transform, largest_modulus
 from dlscale.errors import NonFiniteError, OutOfRange
 from dlscale.storage.matrix import Matrix
 

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from dlscale.engine import panel_tasks as tasks
 from dlscale.engine.graphs import DataNode, Task, TaskRef
-from dlscale.engine.panel_grids import PanelGrid
-from dlscale.engine.panel_tasks import Work
 from dlscale.engine.progress import Event
 from dlscale.engine.run import Run
-from dlscale.engine.transforms import Facts
+from dlscale.engine.tiles import whole_tasks as tasks
+from dlscale.engine.tiles.grid import PanelGrid
+from dlscale.engine.tiles.methods import Facts
+from dlscale.engine.tiles.whole_tasks import Work
 from dlscale.engine.watching import Watch, Wishes, watchdog
 from dlscale.errors import DlscaleError, WorkersLostError
 from dlscale.storage.matrix import Matrix

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dlscale.arrays import Array
-from dlscale.engine.panel_grids import PanelGrid
+from dlscale.engine.tiles.grid import PanelGrid
 from dlscale.storage.matrix import Matrix
 
 Facts = dict[str, Array]

@@ -10,13 +10,13 @@ from typing import Any, Literal
 import numpy as np
 
 from dlscale.arrays import Array
-from dlscale.engine.panel_grids import PanelGrid
-from dlscale.engine.panel_groups import Key, fresh_token
-from dlscale.engine.panel_tasks import Work, measured
-from dlscale.engine.panels import NO_TARGET
-from dlscale.engine.row_blocks import Tiles, TilesGroup
 from dlscale.engine.run import Cost
-from dlscale.engine.transforms import Facts, largest_modulus
+from dlscale.engine.tiles.factorizer import NO_TARGET
+from dlscale.engine.tiles.grid import PanelGrid
+from dlscale.engine.tiles.groups import Key, fresh_token
+from dlscale.engine.tiles.methods import Facts, largest_modulus
+from dlscale.engine.tiles.row_blocks import Tiles, TilesGroup
+from dlscale.engine.tiles.whole_tasks import Work, measured
 from dlscale.storage.matrix import Matrix
 
 Part = Literal["all", "lower", "upper"]

@@ -22,12 +22,12 @@ from functools import partial
 import numpy as np
 
 from dlscale.arrays import Array
-from dlscale.engine.panel_grids import PanelGrid
-from dlscale.engine.panel_groups import Factoring, Forming, Group, Placing, fresh_token
-from dlscale.engine.panel_tasks import Work
 from dlscale.engine.run import Cost, Run
 from dlscale.engine.targets import MemoryTarget, Target
-from dlscale.engine.transforms import Factored, Facts, Finish, Method, Reversible, Seen
+from dlscale.engine.tiles.grid import PanelGrid
+from dlscale.engine.tiles.groups import Factoring, Forming, Group, Placing, fresh_token
+from dlscale.engine.tiles.methods import Factored, Facts, Finish, Method, Reversible, Seen
+from dlscale.engine.tiles.whole_tasks import Work
 from dlscale.errors import WorkersLostError
 from dlscale.storage.matrix import Matrix
 

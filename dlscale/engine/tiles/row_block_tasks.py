@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from dlscale.arrays import Array
-from dlscale.engine.panel_grids import PanelGrid
-from dlscale.engine.panel_tasks import Work, find_non_finite, measured
 from dlscale.engine.targets import writable
-from dlscale.engine.transforms import Facts, Method, largest_modulus
+from dlscale.engine.tiles.grid import PanelGrid
+from dlscale.engine.tiles.methods import Facts, Method, largest_modulus
+from dlscale.engine.tiles.whole_tasks import Work, find_non_finite, measured
 
 
 @dataclass(frozen=True)

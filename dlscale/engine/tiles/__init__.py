@@ -1,0 +1,1 @@
+"""Factorizations by panels, and by panels in row blocks."""
