@@ -238,9 +238,13 @@ def check_place(path: Path) -> None:
         elif not is_own_folder(place):
             what = "a folder of another user"
         elif _owner_of(place) is None and not _is_draft(place) and not (place == _replaced(path) and find_node(place)):
-            found = find_node(place) or {}
-            damaged = found.get("node_type") == "unreadable node"
-            what = f"a folder whose {place / 'zarr.json'} is damaged" if damaged else "a folder of something else"
+            found, mark = find_node(place), place / "zarr.json"
+            if found is None:
+                what = f"a folder without {mark}, which would say whose it is"
+            elif found.get("node_type") == "unreadable node":
+                what = f"a folder whose {mark} is damaged"
+            else:
+                what = "a folder of something else"
         else:
             continue
         raise SpecError(

@@ -65,6 +65,18 @@ def test_what_stands_under_a_hidden_name_is_left_alone(name: str, what: str, hom
     assert what != "folder" or (place / "thesis" / "chapter.tex").exists()
 
 
+@pytest.mark.parametrize(("damage", "said"), [(Path.unlink, "without"), (lambda mark: mark.write_text("{"), "damaged")])
+def test_an_unfinished_result_whose_mark_is_lost_is_named(damage: Callable[[Path], object], said: str, tmp_path: Path) -> None:
+    group = ResultGroup(tmp_path / "r.zarr", owner="one")
+    group.put("s", np.ones(3))
+    group.close()
+    mark = tmp_path / ".r.zarr.partial" / "zarr.json"
+    damage(mark)
+    with pytest.raises(SpecError, match=said) as caught:
+        publish(tmp_path / "r.zarr", 1.0)
+    assert str(mark) in str(caught.value)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_a_folder_of_another_user_is_not_taken_over(tmp_path: Path) -> None:
     """Though it carries our mark: what is written into it could go where that user's links lead."""
