@@ -17,6 +17,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColum
 from rich.segment import Segment
 from rich.table import Table
 
+from dlscale.engine.events import Event, StateChanged, StepFinished, StepStarted, Warned, WorkDone
 from dlscale.errors import SpecError
 from dlscale.report import words
 from dlscale.showing import visible, without_secrets
@@ -24,9 +25,6 @@ from dlscale.showing import visible, without_secrets
 if TYPE_CHECKING:
     from dlscale.batch.run import JobResult
     from dlscale.batch.workspace import Job, JobState
-
-Event = dict[str, Any]
-
 
 #: The array of a result whose first entries say most about it.
 _TELLING = {"explained_variance_ratio": "variance explained", "s": "singular values"}
@@ -137,24 +135,26 @@ class JobProgress:
             self._follow(event)
 
     def _follow(self, event: Event) -> None:
-        name = event["event"]
-        if name == "pass_started":
-            self.started = self.started or time.monotonic()
-            self.in_pass = 0.0
-            self._show(event["step"])
-        elif name == "blocks":
-            self.in_pass += event[self.measure]
-            self.n_bytes += event["bytes"]
-            self._show(event["step"])
-        elif name == "pass_finished":
-            amount = event["flops" if self.measure == "flops" else "bytes_read"]
-            self.done, self.in_pass = self.done + amount, 0.0
-            self.resumed += amount if event["resumed"] else 0.0
-            self._finished(event)
-        elif name == "state" and event["state"] in ("running", "certifying"):
-            self._show({"running": "starting workers", "certifying": "checking the answer"}[event["state"]])
-        elif name == "warning":
-            self.console.print(f"[yellow]warning[/] {escape(without_secrets(event['message']))}")
+        match event:
+            case StepStarted():
+                self.started = self.started or time.monotonic()
+                self.in_pass = 0.0
+                self._show(event.step)
+            case WorkDone():
+                self.in_pass += event.flops if self.measure == "flops" else event.bytes
+                self.n_bytes += event.bytes
+                self._show(event.step)
+            case StepFinished():
+                amount = event.flops if self.measure == "flops" else event.bytes_read
+                self.done, self.in_pass = self.done + amount, 0.0
+                self.resumed += amount if event.resumed else 0.0
+                self._finished(event)
+            case StateChanged(state="running"):
+                self._show("starting workers")
+            case StateChanged(state="certifying"):
+                self._show("checking the answer")
+            case Warned():
+                self.console.print(f"[yellow]warning[/] {escape(without_secrets(event.message))}")
 
     def _show(self, what: str) -> None:
         if self._bar is None or self._task is None:
@@ -170,14 +170,14 @@ class JobProgress:
             texts.append(f"{remaining:.0f} s left" if remaining < 60 else f"{words.duration(remaining)} left")
         self._bar.update(self._task, description=what, completed=min(done, self.total), rate=", ".join(texts))
 
-    def _finished(self, event: Event) -> None:
-        seconds = max(event["seconds"], 1e-9)
-        if event["resumed"]:
+    def _finished(self, event: StepFinished) -> None:
+        seconds = max(event.seconds, 1e-9)
+        if event.resumed:
             text = "from the checkpoint"
         else:
-            rates = [words.quantity(event["flops"] / seconds, "FLOP/s")] if event["flops"] else []
-            text = ", ".join([words.duration(seconds), *rates, words.quantity(event["bytes_read"] / seconds, "B/s")])
-        self.console.print(f"  [dim]pass[/] {escape(event['step'])}  {text}", highlight=False)
+            rates = [words.quantity(event.flops / seconds, "FLOP/s")] if event.flops else []
+            text = ", ".join([words.duration(seconds), *rates, words.quantity(event.bytes_read / seconds, "B/s")])
+        self.console.print(f"  [dim]pass[/] {escape(event.step)}  {text}", highlight=False)
 
 
 @contextmanager
@@ -234,7 +234,7 @@ def status_rows(job: Job, state: JobState) -> Table:
         ("time", words.duration(state.seconds)),
     ]
     try:
-        finished = {event.get("step") for event in job.read_events() if event["event"] == "pass_finished"}
+        finished = {event.step for event in job.read_events() if isinstance(event, StepFinished)}
         planned = [step for step in job.read_plan().get("steps", []) if step["where"] == "workers"]
         pairs.append(("passes", f"{len(finished)} finished of {len(planned)} planned"))
     except SpecError as error:

@@ -15,10 +15,10 @@ from helpers import THREADS, Array, eps, wide_precision
 
 from dlscale.certificates import LAPACK_THRESHOLD
 from dlscale.engine.clusters import Cluster
+from dlscale.engine.events import Emit, ignore
 from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.opening import open_cluster
 from dlscale.engine.outcome import Outcome
-from dlscale.engine.progress import Emit, ignore
 from dlscale.engine.run import Run
 from dlscale.linalg.cholesky import CholeskyOptions, compute_cholesky, plan_cholesky
 from dlscale.linalg.lu import LUOptions, compute_lu, plan_lu

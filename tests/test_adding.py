@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import column_norms
 import numpy as np
@@ -19,7 +20,6 @@ from dlscale.batch.kinds import KINDS
 from dlscale.batch.spec import json_schema, load_spec
 from dlscale.batch.workspace import Workspace
 from dlscale.declaration.kind import run_here
-from dlscale.engine.progress import Event
 from dlscale.errors import SpecError
 
 ROOT = Path(__file__).parents[1]
@@ -58,7 +58,7 @@ def test_it_runs_as_a_job_is_certified_and_has_a_report(job: dict[str, object], 
 def test_it_goes_on_to_the_same_bits_where_it_was_stopped(job: dict[str, object], tmp_path: Path) -> None:
     whole = np.asarray(jobs.run(job, workspace=tmp_path / "whole").open()["norms"])
 
-    def fail(event: Event) -> None:
+    def fail(event: dict[str, Any]) -> None:
         if event["event"] == "pass_finished":
             raise OSError("the disk is gone")
 

@@ -15,9 +15,9 @@ from dlscale.batch.prepare import blame, cluster_request
 from dlscale.batch.sections import ClusterSpec
 from dlscale.declaration.faults import explain
 from dlscale.declaration.sections import Positive, Section
+from dlscale.engine.events import Emit, ignore
 from dlscale.engine.opening import open_cluster
 from dlscale.engine.passes import Passes
-from dlscale.engine.progress import Emit, ignore
 from dlscale.engine.run import Run
 from dlscale.engine.started import ADDRESS
 from dlscale.errors import SpecError

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from dlscale.batch.workspace import ENDED, HEARTBEAT_SECONDS, Heartbeat, Job, JobState
-from dlscale.engine.progress import Emit, Event, MemorySampler
+from dlscale.engine.events import Emit, Event, Saved, StateChanged, StepFinished, StepStarted, Warned
+from dlscale.engine.progress import MemorySampler
 from dlscale.errors import DoesNotFitError, SpecError
 from dlscale.showing import shown, without_secrets
 from dlscale.storage.atomic import open_at_once
@@ -77,7 +78,7 @@ class Recorder:
         self._pulse.start()
         self._sampler.start()
         if self._claim.note:
-            self.emit({"event": "warning", "message": self._claim.note})
+            self.emit(Warned(self._claim.note))
         return self
 
     def check(self) -> None:
@@ -111,13 +112,13 @@ class Recorder:
 
     def emit(self, event: Event) -> None:
         """Append an event, with its time, to events.jsonl, and say the telling ones in the log."""
-        event = {"time": time.time(), **event}
-        line = (json.dumps(plain(event)) + "\n").encode()
+        event = replace(event, time=time.time())
+        line = (json.dumps({key: plain(value) for key, value in event.to_dict().items()}) + "\n").encode()
         # One write: a kill cannot mix two lines. A full disk ends the job where it needs the disk, not here.
         with suppress(OSError):
             os.write(self._events, line)
         if sentence := _sentence(event):
-            self._log.log(logging.WARNING if event["event"] == "warning" else logging.INFO, sentence)
+            self._log.log(logging.WARNING if isinstance(event, Warned) else logging.INFO, sentence)
         self.listener(event)
 
     def change(
@@ -146,7 +147,7 @@ class Recorder:
             except (OSError, DoesNotFitError):
                 if state not in ENDED:
                     raise  # else the reason of the end counts; the job is then found lost, and can be resumed
-        self.emit({"event": "state", "state": state, "message": message})
+        self.emit(StateChanged(state, message))
 
     def failure(self, error: BaseException) -> None:
         """Keep the traceback for whoever must find out."""
@@ -198,20 +199,27 @@ class _QuietFileHandler(logging.FileHandler):
 
 
 def _sentence(event: Event) -> str:
-    name, step = event["event"], event.get("step", "")
-    if name == "state":
-        return f"{event['state']}{': ' if event.get('message') else ''}{event.get('message', '')}"
-    if name == "pass_started":
-        return f"pass {step}: {event['flops'] / 1e9:.3g} GFLOP, {event['bytes'] / 1e9:.3g} GB"
-    if name == "pass_finished":
-        return f"pass {step}: taken from the checkpoint" if event.get("resumed") else f"pass {step}: {event['seconds']:.2f} s"
-    if name == "checkpoint":
-        return f"checkpoint {step}: {event['bytes'] / 1e6:.3g} MB in {event['seconds']:.2f} s"
-    return str(event.get("message", "")) if name == "warning" else ""
+    """What an event is in the log; nothing where it is not told there."""
+    match event:
+        case StateChanged():
+            return f"{event.state}{': ' if event.message else ''}{event.message}"
+        case StepStarted():
+            return f"pass {event.step}: {event.flops / 1e9:.3g} GFLOP, {event.bytes / 1e9:.3g} GB"
+        case StepFinished():
+            return f"pass {event.step}: " + ("taken from the checkpoint" if event.resumed else f"{event.seconds:.2f} s")
+        case Saved():
+            return f"checkpoint {event.step}: {event.bytes / 1e6:.3g} MB in {event.seconds:.2f} s"
+        case Warned():
+            return event.message
+    return ""
 
 
 def plain(value: Any) -> Any:
     """A value as JSON can hold it: NumPy numbers as Python's, what is not finite as null, URLs without their secrets."""
+    if isinstance(value, str):
+        return without_secrets(str(value))
+    if value is None or isinstance(value, int):
+        return value
     if isinstance(value, Mapping):
         return {without_secrets(str(key)): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -222,6 +230,4 @@ def plain(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if isinstance(value, complex):
         return [value.real, value.imag]
-    if value is None or isinstance(value, int | bool):
-        return value
     return without_secrets(str(value))

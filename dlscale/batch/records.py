@@ -11,7 +11,7 @@ import os
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field, GetPydanticSchema, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -23,10 +23,7 @@ from dlscale.storage.signatures import Signature
 
 T = TypeVar("T")
 
-#: In seconds since 1970, up to the year 2500.
-UnixTime = Annotated[float, Field(ge=0, le=16_725_225_600, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Number = Annotated[float, Field(allow_inf_nan=False)] | None
 State = Annotated[
     str, Field(pattern="^(submitted|queued|planned|running|checkpointed|certifying|succeeded|failed|interrupted|cancelled|lost)$")
 ]
@@ -63,25 +60,6 @@ class PlanRecord(TypedDict):
     version: int
     steps: list[StepRecord]
     inputs: dict[str, dict[str, Any]]
-
-
-class EventRecord(TypedDict):
-    """A line of events.jsonl."""
-
-    event: str
-    time: UnixTime
-    step: NotRequired[str]
-    state: NotRequired[str]
-    message: NotRequired[str | None]
-    process: NotRequired[str]
-    resumed: NotRequired[bool]
-    seconds: NotRequired[Number]
-    flops: NotRequired[Number]
-    bytes: NotRequired[Number]
-    bytes_read: NotRequired[Number]
-    rss_bytes: NotRequired[Number]
-    started: NotRequired[Number]
-    inexact: NotRequired[list[str]]
 
 
 class SlurmRecord(TypedDict):
@@ -169,15 +147,6 @@ def checksum(data: bytes) -> int:
     import google_crc32c
 
     return int(google_crc32c.value(data))
-
-
-def is_event(value: Any) -> bool:
-    """Whether a value is what a line of events.jsonl may be."""
-    try:
-        adapter(EventRecord).validate_python(value)
-    except (ValidationError, RecursionError):
-        return False
-    return True
 
 
 def damaged(path: str | Path, error: Exception, *, still: str = "") -> SpecError:

@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,12 +32,12 @@ from dlscale.batch.secrets import restore_secrets
 from dlscale.batch.signals import Signals, Stop
 from dlscale.batch.spec import parse_spec
 from dlscale.batch.workspace import Heartbeat, Job, JobState, Workspace
+from dlscale.engine.events import Emit, Event, Warned, WorkDone, ignore
 from dlscale.engine.launchers import lost_rank
 from dlscale.engine.machine import describe_machine
 from dlscale.engine.opening import open_cluster
 from dlscale.engine.outcome import Outcome
 from dlscale.engine.plan import Plan
-from dlscale.engine.progress import Emit, Event, ignore
 from dlscale.engine.run import Run
 from dlscale.errors import CertificateError, DlscaleError, InputError, Interrupted, NumericalError, RankError, SpecError
 from dlscale.storage import locks
@@ -104,7 +104,7 @@ def run(
     overrides: Iterable[str] = (),
     *,
     workspace: str | Path | None = None,
-    listener: Emit = ignore,
+    listener: Callable[[dict[str, Any]], None] | None = None,
 ) -> JobResult:
     """Plan, compute, certify and publish a job in this process.
 
@@ -117,7 +117,7 @@ def run(
     workspace : path, optional
         Where jobs are kept; by default DLSCALE_WORKSPACE or ``./dlscale-workspace``.
     listener : callable, optional
-        Receives the job's events as they happen.
+        Receives the job's events as they happen, as mappings like the lines of events.jsonl.
 
     Returns
     -------
@@ -135,7 +135,8 @@ def run(
     prepared = prepare(parse_spec(document), document, root)
     if prepared.facts.kind == "local":
         require_main_guard("dlscale.run")
-    result = start(root.new_job(prepared.name), prepared, listener=listener)
+    tell: Emit = ignore if listener is None else lambda event: listener(event.to_dict())
+    result = start(root.new_job(prepared.name), prepared, listener=tell)
     if result.error:
         result.error.add_note(f"Job {result.job}; its files are in {result.folder}.")
         raise result.error
@@ -241,7 +242,7 @@ def _execute(job: Job, state: JobState, prepared: Prepared, listener: Emit) -> J
             write_report(job)
         except Exception as trouble:
             recorder.failure(trouble)
-            recorder.emit({"event": "warning", "message": f"The report could not be written ({_message(trouble)}); see {job.log}."})
+            recorder.emit(Warned(f"The report could not be written ({_message(trouble)}); see {job.log}."))
         ended = recorder.state
     return _job_result(job, ended, prepared, error)
 
@@ -307,7 +308,7 @@ def _compute(job: Job, prepared: Prepared, group: ResultGroup, recorder: Recorde
         raise
     finally:
         for problem in (*checkpoint.problems, *losses):
-            recorder.emit({"event": "warning", "message": problem})
+            recorder.emit(Warned(problem))
     prepared.inputs.require_unchanged()
     outcome = replace(outcome, notes=(*outcome.notes, *_inexact(job, prepared)))
     recorder.change("certifying", summary=_summary(outcome))
@@ -321,7 +322,7 @@ def _inexact(job: Job, prepared: Prepared) -> list[str]:
     """A note on each input of which integers were rounded: as this process saw, or workers said, before a stop too."""
     uris = set(prepared.inputs.inexact())
     with suppress(SpecError):
-        uris.update(uri for event in job.read_events() for uri in event.get("inexact", ()))
+        uris.update(uri for event in job.read_events() if isinstance(event, WorkDone) for uri in event.inexact)
     return [inexact_words(uri) for uri in sorted(uris)]
 
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from dlscale.batch.records import Seconds, State, Summary, UnixTime
+from dlscale.batch.records import Seconds, State, Summary
+from dlscale.engine.events import UnixTime
 from dlscale.errors import Interrupted
 from dlscale.storage.processes import Owner
 

@@ -37,6 +37,7 @@ from dlscale.batch.states import (
     JobState,
     ListedJob,
 )
+from dlscale.engine.events import Event, event_of
 from dlscale.engine.plan import VERSION
 from dlscale.errors import SpecError
 from dlscale.showing import without_address
@@ -131,25 +132,28 @@ class Job:
         """Replace state.json as one step."""
         write_atomically(self.state, json.dumps(asdict(state), default=str).encode(), fsync=fsync)
 
-    def read_events(self) -> list[dict[str, Any]]:
-        """All events, in order; a line that a kill tore, or that is damaged, is left out."""
-        return [event for event in self._event_lines() if event is not None]
+    def read_events(self) -> list[Event]:
+        """All events, in order; a line that a kill tore, that is damaged, or that only another version knows is left out."""
+        return [event for event in self._event_lines() if event is not None and not isinstance(event, ValueError)]
 
     def torn_events(self) -> list[int]:
         """The numbers of the lines of events.jsonl that are damaged; the last one may be torn by a kill, which is none."""
         lines = list(self._event_lines())
-        return [number for number, event in enumerate(lines[:-1], 1) if event is None]
+        return [number for number, event in enumerate(lines[:-1], 1) if isinstance(event, ValueError)]
 
-    def _event_lines(self) -> Iterator[dict[str, Any] | None]:
+    def _event_lines(self) -> Iterator[Event | ValueError | None]:
+        """What each line holds: an event, one of a kind that is not known here (None), or none."""
         data = b""
         with suppress(FileNotFoundError):
             data = records.read_bytes(self.events)
         for line in data.splitlines():
             try:
-                event = json.loads(line)
-            except (ValueError, RecursionError):
-                event = None
-            yield event if records.is_event(event) else None
+                event = event_of(json.loads(line))
+                if event is not None and event.time is None:
+                    raise ValueError("an event without its time")
+                yield event
+            except (ValueError, RecursionError) as error:
+                yield ValueError(error)
 
     def read_plan(self) -> dict[str, Any]:
         """What plan.json holds; empty when the job has none (SpecError if it is damaged, or another version's)."""

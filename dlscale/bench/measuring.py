@@ -23,6 +23,7 @@ import yaml
 
 from dlscale.batch.workspace import Workspace
 from dlscale.bench.workloads import make_job, workload
+from dlscale.engine.events import Event, StepFinished, WorkDone
 from dlscale.errors import DlscaleError, SpecError
 
 
@@ -118,11 +119,15 @@ def one_thread() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
-def seconds_of(events: Sequence[dict[str, Any]]) -> float:
+def seconds_of(events: Sequence[Event]) -> float:
     """From the start of a job's first task to the end of its last pass; of a training, its own time."""
-    finished = [event for event in events if event["event"] == "pass_finished"]
-    if finished[0]["step"] == "training":
-        return float(finished[0]["seconds"])
-    blocks = (event for event in events if event["event"] == "blocks")
-    started = min(event.get("started", event["time"] - event["read_seconds"] - event["compute_seconds"]) for event in blocks)
-    return float(max(event["time"] for event in finished) - started)
+    finished = [event for event in events if isinstance(event, StepFinished)]
+    if finished[0].step == "training":
+        return finished[0].seconds
+    started = min(_start(event) for event in events if isinstance(event, WorkDone))
+    return max(event.time or 0.0 for event in finished) - started
+
+
+def _start(event: WorkDone) -> float:
+    """When what a task tells of began, in seconds since 1970."""
+    return event.started or (event.time or 0.0) - event.read_seconds - event.compute_seconds

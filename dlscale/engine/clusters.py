@@ -19,8 +19,8 @@ from typing import Any
 
 from dlscale.engine import started
 from dlscale.engine.client import connect, list_workers, quieten
+from dlscale.engine.events import Emit, event_of, ignore
 from dlscale.engine.facts import BASELINE_BYTES, ClusterFacts, describe_cluster
-from dlscale.engine.progress import Emit, ignore
 from dlscale.engine.watching import Watch, Wishes
 from dlscale.errors import DlscaleError, StalledError
 from dlscale.kernels import one_blas_thread
@@ -316,7 +316,11 @@ class DaskCluster(Cluster):
 
     @contextmanager
     def _listening(self, token: str, listener: Emit) -> Iterator[None]:
-        self.client.subscribe_topic(token, lambda event: listener(event[1]))
+        def hear(message: tuple[float, Any]) -> None:
+            if (event := event_of(message[1])) is not None:
+                listener(event)
+
+        self.client.subscribe_topic(token, hear)
         try:
             yield
         finally:

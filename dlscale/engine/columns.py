@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 
 from dlscale.arrays import Array
+from dlscale.engine.events import WorkDone
 from dlscale.engine.graphs import DataNode, Task, TaskRef
 from dlscale.engine.grids import blocks
 from dlscale.engine.parcels import Parcel, opened, pack
-from dlscale.engine.progress import Event, listen, resident_bytes, send, unlisten, worker_name
+from dlscale.engine.progress import listen, resident_bytes, send, unlisten, worker_name
 from dlscale.engine.run import Cost, Keep, Run, State
-from dlscale.engine.watching import Watch, Wishes, watchdog
+from dlscale.engine.watching import Wishes
 from dlscale.storage.results import ArrayWriter
 
 #: Told while something is applied: flops that were done, and bytes that were read.
@@ -141,18 +142,11 @@ class Columns:
     def _together(self, name: str, what: Applied, B: Array | None, group: Sequence[tuple[int, int]]) -> list[State]:
         """Apply it to the slabs of a group, each on a worker of its own as far as there are so many."""
         run, token = self.run, f"dlscale-{uuid.uuid4().hex[:12]}"
-        touch, stalled = watchdog(run.stall_seconds)
-
-        def listener(event: Event) -> None:
-            touch(event)
-            rss_bytes = event.pop("rss_bytes")
-            run.emit(event)
-            run.emit({"event": "memory", "process": event["worker"], "rss_bytes": rss_bytes})
-
+        watch = run.watch(token)
         parts = [None if B is None else B[:, slice(*columns)] for columns in group]
         if run.cluster.shares_memory:
             # This process is the worker.
-            listen(token, listener)
+            listen(token, watch.listener)
             try:
                 return [_apply(what, part, columns, token, name) for part, columns in zip(parts, group, strict=True)]
             finally:
@@ -167,7 +161,7 @@ class Columns:
                 graph[B_part.key] = B_part
                 graph[key] = Task(key, _apply, TaskRef(shared), TaskRef(B_part.key), columns, token, name, place)
             wishes = Wishes({}, {key: i for i, key in enumerate(keys)})
-            held = run.cluster.hold(graph, keys, {}, wishes, Watch(token, listener, stalled))
+            held = run.cluster.hold(graph, keys, {}, wishes, watch)
             try:
                 return [opened(result) for result in run.cluster.gather([held[key] for key in keys])]
             finally:
@@ -205,16 +199,13 @@ class _Teller:
 
     def send(self) -> None:
         now = time.perf_counter()
-        event = {
-            "event": "blocks",
-            "step": self.step,
-            "worker": self.worker,
-            "rows": 0,
-            "bytes": self._bytes,
-            "flops": self._flops,
-            "read_seconds": 0.0,
-            "compute_seconds": now - self._since,
-            "rss_bytes": resident_bytes(),
-        }
+        event = WorkDone(
+            self.step,
+            self.worker,
+            bytes=self._bytes,
+            flops=self._flops,
+            compute_seconds=now - self._since,
+            rss_bytes=resident_bytes(),
+        )
         self._since, self._flops, self._bytes = now, 0.0, 0
         send(self.token, event)

@@ -23,7 +23,7 @@ from dlscale.errors import DlscaleError, RankError, SpecError
 from dlscale.showing import shown
 
 if TYPE_CHECKING:
-    from dlscale.engine.progress import Emit
+    from dlscale.engine.events import Emit
     from dlscale.engine.ranks import Communicator
 
 #: How a launcher tells a process its rank and how many there are: Open MPI; MPICH, Intel MPI and srun with PMI-2; srun. The
@@ -178,8 +178,8 @@ class Session:
 
     def serve(self) -> int:
         """Ranks above 0: do what rank 0 says until the end; the exit code."""
+        from dlscale.engine.events import ignore
         from dlscale.engine.programs import broadcast
-        from dlscale.engine.progress import ignore
 
         try:
             import distributed  # noqa: F401  (while rank 0 plans, so that work starts sooner)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from dlscale.engine.client import connect
 from dlscale.engine.clusters import DaskCluster
+from dlscale.engine.events import Emit, ignore
 from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.launchers import Session
-from dlscale.engine.progress import Emit, ignore
 from dlscale.engine.started import SETTINGS
 from dlscale.engine.watching import Watch, Wishes
 from dlscale.errors import DlscaleError, RankError

@@ -20,10 +20,9 @@ from dlscale.engine.fold import Fold
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.outputs import RowOutput
 from dlscale.engine.parcels import opened
-from dlscale.engine.progress import Event
 from dlscale.engine.run import Cost, Keep, Run, State
 from dlscale.engine.sweep import ADVICE, Sweep, all_finite, held_graph, reduction_tree
-from dlscale.engine.watching import Watch, Wishes, watchdog
+from dlscale.engine.watching import Watch, Wishes
 from dlscale.errors import OutOfRange
 from dlscale.storage.matrix import Matrix
 
@@ -114,19 +113,10 @@ class Passes:
         self, step: str, A: Matrix, fold: Fold, grid: RowGrid, outputs: Sequence[RowOutput], held: Held | None = None
     ) -> State:
         token = f"dlscale-{uuid.uuid4().hex[:12]}"
-        touch, stalled = watchdog(self.run.stall_seconds)
-        flops_per_row = fold.flops_per_row
-
-        def listener(event: Event) -> None:
-            touch(event)
-            rss_bytes = event.pop("rss_bytes")
-            self.run.emit(event | {"flops": flops_per_row * event["rows"]})
-            self.run.emit({"event": "memory", "process": event["worker"], "rss_bytes": rss_bytes})
-
         self.run.require_shared(*outputs, *fold.concluded())
         with self.run.parcels() as folder:
             sweep = Sweep(token, step, A, fold, grid.block_rows, tuple(outputs), folder and folder / step)
-            state: State = opened(self._root(sweep, grid, held, Watch(token, listener, stalled)))
+            state: State = opened(self._root(sweep, grid, held, self.run.watch(token)))
         if not all_finite(state):
             raise OutOfRange(f"The entries are finite, but sums of their products overflow; {ADVICE}")
         return state

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from dlscale.engine import progress
+from dlscale.engine.events import Emit, ignore
 from dlscale.engine.guard import Guard
-from dlscale.engine.progress import Emit, ignore
 from dlscale.engine.ranks import Communicator
 
 Program = Callable[..., Any]

@@ -9,13 +9,10 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
 
 import psutil
 
-Event = dict[str, Any]
-Emit = Callable[[Event], None]
+from dlscale.engine.events import Emit, Event, MemoryTaken, WorkDone
 
 _listeners: dict[str, Emit] = {}
 _process = psutil.Process()
@@ -23,10 +20,6 @@ _process = psutil.Process()
 #: for the interpreter 0.1 ms; tasks of less than that ask it again and again.
 _resident = (-1.0, 0)
 _RESIDENT_SECONDS = 0.05
-
-
-def ignore(event: Event) -> None:
-    """A listener that does nothing."""
 
 
 def listen(token: str, listener: Emit) -> None:
@@ -46,7 +39,7 @@ def send(token: str, event: Event) -> None:
         return
     from distributed import get_worker
 
-    get_worker().log_event(token, event)
+    get_worker().log_event(token, event.to_dict())
 
 
 def resident_bytes() -> int:
@@ -75,6 +68,7 @@ class Meter:
     ----------
     token, step : str
         Where to send, and the pass it belongs to.
+    flops_per_row : float
 
     Attributes
     ----------
@@ -84,8 +78,8 @@ class Meter:
 
     interval_seconds = 0.25
 
-    def __init__(self, token: str, step: str) -> None:
-        self.token, self.step = token, step
+    def __init__(self, token: str, step: str, flops_per_row: float) -> None:
+        self.token, self.step, self.flops_per_row = token, step, flops_per_row
         self.inexact: set[str] = set()
         self.worker = worker_name()
         self._start()
@@ -104,20 +98,18 @@ class Meter:
 
     def flush(self) -> None:
         if self.rows:
-            send(
-                self.token,
-                {
-                    "event": "blocks",
-                    "step": self.step,
-                    "worker": self.worker,
-                    "rows": self.rows,
-                    "bytes": self.bytes,
-                    "read_seconds": self.read_seconds,
-                    "compute_seconds": self.compute_seconds,
-                    "rss_bytes": resident_bytes(),
-                    **({"inexact": sorted(self.inexact)} if self.inexact else {}),
-                },
+            event = WorkDone(
+                self.step,
+                self.worker,
+                rows=self.rows,
+                bytes=self.bytes,
+                flops=self.flops_per_row * self.rows,
+                read_seconds=self.read_seconds,
+                compute_seconds=self.compute_seconds,
+                rss_bytes=resident_bytes(),
+                inexact=tuple(sorted(self.inexact)),
             )
+            send(self.token, event)
         self._start()
 
 
@@ -131,4 +123,4 @@ class MemorySampler(threading.Thread):
 
     def run(self) -> None:
         while not self.stopped.wait(1.0):
-            self.emit({"event": "memory", "process": "driver", "rss_bytes": resident_bytes()})
+            self.emit(MemoryTaken("driver", resident_bytes()))

@@ -9,9 +9,9 @@ from typing import Any
 
 from dlscale.engine import progress
 from dlscale.engine.client import list_workers
+from dlscale.engine.events import ignore
 from dlscale.engine.guard import Guard
 from dlscale.engine.programs import Program
-from dlscale.engine.progress import ignore
 from dlscale.engine.ranks import Communicator, MPICommunicator, import_mpi
 from dlscale.errors import RankError, SpecError
 

@@ -7,12 +7,13 @@ checkpoint; one that is there is not computed again, so an algorithm resumes by 
 from __future__ import annotations
 
 import copy
+import math
 import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -20,10 +21,11 @@ import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.engine.clusters import Cluster
+from dlscale.engine.events import Emit, Event, MemoryTaken, Saved, StepFinished, StepStarted, WorkDone, ignore
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.outputs import RowOutput
-from dlscale.engine.progress import Emit, ignore
 from dlscale.engine.targets import MemoryTarget, StoreTarget, TransposedTarget
+from dlscale.engine.watching import Watch, watchdog
 from dlscale.errors import SpecError
 from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.results import ArrayWriter, ResultGroup
@@ -112,7 +114,7 @@ class Run:
             ``none``: it is computed again where it is asked for again, sooner than it could be kept, or of states that are.
         """
         name = self.prefix + name
-        self.emit({"event": "pass_started", "step": name, "flops": cost.flops, "bytes": cost.bytes_read})
+        self.emit(StepStarted(name, cost.flops, cost.bytes_read))
         started = time.perf_counter()
         state = self.checkpoint.load(name) if self.checkpoint and keep != "none" else None
         resumed = state is not None
@@ -120,17 +122,8 @@ class Run:
             state = compute(name)
             if keep != "none":
                 self._save(name, state, writers, flushed, keep)
-        self.emit(
-            {
-                "event": "pass_finished",
-                "step": name,
-                "seconds": time.perf_counter() - started,
-                "bytes_read": cost.bytes_read,
-                "bytes_written": cost.bytes_written,
-                "flops": cost.flops,
-                "resumed": resumed,
-            }
-        )
+        seconds = time.perf_counter() - started
+        self.emit(StepFinished(name, seconds, cost.bytes_read, cost.bytes_written, cost.flops, resumed))
         return state
 
     def _save(self, name: str, state: State, writers: Sequence[ArrayWriter], flushed: Sequence[ArrayWriter], keep: Keep) -> None:
@@ -143,7 +136,25 @@ class Run:
         n_bytes = self.checkpoint.save(name, state, writers=writers)
         for number in before[:-1]:
             self.checkpoint.drop(f"{name.rpartition('-')[0]}-{number}")
-        self.emit({"event": "checkpoint", "step": name, "bytes": n_bytes, "seconds": time.perf_counter() - started})
+        self.emit(Saved(name, n_bytes, time.perf_counter() - started))
+
+    def watch(self, token: str) -> Watch:
+        """How tasks that send under a token are followed: what they did is told, and once a second the memory of each worker."""
+        touch, stalled = watchdog(self.stall_seconds)
+        told: dict[str, float] = {}
+
+        def listener(event: Event) -> None:
+            touch(event)
+            if not isinstance(event, WorkDone) or event.rss_bytes is None:
+                self.emit(event)
+                return
+            self.emit(replace(event, rss_bytes=None))
+            # Once a second is enough: a large factorization has millions of tasks.
+            if time.monotonic() - told.get(event.worker, -math.inf) > 1.0:
+                told[event.worker] = time.monotonic()
+                self.emit(MemoryTaken(event.worker, event.rss_bytes))
+
+        return Watch(token, listener, stalled)
 
     def newest(self, iteration: str) -> tuple[int, State] | None:
         """The number and the result of the last whole step ``<iteration>-<number>`` that was kept."""

@@ -158,7 +158,7 @@ def _merged(sweep: Sweep, nodes: _Nodes, n_leaves: int) -> _Nodes:
 def run_leaf(shared: Any, start: int, stop: int, held: Array | None = None, *, last: bool = False) -> Any:
     """Fold the rows ``start:stop`` of the matrix, block by block."""
     sweep = Sweep.of(shared)
-    meter = Meter(sweep.token, sweep.step)
+    meter = Meter(sweep.token, sweep.step, sweep.fold.flops_per_row)
     row_bytes = sweep.A.shape[1] * sweep.A.stored_dtype.itemsize
     fold, state = sweep.fold, sweep.fold.start()
     collectors = [Collector(output, start, stop, sweep.block_rows) for output in sweep.outputs]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dlscale.engine.progress import Emit, ignore
+from dlscale.engine.events import Emit, Event, ignore
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def watchdog(seconds: float | None) -> tuple[Emit, Callable[[], str]]:
         return ignore, lambda: ""
     last = time.monotonic()
 
-    def touch(_: dict[str, Any]) -> None:
+    def touch(_: Event) -> None:
         nonlocal last
         last = time.monotonic()
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from dlscale.arrays import Array
+from dlscale.engine.events import EpochFinished
 from dlscale.engine.progress import send
 from dlscale.engine.ranks import Communicator
 from dlscale.errors import NumericalError
@@ -334,7 +335,7 @@ class Training:
         if self.communicator.rank == 0:
             names = ["epoch_loss", *(name for name in history.names() if name.startswith("validation_"))]
             values = {name: history.values(name)[-1] for name in names}
-            send(self.task.token, {"event": "epoch", "epoch": self.at.epoch, **values})
+            send(self.task.token, EpochFinished(self.at.epoch, values))
         stopping = self.recipe.early_stopping
         if stopping is None:
             return ""

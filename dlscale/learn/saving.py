@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from dlscale.arrays import Array
+from dlscale.engine.events import Saved, TrainingResumed, Warned
 from dlscale.engine.progress import send
 from dlscale.engine.ranks import Communicator
 from dlscale.learn.history import History
@@ -85,7 +86,7 @@ class Saver:
             packed = next((arrays for step in steps if (arrays := self.checkpoint.load(step)) is not None), None)
             found = None if packed is None else unpack(packed)
             for problem in self.checkpoint.problems:
-                send(self.task.token, {"event": "warning", "message": problem})
+                send(self.task.token, Warned(problem))
         position = np.append(self.at.to_array() if found is None else found["position"], found is not None)
         self.communicator.bcast(position, name="position")
         if not position[-1]:
@@ -98,7 +99,7 @@ class Saver:
         self.history.restore(self.communicator, found)
         self._saved_step = self.at.step
         if self.communicator.rank == 0:
-            send(self.task.token, {"event": "resumed", "steps": self.at.step, "epoch": self.at.epoch})
+            send(self.task.token, TrainingResumed(self.at.step, self.at.epoch))
 
     def save_step(self) -> None:
         """Save under the number of the step that was done last."""
@@ -126,4 +127,4 @@ class Saver:
         for step in before[:-1]:
             self.checkpoint.drop(step)
         self._save_seconds = time.perf_counter() - started
-        send(self.task.token, {"event": "checkpoint", "step": name, "bytes": n_bytes, "seconds": self._save_seconds})
+        send(self.task.token, Saved(name, n_bytes, self._save_seconds))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from dlscale.engine.events import StepFinished, StepStarted, WorkDone
 from dlscale.engine.progress import send
 from dlscale.engine.ranks import Communicator
 from dlscale.learn.gradients import Seconds
@@ -41,19 +42,16 @@ class Teller:
         before, now_read = self._sent.rows * self.communicator.size, self.seconds.rows * self.communicator.size
         rows = now_read - before
         read = self.seconds.read - self._sent.read
-        send(
-            self.task.token,
-            {
-                "event": "blocks",
-                "step": self._step,
-                "worker": "rank 0",
-                "rows": int(rows),
-                "bytes": self._bytes(now_read) - self._bytes(before),
-                "read_seconds": read,
-                "compute_seconds": now - self._sent_at - read,
-                "flops": rows * self.flops_per_row,
-            },
+        event = WorkDone(
+            self._step,
+            "rank 0",
+            rows=int(rows),
+            bytes=self._bytes(now_read) - self._bytes(before),
+            flops=float(rows * self.flops_per_row),
+            read_seconds=read,
+            compute_seconds=now - self._sent_at - read,
         )
+        send(self.task.token, event)
         self._sent = Seconds(**vars(self.seconds))
         self._sent_at = now
 
@@ -68,14 +66,13 @@ class Teller:
         self._step, self._sent_at, self.flops_per_row = step, time.perf_counter(), flops_per_row
         if self.communicator.rank == 0:
             n_rows = self.task.order.n_rows
-            facts = {"flops": n_rows * self.flops_per_row, "bytes": self._bytes(n_rows)}
-            send(self.task.token, {"event": "pass_started", "step": step, **facts})
+            send(self.task.token, StepStarted(step, n_rows * self.flops_per_row, self._bytes(n_rows)))
 
     def finish(self, seconds: float, rows: float, *, resumed: bool = False) -> None:
         """The step has ended, which read so many rows on all ranks together."""
         if self.communicator.rank == 0:
-            facts = {"bytes_read": self._bytes(rows), "flops": rows * self.flops_per_row, "resumed": resumed}
-            send(self.task.token, {"event": "pass_finished", "step": self._step, "seconds": seconds, **facts})
+            flops, n_bytes = float(rows * self.flops_per_row), self._bytes(rows)
+            send(self.task.token, StepFinished(self._step, seconds, bytes_read=n_bytes, flops=flops, resumed=resumed))
 
 
 def flops_per_row(parameters: Parameters) -> float:

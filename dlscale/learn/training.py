@@ -11,6 +11,7 @@ import numpy as np
 
 from dlscale.declaration.kind import MATRIX, Kind, Role
 from dlscale.engine.costs import measured_rates
+from dlscale.engine.events import StepStarted, SyncChosen
 from dlscale.engine.facts import BASELINE_BYTES, ClusterFacts
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.outcome import Outcome
@@ -166,8 +167,8 @@ def run_training(run: Run, inputs: Inputs, options: TrainOptions, plan: Plan) ->
         raise SpecError("A training needs a checkpoint; run it as a job.")
     sync, why = choose_sync(options.sync, run.cluster.facts)
     task = _task(run, inputs, options, plan)
-    run.emit({"event": "sync", "message": why, "sync": sync})
-    run.emit({"event": "pass_started", "step": "training", "flops": plan.steps[0].flops, "bytes": plan.steps[0].bytes_read})
+    run.emit(SyncChosen(why, sync))
+    run.emit(StepStarted("training", plan.steps[0].flops, plan.steps[0].bytes_read))
     if sync == "dask":
         from dlscale.learn.tasks import train_on_passes
 

@@ -62,7 +62,7 @@ def _header(job: Job) -> Markup:
     record = job.record
     started = record.started
     if started is None:
-        started = next((e["time"] for e in record.events if isinstance(e.get("time"), int | float)), None)
+        started = next((event.time for event in record.events if event.time is not None), None)
     facts = [record.id]
     if started is not None:
         facts.append(words.moment(started))

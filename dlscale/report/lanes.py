@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from dlscale.report.timeline import running_seconds
+from dlscale.engine.events import Event, StepStarted, WorkDone
+from dlscale.report.timeline import in_order, running_seconds
 
 #: The tasks of a factorization, in the order of their legend.
 TASKS = ("load", "fetch", "factor", "apply", "write")
@@ -93,47 +94,42 @@ class Step:
         return self.flops / max(self.stop - self.start, 1e-9)
 
 
-def read_lanes(events: Sequence[Mapping[str, Any]]) -> Lanes | None:
+def read_lanes(events: Sequence[Event]) -> Lanes | None:
     """Collect the tasks of all factorizations by panels; None when there are none.
 
     Parameters
     ----------
-    events : sequence of mapping
-        The lines of events.jsonl. Tasks are the ``blocks`` that name a ``task``; clocks of workers are taken to agree.
+    events : sequence of Event
+        Tasks are the `WorkDone` that name a ``task``; clocks of workers are taken to agree.
     """
-    timed = sorted((e for e in events if isinstance(e.get("time"), int | float)), key=lambda e: e["time"])
+    timed = in_order(events)
     seconds, _ = running_seconds(timed) if timed else ([], [])
-    found: list[tuple[float, int, Mapping[str, Any]]] = []
+    found: list[tuple[float, int, WorkDone]] = []
     parts: list[str] = []
     latest: dict[str, int] = {}
-    for x, event in zip(seconds, timed, strict=True):
-        step = str(event.get("step", ""))
-        if event.get("event") == "pass_started":
-            latest.pop(step, None)
-        elif event.get("event") == "blocks" and event.get("task") in TASKS and isinstance(event.get("started"), int | float):
-            if step not in latest:
-                latest[step] = len(parts)
-                parts.append(step)
-            found.append((event["started"] - event["time"] + x, latest[step], event))
+    for x, (time, event) in zip(seconds, timed, strict=True):
+        if isinstance(event, StepStarted):
+            latest.pop(event.step, None)
+        elif isinstance(event, WorkDone) and event.task in TASKS and event.started is not None:
+            if event.step not in latest:
+                latest[event.step] = len(parts)
+                parts.append(event.step)
+            found.append((event.started - time + x, latest[event.step], event))
     if not found:
         return None
     found.sort(key=lambda item: item[0])
     start = np.array([x for x, _, _ in found])
     part = np.array([number for _, number, _ in found])
     tasks = [event for _, _, event in found]
-    stop = start + [float(e.get("read_seconds") or 0.0) + float(e.get("compute_seconds") or 0.0) for e in tasks]
-    lane, names = _lanes([(str(e.get("worker", "")), e.get("thread")) for e in tasks], start, stop)
-
-    def column(key: str, missing: float) -> np.ndarray:
-        return np.array([missing if e.get(key) is None else e[key] for e in tasks])
-
-    panel, task = column("panel", 0), np.array([TASKS.index(e["task"]) for e in tasks])
+    stop = start + [event.read_seconds + event.compute_seconds for event in tasks]
+    lane, names = _lanes([(event.worker, event.thread) for event in tasks], start, stop)
+    panel = np.array([event.panel or 0 for event in tasks])
+    task = np.array([TASKS.index(str(event.task)) for event in tasks])
     own = np.isin(task, (TASKS.index("factor"), TASKS.index("fetch")))
-    transform = np.where(own, panel, column("transform", -1))
+    transform = np.where(own, panel, [-1 if event.transform is None else event.transform for event in tasks])
     ready = _ready(stop, task, panel, transform, part)
-    return Lanes(
-        start, stop, ready, lane, task, panel, transform, part, column("flops", 0.0), column("bytes", 0.0), names, tuple(parts)
-    )
+    flops, n_bytes = np.array([event.flops for event in tasks]), np.array([event.bytes for event in tasks])
+    return Lanes(start, stop, ready, lane, task, panel, transform, part, flops, n_bytes, names, tuple(parts))
 
 
 def _lanes(threads: Sequence[tuple[str, Any]], start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.engine.events import Event
+
 #: States in which work was lost or stopped; the report opens with the reason and the way on.
 STOPPED = ("failed", "lost", "interrupted", "cancelled")
 
@@ -40,8 +42,8 @@ class JobRecord:
         Wall time from start to end.
     started : float or None
         Unix time; None takes the first event's.
-    events : sequence of mapping
-        The lines of events.jsonl, in order; resumed jobs hold the events of all their runs.
+    events : sequence of Event
+        Those of events.jsonl, in order; resumed jobs hold the events of all their runs.
     arrays : mapping of str to ndarray
         Small result arrays under their result names (``s``, ``vh``, ``components``, ``mean``, ``r`` ...).
     machine, versions : mapping
@@ -71,7 +73,7 @@ class JobRecord:
     notes: Sequence[str] = ()
     seconds: float | None = None
     started: float | None = None
-    events: Sequence[Mapping[str, Any]] = ()
+    events: Sequence[Event] = ()
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, Any] = field(default_factory=dict)

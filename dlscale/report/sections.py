@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from dlscale.engine.events import Saved, StateChanged, StepFinished, Warned
 from dlscale.report import figures, running, words
 from dlscale.report.markup import NOTHING, Markup, div, join, tag
 from dlscale.report.record import STOPPED, JobRecord
@@ -196,7 +197,7 @@ def planned(job: Job) -> Markup | None:
         return None
     steps = [step for step in plan.get("steps") or () if step.get("where") != "driver"]
     done = [run for run in line.passes if run.outcome == "done"] if line else []
-    written = sum(e.get("bytes_written", 0) for e in job.record.events if e.get("event") == "pass_finished") or None
+    written = sum(e.bytes_written for e in job.record.events if isinstance(e, StepFinished)) or None
     work = "floating-point work"
     rows: list[tuple[str, float | None, float | None, str]] = [
         ("passes", len(steps), len({run.step for run in done}) or None, ""),
@@ -242,16 +243,16 @@ def _amount(value: float | None, unit: str) -> str:
 
 def notes(job: Job) -> Markup | None:
     """Notes, warnings, and the events that changed the job's course."""
-    warnings = [str(e.get("message", "")) for e in job.record.events if e.get("event") == "warning"]
+    warnings = [event.message for event in job.record.events if isinstance(event, Warned)]
     items = [tag("li", {"class": "warn"}, text) for text in dict.fromkeys(warnings)]
     items += [tag("li", None, str(note)) for note in job.record.notes]
-    told = [e for e in job.record.events if e.get("event") in ("state", "checkpoint", "warning", "pass_finished")]
+    told = [event for event in job.record.events if isinstance(event, StateChanged | Saved | Warned | StepFinished)]
     if not items and not told:
         return None
     parts = [tag("ul", {"class": "notes"}, *items)] if items else []
     if told:
-        start = next((e["time"] for e in told if "time" in e), 0.0)
-        lines = [(_clock(e.get("time"), start), str(e["event"]).replace("_", " "), _told(e)) for e in told[-_MOST_EVENTS:]]
+        start = next((event.time for event in told if event.time is not None), 0.0)
+        lines = [(_clock(event.time, start), event.word.replace("_", " "), _told(event)) for event in told[-_MOST_EVENTS:]]
         parts.append(
             tag(
                 "details", None, tag("summary", None, f"Events ({len(told)})"), table(("after", "event", ""), lines, style="events")
@@ -264,15 +265,15 @@ def _clock(time: float | None, start: float) -> str:
     return words.MISSING if time is None else words.duration(round(time - start, 3))
 
 
-def _told(event: Mapping[str, Any]) -> str:
-    match event["event"]:
-        case "state":
-            return " – ".join(str(event[key]) for key in ("state", "message") if event.get(key))
-        case "checkpoint":
-            return f"{event.get('step', '')}, {words.size(event.get('bytes'))} in {words.duration(event.get('seconds'))}"
-        case "pass_finished":
-            return f"{event.get('step', '')}, {words.duration(event.get('seconds'))}"
-    return str(event.get("message", ""))
+def _told(event: StateChanged | Saved | Warned | StepFinished) -> str:
+    match event:
+        case StateChanged():
+            return " – ".join(filter(None, (event.state, event.message)))
+        case Saved():
+            return f"{event.step}, {words.size(event.bytes)} in {words.duration(event.seconds)}"
+        case StepFinished():
+            return f"{event.step}, {words.duration(event.seconds)}"
+    return event.message
 
 
 def environment(job: Job) -> Markup | None:

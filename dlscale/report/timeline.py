@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from dlscale.engine.events import Event, MemoryTaken, Saved, StateChanged, StepFinished, StepStarted, WorkDone
 from dlscale.report.record import STOPPED
+
+#: An event behind its time, in seconds since 1970.
+Timed = tuple[float, Event]
 
 #: A run that starts this long after the last event left a pause behind it, which the time axis leaves out.
 PAUSE_SECONDS = 5.0
@@ -71,15 +74,15 @@ class Timeline:
         return sum(run.seconds for run in self.passes)
 
 
-def read_timeline(events: Sequence[Mapping[str, Any]]) -> Timeline | None:
+def read_timeline(events: Sequence[Event]) -> Timeline | None:
     """Build the series; None when there are no timed events.
 
     Parameters
     ----------
-    events : sequence of mapping
-        The lines of events.jsonl; those without a ``time`` are ignored.
+    events : sequence of Event
+        Those without a time are ignored.
     """
-    timed = sorted((e for e in events if isinstance(e.get("time"), int | float)), key=lambda e: e["time"])
+    timed = in_order(events)
     if not timed:
         return None
     seconds, pauses = running_seconds(timed)
@@ -90,35 +93,40 @@ def read_timeline(events: Sequence[Mapping[str, Any]]) -> Timeline | None:
     at = np.array([knot[0] for knot in knots]) if knots else np.zeros(1)
     done = np.cumsum([knot[1:] for knot in knots], axis=0) if knots else np.zeros((1, 2))
     rates = [np.diff(np.interp(edges, at, done[:, i])) / np.diff(edges) for i in (0, 1)]
-    checkpoints = tuple((x, str(e.get("step", ""))) for x, e in zip(seconds, timed, strict=True) if e.get("event") == "checkpoint")
+    checkpoints = tuple((x, event.step) for x, (_, event) in zip(seconds, timed, strict=True) if isinstance(event, Saved))
     times, memory = _memory(timed, seconds)
     return Timeline(total, tuple(passes), edges, rates[0], rates[1], tuple(pauses), checkpoints, times, memory)
 
 
-def running_seconds(timed: list[Mapping[str, Any]]) -> tuple[list[float], list[tuple[float, float]]]:
+def in_order(events: Sequence[Event]) -> list[Timed]:
+    """The events that have a time, each behind it, in its order."""
+    return sorted(((event.time, event) for event in events if event.time is not None), key=lambda timed: timed[0])
+
+
+def running_seconds(timed: list[Timed]) -> tuple[list[float], list[tuple[float, float]]]:
     """Each event's place on an axis that leaves out the time between a stop and the run that went on from it."""
     seconds: list[float] = []
     pauses: list[tuple[float, float]] = []
-    skipped, before = timed[0]["time"], timed[0]["time"]
+    skipped, before = timed[0][0], timed[0][0]
     # From behind: whether a run begins at an event, or soon after it and before any pass (planning may log and take memory first).
     begins, ahead = [], False
-    for event in reversed(timed):
-        if event.get("event") == "state":
-            ahead = event.get("state") in ("planned", "running")
-        elif event.get("event") in ("pass_started", "blocks", "pass_finished"):
+    for _, event in reversed(timed):
+        if isinstance(event, StateChanged):
+            ahead = event.state in ("planned", "running")
+        elif isinstance(event, StepStarted | WorkDone | StepFinished):
             ahead = False
         begins.append(ahead)
-    for event, starts in zip(timed, reversed(begins), strict=True):
-        gap = event["time"] - before
+    for (time, _), starts in zip(timed, reversed(begins), strict=True):
+        gap = time - before
         if starts and gap > PAUSE_SECONDS:
             pauses.append((before - skipped, gap))
             skipped += gap
-        seconds.append(event["time"] - skipped)
-        before = event["time"]
+        seconds.append(time - skipped)
+        before = time
     return seconds, pauses
 
 
-def _passes(timed: list[Mapping[str, Any]], seconds: list[float]) -> tuple[list[PassRun], list[tuple[float, float, float]]]:
+def _passes(timed: list[Timed], seconds: list[float]) -> tuple[list[PassRun], list[tuple[float, float, float]]]:
     """Runs of passes, and knots (second, bytes, flops) whose running sum is piecewise linear between them."""
     runs: list[PassRun] = []
     knots: list[tuple[float, float, float]] = []
@@ -128,43 +136,39 @@ def _passes(timed: list[Mapping[str, Any]], seconds: list[float]) -> tuple[list[
         runs.extend(PassRun(step, start, stop, flops, read, "cut") for step, (start, read, flops) in open_runs.items())
         open_runs.clear()
 
-    for x, event in zip(seconds, timed, strict=True):
-        step = str(event.get("step", ""))
-        match event.get("event"):
-            case "pass_started":
-                open_runs[step] = [x, 0.0, 0.0]
+    for x, (_, event) in zip(seconds, timed, strict=True):
+        match event:
+            case StepStarted():
+                open_runs[event.step] = [x, 0.0, 0.0]
                 knots.append((x, 0.0, 0.0))
-            case "blocks":
-                read, flops = float(event.get("bytes", 0)), float(event.get("flops", 0))
-                run = open_runs.setdefault(step, [x, 0.0, 0.0])
-                run[1] += read
-                run[2] += flops
-                knots.append((x, read, flops))
-            case "pass_finished":
-                took = float(event.get("seconds") or 0.0)
-                start, seen_read, seen_flops = open_runs.pop(step, [max(x - took, 0.0), 0.0, 0.0])
-                loaded = bool(event.get("resumed"))
-                read = 0.0 if loaded else float(event.get("bytes_read") or seen_read)
-                flops = 0.0 if loaded else float(event.get("flops") or seen_flops)
-                runs.append(PassRun(step, start, x, flops, read, "loaded" if loaded else "done"))
-                if not loaded:
+            case WorkDone():
+                run = open_runs.setdefault(event.step, [x, 0.0, 0.0])
+                run[1] += event.bytes
+                run[2] += event.flops
+                knots.append((x, float(event.bytes), event.flops))
+            case StepFinished():
+                start, seen_read, seen_flops = open_runs.pop(event.step, [max(x - event.seconds, 0.0), 0.0, 0.0])
+                read = 0.0 if event.resumed else event.bytes_read or seen_read
+                flops = 0.0 if event.resumed else event.flops or seen_flops
+                runs.append(PassRun(event.step, start, x, flops, read, "loaded" if event.resumed else "done"))
+                if not event.resumed:
                     if not seen_read and not seen_flops:
                         knots.append((start, 0.0, 0.0))
                     knots.append((x, max(read - seen_read, 0.0), max(flops - seen_flops, 0.0)))
-            case "state" if event.get("state") in (*STOPPED, "planned", "running"):
-                cut(max((k[0] for k in knots), default=x) if event.get("state") in ("planned", "running") else x)
+            case StateChanged() if event.state in (*STOPPED, "planned", "running"):
+                cut(max((k[0] for k in knots), default=x) if event.state in ("planned", "running") else x)
     cut(seconds[-1])
     return runs, sorted(knots, key=lambda knot: knot[0])
 
 
-def _memory(timed: list[Mapping[str, Any]], seconds: list[float]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def _memory(timed: list[Timed], seconds: list[float]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Resident bytes of every process on common times; a process counts from its first to its last sample."""
     samples: dict[str, list[tuple[float, float]]] = {}
-    for x, event in zip(seconds, timed, strict=True):
-        if event.get("event") == "memory" and event.get("rss_bytes") is not None:
-            name = str(event.get("process", "job"))
+    for x, (_, event) in zip(seconds, timed, strict=True):
+        if isinstance(event, MemoryTaken):
             # Tasks outside a Dask worker name themselves by their process, which is the driver's: it counts once.
-            samples.setdefault("driver" if name.startswith("pid ") else name, []).append((x, float(event["rss_bytes"])))
+            name = "driver" if event.process.startswith("pid ") else event.process
+            samples.setdefault(name, []).append((x, float(event.rss_bytes)))
     if not samples:
         return np.zeros(0), {}
     # The driver first, so that it is the ground on which the workers are stacked.

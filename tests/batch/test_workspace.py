@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from dlscale.batch.workspace import Heartbeat, Job, JobState, Workspace
+from dlscale.engine.events import StateChanged
 from dlscale.errors import SpecError
 from dlscale.storage.processes import start_of
 
@@ -100,8 +101,8 @@ def test_a_job_is_found_by_the_beginning_of_its_id(tmp_path: Path) -> None:
 
 def test_a_torn_event_is_left_out(tmp_path: Path) -> None:
     job = make_job(Workspace(tmp_path))
-    job.events.write_text('{"event": "state", "time": 1}\n{"event": "blo')
-    assert [event["event"] for event in job.read_events()] == ["state"]
+    job.events.write_text('{"event": "state", "state": "running", "time": 1}\n{"event": "blo')
+    assert job.read_events() == [StateChanged("running", time=1.0)]
 
 
 def test_only_one_process_has_a_job(tmp_path: Path) -> None:

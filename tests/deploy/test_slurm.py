@@ -16,6 +16,7 @@ from dlscale.batch.prepare import prepare
 from dlscale.batch.slurm import SlurmRequest, batch_script, slurm_number, submit_prepared
 from dlscale.batch.spec import parse_spec
 from dlscale.batch.workspace import Job, Workspace
+from dlscale.engine.events import StepFinished
 from dlscale.errors import SpecError
 
 NIGHT = int(os.environ.get("DLSCALE_CHAOS_RUNS", "1")) >= 10
@@ -78,7 +79,7 @@ def stopped_again_and_again(slurm: SlurmCluster, folder: Path) -> None:
     assert said.count("back into the queue") == 2
     check_bits(job.result, folder)
     # Finished passes were not repeated: every one was computed once.
-    computed = [event["step"] for event in job.read_events() if event["event"] == "pass_finished" and not event["resumed"]]
+    computed = [event.step for event in job.read_events() if isinstance(event, StepFinished) and not event.resumed]
     assert len(computed) == len(set(computed))
 
 

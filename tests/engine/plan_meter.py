@@ -41,11 +41,12 @@ def run(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     from dlscale.batch.run import start
     from dlscale.batch.spec import parse_spec
     from dlscale.batch.workspace import Workspace
+    from dlscale.engine.events import Event, StepFinished, WorkDone
 
     # The planner reads a little of the matrix, to see how fast it can be read; that is not counted.
     document, root = read_document(job), Workspace(folder)
     prepared = prepare(parse_spec(document), document, root)
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     on_workers = job["cluster"]["type"] == "local"
     peak = Peak()
     if on_workers:
@@ -56,11 +57,11 @@ def run(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         raise done.error
     now_read, now_written = counted()
     peak.stopped.set()
-    finished = [event for event in events if event["event"] == "pass_finished"]
+    finished = [event for event in events if isinstance(event, StepFinished)]
     return {
         "plan": done.plan,
-        "told_read": sum(event["bytes_read"] for event in finished),
-        "told_flops": sum(event["flops"] for event in events if event["event"] == "blocks"),
+        "told_read": sum(event.bytes_read for event in finished),
+        "told_flops": sum(event.flops for event in events if isinstance(event, WorkDone)),
         "read": now_read - read,
         "written": now_written - written,
         "worker_bytes": peak.n_bytes,

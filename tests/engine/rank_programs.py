@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dlscale.arrays import Array
+from dlscale.engine.events import Event, Warned
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.launchers import across_ranks
 from dlscale.engine.opening import open_cluster
@@ -27,7 +28,7 @@ from dlscale.storage.matrices import open_matrix
 
 def total(communicator: Communicator, start: float) -> tuple[int, int, float]:
     """Rank, size, and the sum over ranks of (start + rank)."""
-    send("events", {"rank": communicator.rank})
+    send("events", Warned(f"from rank {communicator.rank}"))
     value = communicator.allreduce(np.array([start + communicator.rank]), name="total")
     return communicator.rank, communicator.size, float(value[0])
 
@@ -79,7 +80,7 @@ def sweep(path: str) -> int:
     """A program on every rank, then a pass over a matrix; says what came out, and which ranks took part."""
     A = open_matrix(path)
     n_ranks = int(os.environ["OMPI_COMM_WORLD_SIZE"])
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     with open_cluster("mpi") as cluster:
         print(cluster.on_every_rank(total, 1, token="events", listener=events.append), events)
         state = Passes(Run(cluster)).sweep("who", A, Who(n_ranks), RowGrid(A.shape[0], 500, 500))

@@ -13,9 +13,9 @@ import pytest
 
 from dlscale.arrays import Array
 from dlscale.engine.columns import KEPT_FLOPS, Applied, Columns, Tell, slab_columns
+from dlscale.engine.events import Event, StepFinished, WorkDone, ignore
 from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.opening import open_cluster
-from dlscale.engine.progress import ignore
 from dlscale.engine.run import Cost, Run, State
 from dlscale.errors import StalledError
 from dlscale.storage.checkpoints import Checkpoint
@@ -77,18 +77,18 @@ def test_a_slab_of_long_columns_is_narrow():
 
 def test_every_column_is_told_and_a_group_that_is_kept_is_not_repeated(tmp_path):
     T, B = data()
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     with open_cluster(THREADS) as cluster:
         X = product(run_of(cluster, tmp_path, events), Times(T), B, together=2)
         np.testing.assert_array_equal(X, np.hstack([T @ B[:, i : i + 8] for i in range(0, 30, 8)]))
-        steps = [e for e in events if e["event"] == "pass_finished"]
-        assert [(e["step"], e["flops"] / KEPT_FLOPS) for e in steps] == [("times-1", 16), ("times-2", 14)]
-        assert sum(e["flops"] for e in events if e["event"] == "blocks") == 30 * KEPT_FLOPS
+        steps = [e for e in events if isinstance(e, StepFinished)]
+        assert [(e.step, e.flops / KEPT_FLOPS) for e in steps] == [("times-1", 16), ("times-2", 14)]
+        assert sum(e.flops for e in events if isinstance(e, WorkDone)) == 30 * KEPT_FLOPS
         Checkpoint(tmp_path / "checkpoint.zarr").drop("times-2")
         events.clear()
         again = product(run_of(cluster, tmp_path, events), Times(T), B, together=2)
     np.testing.assert_array_equal(again, X)
-    assert [e["resumed"] for e in events if e["event"] == "pass_finished"] == [True, False]
+    assert [e.resumed for e in events if isinstance(e, StepFinished)] == [True, False]
 
 
 def test_what_is_sooner_computed_again_is_not_kept(tmp_path):
@@ -113,12 +113,12 @@ def test_two_workers_share_a_group_and_give_the_bits_of_one_process(tmp_path):
     with open_cluster(THREADS) as cluster:
         expected = product(run_of(cluster), what, B)
     with open_cluster(LOCAL) as cluster:
-        events: list[dict[str, Any]] = []
+        events: list[Event] = []
         run = run_of(cluster, tmp_path, events)
         found = Columns(run).apply("times", what, B, n_columns=16, width=8, together=2)
         np.testing.assert_array_equal(np.hstack([state["x"] for state in found]), expected)
         assert len({int(state["pid"]) for state in found} - {os.getpid()}) == 2
-        assert len({e["worker"] for e in events if e["event"] == "blocks"}) == 2
+        assert len({e.worker for e in events if isinstance(e, WorkDone)}) == 2
         assert not (tmp_path / "checkpoint.zarr" / "parcels").exists()
 
 

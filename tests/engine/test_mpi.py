@@ -104,7 +104,7 @@ def test_every_rank_works(matrix: Path) -> None:
     """In a program that all run, and in a pass: none is given up for a scheduler or a client alone."""
     code, out, err = mpirun(2, PROGRAMS, "sweep", matrix)
     assert (code, err) == (0, "")
-    assert out.splitlines() == ["[(0, 2, 3.0), (1, 2, 3.0)] [{'rank': 0}]", "['rank 0', 'rank 1']"]
+    assert out.splitlines() == ["[(0, 2, 3.0), (1, 2, 3.0)] [Warned(time=None, message='from rank 0')]", "['rank 0', 'rank 1']"]
 
 
 @needs_mpirun

@@ -19,6 +19,7 @@ from helpers import LAYOUTS, THREADS, Array, gaussian, store
 from dlscale import gallery
 from dlscale.batch.pacing import PacedCheckpoint
 from dlscale.engine.clusters import Cluster, _Ready
+from dlscale.engine.events import Event, StepFinished, StepStarted, Warned, WorkDone
 from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.opening import open_cluster
 from dlscale.engine.tiles import whole_tasks
@@ -76,12 +77,12 @@ class Run:
 
     def __init__(self, kind: str, folder: Path, *, every_seconds: float = 0.0) -> None:
         self.kind, self.folder, self.every_seconds = kind, folder, every_seconds
-        self.events: list[dict[str, Any]] = []
+        self.events: list[Event] = []
 
     def run(self, *, stop: Callable[[dict[str, Any]], bool] = lambda event: False, flush: bool = False) -> None:
         self.events = []
 
-        def emit(event: dict[str, Any]) -> None:
+        def emit(event: Event) -> None:
             self.events.append(event)
             if stop(event):
                 raise Stopped
@@ -107,7 +108,7 @@ class Run:
         return {name: np.asarray(array) for name, array in group.arrays()}
 
     def steps(self, *, resumed: bool) -> list[str]:
-        return [e["step"] for e in self.events if e["event"] == "pass_finished" and e["resumed"] == resumed]
+        return [e.step for e in self.events if isinstance(e, StepFinished) and e.resumed == resumed]
 
 
 @pytest.mark.parametrize("kind", MATRICES)
@@ -120,7 +121,7 @@ def test_a_stop_after_any_step(kind: str, tmp_path: Path) -> None:
     assert_same_bits(whole.result, expected(kind))
     for i, step in enumerate(steps):
         stopped = Run(kind, tmp_path / step)
-        stopped.run(stop=lambda event, step=step: event["event"] == "pass_finished" and event["step"] == step)
+        stopped.run(stop=lambda event, step=step: isinstance(event, StepFinished) and event.step == step)
         stopped.run()
         assert stopped.steps(resumed=True) == steps[: i + 1]
         assert stopped.steps(resumed=False) == steps[i + 1 :]
@@ -145,7 +146,7 @@ def test_a_stop_within_a_step(kind: str, tmp_path: Path) -> None:
 def test_steps_that_wait_to_be_saved(kind: str, flush: bool, tmp_path: Path) -> None:
     """With ``checkpoint.every``, a signal saves them, and a kill loses them; either way the rest is right."""
     stopped = Run(kind, tmp_path, every_seconds=3600.0)
-    stopped.run(stop=lambda event: event["event"] == "pass_started" and event["step"] == f"{kind}-3", flush=flush)
+    stopped.run(stop=lambda event: isinstance(event, StepStarted) and event.step == f"{kind}-3", flush=flush)
     stopped.run()
     assert stopped.steps(resumed=True) == ([f"{kind}-1", f"{kind}-2"] if flush else [])
     assert_same_bits(stopped.result, expected(kind))
@@ -178,7 +179,7 @@ def damage(folder: Path, name: str) -> Path:
 def test_damage_to_a_finished_panel_is_found(kind: str, name: str, tmp_path: Path) -> None:
     """Never a wrong answer: an error that names the file."""
     stopped = Run(kind, tmp_path)
-    stopped.run(stop=lambda event: event["event"] == "pass_started" and event["step"] == f"{kind}-2")
+    stopped.run(stop=lambda event: isinstance(event, StepStarted) and event.step == f"{kind}-2")
     path = damage(tmp_path, name)
     with pytest.raises(CorruptionError, match=re.escape(str(path))):
         stopped.run()
@@ -205,8 +206,8 @@ def test_every_entry_is_read_once(kind: str, group: int | None, tmp_path: Path) 
     path = store(tmp_path / "a.zarr", MATRICES[kind](), chunks=(48, 64), compressors=None)
     A = CountingMatrix(open_matrix(path))
 
-    def emit(event: dict[str, Any]) -> None:
-        if event["event"] == "pass_started" and event["step"] == f"{kind}-1":
+    def emit(event: Event) -> None:
+        if isinstance(event, StepStarted) and event.step == f"{kind}-1":
             A.times[:] = 0  # the planner measures how fast it can read
 
     factor(kind, A, panel=PANEL, group=group, passes={"emit": emit})
@@ -239,8 +240,8 @@ def test_the_work_is_reported(tmp_path: Path) -> None:
     stopped = Run("lu", tmp_path)
     stopped.run()
     for step in ("lu-1", "lu-2", "lu-3"):
-        (planned,) = [e["flops"] for e in stopped.events if e["event"] == "pass_started" and e["step"] == step]
-        done = sum(e["flops"] for e in stopped.events if e["event"] == "blocks" and e["step"] == step)
+        (planned,) = [e.flops for e in stopped.events if isinstance(e, StepStarted) and e.step == step]
+        done = sum(e.flops for e in stopped.events if isinstance(e, WorkDone) and e.step == step)
         assert done == pytest.approx(planned)
 
 
@@ -270,10 +271,10 @@ def test_a_worker_that_is_lost_when_the_others_went_on(tmp_path: Path) -> None:
         lost: list[int] = []
         warnings: list[str] = []
 
-        def emit(event: dict[str, Any]) -> None:
-            if event["event"] == "warning":
-                warnings.append(event["message"])
-            if not lost and (event.get("task"), event.get("panel")) == ("factor", 2 * GROUP - 1):
+        def emit(event: Event) -> None:
+            if isinstance(event, Warned):
+                warnings.append(event.message)
+            if not lost and isinstance(event, WorkDone) and (event.task, event.panel) == ("factor", 2 * GROUP - 1):
                 nannies = {nanny.worker_address: nanny for nanny in cluster.local.workers.values()}
                 lost.append(nannies[min(nannies)].pid)
                 os.kill(lost[0], signal.SIGKILL)

@@ -14,6 +14,7 @@ import zarr
 from helpers import LAYOUTS, THREADS, Array, M, N, gaussian, store
 from zarr.storage import LocalStore, WrapperStore
 
+from dlscale.engine.events import Event, MemoryTaken, StepFinished, StepStarted, WorkDone
 from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.grids import RowGrid, plan_grid
 from dlscale.engine.opening import open_cluster
@@ -192,10 +193,10 @@ def test_a_checkpointed_pass_is_not_run_again(tmp_path: Path) -> None:
     A, grid = CountingMatrix(open_matrix(store(tmp_path / "A.zarr", gaussian(M, N), chunks=(50, N)))), RowGrid(M, 50, 100)
     first = sweep(A, Trace(), grid, checkpoint=Checkpoint(tmp_path / "checkpoint.zarr"))
     A.times.clear()
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     again = sweep(A, Trace(), grid, checkpoint=Checkpoint(tmp_path / "checkpoint.zarr"), emit=events.append)
     assert not A.times
-    assert [e["resumed"] for e in events if e["event"] == "pass_finished"] == [True]
+    assert [e.resumed for e in events if isinstance(e, StepFinished)] == [True]
     for name in first:
         np.testing.assert_array_equal(first[name], again[name])
 
@@ -212,16 +213,15 @@ def test_a_damaged_checkpoint_is_run_again(tmp_path: Path) -> None:
 
 
 def test_events_add_up() -> None:
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     sweep(open_matrix(gaussian(M, N)), Trace(), RowGrid(M, 64, 128), emit=events.append)
-    done = [e for e in events if e["event"] == "blocks"]
-    assert sum(e["rows"] for e in done) == M
-    assert sum(e["bytes"] for e in done) == M * N * 8
-    assert sum(e["flops"] for e in done) == 3 * M
-    assert events[0]["event"] == "pass_started"
-    assert events[0]["bytes"] == M * N * 8
-    assert events[-1]["event"] == "pass_finished"
-    assert any(e["event"] == "memory" and e["rss_bytes"] > 2**20 for e in events)
+    done = [e for e in events if isinstance(e, WorkDone)]
+    assert sum(e.rows for e in done) == M
+    assert sum(e.bytes for e in done) == M * N * 8
+    assert sum(e.flops for e in done) == 3 * M
+    assert events[0] == StepStarted("test", 3.0 * M, M * N * 8)
+    assert isinstance(events[-1], StepFinished)
+    assert any(isinstance(e, MemoryTaken) and e.rss_bytes > 2**20 for e in events)
 
 
 def test_merges_do_not_change_what_theymerge() -> None:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from dlscale.engine.clusters import DaskCluster
+from dlscale.engine.events import Event, Saved, StepFinished, StepStarted, ignore
 from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.opening import open_cluster
-from dlscale.engine.progress import ignore
 from dlscale.engine.run import Cost, Run, State
 from dlscale.engine.targets import MemoryTarget
 from dlscale.errors import SpecError
@@ -20,7 +20,7 @@ from tests.helpers import THREADS
 COST = Cost(flops=12.0, bytes_read=34, bytes_written=56)
 
 
-def run_of(folder: Any, events: list[dict[str, Any]] | None = None) -> Run:
+def run_of(folder: Any, events: list[Event] | None = None) -> Run:
     emit = ignore if events is None else events.append
     return Run(open_cluster(THREADS), checkpoint=Checkpoint(folder / "checkpoint.zarr"), emit=emit)
 
@@ -34,20 +34,20 @@ def never(name: str) -> State:
 
 
 def test_a_step_is_told_at_its_start_and_end_with_what_it_costs(tmp_path):
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     run_of(tmp_path, events).step("one", COST, lambda name: value(len(name)))
-    assert [event["event"] for event in events] == ["pass_started", "checkpoint", "pass_finished"]
-    assert events[0] == {"event": "pass_started", "step": "one", "flops": 12.0, "bytes": 34}
+    assert [type(event) for event in events] == [StepStarted, Saved, StepFinished]
+    assert events[0] == StepStarted("one", 12.0, 34)
     finished = events[-1]
-    assert (finished["flops"], finished["bytes_read"], finished["bytes_written"], finished["resumed"]) == (12.0, 34, 56, False)
+    assert (finished.flops, finished.bytes_read, finished.bytes_written, finished.resumed) == (12.0, 34, 56, False)
 
 
 def test_a_step_in_the_checkpoint_is_not_computed_again(tmp_path):
     run_of(tmp_path).step("one", COST, lambda _: value(1.5))
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     assert run_of(tmp_path, events).step("one", COST, never)["x"][0] == 1.5
-    assert [event["event"] for event in events] == ["pass_started", "pass_finished"]
-    assert events[-1]["resumed"]
+    assert [type(event) for event in events] == [StepStarted, StepFinished]
+    assert events[-1].resumed
 
 
 def test_a_run_apart_has_its_own_steps(tmp_path):

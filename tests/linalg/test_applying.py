@@ -10,6 +10,7 @@ import pytest
 import zarr
 
 from dlscale.arrays import Array
+from dlscale.engine.events import Event, StepFinished, WorkDone
 from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.opening import open_cluster
 from dlscale.engine.run import Cost, Run
@@ -83,7 +84,7 @@ def test_workers_apply_factors_with_the_bits_of_one_process(kind, tmp_path, monk
     inputs = Inputs({name: open_matrix(array) for name, array in arrays.items()})
     found: list[dict[str, Array]] = []
     for facts in (THREADS, LOCAL):
-        told: list[dict[str, Any]] = []
+        told: list[Event] = []
         plan, folder = plan_of(inputs, options, facts), tmp_path / facts.kind
         with open_cluster(facts) as cluster:
             group = ResultGroup(folder / "result.zarr")
@@ -93,13 +94,13 @@ def test_workers_apply_factors_with_the_bits_of_one_process(kind, tmp_path, monk
             stored = zarr.open_group(group.publish({}), mode="r")
             group.close()
         found.append(outcome.arrays | {name: np.asarray(stored[name]) for name in outcome.stored})
-        blocks = [event for event in told if event["event"] == "blocks"]
+        blocks = [event for event in told if isinstance(event, WorkDone)]
         # A step of refinement that is planned may not be needed.
-        needed = sum(event["flops"] for event in told if event["event"] == "pass_finished")
+        needed = sum(event.flops for event in told if isinstance(event, StepFinished))
         assert needed >= (0.5 if kind == "solve" else 0.95) * plan.flops
-        assert sum(event["flops"] for event in blocks) >= 0.95 * needed
+        assert sum(event.flops for event in blocks) >= 0.95 * needed
     assert found[0].keys() == found[1].keys()
     for name in found[0]:
         np.testing.assert_array_equal(found[0][name], found[1][name])
     # None of it is done by this process.
-    assert not [event for event in blocks if event["worker"].startswith("pid")]
+    assert not [event for event in blocks if event.worker.startswith("pid")]

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlscale.engine.clusters import Cluster
+from dlscale.engine.events import StepFinished
 from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.opening import open_cluster
@@ -80,7 +81,7 @@ def test_a_held_matrix_is_read_once_and_gives_the_bits_of_one_that_is_read(tmp_p
             with MatrixOperator(Passes(Run(cluster, emit=events.append)), source, plan(way, M)) as operator:  # type: ignore[arg-type]
                 products = [operator.apply(X), operator.adjoint(Y), operator.normal(X), operator.apply(X)]
             found.append(b"".join(product.tobytes() for product in products))
-            told = [event["bytes_read"] for event in events if event["event"] == "pass_finished"]
+            told = [event.bytes_read for event in events if isinstance(event, StepFinished)]
             reads.append((counting.n_read / (M * N), told))
     assert found == found[:1] * 4
     n_bytes = M * N * 8

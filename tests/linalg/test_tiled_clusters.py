@@ -15,6 +15,7 @@ from helpers import THREADS, Array, gaussian, store
 
 from dlscale import gallery
 from dlscale.engine.clusters import Cluster
+from dlscale.engine.events import Event, StepFinished, Warned, WorkDone
 from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.opening import open_cluster
 
@@ -74,10 +75,10 @@ def test_a_worker_that_is_killed_in_the_middle(
     killed: list[int] = []
     said: list[str] = []
 
-    def emit(event: dict[str, Any]) -> None:
-        if event["event"] == "warning":
-            said.append(event["message"])
-        if not killed and (event.get("task"), event.get("panel")) == ("factor", 3):
+    def emit(event: Event) -> None:
+        if isinstance(event, Warned):
+            said.append(event.message)
+        if not killed and isinstance(event, WorkDone) and (event.task, event.panel) == ("factor", 3):
             nannies = {nanny.worker_address: nanny for nanny in workers.local.workers.values()}
             killed.append(nannies[min(nannies)].pid)
             os.kill(killed[0], signal.SIGKILL)
@@ -96,20 +97,20 @@ class Stopped(Exception):
 def test_a_stop_after_any_step(kind: str, matrices: dict[str, Path], expected: dict[str, dict[str, Array]], tmp_path: Path) -> None:
     """What was finished is not repeated; the bits are the same."""
     with open_cluster(THREADS) as cluster:
-        seen: list[dict[str, Any]] = []
+        seen: list[Event] = []
         factor_in_files(kind, matrices[kind], tmp_path / "whole", cluster, emit=seen.append, **CUT)
-        steps = [event["step"] for event in seen if event["event"] == "pass_finished"]
+        steps = [event.step for event in seen if isinstance(event, StepFinished)]
         assert steps[:2] == [f"{kind}-1", f"{kind}-2"]
         for i, last in enumerate(steps):
-            events: list[dict[str, Any]] = []
+            events: list[Event] = []
 
-            def stop(event: dict[str, Any], last: str = last) -> None:
-                if event["event"] == "pass_finished" and event["step"] == last:
+            def stop(event: Event, last: str = last) -> None:
+                if isinstance(event, StepFinished) and event.step == last:
                     raise Stopped
 
             with pytest.raises(Stopped):
                 factor_in_files(kind, matrices[kind], tmp_path / last, cluster, emit=stop, **CUT)
             arrays = factor_in_files(kind, matrices[kind], tmp_path / last, cluster, emit=events.append, **CUT)
-            resumed = [event["step"] for event in events if event["event"] == "pass_finished" and event["resumed"]]
+            resumed = [event.step for event in events if isinstance(event, StepFinished) and event.resumed]
             assert resumed == steps[: i + 1]
             assert_same_bits(arrays, expected[kind])

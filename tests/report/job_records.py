@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.engine.events import Event, MemoryTaken, Saved, StateChanged, StepFinished, StepStarted, WorkDone
 from dlscale.report.record import JobRecord
 
 START = 1_786_500_000.0
@@ -39,41 +40,29 @@ def plan(kind: str, shape: tuple[int, int], steps: list[str], *, algorithm: str 
     }
 
 
-def run_events(steps: list[str], *, start: float = START, seconds: float = 2.6, seed: int = 1) -> list[dict[str, Any]]:
+def run_events(steps: list[str], *, start: float = START, seconds: float = 2.6, seed: int = 1) -> list[Event]:
     """Events of a run whose passes read fast and compute near the limit, four block events a second on two workers."""
     rng = np.random.default_rng(seed)
-    events: list[dict[str, Any]] = [{"time": start, "event": "state", "state": "running"}]
+    events: list[Event] = [StateChanged("running", time=start)]
     now = start + 0.4
     for i, step in enumerate(steps):
-        events.append({"time": now, "event": "pass_started", "step": step, "flops": 9e9, "bytes": 9e8})
+        events.append(StepStarted(step, 9e9, 900_000_000, time=now))
         ticks = np.arange(0.25, seconds, 0.25)
         read = rng.uniform(0.55, 0.95, len(ticks)) * 2e8 * (1 if i % 2 else 0.55)
         work = rng.uniform(0.75, 0.97, len(ticks)) * 1.0e9 * (1 if i % 2 == 0 else 0.6)
         for tick, b, f, worker in zip(ticks, read, work, itertools.cycle(["0", "1"]), strict=False):
-            events.append(
-                {"time": now + tick, "event": "blocks", "step": step, "worker": worker, "rows": 4096, "bytes": b, "flops": f}
-            )
+            events.append(WorkDone(step, worker, rows=4096, bytes=int(b), flops=f, time=now + tick))
         now += seconds
-        events.append(
-            {
-                "time": now,
-                "event": "pass_finished",
-                "step": step,
-                "seconds": seconds,
-                "bytes_read": read.sum(),
-                "flops": work.sum(),
-                "resumed": False,
-            }
-        )
-        events.append({"time": now + 0.02, "event": "checkpoint", "step": step, "bytes": 320_000, "seconds": 0.015})
+        events.append(StepFinished(step, seconds, bytes_read=int(read.sum()), flops=work.sum(), time=now))
+        events.append(Saved(step, 320_000, 0.015, time=now + 0.02))
         now += 0.1
     for tick in np.arange(0.0, now - start, 1.0):
         for process, base, swing in (("driver", 1.6e8, 0), ("0", 3.4e8, 5e8), ("1", 3.2e8, 5e8)):
             rss = base + swing * (1 - np.exp(-tick / 2)) * rng.uniform(0.9, 1.0)
-            events.append({"time": start + tick, "event": "memory", "process": process, "rss_bytes": int(rss)})
-    events.append({"time": now + 0.2, "event": "state", "state": "certifying"})
-    events.append({"time": now + 0.6, "event": "state", "state": "succeeded"})
-    return sorted(events, key=lambda e: e["time"])
+            events.append(MemoryTaken(process, int(rss), time=start + tick))
+    events.append(StateChanged("certifying", time=now + 0.2))
+    events.append(StateChanged("succeeded", time=now + 0.6))
+    return sorted(events, key=lambda event: event.time)
 
 
 def certificate(*values: float | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import numpy as np
 import scipy.linalg
 from job_records import START, certificate, plan
 
+from dlscale.engine.events import Event, StepStarted, WorkDone
 from dlscale.report.record import JobRecord
 
 #: What a task takes.
@@ -16,35 +17,33 @@ SECONDS = {"load": 1.0, "factor": 0.5, "apply": 1.0, "fetch": 0.25, "write": 0.5
 FLOPS = 1e9
 
 
-def block(step: str, task: str, panel: int, start: float, *, thread: int = 1, worker: str = "0", **more: Any) -> dict[str, Any]:
+def block(step: str, task: str, panel: int, start: float, *, thread: int = 1, worker: str = "0", **more: Any) -> WorkDone:
     """The event of one task that began `start` seconds after `START`."""
     seconds, computes = more.pop("seconds", SECONDS[task]), task in ("factor", "apply")
-    return {
-        "time": START + start + seconds + 0.001,
-        "event": "blocks",
-        "step": step,
-        "worker": worker,
-        "thread": thread,
-        "task": task,
-        "panel": panel,
-        "rows": 0,
-        "bytes": 0 if computes else 8_000_000,
-        "flops": FLOPS if computes else 0.0,
-        "read_seconds": 0.0 if computes else seconds,
-        "compute_seconds": seconds if computes else 0.0,
-        "started": START + start,
+    return WorkDone(
+        step,
+        worker,
+        bytes=0 if computes else 8_000_000,
+        flops=FLOPS if computes else 0.0,
+        read_seconds=0.0 if computes else seconds,
+        compute_seconds=seconds if computes else 0.0,
+        thread=thread,
+        task=task,
+        panel=panel,
+        started=START + start,
+        time=START + start + seconds + 0.001,
         **more,
-    }
+    )
 
 
-def two_panels() -> list[dict[str, Any]]:
+def two_panels() -> list[Event]:
     """Panels 0 and 1 on two threads.
 
     From 0 to 4 seconds on thread 1: load, factor, apply 0 to 1 after a pause of 0.25 s, factor 1, write 1 after a pause of
     0.25 s. On thread 2: load from 0 to 1, write of panel 0 from 3 to 3.5.
     """
     return [
-        {"time": START, "event": "pass_started", "step": "lu-1", "flops": 3e9, "bytes": 8_000_000},
+        StepStarted("lu-1", 3e9, 8_000_000, time=START),
         block("lu-1", "load", 0, 0.0),
         block("lu-1", "load", 1, 0.0, thread=2),
         block("lu-1", "factor", 0, 1.0),
@@ -55,9 +54,10 @@ def two_panels() -> list[dict[str, Any]]:
     ]
 
 
-def many_panels(n: int, step: str = "lu-1", *, start: float = 0.0) -> list[dict[str, Any]]:
+def many_panels(n: int, step: str = "lu-1", *, start: float = 0.0) -> list[Event]:
     """A right-looking factorization of n panels in tasks of a millisecond on two threads, without look-ahead."""
-    events, now = [{"time": START + start, "event": "pass_started", "step": step, "flops": 1e9, "bytes": 1}], start
+    events: list[Event] = [StepStarted(step, 1e9, 1, time=START + start)]
+    now = start
     for j in range(n):
         events.append(block(step, "factor", j, now, seconds=0.001))
         now += 0.001

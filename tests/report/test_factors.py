@@ -6,6 +6,7 @@ from job_records import START
 from panel_records import lu_record, many_panels, two_panels
 from test_html import Page
 
+from dlscale.engine.events import StateChanged
 from dlscale.report.html import render
 from dlscale.report.record import JobRecord
 
@@ -71,7 +72,7 @@ def test_a_matrix_of_any_size_makes_a_small_page() -> None:
 
 
 def test_a_job_that_stopped_in_a_factorization_shows_how_far_it_came() -> None:
-    stopped = {"time": START + 2.8, "event": "state", "state": "interrupted"}
+    stopped = StateChanged("interrupted", time=START + 2.8)
     record = lu_record(state="interrupted", certificate=None, arrays={}, events=[*two_panels()[:5], stopped])
     page = Page(render(record))
     assert "Panels and look-ahead" in page.text

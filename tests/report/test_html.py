@@ -10,6 +10,7 @@ import pytest
 from job_records import START, certificate, pca_record, qr_record, run_events, svd_record
 from sklearn.datasets import load_sample_images
 
+from dlscale.engine.events import Warned
 from dlscale.report.html import render
 from dlscale.report.record import JobRecord
 
@@ -56,7 +57,7 @@ PATCHES = photo_patches()
 
 
 def records() -> dict[str, JobRecord]:
-    stopped = [e for e in run_events(["sketch", "power-1"]) if e["time"] < START + 4]
+    stopped = [e for e in run_events(["sketch", "power-1"]) if e.time < START + 4]
     return {
         "pca of pictures": pca_record(PATCHES, image_shape=(8, 8, 3)),
         "pca of grey pictures": pca_record(PATCHES[:, ::3], image_shape=(8, 8)),
@@ -136,7 +137,7 @@ def test_a_failed_certificate_is_shown_as_failed(value: float | None) -> None:
 
 @pytest.mark.parametrize("state", ["interrupted", "cancelled", "lost"])
 def test_a_stopped_job_says_why_and_how_to_go_on(state: str) -> None:
-    stopped = [e for e in run_events(["sketch", "power-1"]) if e["time"] < START + 4]
+    stopped = [e for e in run_events(["sketch", "power-1"]) if e.time < START + 4]
     page = Page(render(svd_record(state=state, certificate=None, arrays={}, reason="SIGTERM arrived.", events=stopped)))
     assert f"This job was {state}." in page.text
     assert "SIGTERM arrived." in page.text
@@ -147,7 +148,7 @@ def test_a_stopped_job_says_why_and_how_to_go_on(state: str) -> None:
 
 def test_text_from_a_job_cannot_become_markup() -> None:
     evil = "</style><script>alert('x')</script>&\"<b"
-    events = [*run_events([evil]), {"time": START + 1, "event": "warning", "message": evil}]
+    events = [*run_events([evil]), Warned(evil, time=START + 1)]
     record = svd_record(
         id=evil,
         name=evil,

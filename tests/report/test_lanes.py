@@ -5,11 +5,12 @@ import pytest
 from job_records import START, run_events
 from panel_records import FLOPS, block, many_panels, two_panels
 
+from dlscale.engine.events import Event, StateChanged
 from dlscale.report.lanes import TASKS, Lanes, read_lanes, shares, steps
 from dlscale.report.lookahead import fill
 
 
-def lanes_of(events: list[dict[str, object]]) -> Lanes:
+def lanes_of(events: list[Event]) -> Lanes:
     lanes = read_lanes(events)
     assert lanes is not None
     return lanes
@@ -78,7 +79,7 @@ def test_who_follows_another_has_its_lane() -> None:
 
 
 def test_a_pass_that_ran_again_is_measured_by_itself() -> None:
-    running = {"time": START + 999.0, "event": "state", "state": "running"}
+    running = StateChanged("running", time=START + 999.0)
     lanes = lanes_of([*two_panels()[:5], running, *many_panels(4, start=1000.0)])
     assert lanes.parts == ("lu-1", "lu-1")
     # The pause between the two runs is left out.

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from job_records import START, run_events
 
+from dlscale.engine.events import MemoryTaken, StateChanged, StepFinished, StepStarted, Warned
 from dlscale.report.timeline import read_timeline
 
 
@@ -16,16 +17,8 @@ def test_the_throughput_integrates_to_what_the_passes_read() -> None:
 
 def test_a_pass_without_block_events_has_its_mean_rate() -> None:
     events = [
-        {"time": START, "event": "pass_started", "step": "gram"},
-        {
-            "time": START + 10,
-            "event": "pass_finished",
-            "step": "gram",
-            "seconds": 10.0,
-            "bytes_read": 5e9,
-            "flops": 2e10,
-            "resumed": False,
-        },
+        StepStarted("gram", time=START),
+        StepFinished("gram", 10.0, bytes_read=5_000_000_000, flops=2e10, time=START + 10),
     ]
     timeline = read_timeline(events)
     assert timeline is not None
@@ -33,19 +26,11 @@ def test_a_pass_without_block_events_has_its_mean_rate() -> None:
 
 
 def test_the_pause_before_a_resumed_run_is_left_out_of_the_axis() -> None:
-    first = [e for e in run_events(["sketch", "power-1"]) if e["time"] < START + 4.2]
+    first = [e for e in run_events(["sketch", "power-1"]) if e.time < START + 4.2]
     second = run_events(["power-1", "project"], start=START + 7200)
-    loaded = {
-        "time": START + 7200.2,
-        "event": "pass_finished",
-        "step": "sketch",
-        "seconds": 0.1,
-        "bytes_read": 8e8,
-        "flops": 8e9,
-        "resumed": True,
-    }
+    loaded = StepFinished("sketch", 0.1, bytes_read=800_000_000, flops=8e9, resumed=True, time=START + 7200.2)
     # Planning may log before the run begins.
-    warning = {"time": START + 7199, "event": "warning", "message": "a worker was lost"}
+    warning = Warned("a worker was lost", time=START + 7199)
     timeline = read_timeline([*first, warning, loaded, *second])
     assert timeline is not None
     assert timeline.seconds < 15
@@ -61,8 +46,8 @@ def test_the_pause_before_a_resumed_run_is_left_out_of_the_axis() -> None:
 
 
 def test_memory_is_summed_over_the_processes_that_live_at_a_time() -> None:
-    def sample(second: float, process: str, rss: int) -> dict[str, object]:
-        return {"time": START + second, "event": "memory", "process": process, "rss_bytes": rss}
+    def sample(second: float, process: str, rss: int) -> MemoryTaken:
+        return MemoryTaken(process, rss, time=START + second)
 
     timeline = read_timeline(
         [sample(0, "driver", 10), sample(0, "0", 100), sample(1, "driver", 10), sample(9, "driver", 20), sample(9, "1", 50)]
@@ -74,7 +59,7 @@ def test_memory_is_summed_over_the_processes_that_live_at_a_time() -> None:
 
 
 def test_tasks_in_the_drivers_process_are_not_counted_twice() -> None:
-    events = [{"time": START, "event": "memory", "process": process, "rss_bytes": 7} for process in ("driver", "pid 4711")]
+    events = [MemoryTaken(process, 7, time=START) for process in ("driver", "pid 4711")]
     timeline = read_timeline(events)
     assert timeline is not None
     assert timeline.peak_bytes == 7
@@ -82,4 +67,4 @@ def test_tasks_in_the_drivers_process_are_not_counted_twice() -> None:
 
 def test_no_events_no_timeline() -> None:
     assert read_timeline([]) is None
-    assert read_timeline([{"event": "state", "state": "running"}]) is None
+    assert read_timeline([StateChanged("running")]) is None

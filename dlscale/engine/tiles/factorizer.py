@@ -22,6 +22,7 @@ from functools import partial
 import numpy as np
 
 from dlscale.arrays import Array
+from dlscale.engine.events import Warned
 from dlscale.engine.run import Cost, Run
 from dlscale.engine.targets import MemoryTarget, Target
 from dlscale.engine.tiles.grid import PanelGrid
@@ -145,7 +146,7 @@ class Panels:
                     raise
             finally:
                 group.let_go()
-            self.run.emit({"event": "warning", "message": f"A worker was lost; {work.step} starts again."})
+            self.run.emit(Warned(f"A worker was lost; {work.step} starts again."))
         raise WorkersLostError(work.step, MAX_LOSSES)
 
 

@@ -6,7 +6,6 @@ priorities put the panel that is factored next before everything else.
 
 from __future__ import annotations
 
-import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,13 +15,12 @@ from typing import Any
 import numpy as np
 
 from dlscale.engine.graphs import DataNode, Task, TaskRef
-from dlscale.engine.progress import Event
 from dlscale.engine.run import Run
 from dlscale.engine.tiles import whole_tasks as tasks
 from dlscale.engine.tiles.grid import PanelGrid
 from dlscale.engine.tiles.methods import Facts
 from dlscale.engine.tiles.whole_tasks import Work
-from dlscale.engine.watching import Watch, Wishes, watchdog
+from dlscale.engine.watching import Wishes
 from dlscale.errors import DlscaleError, WorkersLostError
 from dlscale.storage.matrix import Matrix
 
@@ -121,26 +119,16 @@ class Group(ABC):
     def hold(self, graph: TaskGraph, keys: Sequence[Key]) -> None:
         """Run a graph; afterwards what the keys name is held, and nothing else."""
         run, work = self.run, self.work
-        sampled: dict[str, float] = {}
-        touch, stalled = watchdog(run.stall_seconds)
-
-        def listener(event: Event) -> None:
-            touch(event)
-            rss_bytes = event.pop("rss_bytes")
-            run.emit(event)
-            # Once a second is enough: a large factorization has millions of tasks.
-            if time.monotonic() - sampled.get(event["worker"], 0.0) > 1.0:
-                sampled[event["worker"]] = time.monotonic()
-                run.emit({"event": "memory", "process": event["worker"], "rss_bytes": rss_bytes})
+        watch = run.watch(work.token)
 
         def checked() -> str:
             if self.has_lost_workers:
                 raise WorkersLostError(work.step)
-            return stalled()
+            return watch.stalled()
 
         new = [key for key in keys if key in graph.tasks]
-        wishes, watch = Wishes(graph.priority, graph.worker), Watch(work.token, listener, checked)
-        fresh = run.cluster.hold(graph.tasks, new, self.held, wishes, watch)
+        wishes = Wishes(graph.priority, graph.worker)
+        fresh = run.cluster.hold(graph.tasks, new, self.held, wishes, replace(watch, stalled=checked))
         held = {key: fresh[key] if key in fresh else self.held[key] for key in keys}
         run.cluster.release(handle for key, handle in self.held.items() if key not in held)
         self.held = held

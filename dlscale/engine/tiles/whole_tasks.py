@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dlscale.arrays import Array
+from dlscale.engine.events import WorkDone
 from dlscale.engine.grids import blocks
 from dlscale.engine.progress import resident_bytes, send, worker_name
 from dlscale.engine.reading import read_strips
@@ -48,26 +49,27 @@ def _unpack(fields: bytes) -> Work:
     return Work(*pickle.loads(fields))
 
 
-def measured(work: Work, task: str, panel: int, started: float, *, flops: float = 0.0, n_bytes: int = 0, **more: int) -> None:
+def measured(
+    work: Work, task: str, panel: int, started: float, *, flops: float = 0.0, n_bytes: int = 0, transform: int | None = None
+) -> None:
     """Report what a task did."""
     seconds = time.perf_counter() - started
-    event = {
-        "event": "blocks",
-        "step": work.step,
-        "worker": worker_name(),
-        "thread": threading.get_native_id(),
-        "task": task,
-        "panel": panel,
-        "rows": 0,
-        "bytes": n_bytes,
-        "flops": flops,
-        "read_seconds": seconds if n_bytes else 0.0,
-        "compute_seconds": 0.0 if n_bytes else seconds,
-        "started": time.time() - seconds,
-        "rss_bytes": resident_bytes(),
-    }
-    inexact = work.A.inexact()
-    send(work.token, event | more | ({"inexact": sorted(inexact)} if inexact else {}))
+    event = WorkDone(
+        work.step,
+        worker_name(),
+        bytes=n_bytes,
+        flops=flops,
+        read_seconds=seconds if n_bytes else 0.0,
+        compute_seconds=0.0 if n_bytes else seconds,
+        rss_bytes=resident_bytes(),
+        inexact=tuple(sorted(work.A.inexact())),
+        thread=threading.get_native_id(),
+        task=task,
+        panel=panel,
+        transform=transform,
+        started=time.time() - seconds,
+    )
+    send(work.token, event)
 
 
 def take(work: Work, results: Sequence[Any], i: int) -> Any:
