@@ -133,8 +133,10 @@ def test_a_stop_within_a_step(kind: str, tmp_path: Path) -> None:
     """While panels are factored, and while they are written."""
     for task, panel in (("apply", 5), ("factor", 4), ("write", 4)):
         stopped = Run(kind, tmp_path / task)
-        stopped.run(stop=lambda event, task=task, panel=panel: (event.get("task"), event.get("panel")) == (task, panel))
-        assert any(event.get("task") == task for event in stopped.events)
+        stopped.run(
+            stop=lambda event, task=task, panel=panel: isinstance(event, WorkDone) and (event.task, event.panel) == (task, panel)
+        )
+        assert any(isinstance(event, WorkDone) and event.task == task for event in stopped.events)
         stopped.run()
         assert f"{kind}-1" in stopped.steps(resumed=True)
         assert f"{kind}-2" in stopped.steps(resumed=False)
