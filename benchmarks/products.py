@@ -56,8 +56,7 @@ def numpy_products(bench: Bench) -> None:
 
 @case(GROUP, "dlscale, held on 2 workers")
 def resident_products(bench: Bench) -> None:
-    from dlscale.engine.facts import describe_cluster
-    from dlscale.engine.opening import open_cluster
+    from dlscale.engine.clusters import describe_cluster, open_cluster
     from dlscale.engine.passes import Passes
     from dlscale.engine.run import Run
     from dlscale.linalg.operators import MatrixOperator, plan_operator

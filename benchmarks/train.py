@@ -30,7 +30,7 @@ def _rows(bench: Bench) -> Path:
     """Rows, labels and first parameters that both sides read."""
     folder = bench.data / "train"
     if not (folder / "parameters.npz").exists():
-        from dlscale.learn.models import model
+        from dlscale.learn.models.model import model
 
         folder.mkdir(parents=True, exist_ok=True)
         generator = np.random.default_rng(0)

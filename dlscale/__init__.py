@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dlscale.batch.run import run as run
     from dlscale.batch.submit import submit as submit
-    from dlscale.linalg.estimator import PCA as PCA
     from dlscale.linalg.factor_functions import cholesky as cholesky
     from dlscale.linalg.factor_functions import lu as lu
     from dlscale.linalg.factor_functions import qr as qr
     from dlscale.linalg.functions import randomized_svd as randomized_svd
     from dlscale.linalg.functions import svd as svd
+    from dlscale.linalg.pca.estimator import PCA as PCA
     from dlscale.linalg.solve_functions import inverse as inverse
     from dlscale.linalg.solve_functions import lstsq as lstsq
     from dlscale.linalg.solve_functions import slogdet as slogdet
@@ -41,7 +41,7 @@ _PLACES = {
     "lstsq": "dlscale.linalg.solve_functions",
     "inverse": "dlscale.linalg.solve_functions",
     "slogdet": "dlscale.linalg.solve_functions",
-    "PCA": "dlscale.linalg.estimator",
+    "PCA": "dlscale.linalg.pca.estimator",
     "run": "dlscale.batch.run",
     "submit": "dlscale.batch.submit",
 }

@@ -1,6 +1,6 @@
 """``python -m dlscale``."""
 
-from dlscale.cli import main
+from dlscale.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -17,8 +17,8 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from dlscale.arrays import Array
+from dlscale.buffers import workspace
 from dlscale.lapack import add_hermitian_square
-from dlscale.workspaces import workspace
 
 #: Rows of a tile are chosen so that it stays in a core's share of the cache while it is used twice.
 TILE_BYTES = 5_400_000

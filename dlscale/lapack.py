@@ -14,7 +14,7 @@ import numpy as np
 from scipy.linalg import cython_blas, cython_lapack
 
 from dlscale.arrays import Array
-from dlscale.workspaces import workspace
+from dlscale.buffers import workspace
 
 Op = Literal["N", "T", "C"]
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dlscale.batch.kinds import KINDS
-from dlscale.batch.spec import json_schema, model_of
+from dlscale.batch.spec import json_schema
+from dlscale.batch.spec.models import model_of
 
 Schema = Mapping[str, Any]
 

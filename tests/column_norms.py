@@ -12,11 +12,11 @@ from dlscale.certificates import Certificate, Check
 from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
 from dlscale.declaration.options import Options
 from dlscale.declaration.sections import BlockRows
+from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import lay_out, measured_rates
-from dlscale.engine.facts import ClusterFacts
-from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.plan import Grids, Plan, Step
+from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.storage.matrix import Matrix
 

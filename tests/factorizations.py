@@ -14,15 +14,13 @@ import zarr
 from helpers import THREADS, Array, eps, wide_precision
 
 from dlscale.certificates import LAPACK_THRESHOLD
-from dlscale.engine.clusters import Cluster
+from dlscale.engine.clusters import Cluster, ClusterFacts, open_cluster
 from dlscale.engine.events import Emit, ignore
-from dlscale.engine.facts import ClusterFacts
-from dlscale.engine.opening import open_cluster
-from dlscale.engine.outcome import Outcome
+from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
-from dlscale.linalg.cholesky import CholeskyOptions, compute_cholesky, plan_cholesky
-from dlscale.linalg.lu import LUOptions, compute_lu, plan_lu
-from dlscale.linalg.qr import QROptions, compute_qr, plan_qr
+from dlscale.linalg.cholesky.kind import CholeskyOptions, compute_cholesky, plan_cholesky
+from dlscale.linalg.lu.kind import LUOptions, compute_lu, plan_lu
+from dlscale.linalg.qr.kind import QROptions, compute_qr, plan_qr
 from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.results import ResultGroup

@@ -12,11 +12,10 @@ import zarr
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
 from dlscale import gallery
-from dlscale.engine.facts import ClusterFacts
+from dlscale.engine.clusters import ClusterFacts, open_cluster
 from dlscale.engine.grids import RowGrid
-from dlscale.engine.opening import open_cluster
-from dlscale.engine.outcome import Outcome
 from dlscale.engine.plan import Grids, Plan
+from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.storage.matrices import open_matrix
 

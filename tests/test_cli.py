@@ -18,7 +18,7 @@ import pytest
 import zarr
 from click.testing import CliRunner, Result
 
-from dlscale.cli import commands
+from dlscale.cli.main import commands
 from dlscale.report.words import duration
 
 ROOT = Path(__file__).parents[1]

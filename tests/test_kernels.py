@@ -11,6 +11,7 @@ import pytest
 from threadpoolctl import threadpool_info
 
 from dlscale import kernels
+from dlscale.buffers import workspace
 from dlscale.kernels import (
     Moments,
     accumulator_dtype,
@@ -22,7 +23,6 @@ from dlscale.kernels import (
     tile_rows,
     tiles,
 )
-from dlscale.workspaces import workspace
 
 DTYPES = ("f4", "f8", "c8", "c16")
 #: One row, one under, at and over a tile of 64 rows, and several tiles of 64 or 256.

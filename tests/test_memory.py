@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dlscale import memory
+from dlscale import host as memory
 
 
 def group(path: Path, name: str, text: str) -> None:

@@ -12,7 +12,7 @@ import yaml
 
 from dlscale.batch.kinds import KINDS
 from dlscale.batch.spec import load_spec
-from dlscale.cli import commands
+from dlscale.cli.main import commands
 from dlscale.declaration.kind import Kind
 
 ROOT = Path(__file__).parents[1]

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dlscale.engine.ranks import Communicator, MPICommunicator, import_mpi
+from dlscale.engine.ranks import Communicator, MPICommunicator
+from dlscale.engine.ranks.communicator import import_mpi
 from dlscale.kernels import one_blas_thread
-from dlscale.learn.data import Column, Shard, Share, plan_order
-from dlscale.learn.gradients import RankGradients
-from dlscale.learn.models import model
-from dlscale.learn.optimizers import optimizer
+from dlscale.learn.models.model import model
+from dlscale.learn.optimizers.first_order import optimizer
+from dlscale.learn.training.data import Column, Shard, Share, plan_order
+from dlscale.learn.training.gradients import RankGradients
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.matrix import ArrayMatrix
 

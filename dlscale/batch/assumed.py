@@ -8,11 +8,11 @@ import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.batch.kinds import KINDS
-from dlscale.batch.sections import JobSpec
-from dlscale.engine.facts import ClusterFacts
+from dlscale.batch.spec.sections import JobSpec
+from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.plan import NOMINAL_BYTES_PER_SECOND, Plan
 from dlscale.errors import SpecError
-from dlscale.memory import n_cores
+from dlscale.host import n_cores
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrix import Matrix
 
@@ -43,7 +43,7 @@ class Assumed:
         """
         if shape is None and workers is None and threads is None and memory is None:
             return None
-        from dlscale.batch.sections import parse_pair
+        from dlscale.batch.spec.sections import parse_pair
 
         m, n = parse_pair(shape, "--shape") if shape else (0, 0)
         if shape and min(m, n) < 1:

@@ -17,8 +17,8 @@ import yaml
 
 from dlscale.declaration.faults import KeyPath, describe_type
 from dlscale.errors import SpecError
-from dlscale.storage.atomic import open_at_once
-from dlscale.storage.locations import expand_home
+from dlscale.storage.files.atomic import open_at_once
+from dlscale.storage.files.locations import expand_home
 
 #: A job file is a page of text; anything longer is something else.
 MAX_BYTES = 1_000_000

@@ -22,9 +22,9 @@ from dlscale.batch.queue import Queue, Ticket
 from dlscale.batch.workspace import ENDED, HEARTBEAT_SECONDS, Heartbeat, Job, Workspace
 from dlscale.errors import DlscaleError, Interrupted, SpecError
 from dlscale.showing import shown, without_secrets
-from dlscale.storage.atomic import open_at_once
-from dlscale.storage.locks import Lock
-from dlscale.storage.processes import Owner, start_of
+from dlscale.storage.files.atomic import open_at_once
+from dlscale.storage.files.locks import Lock
+from dlscale.storage.files.processes import Owner, start_of
 
 #: A process that dies so many times on one worker is not started again.
 N_STARTS = 3
@@ -42,7 +42,7 @@ def drive_on_worker(folder: str, ticket: Ticket, secrets: Mapping[str, str]) -> 
         Of the job.
     ticket : Ticket
     secrets : mapping
-        See `dlscale.batch.secrets.secret_environment`.
+        See `dlscale.batch.spec.secrets.secret_environment`.
 
     Returns
     -------

@@ -8,23 +8,23 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
-from dlscale.batch.consent import require_consent
 from dlscale.batch.document import Document
-from dlscale.batch.places import check_writable
+from dlscale.batch.jobs.places import check_writable
 from dlscale.batch.prepare import blame, cluster_request
-from dlscale.batch.sections import ClusterSpec
+from dlscale.batch.spec.consent import require_consent
+from dlscale.batch.spec.sections import ClusterSpec
 from dlscale.declaration.faults import explain
 from dlscale.declaration.sections import Positive, Section
+from dlscale.engine.clusters import open_cluster
+from dlscale.engine.clusters.started import ADDRESS
 from dlscale.engine.events import Emit, ignore
-from dlscale.engine.opening import open_cluster
 from dlscale.engine.passes import Passes
 from dlscale.engine.run import Run
-from dlscale.engine.started import ADDRESS
 from dlscale.errors import SpecError
 from dlscale.gallery import SpectrumMatrix, flat, geometric, power, step
 from dlscale.linalg.synthesis import generate_matrix
-from dlscale.storage.durable import require_free_space
-from dlscale.storage.locations import local_path
+from dlscale.storage.files.durable import require_free_space
+from dlscale.storage.files.locations import local_path
 
 _CHUNK_BYTES = 16 * 2**20
 

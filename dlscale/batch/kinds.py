@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dlscale.declaration.kind import Kind
-from dlscale.learn import covariate, predicting, training
-from dlscale.linalg import cholesky, inverse, lstsq, lu, pca, qr, slogdet, solve, svd
+from dlscale.learn import covariate
+from dlscale.learn import predict as predicting
+from dlscale.learn import train as training
+from dlscale.linalg.cholesky import kind as cholesky
+from dlscale.linalg.lstsq import kind as lstsq
+from dlscale.linalg.lu import kind as lu
+from dlscale.linalg.pca import kind as pca
+from dlscale.linalg.qr import kind as qr
+from dlscale.linalg.solve import inverse, slogdet
+from dlscale.linalg.solve import kind as solve
+from dlscale.linalg.svd import kind as svd
 
 _TABLE = (
     svd.KIND,

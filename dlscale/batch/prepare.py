@@ -12,24 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from dlscale.batch.assumed import Assumed
-from dlscale.batch.consent import require_consent
 from dlscale.batch.document import Document
+from dlscale.batch.jobs.places import check_output, check_writable, only_importer
 from dlscale.batch.kinds import KINDS
-from dlscale.batch.places import check_output, check_writable, only_importer
-from dlscale.batch.sections import ClusterSpec, ImportSpec, JobSpec
-from dlscale.batch.spec import absolute, to_data
+from dlscale.batch.spec import to_data
+from dlscale.batch.spec.consent import require_consent
+from dlscale.batch.spec.models import absolute
+from dlscale.batch.spec.sections import ClusterSpec, ImportSpec, JobSpec
 from dlscale.batch.workspace import Workspace
 from dlscale.declaration.faults import KeyPath
 from dlscale.declaration.kind import Kind
-from dlscale.engine.facts import ClusterFacts, describe_cluster
+from dlscale.engine.clusters import ClusterFacts, describe_cluster
 from dlscale.engine.plan import Plan
 from dlscale.errors import DlscaleError, DoesNotFitError, InputError, SpecError
-from dlscale.storage.durable import PARTIAL, require_free_space
+from dlscale.storage.files.durable import PARTIAL, require_free_space
+from dlscale.storage.files.nodes import attributes_of, remove_node
 from dlscale.storage.importers import import_matrix
 from dlscale.storage.inputs import Inputs, StoredResult
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.matrix import Matrix
-from dlscale.storage.nodes import attributes_of, remove_node
 from dlscale.storage.signatures import Signature, Stamp, source_version
 
 Progress = Callable[[int, int], None]

@@ -19,11 +19,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dlscale.batch import records
+from dlscale.batch.jobs import records
 from dlscale.batch.workspace import ENDED, LOST_SECONDS, RUNNING, Heartbeat, Workspace
 from dlscale.errors import SpecError
-from dlscale.storage import locks
-from dlscale.storage.atomic import write_atomically
+from dlscale.storage.files import locks
+from dlscale.storage.files.atomic import write_atomically
 
 DEFAULT_CONCURRENCY = 1
 

@@ -23,8 +23,8 @@ from dlscale.engine.events import Emit, Event, Saved, StateChanged, StepFinished
 from dlscale.engine.progress import MemorySampler
 from dlscale.errors import DoesNotFitError, SpecError
 from dlscale.showing import shown, without_secrets
-from dlscale.storage.atomic import open_at_once
-from dlscale.storage.locks import LockLostError
+from dlscale.storage.files.atomic import open_at_once
+from dlscale.storage.files.locks import LockLostError
 
 #: How often a running job looks whether it is to be cancelled.
 _CANCEL_SECONDS = 0.5

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from dlscale.batch.document import read_stored
+from dlscale.batch.jobs.places import writable
 from dlscale.batch.kinds import KINDS
-from dlscale.batch.places import writable
 from dlscale.batch.workspace import Job
 from dlscale.errors import InputError, SpecError
 from dlscale.report.html import render
 from dlscale.report.record import JobRecord
-from dlscale.storage.durable import write_atomically
+from dlscale.storage.files.durable import write_atomically
 from dlscale.storage.groups import small_arrays
 
 #: Larger arrays of a result are not drawn, and not read.

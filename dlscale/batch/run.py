@@ -18,33 +18,33 @@ from typing import Any
 
 import yaml
 
-from dlscale.batch import records
 from dlscale.batch.document import parse_scalar, read_document, read_stored, set_value
+from dlscale.batch.jobs import records
+from dlscale.batch.jobs.pacing import PacedCheckpoint
+from dlscale.batch.jobs.places import is_result_of
+from dlscale.batch.jobs.records import checksum
+from dlscale.batch.jobs.signals import Signals, Stop
 from dlscale.batch.kinds import KINDS
 from dlscale.batch.main_guard import require_main_guard
-from dlscale.batch.pacing import PacedCheckpoint
-from dlscale.batch.places import is_result_of
 from dlscale.batch.prepare import Earlier, Prepared, Progress, prepare
 from dlscale.batch.recorder import Recorder, plain
-from dlscale.batch.records import checksum
 from dlscale.batch.reporting import write_report
-from dlscale.batch.secrets import restore_secrets
-from dlscale.batch.signals import Signals, Stop
 from dlscale.batch.spec import parse_spec
+from dlscale.batch.spec.secrets import restore_secrets
 from dlscale.batch.workspace import Heartbeat, Job, JobState, Workspace
+from dlscale.engine.clusters import open_cluster
+from dlscale.engine.clusters.launchers import lost_rank
 from dlscale.engine.events import Emit, Event, Warned, WorkDone, ignore
-from dlscale.engine.launchers import lost_rank
 from dlscale.engine.machine import describe_machine
-from dlscale.engine.opening import open_cluster
-from dlscale.engine.outcome import Outcome
 from dlscale.engine.plan import Plan
+from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.errors import CertificateError, DlscaleError, InputError, Interrupted, NumericalError, RankError, SpecError
-from dlscale.storage import locks
-from dlscale.storage.atomic import fsync_path, hidden, write_atomically
 from dlscale.storage.exactness import inexact_words
+from dlscale.storage.files import locks
+from dlscale.storage.files.atomic import fsync_path, hidden, write_atomically
+from dlscale.storage.files.locks import LockLostError
 from dlscale.storage.groups import open_arrays
-from dlscale.storage.locks import LockLostError
 from dlscale.storage.results import ResultGroup, settle
 
 #: Running the job again from its checkpoint would end in the same way.

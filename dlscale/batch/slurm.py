@@ -21,14 +21,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dlscale.batch import records
+from dlscale.batch.jobs import records
 from dlscale.batch.prepare import Prepared
 from dlscale.batch.run import create
-from dlscale.batch.secrets import secret_environment
+from dlscale.batch.spec.secrets import secret_environment
 from dlscale.batch.workspace import Job, Workspace
-from dlscale.engine.started import TIME_LIMIT, WORD
+from dlscale.engine.clusters.started import TIME_LIMIT, WORD
 from dlscale.errors import DlscaleError, Interrupted, SpecError
-from dlscale.storage.durable import write_atomically
+from dlscale.storage.files.durable import write_atomically
 
 #: Starts in a row that end without anything new in the checkpoint before the job is given up: its time limit is too short.
 N_FRUITLESS_STARTS = 3

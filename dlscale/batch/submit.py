@@ -17,21 +17,21 @@ import yaml
 
 from dlscale.batch.document import read_document
 from dlscale.batch.driver import detach, drive_on_worker, mark_cancelled
+from dlscale.batch.jobs.places import writable
+from dlscale.batch.jobs.records import checksum, read
 from dlscale.batch.kinds import KINDS
-from dlscale.batch.places import writable
 from dlscale.batch.prepare import Prepared, prepare
 from dlscale.batch.queue import Queue, Ticket
 from dlscale.batch.recorder import plain
-from dlscale.batch.records import checksum, read
 from dlscale.batch.run import answers, create
-from dlscale.batch.secrets import secret_environment
 from dlscale.batch.slurm import ENDED_IN_SLURM, goes_on_in_slurm, slurm_number, slurm_state
 from dlscale.batch.spec import parse_spec
+from dlscale.batch.spec.secrets import secret_environment
 from dlscale.batch.workspace import ENDED, HandOver, Heartbeat, Job, JobState, Workspace
-from dlscale.engine.client import connect
+from dlscale.engine.clusters.client import connect
 from dlscale.errors import InputError, SpecError
-from dlscale.storage import locks
-from dlscale.storage.atomic import write_atomically
+from dlscale.storage.files import locks
+from dlscale.storage.files.atomic import write_atomically
 from dlscale.storage.groups import open_arrays
 
 #: The driver of a lost worker starts elsewhere within a few seconds; a job that is lost for longer stays so.

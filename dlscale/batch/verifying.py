@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dlscale.batch import records
+from dlscale.batch.jobs import records
 from dlscale.batch.workspace import Job
 from dlscale.errors import InputError, SpecError
 from dlscale.storage.verifying import Findings, verify

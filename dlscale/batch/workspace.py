@@ -24,8 +24,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from dlscale.batch import records
-from dlscale.batch.states import (
+from dlscale.batch.jobs import records
+from dlscale.batch.jobs.states import (
     ENDED,
     HAND_OVER_SECONDS,
     HEARTBEAT_SECONDS,
@@ -41,9 +41,9 @@ from dlscale.engine.events import Event, event_of
 from dlscale.engine.plan import VERSION
 from dlscale.errors import SpecError
 from dlscale.showing import without_address
-from dlscale.storage import locks
-from dlscale.storage.atomic import PARTIAL, fsync_path, make_folder, write_atomically
-from dlscale.storage.locations import local_path
+from dlscale.storage.files import locks
+from dlscale.storage.files.atomic import PARTIAL, fsync_path, make_folder, write_atomically
+from dlscale.storage.files.locations import local_path
 from dlscale.storage.signatures import Signature
 
 __all__ = [

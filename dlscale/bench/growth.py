@@ -16,8 +16,8 @@ import numpy as np
 from dlscale.arrays import Array
 from dlscale.bench.simulation import SimulatedJob
 from dlscale.bench.tracing import JobBuilder, TaskCost, Trace, TracedGraph, is_value, kind_of
-from dlscale.engine.clusters import Cluster
-from dlscale.engine.facts import ClusterFacts
+from dlscale.engine.clusters import Cluster, ClusterFacts
+from dlscale.engine.clusters.watching import Watch, Wishes
 from dlscale.engine.grids import BLOCK_BYTES, RowGrid, plan_grid
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.run import Run
@@ -25,7 +25,6 @@ from dlscale.engine.targets import MemoryTarget
 from dlscale.engine.tiles.factorizer import Panels
 from dlscale.engine.tiles.grid import PanelGrid, choose_panel
 from dlscale.engine.tiles.methods import Facts, Method, Transform
-from dlscale.engine.watching import Watch, Wishes
 from dlscale.errors import SpecError
 from dlscale.storage.matrix import ArrayMatrix
 

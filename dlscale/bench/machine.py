@@ -15,8 +15,8 @@ import numpy as np
 
 from dlscale.bench.network import measure_allreduce, measure_network
 from dlscale.engine.machine import matmul_rate, read_rate
+from dlscale.host import n_cores
 from dlscale.kernels import one_blas_thread
-from dlscale.memory import n_cores
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.results import ResultGroup
 

@@ -17,9 +17,9 @@ import numpy as np
 from dlscale.arrays import Array
 from dlscale.bench.growth import RecordingCluster
 from dlscale.bench.tracing import is_value
-from dlscale.engine.client import list_workers
-from dlscale.engine.clusters import Cluster, DaskCluster
-from dlscale.engine.facts import describe_cluster
+from dlscale.engine.clusters import Cluster, describe_cluster
+from dlscale.engine.clusters.client import list_workers
+from dlscale.engine.clusters.cluster import DaskCluster
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.ranks import Communicator, MPICommunicator

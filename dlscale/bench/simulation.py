@@ -17,7 +17,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dlscale.engine.started import WORKER_SATURATION
+from dlscale.engine.clusters.started import WORKER_SATURATION
 
 
 @dataclass(frozen=True)

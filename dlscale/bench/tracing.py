@@ -14,9 +14,9 @@ import numpy as np
 from scipy.optimize import nnls
 
 from dlscale.bench.simulation import SimulatedJob, SimulatedTask, Stage
-from dlscale.engine.clusters import DaskCluster
-from dlscale.engine.facts import describe_cluster
-from dlscale.engine.watching import Watch, Wishes
+from dlscale.engine.clusters import describe_cluster
+from dlscale.engine.clusters.cluster import DaskCluster
+from dlscale.engine.clusters.watching import Watch, Wishes
 
 
 @dataclass

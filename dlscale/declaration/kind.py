@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 
 from dlscale.arrays import Array
 from dlscale.declaration.options import Options
-from dlscale.engine.facts import ClusterFacts, describe_cluster
-from dlscale.engine.opening import open_cluster
-from dlscale.engine.outcome import Outcome
+from dlscale.engine.clusters import ClusterFacts, describe_cluster, open_cluster
 from dlscale.engine.plan import Plan
+from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.errors import InexactNote
 from dlscale.storage.exactness import inexact_words

@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 
 from dlscale.arrays import Array
+from dlscale.engine.clusters.watching import Wishes
 from dlscale.engine.events import WorkDone
 from dlscale.engine.graphs import DataNode, Task, TaskRef
 from dlscale.engine.grids import blocks
-from dlscale.engine.parcels import Parcel, opened, pack
+from dlscale.engine.passes.parcels import Parcel, opened, pack
 from dlscale.engine.progress import listen, resident_bytes, send, unlisten, worker_name
 from dlscale.engine.run import Cost, Keep, Run, State
-from dlscale.engine.watching import Wishes
 from dlscale.storage.results import ArrayWriter
 
 #: Told while something is applied: flops that were done, and bytes that were read.

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from dlscale.engine.facts import BASELINE_BYTES, ClusterFacts
+from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.clusters.facts import BASELINE_BYTES
 from dlscale.engine.grids import RowGrid, plan_grid
 from dlscale.engine.machine import matmul_rate, read_rate
 from dlscale.engine.plan import Need

@@ -23,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from dlscale.engine.meeting import admit, introduce
-from dlscale.engine.ranks import Communicator, explain_failure
+from dlscale.engine.ranks import Communicator
+from dlscale.engine.ranks.communicator import explain_failure
+from dlscale.engine.ranks.meeting import admit, introduce
 from dlscale.errors import RankError
 
 Failure = dict[str, Any]

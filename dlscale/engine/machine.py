@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_info
 
+from dlscale.host import total_bytes
 from dlscale.kernels import one_blas_thread
-from dlscale.memory import total_bytes
 from dlscale.storage.matrix import Matrix
 
 _N_MATMUL = 768

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from dlscale.engine.facts import ClusterFacts
+from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.tiles.grid import PanelGrid
 

@@ -13,14 +13,14 @@ from typing import Any, Self
 import numpy as np
 
 from dlscale.arrays import Array
-from dlscale.engine.facts import ClusterFacts
+from dlscale.buffers import empty_pages
+from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.clusters.watching import Watch, Wishes, watchdog
 from dlscale.engine.graphs import DataNode, Task, TaskRef
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Fold, Passes, RowOutput, State
 from dlscale.engine.run import Cost
-from dlscale.engine.watching import Watch, Wishes, watchdog
 from dlscale.storage.matrix import Matrix
-from dlscale.workspaces import empty_pages
 
 #: Blocks of a matrix: enough for a few workers, few enough that what a task costs (about 1 ms) does not show beside a product.
 N_BLOCKS = 16

@@ -21,11 +21,11 @@ import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.engine.clusters import Cluster
+from dlscale.engine.clusters.watching import Watch, watchdog
 from dlscale.engine.events import Emit, Event, MemoryTaken, Saved, StepFinished, StepStarted, WorkDone, ignore
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.outputs import RowOutput
 from dlscale.engine.targets import MemoryTarget, StoreTarget, TransposedTarget
-from dlscale.engine.watching import Watch, watchdog
 from dlscale.errors import SpecError
 from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.results import ArrayWriter, ResultGroup

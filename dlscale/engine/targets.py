@@ -8,10 +8,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from dlscale.arrays import Array
+from dlscale.buffers import empty_pages
 from dlscale.engine.outputs import RowOutput
 from dlscale.storage.matrix import ArrayMatrix, Matrix
 from dlscale.storage.results import ArrayWriter
-from dlscale.workspaces import empty_pages
 
 Span = tuple[int, int]
 

@@ -16,18 +16,18 @@ from dlscale.arrays import Array
 from dlscale.certificates import Certificate, Check
 from dlscale.declaration.kind import MATRIX, Kind, Role
 from dlscale.declaration.options import Options
-from dlscale.engine.facts import ClusterFacts
+from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.grids import RowGrid, plan_grid
-from dlscale.engine.outcome import Outcome
 from dlscale.engine.passes import Passes
 from dlscale.engine.plan import Plan, Step
+from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.errors import NonFiniteError, SpecError
-from dlscale.learn.checking import check_features
-from dlscale.learn.predicting import ScoreFold
-from dlscale.learn.sections import Sync
-from dlscale.learn.task import Recipe, TrainOptions
-from dlscale.learn.training import plan_train, run_training
+from dlscale.learn.predict import ScoreFold
+from dlscale.learn.train import plan_train, run_training
+from dlscale.learn.training.checking import check_features
+from dlscale.learn.training.sections import Sync
+from dlscale.learn.training.task import Recipe, TrainOptions
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrix import ArrayMatrix, Matrix
 

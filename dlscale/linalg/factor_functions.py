@@ -9,15 +9,15 @@ import numpy as np
 from dlscale.arrays import Array
 from dlscale.declaration.kind import Kind, run_here
 from dlscale.errors import NumericalError, SpecError
-from dlscale.linalg.cholesky import KIND as CHOLESKY
-from dlscale.linalg.cholesky import CholeskyOptions
-from dlscale.linalg.factors import CholeskyFactors, LUFactors, singular_words, zero_pivot
-from dlscale.linalg.least_squares_folds import read_rhs
-from dlscale.linalg.lu import KIND as LU
-from dlscale.linalg.lu import LUOptions
-from dlscale.linalg.qr import KIND as QR
-from dlscale.linalg.qr import Mode, QROptions
-from dlscale.memory import n_cores
+from dlscale.host import n_cores
+from dlscale.linalg.cholesky.kind import KIND as CHOLESKY
+from dlscale.linalg.cholesky.kind import CholeskyOptions
+from dlscale.linalg.folds.least_squares import read_rhs
+from dlscale.linalg.lu.kind import KIND as LU
+from dlscale.linalg.lu.kind import LUOptions
+from dlscale.linalg.qr.kind import KIND as QR
+from dlscale.linalg.qr.kind import Mode, QROptions
+from dlscale.linalg.solve.factors import CholeskyFactors, LUFactors, singular_words, zero_pivot
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.matrix import ArrayMatrix
 

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from dlscale.arrays import Array
 from dlscale.declaration.kind import run_here
-from dlscale.linalg.svd import KIND, Method, SVDOptions
+from dlscale.linalg.svd import SVDOptions
+from dlscale.linalg.svd.kind import KIND, Method
 
 
 class SVDResult(NamedTuple):
@@ -48,7 +49,7 @@ def randomized_svd(
     power_iterations : int
         q; A is read q + 1 times.
     method : str
-        ``randomized``, ``krylov`` or ``streaming`` (`dlscale.linalg.svd.SVDOptions`).
+        ``randomized``, ``krylov`` or ``streaming`` (`dlscale.linalg.svd.kind.SVDOptions`).
     seed : int
 
     Returns
@@ -68,7 +69,7 @@ def randomized_svd(
     Notes
     -----
     4 m n (k + oversampling) (q + 1) flops, those of the power iterations in single precision where that is harmless
-    (`dlscale.linalg.svd.SVDOptions`).
+    (`dlscale.linalg.svd.kind.SVDOptions`).
 
     References
     ----------

@@ -9,7 +9,7 @@ import numpy as np
 from dlscale.arrays import Array
 from dlscale.errors import SpecError
 from dlscale.linalg.operators import Operator, Tag
-from dlscale.linalg.subspace import gaussian
+from dlscale.linalg.svd.subspace import gaussian
 
 _N_PROBES = 4
 #: Times ``n^1/2 eps``: what rounding may leave of an equation between products.
@@ -47,7 +47,7 @@ class Centered(Operator):
     Notes
     -----
     Digits are lost where means are much larger than what is left. A stored matrix is better centred as it is read: an operator of
-    `dlscale.linalg.centering.Centered` loses none.
+    `dlscale.linalg.folds.centering.Centered` loses none.
     """
 
     def __init__(self, base: Operator, mean: Array) -> None:

@@ -14,15 +14,15 @@ from typing import Any, Literal
 import numpy as np
 
 from dlscale.arrays import Array
+from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import N_WAITING_STATES, bytes_of, lay_out
-from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.resident import Resident, resident_bytes, resident_grid
 from dlscale.errors import DoesNotFitError, SpecError
 from dlscale.kernels import accumulator_dtype
-from dlscale.linalg.operator_folds import AdjointAcross, AdjointProduct, Product, ProductAcross
-from dlscale.linalg.products import NormalProduct
+from dlscale.linalg.folds.operators import AdjointAcross, AdjointProduct, Product, ProductAcross
+from dlscale.linalg.folds.products import NormalProduct
 from dlscale.storage.matrix import Matrix, RowRange
 
 Tag = Literal["symmetric", "positive definite"]

@@ -9,15 +9,15 @@ from scipy.linalg import LinAlgWarning
 
 from dlscale.arrays import Array
 from dlscale.declaration.kind import Here, Kind, run_here
-from dlscale.linalg.factoring import Assume
-from dlscale.linalg.inverse import KIND as INVERSE
-from dlscale.linalg.inverse import InverseOptions
-from dlscale.linalg.lstsq import KIND as LSTSQ
-from dlscale.linalg.lstsq import LstsqOptions
-from dlscale.linalg.slogdet import KIND as SLOGDET
-from dlscale.linalg.slogdet import SlogdetOptions
-from dlscale.linalg.solve import KIND as SOLVE
-from dlscale.linalg.solve import NEARLY_SINGULAR, Precision, Refine, SolveOptions
+from dlscale.linalg.lstsq.kind import KIND as LSTSQ
+from dlscale.linalg.lstsq.kind import LstsqOptions
+from dlscale.linalg.solve.factoring import Assume
+from dlscale.linalg.solve.inverse import KIND as INVERSE
+from dlscale.linalg.solve.inverse import InverseOptions
+from dlscale.linalg.solve.kind import KIND as SOLVE
+from dlscale.linalg.solve.kind import NEARLY_SINGULAR, Precision, Refine, SolveOptions
+from dlscale.linalg.solve.slogdet import KIND as SLOGDET
+from dlscale.linalg.solve.slogdet import SlogdetOptions
 
 
 class LstsqResult(NamedTuple):

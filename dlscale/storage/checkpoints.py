@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from dlscale.errors import CorruptionError, SpecError
-from dlscale.storage.atomic import read_plain
-from dlscale.storage.durable import (
+from dlscale.storage.files.atomic import read_plain
+from dlscale.storage.files.durable import (
     check_chunk,
     crc32c,
     fsync_path,
@@ -30,7 +30,7 @@ from dlscale.storage.durable import (
     read_whole,
     write_atomically,
 )
-from dlscale.storage.nodes import check_name, make_group, place_node
+from dlscale.storage.files.nodes import check_name, make_group, place_node
 from dlscale.storage.writers import ArrayWriter, Shape, put_array, reopen_array
 
 _VERSION = 2

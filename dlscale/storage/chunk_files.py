@@ -14,8 +14,8 @@ import google_crc32c
 import numpy as np
 
 from dlscale.arrays import Array
+from dlscale.buffers import O_DIRECT, PAGE_BYTES, workspace
 from dlscale.errors import CorruptionError, MissingChunkError
-from dlscale.workspaces import O_DIRECT, PAGE_BYTES, workspace
 
 _CRC_BYTES = 4
 

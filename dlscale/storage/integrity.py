@@ -19,7 +19,7 @@ import google_crc32c
 import numpy as np
 
 from dlscale.errors import InputError, MissingChunkError
-from dlscale.storage.atomic import open_at_once
+from dlscale.storage.files.atomic import open_at_once
 from dlscale.storage.packing import PACKING_KEYS
 from dlscale.storage.signatures import Signature
 from dlscale.storage.zarr_stores import local_root, stamps

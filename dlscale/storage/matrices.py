@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from dlscale.errors import InputError
 from dlscale.storage.arrays import plain_array
-from dlscale.storage.locations import expand_home
+from dlscale.storage.files.locations import expand_home
 from dlscale.storage.matrix import ArrayMatrix, DaskMatrix, Matrix, compute_dtype
 from dlscale.storage.zarr_matrices import ZarrMatrix
 

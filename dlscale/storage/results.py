@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from dlscale.errors import SpecError
-from dlscale.storage import locks
-from dlscale.storage.atomic import PARTIAL, exchange, fsync_path, hidden, is_own_folder, make_folder, write_atomically
-from dlscale.storage.durable import Stamp, fsync_tree
-from dlscale.storage.nodes import find_node, group_metadata, place_node
+from dlscale.storage.files import locks
+from dlscale.storage.files.atomic import PARTIAL, exchange, fsync_path, hidden, is_own_folder, make_folder, write_atomically
+from dlscale.storage.files.durable import Stamp, fsync_tree
+from dlscale.storage.files.nodes import find_node, group_metadata, place_node
 from dlscale.storage.seals import SEAL, make_seal
 from dlscale.storage.writers import ArrayWriter, Shape, create_array, put_array, reopen_array
 

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dlscale.storage.atomic import read_plain
-from dlscale.storage.durable import crc32c, stored_crc
+from dlscale.storage.files.atomic import read_plain
+from dlscale.storage.files.durable import crc32c, stored_crc
 
 #: The attribute of a result with the checksums, which `verify` compares.
 SEAL = "dlscale_checksums"

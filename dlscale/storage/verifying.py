@@ -14,9 +14,9 @@ import numpy as np
 
 from dlscale.certificates import Certificate, orthogonality
 from dlscale.errors import CorruptionError, InputError, MissingChunkError
-from dlscale.storage.atomic import read_plain
 from dlscale.storage.checkpoints import Checkpoint
-from dlscale.storage.durable import check_chunk, crc32c
+from dlscale.storage.files.atomic import read_plain
+from dlscale.storage.files.durable import check_chunk, crc32c
 from dlscale.storage.groups import open_array, open_arrays, result_attributes
 from dlscale.storage.integrity import check_chunks, holds_numbers
 from dlscale.storage.seals import SEAL, description_crc, displaced

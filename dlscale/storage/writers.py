@@ -25,9 +25,18 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.core.buffer import default_buffer_prototype
 
 from dlscale.errors import SpecError
-from dlscale.memory import total_bytes
-from dlscale.storage.durable import PARTIAL, Stamp, fsync_path, fsync_tree, make_folder, stored_crc, write_atomically, write_chunk
-from dlscale.storage.nodes import find_node, remove_node
+from dlscale.host import total_bytes
+from dlscale.storage.files.durable import (
+    PARTIAL,
+    Stamp,
+    fsync_path,
+    fsync_tree,
+    make_folder,
+    stored_crc,
+    write_atomically,
+    write_chunk,
+)
+from dlscale.storage.files.nodes import find_node, remove_node
 
 if TYPE_CHECKING:
     from dlscale.storage.matrix import Matrix

@@ -16,15 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dlscale.arrays import Array
+from dlscale.buffers import empty_pages, workspace
 from dlscale.errors import CorruptionError, InputError, MissingChunkError
-from dlscale.memory import total_bytes
+from dlscale.host import total_bytes
 from dlscale.storage.chunk_files import read_window
 from dlscale.storage.integrity import MissingChunks, check_chunks, require_numbers
 from dlscale.storage.matrix import Matrix
 from dlscale.storage.packing import Packing
 from dlscale.storage.signatures import Signature
 from dlscale.storage.zarr_stores import local_root, open_array, refusing
-from dlscale.workspaces import empty_pages, workspace
 
 
 class RawLayout(NamedTuple):

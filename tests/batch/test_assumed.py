@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from dlscale.cli import commands
+from dlscale.cli.main import commands
 
 ELSEWHERE = ("--workers", "256", "--threads", "16", "--worker-memory", "64GB")
 

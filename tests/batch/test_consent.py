@@ -13,14 +13,13 @@ from pathlib import Path
 import pytest
 from helpers import gaussian, store
 
-from dlscale.batch import consent
-from dlscale.batch.consent import require_consent
 from dlscale.batch.document import Document, read_document, set_value
 from dlscale.batch.generate import parse_generate
 from dlscale.batch.prepare import prepare
 from dlscale.batch.run import create, reopen
-from dlscale.batch.sections import ClusterSpec
-from dlscale.batch.spec import parse_spec
+from dlscale.batch.spec import consent, parse_spec
+from dlscale.batch.spec.consent import require_consent
+from dlscale.batch.spec.sections import ClusterSpec
 from dlscale.batch.workspace import Workspace
 from dlscale.errors import SpecError
 

@@ -38,7 +38,7 @@ from victims import (
 
 import dlscale
 from dlscale.batch.workspace import HandOver, Heartbeat, Job, Workspace
-from dlscale.storage.atomic import write_atomically
+from dlscale.storage.files.atomic import write_atomically
 
 LONG = {"n_components": 6, "power_iterations": 20, "block_rows": 2000}
 

@@ -21,12 +21,12 @@ from dlscale.certificates import Certificate
 from dlscale.declaration.kind import Kind, Role
 from dlscale.declaration.options import Options, Takes
 from dlscale.declaration.sections import Section
-from dlscale.engine.facts import ClusterFacts
-from dlscale.engine.outcome import Outcome
+from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.passes import Passes
 from dlscale.engine.plan import Plan
+from dlscale.engine.ranks.outcome import Outcome
 from dlscale.errors import InputError, SpecError
-from dlscale.linalg.tall_qr import TallQROptions, plan_tall_qr
+from dlscale.linalg.qr.tall import TallQROptions, plan_tall_qr
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrices import open_matrix
 

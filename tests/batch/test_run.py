@@ -16,7 +16,7 @@ import pytest
 import zarr
 
 from dlscale.batch import run as jobs
-from dlscale.batch.pacing import PacedCheckpoint
+from dlscale.batch.jobs.pacing import PacedCheckpoint
 from dlscale.batch.reporting import write_report
 from dlscale.batch.workspace import Heartbeat, Workspace
 from dlscale.errors import CertificateError, DoesNotFitError, InputError, NonFiniteError, SpecError

@@ -19,9 +19,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 import dlscale
 from dlscale.batch.document import read_document
 from dlscale.batch.run import reopen, resume
-from dlscale.batch.secrets import restore_secrets, secret_environment
+from dlscale.batch.spec.secrets import restore_secrets, secret_environment
 from dlscale.batch.workspace import Workspace
-from dlscale.cli import commands
+from dlscale.cli.main import commands
 from dlscale.errors import DlscaleError, SpecError
 from dlscale.showing import shown, visible, without_address, without_secrets
 

@@ -16,7 +16,7 @@ import pytest
 from dlscale.batch.workspace import Heartbeat, Job, JobState, Workspace
 from dlscale.engine.events import StateChanged
 from dlscale.errors import SpecError
-from dlscale.storage.processes import start_of
+from dlscale.storage.files.processes import start_of
 
 
 def make_job(workspace: Workspace, name: str = "try", state: str = "running", heartbeat: Heartbeat | None = None) -> Job:

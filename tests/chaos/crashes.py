@@ -36,7 +36,7 @@ def run_until(change: int | None, arguments: list[str], cwd: Path, *, after: boo
     Exit code (-9 if killed), and the number of changes that were made.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dlscale.batch.run", "dlscale.terminal", "dlscale.cli", "zarr"])
+    context.set_forkserver_preload(["dlscale.batch.run", "dlscale.cli.terminal", "dlscale.cli.main", "zarr"])
     counted = context.Value("i", 0)
     process = context.Process(target=_command, args=(change, arguments, str(cwd), counted, after))
     process.start()
@@ -55,7 +55,7 @@ def _command(change: int | None, arguments: list[str], cwd: str, counted: Any, a
     os.dup2(silence, 2)
     for name in CHANGES:
         setattr(os, name, _counting(getattr(os, name), change, counted, after))
-    from dlscale.cli import commands
+    from dlscale.cli.main import commands
 
     commands(arguments)
 

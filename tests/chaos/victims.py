@@ -131,7 +131,7 @@ def refuse(*arguments: str | Path, cwd: Path) -> Ended:
     """Run a command that starts nothing, in this process."""
     from click.testing import CliRunner
 
-    from dlscale.cli import commands
+    from dlscale.cli.main import commands
 
     started = time.monotonic()
     with chdir(cwd):

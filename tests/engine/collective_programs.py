@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dlscale.engine import ranks
 from dlscale.engine.guard import Guard
-from dlscale.engine.ranks import Communicator, MPICommunicator, n_launched_ranks
+from dlscale.engine.ranks import Communicator, MPICommunicator
+from dlscale.engine.ranks import communicator as ranks
+from dlscale.engine.ranks.communicator import n_launched_ranks
 
 N_STEPS, FAULT_STEP = 60, 30
 

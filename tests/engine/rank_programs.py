@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from dlscale.arrays import Array
+from dlscale.engine.clusters import open_cluster
+from dlscale.engine.clusters.launchers import across_ranks
 from dlscale.engine.events import Event, Warned
 from dlscale.engine.grids import RowGrid
-from dlscale.engine.launchers import across_ranks
-from dlscale.engine.opening import open_cluster
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.progress import send
 from dlscale.engine.ranks import Communicator

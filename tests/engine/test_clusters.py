@@ -22,19 +22,17 @@ import psutil
 import pytest
 from helpers import Array, gaussian, store
 
-from dlscale.engine.clusters import Cluster
-from dlscale.engine.facts import ClusterFacts, describe_cluster
+from dlscale.engine.clusters import Cluster, ClusterFacts, describe_cluster, open_cluster
+from dlscale.engine.clusters.lost_workers import describe_loss
+from dlscale.engine.clusters.watching import Watch, Wishes
 from dlscale.engine.graphs import Task
 from dlscale.engine.grids import RowGrid
-from dlscale.engine.losses import describe_loss
-from dlscale.engine.opening import open_cluster
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.run import Run
-from dlscale.engine.watching import Watch, Wishes
 from dlscale.errors import DlscaleError, NonFiniteError, SpecError, StalledError
 from dlscale.linalg.pca import PCAOptions, compute_pca, plan_pca
+from dlscale.linalg.qr.tall import TallQROptions, compute_tall_qr, plan_tall_qr
 from dlscale.linalg.svd import SVDOptions, compute_svd, plan_svd
-from dlscale.linalg.tall_qr import TallQROptions, compute_tall_qr, plan_tall_qr
 from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.results import ResultGroup

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 
 from dlscale.arrays import Array
+from dlscale.engine.clusters import ClusterFacts, open_cluster
 from dlscale.engine.columns import KEPT_FLOPS, Applied, Columns, Tell, slab_columns
 from dlscale.engine.events import Event, StepFinished, WorkDone, ignore
-from dlscale.engine.facts import ClusterFacts
-from dlscale.engine.opening import open_cluster
 from dlscale.engine.run import Cost, Run, State
 from dlscale.errors import StalledError
 from dlscale.storage.checkpoints import Checkpoint

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from helpers import gaussian, store
 
-from dlscale.engine.secured import in_files, make_security
+from dlscale.engine.clusters.secured import in_files, make_security
 
 MPIRUN = shutil.which("mpirun", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
 
@@ -28,7 +28,7 @@ STRANGER = """
 import os, sys, warnings
 warnings.simplefilter("ignore")
 from distributed import Client
-from dlscale.engine.secured import make_security
+from dlscale.engine.clusters.secured import make_security
 import cloudpickle, distributed.protocol, encodings.idna, msgpack
 address, security = sys.argv[1], make_security()
 if os.getuid() == 0:

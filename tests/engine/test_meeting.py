@@ -10,7 +10,7 @@ from contextlib import closing, suppress
 
 import pytest
 
-from dlscale.engine.meeting import admit, introduce
+from dlscale.engine.ranks.meeting import admit, introduce
 from dlscale.errors import RankError
 
 SECRET = "0123456789abcdef" * 2

@@ -19,9 +19,8 @@ import pytest
 from helpers import gaussian, store
 
 import dlscale
-from dlscale.engine import launchers
-from dlscale.engine.facts import describe_cluster
-from dlscale.engine.launchers import Place, launched
+from dlscale.engine.clusters import describe_cluster, launchers
+from dlscale.engine.clusters.launchers import Place, launched
 from dlscale.errors import SpecError
 from dlscale.storage.groups import open_arrays
 

@@ -17,11 +17,10 @@ from factorizations import factor, factor_in_files
 from helpers import LAYOUTS, THREADS, Array, gaussian, store
 
 from dlscale import gallery
-from dlscale.batch.pacing import PacedCheckpoint
-from dlscale.engine.clusters import Cluster, _Ready
+from dlscale.batch.jobs.pacing import PacedCheckpoint
+from dlscale.engine.clusters import Cluster, ClusterFacts, open_cluster
+from dlscale.engine.clusters.cluster import _Ready
 from dlscale.engine.events import Event, StepFinished, StepStarted, Warned, WorkDone
-from dlscale.engine.facts import ClusterFacts
-from dlscale.engine.opening import open_cluster
 from dlscale.engine.tiles import whole_tasks
 from dlscale.engine.tiles.grid import WIDE_PANEL_BYTES, WIDE_PANEL_COLUMNS, PanelGrid, choose_panel
 from dlscale.errors import CorruptionError

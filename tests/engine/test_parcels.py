@@ -13,15 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dlscale.engine import parcels
-from dlscale.engine.facts import ClusterFacts
+from dlscale.engine.clusters import ClusterFacts, open_cluster
 from dlscale.engine.grids import RowGrid
-from dlscale.engine.opening import open_cluster
-from dlscale.engine.parcels import Parcel, pack
-from dlscale.engine.passes import Passes
+from dlscale.engine.passes import Passes, parcels
+from dlscale.engine.passes.parcels import Parcel, pack
 from dlscale.engine.run import Run
 from dlscale.errors import CorruptionError, DlscaleError
-from dlscale.linalg.products import NormalProduct
+from dlscale.linalg.folds.products import NormalProduct
 from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.matrices import open_matrix
 

@@ -14,14 +14,13 @@ import zarr
 from helpers import LAYOUTS, THREADS, Array, M, N, gaussian, store
 from zarr.storage import LocalStore, WrapperStore
 
+from dlscale.engine.clusters import ClusterFacts, open_cluster
 from dlscale.engine.events import Event, MemoryTaken, StepFinished, StepStarted, WorkDone
-from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.grids import RowGrid, plan_grid
-from dlscale.engine.opening import open_cluster
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.run import Run
 from dlscale.errors import NonFiniteError, NumericalError
-from dlscale.linalg.products import Gram
+from dlscale.linalg.folds.products import Gram
 from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.matrix import Matrix, View
@@ -226,7 +225,7 @@ def test_events_add_up() -> None:
 
 def test_merges_do_not_change_what_theymerge() -> None:
     """A merge may be repeated after a worker died: the same partial results give the same sum twice."""
-    from dlscale.engine.sweep import Sweep, merge
+    from dlscale.engine.passes.sweep import Sweep, merge
 
     fold = Gram(3, np.dtype("f8"), center=True)
     states = []

@@ -15,8 +15,7 @@ from dlscale.batch import run as jobs
 from dlscale.batch.kinds import KINDS
 from dlscale.batch.workspace import Workspace
 from dlscale.declaration.kind import Kind
-from dlscale.engine.facts import ClusterFacts
-from dlscale.engine.opening import open_cluster
+from dlscale.engine.clusters import ClusterFacts, open_cluster
 from dlscale.engine.plan import VERSION, Plan
 from dlscale.engine.run import Run
 from dlscale.errors import SpecError

@@ -15,12 +15,13 @@ import pytest
 import zarr
 
 from dlscale.batch.assumed import AssumedMatrix
+from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.clusters.facts import BASELINE_BYTES
 from dlscale.engine.costs import lay_out
-from dlscale.engine.facts import BASELINE_BYTES, ClusterFacts
 from dlscale.engine.grids import BLOCK_BYTES
 from dlscale.engine.plan import NOMINAL_FLOPS_PER_SECOND, PRODUCT_EFFICIENCY, Grids, Plan, Step
 from dlscale.errors import DoesNotFitError
-from dlscale.linalg.lu import KIND as LU
+from dlscale.linalg.lu.kind import KIND as LU
 from dlscale.storage.inputs import Inputs
 
 GB = 10**9

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from dlscale.engine.guard import Guard
-from dlscale.engine.ranks import Communicator, import_mpi
+from dlscale.engine.ranks import Communicator
+from dlscale.engine.ranks.communicator import import_mpi
 from dlscale.errors import SpecError
 
 PROGRAMS = Path(__file__).with_name("collective_programs.py")

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dlscale.engine.clusters import DaskCluster
+from dlscale.engine.clusters import ClusterFacts, open_cluster
+from dlscale.engine.clusters.cluster import DaskCluster
 from dlscale.engine.events import Event, Saved, StepFinished, StepStarted, ignore
-from dlscale.engine.facts import ClusterFacts
-from dlscale.engine.opening import open_cluster
 from dlscale.engine.run import Cost, Run, State
 from dlscale.engine.targets import MemoryTarget
 from dlscale.errors import SpecError

@@ -10,10 +10,10 @@ from sklearn.preprocessing import StandardScaler
 
 from dlscale.errors import SpecError
 from dlscale.kernels import one_blas_thread
-from dlscale.learn.lbfgs import LBFGS
-from dlscale.learn.models import model
-from dlscale.learn.proximal import ProximalGradient
-from dlscale.learn.regularization import Regularization, soft_threshold
+from dlscale.learn.models.model import model
+from dlscale.learn.optimizers.lbfgs import LBFGS
+from dlscale.learn.optimizers.proximal import ProximalGradient
+from dlscale.learn.optimizers.regularization import Regularization, soft_threshold
 
 FLOAT64 = np.dtype(np.float64)
 

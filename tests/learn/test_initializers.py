@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dlscale.errors import SpecError
-from dlscale.learn.models import model
+from dlscale.learn.models.model import model
 
 
 def weights(init, widths=(300, 200, 400), dtype=np.float64, seed=0):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from dlscale.errors import NumericalError, SpecError
-from dlscale.learn.kfac import KFAC, factor_buffer, factor_sums
-from dlscale.learn.models import model
-from dlscale.learn.optimizers import optimizer
+from dlscale.learn.models.model import model
+from dlscale.learn.optimizers.first_order import optimizer
+from dlscale.learn.optimizers.kfac import KFAC, factor_buffer, factor_sums
 
 FLOAT64 = np.dtype(np.float64)
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from sklearn import metrics as peer
 
 from dlscale.errors import InputError, SpecError
-from dlscale.learn.losses import CrossEntropy, Hinge, Huber, Squared
-from dlscale.learn.metrics import METRICS, R2, EarlyStopping, metrics_of
+from dlscale.learn.models.losses import CrossEntropy, Hinge, Huber, Squared
+from dlscale.learn.training.metrics import METRICS, R2, EarlyStopping, metrics_of
 
 
 def over_parts(metric, loss, S, y, weights, n_parts=3):

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from scipy.stats import norm as normal_distribution
 
 from dlscale.errors import SpecError
-from dlscale.learn.activations import ACTIVATIONS
-from dlscale.learn.models import LOSSES_OF_MODELS, model
-from dlscale.learn.parameters import backward_buffer
-from dlscale.learn.regularization import Regularization
+from dlscale.learn.models.activations import ACTIVATIONS
+from dlscale.learn.models.model import LOSSES_OF_MODELS, model
+from dlscale.learn.models.parameters import backward_buffer
+from dlscale.learn.optimizers.regularization import Regularization
 
 ARCHITECTURES = [(type, "relu", (), loss) for type in ("linear", "logistic", "softmax") for loss in LOSSES_OF_MODELS[type]]
 ARCHITECTURES += [("mlp", activation, (6, 5), loss) for activation, loss in product(ACTIVATIONS, LOSSES_OF_MODELS["mlp"])]

@@ -10,8 +10,8 @@ from sklearn.linear_model import Lasso, LogisticRegression
 
 from dlscale.errors import CertificateError, NumericalError, SpecError
 from dlscale.kernels import one_blas_thread
-from dlscale.learn.data import Column, Order, Shard
-from dlscale.learn.models import model
+from dlscale.learn.models.model import model
+from dlscale.learn.training.data import Column, Order, Shard
 from dlscale.storage.matrix import ArrayMatrix
 from tests.learn.learning_jobs import job, parameters, record
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from dlscale.errors import SpecError
-from dlscale.learn.clipping import clip_by_norm
-from dlscale.learn.models import model
-from dlscale.learn.optimizers import OPTIMIZERS, optimizer
-from dlscale.learn.parameters import TILE_ELEMENTS
-from dlscale.learn.regularization import Regularization
+from dlscale.learn.models.model import model
+from dlscale.learn.models.parameters import TILE_ELEMENTS
+from dlscale.learn.optimizers.clipping import clip_by_norm
+from dlscale.learn.optimizers.first_order import OPTIMIZERS, optimizer
+from dlscale.learn.optimizers.regularization import Regularization
 
 WEIGHT, BIAS = "layer-0/weight", "layer-0/bias"
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlscale.errors import SpecError
-from dlscale.learn.schedules import SCHEDULES, schedule
+from dlscale.learn.optimizers.schedules import SCHEDULES, schedule
 
 EXAMPLES = {
     "constant": {},

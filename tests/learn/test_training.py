@@ -13,13 +13,13 @@ from sklearn import datasets
 from sklearn.linear_model import Lasso, LogisticRegression, Ridge
 
 import dlscale
-from dlscale.engine.opening import open_cluster
+from dlscale.engine.clusters import open_cluster
 from dlscale.engine.programs import run_here
 from dlscale.engine.run import Run
-from dlscale.learn.data import Order, plan_order
-from dlscale.learn.loop import train
-from dlscale.learn.models import model
-from dlscale.learn.tasks import train_on_passes
+from dlscale.learn.models.model import model
+from dlscale.learn.training.data import Order, plan_order
+from dlscale.learn.training.loop import train
+from dlscale.learn.training.on_passes import train_on_passes
 from dlscale.storage.importers import import_matrix
 from dlscale.storage.matrix import ArrayMatrix
 from tests.learn import training_programs as programs

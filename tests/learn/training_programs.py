@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from dlscale.engine.programs import run_here
-from dlscale.engine.ranks import Communicator, MPICommunicator, import_mpi
-from dlscale.learn.data import Order
-from dlscale.learn.loop import Training, train
-from dlscale.learn.packing import unpack
-from dlscale.learn.task import Task, TrainOptions
+from dlscale.engine.ranks import Communicator, MPICommunicator
+from dlscale.engine.ranks.communicator import import_mpi
+from dlscale.learn.models.packing import unpack
+from dlscale.learn.training.data import Order
+from dlscale.learn.training.loop import Training, train
+from dlscale.learn.training.task import Task, TrainOptions
 from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.matrix import ArrayMatrix
 

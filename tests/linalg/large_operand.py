@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dlscale.engine.facts import ClusterFacts
-from dlscale.engine.opening import open_cluster
+from dlscale.engine.clusters import ClusterFacts, open_cluster
 from dlscale.engine.passes import Passes
 from dlscale.engine.run import Run
 from dlscale.linalg.operators import MatrixOperator, plan_operator

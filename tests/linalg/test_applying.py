@@ -10,17 +10,16 @@ import pytest
 import zarr
 
 from dlscale.arrays import Array
+from dlscale.engine.clusters import ClusterFacts, open_cluster
 from dlscale.engine.events import Event, StepFinished, WorkDone
-from dlscale.engine.facts import ClusterFacts
-from dlscale.engine.opening import open_cluster
 from dlscale.engine.run import Cost, Run
-from dlscale.linalg.applying import plan_columns
-from dlscale.linalg.factor_plan import FactorOptions
-from dlscale.linalg.inverse import InverseOptions, compute_inverse, plan_inverse
-from dlscale.linalg.lstsq import LstsqOptions, compute_lstsq, plan_lstsq
-from dlscale.linalg.panel_qr import compute_panel_qr, plan_panel_qr
-from dlscale.linalg.solve import compute_solve, plan_solve
-from dlscale.linalg.system import SolveOptions
+from dlscale.linalg.lstsq.kind import LstsqOptions, compute_lstsq, plan_lstsq
+from dlscale.linalg.panels.plan import FactorOptions
+from dlscale.linalg.qr.panels import compute_panel_qr, plan_panel_qr
+from dlscale.linalg.solve.applying import plan_columns
+from dlscale.linalg.solve.inverse import InverseOptions, compute_inverse, plan_inverse
+from dlscale.linalg.solve.kind import compute_solve, plan_solve
+from dlscale.linalg.solve.system import SolveOptions
 from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrices import open_matrix
@@ -78,8 +77,8 @@ KINDS: dict[str, Any] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_workers_apply_factors_with_the_bits_of_one_process(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr("dlscale.linalg.lstsq.PASS_COLUMNS", 100)
-    monkeypatch.setattr("dlscale.linalg.lstsq.CLEARLY_LONG", 100)
+    monkeypatch.setattr("dlscale.linalg.lstsq.kind.PASS_COLUMNS", 100)
+    monkeypatch.setattr("dlscale.linalg.lstsq.kind.CLEARLY_LONG", 100)
     plan_of, compute, options, arrays = KINDS[kind]
     inputs = Inputs({name: open_matrix(array) for name, array in arrays.items()})
     found: list[dict[str, Array]] = []

@@ -10,7 +10,7 @@ from factorizations import assert_cholesky, factor, factor_in_files
 from helpers import DTYPES, LAYOUTS, THREADS, eps, gaussian, store
 
 from dlscale import gallery
-from dlscale.engine.opening import open_cluster
+from dlscale.engine.clusters import open_cluster
 from dlscale.errors import NonFiniteError, NumericalError, SpecError
 
 ORDERS = (1, 2, 32, 33, 150)

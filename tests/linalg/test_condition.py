@@ -8,7 +8,7 @@ import scipy.linalg
 from helpers import gaussian
 
 from dlscale import gallery
-from dlscale.linalg.condition import condition, one_norm
+from dlscale.linalg.solve.condition import condition, one_norm
 
 
 @pytest.mark.parametrize("dtype", ["f8", "c16"])

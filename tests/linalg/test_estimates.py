@@ -9,8 +9,8 @@ import pytest
 from helpers import N, compute, gaussian, norm, spectrum, wide_precision
 
 from dlscale import gallery
-from dlscale.linalg.estimates import largest_ritz
 from dlscale.linalg.svd import SVDOptions, compute_svd, plan_svd
+from dlscale.linalg.svd.estimates import largest_ritz
 
 SPECTRA = {
     "slow decay": gallery.power(N),

@@ -9,12 +9,12 @@ import pytest
 from helpers import DTYPES, THREADS, Array, eps, gaussian, norm
 
 from dlscale import gallery
-from dlscale.engine.opening import open_cluster
+from dlscale.engine.clusters import open_cluster
 from dlscale.engine.run import Run
 from dlscale.errors import NumericalError, SpecError
-from dlscale.linalg import inverse
-from dlscale.linalg.inverse import InverseOptions, compute_inverse, plan_inverse
-from dlscale.linalg.slogdet import SlogdetOptions, compute_slogdet, plan_slogdet
+from dlscale.linalg.solve import inverse
+from dlscale.linalg.solve.inverse import InverseOptions, compute_inverse, plan_inverse
+from dlscale.linalg.solve.slogdet import SlogdetOptions, compute_slogdet, plan_slogdet
 from dlscale.storage.matrices import open_matrix
 
 

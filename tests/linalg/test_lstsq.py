@@ -10,12 +10,12 @@ import pytest
 from helpers import DTYPES, THREADS, Array, eps, gaussian, spectrum, store
 
 from dlscale import gallery
-from dlscale.engine.opening import open_cluster
-from dlscale.engine.outcome import Outcome
+from dlscale.engine.clusters import open_cluster
+from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.errors import NonFiniteError, SpecError
-from dlscale.linalg import lstsq
-from dlscale.linalg.lstsq import LstsqOptions, compute_lstsq, plan_lstsq
+from dlscale.linalg.lstsq import kind as lstsq
+from dlscale.linalg.lstsq.kind import LstsqOptions, compute_lstsq, plan_lstsq
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrices import open_matrix
 

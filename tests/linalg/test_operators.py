@@ -15,11 +15,9 @@ from helpers import DTYPES, Array, gaussian, store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlscale.engine.clusters import Cluster
+from dlscale.engine.clusters import Cluster, ClusterFacts, open_cluster
 from dlscale.engine.events import StepFinished
-from dlscale.engine.facts import ClusterFacts
 from dlscale.engine.grids import RowGrid
-from dlscale.engine.opening import open_cluster
 from dlscale.engine.passes import Passes
 from dlscale.engine.run import Run
 from dlscale.errors import DoesNotFitError, NonFiniteError, SpecError

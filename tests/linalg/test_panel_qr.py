@@ -13,7 +13,7 @@ from helpers import DTYPES, LAYOUTS, THREADS, Array, eps, gaussian, store
 
 from dlscale import gallery
 from dlscale.certificates import LAPACK_THRESHOLD
-from dlscale.engine.opening import open_cluster
+from dlscale.engine.clusters import open_cluster
 from dlscale.engine.tiles.grid import PanelGrid
 from dlscale.errors import NonFiniteError, NumericalError, SpecError
 

@@ -12,7 +12,8 @@ from sklearn.decomposition import PCA as SklearnPCA
 import dlscale
 from dlscale import gallery
 from dlscale.errors import SpecError
-from dlscale.linalg.pca import PCAOptions, Solver, compute_pca, plan_pca
+from dlscale.linalg.pca import PCAOptions, compute_pca, plan_pca
+from dlscale.linalg.pca.kind import Solver
 
 SOLVERS: tuple[Solver, ...] = ("covariance", "randomized", "full")
 EXACT: tuple[Solver, ...] = ("auto", "covariance", "full")

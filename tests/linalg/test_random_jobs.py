@@ -10,8 +10,8 @@ from helpers import DTYPES, Array, compute, departure, eps, gaussian
 
 from dlscale import gallery
 from dlscale.linalg.pca import PCAOptions, compute_pca, plan_pca
+from dlscale.linalg.qr.tall import TallQROptions, compute_tall_qr, plan_tall_qr
 from dlscale.linalg.svd import SVDOptions, compute_svd, plan_svd
-from dlscale.linalg.tall_qr import TallQROptions, compute_tall_qr, plan_tall_qr
 
 N_JOBS = 60
 

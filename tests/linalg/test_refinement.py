@@ -10,7 +10,7 @@ import scipy.linalg
 from helpers import Array, gaussian, spectrum
 
 from dlscale import gallery
-from dlscale.linalg.refinement import refine, refine_by_gmres
+from dlscale.linalg.solve.refinement import refine, refine_by_gmres
 
 EPS = float(np.finfo("f8").eps)
 

@@ -13,7 +13,7 @@ from helpers import DTYPES, Array, eps, gaussian
 import dlscale
 from dlscale.errors import NumericalError, OutOfRange
 from dlscale.kernels import times_power_of_two
-from dlscale.linalg import lstsq
+from dlscale.linalg.lstsq import kind as lstsq
 
 M, N = 60, 40
 

@@ -11,11 +11,11 @@ import pytest
 from helpers import DTYPES, THREADS, Array, eps, gaussian, spectrum, store
 
 from dlscale import gallery
-from dlscale.engine.opening import open_cluster
-from dlscale.engine.outcome import Outcome
+from dlscale.engine.clusters import open_cluster
+from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.errors import DoesNotFitError, NumericalError, SpecError
-from dlscale.linalg.solve import SolveOptions, compute_solve, plan_solve
+from dlscale.linalg.solve.kind import SolveOptions, compute_solve, plan_solve
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrices import open_matrix
 
@@ -151,7 +151,7 @@ def test_real_matrix_and_complex_right_hand_sides() -> None:
 
 def test_many_right_hand_sides_go_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     A, B = gaussian(50, 50), gaussian(50, 33)
-    monkeypatch.setattr("dlscale.linalg.system.BATCH_BYTES", 50 * 8 * 10)
+    monkeypatch.setattr("dlscale.linalg.solve.system.BATCH_BYTES", 50 * 8 * 10)
     outcome = run(A, B, precision="mixed")
     np.testing.assert_allclose(outcome.arrays["x"], np.linalg.solve(A, B), rtol=1e-9)
     assert outcome.certificate.passed

@@ -11,11 +11,11 @@ import scipy.linalg
 from helpers import THREADS, Array, gaussian
 
 import dlscale
-from dlscale.engine.opening import open_cluster
-from dlscale.engine.outcome import Outcome
+from dlscale.engine.clusters import open_cluster
+from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.errors import NumericalError
-from dlscale.linalg.solve import SolveOptions, compute_solve, plan_solve
+from dlscale.linalg.solve.kind import SolveOptions, compute_solve, plan_solve
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrices import open_matrix
 

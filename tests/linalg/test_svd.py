@@ -15,8 +15,8 @@ from sklearn.utils.extmath import svd_flip
 import dlscale
 from dlscale import gallery
 from dlscale.errors import SpecError
-from dlscale.linalg import subspace
-from dlscale.linalg.svd import Method, SVDOptions, compute_svd, plan_svd
+from dlscale.linalg.svd import SVDOptions, compute_svd, plan_svd, subspace
+from dlscale.linalg.svd.kind import Method
 
 METHODS: tuple[Method, ...] = ("randomized", "krylov", "streaming", "exact")
 

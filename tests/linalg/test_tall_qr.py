@@ -11,7 +11,7 @@ from helpers import DTYPES, HARD, Array, backward_error, compute, departure, eps
 import dlscale
 from dlscale import gallery
 from dlscale.errors import SpecError
-from dlscale.linalg.tall_qr import TallQROptions, compute_tall_qr, plan_tall_qr
+from dlscale.linalg.qr.tall import TallQROptions, compute_tall_qr, plan_tall_qr
 
 TALL = [name for name in HARD if "wide" not in name and "row" not in name] + ["graded rows, square"]
 

@@ -14,10 +14,8 @@ from factorizations import factor_in_files
 from helpers import THREADS, Array, gaussian, store
 
 from dlscale import gallery
-from dlscale.engine.clusters import Cluster
+from dlscale.engine.clusters import Cluster, ClusterFacts, open_cluster
 from dlscale.engine.events import Event, StepFinished, Warned, WorkDone
-from dlscale.engine.facts import ClusterFacts
-from dlscale.engine.opening import open_cluster
 
 N = 96
 #: Four panels, two of them a group; four row blocks, or where they are rounded up to panels three.

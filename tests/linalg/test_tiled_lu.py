@@ -13,14 +13,13 @@ from helpers import DTYPES, eps, gaussian
 from dlscale import gallery
 from dlscale.arrays import Array
 from dlscale.certificates import LAPACK_THRESHOLD
-from dlscale.engine.facts import describe_cluster
-from dlscale.engine.opening import open_cluster
+from dlscale.engine.clusters import describe_cluster, open_cluster
 from dlscale.engine.passes import Passes
 from dlscale.engine.run import Run
 from dlscale.engine.tiles.grid import PanelGrid
 from dlscale.errors import SpecError
-from dlscale.linalg.lu import LUOptions, plan_lu, row_move
-from dlscale.linalg.tiled_lu import factor_tiles
+from dlscale.linalg.lu.kind import LUOptions, plan_lu, row_move
+from dlscale.linalg.lu.row_blocks import factor_tiles
 from dlscale.storage.matrices import open_matrix
 
 

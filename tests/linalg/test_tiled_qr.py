@@ -10,7 +10,7 @@ from helpers import DTYPES, Array, eps, gaussian
 
 from dlscale import gallery
 from dlscale.errors import NonFiniteError, SpecError
-from dlscale.linalg.tiled_qr import signed_lu
+from dlscale.linalg.qr.row_blocks import signed_lu
 
 #: With panels of 32: one column, one panel, one column over it, two panels and a quarter, several panels a row block.
 ORDERS = (1, 32, 33, 73, 150)

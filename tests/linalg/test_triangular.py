@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import DTYPES, Array, eps, gaussian, norm, store
 
-from dlscale.linalg.triangular import solve_triangular
+from dlscale.linalg.solve.triangular import solve_triangular
 from dlscale.storage.matrices import open_matrix
 
 OPS = {"N": lambda T: T, "T": lambda T: T.T, "C": lambda T: T.conj().T}

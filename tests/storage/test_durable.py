@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from dlscale.errors import CorruptionError, DoesNotFitError
-from dlscale.storage import durable
-from dlscale.storage.durable import (
+from dlscale.storage.files import durable
+from dlscale.storage.files.durable import (
     PARTIAL,
     crc32c,
     fsync_path,

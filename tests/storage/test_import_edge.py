@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import zarr
 
-from dlscale.cli import commands
+from dlscale.cli.main import commands
 from dlscale.errors import DoesNotFitError, InputError, SpecError
 from dlscale.storage import importers
 from dlscale.storage.importers import import_matrix

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dlscale.batch.spec import load_spec
-from dlscale.cli import commands
+from dlscale.cli.main import commands
 from dlscale.errors import ImportNote, InputError, SpecError
 from dlscale.storage.importers import ReadOptions, import_matrix
 from dlscale.storage.importers.records import record_pieces

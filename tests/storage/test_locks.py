@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from dlscale.errors import SpecError
-from dlscale.storage import locks
-from dlscale.storage.locks import LockLostError, held, is_held, take
-from dlscale.storage.processes import Owner
+from dlscale.storage.files import locks
+from dlscale.storage.files.locks import LockLostError, held, is_held, take
+from dlscale.storage.files.processes import Owner
 
 #: A file system that knows no flock, such as Lustre mounted without it.
 NO_FLOCK = """
@@ -30,7 +30,7 @@ HOLDER = """
 import sys, time
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from dlscale.storage import locks
+from dlscale.storage.files import locks
 lock = locks.take(Path(sys.argv[1]))
 print("got" if lock else "held", flush=True)
 for line in sys.stdin:
@@ -118,7 +118,7 @@ def test_a_frozen_owner_whose_lease_was_taken_over_stops(tmp_path: Path, monkeyp
     (tmp_path / "sitecustomize.py").write_text(NO_FLOCK)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     exec(NO_FLOCK, {})
-    monkeypatch.setattr("dlscale.storage.processes.machine", lambda: "another machine")
+    monkeypatch.setattr("dlscale.storage.files.processes.machine", lambda: "another machine")
     monkeypatch.setattr(locks, "BEAT_SECONDS", 0.1)
     path = tmp_path / "lock"
     with holder(path) as other:

@@ -16,10 +16,10 @@ import pytest
 import zarr
 from helpers import DTYPES, LAYOUTS, M, N, gaussian, store
 
+from dlscale.buffers import workspace
 from dlscale.errors import CorruptionError, InputError, MissingChunkError, SpecError
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.matrix import Matrix
-from dlscale.workspaces import workspace
 
 RANGES = [((0, M), (0, N)), ((13, 501), (0, N)), ((0, 1), (0, 1)), ((M - 1, M), (N - 1, N)), ((99, 101), (3, 38))]
 

@@ -16,7 +16,8 @@ import pytest
 import zarr
 
 from dlscale.errors import SpecError
-from dlscale.storage import atomic, results
+from dlscale.storage import results
+from dlscale.storage.files import atomic
 from dlscale.storage.results import ResultGroup, check_place, settle
 
 NOBODY = 65534

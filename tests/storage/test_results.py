@@ -11,7 +11,7 @@ import pytest
 import zarr
 
 from dlscale.errors import SpecError
-from dlscale.storage.durable import PARTIAL
+from dlscale.storage.files.durable import PARTIAL
 from dlscale.storage.results import ResultGroup, is_being_written
 
 

@@ -23,9 +23,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlscale.errors import InputError, MissingChunkError, SpecError
+from dlscale.storage.files.locations import local_path, named
 from dlscale.storage.groups import open_arrays
 from dlscale.storage.inputs import Inputs
-from dlscale.storage.locations import local_path, named
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.signatures import Signature, Stamp, source_version
 from dlscale.storage.verifying import verify

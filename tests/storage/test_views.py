@@ -12,10 +12,10 @@ import zarr
 from helpers import Array, gaussian
 
 from dlscale.learn.covariate import Stacked
-from dlscale.learn.tasks import BatchRows
-from dlscale.linalg.centering import Centered
-from dlscale.linalg.least_squares_folds import ColumnsTimesPowers
-from dlscale.linalg.residuals import Rounded
+from dlscale.learn.training.on_passes import BatchRows
+from dlscale.linalg.folds.centering import Centered
+from dlscale.linalg.folds.least_squares import ColumnsTimesPowers
+from dlscale.linalg.folds.residuals import Rounded
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.matrix import Matrix, RowRange
 from dlscale.storage.scaled import Promoted, Scaled

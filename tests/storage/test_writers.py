@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 import zarr
 
+from dlscale.buffers import empty_pages
 from dlscale.errors import SpecError
 from dlscale.storage import writers
-from dlscale.storage.nodes import check_name
+from dlscale.storage.files.nodes import check_name
 from dlscale.storage.writers import ArrayWriter, create_array, put_array
-from dlscale.workspaces import empty_pages
 
 DTYPES = ["f4", "f8", "c8", "c16", "i1", "i4", "u2", "f2", "?"]
 

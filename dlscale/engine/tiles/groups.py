@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.engine.clusters.watching import Wishes
 from dlscale.engine.graphs import DataNode, Task, TaskRef
 from dlscale.engine.run import Run
 from dlscale.engine.tiles import whole_tasks as tasks
 from dlscale.engine.tiles.grid import PanelGrid
 from dlscale.engine.tiles.methods import Facts
 from dlscale.engine.tiles.whole_tasks import Work
-from dlscale.engine.watching import Wishes
 from dlscale.errors import DlscaleError, WorkersLostError
 from dlscale.storage.matrix import Matrix
 

@@ -14,8 +14,8 @@ import numpy as np
 from dlscale.arrays import Array
 from dlscale.engine.events import WorkDone
 from dlscale.engine.grids import blocks
+from dlscale.engine.passes.reading import read_strips
 from dlscale.engine.progress import resident_bytes, send, worker_name
-from dlscale.engine.reading import read_strips
 from dlscale.engine.targets import Target, writable
 from dlscale.engine.tiles.grid import PanelGrid
 from dlscale.engine.tiles.methods import Factored, Facts, Finish, RowMove, Transform, largest_modulus

@@ -18,8 +18,9 @@ from numpy.typing import DTypeLike
 
 from dlscale.errors import DlscaleError, DoesNotFitError, ImportNote, InputError, SpecError
 from dlscale.showing import without_secrets
-from dlscale.storage.durable import require_free_space
 from dlscale.storage.exactness import inexact_words
+from dlscale.storage.files.durable import require_free_space
+from dlscale.storage.files.locations import expand_home, local_path, named
 from dlscale.storage.importers.delimited import read_delimited
 from dlscale.storage.importers.folders import parts_of
 from dlscale.storage.importers.hdf5 import read_hdf5
@@ -31,7 +32,6 @@ from dlscale.storage.importers.parquet import PARQUET_SUFFIXES, read_parquet
 from dlscale.storage.importers.samples import is_sample, read_sample
 from dlscale.storage.importers.strips import StripWriter
 from dlscale.storage.importers.tables import KEPT_DTYPES, Reader, Request, Table, is_url
-from dlscale.storage.locations import expand_home, local_path, named
 
 __all__ = ["FORMATS", "ReadOptions", "import_matrix"]
 

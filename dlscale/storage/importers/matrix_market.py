@@ -23,9 +23,9 @@ import scipy.sparse
 
 from dlscale.arrays import Array
 from dlscale.errors import InputError
+from dlscale.storage.files.locations import named
 from dlscale.storage.importers.market_text import DTYPES, Entries, Line, parse_entries
 from dlscale.storage.importers.tables import Blocks, Request, Table, line_pieces, open_text, row_ranges, rows_per_block
-from dlscale.storage.locations import named
 
 PIECE_BYTES = 2 << 20  # of text; an entry takes up to 40 times its two shortest characters while it is sorted
 MAX_HEADER_LINE = 1 << 20

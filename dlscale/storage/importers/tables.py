@@ -17,8 +17,8 @@ from pydantic import ConfigDict
 
 from dlscale.arrays import Array
 from dlscale.errors import InputError, SpecError
+from dlscale.storage.files.locations import named
 from dlscale.storage.importers.options import ReadOptions
-from dlscale.storage.locations import named
 
 Blocks = Generator[Array, None, None]
 

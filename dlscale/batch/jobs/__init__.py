@@ -1,0 +1,1 @@
+"""The files of jobs, and who may change them."""

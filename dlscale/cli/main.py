@@ -1,0 +1,271 @@
+"""The command line. Exit codes: 0 succeeded, 1 failed, 2 bad spec or usage, 75 interrupted and can be resumed.
+
+Only `click` is imported here; a command imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+import traceback
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import click
+
+from dlscale.bench.commands import bench
+from dlscale.cli.imports import ImportCommand
+from dlscale.cli.jobs import COMMANDS
+from dlscale.cli.options import (
+    EXIT_FAILED,
+    echo,
+    follow,
+    json_option,
+    open_console,
+    open_workspace,
+    plan_job,
+    print_json,
+    read_job_file,
+    refusal_as_json,
+    say,
+    spec_options,
+    workspace_option,
+)
+from dlscale.errors import DlscaleError, Interrupted
+from dlscale.showing import shown
+
+
+def main() -> None:
+    """The entry point: this process belongs to the command."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+        os.environ["PYTHONWARNINGS"] = "ignore"  # for worker processes
+    sys.excepthook = _show_traceback
+    # Until a job runs and handles it better, SIGTERM cleans up as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    from dlscale.engine.clusters.launchers import across_ranks
+
+    code = across_ranks(_run)
+    if code != Interrupted.exit_code:
+        sys.exit(code)
+    # All is said and saved. Threads that still compute, or wait for a lock that the signal tore, must not hold the process.
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(code)
+
+
+def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Of what nobody foresaw: as Python shows it, but for what a terminal obeys and what opens a URL."""
+    sys.stderr.write(shown("".join(traceback.format_exception(kind, error, trace))))
+
+
+def _run() -> int:
+    try:
+        commands(prog_name="dlscale")
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else EXIT_FAILED if ended.code else 0
+    return 0
+
+
+class _Group(click.Group):
+    """Says errors in one line and turns them into exit codes; knows the home folder wherever a path is given."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # A shell expands a word that begins with ~, but not --output=~/a, and no shell stands before a batch system.
+        return super().parse_args(ctx, [re.sub(r"^(--[\w-]+=)?(~.*)", _at_home, argument) for argument in args])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            if (message := shown(error.format_message())) == error.format_message():
+                raise
+            raise click.UsageError(message, getattr(error, "ctx", None)) from None
+        except DlscaleError as error:
+            say(error)
+            ctx.exit(error.exit_code)
+        except (OSError, MemoryError) as error:
+            say(error)
+            ctx.exit(EXIT_FAILED)
+        except KeyboardInterrupt:
+            if places := sys.modules.get("dlscale.batch.jobs.places"):
+                places.clean_up()
+            say(Interrupted("stopped by a signal before any work was done; run the command again."))
+            ctx.exit(Interrupted.exit_code)
+
+
+def _at_home(option: re.Match[str]) -> str:
+    from dlscale.storage.files.locations import expand_home
+
+    return (option[1] or "") + expand_home(option[2])
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="dlscale")
+def commands() -> None:
+    """Large linear algebra as batch jobs: planned, checkpointed, certified."""
+
+
+@commands.command()
+@spec_options
+@workspace_option
+@json_option
+def run(
+    spec: Path, overrides: tuple[str, ...], cluster: str | None, output: str | None, workspace: str | None, as_json: bool
+) -> None:
+    """Plan, compute, certify and publish the job of the file SPEC."""
+    console, root = open_console(as_json), open_workspace(workspace)
+    with refusal_as_json(as_json):
+        prepared = plan_job(read_job_file(spec, overrides, cluster, output), root, console)
+    from dlscale.batch.run import start
+
+    job = root.new_job(prepared.name)
+    follow(console, job.id, prepared, lambda listener: start(job, prepared, listener=listener), as_json=as_json)
+
+
+@commands.command()
+@spec_options
+@click.option("--shape", metavar="ROWSxCOLUMNS", help="As if the matrix had this shape; none needs to be there.")
+@click.option("--workers", type=click.IntRange(1), metavar="N", help="As if on so many workers; none needs to be there.")
+@click.option("--threads", type=click.IntRange(1), metavar="N", help="Of each of these workers [this machine's cores].")
+@click.option("--worker-memory", metavar="SIZE", help="Of each of these workers, such as 64GB.")
+@workspace_option
+@json_option
+def plan(
+    spec: Path,
+    overrides: tuple[str, ...],
+    cluster: str | None,
+    output: str | None,
+    shape: str | None,
+    workers: int | None,
+    threads: int | None,
+    worker_memory: str | None,
+    workspace: str | None,
+    as_json: bool,
+) -> None:
+    """Show what the job of the file SPEC would do and take, here or elsewhere; compute nothing."""
+    from dlscale.batch.assumed import Assumed
+
+    console, root = open_console(as_json), open_workspace(workspace)
+    with refusal_as_json(as_json):
+        assumed = Assumed.from_options(shape, workers, threads, worker_memory)
+        document = read_job_file(spec, overrides, cluster, output)
+        prepared = plan_job(document, root, console, assumed=assumed, only_looks=True)
+    if as_json:
+        print_json(prepared.describe_plan())
+        return
+    from dlscale.cli.terminal import plan_panel
+
+    console.print(plan_panel(prepared.name, prepared.describe_plan()))
+
+
+@commands.command()
+@spec_options
+def validate(spec: Path, overrides: tuple[str, ...], cluster: str | None, output: str | None) -> None:
+    """Check the file SPEC: keys, types, ranges. Reads no matrix."""
+    from dlscale.batch.spec import parse_spec
+
+    kind = parse_spec(read_job_file(spec, overrides, cluster, output)).kind
+    echo(f"{spec} is a valid job of kind {kind}.")
+
+
+@commands.command()
+def schema() -> None:
+    """Print the JSON Schema of job files, for editors."""
+    from dlscale.batch.spec import json_schema
+
+    click.echo(json.dumps(json_schema(), indent=2))
+
+
+@commands.command(name="import", cls=ImportCommand)
+@click.argument("source")
+@click.argument("destination", type=click.Path(path_type=Path))
+@click.option("--chunks", metavar="ROWSxCOLUMNS", help="Shape of a stored chunk.")
+@click.option("--dtype", type=click.Choice(["f4", "f8", "c8", "c16"]), help="Convert to this dtype.")
+@click.option("--overwrite", is_flag=True, help="Replace a Zarr array at DESTINATION.")
+def import_(source: str, destination: Path, chunks: str | None, dtype: str | None, overwrite: bool, **options: Any) -> None:
+    """Turn .npy, .npz, CSV, Parquet, HDF5, Matrix Market or images (SOURCE) into a Zarr array (DESTINATION)."""
+    from dlscale.batch.jobs.places import only_importer
+    from dlscale.batch.spec.sections import parse_pair
+    from dlscale.cli.terminal import import_bar
+    from dlscale.storage.files.locations import local_path
+    from dlscale.storage.importers import import_matrix
+
+    shape = parse_pair(chunks, "--chunks") if chunks else None
+    destination = local_path(destination, "The destination of an import")
+    with import_bar(open_console()) as bar, only_importer(destination):
+        import_matrix(
+            source,
+            destination,
+            chunks=(shape[0], shape[1]) if shape else None,
+            dtype=dtype,
+            progress=bar,
+            overwrite=overwrite,
+            **{option: value for option, value in options.items() if value is not None},
+        )
+    _show_info(str(destination))
+
+
+@commands.command()
+@click.argument("paths", nargs=-1, required=True, metavar="[SPEC] DESTINATION")
+@click.option("--shape", metavar="ROWSxCOLUMNS", help="Such as 1000000x2000.")
+@click.option("--spectrum", help="power:-0.5, step:20 or flat.")
+@click.option("--condition", type=float, help="Singular values fall geometrically from 1 to 1/condition.")
+@click.option("--rank", type=click.IntRange(1), help="How many singular values are not zero [all].")
+@click.option("--dtype", type=click.Choice(["f4", "f8", "c8", "c16"]))
+@click.option("--seed", type=click.IntRange(0))
+@click.option("--offset", type=float, help="Added to every entry.")
+@click.option("--chunks", metavar="ROWSxCOLUMNS", help="Shape of a stored chunk.")
+@click.option("--cluster", metavar="C", help="local, threads or tcp://host:port.")
+def generate(paths: tuple[str, ...], shape: str | None, chunks: str | None, **options: Any) -> None:
+    """Make a matrix with known singular values at DESTINATION, from a file SPEC or the options."""
+    if len(paths) > 2:
+        raise click.UsageError("give one SPEC and one DESTINATION, or DESTINATION and options.")
+    from dlscale.batch.document import Document, read_document, set_value
+    from dlscale.batch.generate import generate as write_matrix
+    from dlscale.batch.generate import parse_generate
+    from dlscale.batch.spec.sections import parse_pair
+    from dlscale.cli.terminal import JobProgress
+
+    document = read_document(Path(paths[0])) if len(paths) == 2 else Document({}, {}, "options")
+    given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
+    given |= {key: parse_pair(text, f"--{key}") for key, text in (("shape", shape), ("chunks", chunks)) if text}
+    for key, value in given.items():
+        document = set_value(document, [key], value, f"--{key}")
+    spec, console = parse_generate(document), open_console()
+    progress = JobProgress(console, spec.n_bytes, measure="bytes")
+    with progress.live():
+        write_matrix(spec, Path(paths[-1]), emit=progress)
+    _show_info(paths[-1])
+
+
+@commands.command()
+@click.argument("uri")
+@json_option
+def info(uri: str, as_json: bool) -> None:
+    """Show what is in a store: a matrix, or a result with its certificate."""
+    _show_info(uri, as_json=as_json)
+
+
+for command in (*COMMANDS, bench):
+    commands.add_command(command)
+
+
+def _show_info(uri: str, *, as_json: bool = False) -> None:
+    from dlscale.cli.terminal import facts_rows, result_facts
+    from dlscale.storage.groups import result_attributes
+    from dlscale.storage.matrices import open_matrix
+
+    result = result_attributes(uri)
+    facts = open_matrix(uri).describe() if result is None else {"uri": uri, **result}
+    if as_json:
+        print_json(facts)
+    else:
+        open_console().print(facts_rows(facts if result is None else result_facts(uri, result)))

@@ -1,0 +1,136 @@
+"""What commands share: their options, how a job file becomes a plan, how a job is followed, how errors are said."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from dlscale.errors import DlscaleError
+from dlscale.showing import shown
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dlscale.batch.assumed import Assumed
+    from dlscale.batch.document import Document
+    from dlscale.batch.prepare import Prepared
+    from dlscale.batch.run import JobResult
+    from dlscale.batch.workspace import Workspace
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+EXIT_FAILED = 1
+
+
+def workspace_option(command: Command) -> Command:
+    return click.option("--workspace", metavar="DIR", help="Where jobs are kept [DLSCALE_WORKSPACE or ./dlscale-workspace].")(
+        command
+    )
+
+
+def json_option(command: Command) -> Command:
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line of standard output.")(
+        command
+    )
+
+
+def spec_options(command: Command) -> Command:
+    for option in (
+        click.option("--output", metavar="PATH", help="Where the result goes."),
+        click.option("--cluster", metavar="C", help="local, threads or tcp://host:port."),
+        click.option(
+            "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key, such as params.n_components=20."
+        ),
+    ):
+        command = option(command)
+    return click.argument("spec", type=click.Path(path_type=Path))(command)
+
+
+def say(error: BaseException) -> None:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        message = f"{os.fspath(error.filename)} cannot be read or written: {error.strerror}."
+    else:
+        message = str(error) if isinstance(error, DlscaleError) else f"{type(error).__name__}: {error}"
+    echo(message, prefix=f"{click.style('error:', fg='red')} ", err=True)
+
+
+def echo(text: str, *, prefix: str = "", err: bool = False, nl: bool = True) -> None:
+    """Print a text in which control characters and the secrets of URLs cannot do harm."""
+    click.echo(prefix + shown(text), err=err, nl=nl)
+
+
+@contextmanager
+def refusal_as_json(as_json: bool) -> Iterator[None]:
+    try:
+        yield
+    except DlscaleError as error:
+        if as_json:
+            empty = dict.fromkeys(("job", "kind", "result", "seconds", "certificate", "plan"))
+            print_json({"state": "refused", **empty, "error": str(error)})
+        raise
+
+
+def open_console(as_json: bool = False) -> Console:
+    from dlscale.cli.terminal import SafeConsole
+
+    return SafeConsole(stderr=as_json, soft_wrap=False)
+
+
+def open_workspace(root: str | None) -> Workspace:
+    from dlscale.batch.workspace import Workspace
+
+    return Workspace(root)
+
+
+def read_job_file(spec: Path, overrides: tuple[str, ...], cluster: str | None, output: str | None) -> Document:
+    from dlscale.batch.document import parse_scalar, read_document, set_value
+
+    document = read_document(spec, overrides)
+    if cluster is not None:
+        document = set_value(document, ["cluster"], parse_scalar(cluster, "--cluster"), "--cluster")
+    return document if output is None else set_value(document, ["output"], output, "--output")
+
+
+def plan_job(
+    document: Document, root: Workspace, console: Console, *, assumed: Assumed | None = None, only_looks: bool = False
+) -> Prepared:
+    from dlscale.batch.spec import parse_spec
+
+    spec = parse_spec(document)  # before the slow imports, so that a bad file is refused at once
+    from dlscale.batch.prepare import prepare
+    from dlscale.cli.terminal import import_bar
+
+    with import_bar(console) as bar:
+        return prepare(spec, document, root, progress=bar, assumed=assumed, only_looks=only_looks)
+
+
+def follow(console: Console, title: str, prepared: Prepared, work: Callable[[Any], JobResult], *, as_json: bool) -> None:
+    """Show a job's plan, its progress and its end; leave with its exit code."""
+    from dlscale.cli.terminal import JobProgress, plan_panel, show_result
+
+    console.print(plan_panel(title, prepared.describe_plan()))
+    progress = JobProgress(console, prepared.plan.flops)
+    with progress.live():
+        result = work(progress)
+    show_result(console, result)
+    if result.error:
+        say(result.error)
+        if result.state == "failed":
+            echo(f"log: {result.folder / 'log.txt'}", err=True)
+    if as_json:
+        print_json(result.to_dict())
+    if result.error:
+        sys.exit(getattr(result.error, "exit_code", EXIT_FAILED))
+
+
+def print_json(value: Any) -> None:
+    from dlscale.batch.recorder import plain
+
+    click.echo(json.dumps(plain(value)))

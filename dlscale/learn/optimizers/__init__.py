@@ -1,0 +1,1 @@
+"""Steps: of first order, quasi-Newton, proximal, natural gradients."""

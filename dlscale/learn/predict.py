@@ -1,0 +1,209 @@
+"""Kind ``predict``: a trained model on new rows, one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dlscale.arrays import Array
+from dlscale.certificates import Certificate, Check
+from dlscale.declaration.kind import MATRIX, Kind, Role
+from dlscale.declaration.options import Options
+from dlscale.declaration.sections import BlockRows
+from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.costs import lay_out, measured_rates
+from dlscale.engine.passes import Fold, Passes, RowOutput, State
+from dlscale.engine.plan import Grids, Plan, Step
+from dlscale.engine.ranks.outcome import Outcome
+from dlscale.engine.run import Run
+from dlscale.errors import InputError, SpecError
+from dlscale.learn.models.model import Model
+from dlscale.learn.models.parameters import Parameters
+from dlscale.learn.training.checking import check_features, check_rows, check_targets
+from dlscale.learn.training.data import Column
+from dlscale.learn.training.metrics import METRICS, metrics_of
+from dlscale.learn.training.task import DTYPES, Recipe, TrainOptions
+from dlscale.learn.training.telling import forward_flops_per_row
+from dlscale.storage.inputs import Inputs, StoredResult
+
+
+@dataclass(frozen=True)
+class PredictOptions(Options):
+    """What a job of kind ``predict`` asks for."""
+
+    block_rows: BlockRows = None
+
+
+class PredictFold(Fold):
+    """Predictions of a block of rows, and sums of metrics where the truth is known."""
+
+    def __init__(self, model: Model, parameters: Parameters, targets: Column | None) -> None:
+        self.model, self.parameters, self.targets = model, parameters, targets
+        self.metrics = {name: METRICS[name] for name in metrics_of(model.loss)} if targets is not None else {}
+
+    @property
+    def flops_per_row(self) -> float:
+        return forward_flops_per_row(self.parameters)
+
+    def start(self) -> State:
+        return {"rows": np.zeros(1), **{name: np.zeros(metric.n_sums) for name, metric in self.metrics.items()}}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        S = self.model.scores(self.parameters, A)
+        # A state that is not finite has the entry named that spoilt it; relu would hide some of them.
+        state["rows"] += len(A) if np.isfinite(A).all() and np.isfinite(S).all() else np.nan
+        if self.targets is not None:
+            y = self.targets.rows(first_row, first_row + len(A))
+            for name, metric in self.metrics.items():
+                state[name] += metric.sums(self.model.loss, S, y)
+        predictions = self.model.loss.link(S)
+        if not self.model.loss.classifies:
+            return (predictions,)
+        return predictions, self.model.loss.decide(predictions).astype(np.int64)[:, None]
+
+
+class ScoreFold(Fold):
+    """``min(exp(h(x)), cap)`` of a block of rows, for the scores h of a logistic model."""
+
+    def __init__(self, model: Model, parameters: Parameters, cap: float) -> None:
+        self.model, self.parameters, self.cap = model, parameters, cap
+
+    @property
+    def flops_per_row(self) -> float:
+        return forward_flops_per_row(self.parameters)
+
+    def start(self) -> State:
+        return {"rows": np.zeros(1), "sums": np.zeros(3)}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        h = self.model.scores(self.parameters, A).astype(np.float64)
+        weights = np.exp(np.minimum(h, np.log(self.cap)))
+        state["rows"] += len(A) if np.isfinite(A).all() else np.nan
+        state["sums"] += [weights.sum(), np.vdot(weights, weights), np.count_nonzero(h >= np.log(self.cap))]
+        return (weights,)
+
+
+def load_model(result: StoredResult) -> tuple[Model, Parameters]:
+    """The model of a training with its parameters, which are what its job file says.
+
+    Raises
+    ------
+    InputError
+        A layer is lost, or has another shape or dtype than the model's, or holds a NaN or an infinity.
+    """
+    model = _model(result)
+    prefix = "parameters/"
+    stored = {name.removeprefix(prefix): array for name, array in result.arrays.items() if name.startswith(prefix)}
+    n_layers = len(model.hidden) + 1
+    names = [f"layer-{layer}/{part}" for layer in range(n_layers) for part in ("weight", "bias")]
+    if set(names) != set(stored):
+        raise InputError(
+            f"input.model: {result.uri} must hold the weight and the bias of {n_layers} layer{'s'[: n_layers > 1]} "
+            f"({model.type}{' ' + str(list(model.hidden)) if model.hidden else ''}); got {', '.join(sorted(stored)) or 'none'}."
+        )
+    n_inputs, dtype = None, stored[names[0]].dtype
+    for layer in range(n_layers):
+        weight, bias = stored[f"layer-{layer}/weight"], stored[f"layer-{layer}/bias"]
+        n_units = model.hidden[layer] if layer < len(model.hidden) else bias.shape[0] if bias.ndim == 1 else None
+        rows = weight.shape[0] if n_inputs is None and weight.ndim == 2 else n_inputs
+        for part, array, shape in (("weight", weight, (rows, n_units)), ("bias", bias, (n_units,))):
+            if array.shape != shape or array.dtype != dtype or dtype not in DTYPES.values():
+                raise InputError(
+                    f"input.model: {result.uri}/{prefix}layer-{layer}/{part} must have the shape and dtype of the model's layer, "
+                    f"{shape} {dtype if dtype in DTYPES.values() else 'float32 or float64'}; got {array.shape} {array.dtype}."
+                )
+        n_inputs = n_units
+    if model.type == "logistic" and n_inputs != 1:
+        raise InputError(f"input.model: {result.uri} is of a logistic model, which has one output; got {n_inputs}.")
+    parameters = {name: np.ascontiguousarray(result.read(prefix + name)) for name in names}
+    for name, array in parameters.items():
+        if not np.isfinite(array).all():
+            place = tuple(int(index) for index in np.argwhere(~np.isfinite(array))[0])
+            raise InputError(f"input.model: {result.uri}/{prefix}{name} holds {array[place]} at {place}; train the model anew.")
+    return model, parameters
+
+
+def _model(result: StoredResult) -> Model:
+    """The model that the job file of a training describes."""
+    spec: Any = result.attributes.get("spec")
+    try:
+        sections = {name: spec[name] for name in ("model", "loss", "regularization") if spec.get(name) is not None}
+        return Recipe.of(TrainOptions(**sections)).model
+    except (TypeError, ValueError, AttributeError) as error:  # whatever stands in the place of the spec
+        raise InputError(f"input.model: {result.uri} does not say what model its job trained ({error}); train it anew.") from error
+
+
+def plan_predict(inputs: Inputs, options: PredictOptions, facts: ClusterFacts) -> Plan:
+    """What the pass costs; refuses rows that the model cannot take."""
+    features = inputs["features"]
+    model, parameters = load_model(inputs.results["model"])
+    n_features, n_outputs = parameters["layer-0/weight"].shape[0], list(parameters.values())[-1].shape[0]
+    if features.shape[1] != n_features:
+        raise SpecError(f"input.features: must have {n_features} columns, as the model was trained with; got {features.shape[1]}.")
+    check_features("features", features)
+    if (targets := inputs.get("targets")) is not None:
+        check_rows("targets", targets, features)
+        check_targets("targets", targets, model, n_outputs)
+    itemsize = parameters["layer-0/weight"].dtype.itemsize
+    layout = lay_out(
+        features, facts, state_bytes=4096, operand_bytes=sum(array.nbytes for array in parameters.values()),
+        block_rows=options.block_rows,
+    )  # fmt: skip
+    fold = PredictFold(model, parameters, None)
+    cost = Step(
+        "predict",
+        fold.flops_per_row * features.shape[0],
+        features.n_stored_bytes,
+        features.shape[0] * (n_outputs * itemsize + (8 if model.loss.classifies else 0)),
+    )
+    return Plan(
+        kind="predict",
+        method="forward",
+        words=f"{model.type}, one pass",
+        matrix=features.describe(),
+        grids=Grids(rows=layout.grid),
+        steps=(cost,),
+        memory=layout.memory,
+        memory_limit_bytes=facts.memory_bytes,
+        cluster=facts,
+        rates=measured_rates(features, facts),
+        notes=(*layout.notes, *features.notes),
+    )
+
+
+def compute_predict(run: Run, inputs: Inputs, options: PredictOptions, plan: Plan) -> Outcome:
+    """Write the predictions of all rows, and of classifiers the labels."""
+    passes = Passes(run)
+    features, targets = inputs["features"], inputs.get("targets")
+    model, parameters = load_model(inputs.results["model"])
+    dtype, n_outputs = parameters["layer-0/weight"].dtype, list(parameters.values())[-1].shape[0]
+    outputs: list[RowOutput] = [passes.run.output("predictions", (features.shape[0], n_outputs), dtype, plan.rows)]
+    if model.loss.classifies:
+        outputs.append(passes.run.output("labels", (features.shape[0], 1), np.dtype(np.int64), plan.rows))
+    fold = PredictFold(model, parameters, None if targets is None else Column(targets))
+    state = passes.sweep("predict", features, fold, plan.rows, outputs=outputs)
+    estimates: dict[str, Any] = {name: metric.value(state[name]) for name, metric in fold.metrics.items()}
+    missing = features.shape[0] - int(state["rows"][0])
+    check = Check("rows without a prediction", float(missing), 0.0, "every row has its prediction")
+    names = ("predictions", "labels")[: len(outputs)]
+    return Outcome({}, names, Certificate((check,)), estimates)
+
+
+KIND = Kind(
+    name="predict",
+    title="Prediction",
+    words="Predictions of a trained model.",
+    arrays="`predictions` (m, outputs), `labels` of a classifier",
+    options=PredictOptions,
+    plan=plan_predict,
+    compute=compute_predict,
+    example="{kind: predict, input: {features: x.zarr, model: results/model.zarr}}",
+    roles=(
+        Role("features"),
+        Role("model", "path or URL of the result of a train job", result_of=("train",)),
+        Role("targets", f"{MATRIX}: what is known, to judge the predictions", optional=True, vector=True),
+    ),
+)

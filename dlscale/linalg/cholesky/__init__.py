@@ -1,0 +1,1 @@
+"""Cholesky: A = L L^H."""

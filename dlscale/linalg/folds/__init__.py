@@ -1,0 +1,1 @@
+"""What passes do with a block of rows."""

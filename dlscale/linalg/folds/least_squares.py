@@ -1,0 +1,218 @@
+"""What least squares problems do with a block of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dlscale.arrays import Array
+from dlscale.engine.passes import Fold, State
+from dlscale.engine.passes.row_results import add_rows, join_rows, merge_rows
+from dlscale.errors import NonFiniteError
+from dlscale.kernels import accumulator_dtype, times_power_of_two
+from dlscale.linalg.folds.orthogonal import Basis
+from dlscale.storage.matrix import Matrix, View
+
+
+def read_rhs(B: Matrix, start: int, stop: int) -> Array:
+    """Rows of the right-hand sides, all of them finite (NonFiniteError)."""
+    rows = B.read(start, stop)
+    bad = np.argwhere(~np.isfinite(rows))
+    if len(bad):
+        i, j = (int(index) for index in bad[0])
+        raise NonFiniteError(start + i, j, rows[i, j].item())
+    return rows
+
+
+@dataclass(frozen=True)
+class AugmentedQR(Fold):
+    """The triangle of ``[A B]``: R of A, and Q^H B beside it; TSQR (Demmel et al. 2012).
+
+    Parameters
+    ----------
+    n : int
+        Columns of A.
+    B : Matrix (m, k)
+    columns : (start, stop)
+        Of B, those that are taken.
+    dtype : numpy.dtype
+        Of A.
+    """
+
+    n: int
+    B: Matrix
+    columns: tuple[int, int]
+    dtype: np.dtype[Any]
+
+    @property
+    def width(self) -> int:
+        return self.n + self.columns[1] - self.columns[0]
+
+    @property
+    def flops_per_row(self) -> float:
+        return 2.0 * self.width**2
+
+    def start(self) -> State:
+        return {"triangle": np.zeros((0, self.width), accumulator_dtype(np.result_type(self.dtype, self.B.dtype)))}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        B = read_rhs(self.B, first_row, first_row + len(A))[:, slice(*self.columns)]
+        above = state["triangle"]
+        stack = np.empty((len(above) + len(A), self.width), above.dtype)
+        stack[: len(above)] = above
+        stack[len(above) :, : self.n] = A
+        stack[len(above) :, self.n :] = B
+        state["triangle"] = _triangle(stack)
+        return ()
+
+    def merge(self, left: State, right: State) -> State:
+        return {"triangle": _triangle(np.concatenate([left["triangle"], right["triangle"]]))}
+
+
+def _triangle(stack: Array) -> Array:
+    # LAPACK does not say so when an entry is not finite; the pass does.
+    return np.asarray(np.linalg.qr(stack, mode="r"))
+
+
+@dataclass(frozen=True)
+class Rotation(Fold):
+    """The rows of ``Q Z``; Q is a basis of the matrix that is read, and ``basis`` the recipe of Q Z.
+
+    Parameters
+    ----------
+    basis : Basis
+    Z : (n, k)
+    """
+
+    basis: Basis
+    Z: Array
+
+    @property
+    def flops_per_row(self) -> float:
+        return 2.0 * self.Z.size + float(len(self.Z)) ** 2
+
+    def start(self) -> State:
+        return {"rows": np.zeros((0, self.Z.shape[1]), self.Z.dtype)}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        for i, tile in self.basis.pieces(A):
+            add_rows(state, np.array(self.basis.apply(tile, first_row + i)))
+        return ()
+
+    def finish(self, state: State) -> State:
+        return join_rows(state, "rows")
+
+    def merge(self, left: State, right: State) -> State:
+        return {"rows": merge_rows(left, right, "rows")}
+
+
+@dataclass(frozen=True)
+class NormalResidual(Fold):
+    """``A^H R`` with ``R = B - A X``, and the squares of the entries of A, R and B, from one read of A by rows."""
+
+    X: Array
+    B: Matrix
+
+    @property
+    def flops_per_row(self) -> float:
+        return 4.0 * self.X.size
+
+    def start(self) -> State:
+        dtype = np.result_type(self.X, self.B.dtype)
+        return {
+            "gradient": np.zeros(self.X.shape, dtype),
+            "residuals": np.zeros(self.X.shape[1]),
+            "matrix": np.zeros(1),
+            "rhs": np.zeros(self.X.shape[1]),
+        }
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        A = A.astype(accumulator_dtype(A.dtype), copy=False)
+        B = read_rhs(self.B, first_row, first_row + len(A))
+        R = B - A @ self.X
+        state["gradient"] += A.conj().T @ R
+        state["residuals"] += (np.abs(R) ** 2).sum(axis=0)
+        state["matrix"] += np.linalg.norm(A) ** 2
+        state["rhs"] += (np.abs(B) ** 2).sum(axis=0)
+        return ()
+
+
+@dataclass(frozen=True)
+class WideProduct(Fold):
+    """``A X`` for a wide A (m, n) that is read by columns, and the squares of its entries."""
+
+    X: Array
+    m: int
+
+    @property
+    def flops_per_row(self) -> float:
+        return float(2.0 * self.m * self.X.shape[1])
+
+    def start(self) -> State:
+        return {"product": np.zeros((self.m, self.X.shape[1]), self.X.dtype), "matrix": np.zeros(1)}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        A = A.astype(accumulator_dtype(A.dtype), copy=False)
+        state["product"] += A.T @ self.X[first_row : first_row + len(A)]
+        state["matrix"] += np.linalg.norm(A) ** 2
+        return ()
+
+
+@dataclass(frozen=True)
+class WideGradient(Fold):
+    """Of a wide A (m, n) that is read by columns: the squares of ``A^H R`` and of ``X - A^H Y``, column by column.
+
+    X is a combination of the rows of A, and so of minimum norm, where the second is zero.
+    """
+
+    R: Array
+    X: Array
+    Y: Array
+
+    @property
+    def flops_per_row(self) -> float:
+        return 4.0 * self.R.size
+
+    def start(self) -> State:
+        return {"gradient": np.zeros(self.R.shape[1]), "outside": np.zeros(self.R.shape[1])}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        adjoint = A.astype(accumulator_dtype(A.dtype), copy=False).conj()
+        state["gradient"] += (np.abs(adjoint @ self.R) ** 2).sum(axis=0)
+        state["outside"] += (np.abs(self.X[first_row : first_row + len(A)] - adjoint @ self.Y) ** 2).sum(axis=0)
+        return ()
+
+
+@dataclass(frozen=True)
+class LargestOfColumns(Fold):
+    """The largest modulus of a real or imaginary part in each of n columns."""
+
+    n: int
+
+    def start(self) -> State:
+        return {"largest": np.zeros(self.n)}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        for part in (A.real, A.imag) if A.dtype.kind == "c" else (A,):
+            np.maximum(state["largest"], np.abs(part).max(axis=0), out=state["largest"])
+        return ()
+
+    def merge(self, left: State, right: State) -> State:
+        return {"largest": np.maximum(left["largest"], right["largest"])}
+
+
+class ColumnsTimesPowers(View):
+    """A matrix each of whose columns is multiplied by a power of two."""
+
+    def __init__(self, base: Matrix, exponents: Sequence[int]) -> None:
+        super().__init__(base)
+        self.exponents, self.stored_dtype = tuple(exponents), base.dtype
+
+    def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
+        block = np.array(self.base.region(rows, columns))
+        for j, exponent in enumerate(self.exponents[slice(*columns)]):
+            times_power_of_two(block[:, j], exponent, out=block[:, j])
+        return block

@@ -1,0 +1,164 @@
+"""What a product does with a block of rows, of a matrix or of its transpose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from dlscale.arrays import Array
+from dlscale.engine.outputs import RowOutput
+from dlscale.engine.passes import Fold, State
+from dlscale.engine.passes.row_results import add_rows, join_rows, merge_rows
+from dlscale.kernels import accumulator_dtype, tiles
+from dlscale.storage.matrix import Matrix
+
+
+@dataclass(frozen=True)
+class Product(Fold):
+    """``Y = A X`` by rows, in the precision of A and X.
+
+    Parameters
+    ----------
+    X : (n, k)
+    """
+
+    X: Array
+
+    @property
+    def flops_per_row(self) -> float:
+        return 2.0 * self.X.size
+
+    def start(self) -> State:
+        return {"product": np.zeros((0, self.X.shape[1]), self.X.dtype)}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        add_rows(state, A @ self.X)
+        return ()
+
+    def finish(self, state: State) -> State:
+        return join_rows(state, "product")
+
+    def merge(self, left: State, right: State) -> State:
+        return {"product": merge_rows(left, right, "product")}
+
+
+@dataclass(frozen=True)
+class AdjointProduct(Fold):
+    """``Z = A^H Y``, summed over the rows in double precision.
+
+    Parameters
+    ----------
+    Y : (m, k)
+    n : int
+        Columns of A.
+    """
+
+    Y: Array
+    n: int
+
+    @property
+    def flops_per_row(self) -> float:
+        return float(2 * self.n * self.Y.shape[1])
+
+    def start(self) -> State:
+        # As its conjugate transpose, so that no product is made of columns.
+        return {"ZH": np.zeros((self.Y.shape[1], self.n), accumulator_dtype(self.Y.dtype))}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        rows = self.Y[first_row : first_row + len(A)].conj().T
+        for i, tile in tiles(A):
+            state["ZH"] += rows[:, i : i + len(tile)] @ tile
+        return ()
+
+
+@dataclass(frozen=True)
+class ProductAcross(Fold):
+    """``Y = A X`` from the rows of ``A^T``, with the rows of X that are beside them; neither is whole anywhere.
+
+    Parameters
+    ----------
+    X : Matrix (n, k)
+    m : int
+        Rows of A.
+    output : RowOutput, optional
+        Where Y goes, from this row on, written by the worker that has it; else it goes to the driver.
+    first_row : int
+    dtype : numpy.dtype
+        Of Y where it is written.
+    """
+
+    X: Matrix
+    m: int
+    dtype: np.dtype[Any]
+    output: RowOutput | None = None
+    first_row: int = 0
+
+    @property
+    def flops_per_row(self) -> float:
+        return 2.0 * self.m * self.X.shape[1]
+
+    def beside(self) -> Sequence[Matrix]:
+        return (self.X,)
+
+    def start(self) -> State:
+        return {"product": np.zeros((self.m, self.X.shape[1]), accumulator_dtype(self.dtype))}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        state["product"] += A.T @ self.X.read(first_row, first_row + len(A))
+        return ()
+
+    def concluded(self) -> Sequence[RowOutput]:
+        return () if self.output is None else (self.output,)
+
+    def conclude(self, state: State) -> State:
+        if self.output is None:
+            return state
+        self.output.write(self.first_row, state["product"].astype(self.dtype, copy=False))
+        return {"squares": np.array([np.vdot(state["product"], state["product"]).real])}
+
+
+@dataclass(frozen=True)
+class AdjointAcross(Fold):
+    """The rows of ``Z = before + A^H Y`` from the rows of ``A^T``, handed to the output of the pass.
+
+    Parameters
+    ----------
+    Y : Matrix (m, k)
+        Read whole by each process.
+    before : Matrix (n, k), optional
+    dtype : numpy.dtype
+        Of Z.
+
+    Notes
+    -----
+    State: ``total``, the sums of the columns of Z, which are finite where Z is.
+    """
+
+    Y: Matrix
+    dtype: np.dtype[Any]
+    before: Matrix | None = None
+
+    @property
+    def flops_per_row(self) -> float:
+        return 2.0 * self.Y.shape[0] * self.Y.shape[1]
+
+    def beside(self) -> Sequence[Matrix]:
+        return () if self.before is None else (self.before,)
+
+    @cached_property
+    def _Y_conjugate(self) -> Array:
+        return np.ascontiguousarray(self.Y.read(0, self.Y.shape[0]).conj())
+
+    def start(self) -> State:
+        return {"total": np.zeros(self.Y.shape[1], accumulator_dtype(self.dtype))}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        Z = (A @ self._Y_conjugate).conj()
+        if self.before is not None:
+            Z = Z + self.before.read(first_row, first_row + len(A))
+        state["total"] += Z.sum(axis=0)
+        return (np.ascontiguousarray(Z, self.dtype),)

@@ -1,0 +1,108 @@
+"""Least squares by Householder QR in panels, for matrices whose small side does not fit beside a block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from dlscale.arrays import Array
+from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.columns import Applied, Columns, Tell
+from dlscale.engine.passes import Passes
+from dlscale.engine.plan import Plan, Step
+from dlscale.engine.run import Cost, State
+from dlscale.errors import NumericalError
+from dlscale.kernels import safe_norm
+from dlscale.linalg.folds.least_squares import read_rhs
+from dlscale.linalg.lstsq.pseudo_inverse import PseudoInverse, Solution
+from dlscale.linalg.solve.applying import Function, apply, plan_columns, plan_condition
+from dlscale.linalg.solve.condition import N_COLUMNS, N_PRODUCTS, condition
+from dlscale.linalg.solve.factoring import FACTORS, factor_orthogonally
+from dlscale.linalg.solve.triangular import solve_triangular
+from dlscale.storage.matrix import Matrix, RowRange
+
+
+def by_panels(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float) -> Solution:
+    """Solve by a plan with panels.
+
+    Raises
+    ------
+    NumericalError
+        If the matrix has no full rank, and is too large for the singular values of R.
+    """
+    long = A.T if plan.transposed else A
+    factors = factor_orthogonally(passes, long, plan, name=FACTORS)
+    n, rhs = long.shape[1], read_rhs(B, 0, B.shape[0])
+    Y: Array | None = None
+    R = RowRange(factors.factored.matrix, 0, n)
+
+    def applied(step: str, function: Callable[..., Array], cost: Cost, C: Array) -> Array:
+        return apply(passes.run, step, Function(function, cost), C, together=plan.cluster.n_workers)
+
+    def rotated(C: Array) -> Array:
+        return applied("rotated", factors.rotated, factors.rotation_cost, C)
+
+    (found,) = Columns(passes.run).apply("condition", TriangleCondition(R, factors.n_threads), n_columns=1, width=1)
+    norm, number = float(found["norm"][0]), float(found["condition"][0])
+    sizes = [norm, *safe_norm(rhs, axis=0).tolist()]
+    small = n * n * A.dtype.itemsize * 6 <= plan.cluster.memory_bytes // 2
+    words = "Householder QR by panels"
+    # ||.||_2 is at most sqrt(n) ||.||_1, and the estimate within a factor of 3.
+    if 3 * n * number < 1 / cutoff or (not small and 3 * number < 1 / cutoff):
+        if not plan.transposed:
+            X = applied("triangular", factors.solve, factors.cost, rhs)
+            return Solution(X, n, None, number, f"{words}; full rank", sizes)
+        X = applied("triangular", partial(factors.solve, adjoint=True), factors.cost, rhs.conj())
+        back = partial(solve_triangular, R, lower=False, dtype=X.dtype, n_threads=factors.n_threads)
+        Y = applied("triangular-back", back, Cost(float(n * n), n * n * A.dtype.itemsize // 2), rotated(X)[:n]).conj()
+        return Solution(X.conj(), n, None, number, f"{words} of the transpose; full rank", sizes, Y)
+    if not small:
+        raise NumericalError(
+            f"The matrix has no full rank (condition about {number:.1e}), and its numerical rank needs the singular values of a "
+            f"triangle of order {n}, for which there is no room; raise cluster.memory."
+        )
+    inverse = PseudoInverse.of(np.triu(R.region((0, n), (0, n))), cutoff)
+    if not plan.transposed:
+        X = inverse.apply(rotated(rhs)[:n])
+    else:
+        Z = inverse.apply_adjoint(rhs.conj())
+        Y = inverse.apply(Z).conj()
+        padded = np.concatenate([Z, np.zeros((long.shape[0] - n, Z.shape[1]), Z.dtype)])
+        X = applied("unrotated", factors.unrotated, factors.rotation_cost, padded).conj()
+    kept = inverse.kept.conj() if plan.transposed and inverse.kept is not None else inverse.kept
+    return Solution(X, inverse.rank, inverse.s, inverse.condition, f"{words}, singular values of R", sizes, Y, kept)
+
+
+def plan_applying(shape: tuple[int, int], k: int, itemsize: int, facts: ClusterFacts) -> list[Step]:
+    """What comes after the factorization of a matrix (m, n), m >= n, of full rank: its condition, and k solutions."""
+    m, n = shape
+    one = Cost(4.0 * m * n - n * n, (m * n - n * n // 4) * itemsize)
+    condition = replace(plan_condition(n, itemsize, facts), flops=float(N_PRODUCTS * N_COLUMNS) * n * n)
+    return [condition, plan_columns("triangular", one, m, k, itemsize, facts)]
+
+
+@dataclass(frozen=True)
+class TriangleCondition(Applied):
+    """``||R||_1`` of an upper triangle, and an estimate of its condition number; one task."""
+
+    R: Matrix
+    n_threads: int = 1
+
+    def cost(self, n_columns: int) -> Cost:
+        n = self.R.shape[0]
+        return Cost(float(n * n) * N_PRODUCTS * N_COLUMNS, n * n * self.R.dtype.itemsize // 2 * (N_PRODUCTS + 2))
+
+    def apply(self, B: Array | None, columns: tuple[int, int], tell: Tell) -> State:
+        R, n = self.R, self.R.shape[0]
+        sums = np.zeros(n)
+        for i in range(0, n, 512):
+            rows = R.region((i, min(i + 512, n)), (0, n))
+            sums += np.abs(np.triu(rows, i)).sum(axis=0)
+            tell(0.0, rows.nbytes)
+        norm = float(sums.max())
+        solve = partial(solve_triangular, R, lower=False, n_threads=self.n_threads, tell=tell)
+        number = condition(norm, solve, partial(solve, op="C"), n, complex_valued=R.dtype.kind == "c")
+        return {"norm": np.array([norm]), "condition": np.array([number])}

@@ -1,0 +1,1 @@
+"""LU with pivoting: P A = L U."""

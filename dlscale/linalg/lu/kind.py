@@ -1,0 +1,166 @@
+"""LU factorization with pivoting: P A = L U.
+
+A panel is one block of columns and pivoted like LAPACK's (`lu_panels`), or, where it is too tall for one worker, cut in row
+blocks that choose their pivots by a tournament (`tiled_lu`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from dlscale.arrays import Array
+from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check
+from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
+from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.passes import Passes
+from dlscale.engine.plan import Plan, Step
+from dlscale.engine.ranks.outcome import Outcome
+from dlscale.engine.run import Run
+from dlscale.engine.tiles.grid import PanelGrid
+from dlscale.engine.tiles.methods import Facts, Seen
+from dlscale.engine.tiles.products import tile_product
+from dlscale.engine.tiles.row_blocks import Tiles
+from dlscale.errors import NumericalError
+from dlscale.linalg.lu import panels as lu_panels
+from dlscale.linalg.lu import row_blocks as tiled_lu
+from dlscale.linalg.lu.panels import LU, row_move
+from dlscale.linalg.panels.plan import FactorOptions, plan_panels
+from dlscale.linalg.panels.products import TriangularProduct, probes, scaled_residual, triangular_product
+from dlscale.linalg.panels.scaling import panels_at_safe_scale, place_times, require_safe
+from dlscale.linalg.scaling import scale_words
+from dlscale.storage.matrix import Matrix
+from dlscale.storage.scaled import scaled
+
+__all__ = ["LU", "LUOptions", "compute_lu", "factor_panels", "plan_lu", "row_move"]
+
+
+#: Growth times eps from which on a factorization says that digits may be lost.
+GROWTH_EPS = 1e-10
+
+
+@dataclass(frozen=True)
+class LUOptions(FactorOptions):
+    """What to compute (`FactorOptions`)."""
+
+
+def plan_lu(A: Matrix, options: LUOptions, facts: ClusterFacts) -> Plan:
+    """Plan an LU factorization.
+
+    Raises
+    ------
+    SpecError, DoesNotFitError
+    """
+    m, n = A.shape
+    stored = m * n * A.dtype.itemsize
+    plan = plan_panels(
+        "lu",
+        "blocked LU with partial pivoting (the pivots of LAPACK)",
+        A,
+        LU(),
+        options,
+        facts,
+        more=(Step("upper", 4.0 * m * n, stored), Step("lower", 4.0 * m * n, stored)),
+        copied=True,
+    )
+    if plan.panels.row_blocks == 1:
+        return plan
+    return replace(plan, words=f"blocked LU with tournament pivoting over {plan.panels.row_blocks} row blocks")
+
+
+def compute_lu(run: Run, A: Matrix, options: LUOptions, plan: Plan) -> Outcome:
+    """Factor by the plan; ``lu`` goes to the outputs of the run.
+
+    Returns
+    -------
+    Outcome
+        With ``piv`` (min(m, n),), exactly as LAPACK and `scipy.linalg.lu_factor` give both.
+
+    Notes
+    -----
+    m n k - (m + n) k^2 / 2 + k^3 / 3 multiplications and additions, k = min(m, n). A matrix that does not fit in memory is
+    read once, and its factors once for each group behind them.
+
+    References
+    ----------
+    Golub and Van Loan (2013), section 3.4; Toledo (1997) for left-looking factorization out of memory.
+    """
+    return panels_at_safe_scale(Passes(run), A, partial(_factor, plan=plan))
+
+
+def _factor(passes: Passes, A: Matrix, exponent: int, *, plan: Plan) -> Outcome:
+    """Factor ``A = 2^-exponent`` times the matrix."""
+    n, dtype = A.shape[1], A.dtype
+    X = probes(n, dtype)
+    lu, pivots, facts, seen = factor_panels(passes, A, plan.panels, probes=X, keep=not exponent)
+    if not exponent:
+        require_safe(seen.largest, dtype)
+    largest = float(np.max([fact["largest"][0] for fact in facts]))
+    if not np.isfinite(largest):
+        raise NumericalError(
+            f"The matrix is finite, but its factors overflow {dtype}; divide it by its largest entry, or use kind qr."
+        )
+    if exponent:
+        lu = place_times(passes, "lu-unscaled", lu, "lu", plan.panels, exponent, upper=True)
+    UX, LUX, largest_in_tiles = _products(passes, scaled(lu, -exponent), lu, plan, X)
+    AX = seen.products
+    PAX = AX.copy()
+    move = row_move(0, pivots)
+    PAX[move.targets] = AX[move.sources]
+    singular = [int(fact["singular"][0]) for fact in facts if fact["singular"][0]]
+    growth = max(largest, largest_in_tiles) / max(seen.largest, float(np.finfo(float).tiny))
+    # Where U has grown, computing L (U x) rounds to its size: the check cannot see more than that.
+    larger = max(AX, UX, key=lambda product: float(np.abs(product).max()))
+    check = Check(
+        "||(PA - LU)x|| / (max(||Ax||, ||Ux||) n eps)",
+        scaled_residual(PAX - LUX, larger, n, dtype),
+        LAPACK_THRESHOLD,
+        "on random vectors, L U acts as the matrix with its rows exchanged does",
+    )
+    lost = growth * float(np.finfo(dtype).eps)
+    digits = Check("max|U| / max|A| eps", lost, 1.0, "the growth of the entries in U leaves correct digits")
+    notes = [f"the matrix is exactly singular: pivot {singular[0]} is zero"] if singular else []
+    notes += scale_words(exponent)
+    if lost > GROWTH_EPS:
+        notes.append(
+            f"the entries of U grew to {growth:.1e} times those of the matrix, and as many digits may be lost: use kind qr"
+        )
+    certificate = Certificate((check, digits))
+    return Outcome({"piv": pivots.astype(np.int32)}, ("lu",), certificate, {"growth_factor": growth}, tuple(notes))
+
+
+def factor_panels(
+    passes: Passes, A: Matrix, grid: PanelGrid, *, probes: Array, step: str = "lu", keep: bool = True
+) -> tuple[Matrix, Array, list[Facts], Seen]:
+    """Factor a matrix by panels, or by panels in row blocks; see `lu_panels.factor_panels`."""
+    factor = lu_panels.factor_panels if grid.row_blocks == 1 else tiled_lu.factor_tiles
+    return factor(passes, A, grid, probes=probes, step=step, keep=keep)
+
+
+def _products(passes: Passes, upper: Matrix, lu: Matrix, plan: Plan, X: Array) -> tuple[Array, Array, float]:
+    """``U X`` and ``L U X`` with U from ``upper`` and L from ``lu``; the largest modulus of U where it is measured on the way."""
+    (m, n), grid = lu.shape, plan.panels
+    k = min(m, n)
+    if grid.row_blocks == 1:
+        UX = triangular_product(passes, "upper", upper, plan.columns, TriangularProduct(X, m, lower=False))[:k]
+        LUX = triangular_product(passes, "lower", lu, plan.columns, TriangularProduct(UX, m, lower=True, unit=True))
+        return UX, LUX, 0.0
+    tiles = Tiles(passes.run)
+    UX, largest = tile_product(tiles, "upper", upper, grid, X, part="upper")
+    X = np.zeros_like(X)
+    X[:k] = UX[:k]
+    return UX[:k], tile_product(tiles, "lower", lu, grid, X, part="lower", unit=True)[0], largest
+
+
+KIND = Kind(
+    name="lu",
+    title="LU factorization",
+    words="LU factorization with partial pivoting: P A = L U.",
+    arrays="`lu` (m, n), `piv`, as `scipy.linalg.lu_factor` returns them",
+    options=LUOptions,
+    plan=matrix_plan(plan_lu),
+    compute=matrix_compute(compute_lu),
+    example="{kind: lu, input: {matrix: a.zarr}}",
+)

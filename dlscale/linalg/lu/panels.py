@@ -1,0 +1,127 @@
+"""LU with partial pivoting, panel by panel: P A = L U."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from dlscale.arrays import Array
+from dlscale.engine.passes import Passes
+from dlscale.engine.tiles.factorizer import Panels
+from dlscale.engine.tiles.grid import PanelGrid
+from dlscale.engine.tiles.methods import Facts, Method, RowMove, Seen, Transform, largest_modulus
+from dlscale.lapack import factor_lu, interchanges, multiply_add, solve_lower
+from dlscale.linalg.panels.plan import factor_target
+from dlscale.storage.matrix import Matrix
+
+
+class LU(Method):
+    """Right-looking blocked LU (Golub and Van Loan, algorithm 3.4.1 by blocks).
+
+    The facts of a panel are ``first`` and ``pivots``: row ``first + i`` was exchanged with row ``pivots[i]``, in this order.
+    """
+
+    def factor(self, panel: Array, top: int) -> Facts:
+        pivots, singular = factor_lu(panel[top:])
+        k = min(panel.shape[1], len(panel) - top)
+        return {
+            "first": np.array([top]),
+            "pivots": top + pivots,
+            "singular": np.array([top + singular if singular else 0]),
+            "largest": np.array([np.maximum(largest_modulus(panel[:top]), largest_modulus(np.triu(panel[top : top + k])))]),
+        }
+
+    def apply(self, transform: Transform, panel: Array, top: int) -> None:
+        first, pivots = int(transform.facts["first"][0]), transform.facts["pivots"]
+        move = row_move(first, pivots)
+        panel[move.targets] = panel[move.sources]
+        L, below = transform.panel, panel[transform.top :]
+        k = min(L.shape)
+        U = solve_lower(L[:k, :k], below[:k], unit=True)
+        multiply_add(L[k:, :k], U, below[k:])
+
+    def settle(self, facts: Sequence[Facts], first: int, grid: PanelGrid) -> list[tuple[RowMove | None, Facts]]:
+        # The rows of a panel move with the pivots behind it. Afterwards all pivots of the group come with its first panel.
+        settled: list[tuple[RowMove | None, Facts]] = []
+        for i, fact in enumerate(facts):
+            later = [f["pivots"] for f in facts[i + 1 :]]
+            move = row_move(int(facts[i + 1]["first"][0]), np.concatenate(later)) if later else None
+            pivots = np.concatenate([f["pivots"] for f in facts]) if i == 0 else np.empty(0, np.intp)
+            settled.append((move, fact | {"pivots": pivots}))
+        return settled
+
+    def factor_flops(self, m: int, b: int) -> float:
+        k = min(m, b)
+        return float(m * b * k - (m + b) * k**2 / 2 + k**3 / 3) * 2
+
+    def apply_flops(self, m: int, b: int, width: int) -> float:
+        k = min(m, b)
+        return float(k * k * width + 2 * (m - k) * k * width)
+
+
+def row_move(first: int, pivots: Array) -> RowMove:
+    """The net effect of exchanging row ``first + i`` with row ``pivots[i]``, for all i in order."""
+    targets, sources = interchanges(pivots - first, len(pivots))
+    return RowMove(targets + first, sources + first)
+
+
+@dataclass(frozen=True)
+class LaterRows:
+    """Moves the rows of each panel as the pivots of the groups behind its own did."""
+
+    moves: dict[int, RowMove]
+
+    def __call__(self, k: int, panel: Array) -> None:
+        move = self.moves.get(k)
+        if move is not None:
+            panel[move.targets] = panel[move.sources]
+
+
+def factor_panels(
+    passes: Passes, A: Matrix, grid: PanelGrid, *, probes: Array, step: str = "lu", keep: bool = True
+) -> tuple[Matrix, Array, list[Facts], Seen]:
+    """Factor a matrix.
+
+    Parameters
+    ----------
+    passes : Passes
+    A : Matrix (m, n)
+    grid : PanelGrid
+    probes : (n, k)
+    step : str
+        Name of the step, and of the array.
+    keep : bool
+        Whether it belongs to the job's result.
+
+    Returns
+    -------
+    lu : Matrix (m, n)
+    pivots : (min(m, n),)
+    facts : list
+        Of the panels.
+    Seen
+    """
+    several = len(grid.groups()) > 1
+    # Rows of finished groups still move, so groups are kept apart until the last one is done.
+    target = factor_target(passes.run, step, A.shape, A.dtype, grid, scratch=several or not keep)
+    factored, seen = Panels(passes.run).factor(step, A, LU(), grid, target, probes=probes)
+    pivots = np.concatenate([fact["pivots"] for fact in factored.facts])
+    if several:
+        final = factor_target(passes.run, step if keep else f"{step}-rows", A.shape, A.dtype, grid, scratch=not keep)
+        Panels(passes.run).place(f"{step}-rows", factored, final, LaterRows(_later_moves(factored.facts, grid)))
+        target = final
+    return target.matrix(), pivots, factored.facts, seen
+
+
+def _later_moves(facts: Sequence[Facts], grid: PanelGrid) -> dict[int, RowMove]:
+    """For each panel, the exchanges of the groups behind its own (whose pivots lie at the first panel of a group)."""
+    moves: dict[int, RowMove] = {}
+    groups = [group for group in grid.groups() if group.start < len(facts)]
+    for group, following in pairwise(groups):
+        first = grid.columns(following.start)[0]
+        move = row_move(first, np.concatenate([fact["pivots"] for fact in facts[following.start :]]))
+        moves |= dict.fromkeys(group, move)
+    return moves

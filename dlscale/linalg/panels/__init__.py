@@ -1,0 +1,1 @@
+"""What all factorizations by panels share."""

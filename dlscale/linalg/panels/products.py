@@ -1,0 +1,94 @@
+"""Products with stored factors, column panel by column panel, for certificates: T X for the upper or lower part of a matrix.
+
+Each is a pass over the rows of the factor's transpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dlscale.arrays import Array
+from dlscale.engine.grids import RowGrid
+from dlscale.engine.passes import Fold, Passes, State
+from dlscale.kernels import safe_norm
+from dlscale.linalg.svd.subspace import gaussian
+from dlscale.storage.matrix import Matrix
+
+#: Random vectors of a certificate.
+N_PROBES = 4
+
+
+@dataclass(frozen=True)
+class TriangularProduct(Fold):
+    """``Y = T X`` for the upper (with the diagonal) or lower part of a matrix (m, n) that is read by columns.
+
+    Parameters
+    ----------
+    X : (n, k)
+    n_rows : int
+        m.
+    lower : bool
+    unit : bool
+        Whether the diagonal counts as ones.
+    adjoint : bool
+        ``Y = T^H X`` instead, with X (m, k).
+    """
+
+    X: Array
+    n_rows: int
+    lower: bool
+    unit: bool = False
+    adjoint: bool = False
+    n_columns: int = 0
+
+    @property
+    def flops_per_row(self) -> float:
+        return float(self.n_rows * self.X.shape[1])
+
+    def start(self) -> State:
+        rows = self.n_columns if self.adjoint else self.n_rows
+        return {"product": np.zeros((rows, self.X.shape[1]), self.X.dtype)}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        # The rows of A are columns of the matrix; the diagonal cuts a square of this size.
+        first, size = first_row, max(0, min(len(A), self.n_rows - first_row))
+        stop, columns, diagonal = first + size, slice(first, first + len(A)), slice(first, first + size)
+        square = A[:size, diagonal].T
+        square = np.tril(square, -1 if self.unit else 0) if self.lower else np.triu(square, 1 if self.unit else 0)
+        if self.unit:
+            square = square + np.eye(size, dtype=A.dtype)
+        rest = slice(stop, self.n_rows) if self.lower else slice(0, min(first, self.n_rows))
+        Y, X = state["product"], self.X
+        if self.adjoint:
+            Y[columns] += A[:, rest].conj() @ X[rest]
+            Y[diagonal] += square.conj().T @ X[diagonal]
+            return ()
+        X = X[columns]
+        inside = A[:size] if self.lower else A
+        Y[rest] += inside[:, rest].T @ X[: len(inside)]
+        Y[diagonal] += square @ X[:size]
+        if not self.lower and size < len(A):
+            Y[diagonal] += A[size:, diagonal].T @ X[size:]
+        return ()
+
+
+def triangular_product(passes: Passes, step: str, factor: Matrix, grid: RowGrid, fold: TriangularProduct) -> Array:
+    """Run a `TriangularProduct` over a stored factor (m, n)."""
+    return passes.sweep(step, factor.T, fold, grid)["product"]
+
+
+def probes(n: int, dtype: np.dtype[Any]) -> Array:
+    """The random vectors of a certificate, in the precision of the matrix."""
+    return np.ascontiguousarray(gaussian(n, N_PROBES, 0, dtype).astype(dtype))
+
+
+def scaled_residual(residual: Array, product: Array, n: int, dtype: np.dtype[Any]) -> float:
+    """``||R|| / (||A X|| n eps)`` for a residual on the same random vectors X; 0 where it is zero."""
+    if not residual.any():
+        return 0.0
+    size = safe_norm(product)
+    return float(safe_norm(residual) / size / (n * float(np.finfo(dtype).eps))) if 0 < size < np.inf else float("inf")

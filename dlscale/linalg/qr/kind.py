@@ -1,0 +1,106 @@
+"""QR of a matrix of any shape: tall ones by passes over their rows, the others by panels of their columns.
+
+A panel is one block of columns (`panel_qr`), or, where it is too tall for one worker, cut in row blocks (`tiled_qr`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
+from dlscale.declaration.sections import Planned
+from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.plan import Plan
+from dlscale.engine.ranks.outcome import Outcome
+from dlscale.engine.run import Run
+from dlscale.errors import DoesNotFitError, SpecError
+from dlscale.linalg.panels.plan import FactorOptions
+from dlscale.linalg.qr import tall as tall_qr
+from dlscale.linalg.qr.panels import compute_panel_qr, plan_panel_qr
+from dlscale.linalg.qr.row_blocks import compute_tiled_qr
+from dlscale.storage.matrix import Matrix
+
+Mode = Literal["reduced", "r", "raw"]
+
+#: Rows to columns from which on, and columns up to which, a matrix goes to the passes by itself.
+TALL = 4
+MAX_TALL_COLUMNS = 8192
+
+
+@dataclass(frozen=True)
+class QROptions(FactorOptions):
+    """What to compute.
+
+    Notes
+    -----
+    ``reduced``: Q (m, k) and R (k, n), k = min(m, n), the diagonal of R positive; ``raw``: the reflectors and R in one array ``qr``
+    (m, n), and ``t`` (b, k), as LAPACK's ``geqrt`` with blocks of the panel's width. Asking for ``panel`` or ``row_blocks`` means
+    that a tall matrix is factored by panels too.
+    """
+
+    mode: Annotated[Mode, Field(description="reduced (Q and R), r (R alone) or raw (reflectors, as LAPACK stores them)")] = (
+        "reduced"
+    )
+    block_rows: Annotated[
+        Planned,
+        Field(description="an integer of at least 1, or auto: rows of a block of a tall matrix; the planner chooses when absent"),
+    ] = None
+
+    def check(self) -> None:
+        """Check what does not depend on the matrix (SpecError)."""
+        if self.block_rows and (self.by_panels or self.mode == "raw"):
+            raise SpecError(
+                "params.block_rows is for tall matrices that go by passes; leave it out, or panel, row_blocks and mode: raw."
+            )
+
+    @property
+    def by_panels(self) -> bool:
+        return self.panel is not None or self.row_blocks is not None
+
+
+def plan_qr(A: Matrix, options: QROptions, facts: ClusterFacts) -> Plan:
+    """Plan a QR factorization.
+
+    Raises
+    ------
+    SpecError, DoesNotFitError
+    """
+    options.check()
+    m, n = A.shape
+    if options.mode != "raw" and not options.by_panels and m >= TALL * n and (n <= MAX_TALL_COLUMNS or options.block_rows):
+        try:
+            return tall_qr.plan_tall_qr(A, _by_passes(options), facts)
+        except DoesNotFitError:
+            if options.block_rows:
+                raise
+    if options.block_rows:
+        raise SpecError(f"params.block_rows is for matrices with {TALL} times more rows than columns; got {m} x {n}.")
+    return plan_panel_qr(A, options, options.mode, facts)
+
+
+def compute_qr(run: Run, A: Matrix, options: QROptions, plan: Plan) -> Outcome:
+    """Compute by the plan (`tall_qr.compute_tall_qr`, `panel_qr.compute_panel_qr`, `tiled_qr.compute_tiled_qr`)."""
+    if plan.method == "panels":
+        by_panels = compute_panel_qr if plan.panels.row_blocks == 1 else compute_tiled_qr
+        return by_panels(run, A, options.mode, plan)
+    return tall_qr.compute_tall_qr(run, A, _by_passes(options), plan)
+
+
+def _by_passes(options: QROptions) -> tall_qr.TallQROptions:
+    mode: tall_qr.Mode = "r" if options.mode == "r" else "reduced"
+    return tall_qr.TallQROptions(mode=mode, block_rows=options.block_rows)
+
+
+KIND = Kind(
+    name="qr",
+    title="QR factorization",
+    words="QR factorization: A = Q R.",
+    arrays="`q` (m, k), `r` (k, n), k = min(m, n); mode raw: `qr`, `t`",
+    options=QROptions,
+    plan=matrix_plan(plan_qr),
+    compute=matrix_compute(compute_qr),
+    example="{kind: qr, input: {matrix: a.zarr}, params: {mode: r}}",
+)

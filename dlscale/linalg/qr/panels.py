@@ -1,0 +1,195 @@
+"""QR by Householder reflectors, panel by panel: A = Q R for a matrix of any shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from dlscale.arrays import Array
+from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check
+from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.grids import RowGrid
+from dlscale.engine.passes import Fold, Passes, State
+from dlscale.engine.plan import Plan, Step
+from dlscale.engine.ranks.outcome import Outcome
+from dlscale.engine.run import Run
+from dlscale.engine.tiles.factorizer import Panels
+from dlscale.engine.tiles.grid import PanelGrid
+from dlscale.engine.tiles.methods import Factored, largest_modulus
+from dlscale.linalg.panels.plan import FactorOptions, factor_target, plan_panels
+from dlscale.linalg.panels.products import TriangularProduct, probes, scaled_residual, triangular_product
+from dlscale.linalg.panels.reflectors import Householder
+from dlscale.linalg.panels.scaling import panels_at_safe_scale, place_times, require_safe, times_back
+from dlscale.linalg.scaling import scale_words
+from dlscale.linalg.solve.applying import Function, apply
+from dlscale.linalg.solve.factors import QRFactors
+from dlscale.storage.matrix import Matrix
+
+
+@dataclass(frozen=True)
+class UpperPart:
+    """Leaves ``2^exponent R`` (k, n) of a factored panel, its rows scaled by ``phases`` (k,)."""
+
+    panel: int
+    phases: Array
+    exponent: int = 0
+
+    def __call__(self, j: int, panel: Array) -> None:
+        first, stop = j * self.panel, j * self.panel + panel.shape[1]
+        panel[first:stop] = np.triu(panel[first:stop])
+        panel[stop:] = 0
+        panel[:stop] *= self.phases.conj()[:stop, None]
+        if self.exponent:
+            panel[:stop] = times_back(panel[:stop], self.exponent)
+
+
+@dataclass(frozen=True)
+class ScaledColumns:
+    """Scales the columns of Q by ``phases`` (k,)."""
+
+    panel: int
+    phases: Array
+
+    def __call__(self, j: int, panel: Array) -> None:
+        panel *= self.phases[j * self.panel : j * self.panel + panel.shape[1]]
+
+
+@dataclass(frozen=True)
+class Orthonormal(Fold):
+    """Residual and orthonormality of Q on random vectors, in one read of Q (m, k): ``||AX - Q RX||^2`` and ``Q^H Q Y``."""
+
+    AX: Array
+    RX: Array
+    Y: Array
+
+    @property
+    def flops_per_row(self) -> float:
+        return 6.0 * self.RX.size
+
+    def start(self) -> State:
+        return {"residual": np.zeros(1), "back": np.zeros(self.Y.shape, self.Y.dtype)}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        difference = self.AX[first_row : first_row + len(A)] - A @ self.RX
+        state["residual"] += np.linalg.norm(difference) ** 2
+        state["back"] += A.conj().T @ (A @ self.Y)
+        return ()
+
+
+def plan_panel_qr(A: Matrix, options: FactorOptions, mode: str, facts: ClusterFacts) -> Plan:
+    """Plan a QR factorization by panels; ``mode`` is ``reduced``, ``r`` or ``raw``.
+
+    Raises
+    ------
+    SpecError, DoesNotFitError
+    """
+    m, n = A.shape
+    k, item = min(m, n), A.dtype.itemsize
+    stored = m * n * item
+    more = [Step("r", 0.0, stored, k * n * item)] if mode != "raw" else []
+    if mode == "reduced":
+        more.append(Step("q", 4.0 * m * k * k - 8.0 * k**3 / 3, stored, m * k * item))
+        more.append(Step("check", 24.0 * m * k, m * k * item))
+    else:
+        more.append(Step("check", 16.0 * m * k, stored, n_threads=facts.threads_per_worker))
+    words = {"reduced": "Q and R", "r": "R", "raw": "reflectors and R, as LAPACK stores them"}[mode]
+    return plan_panels("qr", f"blocked Householder QR: {words}", A, Householder(), options, facts, more=more)
+
+
+def compute_panel_qr(run: Run, A: Matrix, mode: str, plan: Plan) -> Outcome:
+    """Factor by the plan; ``q`` and ``r``, or ``qr`` and ``t``, go to the outputs of the run.
+
+    Returns
+    -------
+    Outcome
+
+    Notes
+    -----
+    2 n^2 (m - n / 3) flops for R when m >= n, and as many for Q.
+
+    References
+    ----------
+    Schreiber and Van Loan (1989); Elmroth and Gustavson (2000) for the recursive panel.
+    """
+    return panels_at_safe_scale(Passes(run), A, partial(_compute, mode=mode, plan=plan))
+
+
+def _compute(passes: Passes, A: Matrix, exponent: int, *, mode: str, plan: Plan) -> Outcome:
+    """Factor ``A = 2^-exponent`` times the matrix."""
+    (m, n), dtype, panels, grid = A.shape, A.dtype, Panels(passes.run), plan.panels
+    k = min(m, n)
+    X = probes(n, dtype)
+    target = factor_target(passes.run, "qr", A.shape, dtype, grid, scratch=mode != "raw" or bool(exponent))
+    factored, seen = panels.factor("qr", A, Householder(), grid, target, probes=X)
+    if not exponent:
+        require_safe(seen.largest, dtype)
+    raw = target.matrix()
+    upper = TriangularProduct(X, m, lower=False)
+    RX = triangular_product(passes, "upper", raw, plan.columns, upper)[:k]
+    phases = diagonal_phases(raw, grid)
+    if mode == "reduced":
+        q = factor_target(passes.run, "q", (m, k), dtype, grid)
+        panels.form("q", factored, Householder(), q, finish=ScaledColumns(grid.panel, phases))
+        Y = probes(k, dtype)
+        # At size 1, so that no square overflows or vanishes.
+        size = largest_modulus(seen.products) or 1.0
+        fold = Orthonormal(seen.products / size, np.ascontiguousarray(phases.conj()[:, None] * RX / size), Y)
+        rows = max(1, min(m, 16 * 2**20 // (k * dtype.itemsize)))
+        found = passes.sweep("check", q.matrix(), fold, RowGrid(m, rows, rows * max(1, m // rows // 16)))
+        residual, back = np.sqrt(found["residual"]) * size, found["back"] - Y
+        orthonormal = scaled_residual(back, Y, k, dtype)
+    else:
+        factors = QRFactors(factored)
+        padded = np.concatenate([RX, np.zeros((m - k, X.shape[1]), dtype)])
+        QRX = apply(passes.run, "check", Function(factors.unrotated, factors.rotation_cost), padded, together=1)
+        residual, orthonormal = seen.products - QRX, None
+    if mode != "raw":
+        r = factor_target(passes.run, "r", (k, n), dtype, grid, over=target)
+        panels.place("r", factored, r, UpperPart(grid.panel, phases, exponent))
+    elif exponent:
+        place_times(passes, "qr-unscaled", raw, "qr", grid, exponent, upper=True)
+    outcome = qr_outcome(mode, factored, scaled_residual(residual, seen.products, n, dtype), orthonormal)
+    return replace(outcome, notes=scale_words(exponent))
+
+
+def qr_outcome(mode: str, factored: Factored, residual: float, orthonormal: float | None) -> Outcome:
+    """What a QR factorization hands over, with a certificate from scaled residuals; Q is not always formed."""
+    checks = [
+        Check(
+            "||(A - QR)x|| / (||Ax|| n eps)",
+            residual,
+            LAPACK_THRESHOLD,
+            "on random vectors, Q R acts as the matrix does",
+        )
+    ]
+    if orthonormal is not None:
+        checks.append(
+            Check(
+                "||(Q'Q - I)y|| / (||y|| k eps)",
+                orthonormal,
+                LAPACK_THRESHOLD,
+                "the columns of Q are orthonormal to working precision",
+            )
+        )
+    arrays = {"t": stacked_triangles(factored)} if mode == "raw" else {}
+    stored = {"reduced": ("q", "r"), "r": ("r",), "raw": ("qr",)}[mode]
+    return Outcome(arrays, stored, Certificate(tuple(checks)))
+
+
+def diagonal_phases(raw: Matrix, grid: PanelGrid) -> Array:
+    """Factors of modulus 1, (k,), that make the diagonal of R positive; R is read panel by panel."""
+    k = min(raw.shape)
+    spans = [(first, min(stop, k)) for first, stop in map(grid.columns, range(grid.n_steps))]
+    d = np.concatenate([np.diagonal(raw.region(span, span)) for span in spans])
+    size = np.abs(d)
+    return np.where(size > 0, d / np.where(size > 0, size, 1), 1).astype(d.dtype, copy=False)
+
+
+def stacked_triangles(factored: Factored) -> Array:
+    """The T of all panels side by side, (min(b, k), k), as LAPACK's ``geqrt`` returns them."""
+    width = min(factored.grid.panel, *factored.grid.shape)
+    parts = [np.pad(fact["t"], ((0, width - len(fact["t"])), (0, 0))) for fact in factored.facts]
+    return np.hstack(parts)

@@ -1,0 +1,1 @@
+"""Square systems: solutions, inverses, determinants."""

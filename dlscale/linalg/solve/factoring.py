@@ -1,0 +1,181 @@
+"""Factoring a square matrix for solves: which factorization, what it takes, and its factors where solves find them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from dlscale.arrays import Array
+from dlscale.declaration.options import Options
+from dlscale.declaration.sections import Panel
+from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.costs import lay_out
+from dlscale.engine.grids import RowGrid
+from dlscale.engine.passes import Passes
+from dlscale.engine.plan import Need, Plan, Step
+from dlscale.engine.tiles.factorizer import Panels
+from dlscale.engine.tiles.methods import Method
+from dlscale.errors import NumericalError
+from dlscale.lapack import interchanges
+from dlscale.linalg.cholesky import kind as cholesky
+from dlscale.linalg.lu import kind as lu
+from dlscale.linalg.panels.plan import FactorOptions, factor_target, plan_panels
+from dlscale.linalg.panels.products import TriangularProduct, triangular_product
+from dlscale.linalg.panels.reflectors import Householder
+from dlscale.linalg.solve.factors import CholeskyFactors, LUFactors, QRFactors, singular_words
+from dlscale.storage.matrix import Matrix
+from dlscale.storage.scaled import scaled
+
+#: The name of the factorization's steps.
+FACTORS = "factors"
+
+Assume = Annotated[
+    Literal["general", "pos", "sym"],
+    Field(description="general, pos (Hermitian positive definite) or sym (Hermitian)"),
+]
+
+
+@dataclass(frozen=True)
+class FactoringOptions(Options):
+    """How to factor a square matrix for what follows from its factors."""
+
+    assume: Assume = "general"
+    panel: Panel = None
+
+
+def plan_factoring(
+    kind: str,
+    A: Matrix,
+    facts: ClusterFacts,
+    *,
+    assume: Assume = "general",
+    orthogonal: bool = False,
+    given: bool = False,
+    panel: int | None = None,
+    driver_bytes: int = 0,
+    state_bytes: int = 0,
+    before: Sequence[Step] = (),
+    more: Sequence[Step] = (),
+) -> Plan:
+    """Plan the factorization of a matrix and passes over its rows.
+
+    Parameters
+    ----------
+    kind : str
+    A : Matrix (m, n)
+        As it is factored, in its own precision: there must be room for that where rounded factors are not good enough.
+    facts : ClusterFacts
+    assume : str
+    orthogonal : bool
+        Whether it is factored by QR.
+    given : bool
+        Whether its factors are there already.
+    panel : int, optional
+    driver_bytes : int
+        What the driver holds beside, such as right-hand sides.
+    state_bytes : int
+        Partial results of a pass.
+    before, more : sequence of Step
+        What comes before and after the factorization.
+
+    Raises
+    ------
+    SpecError, DoesNotFitError
+    """
+    words = {"general": "LU with partial pivoting", "sym": "LU with partial pivoting", "pos": "Cholesky"}[assume]
+    method, words = (Householder(), "Householder QR by panels") if orthogonal else (method_of(assume), words)
+    left = replace(facts, memory_bytes=max(1, facts.memory_bytes - driver_bytes))
+    # Solves by QR read whole panels (`factors.QRFactors`).
+    options = FactorOptions(panel, 1 if orthogonal else None)
+    plan = plan_panels(kind, words, A, method, options, left, step=FACTORS, copied=isinstance(method, lu.LU))
+    held = (Need("right-hand sides and solutions", driver_bytes),) if driver_bytes else ()
+    layout = lay_out(A, left, state_bytes=state_bytes, operand_bytes=state_bytes)
+    return replace(
+        plan,
+        grids=replace(plan.grids, rows=layout.grid),
+        steps=(*before, *(() if given else plan.steps), *more),
+        memory=(*max(plan.memory, layout.memory, key=lambda memory: sum(need.n_bytes for need in memory)), *held),
+        memory_limit_bytes=facts.memory_bytes,
+        cluster=facts,
+        notes=(*layout.notes, *plan.notes),
+    )
+
+
+def method_of(assume: Assume) -> Method:
+    """The factorization for what is known of a matrix."""
+    return cholesky.Cholesky() if assume == "pos" else lu.LU()
+
+
+def factor(passes: Passes, A: Matrix, plan: Plan, assume: Assume, *, name: str) -> LUFactors | CholeskyFactors:
+    """Factor a matrix by its plan; the factors are kept in memory or in the job's scratch space.
+
+    Parameters
+    ----------
+    passes : Passes
+    A : Matrix (n, n)
+    plan : Plan
+    assume : str
+    name : str
+        Of the factors, unique in the job.
+
+    Raises
+    ------
+    NumericalError
+        If the matrix is exactly singular, or not positive definite where that was assumed.
+    """
+    threads = plan.cluster.threads_per_worker
+    probes = np.zeros((A.shape[1], 1), A.dtype)
+    if assume == "pos":
+        L, _ = cholesky.factor_panels(passes, A, plan.panels, probes=probes, step=name, keep=False)
+        return CholeskyFactors(L, threads)
+    packed, pivots, facts, *_ = lu.factor_panels(passes, A, plan.panels, probes=probes, step=name, keep=False)
+    zeros = [int(fact["singular"][0]) - 1 for fact in facts if fact["singular"][0]]
+    # Where the entries have grown out of range, a zero says nothing of the matrix.
+    if zeros and np.isfinite([fact["largest"][0] for fact in facts]).all():
+        raise NumericalError(f"The matrix is {singular_words(min(zeros))}")
+    return LUFactors(packed, pivots, threads)
+
+
+def factor_orthogonally(passes: Passes, A: Matrix, plan: Plan, *, name: str) -> QRFactors:
+    """Householder QR, which is stable whatever the growth of LU is, at twice the work."""
+    target = factor_target(passes.run, name, A.shape, A.dtype, plan.panels, scratch=True)
+    probes = np.zeros((A.shape[1], 1), A.dtype)
+    factored, _ = Panels(passes.run).factor(name, A, Householder(), plan.panels, target, probes=probes)
+    return QRFactors(factored, plan.cluster.threads_per_worker)
+
+
+def reproduced(passes: Passes, factors: LUFactors | CholeskyFactors, X: Array, AX: Array, exponent: int) -> tuple[Array, Array]:
+    """How far stored factors of ``2^exponent A`` are from being those of A, on random vectors.
+
+    Parameters
+    ----------
+    passes : Passes
+    factors : LUFactors or CholeskyFactors, of order n
+    X, AX : (n, k)
+    exponent : int
+        Even.
+
+    Returns
+    -------
+    difference : (n, k)
+        ``P A X - L U X``, or ``A X - L L^H X``.
+    size : (n, k)
+        The larger of ``A X`` and ``U X``, beside which it is to be judged.
+    """
+    n, stored = len(X), factors.lu if isinstance(factors, LUFactors) else factors.l
+    unit = stored.column_unit if 1 < stored.column_unit < n else min(n, 512)
+    grid = RowGrid(n, unit, unit * max(1, n // unit // 16))
+    if isinstance(factors, CholeskyFactors):
+        L = scaled(stored, -(exponent // 2))
+        LX = triangular_product(passes, "factors-adjoint", L, grid, TriangularProduct(X, n, lower=True, adjoint=True, n_columns=n))
+        return AX - triangular_product(passes, "factors-lower", L, grid, TriangularProduct(LX, n, lower=True)), AX
+    UX = triangular_product(passes, "factors-upper", scaled(stored, -exponent), grid, TriangularProduct(X, n, lower=False))
+    LUX = triangular_product(passes, "factors-lower", stored, grid, TriangularProduct(UX, n, lower=True, unit=True))
+    targets, sources = interchanges(factors.pivots, n)
+    PAX = AX.copy()
+    PAX[targets] = AX[sources]
+    return PAX - LUX, max(AX, UX, key=lambda product: float(np.abs(product).max()))

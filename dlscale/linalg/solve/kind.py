@@ -1,0 +1,165 @@
+"""Linear systems A X = B: factor, solve, measure the backward error, refine until it is at rounding level.
+
+With ``precision: mixed`` the matrix is factored in single precision, which takes half of the time, and the solution refined to
+double precision. Where that does not converge (condition numbers above about 1e8), the matrix is factored in double precision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from dlscale.certificates import Certificate, solution
+from dlscale.declaration.kind import RHS, Kind, Role
+from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.columns import slab_columns
+from dlscale.engine.machine import matmul_rate
+from dlscale.engine.passes import Passes
+from dlscale.engine.plan import Plan, Step
+from dlscale.engine.ranks.outcome import Outcome
+from dlscale.engine.run import Cost, Run
+from dlscale.errors import InputError, NumericalError, SpecError
+from dlscale.kernels import accumulator_dtype
+from dlscale.linalg.scaling import scale_words
+from dlscale.linalg.solve.applying import plan_columns, plan_condition
+from dlscale.linalg.solve.factoring import plan_factoring
+from dlscale.linalg.solve.factors import stored_factors
+from dlscale.linalg.solve.system import Precision, Refine, SolveOptions, System, batch_columns, is_mixed, lower_dtype
+from dlscale.storage.inputs import Inputs
+from dlscale.storage.scaled import promoted
+
+__all__ = ["NEARLY_SINGULAR", "Precision", "Refine", "SolveOptions", "compute_solve", "near_singular_words", "plan_solve"]
+
+
+#: How the note on a matrix begins that leaves no digit of an answer sure.
+NEARLY_SINGULAR = "the matrix is nearly singular"
+
+
+def plan_solve(inputs: Inputs, options: SolveOptions, facts: ClusterFacts) -> Plan:
+    """Plan a solve.
+
+    Raises
+    ------
+    SpecError
+        If the matrix is not square or the right-hand sides do not suit it.
+    DoesNotFitError
+    """
+    options.check()
+    B = inputs["rhs"]
+    A = promoted(inputs["matrix"], B.dtype)
+    (m, n), k = A.shape, B.shape[1]
+    if m != n:
+        raise SpecError(f"input.matrix: must be square to be solved with; got {m} x {n}. Use kind lstsq.")
+    if B.shape[0] != n:
+        raise SpecError(f"input.rhs: must have {n} rows like the matrix; got {B.shape[0]}.")
+    if "factors" in inputs.results:
+        factors = stored_factors(inputs.results["factors"], n_threads=1)
+        if factors.shape != A.shape:
+            raise InputError(f"input.factors: must be of a matrix of order {n} like input.matrix; got {factors.shape[0]}.")
+        if factors.dtype.kind == "c" and A.dtype.kind != "c":
+            raise InputError("input.factors: must be of a real matrix like input.matrix; they are complex.")
+    given = "factors" in inputs.results
+    mixed = is_mixed(A, options) and not given
+    wide = accumulator_dtype(A.dtype).itemsize
+    width = min(k, batch_columns(n, A.dtype))
+    n_batches, factored = -(-k // width), lower_dtype(A.dtype) if mixed else A.dtype
+    one = Cost(2.0 * n * n, n * n * factored.itemsize)
+    n_solves = 6 if mixed else 2
+    plan = plan_factoring(
+        "solve",
+        A,
+        facts,
+        assume=options.assume,
+        given=given,
+        panel=options.panel,
+        driver_bytes=(6 * width + 2 * k + 3 * slab_columns(n, k, wide)) * n * wide,
+        state_bytes=n * width * wide,
+        before=(Step("norms", 2.0 * n * n, A.n_stored_bytes),),
+        more=(
+            *[plan_columns(f"triangular-{i + 1}", one, n, k, wide, facts) for i in range(n_solves)],
+            Step("residual", 2.0 * n * n * k * n_solves, A.n_stored_bytes * n_solves * n_batches),
+            plan_condition(n, factored.itemsize, facts),
+        ),
+    )
+    words = f"{plan.words}{' in single precision' if mixed else ''}, triangular systems, refinement"
+    if given:
+        words = f"factors of {inputs.results['factors'].uri}, triangular systems, refinement"
+    notes = plan.notes
+    if options.precision == "mixed" and not mixed:
+        notes += ("precision mixed: the matrix is in single precision already, or its factors are given; nothing is rounded",)
+    rates = plan.rates | {"matmul_flops_per_second": matmul_rate(str(factored)) * facts.n_threads}
+    return replace(plan, words=words, notes=notes, rates=rates)
+
+
+def compute_solve(run: Run, inputs: Inputs, options: SolveOptions, plan: Plan) -> Outcome:
+    """Solve by a plan.
+
+    Returns
+    -------
+    Outcome
+        With ``x``: (n, k), or (n,) for a right-hand side of one dimension.
+
+    Raises
+    ------
+    NumericalError
+        If the matrix is exactly singular, or so nearly that no solution is in range, or not positive definite where that was
+        assumed.
+
+    Notes
+    -----
+    2/3 n^3 flops (half of it with Cholesky), one read of A for its norm, one for the factorization (more out of core), and one
+    for each residual.
+
+    References
+    ----------
+    Golub and Van Loan (2013), sections 3.4 and 3.5; Higham (2002), chapters 9 and 12.
+    """
+    B = inputs["rhs"]
+    A = promoted(inputs["matrix"], B.dtype)
+    system = System(Passes(run), A, plan, options)
+    system.measure()
+    stored = inputs.results.get("factors")
+    given = system.compare(stored_factors(stored, n_threads=plan.cluster.threads_per_worker)) if stored else None
+    found = system.solve(B, given)
+    if not np.isfinite(found.errors).all():
+        raise NumericalError(
+            f"The matrix is singular to the precision of {A.dtype}: no factors of it give a solution in range. "
+            "Use lstsq for the solution of minimum norm, or correct the matrix."
+        )
+    sizes = np.abs(found.X).sum(axis=0, dtype=float)
+    certificate = Certificate((solution(found.residuals, system.norm, sizes, A.dtype),))
+    estimates, X = system.estimates(found), system.unscaled(found.X)
+    system.notes += scale_words(system.exponent)
+    if not estimates["forward_error_bound"] < 1:
+        system.notes.append(near_singular_words(estimates["condition"], A.dtype))
+    return Outcome({"x": X[:, 0] if B.is_vector else X}, (), certificate, estimates, tuple(system.notes))
+
+
+def near_singular_words(number: float, dtype: np.dtype[Any]) -> str:
+    """That a condition number leaves no digit of a solution sure."""
+    size = f"about {number:.1e} or more" if np.isfinite(number) else "out of range"
+    return f"{NEARLY_SINGULAR}: the condition number is {size}, so that no digit of an answer in {dtype} is sure"
+
+
+KIND = Kind(
+    name="solve",
+    title="Linear system",
+    words="Linear systems with one matrix and any number of right-hand sides.",
+    arrays="`x` (n, k)",
+    options=SolveOptions,
+    plan=plan_solve,
+    compute=compute_solve,
+    example="{kind: solve, input: {matrix: a.zarr, rhs: b.zarr}, params: {precision: mixed}}",
+    roles=(
+        Role("matrix"),
+        RHS,
+        Role(
+            "factors",
+            "path of the result of a lu or cholesky job on the same matrix",
+            optional=True,
+            result_of=("lu", "cholesky"),
+        ),
+    ),
+)

@@ -1,0 +1,166 @@
+"""Sign and logarithm of a determinant, from the diagonal of the factors: no product that could overflow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from dlscale.arrays import Array
+from dlscale.certificates import Certificate, Check, factorization
+from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
+from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.passes import Passes
+from dlscale.engine.plan import Plan, Step
+from dlscale.engine.ranks.outcome import Outcome
+from dlscale.engine.run import Run
+from dlscale.errors import OutOfRange, SpecError
+from dlscale.kernels import safe_norm
+from dlscale.linalg.cholesky import kind as cholesky
+from dlscale.linalg.folds.residuals import Residual
+from dlscale.linalg.lu import kind as lu
+from dlscale.linalg.lu.kind import row_move
+from dlscale.linalg.panels.products import TriangularProduct, probes, triangular_product
+from dlscale.linalg.panels.scaling import panels_at_safe_scale, require_safe
+from dlscale.linalg.scaling import scale_words
+from dlscale.linalg.solve.applying import Function, apply
+from dlscale.linalg.solve.factoring import FACTORS, FactoringOptions, factor_orthogonally, plan_factoring
+from dlscale.linalg.solve.factors import diagonal
+from dlscale.storage.matrix import Matrix
+
+
+class SlogdetOptions(FactoringOptions):
+    """How to take a determinant."""
+
+
+def plan_slogdet(A: Matrix, options: SlogdetOptions, facts: ClusterFacts) -> Plan:
+    """Plan a determinant.
+
+    Raises
+    ------
+    SpecError
+        If the matrix is not square.
+    DoesNotFitError
+    """
+    m, n = A.shape
+    if m != n:
+        raise SpecError(f"input.matrix: must be square to have a determinant; got {m} x {n}.")
+    product = n * n * A.dtype.itemsize
+    more = (Step("right", 4.0 * n * n, product), Step("left", 4.0 * n * n, product))
+    return plan_factoring("slogdet", A, facts, assume=options.assume, panel=options.panel, more=more)
+
+
+def compute_slogdet(run: Run, A: Matrix, options: SlogdetOptions, plan: Plan) -> Outcome:
+    """Take a determinant by a plan.
+
+    Returns
+    -------
+    Outcome
+        With ``sign`` (1,) and ``logabsdet`` (1,): ``det A = sign exp(logabsdet)``; 0 and -inf of a singular matrix.
+
+    Notes
+    -----
+    2/3 n^3 flops, half of it with ``assume: pos``.
+
+    References
+    ----------
+    Higham (2002), section 14.6: a computed determinant is the exact one of a matrix that differs by the backward error.
+    """
+    return panels_at_safe_scale(Passes(run), A, partial(_determinant, options=options, plan=plan))
+
+
+def _determinant(passes: Passes, A: Matrix, exponent: int, *, options: SlogdetOptions, plan: Plan) -> Outcome:
+    """The determinant of ``2^exponent A``."""
+    n, dtype = A.shape[0], A.dtype
+    X = probes(n, dtype)
+    notes = list(scale_words(exponent))
+    found = (_by_cholesky if options.assume == "pos" else _by_lu)(passes, A, plan, X, watched=not exponent)
+    if found is None or not found.check.passed:
+        notes.append(
+            "factored once more by QR: the matrix is not Hermitian"
+            if options.assume == "pos"
+            else "factored once more by QR: the entries of LU grew too much"
+        )
+        found = _by_qr(passes, A, plan, X)
+    logarithm = found.logarithm + n * exponent * float(np.log(2))
+    arrays = {"sign": np.array([found.sign], dtype), "logabsdet": np.array([logarithm])}
+    return Outcome(arrays, (), Certificate((found.check,)), notes=tuple(notes))
+
+
+@dataclass(frozen=True)
+class Determinant:
+    """``sign exp(logarithm)``, and the check of the factors that it is from."""
+
+    sign: complex
+    logarithm: float
+    check: Check
+
+    @classmethod
+    def of(cls, sign: complex, d: Array, name: str, difference: Array, expected: Array, *, power: int = 1) -> Determinant:
+        """The sign times the product of a power of the diagonal d, from factors with this residual on random vectors."""
+        norms = (float(safe_norm(M)) for M in (difference, expected))
+        check = factorization(name, *norms, size=len(d), dtype=d.dtype)
+        sizes = np.abs(d).astype(float)
+        if (sizes == 0).any():
+            return cls(0.0, -np.inf, check)
+        # At size 1: complex numbers divide by way of squares, which subnormal ones do not have.
+        units = np.ldexp(d.real, -np.frexp(sizes)[1]) + (1j * np.ldexp(d.imag, -np.frexp(sizes)[1]) if d.dtype.kind == "c" else 0)
+        sign *= complex(np.prod(units / np.abs(units)))
+        # Products of many unit numbers drift by rounding.
+        sign = sign / abs(sign) if d.dtype.kind == "c" else float(np.sign(sign.real))
+        return cls(sign, power * float(np.log(sizes).sum()), check)
+
+
+def _by_cholesky(passes: Passes, A: Matrix, plan: Plan, X: Array, *, watched: bool) -> Determinant:
+    n, columns = A.shape[0], plan.columns
+    L, seen = cholesky.factor_panels(passes, A, plan.panels, probes=X, step=FACTORS, keep=False)
+    if watched:
+        require_safe(seen.largest, A.dtype)
+    LX = triangular_product(passes, "right", L, columns, TriangularProduct(X, n, lower=True, adjoint=True, n_columns=n))
+    LLX = triangular_product(passes, "left", L, columns, TriangularProduct(LX, n, lower=True))
+    return Determinant.of(1.0, diagonal(L), "A - LL'", LLX - seen.products, seen.products, power=2)
+
+
+def _by_lu(passes: Passes, A: Matrix, plan: Plan, X: Array, *, watched: bool) -> Determinant | None:
+    """None where the entries of U grow out of range."""
+    n, columns = A.shape[0], plan.columns
+    packed, pivots, facts, seen = lu.factor_panels(passes, A, plan.panels, probes=X, step=FACTORS, keep=False)
+    if watched:
+        require_safe(seen.largest, A.dtype)
+    if not np.isfinite([fact["largest"][0] for fact in facts]).all():
+        return None
+    try:
+        UX = triangular_product(passes, "right", packed, columns, TriangularProduct(X, n, lower=False))
+        LUX = triangular_product(passes, "left", packed, columns, TriangularProduct(UX, n, lower=True, unit=True))
+    except OutOfRange:
+        return None
+    move = row_move(0, pivots)
+    PAX = seen.products.copy()
+    PAX[move.targets] = seen.products[move.sources]
+    exchanges = int((pivots != np.arange(n)).sum())
+    return Determinant.of((-1.0) ** exchanges, diagonal(packed), "PA - LU", PAX - LUX, PAX)
+
+
+def _by_qr(passes: Passes, A: Matrix, plan: Plan, X: Array) -> Determinant:
+    """The determinant of a reflector ``I - tau v v^H`` is ``-tau / conj(tau)``; tau is on the diagonal of T."""
+    factors = factor_orthogonally(passes, A, plan, name=f"{FACTORS}-qr")
+    packed = factors.factored.matrix
+    tau = np.concatenate([np.diagonal(facts["t"]) for facts in factors.factored.facts])
+    tau = tau[tau != 0]
+    RX = triangular_product(passes, "right-qr", packed, plan.columns, TriangularProduct(X, len(X), lower=False))
+    QRX = apply(passes.run, "left-qr", Function(factors.unrotated, factors.rotation_cost), RX, together=1)
+    AX = -passes.sweep("product", A, Residual(X), plan.rows)["residual"]
+    return Determinant.of(complex(np.prod(-tau / tau.conj())), diagonal(packed), "A - QR", AX - QRX, AX)
+
+
+KIND = Kind(
+    name="slogdet",
+    title="Determinant",
+    words="Sign and logarithm of a determinant.",
+    arrays="`sign`, `logabsdet`",
+    options=SlogdetOptions,
+    plan=matrix_plan(plan_slogdet),
+    compute=matrix_compute(compute_slogdet),
+    example="{kind: slogdet, input: {matrix: a.zarr}}",
+)

@@ -1,0 +1,338 @@
+"""A square matrix that systems are solved with: its scale, its norm, its factors in one precision after another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from dlscale.arrays import Array
+from dlscale.certificates import LAPACK_THRESHOLD
+from dlscale.declaration.options import Options
+from dlscale.declaration.sections import Panel
+from dlscale.engine.grids import RowGrid
+from dlscale.engine.passes import Passes
+from dlscale.engine.plan import Plan
+from dlscale.errors import NumericalError, OutOfRange, SpecError
+from dlscale.kernels import accumulator_dtype, largest_part, safe_exponent, times_power_of_two
+from dlscale.linalg.folds.least_squares import read_rhs
+from dlscale.linalg.folds.residuals import Norms, Residual, Rounded, rounding_scale
+from dlscale.linalg.panels.products import probes, scaled_residual
+from dlscale.linalg.scaling import power_words
+from dlscale.linalg.solve import applying
+from dlscale.linalg.solve.condition import SURE, is_sure
+from dlscale.linalg.solve.factoring import FACTORS, Assume, factor, factor_orthogonally, reproduced
+from dlscale.linalg.solve.factors import CholeskyFactors, Factorization, LUFactors, ScaledFactors, TimesPower
+from dlscale.linalg.solve.refinement import Refined, in_range, refine, refine_by_gmres
+from dlscale.storage.matrix import ArrayMatrix, Matrix
+from dlscale.storage.scaled import scaled
+
+Precision = Literal["double", "mixed"]
+Refine = Literal["auto", "never"]
+
+#: Times eps: the backward error at which factors in single precision are good enough, and that of a solve without refinement.
+MIXED_TARGET = 1.0
+DOUBLE_TARGET = 4.0
+#: How factors are called that were given.
+STORED = "stored factors"
+#: Parts of a vector that may be wrong for its length to be right: what refinement still changes, and what it leaves.
+SETTLED = 0.25
+LEFT = 0.1
+#: Right-hand sides that are solved together.
+BATCH_BYTES = 2**26
+
+
+@dataclass(frozen=True)
+class SolveOptions(Options):
+    """How to solve.
+
+    Notes
+    -----
+    What is assumed of the matrix must hold (``pos`` takes Cholesky and half of the work, ``sym`` is solved by LU); where it does
+    not, the backward error shows it. ``refine: never`` only measures, and is not for ``mixed``.
+    """
+
+    assume: Assume = "general"
+    precision: Annotated[Precision, Field(description="double, or mixed (factored in single precision, refined to double)")] = (
+        "double"
+    )
+    refine: Annotated[Refine, Field(description="auto (while the backward error asks for it) or never")] = "auto"
+    panel: Panel = None
+
+    def check(self) -> None:
+        """Check what goes together (SpecError)."""
+        if self.refine == "never" and self.precision == "mixed":
+            raise SpecError("params.refine: must be auto with precision mixed, whose factors alone have 7 digits; got never.")
+
+
+def is_mixed(A: Matrix, options: SolveOptions) -> bool:
+    """Whether there is a lower precision to factor in."""
+    return options.precision == "mixed" and lower_dtype(A.dtype) != A.dtype
+
+
+def lower_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return np.dtype(np.complex64 if dtype.kind == "c" else np.float32)
+
+
+def batch_columns(n: int, dtype: np.dtype[Any]) -> int:
+    """Right-hand sides that are solved together."""
+    return max(1, BATCH_BYTES // (n * accumulator_dtype(dtype).itemsize))
+
+
+class System:
+    """A square matrix with its norm, its factors in one precision after another, and what was decided on the way."""
+
+    def __init__(self, passes: Passes, A: Matrix, plan: Plan, options: SolveOptions) -> None:
+        self.passes, self.A, self.plan, self.options = passes, A, plan, options
+        self.grid: RowGrid = plan.rows
+        self.notes: list[str] = []
+        self.norm = self.largest = 0.0
+        self.factors: Factorization | None = None
+        #: A is ``2^-exponent`` times the matrix that was given; column j of a solution is to be multiplied by ``2^shifts[j]``.
+        self.exponent = 0
+        self.shifts: list[int] = []
+        #: How far the matrix of the factors that were given is from A, relative to its size.
+        self._distance = 0.0
+        self._solved_by_given = False
+        self._n_residuals = self._n_solves = self._n_conditions = 0
+
+    def measure(self) -> None:
+        """``||A||_1`` and the largest entry; finds entries that are not finite, and takes A to a safe scale."""
+        fold = Norms(self.A.shape[1])
+        norms = self.passes.sweep("norms", self.A, fold, self.grid)
+        self.exponent = safe_exponent(float(norms["largest"][0]), self.A.dtype)
+        if self.exponent:
+            self.A = scaled(self.A, -self.exponent)
+            norms = self.passes.sweep("norms-scaled", self.A, fold, self.grid)
+        self.norm, self.largest = float(norms["sums"].max()), float(norms["largest"][0])
+
+    def compare(self, given: LUFactors | CholeskyFactors) -> LUFactors | CholeskyFactors | None:
+        """Stored factors, if they are of this matrix by their products with random vectors; others are left aside (None).
+
+        Those of a matrix nearby would refine solutions, but tell nothing of the condition, and take more reads than factoring.
+        """
+        A, n = self.A, self.A.shape[0]
+        W = probes(n, A.dtype)
+        difference, size = reproduced(self.passes, given, W, -self.residual(W), self.exponent)
+        eps = max(float(np.finfo(dtype).eps) for dtype in (A.dtype, given.dtype))
+        self._distance = scaled_residual(difference, size, n, A.dtype) * n * self._eps
+        if self._distance <= LAPACK_THRESHOLD * n * eps:
+            return given
+        self.notes.append(
+            f"the stored factors are of another matrix, {self._distance:.1e} of its size away from this one, and were left aside"
+        )
+        return None
+
+    def solve(self, B: Matrix, given: LUFactors | CholeskyFactors | None = None, *, refined: bool = True) -> Refined:
+        """Solve, with better factors where those at hand do not reach the target, which is n eps where nothing is refined.
+
+        The solution is that of the scaled system; see `unscaled`.
+        """
+        n, k = B.shape
+        goal = (DOUBLE_TARGET if refined else max(n, DOUBLE_TARGET)) * self._eps
+        dtype = np.result_type(self.A.dtype, self.A.dtype if B.dtype.kind != "c" else np.complex64)
+        rhs = read_rhs(B, 0, n).astype(dtype, copy=False)
+        exponents = [safe_exponent(largest_part(rhs[:, j]), dtype) for j in range(k)]
+        self.shifts = [exponent - self.exponent for exponent in exponents]
+        if any(exponents):
+            rhs = times_powers(rhs, [-exponent for exponent in exponents])
+        found = Refined(np.zeros((n, k), dtype), np.full(k, np.inf), np.full(k, np.inf), 0)
+        for factors, target, words in self._attempts(given):
+            self.factors = factors
+            self._solved_by_given = words == STORED
+            unsolved = np.flatnonzero(found.errors > goal)
+            first = self._apply(factors, rhs[:, unsolved]) if len(unsolved) < k else self._apply(factors, rhs)
+            width = batch_columns(n, dtype)
+            for batch in (slice(i, i + width) for i in range(0, len(unsolved), width)):
+                columns, X = unsolved[batch], np.ascontiguousarray(first[:, batch], dtype)
+                part = np.ascontiguousarray(rhs[:, columns])
+                found = _put(found, columns, self._refined(X, part, factors, target * self._eps if refined else None))
+            if found.backward_error <= goal or self.options.refine == "never":
+                if found.n_steps:
+                    self.notes.append(
+                        f"{words}; {found.n_steps} refinement steps to a backward error of {found.backward_error:.1e}"
+                    )
+                return found
+            stopped = "refinement stopped at a" if refined else "a"
+            self.notes.append(f"{words}: {stopped} backward error of {found.backward_error:.1e}")
+        return found
+
+    def unscaled(self, X: Array) -> Array:
+        """The solution of the system that was given.
+
+        Raises
+        ------
+        NumericalError
+            If it overflows, or has fewer digits than its precision.
+        """
+        if not any(self.shifts):
+            return X
+        Y = times_powers(X, self.shifts)
+        lost = np.abs(times_powers(Y, [-shift for shift in self.shifts]) - X).sum(axis=0, dtype=float)
+        bad = np.flatnonzero(~(lost <= self._eps * np.abs(X).sum(axis=0, dtype=float)))
+        if len(bad):
+            j = int(bad[0])
+            raise NumericalError(
+                f"The solution is out of the range of {X.dtype}: its largest entry is about "
+                f"{power_words(largest_part(X[:, j]), self.shifts[j])}. Multiply or divide the right-hand side by a power of two."
+            )
+        return Y
+
+    @property
+    def _eps(self) -> float:
+        return float(np.finfo(self.A.dtype).eps)
+
+    def _attempts(self, given: LUFactors | CholeskyFactors | None) -> Iterator[tuple[Factorization, float, str]]:
+        """Factors with the target of their refinement, the cheaper ones first; how they are called."""
+        if given is not None:
+            if given.dtype != self.A.dtype:
+                scale = float(np.ldexp(1.0, self.exponent))
+                yield ScaledFactors(given, scale, self.A.dtype), DOUBLE_TARGET, STORED
+            else:
+                yield TimesPower(given, -self.exponent) if self.exponent else given, DOUBLE_TARGET, STORED
+        elif is_mixed(self.A, self.options):
+            scale = rounding_scale(self.largest)
+            try:
+                rounded = self._factor(Rounded(self.A, scale), f"{FACTORS}-single")
+                yield ScaledFactors(rounded, scale, self.A.dtype), MIXED_TARGET, "factored in single precision"
+            except NumericalError as error:
+                self.notes.append(f"in single precision: {error}")
+            self.notes.append("factored again in double precision")
+        yield self._own_factors(), DOUBLE_TARGET, f"factored in {self.A.dtype}"
+        self.notes.append("factored once more by QR: the entries of LU grew too much")
+        yield factor_orthogonally(self.passes, self.A, self.plan, name=f"{FACTORS}-qr"), DOUBLE_TARGET, "factored by QR"
+
+    def _factor(self, A: Matrix, name: str) -> LUFactors | CholeskyFactors:
+        return factor(self.passes, A, self.plan, self.options.assume, name=name)
+
+    def _own_factors(self) -> Factorization:
+        # Square roots of 2 A are no multiples of those of A; of 4 A they are, so that any power of two gives the same bits.
+        odd = int(np.frexp(self.largest)[1]) % 2 if self.options.assume == "pos" else 0
+        factors = self._factor(scaled(self.A, -odd), FACTORS)
+        return TimesPower(factors, odd) if odd else factors
+
+    def _apply(self, factors: Factorization, B: Array) -> Array:
+        """``A^-1 B`` by factors, on the workers."""
+        self._n_solves += 1
+        step = f"triangular-{self._n_solves}"
+        return applying.solve(self.passes.run, step, factors, B, together=self.plan.cluster.n_workers)
+
+    def _refined(self, X: Array, B: Array, factors: Factorization, target: float | None, *, enough: float | None = None) -> Refined:
+        """Refine a first solution X of ``A X = B``."""
+        rhs = ArrayMatrix(B)
+
+        def residual(X: Array) -> Array:
+            return self.residual(X, rhs)
+
+        def solve(R: Array) -> Array:
+            return self._apply(factors, R).astype(B.dtype, copy=False)
+
+        if target is None or self.options.refine == "never":
+            return refine(X, residual, solve, self.norm, target=0.0, max_steps=0)
+        found = refine(X, residual, solve, self.norm, target=target)
+        if found.backward_error <= (enough or DOUBLE_TARGET * self._eps):
+            return found
+        wide = factors.widened() if isinstance(factors, ScaledFactors) else factors
+
+        def product(X: Array) -> Array:
+            if not in_range(X, self.norm).all():
+                raise OutOfRange("Vectors of GMRES are out of range.")
+            return -self.residual(X)
+
+        return refine_by_gmres(found, product, residual, lambda R: self._apply(wide, R), self.norm, target=target)
+
+    def residual(self, X: Array, B: Matrix | None = None) -> Array:
+        """``B - A X`` in double precision; one read of A."""
+        self._n_residuals += 1
+        X = np.ascontiguousarray(X, accumulator_dtype(X.dtype))
+        return self.passes.sweep(f"residual-{self._n_residuals}", self.A, Residual(X, B), self.grid)["residual"]
+
+    def condition(self) -> tuple[float, bool]:
+        """Estimate of ``||A||_1 ||A^-1||_1`` by the last factors, and whether it is sure.
+
+        Where A is better known than its factors, they are asked for the vector x that ``A^-1`` stretches most, and A whether they
+        are right about it, in one read: one step of refinement hardly changes ``F^-1 x``, or the refined vector is taken.
+        """
+        factors, n = self.factors, self.A.shape[0]
+        assert factors is not None
+        is_complex = self.A.dtype.kind == "c"
+        self._n_conditions += 1
+        step = f"condition-{self._n_conditions}"
+        inverse, x = applying.longest_of_inverse(self.passes.run, step, factors, complex_valued=is_complex)
+        number = self.norm * inverse if self.norm and inverse else float("inf")
+        dtype, double = _computed_in(factors), accumulator_dtype(self.A.dtype)
+        if self._solved_by_given and number * self._distance > SURE and is_sure(number, double, n):
+            # So ill-conditioned, a matrix within this distance may be singular: what else than rounding it is, nobody knows.
+            self.factors, self._solved_by_given = self._own_factors(), False
+            return self.condition()
+        if not np.isfinite(number) or dtype == double or is_sure(number, dtype, n):
+            return number, is_sure(number, dtype, n)
+        approximate = _in_double(factors, double)
+        X = np.ascontiguousarray(x[:, None], double)
+        Z = self._apply(approximate, X)
+        # What one step of refinement changes is what the factors are wrong about.
+        change = self._apply(approximate, self.residual(Z, ArrayMatrix(X)))
+        settled = np.abs(change).sum() <= SETTLED * np.abs(Z).sum()
+        lower = dtype != self.A.dtype
+        if lower and not (settled and number * float(np.finfo(dtype).eps) <= 1):
+            # Several small singular values lead lower precision to other vectors than the one that matters.
+            self.factors, self._solved_by_given = self._own_factors(), False
+            return self.condition()
+        if settled:
+            return number, is_sure(number, double, n)
+        target = MIXED_TARGET * float(np.finfo(double).eps)
+        found = self._refined(Z.astype(X.dtype, copy=False), X, approximate, target, enough=DOUBLE_TARGET * target)
+        number = max(number, self.norm * float(np.abs(found.X).sum() / np.abs(X).sum()))
+        return number, found.backward_error * number <= LEFT and is_sure(number, double, n)
+
+    def estimates(self, found: Refined) -> dict[str, Any]:
+        """What is reported beside the certificate.
+
+        References
+        ----------
+        Higham (2002), theorem 7.2: the forward error is at most ``2 condition error / (1 - condition error)``.
+        """
+        number, sure = self.condition()
+        # What is measured has the rounding errors of double precision itself.
+        reach = number * (found.backward_error + float(np.finfo(float).eps))
+        bound = 2 * reach / (1 - reach) if sure and reach < 1 else float("inf")
+        return {
+            "condition": number,
+            "backward_error": found.backward_error,
+            "forward_error_bound": bound,
+            "refinement_steps": found.n_steps,
+            "norm": float(np.ldexp(self.norm, self.exponent)),
+        }
+
+
+def _computed_in(factors: Factorization) -> np.dtype[Any]:
+    """The precision that factors were computed in."""
+    while isinstance(factors, TimesPower | ScaledFactors):
+        factors = factors.factors
+    return factors.dtype
+
+
+def _in_double(factors: Factorization, double: np.dtype[Any]) -> Factorization:
+    """Factors in single precision as approximate ones of a matrix in double precision."""
+    exponent = factors.exponent if isinstance(factors, TimesPower) else 0
+    inner = factors.factors if isinstance(factors, TimesPower) else factors
+    if isinstance(inner, LUFactors | CholeskyFactors):
+        return ScaledFactors(inner, float(np.ldexp(1.0, -exponent)), double)
+    return factors
+
+
+def times_powers(X: Array, exponents: Sequence[int]) -> Array:
+    """X with each column times a power of two."""
+    return np.stack([times_power_of_two(X[:, j], exponent) for j, exponent in enumerate(exponents)], axis=1)
+
+
+def _put(found: Refined, columns: Array, part: Refined) -> Refined:
+    """Keep the better solution of each column."""
+    better = columns[part.errors <= found.errors[columns]]
+    chosen = np.isin(columns, better)
+    found.X[:, better] = part.X[:, chosen]
+    found.residuals[better], found.errors[better] = part.residuals[chosen], part.errors[chosen]
+    return replace(found, n_steps=max(found.n_steps, part.n_steps))

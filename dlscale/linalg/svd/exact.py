@@ -1,0 +1,110 @@
+"""The exact SVD of a tall matrix: A = Q R, R = U_R S V^H, U = Q U_R."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from dlscale.arrays import Array
+from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check, orthogonality
+from dlscale.engine.grids import RowGrid
+from dlscale.engine.passes import Passes
+from dlscale.kernels import one_blas_thread
+from dlscale.linalg.folds.orthogonal import find_basis
+from dlscale.linalg.folds.products import sweep_gram
+from dlscale.linalg.svd.estimates import ErrorEstimate
+from dlscale.linalg.svd.left_factor import LeftFactor, Peaks, largest_entries, phases_of
+from dlscale.linalg.svd.subspace import gaussian
+from dlscale.linalg.svd.triplets import LeftOutput, Triplets
+from dlscale.linalg.svd.truncation import count_within, within_tolerance
+from dlscale.storage.matrix import Matrix
+
+_N_PROBES = 4
+#: LAPACK's divide and conquer is off by up to 40 eps s_1 for equal singular values of small matrices, mostly by far less.
+_DRIVER_EPS = 16
+
+
+def exact_svd(
+    passes: Passes,
+    A: Matrix,
+    grid: RowGrid,
+    *,
+    n_components: int | Callable[[Array], int] | None = None,
+    tolerance: float | None = None,
+    left: LeftOutput,
+    gram: Array | None = None,
+) -> Triplets:
+    """Exact SVD of a tall matrix, all of it or its leading part.
+
+    Parameters
+    ----------
+    A : Matrix (m, n)
+    n_components, tolerance : int or float, optional
+        Keep so many triplets (or as many as a function says of all singular values), or those with singular values above
+        ``tolerance * sigma_1``; all where both are None.
+    left : LeftOutput
+    gram : (n, n), optional
+        ``A^H A``, if the caller has it.
+
+    Returns
+    -------
+    Triplets
+
+    Notes
+    -----
+    2 to 5 reads of A; 2 m n^2 flops for each round of the basis, 2 m n k for U.
+    """
+    m, n = A.shape
+    dtype = A.dtype
+    if gram is None:
+        gram = sweep_gram(passes, A, grid)
+    basis, how = find_basis(passes, A, grid, gram, step="basis")
+    with one_blas_thread():
+        X, s, VH = np.linalg.svd(basis.R)
+        kept = n if tolerance is None else count_within(s, 0.0, tolerance, dtype, whole=True)
+        k = n_components(s) if callable(n_components) else n_components or kept
+        tail = s[k:]
+        X, s, V = X[:, :k], s[:k], VH[:k].conj().T
+        if not left.decides_sign:
+            phases = phases_of(largest_entries(V.T))
+    if left.decides_sign:
+        peaks = passes.sweep("signs", A, Peaks(basis.rotated(X), n, k, dtype), grid)
+        phases = phases_of(peaks["peak"])
+    X, V = X * phases, V * phases
+    # On random combinations of the right singular vectors, A must act as U S does.
+    combination = gaussian(k, _N_PROBES, 0, dtype)
+    fold = LeftFactor(
+        basis.rotated(X),
+        n,
+        np.ascontiguousarray(V @ combination, dtype),
+        np.ascontiguousarray(s[:, None] * combination, dtype),
+        scale=left.scale(s).astype(dtype),
+        keep_U=left.name is not None,
+    )
+    outputs = [passes.run.output(left.name, (m, k), dtype, grid, transposed=left.transposed)] if left.name else []
+    measured = passes.sweep("left", A, fold, grid, outputs=outputs)
+    eps = float(np.finfo(dtype).eps)
+    scale = max(float(s[0]), np.finfo(float).tiny) * np.sqrt(k * _N_PROBES) * n * eps
+    certificate = Certificate(
+        (
+            orthogonality("U", measured["gram"], dtype, "the left singular vectors are orthonormal to working precision", length=m),
+            orthogonality("V", V.conj().T @ V, dtype, "the right singular vectors are orthonormal to working precision", length=n),
+            Check(
+                "||(A V - U S)x|| / (s_1 ||x|| n eps)",
+                float(np.sqrt(np.trace(measured["residual"]).real) / scale),
+                LAPACK_THRESHOLD,
+                "the matrix maps each right singular vector to its left one",
+            ),
+        )
+    )
+    inside, behind = float(np.sqrt(np.trace(measured["residual"]).real / _N_PROBES)), float(tail[0]) if len(tail) else 0.0
+    if tolerance is not None and n_components is None:
+        certificate = certificate.also(within_tolerance(s, behind, 0.0, inside, tolerance, dtype))
+    noise = eps * max(4 * float(np.sqrt(n)), _DRIVER_EPS) * float(s[0])
+    error = ErrorEstimate(
+        max(behind, noise),
+        max(float(np.linalg.norm(tail)), noise),
+        np.full(k, noise),
+    )
+    return Triplets(s, V, error, certificate, float(np.trace(gram).real), (how,))

@@ -1,0 +1,152 @@
+"""From a right subspace to singular triplets, their errors and their certificate, in one more read of the matrix."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dlscale.arrays import Array
+from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check, orthogonality
+from dlscale.engine.grids import RowGrid
+from dlscale.engine.passes import Passes
+from dlscale.kernels import one_blas_thread
+from dlscale.linalg.svd.estimates import estimate_errors, norm_of_rest
+from dlscale.linalg.svd.left_factor import LeftFactor, Peaks, largest_entries, phases_of
+from dlscale.linalg.svd.projection import Projection
+from dlscale.linalg.svd.sketch import N_PROBES, Sketch, gram_of_rest, sketch, widen
+from dlscale.linalg.svd.subspace import Subspace, gaussian
+from dlscale.linalg.svd.triplets import LeftOutput, Triplets
+from dlscale.linalg.svd.truncation import count_within, within_tolerance
+from dlscale.storage.matrix import Matrix
+
+#: Widths are multiples of this, at which matrix products are fastest: 64 columns cost what 60 do.
+WIDTH_MULTIPLE = 8
+_N_CHECKS = 4
+#: What is left of the matrix behind all triplets is estimated, perhaps by so much too low.
+_REST_SAFETY = 2.0
+
+
+def iteration_width(n_columns: int, most: int) -> int:
+    """Columns that the iterations carry so that ``n_columns`` and the probes are left for the last read."""
+    return min(most, -(-(n_columns + N_PROBES) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE)
+
+
+def finish(
+    passes: Passes,
+    A: Matrix,
+    grid: RowGrid,
+    space: Subspace,
+    *,
+    n_components: int | None,
+    tolerance: float | None,
+    seed: int,
+    left: LeftOutput,
+) -> Triplets:
+    """Read A once more and turn the subspace into singular triplets.
+
+    Parameters
+    ----------
+    space : Subspace of width l
+    n_components : int, optional
+        k; or else the fewest that leave less than ``tolerance * sigma_1``, the subspace being widened as long as all of it
+        leaves more.
+
+    Returns
+    -------
+    Triplets
+
+    Notes
+    -----
+    One read of A with 4 m n l flops, and two more each time the subspace is widened; two or three reads of
+    ``[A W, A probes]`` (m, l + p), which is small.
+    """
+    seen = sketch(passes, A, grid, space, seed=seed, tolerance=tolerance)
+    k, rest = n_components or 0, 0.0
+    while not k:
+        whole = space.W.shape[1] == A.shape[1]
+        rest = 0.0 if whole else _REST_SAFETY * norm_of_rest(seen, gram_of_rest(passes, seen, step=f"rest-{space.n_iterations}"))
+        k = count_within(seen.found.s, rest, tolerance or 0.0, A.dtype, whole=whole)
+        if not k:
+            space = widen(passes, A, grid, space, seed=seed)
+            seen = sketch(passes, A, grid, space, seed=seed, step=f"range-{space.n_iterations}", tolerance=tolerance)
+    dtype, found = A.dtype, seen.found
+    width, p = len(found.s), N_PROBES
+    s, V, X = found.s[:k], found.V[:, :k], found.X[:, :k]
+    if left.decides_sign:
+        peaks = passes.sweep("signs", seen.Y, Peaks(seen.basis.rotated(X), width, k, dtype), seen.grid)
+        phases = phases_of(peaks["peak"])
+    else:
+        phases = phases_of(largest_entries(V.T))
+    V, X = V * phases, X * phases
+
+    probe_map, expected, n_checks = _checks(found, s, V, phases, seen, seed)
+    fold_U = LeftFactor(
+        seen.basis.rotated(X),
+        width,
+        probe_map.astype(dtype),
+        np.ascontiguousarray(expected, dtype),
+        scale=left.scale(s).astype(dtype),
+        keep_U=left.name is not None,
+    )
+    outputs = [passes.run.output(left.name, (A.shape[0], k), dtype, seen.grid, transposed=left.transposed)] if left.name else []
+    measured = passes.sweep("left", seen.Y, fold_U, seen.grid, outputs=outputs)
+
+    with one_blas_thread():
+        residual = measured["residual"]
+        error = estimate_errors(
+            seen,
+            k,
+            residual[-2 * p : -p, -2 * p : -p],
+            residual[-p:, -p:],
+            measured["met"][:, -p:],
+            eps=float(np.finfo(dtype).eps),
+        )
+        certificate = _certify(V, measured, expected, n_checks, s, A, found.resolution)
+        if tolerance is not None:
+            inside = np.linalg.norm(measured["met"][:, :n_checks] - expected[:, :n_checks]) / np.sqrt(n_checks)
+            behind = found.s[k] if k < width else 0.0
+            certificate = certificate.also(within_tolerance(s, float(behind), rest, float(inside), tolerance, dtype))
+    return Triplets(s, V, error, certificate, seen.squares, (seen.how, found.note, *([space.note] if space.note else [])))
+
+
+def _checks(found: Projection, s: Array, V: Array, phases: Array, seen: Sketch, seed: int) -> tuple[Array, Array, int]:
+    """What the pass over ``[Y, A probes]`` is multiplied by, what ``U^H`` of that must be, and how many columns must agree.
+
+    Behind the projection on the range, ``U^H A = S V^H`` must hold on the probes. Behind the projection on W,
+    ``A V = U S`` must hold: it is checked on random combinations of V, which are put in front of the probes. Last comes what
+    all triplets leave of the probes.
+    """
+    probes = seen.probes
+    p, k, width = probes.shape[1], len(s), len(found.s)
+    select = np.hstack([np.vstack([np.zeros((width, p)), np.eye(p)]), seen.rest_map])
+    expected = np.hstack([(s[:, None] * V.conj().T) @ probes, np.zeros((k, p))])
+    if found.coordinates is None:
+        return select, expected, p
+    combination = gaussian(k, _N_CHECKS, seed + 2_000_003, V.dtype)
+    inside = np.vstack([found.coordinates[:, :k] * phases @ combination, np.zeros((p, _N_CHECKS))])
+    return np.hstack([inside, select]), np.hstack([s[:, None] * combination, expected]), _N_CHECKS
+
+
+def _certify(
+    V: Array,
+    measured: dict[str, Array],
+    expected: Array,
+    n_checks: int,
+    s: Array,
+    A: Matrix,
+    resolution: float,
+) -> Certificate:
+    difference = np.linalg.norm(measured["met"][:, :n_checks] - expected[:, :n_checks])
+    # A probe of unit variance has length sqrt(n), and n_checks of them are met by k vectors.
+    scale = max(float(s[0]), np.finfo(float).tiny) * np.sqrt(n_checks * A.shape[1]) * max(V.shape) * resolution
+    m, n = A.shape[0], len(V)
+    checks = (
+        orthogonality("U", measured["gram"], A.dtype, "the left singular vectors are orthonormal to working precision", length=m),
+        orthogonality("V", V.conj().T @ V, A.dtype, "the right singular vectors are orthonormal to working precision", length=n),
+        Check(
+            f"||(U'A - S V')x|| / (s_1 ||x|| n {resolution:.1e})",
+            float(difference / scale),
+            LAPACK_THRESHOLD,
+            "on random vectors, the factors act as the matrix does",
+        ),
+    )
+    return Certificate(checks)

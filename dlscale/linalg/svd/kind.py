@@ -1,0 +1,257 @@
+"""Singular value decomposition: randomized, block Krylov, in one read, or exact.
+
+A ~ U S V^H,   U (m, k), S (k), V (n, k)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from dlscale.arrays import Array
+from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
+from dlscale.declaration.options import Options
+from dlscale.declaration.sections import BlockRows, Seed
+from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.costs import bytes_of, lay_out, measured_rates
+from dlscale.engine.passes import Passes
+from dlscale.engine.plan import Grids, Plan, Step
+from dlscale.engine.ranks.outcome import Outcome
+from dlscale.engine.run import Run
+from dlscale.errors import SpecError
+from dlscale.kernels import accumulator_dtype
+from dlscale.linalg.scaling import at_safe_scale
+from dlscale.linalg.svd.exact import exact_svd
+from dlscale.linalg.svd.finish import finish, iteration_width
+from dlscale.linalg.svd.sketch import N_PROBES
+from dlscale.linalg.svd.subspace import Subspace, iterate, iterate_to_tolerance, start_subspace
+from dlscale.linalg.svd.triplets import LeftOutput, Triplets
+from dlscale.storage.matrix import Matrix
+
+Method = Literal["randomized", "krylov", "streaming", "exact"]
+
+
+#: What the methods that iterate have in common.
+NComponents = Annotated[int | None, Field(ge=1, description="an integer of at least 1: singular triplets wanted")]
+Tolerance = Annotated[
+    float | None, Field(gt=0, lt=1, description="a number between 0 and 1: stop at this relative error instead of at n_components")
+]
+Oversampling = Annotated[int, Field(ge=0, description="an integer of at least 0: extra random directions")]
+PowerIterations = Annotated[int, Field(ge=0, le=100, description="an integer from 0 to 100: one read of the matrix each")]
+
+
+@dataclass(frozen=True)
+class SVDOptions(Options):
+    """What to compute: k triplets, or as many as leave ``||A - U S V^H||_2 <= tolerance * ||A||_2``, or all (``exact``).
+
+    Notes
+    -----
+    The iterations carry ``oversampling`` columns beyond k and read the matrix ``power_iterations + 1`` times. In double precision,
+    their products are made in single precision as long as that costs no accuracy
+    (`half_precision_suffices`); where the first turns out to need double precision, it is made again, with
+    a read of its own. ``krylov`` keeps all iterates and is more accurate for the same reads; ``streaming`` reads once.
+    """
+
+    n_components: NComponents = None
+    tolerance: Tolerance = None
+    oversampling: Oversampling = 10
+    power_iterations: PowerIterations = 4
+    method: Annotated[Method, Field(description="randomized, krylov, streaming or exact")] = "randomized"
+    seed: Seed = 0
+    block_rows: BlockRows = None
+
+    def check(self, shape: tuple[int, int]) -> None:
+        """Check the options against the matrix.
+
+        Raises
+        ------
+        SpecError
+            Naming the parameter, what it may be and what was got.
+        """
+        most = min(shape)
+        if self.n_components is not None and self.n_components > most:
+            raise SpecError(
+                f"params.n_components must be between 1 and {most} for a {shape[0]} x {shape[1]} matrix; got {self.n_components}."
+            )
+        if self.method != "exact" and (self.n_components is None) == (self.tolerance is None):
+            raise SpecError("params must hold exactly one of n_components and tolerance.")
+        if self.method in ("krylov", "streaming") and self.tolerance is not None:
+            raise SpecError(f"params.tolerance goes with method randomized or exact; got {self.method}.")
+
+    @property
+    def n_iterations(self) -> int:
+        return 0 if self.method == "streaming" else self.power_iterations
+
+    def width(self, most: int) -> int:
+        """Columns that the iterations carry."""
+        if self.n_components is None:
+            return iteration_width(64 + self.oversampling, most)
+        if self.method == "exact":
+            return most
+        # With no second look at the matrix, a wider sketch is the only way to accuracy (Tropp et al. 2019, section 5.4).
+        wider = self.n_components if self.method == "streaming" else 0
+        return iteration_width(self.n_components + self.oversampling + wider, most)
+
+
+def plan_svd(A: Matrix, options: SVDOptions, facts: ClusterFacts) -> Plan:
+    """Plan an SVD: the method's passes, their flops and bytes, memory and time.
+
+    Raises
+    ------
+    SpecError
+        If an option does not suit the matrix.
+    DoesNotFitError
+        If a worker's memory does not hold what the passes need.
+    """
+    options.check(A.shape)
+    eps = float(np.finfo(A.dtype).eps)
+    if options.tolerance is not None and options.tolerance < eps:
+        raise SpecError(f"params.tolerance must be at least {eps:.1e}, the precision of {A.dtype}; got {options.tolerance}.")
+    tall, transposed = orient(A)
+    m, n = tall.shape
+    wide = accumulator_dtype(A.dtype)
+    read, item = A.n_stored_bytes, A.dtype.itemsize
+    if options.method == "exact":
+        k = options.n_components or n
+        layout = lay_out(
+            tall, facts, state_bytes=bytes_of(n, n, dtype=wide), operand_bytes=2 * n * n * item, block_rows=options.block_rows
+        )
+        costs = [
+            Step("gram", m * n * n, read),
+            Step("basis-round-2", 2.0 * m * n * n, read),
+            Step("left", m * n * (n + 2.0 * k), read, m * k * item),
+        ]
+        said = "exact SVD: orthonormal basis (Cholesky QR, or TSQR where the condition asks for it), then the SVD of R"
+    else:
+        width = options.width(n)
+        columns = min(n, width * (options.n_iterations + 1 if options.method == "krylov" else 1))
+        last = columns + (0 if options.n_iterations and columns < n else N_PROBES)
+        final = last - N_PROBES
+        layout = lay_out(
+            tall,
+            facts,
+            state_bytes=bytes_of(last, n + last, dtype=wide),
+            operand_bytes=3 * n * last * item,
+            block_factor=2.5 + last / n,
+            block_rows=options.block_rows,
+        )
+        k = options.n_components or width
+        costs = [Step(f"iteration-{i + 1}", 4.0 * m * n * width, read) for i in range(options.n_iterations)]
+        costs += [
+            Step("range", m * (4.0 * n * last + last * last), read, m * last * item),
+            Step("signs", m * (final * final + 2.0 * final * k), m * last * item),
+            Step("left", m * (final * final + 2.0 * final * k + k * k), m * last * item, m * k * item),
+        ]
+        if transposed:
+            costs.pop(-2)
+        words = {"randomized": "randomized SVD", "krylov": "block Krylov SVD", "streaming": "one-read randomized SVD"}
+        said = (
+            f"{words[options.method]}: {options.n_iterations} power iterations on {width} columns, {options.n_iterations + 1} reads"
+        )
+    notes = (*layout.notes, *A.notes, *(["passes go over the columns: the matrix is wide"] if transposed else []))
+    return Plan(
+        kind="svd",
+        method=options.method,
+        words=said,
+        matrix=A.describe(),
+        grids=Grids(rows=layout.grid),
+        transposed=transposed,
+        steps=tuple(costs),
+        memory=layout.memory,
+        memory_limit_bytes=facts.memory_bytes,
+        cluster=facts,
+        rates=measured_rates(tall, facts),
+        notes=notes,
+    )
+
+
+def orient(A: Matrix) -> tuple[Matrix, bool]:
+    """The matrix or its transpose, whichever is tall."""
+    return (A.T, True) if A.shape[1] > A.shape[0] else (A, False)
+
+
+def right_subspace(passes: Passes, tall: Matrix, options: SVDOptions, plan: Plan, *, probe: Array | None = None) -> Subspace:
+    """Make the power iterations that the options ask for."""
+    n = tall.shape[1]
+    if options.tolerance is not None:
+        return iterate_to_tolerance(
+            passes,
+            tall,
+            plan.rows,
+            tolerance=options.tolerance,
+            oversampling=options.oversampling,
+            n_iterations=options.n_iterations,
+            seed=options.seed,
+            probe=probe,
+        )
+    space = Subspace(start_subspace(n, options.width(n), options.seed, tall.dtype))
+    krylov = options.method == "krylov"
+    return iterate(
+        passes,
+        tall,
+        plan.rows,
+        space,
+        n_iterations=options.n_iterations,
+        probe=probe,
+        krylov=krylov,
+        halve=not krylov,
+    )
+
+
+def compute_svd(run: Run, A: Matrix, options: SVDOptions, plan: Plan) -> Outcome:
+    """Compute an SVD by its plan.
+
+    Parameters
+    ----------
+    passes : Passes
+        The tall one of the factors is written to its outputs: ``u`` (m, k), or ``vh`` (k, n) of a wide matrix.
+    A : Matrix (m, n)
+    options : SVDOptions
+    plan : Plan
+        From `plan_svd`.
+
+    Returns
+    -------
+    Outcome
+        With ``s`` (k,) and the small one of ``u`` (m, k) and ``vh`` (k, n).
+    """
+    passes = Passes(run)
+    tall = A.T if plan.transposed else A
+    name = "vh" if plan.transposed else "u"
+    left = LeftOutput(name, transposed=plan.transposed, decides_sign=not plan.transposed)
+    found, exponent = at_safe_scale(passes, tall, plan.rows, partial(_triplets, options=options, plan=plan, left=left))
+    found = found.times_power(exponent, A.dtype)
+    arrays = small_factors(found.s, found.V, plan.transposed, A.dtype)
+    return Outcome(arrays, (name,), found.certificate, found.error.to_dict(), found.notes)
+
+
+def _triplets(passes: Passes, tall: Matrix, *, options: SVDOptions, plan: Plan, left: LeftOutput) -> Triplets:
+    n_components, tolerance = options.n_components, options.tolerance
+    if options.method == "exact":
+        return exact_svd(passes, tall, plan.rows, n_components=n_components, tolerance=tolerance, left=left)
+    space = right_subspace(passes, tall, options, plan)
+    seed = options.seed
+    return finish(passes, tall, plan.rows, space, n_components=n_components, tolerance=tolerance, seed=seed, left=left)
+
+
+def small_factors(s: Array, V: Array, transposed: bool, dtype: np.dtype[Any]) -> dict[str, Array]:
+    """``s`` and the small singular vectors under their names; of a wide matrix these are the left ones, conjugated."""
+    real = np.dtype(dtype.char.lower())
+    small = V.astype(dtype)
+    return {"s": s.astype(real)} | ({"u": small.conj()} if transposed else {"vh": small.conj().T})
+
+
+KIND = Kind(
+    name="svd",
+    title="Singular value decomposition",
+    words="Singular value decomposition: the leading triplets, or all of them.",
+    arrays="`u` (m, k), `s` (k), `vh` (k, n)",
+    options=SVDOptions,
+    plan=matrix_plan(plan_svd),
+    compute=matrix_compute(compute_svd),
+    example="{kind: svd, input: {matrix: a.zarr}, params: {n_components: 50}}",
+)
