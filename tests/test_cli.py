@@ -18,6 +18,7 @@ import pytest
 import zarr
 from click.testing import CliRunner, Result
 
+from dlscale.batch.generate import default_chunks
 from dlscale.cli.main import commands
 from dlscale.report.words import duration
 
@@ -304,6 +305,23 @@ def test_generate_makes_the_spectrum_that_was_asked(folder: Path) -> None:
     assert call("generate", "g.yaml", "h.zarr").exit_code == 0
     s = np.linalg.svd(np.asarray(zarr.open_array("h.zarr")), compute_uv=False)
     assert s[0] / s[-1] == pytest.approx(1e8, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "item", "chunks"),
+    [
+        ((2_000_000, 2000), 8, (1024, 2000)),
+        ((7, 5), 8, (7, 5)),
+        ((2000, 200_000), 8, (8, 200_000)),
+        ((2000, 2_000_000), 8, (8, 16_384)),
+        ((2000, 2_000_000), 4, (16, 16_384)),
+        ((2000, 400_000), 8, (32, 4096)),
+        ((3, 10**7), 16, (1, 65_536)),
+    ],
+)
+def test_chunks_of_long_rows_are_cut_in_columns(shape: tuple[int, int], item: int, chunks: tuple[int, int]) -> None:
+    """What is made at a time takes 128 MiB, and a strip of columns is made of whole chunks."""
+    assert default_chunks(shape, item) == chunks
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,9 @@ from dlscale.storage.files.durable import require_free_space
 from dlscale.storage.files.locations import local_path
 
 _CHUNK_BYTES = 16 * 2**20
+#: Where fewer rows than that make a chunk, as many are made at a time as take so many bytes, and cut in columns: then what a strip
+#: of columns needs lies together (`dlscale.engine.grids.reads_pieces`).
+_FEW_ROWS, _STRIP_BYTES, _PIECE_BYTES = 8, 128 * 2**20, 2**20
 
 
 class GenerateSpec(Section):
@@ -83,13 +86,24 @@ def generate(spec: GenerateSpec, destination: Path, *, emit: Emit = ignore) -> P
     destination = local_path(destination, "The destination")
     dtype = np.dtype(spec.dtype)
     matrix = SpectrumMatrix(spec.shape, _singular_values(spec), spec.seed, dtype, spec.offset)
-    row_bytes = spec.shape[1] * dtype.itemsize
-    rows = 1 << max(0, (_CHUNK_BYTES // row_bytes).bit_length() - 1)
-    chunks = spec.chunks or (min(rows, spec.shape[0]), spec.shape[1])
+    chunks = spec.chunks or default_chunks(spec.shape, dtype.itemsize)
     check_writable(destination.absolute().parent)
     require_free_space(destination, spec.n_bytes)
     with open_cluster(cluster_request(spec.cluster)) as cluster:
         return Path(generate_matrix(Passes(Run(cluster, emit=emit)), matrix, destination, chunks=chunks))
+
+
+def default_chunks(shape: tuple[int, int], item: int) -> tuple[int, int]:
+    """Rows and columns of a chunk: whole rows, unless these are so long that few of them make one."""
+    m, n = shape
+    if _power_of_two(_CHUNK_BYTES / (n * item)) >= _FEW_ROWS:
+        return min(_power_of_two(_CHUNK_BYTES / (n * item)), m), n
+    rows = min(_power_of_two(_STRIP_BYTES / (n * item)), m)
+    return rows, min(_power_of_two(_PIECE_BYTES / (rows * item)), n)
+
+
+def _power_of_two(most: float) -> int:
+    return 1 << max(0, int(most).bit_length() - 1)
 
 
 def _singular_values(spec: GenerateSpec) -> Any:

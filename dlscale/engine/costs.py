@@ -12,10 +12,11 @@ import numpy as np
 
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.clusters.facts import BASELINE_BYTES
-from dlscale.engine.grids import RowGrid, plan_grid
+from dlscale.engine.grids import RowGrid, plan_grid, reads_pieces
 from dlscale.engine.machine import matmul_rate, read_rate
 from dlscale.engine.plan import Need
 from dlscale.errors import DoesNotFitError
+from dlscale.host import n_cores
 from dlscale.storage.matrix import Matrix
 
 #: Partial results that wait to be merged, beside one for each thread.
@@ -73,36 +74,51 @@ def lay_out(
     if A.in_memory:
         # Blocks are views; only tiles of them are copied.
         block_factor = 0.25
-    room = facts.work_bytes - fixed
-    max_block_bytes = int(room / (facts.threads_per_worker * block_factor)) if room > 0 else 0
     needed_rows = min(min_block_rows, A.shape[0])
-    if max_block_bytes < needed_rows * row_bytes:
-        needed = fixed + facts.threads_per_worker * block_factor * needed_rows * row_bytes + BASELINE_BYTES
-        raise DoesNotFitError(
-            f"One worker needs {needed / 1e9:.2f} GB ({n_states} partial results of {state_bytes / 1e6:.0f} MB, and "
-            f"{facts.threads_per_worker} threads with blocks of {needed_rows} rows x {A.shape[1]}), and has "
-            f"{facts.memory_bytes / 1e9:.2f} GB; raise cluster.memory, use fewer threads, or ask for fewer components."
-        )
-    grid = plan_grid(A, max_block_bytes=max_block_bytes, block_rows=block_rows)
-    if block_rows is None and grid.block_rows < min_block_rows and grid.n_leaves > 1:
-        taller = -(-min_block_rows // grid.block_rows) * grid.block_rows
-        grid = plan_grid(A, max_block_bytes=max_block_bytes, block_rows=taller)
-    notes = []
-    if not A.in_memory and not A.any_range and grid.leaf_rows % A.row_unit and grid.n_leaves > 1:
-        times, length = A.row_unit / grid.leaf_rows + 1, "columns wide" if A.by_columns else "rows high"
-        notes.append(
-            f"chunks are {A.row_unit} {length} and do not line up with the blocks: each is read about {times:.1f} times a pass"
-        )
-    elif A.by_columns and A.any_range and A.row_unit > grid.block_rows and grid.n_leaves > 1:
-        piece = grid.block_rows * A.stored_dtype.itemsize / 2**10
-        notes.append(f"chunks are {A.row_unit} columns wide: strips of columns are read in pieces of {piece:.0f} KiB")
+
+    def blocks_of(factor: float) -> RowGrid:
+        room = facts.work_bytes - fixed
+        max_block_bytes = int(room / (facts.threads_per_worker * factor)) if room > 0 else 0
+        if max_block_bytes < needed_rows * row_bytes:
+            needed = fixed + facts.threads_per_worker * factor * needed_rows * row_bytes + BASELINE_BYTES
+            raise DoesNotFitError(
+                f"One worker needs {needed / 1e9:.2f} GB ({n_states} partial results of {state_bytes / 1e6:.0f} MB, and "
+                f"{facts.threads_per_worker} threads with blocks of {needed_rows} rows x {A.shape[1]}), and has "
+                f"{facts.memory_bytes / 1e9:.2f} GB; raise cluster.memory, use fewer threads, or ask for fewer components."
+            )
+        grid = plan_grid(A, max_block_bytes=max_block_bytes, block_rows=block_rows)
+        if block_rows is None and grid.block_rows < min_block_rows and grid.n_leaves > 1:
+            taller = -(-min_block_rows // grid.block_rows) * grid.block_rows
+            grid = plan_grid(A, max_block_bytes=max_block_bytes, block_rows=taller)
+        return grid
+
+    if reads_pieces(A) and (grid := blocks_of(block_factor - 1.0)).leaf_rows == grid.block_rows:
+        # A block is all of a leaf, so that none is read ahead.
+        block_factor -= 1.0
+    else:
+        grid = blocks_of(block_factor)
     memory = [
         Need(f"{n_states} partial results", n_states * state_bytes),
         Need("what blocks are multiplied by", operand_bytes),
         Need("blocks", int(facts.threads_per_worker * block_factor * grid.block_rows * row_bytes)),
         *libraries(facts),
     ]
-    return Layout(grid, tuple(memory), tuple(notes))
+    return Layout(grid, tuple(memory), _notes(A, grid))
+
+
+def _notes(A: Matrix, grid: RowGrid) -> tuple[str, ...]:
+    """What a grid costs beside the layout of what is stored."""
+    if A.in_memory or grid.n_leaves == 1:
+        return ()
+    if not A.any_range and grid.leaf_rows % A.row_unit:
+        times, length = A.row_unit / grid.leaf_rows + 1, "columns wide" if A.by_columns else "rows high"
+        return (
+            f"chunks are {A.row_unit} {length} and do not line up with the blocks: each is read about {times:.1f} times a pass",
+        )
+    if A.by_columns and A.any_range and A.row_unit > grid.block_rows:
+        piece = grid.block_rows * A.stored_dtype.itemsize / 2**10
+        return (f"chunks are {A.row_unit} columns wide: strips of columns are read in pieces of {piece:.0f} KiB",)
+    return ()
 
 
 def libraries(facts: ClusterFacts) -> list[Need]:
@@ -110,11 +126,23 @@ def libraries(facts: ClusterFacts) -> list[Need]:
     return [Need("the program and its libraries", BASELINE_BYTES)] if facts.kind != "threads" else []
 
 
-def measured_rates(A: Matrix, facts: ClusterFacts) -> dict[str, float | None]:
-    """Rates of all threads of the cluster together, from short measurements on this machine."""
+def measured_rates(A: Matrix, facts: ClusterFacts, *, grid: RowGrid | None = None) -> dict[str, float | None]:
+    """Rates of all threads of the cluster together, from short measurements on this machine.
+
+    Parameters
+    ----------
+    A : Matrix
+        As the passes read it.
+    facts : ClusterFacts
+    grid : RowGrid, optional
+        Of the passes.
+    """
+    # Threads of one machine share its disk.
+    together = facts.n_threads if facts.one_host else facts.threads_per_worker
+    read = read_rate(A, n_threads=min(together, n_cores()), block_rows=grid.block_rows if grid else None)
     return {
         "matmul_flops_per_second": matmul_rate(str(A.dtype)) * facts.n_threads,
-        "read_bytes_per_second": read_rate(A) * facts.n_threads,
+        "read_bytes_per_second": read * facts.n_threads / together,
     }
 
 

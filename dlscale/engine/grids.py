@@ -26,6 +26,8 @@ MIN_LEAF_BYTES = 32 * 2**20
 MAX_LEAF_BYTES = 2**30
 #: Blocks that a compressed chunk may be as wide as, so that a leaf decodes all of it, once.
 _LARGEST_UNIT = 4
+#: Blocks that are left for several threads where they are made as wide as a chunk, or wider so that pieces are longer.
+_N_UNITS, _N_BLOCKS = 4, 16
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,20 @@ def blocks(start: int, stop: int, step: int) -> Iterator[tuple[int, int]]:
     return ((i, min(i + step, stop)) for i in range(start, stop, step))
 
 
+def reads_pieces(A: Matrix) -> bool:
+    """Whether a block of `BLOCK_BYTES` is a short piece of many stored rows, as strips of columns of a wide matrix are."""
+    unit, row_bytes = min(A.row_unit, A.shape[0]), A.shape[1] * A.dtype.itemsize
+    return A.by_columns and A.any_range and not A.in_memory and unit > BLOCK_BYTES // row_bytes
+
+
+def _piece_rows(A: Matrix, target: int, most: int) -> int:
+    """Rows of a block that is read in pieces, each of `PIECE_BYTES` or a whole chunk, as far as memory for ``most`` rows allows."""
+    m, rows = A.shape[0], PIECE_BYTES // A.dtype.itemsize
+    if A.row_unit <= min(rows, most, m // _N_UNITS):
+        return A.row_unit
+    return int(2 ** int(math.log2(max(target, min(rows, most, m // _N_BLOCKS)))))
+
+
 def plan_grid(A: Matrix, *, max_block_bytes: int, block_rows: int | None = None) -> RowGrid:
     """Choose the grid of a pass.
 
@@ -98,20 +114,21 @@ def plan_grid(A: Matrix, *, max_block_bytes: int, block_rows: int | None = None)
             block_rows = unit
         else:
             block_rows = 2 ** int(math.log2(target))
-            most, piece_rows = 2 ** int(math.log2(max(1, max_block_bytes // row_bytes))), PIECE_BYTES // A.dtype.itemsize
-            if A.by_columns and not A.any_range and unit > _LARGEST_UNIT * most:
+            most = max(1, max_block_bytes // row_bytes)
+            if A.by_columns and not A.any_range and unit > _LARGEST_UNIT * 2 ** int(math.log2(most)):
                 # Each block decodes all chunks that it touches.
-                block_rows = most
-            elif A.by_columns and A.any_range and unit > piece_rows > block_rows:
-                # A block is one piece of each column, and these lie far apart.
-                block_rows = max(block_rows, min(piece_rows, most))
+                block_rows = 2 ** int(math.log2(most))
+            elif reads_pieces(A):
+                block_rows = _piece_rows(A, target, most)
     block_rows = min(block_rows, m)
     leaf_bytes = min(max(m * row_bytes // N_LEAVES, MIN_LEAF_BYTES), max(MAX_LEAF_BYTES, m * row_bytes // MAX_LEAVES))
     per_leaf = max(1, min(-(-m // block_rows), leaf_bytes // (block_rows * row_bytes)))
-    if A.by_columns and not A.any_range and unit > _LARGEST_UNIT * block_rows:
-        # What a leaf needs of such chunks is decoded at once, so that it must not be more than a block.
+    decoded = A.by_columns and not A.any_range and unit > _LARGEST_UNIT * block_rows
+    if decoded or (reads_pieces(A) and block_rows * row_bytes > BLOCK_BYTES):
+        # What a leaf needs of such chunks is decoded at once, so that it must not be more than a block; and where blocks are large,
+        # there is memory for longer ones if none is read ahead.
         per_leaf = 1
-    elif unit > block_rows and unit % block_rows == 0:
+    elif unit > block_rows and unit % block_rows == 0 and not (A.by_columns and A.any_range):
         # Leaves of whole units: a chunk is then read by one leaf alone.
         per_leaf = -(-per_leaf * block_rows // unit) * unit // block_rows
     return RowGrid(m, block_rows, block_rows * per_leaf)

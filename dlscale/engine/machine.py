@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.metadata import version
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_info
 
+from dlscale.buffers import empty_pages
 from dlscale.host import total_bytes
 from dlscale.kernels import one_blas_thread
 from dlscale.storage.matrix import Matrix
@@ -37,19 +39,42 @@ def matmul_rate(dtype: str) -> float:
     return 2 * _N_MATMUL**3 / seconds
 
 
-def read_rate(A: Matrix) -> float:
-    """Bytes per second at which a sample of the matrix is read on one thread; infinite in memory."""
+def read_rate(A: Matrix, *, n_threads: int = 1, block_rows: int | None = None) -> float:
+    """Bytes per second at which so many threads together read a sample of the matrix; infinite in memory.
+
+    Parameters
+    ----------
+    A : Matrix (m, n)
+    n_threads : int
+        Of this machine.
+    block_rows : int, optional
+        Of the blocks that will be read: what is stored by columns is read in pieces as high as a block.
+    """
     if A.in_memory:
         return float("inf")
-    row_bytes = A.shape[1] * A.dtype.itemsize
-    unit = min(A.row_unit, A.shape[0])
-    n_rows = min(A.shape[0], max(1, _SAMPLE_BYTES // row_bytes // unit) * unit)
-    if n_rows * row_bytes > 4 * _SAMPLE_BYTES:
+    m, n, item = *A.shape, A.dtype.itemsize
+    if A.by_columns and A.any_range and block_rows:
+        rows = min(block_rows, m)
+        columns = min(n, max(1, _SAMPLE_BYTES // n_threads // (rows * item) // A.column_unit) * A.column_unit)
+    else:
+        unit = min(A.row_unit, m)
+        rows, columns = min(m, max(1, _SAMPLE_BYTES // n_threads // (n * item) // unit) * unit), n
+    if rows * columns * item > 4 * _SAMPLE_BYTES:
         return 1e9
-    out = np.empty((n_rows, A.shape[1]), A.dtype)
-    out.fill(0)
-    seconds = _timed(lambda: A.read(0, n_rows, out))
-    return n_rows * A.shape[1] * A.stored_dtype.itemsize / max(seconds, 1e-9)
+    # Of a matrix that no cache keeps another part each time: what was read a moment ago is still somewhere near.
+    n_places = max(1, m // rows)
+    first = int(np.random.default_rng().integers(n_places)) if A.n_stored_bytes > total_bytes() // 2 else 0
+    samples = [empty_pages((rows, columns), A.dtype) for _ in range(n_threads)]
+    for sample in samples:
+        sample.fill(0)
+
+    def read(i: int) -> None:
+        row = (first + i) % n_places * rows
+        A.region((row, row + rows), (0, columns), samples[i])
+
+    with ThreadPoolExecutor(n_threads) as pool:
+        seconds = _timed(lambda: list(pool.map(read, range(n_threads))))
+    return n_threads * rows * columns * A.stored_dtype.itemsize / max(seconds, 1e-9)
 
 
 def _timed(call: Any) -> float:

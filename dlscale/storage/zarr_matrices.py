@@ -19,7 +19,7 @@ from dlscale.arrays import Array
 from dlscale.buffers import empty_pages, workspace
 from dlscale.errors import CorruptionError, InputError, MissingChunkError
 from dlscale.host import total_bytes
-from dlscale.storage.chunk_files import read_window
+from dlscale.storage.chunk_files import Window, read_together, read_window
 from dlscale.storage.integrity import MissingChunks, check_chunks, require_numbers
 from dlscale.storage.matrix import Matrix
 from dlscale.storage.packing import Packing
@@ -182,20 +182,30 @@ class ZarrMatrix(Matrix):
             ) from error
 
     def _read_raw(self, raw: RawLayout, rows: tuple[int, int], columns: tuple[int, int], out: Array) -> None:
-        height, width = self.array.chunks
+        height, width = chunk = self.array.chunks
+        windows = []
         for i in range(rows[0] // height, -(-rows[1] // height)):
             top, bottom = max(rows[0], i * height), min(rows[1], (i + 1) * height)
             for j in range(columns[0] // width, -(-columns[1] // width)):
                 left, right = max(columns[0], j * width), min(columns[1], (j + 1) * width)
-                window = (top - i * height, bottom - i * height, left - j * width, right - j * width)
                 target = out[top - rows[0] : bottom - rows[0], left - columns[0] : right - columns[0]]
                 path = raw.root / self.array.metadata.encode_chunk_key((i, j))
-                try:
-                    read_window(path, (height, width), window, target, checksum=raw.checksum, direct=self.past_cache)
-                except MissingChunkError:
-                    if self.missing_chunks == "refuse" or path.exists():
-                        raise
-                    target[...] = self.array.fill_value or 0
+                windows.append(Window(path, (top - i * height, bottom - i * height, left - j * width, right - j * width), target))
+
+        def read(window: Window) -> None:
+            try:
+                read_window(window, chunk, checksum=raw.checksum, direct=self.past_cache)
+            except MissingChunkError:
+                if self.missing_chunks == "refuse" or window.path.exists():
+                    raise
+                window.out[...] = self.array.fill_value or 0
+
+        if raw.checksum:
+            # Each may take memory for a whole chunk.
+            for window in windows:
+                read(window)
+        else:
+            read_together(read, windows)
 
 
 class ZarrVector(ZarrMatrix):

@@ -10,7 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.costs import lay_out
 from dlscale.engine.grids import BLOCK_BYTES, RowGrid, blocks, plan_grid
+from dlscale.errors import DoesNotFitError
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.matrix import Matrix
 
@@ -84,17 +87,51 @@ def test_blocks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("room", "block_rows"),
-    [(2**30, 8192), (70 * 10**6, 4096), (10**6, 32)],
-    ids=["much memory", "half of it", "little memory"],
+    ("room", "unit", "block_rows", "per_leaf"),
+    [
+        (2**30, 2_000_000, 32_768, 1),
+        (280 * 10**6, 2_000_000, 16_384, 1),
+        (2**30, 16_384, 16_384, 1),
+        (2**30, 20_000, 20_000, 1),
+        (280 * 10**6, 20_000, 16_384, 1),
+        (2**30, 100, 1000, 31),
+        (10**6, 2_000_000, 32, 976),
+    ],
+    ids=["much memory", "less memory", "whole chunks", "no power of two", "not whole", "small chunks", "little memory"],
 )
-def test_strips_of_a_wide_stored_matrix_are_as_wide_as_memory_allows(room: int, block_rows: int) -> None:
-    """A strip of columns is a piece of each stored row; of 64 KiB they are read about as fast as a whole file."""
+def test_strips_of_a_wide_stored_matrix_are_as_wide_as_memory_allows(room: int, unit: int, block_rows: int, per_leaf: int) -> None:
+    """A strip of columns is a piece of each stored row; of 256 KiB they are read nearly as fast as a whole file."""
     A = Shape((2_000, 2_000_000))
-    A.column_unit = 2_000_000
+    A.column_unit = unit
     grid = plan_grid(A.T, max_block_bytes=room)
-    assert grid.block_rows == block_rows
+    assert (grid.block_rows, grid.leaf_rows // block_rows) == (block_rows, per_leaf)
     assert plan_grid(A.T, max_block_bytes=2**31, block_rows=block_rows) == grid
+
+
+@given(
+    m=st.integers(1, 5000),
+    n=st.integers(1, 10**7),
+    height=st.integers(1, 5000),
+    width=st.integers(1, 10**7),
+    memory=st.integers(2**29, 2**34),
+    threads=st.integers(1, 8),
+)
+@settings(max_examples=300, deadline=None)
+def test_strips_of_any_wide_matrix_fit_and_leave_work_for_several(
+    m: int, n: int, height: int, width: int, memory: int, threads: int
+) -> None:
+    A = Shape((m, n), height)
+    A.column_unit = width
+    facts = ClusterFacts("local", 1, threads, memory)
+    try:
+        layout = lay_out(A.T, facts, state_bytes=8)
+    except DoesNotFitError:
+        return
+    grid = layout.grid
+    n_buffers = 1 if grid.block_rows == grid.leaf_rows else 2
+    assert threads * n_buffers * grid.block_rows * 8 * m <= facts.work_bytes
+    assert layout.peak_bytes <= memory
+    assert grid.n_leaves >= 4 or grid.block_rows * 8 * m <= BLOCK_BYTES or grid.n_rows < 64
 
 
 def test_wide_compressed_chunks_are_decoded_no_more_at_once_than_a_block() -> None:

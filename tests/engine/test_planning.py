@@ -19,10 +19,12 @@ from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.clusters.facts import BASELINE_BYTES
 from dlscale.engine.costs import lay_out
 from dlscale.engine.grids import BLOCK_BYTES
+from dlscale.engine.machine import read_rate
 from dlscale.engine.plan import NOMINAL_FLOPS_PER_SECOND, PRODUCT_EFFICIENCY, Grids, Plan, Step
 from dlscale.errors import DoesNotFitError
 from dlscale.linalg.lu.kind import KIND as LU
 from dlscale.storage.inputs import Inputs
+from dlscale.storage.matrices import open_matrix
 
 GB = 10**9
 
@@ -182,3 +184,14 @@ def test_a_worker_holds_no_more_than_its_plan_says(stored: Path, tmp_path: Path)
     for found in measure(jobs, stored, tmp_path, cluster):
         planned = found["plan"]["peak_bytes_per_worker"]
         assert 0.25 * planned <= found["worker_bytes"] <= planned
+
+
+def test_the_rate_of_reading_is_that_of_the_pieces_that_are_read(tmp_path: Path) -> None:
+    """A strip of columns of one-row chunks takes a file for each row, which a whole row does not tell."""
+    shape = (3000, 20_000)
+    zarr.create_array(tmp_path / "A", data=np.ones(shape), chunks=(1, shape[1]), compressors=None)
+    A = open_matrix(tmp_path / "A")
+    whole, pieces = read_rate(A), read_rate(A.T, block_rows=16)
+    assert 0 < pieces < whole / 4
+    assert np.isfinite(read_rate(A.T, n_threads=2, block_rows=1024))
+    assert read_rate(open_matrix(np.ones(shape)).T, block_rows=16) == float("inf")

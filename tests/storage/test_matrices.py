@@ -198,6 +198,27 @@ def test_reading_pieces_of_rows_past_the_page_cache(tmp_path: Path, n: int, widt
         A.region((0, 40), (0, 10_000))
 
 
+@pytest.mark.parametrize("past_cache", [False, True])
+@pytest.mark.parametrize("chunks", [(1, 6000), (3, 512), (7, 999)])
+def test_strips_of_many_short_chunks_are_read_side_by_side(tmp_path: Path, chunks: tuple[int, int], past_cache: bool) -> None:
+    expected = gaussian(101, 6000)
+    path = store(tmp_path / "A.zarr", expected, chunks=chunks, compressors=None, fill_value=7)
+    A = open_matrix(path)
+    A.past_cache = past_cache  # type: ignore[attr-defined]
+    for columns in [(0, 512), (512, 1024), (999, 1998), (5120, 6000), (0, 6000)]:
+        np.testing.assert_array_equal(A.T.read(*columns), expected[:, slice(*columns)].T)
+    chunk = path / "c" / "10" / "0"
+    os.truncate(chunk, 100)
+    with pytest.raises(MissingChunkError, match=r"c/10/0 is truncated"):
+        A.T.read(0, 512)
+    chunk.unlink()
+    with pytest.raises(MissingChunkError, match=r"c/10/0 is missing"):
+        A.T.read(0, 512)
+    filled, rows = open_matrix(path, missing_chunks="fill").T.read(0, 512), slice(10 * chunks[0], 11 * chunks[0])
+    assert (filled[: min(512, chunks[1]), rows] == 7).all()
+    np.testing.assert_array_equal(np.delete(filled, rows, axis=1), np.delete(expected[:, :512].T, rows, axis=1))
+
+
 def test_reading_past_the_page_cache_compares_checksums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = gaussian(64, 500)
     path = store(tmp_path / "A.zarr", expected, **LAYOUTS["crc32c row strips"] | {"chunks": (64, 500)})

@@ -17,7 +17,7 @@ import numpy as np
 
 from dlscale.buffers import empty_pages
 from dlscale.errors import DlscaleError, MissingChunkError
-from dlscale.storage.chunk_files import read_window
+from dlscale.storage.chunk_files import Window, read_window
 from dlscale.storage.files.durable import write_chunk
 
 #: Arrays of fewer bytes travel in the parcel: a file costs more than they do.
@@ -107,7 +107,7 @@ class _Reader(pickle.Unpickler):
         array = empty_pages(shape[::-1] if by_columns else shape, dtype)
         n = array.size
         try:
-            read_window(Path(path), (1, n), (0, 1, 0, n), array.reshape(1, n), checksum=True, direct=False)
+            read_window(Window(Path(path), (0, 1, 0, n), array.reshape(1, n)), (1, n), checksum=True, direct=False)
         except MissingChunkError as error:
             raise DlscaleError(
                 f"A worker on {platform.node()} does not see {path}, which another process of the job wrote; the job's folder must "

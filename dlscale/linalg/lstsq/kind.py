@@ -119,7 +119,7 @@ def plan_lstsq(inputs: Inputs, options: LstsqOptions, facts: ClusterFacts) -> Pl
         memory=layout.memory,
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
-        rates=measured_rates(A, facts),
+        rates=measured_rates(long, facts, grid=layout.grid),
         notes=(*layout.notes, *A.notes),
     )
 

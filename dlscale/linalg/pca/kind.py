@@ -174,7 +174,7 @@ def _plan_covariance(A: Matrix, options: PCAOptions, facts: ClusterFacts, solver
         costs.append(Step("signs", 2.0 * m * n * k, read))
     if long_output or n_rounds:
         costs.append(Step("left", m * n * (2.0 * k + (n if n_rounds else 0)), read, m * k * item if long_output else 0))
-    rates = measured_rates(tall, facts)
+    rates = measured_rates(tall, facts, grid=layout.grid)
     words = {
         "covariance": "eigenvectors of the covariance matrix, summed in one read",
         "full": "exact SVD of the centred matrix (Cholesky QR, or TSQR where the condition asks for it)",

@@ -17,7 +17,7 @@ from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
 from dlscale.declaration.options import Options
 from dlscale.declaration.sections import BlockRows, Seed
 from dlscale.engine.clusters import ClusterFacts
-from dlscale.engine.costs import bytes_of, lay_out, measured_rates
+from dlscale.engine.costs import Layout, bytes_of, lay_out, measured_rates
 from dlscale.engine.passes import Passes
 from dlscale.engine.plan import Grids, Plan, Step
 from dlscale.engine.ranks.outcome import Outcome
@@ -112,61 +112,72 @@ def plan_svd(A: Matrix, options: SVDOptions, facts: ClusterFacts) -> Plan:
     if options.tolerance is not None and options.tolerance < eps:
         raise SpecError(f"params.tolerance must be at least {eps:.1e}, the precision of {A.dtype}; got {options.tolerance}.")
     tall, transposed = orient(A)
-    m, n = tall.shape
-    wide = accumulator_dtype(A.dtype)
-    read, item = A.n_stored_bytes, A.dtype.itemsize
-    if options.method == "exact":
-        k = options.n_components or n
-        layout = lay_out(
-            tall, facts, state_bytes=bytes_of(n, n, dtype=wide), operand_bytes=2 * n * n * item, block_rows=options.block_rows
-        )
-        costs = [
-            Step("gram", m * n * n, read),
-            Step("basis-round-2", 2.0 * m * n * n, read),
-            Step("left", m * n * (n + 2.0 * k), read, m * k * item),
-        ]
-        said = "exact SVD: orthonormal basis (Cholesky QR, or TSQR where the condition asks for it), then the SVD of R"
-    else:
-        width = options.width(n)
-        columns = min(n, width * (options.n_iterations + 1 if options.method == "krylov" else 1))
-        last = columns + (0 if options.n_iterations and columns < n else N_PROBES)
-        final = last - N_PROBES
-        layout = lay_out(
-            tall,
-            facts,
-            state_bytes=bytes_of(last, n + last, dtype=wide),
-            operand_bytes=3 * n * last * item,
-            block_factor=2.5 + last / n,
-            block_rows=options.block_rows,
-        )
-        k = options.n_components or width
-        costs = [Step(f"iteration-{i + 1}", 4.0 * m * n * width, read) for i in range(options.n_iterations)]
-        costs += [
-            Step("range", m * (4.0 * n * last + last * last), read, m * last * item),
-            Step("signs", m * (final * final + 2.0 * final * k), m * last * item),
-            Step("left", m * (final * final + 2.0 * final * k + k * k), m * last * item, m * k * item),
-        ]
-        if transposed:
-            costs.pop(-2)
-        words = {"randomized": "randomized SVD", "krylov": "block Krylov SVD", "streaming": "one-read randomized SVD"}
-        said = (
-            f"{words[options.method]}: {options.n_iterations} power iterations on {width} columns, {options.n_iterations + 1} reads"
-        )
-    notes = (*layout.notes, *A.notes, *(["passes go over the columns: the matrix is wide"] if transposed else []))
+    passes = _exact_passes if options.method == "exact" else _sketched_passes
+    layout, steps = passes(tall, options, facts)
+    if transposed and options.method != "exact":
+        # The small factor decides the signs.
+        steps.pop(-2)
     return Plan(
         kind="svd",
         method=options.method,
-        words=said,
+        words=_words(options, tall.shape[1]),
         matrix=A.describe(),
         grids=Grids(rows=layout.grid),
         transposed=transposed,
-        steps=tuple(costs),
+        steps=tuple(steps),
         memory=layout.memory,
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
-        rates=measured_rates(tall, facts),
-        notes=notes,
+        rates=measured_rates(tall, facts, grid=layout.grid),
+        notes=(*layout.notes, *A.notes, *(["passes go over the columns: the matrix is wide"] if transposed else [])),
     )
+
+
+def _words(options: SVDOptions, n: int) -> str:
+    if options.method == "exact":
+        return "exact SVD: orthonormal basis (Cholesky QR, or TSQR where the condition asks for it), then the SVD of R"
+    name = {"randomized": "randomized SVD", "krylov": "block Krylov SVD", "streaming": "one-read randomized SVD"}[options.method]
+    return f"{name}: {options.n_iterations} power iterations on {options.width(n)} columns, {options.n_iterations + 1} reads"
+
+
+def _exact_passes(A: Matrix, options: SVDOptions, facts: ClusterFacts) -> tuple[Layout, list[Step]]:
+    (m, n), read, item = A.shape, A.n_stored_bytes, A.dtype.itemsize
+    layout = lay_out(
+        A,
+        facts,
+        state_bytes=bytes_of(n, n, dtype=accumulator_dtype(A.dtype)),
+        operand_bytes=2 * n * n * item,
+        block_rows=options.block_rows,
+    )
+    k = options.n_components or n
+    return layout, [
+        Step("gram", m * n * n, read),
+        Step("basis-round-2", 2.0 * m * n * n, read),
+        Step("left", m * n * (n + 2.0 * k), read, m * k * item),
+    ]
+
+
+def _sketched_passes(A: Matrix, options: SVDOptions, facts: ClusterFacts) -> tuple[Layout, list[Step]]:
+    (m, n), read, item = A.shape, A.n_stored_bytes, A.dtype.itemsize
+    width = options.width(n)
+    columns = min(n, width * (options.n_iterations + 1 if options.method == "krylov" else 1))
+    last = columns + (0 if options.n_iterations and columns < n else N_PROBES)
+    layout = lay_out(
+        A,
+        facts,
+        state_bytes=bytes_of(last, n + last, dtype=accumulator_dtype(A.dtype)),
+        operand_bytes=3 * n * last * item,
+        block_factor=2.5 + last / n,
+        block_rows=options.block_rows,
+    )
+    k, final = options.n_components or width, last - N_PROBES
+    steps = [Step(f"iteration-{i + 1}", 4.0 * m * n * width, read) for i in range(options.n_iterations)]
+    return layout, [
+        *steps,
+        Step("range", m * (4.0 * n * last + last * last), read, m * last * item),
+        Step("signs", m * (final * final + 2.0 * final * k), m * last * item),
+        Step("left", m * (final * final + 2.0 * final * k + k * k), m * last * item, m * k * item),
+    ]
 
 
 def orient(A: Matrix) -> tuple[Matrix, bool]:
