@@ -5,6 +5,7 @@ dlscale.randomized_svd(A, 50)          # u, s, vh of a NumPy, Dask or Zarr array
 dlscale.svd(A)                         # exact, tall or wide
 dlscale.qr(A)                          # q, r of a tall matrix
 dlscale.solve(A, b), dlscale.lstsq(A, b), dlscale.inverse(A), dlscale.slogdet(A)
+dlscale.eigh(S), dlscale.eigsh(S, 6)    # of a symmetric matrix, proved to be complete
 dlscale.PCA(20).fit(A)                 # scikit-learn's estimator contract
 dlscale.run("jobs/photo-pca.yaml")     # a job, as `dlscale run` would
 dlscale.submit("jobs/photo-pca.yaml")  # the same without waiting for it, as `dlscale submit` would
@@ -18,6 +19,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dlscale.batch.run import run as run
     from dlscale.batch.submit import submit as submit
+    from dlscale.linalg.eigen.functions import eigh as eigh
+    from dlscale.linalg.eigen.functions import eigsh as eigsh
+    from dlscale.linalg.eigen.functions import eigvalsh as eigvalsh
     from dlscale.linalg.factor_functions import cholesky as cholesky
     from dlscale.linalg.factor_functions import lu as lu
     from dlscale.linalg.factor_functions import qr as qr
@@ -42,10 +46,29 @@ _PLACES = {
     "inverse": "dlscale.linalg.solve_functions",
     "slogdet": "dlscale.linalg.solve_functions",
     "PCA": "dlscale.linalg.pca.estimator",
+    "eigh": "dlscale.linalg.eigen.functions",
+    "eigvalsh": "dlscale.linalg.eigen.functions",
+    "eigsh": "dlscale.linalg.eigen.functions",
     "run": "dlscale.batch.run",
     "submit": "dlscale.batch.submit",
 }
-__all__ = ["PCA", "cholesky", "inverse", "lstsq", "lu", "qr", "randomized_svd", "run", "slogdet", "solve", "submit", "svd"]
+__all__ = [
+    "PCA",
+    "cholesky",
+    "eigh",
+    "eigsh",
+    "eigvalsh",
+    "inverse",
+    "lstsq",
+    "lu",
+    "qr",
+    "randomized_svd",
+    "run",
+    "slogdet",
+    "solve",
+    "submit",
+    "svd",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -69,6 +69,13 @@ class _Limiter:
 one_blas_thread = _Limiter()
 
 
+@contextmanager
+def blas_threads(n_threads: int) -> Iterator[None]:
+    """Context in which BLAS runs on so many threads of the process, for a task that is the only one on its worker."""
+    with ThreadpoolController().limit(limits=n_threads, user_api="blas"):
+        yield
+
+
 def accumulator_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The dtype of sums over many blocks: double precision, real or complex."""
     return np.dtype(np.complex128 if dtype.kind == "c" else np.float64)

@@ -9,6 +9,7 @@ from dlscale.learn import covariate
 from dlscale.learn import predict as predicting
 from dlscale.learn import train as training
 from dlscale.linalg.cholesky import kind as cholesky
+from dlscale.linalg.eigen import kind as eigh
 from dlscale.linalg.lstsq import kind as lstsq
 from dlscale.linalg.lu import kind as lu
 from dlscale.linalg.pca import kind as pca
@@ -27,6 +28,7 @@ _TABLE = (
     lstsq.KIND,
     inverse.KIND,
     slogdet.KIND,
+    eigh.KIND,
     training.KIND,
     predicting.KIND,
     covariate.KIND,

@@ -39,6 +39,8 @@ WAYS: dict[str, tuple[str, tuple[int, int], dict[str, Any]]] = {
     "wide": ("lstsq", (30, 400), {}),
     "inverse": ("inverse", (60, 60), {}),
     "slogdet": ("slogdet", (60, 60), {"assume": "pos"}),
+    "all eigenpairs": ("eigh", (60, 60), {}),
+    "some eigenpairs": ("eigh", (60, 60), {"n_components": 5}),
 }
 
 

@@ -34,6 +34,11 @@ RECORDS = {
         "|det| = 10 to the −100.00",
         "−1",
     ),
+    "eigh": (
+        of_kind("eigh", {"complete": True}, {"eigenvalues": np.arange(-3.0, 4.0), "residuals": np.full(7, 1e-15)}, plan={}),
+        "none was missed",
+        "gap to the next eigenvalue",
+    ),
     "slogdet, singular": (
         of_kind("slogdet", {}, {"sign": np.array([0.6 + 0.8j]), "logabsdet": np.array([-np.inf])}),
         "exactly singular",

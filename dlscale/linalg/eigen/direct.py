@@ -1,0 +1,239 @@
+"""All eigenpairs of a matrix that fits in the memory of a worker, or some: LAPACK, in one task with all of its threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from dlscale.arrays import Array
+from dlscale.buffers import empty_pages
+from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.columns import Applied, Columns, Tell
+from dlscale.engine.grids import RowGrid
+from dlscale.engine.outputs import RowOutput
+from dlscale.engine.run import Cost, Run, State
+from dlscale.errors import NonFiniteError, NumericalError
+from dlscale.kernels import accumulator_dtype, blas_threads, largest_part, times_power_of_two
+from dlscale.lapack import eigenpairs
+from dlscale.linalg.eigen.pairs import Pairs, Which, rank
+from dlscale.linalg.eigen.symmetry import require_symmetric
+from dlscale.linalg.scaling import exponent_of
+from dlscale.linalg.svd.subspace import gaussian
+from dlscale.storage.matrix import Matrix
+
+Routine = Literal["evd", "evr"]
+
+#: 32-bit LAPACK: the work of ``evd`` has 1 + 6n + 2n^2 entries, and an index of the matrix goes up to n^2.
+LARGEST_EVD, LARGEST = 32_766, 46_340
+#: Bisection finds one pair in so many faster than divide and conquer finds all.
+FEW = 8
+#: BLAS on several threads is faster from this order on.
+MANY_THREADS_FROM = 3000
+#: Random vectors on which the pairs are measured.
+N_PROBES = 16
+#: The mean square of so many normal numbers is below 1/9 of what is expected once in some hundred thousand times.
+SAFETY = 3.0
+_STRIP_BYTES = 2**25
+_TICK_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How LAPACK is called.
+
+    Parameters
+    ----------
+    routine : str
+        ``evd`` or ``evr``.
+    n_bytes : int
+        That it works in, the matrix included.
+    may_repeat : bool
+        Whether there is room for ``evd`` where ``evr`` does not converge.
+    n_threads : int
+        Of BLAS, which decide the order of sums.
+    """
+
+    routine: Routine
+    n_bytes: int
+    may_repeat: bool
+    n_threads: int
+
+
+@dataclass(frozen=True)
+class Direct(Applied):
+    """Reads a matrix, finds its eigenpairs, measures them and writes the vectors.
+
+    Parameters
+    ----------
+    A : Matrix (n, n)
+    output : RowOutput (n, k)
+    which : str
+    choice : Choice
+    seed : int
+    """
+
+    A: Matrix
+    output: RowOutput
+    which: Which
+    choice: Choice
+    seed: int
+
+    def cost(self, n_columns: int) -> Cost:
+        n, k = self.A.shape[0], n_columns
+        return Cost(flops(n, k, self.which), self.A.n_stored_bytes, n * k * self.A.dtype.itemsize)
+
+    def apply(self, B: Array | None, columns: tuple[int, int], tell: Tell) -> State:
+        n, k, dtype, choice = self.A.shape[0], columns[1], self.A.dtype, self.choice
+        A, exponent = self._read(tell)
+        require_symmetric(A)
+        X = np.ascontiguousarray(gaussian(n, N_PROBES, self.seed, dtype), dtype)
+        with blas_threads(choice.n_threads), _ticking(tell):
+            AX = A @ X
+            values, VH, info = eigenpairs(A, wanted=_computed(n, k, self.which), overwrite_whole=choice.routine == "evd")
+            if info and choice.routine == "evr" and choice.may_repeat:
+                # Rare: eigenvalues that agree up to rounding, in single precision.
+                A, _ = self._read(tell)
+                values, VH, info = eigenpairs(A, wanted=(0, n), overwrite_whole=True)
+            if info:
+                raise NumericalError(
+                    f"LAPACK {choice.routine} did not converge (info = {info}); divide and conquer, with more memory, would."
+                )
+            order = rank(values, self.which)
+            chosen = np.sort(order[:k])
+            start = int(chosen[0])
+            # A view where the wanted ones are neighbours, as they are but for those of largest modulus.
+            VH = VH[start : start + k] if chosen[-1] == start + k - 1 else VH[chosen]
+            measured = _measure(VH, values[chosen], X, AX, self.seed)
+        done = flops(n, k, self.which)
+        tell(done, 0)
+        rows = max(1, min(n, _STRIP_BYTES // (k * dtype.itemsize)))
+        unit = self.output.writers[0].chunks[0] if self.output.writers else rows
+        rows = max(unit, rows // unit * unit)
+        for i in range(0, n, rows):
+            self.output.write(i, np.ascontiguousarray(VH[:, i : i + rows].conj().T))
+        nearest = values[order[k : k + 1]].astype(float)
+        norm = float(np.abs(values).max())
+        return measured | {
+            "values": values[chosen],
+            "nearest": nearest,
+            "norm": np.array([norm]),
+            "exponent": np.array([exponent]),
+        }
+
+    def _read(self, tell: Tell) -> tuple[Array, int]:
+        """All of the matrix in memory of its own, at a size near 1: times ``2^-exponent``."""
+        whole = _whole(self.A, tell)
+        exponent = exponent_of(largest_part(whole))
+        return times_power_of_two(whole, -exponent, out=whole), exponent
+
+
+def find_directly(run: Run, A: Matrix, *, k: int, which: Which, choice: Choice, seed: int) -> tuple[Pairs, Matrix]:
+    """The wanted eigenpairs and their vectors by LAPACK; ``eigenvectors`` (n, k) go to the outputs of the run."""
+    n = A.shape[0]
+    rows = min(n, 512)
+    output = run.output("eigenvectors", (n, k), A.dtype, RowGrid(n, rows, rows))
+    what = Direct(A, output, which, choice, seed)
+    (found,) = Columns(run).apply("eigenpairs", what, n_columns=k, width=k, writers=output.writers)
+    # The norm is that of all of the matrix where all values are computed, and that of a part of it otherwise.
+    norm = max(float(found["norm"][0]), float(found["norm_of_products"][0]))
+    nearest = float(found["nearest"][0]) if len(found["nearest"]) else None
+    exponent = int(found["exponent"][0])
+    return Pairs(found["values"], found["residuals"], norm, float(found["departure"][0]), nearest, exponent), output.matrix()
+
+
+def choose(n: int, k: int, which: Which, dtype: np.dtype[np.generic], facts: ClusterFacts) -> Choice | None:
+    """How to call LAPACK; None where nothing fits."""
+    if n > LARGEST:
+        return None
+    n_threads = 1 if n < MANY_THREADS_FROM else facts.threads_per_worker
+    first, stop = _computed(n, k, which)
+    square, least = n * n * dtype.itemsize, least_bytes(n, k, which, dtype)
+    if n <= LARGEST_EVD and 3 * square <= facts.work_bytes:
+        return Choice("evd" if stop - first == n else "evr", 3 * square, True, n_threads)
+    return Choice("evr", least, False, n_threads) if least <= facts.work_bytes else None
+
+
+def least_bytes(n: int, k: int, which: Which, dtype: np.dtype[np.generic]) -> int:
+    """What the routine with the least memory works in."""
+    first, stop = _computed(n, k, which)
+    return n * (n + stop - first) * dtype.itemsize
+
+
+def flops(n: int, k: int, which: Which) -> float:
+    """Reduction to a tridiagonal matrix, its eigenvectors, and these brought back."""
+    first, stop = _computed(n, k, which)
+    return 4 / 3 * n**3 + (4 / 3 * n**3 if stop - first == n else 0.0) + 2.0 * n * n * (stop - first)
+
+
+def _computed(n: int, k: int, which: Which) -> tuple[int, int]:
+    """The range of the pairs that are computed: the wanted ones and the one next to them, or all."""
+    if which == "magnitude" or FEW * (k + 1) > n:
+        return 0, n
+    return (n - k - 1, n) if which == "largest" else (0, k + 1)
+
+
+def _whole(A: Matrix, tell: Tell) -> Array:
+    """All of a matrix, in memory of its own.
+
+    Raises
+    ------
+    NonFiniteError
+    """
+    m, n = A.shape
+    whole: Array = empty_pages((m, n), A.dtype)
+    rows = max(1, _STRIP_BYTES // (n * A.dtype.itemsize) // A.row_unit) * A.row_unit
+    for i in range(0, m, rows):
+        place = whole[i : i + rows]
+        block = A.region((i, i + len(place)), (0, n), place)
+        if not np.may_share_memory(block, place):
+            place[...] = block
+        if not np.isfinite(place).all():
+            row, column = (int(index) for index in np.argwhere(~np.isfinite(place))[0])
+            raise NonFiniteError(*A.place(i + row, column), place[row, column].item())
+        tell(0.0, place.size * A.stored_dtype.itemsize)
+    return whole
+
+
+def _measure(VH: Array, values: Array, X: Array, AX: Array, seed: int) -> State:
+    """What the pairs leave of random vectors: ``V^H A - L V^H = R^H`` for a Hermitian A, and ``V^H V - I``.
+
+    Notes
+    -----
+    8 n k p flops. The mean over normal vectors of the square of ``r^H x`` is ``||r||^2``.
+    """
+    k, wide = len(VH), accumulator_dtype(VH.dtype)
+    left = (VH @ AX).astype(wide) - values[:, None] * (VH @ X).astype(wide)
+    C = gaussian(k, N_PROBES, seed + 1, VH.dtype).astype(VH.dtype)
+    lost = (VH @ (VH.conj().T @ C)).astype(wide) - C
+    # Of a complex normal vector the two parts have unit variance each.
+    mean = N_PROBES * (2 if VH.dtype.kind == "c" else 1)
+    return {
+        "residuals": SAFETY * np.sqrt((np.abs(left) ** 2).sum(axis=1) / mean),
+        "departure": SAFETY * np.sqrt((np.abs(lost) ** 2).sum(keepdims=True)[0] / mean),
+        "norm_of_products": np.sqrt((np.abs(AX.astype(wide)) ** 2).sum(axis=0) / (np.abs(X.astype(wide)) ** 2).sum(axis=0)).max(
+            keepdims=True
+        ),
+    }
+
+
+@contextmanager
+def _ticking(tell: Tell) -> Iterator[None]:
+    """Says every few seconds that LAPACK, which says nothing itself, is at work."""
+    ended = threading.Event()
+
+    def tick() -> None:
+        while not ended.wait(_TICK_SECONDS):
+            tell(0.0, 0)
+
+    ticker = threading.Thread(target=tick, daemon=True)
+    ticker.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        ticker.join()

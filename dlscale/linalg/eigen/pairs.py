@@ -1,0 +1,68 @@
+"""Eigenpairs as the methods hand them on: which of them are wanted, what was measured of them, and their certificate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from dlscale.arrays import Array
+from dlscale.certificates import Check, scaled
+
+Which = Literal["largest", "smallest", "magnitude"]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Eigenpairs of ``2^-exponent A``, and what was measured of them on the matrix.
+
+    Parameters
+    ----------
+    values : (k,), ascending
+    residuals : (k,)
+        ``||A v - lambda v||_2``: so far from each value there is at most an eigenvalue of A.
+    norm : float
+        ``||A||_2``, not more than it.
+    departure : float
+        ``||I - V^H V||_F``.
+    nearest : float, optional
+        The value next to those that are wanted; None where all are.
+    exponent : int
+    """
+
+    values: Array
+    residuals: Array
+    norm: float
+    departure: float
+    nearest: float | None
+    exponent: int
+
+    def checks(self, n: int, dtype: np.dtype[Any]) -> tuple[Check, Check]:
+        """Residuals and orthogonality, scaled as LAPACK's testers scale them (``dsyt21``)."""
+        return (
+            scaled(
+                "||AV - V L|| / (||A|| n eps)",
+                float(self.residuals.max(initial=0.0)),
+                self.norm,
+                size=n,
+                dtype=dtype,
+                meaning="every pair is an exact eigenpair of a matrix that differs from A by rounding only",
+            ),
+            scaled(
+                "||I - V'V|| / (n eps)",
+                self.departure,
+                size=n,
+                dtype=dtype,
+                meaning="the eigenvectors are orthonormal to working precision",
+            ),
+        )
+
+
+def rank(values: Array, which: Which) -> Array:
+    """The order in which values are wanted: indices of ascending values, the most wanted first."""
+    if which == "smallest":
+        return np.arange(len(values))
+    if which == "largest":
+        return np.arange(len(values))[::-1]
+    return np.argsort(-np.abs(values), kind="stable")

@@ -1,0 +1,259 @@
+"""Eigenvalues of symmetric and Hermitian matrices: right, scaled, complete, or refused in words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.linalg
+from helpers import DTYPES, Array, departure, eps, gaussian, norm, wide_precision
+
+import dlscale
+from dlscale.declaration.kind import planned_here, run_here
+from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.passes import Passes
+from dlscale.errors import CertificateError, DoesNotFitError, InputError, NonFiniteError, SpecError
+from dlscale.kernels import times_power_of_two
+from dlscale.linalg.eigen import direct
+from dlscale.linalg.eigen.completeness import prove
+from dlscale.linalg.eigen.kind import KIND, EighOptions, plan_eigh
+from dlscale.linalg.eigen.pairs import Pairs
+from dlscale.storage.matrices import open_matrix
+
+N = 90
+
+
+def with_eigenvalues(values: Array, dtype: str = "f8", seed: int = 0) -> Array:
+    """A Hermitian matrix with these eigenvalues."""
+    n = len(values)
+    Q = np.linalg.qr(wide_precision(gaussian(n, n, dtype, seed)))[0]
+    A = (Q * values) @ Q.conj().T
+    return np.asarray((A + A.conj().T) / 2, dtype)
+
+
+def wilkinson(n: int) -> Array:
+    """W+ of order n: pairs of eigenvalues that agree to more and more digits the larger they are."""
+    return np.diag(np.abs(np.arange(n) - (n - 1) / 2)) + np.eye(n, k=1) + np.eye(n, k=-1)
+
+
+#: What each is hard for is in its name.
+HARD: dict[str, Array] = {
+    "separate": np.linspace(-1, 2, N),
+    "three in a cluster": np.concatenate([np.linspace(0, 0.9, N - 3), 1 + np.array([0, 4e-7, 7e-7])]),
+    "multiplicity five": np.concatenate([np.linspace(-1, 0.5, N - 5), np.full(5, 0.75)]),
+    "graded": np.geomspace(1e-15, 1, N),
+    "negative": -np.geomspace(1e-3, 1, N),
+    "as large on both sides": np.concatenate([-np.linspace(0.1, 1, N // 2), np.linspace(0.1, 1, N - N // 2)]),
+    "one but for rounding": 1 + 1e-15 * np.arange(N),
+    "zeros": np.zeros(N),
+}
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"n_components": 7},
+    {"n_components": 7, "which": "smallest"},
+    {"n_components": 7, "which": "magnitude"},
+    {"n_components": N - 1},
+]
+
+
+def wanted(values: Array, n_components: int = N, which: str = "largest") -> Array:
+    order = {"largest": -values, "smallest": values, "magnitude": -np.abs(values)}[which]
+    return np.sort(values[np.argsort(order, kind="stable")[:n_components]])
+
+
+def computed(A: Any, **options: Any) -> Any:
+    return run_here(KIND, KIND.inputs({"matrix": A}), EighOptions(**options))
+
+
+def check(A: Array, found: Any, values: Array, options: dict[str, Any]) -> None:
+    w, V = wide_precision(found.arrays["eigenvalues"]), wide_precision(found.arrays["eigenvectors"])
+    size = max(norm(A), np.finfo(float).tiny)
+    k = len(w)
+    assert V.shape == (len(A), k)
+    assert (np.diff(w) >= 0).all()
+    assert norm(wide_precision(A) @ V - V * w) <= 30 * len(A) * eps(A) * size
+    assert departure(V) <= 30 * len(A) * eps(A)
+    expected = wanted(values, **options)
+    if options.get("which") == "magnitude":
+        w, expected = np.sort(np.abs(w)), np.sort(np.abs(expected))
+    assert np.abs(w - expected).max() <= 10 * len(A) * eps(A) * size
+    # So far from each value there is an eigenvalue, and that is what is said of it; the reference is rounded too.
+    own = np.linalg.eigvalsh(wide_precision(A))
+    distances = np.abs(wide_precision(found.arrays["eigenvalues"])[:, None] - own).min(axis=1)
+    assert (distances <= found.arrays["residuals"] + N / 2 * np.finfo(float).eps * size).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", HARD)
+def test_hard_spectra(name: str, dtype: str) -> None:
+    A = with_eigenvalues(HARD[name], dtype)
+    for options in OPTIONS:
+        found = computed(A, **options)
+        check(A, found, HARD[name], options)
+        assert found.outcome.certificate.passed
+        assert found.outcome.estimates["complete"] is True
+
+
+def test_wilkinson_and_the_smallest_sizes() -> None:
+    for A in (wilkinson(21), wilkinson(2), np.array([[-3.0]]), np.array([[0.0]])):
+        found = dlscale.eigh(A)
+        np.testing.assert_allclose(found.eigenvalues, np.linalg.eigvalsh(A), atol=1e-13)
+        assert departure(found.eigenvectors) < 1e-13
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_power_of_two_gives_the_same_bits(dtype: str, options: dict[str, Any]) -> None:
+    A, info = with_eigenvalues(np.linspace(-1, 2, N), dtype), np.finfo(dtype)
+    A = np.where(np.abs(A) < 2.0**-10, 2.0**-10, A).astype(dtype)
+    A = np.asarray(np.tril(A) + np.tril(A, -1).conj().T)
+    np.fill_diagonal(A, A.diagonal().real)
+    found = computed(A, **options).arrays
+    for k in (info.minexp + 12, -150, -1, 1, 60, info.maxexp - 3):
+        if not info.minexp + 12 <= k <= info.maxexp - 3:
+            continue
+        scaled = computed(times_power_of_two(A, k), **options).arrays
+        assert (scaled["eigenvalues"] == times_power_of_two(found["eigenvalues"], k)).all()
+        assert (scaled["eigenvectors"] == found["eigenvectors"]).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_matrix_that_is_not_symmetric_is_refused(dtype: str) -> None:
+    A = with_eigenvalues(np.linspace(-1, 2, N), dtype)
+    dlscale.eigh(A * (1 + eps(A) * np.sign(gaussian(N, N).astype(dtype).real)).astype(dtype))
+    for row, column in ((70, 3), (3, 70), (4, 5)):
+        spoilt = A.copy()
+        spoilt[row, column] += np.asarray(1e-3 * norm(A)).astype(dtype)
+        with pytest.raises(InputError, match=rf"must be (symmetric|Hermitian).*\({max(row, column)}, {min(row, column)}\)"):
+            dlscale.eigh(spoilt)
+    if np.dtype(dtype).kind == "c":
+        with pytest.raises(InputError, match="must be Hermitian"):
+            dlscale.eigh(A + 1j * np.eye(N, dtype=dtype))
+        with pytest.raises(InputError, match="must be Hermitian"):
+            dlscale.eigh(A + A.T * np.asarray(1j, dtype))
+
+
+def test_what_is_no_number_is_named() -> None:
+    A = np.eye(50)
+    A[17, 30] = np.inf
+    with pytest.raises(NonFiniteError, match="row 17, column 30"):
+        dlscale.eigh(A)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "words"),
+    [
+        ((5, 4), {}, "must be square to have eigenvalues; got 5 x 4"),
+        ((5, 5), {"n_components": 6}, r"n_components must be between 1 and 5 .* got 6"),
+        ((5, 5), {"n_components": 0}, "n_components: got 0"),
+        ((5, 5), {"which": "largst"}, "which: got 'largst'"),
+    ],
+)
+def test_options_that_do_not_suit(shape: tuple[int, int], options: dict[str, Any], words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        plan_eigh(open_matrix(np.ones(shape)), EighOptions(**options), ClusterFacts("threads", 1, 2, 2**31))
+
+
+#: Order, pairs wanted, bytes of a worker; the routine, or what is refused.
+ROUTINES = [
+    (10_000, 10_000, 3e9, "evd"),
+    (10_000, 10_000, 2e9, "evr"),
+    (40_000, 40_000, 64e9, "evr"),
+    (10_000, 20, 1e9, "evr"),
+    (10_000, 10_000, 1e9, None),
+    (50_000, 50_000, 1e12, None),
+]
+
+
+@pytest.mark.parametrize(("n", "k", "room", "expected"), ROUTINES)
+def test_the_routine_fits_the_memory_and_32_bit_lapack(n: int, k: int, room: float, expected: str | None) -> None:
+    found = direct.choose(n, k, "largest", np.dtype("f8"), ClusterFacts("threads", 1, 2, int(room)))
+    assert (found.routine if found else None) == expected
+    assert found is None or found.n_bytes <= room
+
+
+def test_what_does_not_fit_is_refused_with_what_would() -> None:
+    A = open_matrix(np.lib.stride_tricks.as_strided(np.zeros(1), (20_000, 20_000), (0, 0)))
+    with pytest.raises(DoesNotFitError, match=r"One worker needs 6.71 GB .* and has 4.00 GB"):
+        plan_eigh(A, EighOptions(), ClusterFacts("local", 1, 2, 4 * 10**9))
+    A = open_matrix(np.lib.stride_tricks.as_strided(np.zeros(1), (50_000, 50_000), (0, 0)))
+    with pytest.raises(DoesNotFitError, match="more than the 46340"):
+        plan_eigh(A, EighOptions(), ClusterFacts("local", 1, 2, 10**12))
+
+
+@pytest.mark.parametrize("routine", ["evd", "evr"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_each_routine_of_lapack(dtype: str, routine: Any) -> None:
+    A = with_eigenvalues(HARD["multiplicity five"], dtype)
+    inputs = KIND.inputs({"matrix": A})
+    with planned_here(KIND, inputs, EighOptions()) as (run, plan):
+        outcome = KIND.compute(
+            run, inputs, EighOptions(), replace(plan, choices=plan.choices | {"routine": routine, "n_threads": 2})
+        )
+    outcome.certificate.require()
+    assert departure(run.outputs["eigenvectors"]) <= 30 * N * eps(A)
+
+
+@pytest.mark.parametrize("which", ["largest", "smallest", "magnitude"])
+@pytest.mark.parametrize("name", ["separate", "three in a cluster", "multiplicity five", "negative"])
+def test_a_pair_that_was_left_out_fails_the_proof(name: str, which: Any) -> None:
+    """The set without one of its pairs, the next one taken in its place: each pair in turn, and the whole set passes."""
+    k, values = 8, np.unique(np.round(HARD[name], 9)) if name == "multiplicity five" else HARD[name]
+    A = with_eigenvalues(values)
+    w, V = np.linalg.eigh(A)
+    order = {"largest": -w, "smallest": w, "magnitude": -np.abs(w)}[which]
+    best = np.argsort(order, kind="stable")[: k + 1]
+
+    def proved(chosen: Array) -> bool:
+        chosen = np.sort(chosen)
+        inputs = KIND.inputs({"matrix": A})
+        with planned_here(KIND, inputs, EighOptions(n_components=k, which=which)) as (run, plan):
+            residuals = np.linalg.norm(A @ V[:, chosen] - V[:, chosen] * w[chosen], axis=0)
+            pairs = Pairs(w[chosen], residuals, norm(A), departure(V), None, 0)
+            return prove(Passes(run), inputs["matrix"], pairs, V[:, chosen], which=which, grid=plan.panels).complete
+
+    assert proved(best[:k])
+    for missing in range(k):
+        assert not proved(np.delete(best, missing))
+
+
+def test_a_cluster_that_goes_on_is_said() -> None:
+    found = computed(with_eigenvalues(HARD["multiplicity five"]), n_components=3)
+    assert any("a cluster goes on beyond the 3 eigenvalues" in note for note in found.outcome.notes)
+    assert not computed(with_eigenvalues(HARD["multiplicity five"]), n_components=5).outcome.notes
+
+
+def test_a_wrong_answer_fails_its_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
+    A = with_eigenvalues(HARD["separate"])
+
+    def spoilt(*arguments: Any, **options: Any) -> Any:
+        values, VH, info = lapack(*arguments, **options)
+        values[4] += 1e-8
+        return values, VH, info
+
+    lapack = direct.eigenpairs
+    monkeypatch.setattr(direct, "eigenpairs", spoilt)
+    with pytest.raises(CertificateError, match=r"\|\|AV - V L\|\|"):
+        dlscale.eigh(A)
+
+
+def test_the_functions_are_those_of_scipy() -> None:
+    A = with_eigenvalues(HARD["separate"], "c16")
+    w = dlscale.eigh(A)[0]
+    np.testing.assert_allclose(w, scipy.linalg.eigh(A)[0], atol=1e-13)
+    np.testing.assert_allclose(dlscale.eigvalsh(A), w)
+    for subset in ((0, 4), (80, N - 1)):
+        expected = scipy.linalg.eigh(A, subset_by_index=subset)[0]
+        np.testing.assert_allclose(dlscale.eigh(A, subset_by_index=subset).eigenvalues, expected, atol=1e-13)
+    with pytest.raises(SpecError, match=r"subset_by_index must be \(0, last\) or \(first, 89\)"):
+        dlscale.eigh(A, subset_by_index=(3, 5))
+    for which in ("LM", "LA", "SA"):
+        found, vectors = dlscale.eigsh(A, 4, which=which)
+        expected = scipy.sparse.linalg.eigsh(A, 4, which=which)[0]
+        np.testing.assert_allclose(found, np.sort(expected), atol=1e-12)
+        assert vectors.shape == (N, 4)
+    assert dlscale.eigsh(A, return_eigenvectors=False).shape == (6,)
+    with pytest.raises(SpecError, match="which must be LM, LA or SA; got 'BE'"):
+        dlscale.eigsh(A, which="BE")
