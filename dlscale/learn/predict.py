@@ -23,7 +23,6 @@ from dlscale.errors import InputError, SpecError
 from dlscale.learn.models.model import Model
 from dlscale.learn.models.parameters import Parameters
 from dlscale.learn.training.checking import check_features, check_rows, check_targets
-from dlscale.learn.training.data import Column
 from dlscale.learn.training.metrics import METRICS, metrics_of
 from dlscale.learn.training.task import DTYPES, Recipe, TrainOptions
 from dlscale.learn.training.telling import forward_flops_per_row
@@ -38,11 +37,11 @@ class PredictOptions(Options):
 
 
 class PredictFold(Fold):
-    """Predictions of a block of rows, and sums of metrics where the truth is known."""
+    """Predictions of a block of rows, and sums of metrics where the truth is known: the second matrix of the pass."""
 
-    def __init__(self, model: Model, parameters: Parameters, targets: Column | None) -> None:
-        self.model, self.parameters, self.targets = model, parameters, targets
-        self.metrics = {name: METRICS[name] for name in metrics_of(model.loss)} if targets is not None else {}
+    def __init__(self, model: Model, parameters: Parameters, *, judged: bool) -> None:
+        self.model, self.parameters = model, parameters
+        self.metrics = {name: METRICS[name] for name in metrics_of(model.loss)} if judged else {}
 
     @property
     def flops_per_row(self) -> float:
@@ -51,12 +50,13 @@ class PredictFold(Fold):
     def start(self) -> State:
         return {"rows": np.zeros(1), **{name: np.zeros(metric.n_sums) for name, metric in self.metrics.items()}}
 
-    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+    def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
+        A, *targets = A if isinstance(A, list) else [A]
         S = self.model.scores(self.parameters, A)
         # A state that is not finite has the entry named that spoilt it; relu would hide some of them.
         state["rows"] += len(A) if np.isfinite(A).all() and np.isfinite(S).all() else np.nan
-        if self.targets is not None:
-            y = self.targets.rows(first_row, first_row + len(A))
+        for Y in targets:
+            y = Y[:, 0] if Y.shape[1] == 1 else Y
             for name, metric in self.metrics.items():
                 state[name] += metric.sums(self.model.loss, S, y)
         predictions = self.model.loss.link(S)
@@ -152,11 +152,11 @@ def plan_predict(inputs: Inputs, options: PredictOptions, facts: ClusterFacts) -
         features, facts, state_bytes=4096, operand_bytes=sum(array.nbytes for array in parameters.values()),
         block_rows=options.block_rows,
     )  # fmt: skip
-    fold = PredictFold(model, parameters, None)
+    fold = PredictFold(model, parameters, judged=False)
     cost = Step(
         "predict",
         fold.flops_per_row * features.shape[0],
-        features.n_stored_bytes,
+        features.n_stored_bytes + (targets.n_stored_bytes if targets else 0),
         features.shape[0] * (n_outputs * itemsize + (8 if model.loss.classifies else 0)),
     )
     return Plan(
@@ -183,8 +183,8 @@ def compute_predict(run: Run, inputs: Inputs, options: PredictOptions, plan: Pla
     outputs: list[RowOutput] = [passes.run.output("predictions", (features.shape[0], n_outputs), dtype, plan.rows)]
     if model.loss.classifies:
         outputs.append(passes.run.output("labels", (features.shape[0], 1), np.dtype(np.int64), plan.rows))
-    fold = PredictFold(model, parameters, None if targets is None else Column(targets))
-    state = passes.sweep("predict", features, fold, plan.rows, outputs=outputs)
+    fold = PredictFold(model, parameters, judged=targets is not None)
+    state = passes.sweep("predict", [features, targets] if targets else [features], fold, plan.rows, outputs=outputs)
     estimates: dict[str, Any] = {name: metric.value(state[name]) for name, metric in fold.metrics.items()}
     missing = features.shape[0] - int(state["rows"][0])
     check = Check("rows without a prediction", float(missing), 0.0, "every row has its prediction")

@@ -124,8 +124,8 @@ def _plan_blocks(A: Matrix, width: int, facts: ClusterFacts, reason: str) -> Ope
     target = min(_PANEL_BYTES, facts.work_bytes // (3 * n_states)) // (width * wide)
     unit = 8 if A.any_range else A.row_unit
     rows = min(m, max(1, target // unit) * unit)
-    # Beside a block of A^T: the rows of the operand, of the product, and of what they are added to.
-    factor = 3.0 + 4.0 * width / rows
+    # Beside a block of A^T: twice the rows of what is read with it, of the product, of the sum, and of what is written.
+    factor = 3.0 + 5.0 * width / rows
     bytes_ = rows * width * wide
     layout = lay_out(RowRange(A, 0, rows).T, facts, state_bytes=bytes_, operand_bytes=bytes_, block_factor=factor)
     cut = "" if rows == m else f" of {rows} rows at a time"
@@ -186,8 +186,8 @@ class MatrixOperator(Operator):
         output = self.passes.run.scratch(name, (m, k), dtype, RowGrid(m, rows, rows))
         for start in range(0, m, rows):
             panel = RowRange(self.A, start, min(m, start + rows))
-            fold = ProductAcross(X, panel.shape[0], dtype, output, start)
-            self.passes.sweep(f"{name}-rows-{start}", panel.T, fold, self.plan.grid)
+            fold = ProductAcross(panel.shape[0], k, dtype, output, start)
+            self.passes.sweep(f"{name}-rows-{start}", [panel.T, X], fold, self.plan.grid)
         return output.matrix()
 
     def adjoint_at_rest(self, Y: Matrix, name: str) -> Matrix:
@@ -199,16 +199,15 @@ class MatrixOperator(Operator):
         """
         (m, n), rows, k = self.shape, self.plan.panel_rows, Y.shape[1]
         dtype = np.result_type(self.dtype, Y.dtype)
-        before: Matrix | None = None
+        before: list[Matrix] = []
         for i, start in enumerate(range(0, m, rows)):
             stop = min(m, start + rows)
             # Two arrays in turn, since a task may be repeated that has written.
             output = self.passes.run.scratch(f"{name}-{i % 2}", (n, k), dtype, self.plan.grid)
-            fold = AdjointAcross(RowRange(Y, start, stop), dtype, before)
-            self.passes.sweep(f"{name}-rows-{start}", RowRange(self.A, start, stop).T, fold, self.plan.grid, outputs=[output])
-            before = output.matrix()
-        assert before is not None
-        return before
+            inputs, fold = [RowRange(self.A, start, stop).T, *before], AdjointAcross(RowRange(Y, start, stop), dtype)
+            self.passes.sweep(f"{name}-rows-{start}", inputs, fold, self.plan.grid, outputs=[output])
+            before = [output.matrix()]
+        return before[0]
 
     def _sweep(self, fold: Fold) -> State:
         self._n_products += 1

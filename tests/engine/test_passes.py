@@ -19,6 +19,7 @@ from dlscale.engine.events import Event, MemoryTaken, StepFinished, StepStarted,
 from dlscale.engine.grids import RowGrid, plan_grid
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.run import Run
+from dlscale.engine.targets import MemoryTarget
 from dlscale.errors import NonFiniteError, NumericalError
 from dlscale.linalg.folds.products import Gram
 from dlscale.storage.checkpoints import Checkpoint
@@ -55,13 +56,14 @@ class CountingMatrix(View):
     def __init__(self, base: Matrix) -> None:
         super().__init__(base)
         self.times: Counter[int] = Counter()
+        self.in_memory = base.in_memory
 
     def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
         self.times.update(range(*rows))
         return self.base.region(rows, columns, out)
 
 
-def sweep(A: Matrix, fold: Fold, grid: RowGrid, *, threads: int = 2, outputs: Any = (), **more: Any) -> State:
+def sweep(A: Matrix | Sequence[Matrix], fold: Fold, grid: RowGrid, *, threads: int = 2, outputs: Any = (), **more: Any) -> State:
     with open_cluster(ClusterFacts("threads", 1, threads, 2**31)) as cluster:
         return Passes(Run(cluster, **more)).sweep("test", A, fold, grid, outputs=outputs)
 
@@ -84,6 +86,65 @@ def test_every_block_comes_once_and_merges_keep_the_order(
     assert set(A.times) == set(range(M))
     if aligned:
         assert max(A.times.values()) == 1
+
+
+class Together(Fold):
+    """``A^H B`` of two matrices, or of three ``A^H (B + C)``, and the rows that came."""
+
+    def start(self) -> State:
+        return {"product": np.zeros((N, 3)), "rows": np.zeros((0, 2))}
+
+    def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
+        A, *others = A
+        assert {len(A)} == {len(other) for other in others}
+        for other in others:
+            state["product"] += A.T @ other
+        state["rows"] = np.concatenate([state["rows"], [[first_row, first_row + len(A)]]])
+        return (A[:, :3] + others[0],)
+
+    def merge(self, left: State, right: State) -> State:
+        return {"product": left["product"] + right["product"], "rows": np.concatenate([left["rows"], right["rows"]])}
+
+
+@pytest.mark.parametrize(("block_rows", "leaf_rows"), GRIDS)
+@pytest.mark.parametrize(
+    "layouts", [("row strips", "zstd row strips"), ("zstd squares", "column strips"), ("blosc", "memory", "v2")]
+)
+def test_matrices_with_the_same_rows_are_read_together_each_once(
+    tmp_path: Path, layouts: tuple[str, ...], block_rows: int, leaf_rows: int
+) -> None:
+    A, others = gaussian(M, N), [gaussian(M, 3) * (i + 1) for i in range(len(layouts) - 1)]
+    inputs = [
+        CountingMatrix(open_matrix(array if name == "memory" else store(tmp_path / f"{i}.zarr", array, **LAYOUTS[name])))
+        for i, (array, name) in enumerate(zip([A, *others], layouts, strict=True))
+    ]
+    grid, events, states, outputs = RowGrid(M, block_rows, leaf_rows), list[Event](), [], []
+    for threads in (1, 3):
+        for one in inputs:
+            one.times.clear()
+        outputs.append(np.empty((M, 3)))
+        target = MemoryTarget(outputs[-1])
+        states.append(sweep(inputs, Together(), grid, threads=threads, outputs=[target], emit=events.append))
+        for one in inputs:
+            assert set(one.times) == set(range(M))
+            if one.any_range or leaf_rows % one.row_unit == 0 or leaf_rows >= M:
+                assert max(one.times.values()) == 1
+    assert [tuple(rows) for rows in states[0]["rows"]] == [(i, min(i + block_rows, M)) for i in range(0, M, block_rows)]
+    np.testing.assert_allclose(states[0]["product"], A.T @ np.sum(others, axis=0), atol=1e-9)
+    np.testing.assert_array_equal(outputs[0], A[:, :3] + others[0])
+    for name, value in states[0].items():
+        np.testing.assert_array_equal(value, states[1][name])
+    np.testing.assert_array_equal(*outputs)
+    n_bytes = sum(one.n_stored_bytes for one, name in zip(inputs, layouts, strict=True) if name != "memory")
+    assert sum(event.bytes for event in events if isinstance(event, WorkDone)) == 2 * n_bytes
+
+
+def test_what_is_not_finite_in_another_matrix_is_named_with_it(tmp_path: Path) -> None:
+    B = np.ones((M, 3))
+    B[321, 2] = np.nan
+    path, target = store(tmp_path / "B.zarr", B, **LAYOUTS["row strips"]), MemoryTarget(np.empty((M, 3)))
+    with pytest.raises(NonFiniteError, match=rf"{path} contains NaN or infinity: nan at row 321, column 2"):
+        sweep([open_matrix(np.ones((M, N))), open_matrix(path)], Together(), RowGrid(M, 64, 128), outputs=[target])
 
 
 class CountingStore(WrapperStore[LocalStore]):
@@ -234,7 +295,7 @@ def test_merges_do_not_change_what_theymerge() -> None:
         fold.update(states[-1], gaussian(10, 3, seed=seed) + 7, 0)
         fold.finish(states[-1])
     before = [{k: v.copy() for k, v in s.items()} for s in states]
-    job = Sweep("t", "s", open_matrix(np.ones((30, 3))), fold, 10, ())
+    job = Sweep("t", "s", (open_matrix(np.ones((30, 3))),), fold, 10, ())
     once = merge(job, states[0], states[1])
     twice = merge(job, states[0], states[1])
     for name in once:

@@ -21,7 +21,7 @@ from dlscale.engine.grids import RowGrid
 from dlscale.engine.outputs import RowOutput
 from dlscale.engine.passes.fold import Fold
 from dlscale.engine.passes.parcels import opened
-from dlscale.engine.passes.sweep import ADVICE, Sweep, all_finite, held_graph, reduction_tree
+from dlscale.engine.passes.sweep import ADVICE, Sweep, all_finite, bytes_read, held_graph, reduction_tree
 from dlscale.engine.run import Cost, Keep, Run, State
 from dlscale.errors import OutOfRange
 from dlscale.storage.matrix import Matrix
@@ -59,7 +59,7 @@ class Passes:
     def sweep(
         self,
         step: str,
-        A: Matrix,
+        A: Matrix | Sequence[Matrix],
         fold: Fold,
         grid: RowGrid,
         *,
@@ -73,7 +73,8 @@ class Passes:
         ----------
         step : str
             The name of the pass, unique in the job.
-        A : Matrix (m, n)
+        A : Matrix (m, n), or a sequence of such with the same rows
+            Several are read ahead together, and ``fold.update`` gets a block of each.
         fold : Fold
         grid : RowGrid of m rows
         outputs : sequence of RowOutput
@@ -97,12 +98,13 @@ class Passes:
             If finite entries overflowed, or, on request, if their squares are not safe (`watching_range`).
         StalledError
         """
-        n_bytes = 0 if held else grid.n_rows * A.shape[1] * A.stored_dtype.itemsize
+        inputs = (A,) if isinstance(A, Matrix) else tuple(A)
+        n_bytes = 0 if held else bytes_read(inputs)
         cost = Cost(fold.flops_per_row * grid.n_rows, n_bytes, sum(output.n_bytes for output in outputs))
         written = (*outputs, *fold.concluded())
         writers = [writer for output in written for writer in output.writers]
         state = self.run.step(
-            step, cost, lambda name: self._compute(name, A, fold, grid, outputs, held), writers=writers, keep=keep
+            step, cost, lambda name: self._compute(name, inputs, fold, grid, outputs, held), writers=writers, keep=keep
         )
         squares = fold.squares_in(state) if self.watches_range else None
         if squares and not squares.safe:
@@ -110,12 +112,18 @@ class Passes:
         return state
 
     def _compute(
-        self, step: str, A: Matrix, fold: Fold, grid: RowGrid, outputs: Sequence[RowOutput], held: Held | None = None
+        self,
+        step: str,
+        inputs: tuple[Matrix, ...],
+        fold: Fold,
+        grid: RowGrid,
+        outputs: Sequence[RowOutput],
+        held: Held | None = None,
     ) -> State:
         token = f"dlscale-{uuid.uuid4().hex[:12]}"
         self.run.require_shared(*outputs, *fold.concluded())
         with self.run.parcels() as folder:
-            sweep = Sweep(token, step, A, fold, grid.block_rows, tuple(outputs), folder and folder / step)
+            sweep = Sweep(token, step, inputs, fold, grid.block_rows, tuple(outputs), folder and folder / step)
             state: State = opened(self._root(sweep, grid, held, self.run.watch(token)))
         if not all_finite(state):
             raise OutOfRange(f"The entries are finite, but sums of their products overflow; {ADVICE}")

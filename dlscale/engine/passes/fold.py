@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dlscale.arrays import Array
 from dlscale.engine.outputs import RowOutput
 from dlscale.engine.run import State
-from dlscale.storage.matrix import Matrix
 
 
 class Squares(NamedTuple):
@@ -45,8 +44,15 @@ class Fold(ABC):
         """The partial result of no rows."""
 
     @abstractmethod
-    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+    def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
         """Add a block of rows to a partial result, in place.
+
+        Parameters
+        ----------
+        state : State
+        A : (b, n)
+            Of a pass over several matrices, a list with the same rows of each.
+        first_row : int
 
         Returns
         -------
@@ -67,10 +73,6 @@ class Fold(ABC):
 
     def concluded(self) -> Sequence[RowOutput]:
         """Arrays that `conclude` writes."""
-        return ()
-
-    def beside(self) -> Sequence[Matrix]:
-        """Matrices with the same rows that `update` reads on its own."""
         return ()
 
     def merge(self, left: State, right: State) -> State:

@@ -21,29 +21,44 @@ N_STRIPS = 3
 _readers = threading.local()
 
 
-def read_ahead(A: Matrix, start: int, stop: int, block_rows: int) -> Iterator[tuple[int, Array]]:
-    """Blocks of rows, the next one being read while the caller works on this one."""
-    if A.in_memory:
-        for first, last in blocks(start, stop, block_rows):
-            yield first, A.read(first, last)
+def read_ahead(inputs: Sequence[Matrix], start: int, stop: int, block_rows: int) -> Iterator[tuple[int, list[Array]]]:
+    """Blocks of the same rows of each input, the next ones being read while the caller works on these.
+
+    Yields
+    ------
+    (first_row, blocks)
+        Those of matrices that are not in memory are workspaces, overwritten by the one after the next.
+    """
+    spans = list(blocks(start, stop, block_rows))
+    sources = [_source(A, start, stop, block_rows, f"{i}") for i, A in enumerate(inputs)]
+
+    def read(span: tuple[int, int]) -> list[Array]:
+        return [source(*span) for source in sources]
+
+    # Where there is nothing to read ahead, each change of threads would cost more than a small block.
+    if len(spans) == 1 or all(A.in_memory for A in inputs):
+        for span in spans:
+            yield span[0], read(span)
         return
     reader = _reader("read", 1)
-    shape = (min(block_rows, stop - start), A.shape[1])
-    buffers = itertools.cycle([workspace("read-0", shape, A.dtype), workspace("read-1", shape, A.dtype)])
-    source: Callable[[int, int, Array], Array] = A.read
-    if block_rows % A.row_unit and not A.any_range:
-        source = _UnitReader(A, start, stop).read
-    spans = list(blocks(start, stop, block_rows))
-    if len(spans) == 1:  # there is nothing to read ahead, and each change of threads costs more than a small block
-        yield start, source(start, stop, next(buffers)[: stop - start])
-        return
-    ahead = reader.submit(source, *spans[0], next(buffers)[: spans[0][1] - spans[0][0]])
+    ahead = reader.submit(read, spans[0])
     for i, (first, _) in enumerate(spans):
-        block = ahead.result()
+        found = ahead.result()
         if i + 1 < len(spans):
-            following = spans[i + 1]
-            ahead = reader.submit(source, *following, next(buffers)[: following[1] - following[0]])
-        yield first, block
+            ahead = reader.submit(read, spans[i + 1])
+        yield first, found
+
+
+def _source(A: Matrix, start: int, stop: int, block_rows: int, name: str) -> Callable[[int, int], Array]:
+    """What reads blocks of rows of one input, into two buffers in turn."""
+    if A.in_memory:
+        return A.read
+    shape = (min(block_rows, stop - start), A.shape[1])
+    buffers = itertools.cycle([workspace(f"read-{name}-{i}", shape, A.dtype) for i in range(2)])
+    read: Callable[[int, int, Array], Array] = A.read
+    if block_rows % A.row_unit and not A.any_range:
+        read = _UnitReader(A, start, stop, name).read
+    return lambda first, last: read(first, last, next(buffers)[: last - first])
 
 
 def read_strips(A: Matrix, spans: Sequence[tuple[int, int]], columns: tuple[int, int]) -> Iterator[tuple[int, Array]]:
@@ -87,8 +102,8 @@ def _reader(name: str, n_threads: int) -> ThreadPoolExecutor:
 class _UnitReader:
     """Serves blocks out of whole stored units, each read once, when blocks and units do not line up."""
 
-    def __init__(self, A: Matrix, start: int, stop: int) -> None:
-        self.A, self.start, self.stop = A, start, stop
+    def __init__(self, A: Matrix, start: int, stop: int, name: str) -> None:
+        self.A, self.start, self.stop, self.name = A, start, stop, name
         self.unit: tuple[int, Array] = (0, np.empty((0, A.shape[1]), A.dtype))
 
     def read(self, first: int, last: int, out: Array) -> Array:
@@ -98,7 +113,7 @@ class _UnitReader:
             if not top <= row < top + len(unit):
                 top = max(self.start, row // self.A.row_unit * self.A.row_unit)
                 bottom = min(self.stop, (row // self.A.row_unit + 1) * self.A.row_unit)
-                buffer = workspace("unit", (bottom - top, self.A.shape[1]), self.A.dtype)
+                buffer = workspace(f"unit-{self.name}", (bottom - top, self.A.shape[1]), self.A.dtype)
                 unit = self.A.read(top, bottom, buffer)
                 self.unit = (top, unit)
             end = min(last, top + len(unit))

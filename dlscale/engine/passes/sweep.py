@@ -32,13 +32,15 @@ class Sweep:
 
     Parameters
     ----------
+    inputs : sequence of Matrix
+        With the same rows.
     parcels : Path, optional
         Where large arrays of this pass go, its operands and its result; a number is put behind it.
     """
 
     token: str
     step: str
-    A: Matrix
+    inputs: tuple[Matrix, ...]
     fold: Fold
     block_rows: int
     outputs: tuple[RowOutput, ...]
@@ -49,7 +51,7 @@ class Sweep:
 
     @cached_property
     def _parcel(self) -> Parcel:
-        fields = (self.token, self.step, self.A, self.fold, self.block_rows, self.outputs, self.parcels)
+        fields = (self.token, self.step, self.inputs, self.fold, self.block_rows, self.outputs, self.parcels)
         return pack(fields, self.parcels)
 
     @classmethod
@@ -73,6 +75,11 @@ _LARGE_BYTES = 16 * 2**20
 
 def _fan_in(sweep: Sweep) -> int:
     return 2 if sum(value.nbytes for value in sweep.fold.start().values()) > _LARGE_BYTES else _FAN_IN
+
+
+def bytes_read(inputs: Sequence[Matrix]) -> int:
+    """What one pass over matrices counts as read: what stands beside the first one in memory is not."""
+    return sum(A.n_stored_bytes for i, A in enumerate(inputs) if i == 0 or not A.in_memory)
 
 
 def reduction_tree(sweep: Sweep, grid: RowGrid) -> tuple[dict[Any, Any], Any]:
@@ -159,20 +166,20 @@ def run_leaf(shared: Any, start: int, stop: int, held: Array | None = None, *, l
     """Fold the rows ``start:stop`` of the matrix, block by block."""
     sweep = Sweep.of(shared)
     meter = Meter(sweep.token, sweep.step, sweep.fold.flops_per_row)
-    row_bytes = sweep.A.shape[1] * sweep.A.stored_dtype.itemsize
-    fold, state = sweep.fold, sweep.fold.start()
+    row_bytes = bytes_read(sweep.inputs) // sweep.inputs[0].shape[0]
+    fold, state, several = sweep.fold, sweep.fold.start(), len(sweep.inputs) > 1
     collectors = [Collector(output, start, stop, sweep.block_rows) for output in sweep.outputs]
     before = time.perf_counter()
     with np.errstate(over="ignore", invalid="ignore"):
-        for first_row, block in read_ahead(sweep.A, start, stop, sweep.block_rows) if held is None else [(start, held)]:
-            read = time.perf_counter()
-            for collector, rows in zip(collectors, fold.update(state, block, first_row), strict=True):
+        for first_row, found in read_ahead(sweep.inputs, start, stop, sweep.block_rows) if held is None else [(start, [held])]:
+            read, n_rows = time.perf_counter(), len(found[0])
+            for collector, rows in zip(collectors, fold.update(state, found if several else found[0], first_row), strict=True):
                 collector.add(first_row, rows)
             now = time.perf_counter()
-            meter.add(rows=len(block), n_bytes=len(block) * row_bytes, read_seconds=read - before, compute_seconds=now - read)
+            meter.add(rows=n_rows, n_bytes=n_rows * row_bytes, read_seconds=read - before, compute_seconds=now - read)
             before = now
         state = fold.finish(state)
-    meter.inexact.update(*(A.inexact() for A in (sweep.A, *fold.beside())))
+    meter.inexact.update(*(A.inexact() for A in sweep.inputs))
     meter.flush()
     if not all_finite(state):
         _find_non_finite(sweep, start, stop)
@@ -188,11 +195,11 @@ ADVICE = "divide the matrix by its largest entry and run again."
 
 def _find_non_finite(sweep: Sweep, start: int, stop: int) -> None:
     """Say which entry spoilt the sums of a leaf."""
-    for A in (sweep.A, *sweep.fold.beside()):
+    for n_before, A in enumerate(sweep.inputs):
         for first, last in blocks(start, stop, sweep.block_rows):
             block = A.read(first, last)
             bad = np.argwhere(~np.isfinite(block))
             if len(bad):
                 i, j = (int(index) for index in bad[0])
-                raise NonFiniteError(*A.place(first + i, j), block[i, j].item())
-    raise OutOfRange(f"Rows {start} to {stop} are finite, but their products overflow {sweep.A.dtype}; {ADVICE}")
+                raise NonFiniteError(*A.place(first + i, j), block[i, j].item(), *([A.uri] if n_before else []))
+    raise OutOfRange(f"Rows {start} to {stop} are finite, but their products overflow {sweep.inputs[0].dtype}; {ADVICE}")

@@ -19,47 +19,50 @@ from dlscale.storage.matrix import Matrix, View
 
 def read_rhs(B: Matrix, start: int, stop: int) -> Array:
     """Rows of the right-hand sides, all of them finite (NonFiniteError)."""
-    rows = B.read(start, stop)
-    bad = np.argwhere(~np.isfinite(rows))
+    return finite(B.read(start, stop), start)
+
+
+def finite(B: Array, first_row: int, first_column: int = 0) -> Array:
+    """A block of the right-hand sides, whose entries are all finite (NonFiniteError)."""
+    bad = np.argwhere(~np.isfinite(B))
     if len(bad):
         i, j = (int(index) for index in bad[0])
-        raise NonFiniteError(start + i, j, rows[i, j].item())
-    return rows
+        raise NonFiniteError(first_row + i, first_column + j, B[i, j].item())
+    return B
 
 
 @dataclass(frozen=True)
 class AugmentedQR(Fold):
-    """The triangle of ``[A B]``: R of A, and Q^H B beside it; TSQR (Demmel et al. 2012).
+    """The triangle of ``[A B]``, of a pass over both: R of A, and Q^H B beside it; TSQR (Demmel et al. 2012).
 
     Parameters
     ----------
-    n : int
-        Columns of A.
-    B : Matrix (m, k)
-    columns : (start, stop)
-        Of B, those that are taken.
+    n, k : int
+        Columns of A, and of B.
     dtype : numpy.dtype
-        Of A.
+        Of both together.
+    first_column : int
+        Of B among all right-hand sides.
     """
 
     n: int
-    B: Matrix
-    columns: tuple[int, int]
+    k: int
     dtype: np.dtype[Any]
+    first_column: int = 0
 
     @property
     def width(self) -> int:
-        return self.n + self.columns[1] - self.columns[0]
+        return self.n + self.k
 
     @property
     def flops_per_row(self) -> float:
         return 2.0 * self.width**2
 
     def start(self) -> State:
-        return {"triangle": np.zeros((0, self.width), accumulator_dtype(np.result_type(self.dtype, self.B.dtype)))}
+        return {"triangle": np.zeros((0, self.width), accumulator_dtype(self.dtype))}
 
-    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
-        B = read_rhs(self.B, first_row, first_row + len(A))[:, slice(*self.columns)]
+    def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
+        A, B = A[0], finite(A[1], first_row, self.first_column)
         above = state["triangle"]
         stack = np.empty((len(above) + len(A), self.width), above.dtype)
         stack[: len(above)] = above
@@ -111,17 +114,24 @@ class Rotation(Fold):
 
 @dataclass(frozen=True)
 class NormalResidual(Fold):
-    """``A^H R`` with ``R = B - A X``, and the squares of the entries of A, R and B, from one read of A by rows."""
+    """``A^H R`` with ``R = B - A X``, and the squares of the entries of A, R and B, of a pass over A and B.
+
+    Parameters
+    ----------
+    X : (n, k)
+    rhs_dtype : numpy.dtype
+        Of B (m, k).
+    """
 
     X: Array
-    B: Matrix
+    rhs_dtype: np.dtype[Any]
 
     @property
     def flops_per_row(self) -> float:
         return 4.0 * self.X.size
 
     def start(self) -> State:
-        dtype = np.result_type(self.X, self.B.dtype)
+        dtype = np.result_type(self.X, self.rhs_dtype)
         return {
             "gradient": np.zeros(self.X.shape, dtype),
             "residuals": np.zeros(self.X.shape[1]),
@@ -129,9 +139,8 @@ class NormalResidual(Fold):
             "rhs": np.zeros(self.X.shape[1]),
         }
 
-    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
-        A = A.astype(accumulator_dtype(A.dtype), copy=False)
-        B = read_rhs(self.B, first_row, first_row + len(A))
+    def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
+        A, B = A[0].astype(accumulator_dtype(A[0].dtype), copy=False), finite(A[1], first_row)
         R = B - A @ self.X
         state["gradient"] += A.conj().T @ R
         state["residuals"] += (np.abs(R) ** 2).sum(axis=0)

@@ -77,13 +77,12 @@ class AdjointProduct(Fold):
 
 @dataclass(frozen=True)
 class ProductAcross(Fold):
-    """``Y = A X`` from the rows of ``A^T``, with the rows of X that are beside them; neither is whole anywhere.
+    """``Y = A X`` from the rows of ``A^T`` and of X, of a pass over both; neither is whole anywhere.
 
     Parameters
     ----------
-    X : Matrix (n, k)
-    m : int
-        Rows of A.
+    m, k : int
+        Rows of A and columns of X.
     output : RowOutput, optional
         Where Y goes, from this row on, written by the worker that has it; else it goes to the driver.
     first_row : int
@@ -91,24 +90,21 @@ class ProductAcross(Fold):
         Of Y where it is written.
     """
 
-    X: Matrix
     m: int
+    k: int
     dtype: np.dtype[Any]
     output: RowOutput | None = None
     first_row: int = 0
 
     @property
     def flops_per_row(self) -> float:
-        return 2.0 * self.m * self.X.shape[1]
-
-    def beside(self) -> Sequence[Matrix]:
-        return (self.X,)
+        return 2.0 * self.m * self.k
 
     def start(self) -> State:
-        return {"product": np.zeros((self.m, self.X.shape[1]), accumulator_dtype(self.dtype))}
+        return {"product": np.zeros((self.m, self.k), accumulator_dtype(self.dtype))}
 
-    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
-        state["product"] += A.T @ self.X.read(first_row, first_row + len(A))
+    def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
+        state["product"] += A[0].T @ A[1]
         return ()
 
     def concluded(self) -> Sequence[RowOutput]:
@@ -123,13 +119,12 @@ class ProductAcross(Fold):
 
 @dataclass(frozen=True)
 class AdjointAcross(Fold):
-    """The rows of ``Z = before + A^H Y`` from the rows of ``A^T``, handed to the output of the pass.
+    """The rows of ``Z = A^H Y`` from the rows of ``A^T``, handed to the output of the pass; added to those of a second matrix.
 
     Parameters
     ----------
     Y : Matrix (m, k)
         Read whole by each process.
-    before : Matrix (n, k), optional
     dtype : numpy.dtype
         Of Z.
 
@@ -140,14 +135,10 @@ class AdjointAcross(Fold):
 
     Y: Matrix
     dtype: np.dtype[Any]
-    before: Matrix | None = None
 
     @property
     def flops_per_row(self) -> float:
         return 2.0 * self.Y.shape[0] * self.Y.shape[1]
-
-    def beside(self) -> Sequence[Matrix]:
-        return () if self.before is None else (self.before,)
 
     @cached_property
     def _Y_conjugate(self) -> Array:
@@ -156,9 +147,10 @@ class AdjointAcross(Fold):
     def start(self) -> State:
         return {"total": np.zeros(self.Y.shape[1], accumulator_dtype(self.dtype))}
 
-    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+    def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
+        A, *before = A if isinstance(A, list) else [A]
         Z = (A @ self._Y_conjugate).conj()
-        if self.before is not None:
-            Z = Z + self.before.read(first_row, first_row + len(A))
+        for rows in before:
+            Z = Z + rows
         state["total"] += Z.sum(axis=0)
         return (np.ascontiguousarray(Z, self.dtype),)

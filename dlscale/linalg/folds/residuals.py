@@ -55,31 +55,28 @@ class Residual(Fold):
     Parameters
     ----------
     X : (n, k)
-    B : Matrix (m, k), optional
-        Zero where it is absent.
+    rhs_dtype : numpy.dtype, optional
+        Of B, the second matrix of the pass; without, there is none, and B is zero.
     """
 
     X: Array
-    B: Matrix | None = None
+    rhs_dtype: np.dtype[Any] | None = None
 
     @property
     def flops_per_row(self) -> float:
         return 2.0 * self.X.size
 
-    def beside(self) -> Sequence[Matrix]:
-        return () if self.B is None else (self.B,)
-
     @property
     def dtype(self) -> np.dtype[Any]:
-        return accumulator_dtype(np.result_type(self.X, *([self.B.dtype] if self.B else [])))
+        return accumulator_dtype(np.result_type(self.X, *([self.rhs_dtype] if self.rhs_dtype else [])))
 
     def start(self) -> State:
         return {"residual": np.zeros((0, self.X.shape[1]), self.dtype)}
 
-    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+    def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
+        A, B = A if self.rhs_dtype else (A, 0)
         part = np.zeros((len(A), self.X.shape[1]), self.dtype)
-        if self.B is not None:
-            part += self.B.read(first_row, first_row + len(A))
+        part += B
         for i, tile in tiles(A):
             wide = accumulator_dtype(tile.dtype)
             part[i : i + len(tile)] -= tile.astype(wide, copy=False) @ self.X

@@ -51,7 +51,7 @@ def check(
         gradient, outside = np.sqrt(measured["gradient"]), np.sqrt(measured["outside"])
         residuals, sizes = (np.abs(R) ** 2).sum(axis=0), safe_norm(rhs, axis=0)
     else:
-        seen = passes.sweep("check", A, NormalResidual(X, B), plan.rows)
+        seen = passes.sweep("check", [A, B], NormalResidual(X, B.dtype), plan.rows)
         slopes = seen["gradient"] if kept is None else kept.conj().T @ seen["gradient"]
         gradient, residuals, sizes = safe_norm(slopes, axis=0), seen["residuals"], np.sqrt(seen["rhs"])
     norm, lengths = float(np.sqrt(seen["matrix"][0])), safe_norm(X, axis=0)

@@ -39,7 +39,7 @@ from dlscale.linalg.lstsq.pseudo_inverse import PseudoInverse, Solution
 from dlscale.linalg.scaling import Largest, exponent_of, scale_words, scaled_back
 from dlscale.linalg.solve.factoring import plan_factoring
 from dlscale.storage.inputs import Inputs
-from dlscale.storage.matrix import Matrix
+from dlscale.storage.matrix import Matrix, RowRange
 from dlscale.storage.scaled import promoted, scaled
 
 #: Beyond so many columns on its small side, a matrix that is not clearly long is factored by panels.
@@ -86,7 +86,7 @@ def plan_lstsq(inputs: Inputs, options: LstsqOptions, facts: ClusterFacts) -> Pl
     if B.shape[0] != m:
         raise SpecError(f"input.rhs: must have {m} rows like the matrix; got {B.shape[0]}.")
     long, transposed = (A.T, True) if m < n else (A, False)
-    check = Step("check", 4.0 * m * n * k, A.n_stored_bytes)
+    check = Step("check", 4.0 * m * n * k, A.n_stored_bytes + (B.n_stored_bytes if m >= n else 0))
     layout = _lay_out_passes(long, k, transposed, options, facts)
     if layout is None:
         factored = A.T if transposed else A
@@ -107,7 +107,8 @@ def plan_lstsq(inputs: Inputs, options: LstsqOptions, facts: ClusterFacts) -> Pl
     else:
         words = "QR of the matrix and the right-hand sides in one pass (TSQR), singular values of R"
         width = long_n + min(k, _batch(long_n))
-        costs = [Step("triangle", 2.0 * long_m * width**2, A.n_stored_bytes)] * -(-k // _batch(long_n))
+        n_batches = -(-k // _batch(long_n))
+        costs = [Step("triangle", 2.0 * long_m * width**2, A.n_stored_bytes + B.n_stored_bytes // n_batches)] * n_batches
     return Plan(
         kind="lstsq",
         method="wide" if transposed else "tall",
@@ -233,8 +234,9 @@ def _tall(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float) -> So
     n, k = A.shape[1], B.shape[1]
     inverse, parts, sizes = None, [], []
     for first in range(0, k, _batch(n)):
-        columns = (first, min(first + _batch(n), k))
-        triangle = passes.sweep(f"triangle-{first}", A, AugmentedQR(n, B, columns, A.dtype), plan.rows)["triangle"]
+        some = B if k <= _batch(n) else RowRange(B.T, first, min(first + _batch(n), k)).T
+        fold = AugmentedQR(n, some.shape[1], np.result_type(A.dtype, B.dtype), first)
+        triangle = passes.sweep(f"triangle-{first}", [A, some], fold, plan.rows)["triangle"]
         inverse = inverse or PseudoInverse.of(triangle[:n, :n], cutoff)
         parts.append(inverse.apply(triangle[:n, n:]))
         sizes += safe_norm(triangle[:, n:], axis=0).tolist()

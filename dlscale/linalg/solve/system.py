@@ -248,7 +248,8 @@ class System:
         """``B - A X`` in double precision; one read of A."""
         self._n_residuals += 1
         X = np.ascontiguousarray(X, accumulator_dtype(X.dtype))
-        return self.passes.sweep(f"residual-{self._n_residuals}", self.A, Residual(X, B), self.grid)["residual"]
+        inputs, fold = (self.A, Residual(X)) if B is None else ([self.A, B], Residual(X, B.dtype))
+        return self.passes.sweep(f"residual-{self._n_residuals}", inputs, fold, self.grid)["residual"]
 
     def condition(self) -> tuple[float, bool]:
         """Estimate of ``||A||_1 ||A^-1||_1`` by the last factors, and whether it is sure.
