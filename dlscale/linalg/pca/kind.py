@@ -21,6 +21,7 @@ from dlscale.declaration.sections import BlockRows, Positive, Seed
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import bytes_of, lay_out, measured_rates
 from dlscale.engine.passes import Passes, State
+from dlscale.engine.passes.rows import Rows
 from dlscale.engine.plan import Grids, Plan, Step
 from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
@@ -280,11 +281,12 @@ def _randomized(
     if probe is not None and svd.n_iterations == 0:
         means = passes.sweep("means", tall, ColumnMeans(tall.shape[1], tall.dtype, probe), plan.rows)
         tall, probe = less_mean(tall, means), None
-    space = right_subspace(passes, tall, svd, plan, probe=probe)
+    rows = Rows(passes, tall, plan.rows)
+    space = right_subspace(rows, svd, probe=probe)
     if probe is not None:
         means = space.means
-        tall = less_mean(tall, means, space.squares)
-    found = finish(passes, tall, plan.rows, space, n_components=svd.n_components, tolerance=svd.tolerance, seed=svd.seed, left=left)
+        rows = replace(rows, A=less_mean(tall, means, space.squares))
+    found = finish(rows, space, n_components=svd.n_components, tolerance=svd.tolerance, seed=svd.seed, left=left)
     return found, means
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check, orthogonality
-from dlscale.engine.grids import RowGrid
-from dlscale.engine.passes import Passes
+from dlscale.engine.passes.rows import Rows
 from dlscale.kernels import one_blas_thread
 from dlscale.linalg.svd.estimates import estimate_errors, norm_of_rest
 from dlscale.linalg.svd.left_factor import LeftFactor, Peaks, largest_entries, phases_of
@@ -31,20 +32,14 @@ def iteration_width(n_columns: int, most: int) -> int:
 
 
 def finish(
-    passes: Passes,
-    A: Matrix,
-    grid: RowGrid,
-    space: Subspace,
-    *,
-    n_components: int | None,
-    tolerance: float | None,
-    seed: int,
-    left: LeftOutput,
+    rows: Rows, space: Subspace, *, n_components: int | None, tolerance: float | None, seed: int, left: LeftOutput
 ) -> Triplets:
     """Read A once more and turn the subspace into singular triplets.
 
     Parameters
     ----------
+    rows : Rows
+        Of A.
     space : Subspace of width l
     n_components : int, optional
         k; or else the fewest that leave less than ``tolerance * sigma_1``, the subspace being widened as long as all of it
@@ -59,17 +54,24 @@ def finish(
     One read of A with 4 m n l flops, and two more each time the subspace is widened; two or three reads of
     ``[A W, A probes]`` (m, l + p), which is small.
     """
-    seen = sketch(passes, A, grid, space, seed=seed, tolerance=tolerance)
+    seen = sketch(rows, space, seed=seed, tolerance=tolerance)
     k, rest = n_components or 0, 0.0
     while not k:
-        whole = space.W.shape[1] == A.shape[1]
-        rest = 0.0 if whole else _REST_SAFETY * norm_of_rest(seen, gram_of_rest(passes, seen, step=f"rest-{space.n_iterations}"))
-        k = count_within(seen.found.s, rest, tolerance or 0.0, A.dtype, whole=whole)
+        whole = space.W.shape[1] == rows.A.shape[1]
+        gram = None if whole else gram_of_rest(rows.passes, seen, step=f"rest-{space.n_iterations}")
+        rest = 0.0 if gram is None else _REST_SAFETY * norm_of_rest(seen, gram)
+        k = count_within(seen.found.s, rest, tolerance or 0.0, rows.A.dtype, whole=whole)
         if not k:
-            space = widen(passes, A, grid, space, seed=seed)
-            seen = sketch(passes, A, grid, space, seed=seed, step=f"range-{space.n_iterations}", tolerance=tolerance)
-    dtype, found = A.dtype, seen.found
-    width, p = len(found.s), N_PROBES
+            space = widen(rows, space, seed=seed)
+            seen = sketch(rows, space, seed=seed, step=f"range-{space.n_iterations}", tolerance=tolerance)
+    found = _triplets(rows, seen, k, tolerance=tolerance, rest=rest, seed=seed, left=left)
+    return replace(found, notes=(*found.notes, space.note)) if space.note else found
+
+
+def _triplets(rows: Rows, seen: Sketch, k: int, *, tolerance: float | None, rest: float, seed: int, left: LeftOutput) -> Triplets:
+    """The leading k triplets of the projection, measured on the rows of ``[A W, A probes]``."""
+    A, passes, found = rows.A, rows.passes, seen.found
+    dtype, width, p = A.dtype, len(found.s), N_PROBES
     s, V, X = found.s[:k], found.V[:, :k], found.X[:, :k]
     if left.decides_sign:
         peaks = passes.sweep("signs", seen.Y, Peaks(seen.basis.rotated(X), width, k, dtype), seen.grid)
@@ -91,21 +93,15 @@ def finish(
     measured = passes.sweep("left", seen.Y, fold_U, seen.grid, outputs=outputs)
 
     with one_blas_thread():
-        residual = measured["residual"]
-        error = estimate_errors(
-            seen,
-            k,
-            residual[-2 * p : -p, -2 * p : -p],
-            residual[-p:, -p:],
-            measured["met"][:, -p:],
-            eps=float(np.finfo(dtype).eps),
-        )
+        residual, inside = measured["residual"], measured["met"][:, -p:]
+        behind, both = residual[-2 * p : -p, -2 * p : -p], residual[-p:, -p:]
+        error = estimate_errors(seen, k, behind, both, inside, eps=float(np.finfo(dtype).eps))
         certificate = _certify(V, measured, expected, n_checks, s, A, found.resolution)
         if tolerance is not None:
-            inside = np.linalg.norm(measured["met"][:, :n_checks] - expected[:, :n_checks]) / np.sqrt(n_checks)
-            behind = found.s[k] if k < width else 0.0
-            certificate = certificate.also(within_tolerance(s, float(behind), rest, float(inside), tolerance, dtype))
-    return Triplets(s, V, error, certificate, seen.squares, (seen.how, found.note, *([space.note] if space.note else [])))
+            missed = np.linalg.norm(measured["met"][:, :n_checks] - expected[:, :n_checks]) / np.sqrt(n_checks)
+            next_s = float(found.s[k]) if k < width else 0.0
+            certificate = certificate.also(within_tolerance(s, next_s, rest, float(missed), tolerance, dtype))
+    return Triplets(s, V, error, certificate, seen.squares, (seen.how, found.note))
 
 
 def _checks(found: Projection, s: Array, V: Array, phases: Array, seen: Sketch, seed: int) -> tuple[Array, Array, int]:

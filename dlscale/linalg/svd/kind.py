@@ -19,6 +19,7 @@ from dlscale.declaration.sections import BlockRows, Seed
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import Layout, bytes_of, lay_out, measured_rates
 from dlscale.engine.passes import Passes
+from dlscale.engine.passes.rows import Rows
 from dlscale.engine.plan import Grids, Plan, Step
 from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
@@ -185,26 +186,22 @@ def orient(A: Matrix) -> tuple[Matrix, bool]:
     return (A.T, True) if A.shape[1] > A.shape[0] else (A, False)
 
 
-def right_subspace(passes: Passes, tall: Matrix, options: SVDOptions, plan: Plan, *, probe: Array | None = None) -> Subspace:
+def right_subspace(rows: Rows, options: SVDOptions, *, probe: Array | None = None) -> Subspace:
     """Make the power iterations that the options ask for."""
-    n = tall.shape[1]
+    n = rows.A.shape[1]
     if options.tolerance is not None:
         return iterate_to_tolerance(
-            passes,
-            tall,
-            plan.rows,
+            rows,
             tolerance=options.tolerance,
             oversampling=options.oversampling,
             n_iterations=options.n_iterations,
             seed=options.seed,
             probe=probe,
         )
-    space = Subspace(start_subspace(n, options.width(n), options.seed, tall.dtype))
+    space = Subspace(start_subspace(n, options.width(n), options.seed, rows.A.dtype))
     krylov = options.method == "krylov"
     return iterate(
-        passes,
-        tall,
-        plan.rows,
+        rows,
         space,
         n_iterations=options.n_iterations,
         probe=probe,
@@ -218,7 +215,7 @@ def compute_svd(run: Run, A: Matrix, options: SVDOptions, plan: Plan) -> Outcome
 
     Parameters
     ----------
-    passes : Passes
+    run : Run
         The tall one of the factors is written to its outputs: ``u`` (m, k), or ``vh`` (k, n) of a wide matrix.
     A : Matrix (m, n)
     options : SVDOptions
@@ -244,9 +241,9 @@ def _triplets(passes: Passes, tall: Matrix, *, options: SVDOptions, plan: Plan, 
     n_components, tolerance = options.n_components, options.tolerance
     if options.method == "exact":
         return exact_svd(passes, tall, plan.rows, n_components=n_components, tolerance=tolerance, left=left)
-    space = right_subspace(passes, tall, options, plan)
-    seed = options.seed
-    return finish(passes, tall, plan.rows, space, n_components=n_components, tolerance=tolerance, seed=seed, left=left)
+    rows, seed = Rows(passes, tall, plan.rows), options.seed
+    space = right_subspace(rows, options)
+    return finish(rows, space, n_components=n_components, tolerance=tolerance, seed=seed, left=left)
 
 
 def small_factors(s: Array, V: Array, transposed: bool, dtype: np.dtype[Any]) -> dict[str, Array]:

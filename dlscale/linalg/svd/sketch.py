@@ -10,6 +10,7 @@ import numpy as np
 from dlscale.arrays import Array
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Fold, Passes, State
+from dlscale.engine.passes.rows import Rows
 from dlscale.kernels import accumulator_dtype, one_blas_thread, tiles
 from dlscale.linalg.folds.orthogonal import Basis, find_basis
 from dlscale.linalg.folds.products import NormalProduct
@@ -83,23 +84,21 @@ def make_room(space: Subspace) -> Array:
     return space.W if width == n or space.n_iterations == 0 else space.W[:, : width - N_PROBES]
 
 
-def sketch(
-    passes: Passes, A: Matrix, grid: RowGrid, space: Subspace, *, seed: int, step: str = "range", tolerance: float | None = None
-) -> Sketch:
+def sketch(rows: Rows, space: Subspace, *, seed: int, step: str = "range", tolerance: float | None = None) -> Sketch:
     """Read A once, by a pass of this name, and project it so that rounding is small beside a tolerance.
 
     Notes
     -----
     4 m n (l + p) flops.
     """
-    dtype = A.dtype
+    passes, dtype, grid = rows.passes, rows.A.dtype, rows.grid
     basis_W = make_room(space)
     n, width = basis_W.shape
     probes = gaussian(n, N_PROBES, seed + 1_000_003, dtype).astype(dtype)
     W = np.hstack([basis_W, probes])
     fold = NormalProduct(W, squares=space.squares is None, keep_Y=True)
-    Y_output = passes.run.scratch(step, (A.shape[0], W.shape[1]), dtype, grid)
-    state = passes.sweep(step, A, fold, grid, outputs=[Y_output])
+    Y_output = passes.run.scratch(step, (rows.A.shape[0], W.shape[1]), dtype, grid)
+    state = rows.sweep(step, fold, outputs=[Y_output])
     Y, Y_grid = Y_output.matrix(), grid.coarser(W.shape[1] * dtype.itemsize)
     squares = float(state["squares"][0]) if space.squares is None else space.squares
     Z, gram = state["ZH"].conj().T, state["gram"][:width, :width]
@@ -111,14 +110,14 @@ def sketch(
     return Sketch(Y, Y_grid, basis, how, found, basis_W, probes, Z[:, width:], squares, rest_map)
 
 
-def widen(passes: Passes, A: Matrix, grid: RowGrid, space: Subspace, *, seed: int) -> Subspace:
+def widen(rows: Rows, space: Subspace, *, seed: int) -> Subspace:
     """Twice as many columns, random ones beside those that are there, and one more iteration."""
-    width = space.W.shape[1]
+    A, width = rows.A, space.W.shape[1]
     more = start_subspace(A.shape[1], min(width, A.shape[1] - width), seed + space.n_iterations, A.dtype)
     with one_blas_thread():
         W = orthonormal(np.hstack([space.W, more])).astype(A.dtype)
     # A is centred here already, where it is to be.
-    return iterate(passes, A, grid, replace(space, W=W, means={}), n_iterations=1)
+    return iterate(rows, replace(space, W=W, means={}), n_iterations=1)
 
 
 def gram_of_rest(passes: Passes, found: Sketch, *, step: str) -> Array:

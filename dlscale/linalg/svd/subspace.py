@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 
 from dlscale.arrays import Array
-from dlscale.engine.grids import RowGrid
-from dlscale.engine.passes import Passes, State
+from dlscale.engine.passes import State
+from dlscale.engine.passes.rows import Rows
 from dlscale.errors import OutOfRange
 from dlscale.kernels import half_precision, one_blas_thread
 from dlscale.linalg.folds.centering import less_mean
 from dlscale.linalg.folds.products import NormalProduct
-from dlscale.storage.matrix import Matrix
 
 
 @dataclass
@@ -78,20 +77,14 @@ def start_subspace(n: int, width: int, seed: int, dtype: np.dtype[Any]) -> Array
 
 
 def iterate(
-    passes: Passes,
-    A: Matrix,
-    grid: RowGrid,
-    space: Subspace,
-    *,
-    n_iterations: int,
-    probe: Array | None = None,
-    krylov: bool = False,
-    halve: bool = False,
+    rows: Rows, space: Subspace, *, n_iterations: int, probe: Array | None = None, krylov: bool = False, halve: bool = False
 ) -> Subspace:
     """Make power iterations, or grow a block Krylov space, one read of A each.
 
     Parameters
     ----------
+    rows : Rows
+        Of A.
     space : Subspace
         Where to start; not changed.
     n_iterations : int
@@ -111,38 +104,41 @@ def iterate(
     -----
     4 m n l flops an iteration.
     """
-    W, basis = space.W, [space.W]
-    means, squares, ritz, note = space.means, space.squares, list(space.ritz), space.note
-    halve = halve and half_precision(A.dtype) != A.dtype
+    basis, dtype = [space.W], rows.A.dtype
+    halve = halve and half_precision(dtype) != dtype
     for i in range(space.n_iterations + 1, space.n_iterations + n_iterations + 1):
-        step, first = f"iteration-{i}", squares is None
-        source = less_mean(A, means, squares) if means else A
-        center = probe is not None and not means
-        fold = NormalProduct(np.ascontiguousarray(W), center=center, squares=first, probe=probe if center else None)
-        state = None
-        if halve := halve and (not ritz or half_precision_suffices(ritz[-1], n_columns=A.shape[1], iteration=i)):
-            note = f"iteration {i} and those before it in {half_precision(A.dtype)}"
-            state = _halved(passes, step, source, fold, grid)
-            if state is None:
-                halve, step = False, f"{step}-again"
-                note = f"the singular values span too much for {half_precision(A.dtype)}: iteration {i} was made again"
-        if state is None:
-            state = passes.sweep(step, source, fold, grid)
-        if first:
-            squares = float(state["squares"][0])
-        if center:
-            means = {name: state[name] for name in ("mean", "mean_low", "met")}
+        state, note, halve = _read(rows, space, i, probe=probe, halve=halve)
         with one_blas_thread():
             Z = state["ZH"].conj().T
-            values, rotation = ritz_pairs(W, Z)
-            ritz.append(values)
+            values, rotation = ritz_pairs(space.W, Z)
             Z = Z @ rotation
-            W = _orthonormal_to(basis, Z) if krylov else orthonormal(Z)
-            W = W.astype(A.dtype)
-            basis.append(W)
+            W = (_orthonormal_to(basis, Z) if krylov else orthonormal(Z)).astype(dtype)
+        means = (
+            {name: state[name] for name in ("mean", "mean_low", "met")} if probe is not None and not space.means else space.means
+        )
+        squares = float(state["squares"][0]) if space.squares is None else space.squares
+        ritz = [*space.ritz, values]
+        space = Subspace(W, means, squares, len(ritz), ritz, note)
+        basis.append(W)
         if W.shape[1] == 0:
             break
-    return Subspace(np.hstack(basis) if krylov else W, means, squares, len(ritz), ritz, note)
+    return replace(space, W=np.hstack(basis)) if krylov else space
+
+
+def _read(rows: Rows, space: Subspace, i: int, *, probe: Array | None, halve: bool) -> tuple[State, str, bool]:
+    """The pass of iteration i; in which precision it was made; whether the next one may be in half the precision."""
+    A, step, note = rows.A, f"iteration-{i}", space.note
+    center = probe is not None and not space.means
+    source = replace(rows, A=less_mean(A, space.means, space.squares)) if space.means else rows
+    W = np.ascontiguousarray(space.W)
+    fold = NormalProduct(W, center=center, squares=space.squares is None, probe=probe if center else None)
+    if halve and (not space.ritz or half_precision_suffices(space.ritz[-1], n_columns=A.shape[1], iteration=i)):
+        state = _halved(source, step, fold)
+        if state is not None:
+            return state, f"iteration {i} and those before it in {half_precision(A.dtype)}", True
+        step = f"{step}-again"
+        note = f"the singular values span too much for {half_precision(A.dtype)}: iteration {i} was made again"
+    return source.sweep(step, fold), note, False
 
 
 def half_precision_suffices(ritz: Array, *, n_columns: int, iteration: int) -> bool:
@@ -167,15 +163,15 @@ def half_precision_suffices(ritz: Array, *, n_columns: int, iteration: int) -> b
     return bool(ritz[-1] > max(limit, _HALF_RESOLUTION) * ritz[0])
 
 
-def _halved(passes: Passes, step: str, A: Matrix, fold: NormalProduct, grid: RowGrid) -> State | None:
+def _halved(rows: Rows, step: str, fold: NormalProduct) -> State | None:
     """The pass of an iteration with its products in half the precision; None where that is not enough."""
-    dtype = half_precision(A.dtype)
+    dtype = half_precision(rows.A.dtype)
     try:
-        state = passes.sweep(step, A, replace(fold, W=fold.W.astype(dtype), halved=True), grid)
+        state = rows.sweep(step, replace(fold, W=fold.W.astype(dtype), halved=True))
         with one_blas_thread():
             ritz, _ = ritz_pairs(fold.W, state["ZH"].conj().T)
     except OutOfRange:
-        if passes.watches_range:
+        if rows.passes.watches_range:
             raise
         # Beyond the range of the dtype, but perhaps not beyond that of the matrix.
         return None
@@ -203,15 +199,7 @@ def _orthonormal_to(basis: list[Array], Z: Array) -> Array:
 
 
 def iterate_to_tolerance(
-    passes: Passes,
-    A: Matrix,
-    grid: RowGrid,
-    *,
-    tolerance: float,
-    oversampling: int,
-    n_iterations: int,
-    seed: int,
-    probe: Array | None,
+    rows: Rows, *, tolerance: float, oversampling: int, n_iterations: int, seed: int, probe: Array | None
 ) -> Subspace:
     """Widen W until the singular values behind it are below ``tolerance * sigma_1``, then make the power iterations.
 
@@ -220,17 +208,17 @@ def iterate_to_tolerance(
     The width doubles from 32; the last ``oversampling`` columns do not count. Where the matrix has no such gap, W ends
     as the whole space.
     """
-    n = A.shape[1]
+    n, dtype = rows.A.shape[1], rows.A.dtype
     width = min(32 + oversampling, n)
-    space = Subspace(start_subspace(n, width, seed, A.dtype))
+    space = Subspace(start_subspace(n, width, seed, dtype))
     settled = 0
     while settled < n_iterations or space.n_iterations == 0:
-        space = iterate(passes, A, grid, space, n_iterations=1, probe=probe)
+        space = iterate(rows, space, n_iterations=1, probe=probe)
         s, width = space.ritz[-1], space.W.shape[1]
         enough = width == n or s[max(width - oversampling, 1) - 1] <= tolerance * s[0] / 2
         settled = settled + 1 if enough else 0
         if not enough:
-            more = start_subspace(n, min(width, n - width), seed + space.n_iterations, A.dtype)
+            more = start_subspace(n, min(width, n - width), seed + space.n_iterations, dtype)
             with one_blas_thread():
-                space.W = orthonormal(np.hstack([space.W, more])).astype(A.dtype)
+                space.W = orthonormal(np.hstack([space.W, more])).astype(dtype)
     return space
