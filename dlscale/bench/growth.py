@@ -16,15 +16,17 @@ import numpy as np
 from dlscale.arrays import Array
 from dlscale.bench.simulation import SimulatedJob
 from dlscale.bench.tracing import JobBuilder, TaskCost, Trace, TracedGraph, is_value, kind_of
-from dlscale.engine.clusters import Cluster, ClusterFacts
+from dlscale.engine.clusters.cluster import Cluster
+from dlscale.engine.clusters.facts import ClusterFacts
 from dlscale.engine.clusters.watching import Watch, Wishes
 from dlscale.engine.grids import BLOCK_BYTES, RowGrid, plan_grid
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.run import Run
 from dlscale.engine.targets import MemoryTarget
-from dlscale.engine.tiles.factorizer import Panels
+from dlscale.engine.tiles.factorizer import Factorizer
 from dlscale.engine.tiles.grid import PanelGrid, choose_panel
-from dlscale.engine.tiles.methods import Facts, Method, Transform
+from dlscale.engine.tiles.methods import Facts, Method, Seen, Transform
+from dlscale.engine.tiles.whole import WholePanels
 from dlscale.errors import SpecError
 from dlscale.storage.matrix import ArrayMatrix
 
@@ -50,7 +52,7 @@ class RecordingCluster(Cluster):
 
     def gather(self, handles: Sequence[Any]) -> list[Any]:
         """Nothing for the facts of a panel, nought for the products of a load."""
-        return [{} if "facts" in key else (np.zeros((1, 1)), 0.0) for key in handles]
+        return [{} if "facts" in key else Seen(np.zeros((1, 1)), 0.0) for key in handles]
 
 
 class _NoFold(Fold):
@@ -163,10 +165,11 @@ def _add_panels(
     """The graphs of a larger factorization whose panels are all in memory."""
     grid = PanelGrid(shape, choose_panel(shape), -(-shape[1] // choose_panel(shape)))
     work = shared_of(graphs[0])
-    rates = _PanelRates(graphs, work.method, work.grid, grid)
+    rates = _PanelRates(graphs, work.verb.method, work.grid, grid)
     recorder = RecordingCluster()
     target = MemoryTarget(np.broadcast_to(np.zeros(()), shape))
-    Panels(Run(recorder)).factor("grown", _virtual(shape), _NoMethod(work.method), grid, target, probes=np.zeros((shape[1], 1)))
+    steps = WholePanels(_NoMethod(work.verb.method))
+    Factorizer(Run(recorder)).factor("grown", _virtual(shape), steps, grid, target, probes=np.zeros((shape[1], 1)))
     for graph in recorder.graphs:
         builder.add(
             graph.graph,
@@ -202,7 +205,9 @@ class _PassRates:
 
 
 #: Tasks of a factorization.
-PANEL_KINDS = {"load_panels", "take", "factor_panel", "transform_of", "apply_panel", "write_panel"}
+PANEL_KINDS = {
+    "load_panels", "panel_of", "seen_of", "factor_panel", "factored_panel", "facts_of", "transform_of", "apply_panel", "write_panel"
+}  # fmt: skip
 
 
 class _PanelRates:

@@ -13,13 +13,13 @@ from helpers import DTYPES, eps, gaussian
 from dlscale import gallery
 from dlscale.arrays import Array
 from dlscale.certificates import LAPACK_THRESHOLD
-from dlscale.engine.clusters import describe_cluster, open_cluster
+from dlscale.engine.clusters.facts import describe_cluster
+from dlscale.engine.clusters.opening import open_cluster
 from dlscale.engine.passes import Passes
 from dlscale.engine.run import Run
 from dlscale.engine.tiles.grid import PanelGrid
 from dlscale.errors import SpecError
-from dlscale.linalg.lu.kind import LUOptions, plan_lu, row_move
-from dlscale.linalg.lu.row_blocks import factor_tiles
+from dlscale.linalg.lu.kind import LUOptions, factor_panels, plan_lu, row_move
 from dlscale.storage.matrices import open_matrix
 
 
@@ -42,7 +42,7 @@ def test_factors_multiply_to_the_matrix(shape: tuple[int, int], row_blocks: int,
     grid = PanelGrid(shape, min(16, n), group, row_blocks, 2)
     for name, A in matrices(m, n):
         with open_cluster(describe_cluster("threads")) as cluster:
-            lu, pivots, _, seen = factor_tiles(Passes(Run(cluster)), open_matrix(A), grid, probes=np.eye(n)[:, :4].copy())
+            lu, pivots, _, seen = factor_panels(Passes(Run(cluster)), open_matrix(A), grid, probes=np.eye(n)[:, :4].copy())
         packed, k = lu.region((0, m), (0, n)), min(m, n)
         L, U = np.tril(packed[:, :k], -1) + np.eye(m, k), np.triu(packed[:k])
         move = row_move(0, pivots)

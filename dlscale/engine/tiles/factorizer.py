@@ -1,45 +1,44 @@
-"""The panels: one driver for all one-sided factorizations.
+"""The factorizer: one loop for all one-sided factorizations.
 
     for each column panel j:
         for each finished panel k < j:  panel_j = apply(transform_k, panel_j)
         transform_j, panel_j = factor(panel_j)
 
-A factorization supplies a `Method` (factor, apply) and gets from here: right-looking updates inside a group of panels
-that fits in memory, with the next panel updated and factored first, so that no thread waits for a panel; left-looking
-updates across groups, the finished panels streamed from the store; a finished group as a checkpoint that costs one write;
-graphs of bounded size; progress, retry and every kind of cluster.
-
-Panels are updated in place: each state of a panel has one consumer, which runs where the state is. What a lost worker had
-could only be made again from states that the others have overwritten since, so a group starts again when a worker is lost.
+A factorization supplies a `Method`, or a `TiledMethod` for panels in row blocks, and gets from here: right-looking updates inside
+a group of panels that fits in memory, with the next panel updated and factored first, so that no thread waits for a panel;
+left-looking updates across groups, the finished panels streamed from the store; a finished group as a checkpoint that costs one
+write; graphs of bounded size; progress, retry and every kind of cluster. How the steps of the loop become tasks is said by `Steps`:
+`WholePanels` or `RowBlocks`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
 from dlscale.arrays import Array
-from dlscale.engine.events import Warned
 from dlscale.engine.run import Cost, Run
-from dlscale.engine.targets import MemoryTarget, Target
+from dlscale.engine.targets import Target
 from dlscale.engine.tiles.grid import PanelGrid
-from dlscale.engine.tiles.groups import Factoring, Forming, Group, Placing, fresh_token
-from dlscale.engine.tiles.methods import Factored, Facts, Finish, Method, Reversible, Seen
-from dlscale.engine.tiles.whole_tasks import Work
-from dlscale.errors import WorkersLostError
+from dlscale.engine.tiles.groups import Group, TaskGraph, memoised
+from dlscale.engine.tiles.methods import Change, Factored, Facts, Method, Seen
+from dlscale.engine.tiles.row_blocks import RowBlocks, place_rows
+from dlscale.engine.tiles.steps import ReversibleSteps, Steps
+from dlscale.engine.tiles.work import Applying, Copying, Factoring, Filling, Placing, Unapplying, Verb, Work, measured
 from dlscale.storage.matrix import Matrix
 
-#: Times that a group is started before the loss of workers is taken as a fault of the job.
-MAX_LOSSES = 4
-NO_PROBES = np.empty((0, 0))
-#: Of what writes nothing.
-NO_TARGET = MemoryTarget(NO_PROBES)
+M = TypeVar("M")
+F = TypeVar("F")
+V = TypeVar("V", bound=Verb)
+A = TypeVar("A", bound=Applying[Any])
 
 
-class Panels:
+class Factorizer:
     """Runs factorizations on a cluster.
 
     Parameters
@@ -51,7 +50,7 @@ class Panels:
         self.run = run
 
     def factor(
-        self, step: str, A: Matrix, method: Method, grid: PanelGrid, target: Target, *, probes: Array
+        self, step: str, A: Matrix, steps: Steps[M, F], grid: PanelGrid, target: Target, *, probes: Array
     ) -> tuple[Factored, Seen]:
         """Factor a matrix, group by group; a group that is in the checkpoint is not repeated.
 
@@ -60,10 +59,11 @@ class Panels:
         step : str
             Unique in the job.
         A : Matrix (m, n)
-        method : Method
+        steps : Steps
         grid : PanelGrid
         target : Target (m, n)
-            Where the finished panels go; memory only where tasks share the driver's.
+            Where the finished panels go; memory only where tasks share the driver's. The rows of a tile end in the order that its
+            method gave them.
         probes : (n, k)
             Random vectors.
 
@@ -78,105 +78,182 @@ class Panels:
         NonFiniteError
         StalledError
         """
-        m = grid.shape[0]
-        done = Factored(grid, target.matrix(), [])
-        products, largest = np.zeros((m, probes.shape[1]), probes.dtype), 0.0
-        for number, group in enumerate(grid.groups()):
-            work = Work(fresh_token(), f"{step}-{number + 1}", A, method, grid, done, target, probes)
-            cost = Cost(group_flops(method, grid, group), group_bytes(A, grid, group), panel_bytes(grid, group, A))
-            saved = self.memoised(work, cost, partial(Factoring, self.run, group=group))
+        done, book = Factored(grid, target.matrix(), []), steps.begin(grid)
+        products, largest = np.zeros((grid.shape[0], probes.shape[1]), probes.dtype), 0.0
+        for number, panels in enumerate(grid.groups()):
+            verb = Factoring(method=steps.method, finished=done, target=target, probes=probes)
+            cost = Cost(group_flops(steps.costs, grid, panels), group_bytes(A, grid, panels), panel_bytes(grid, panels, A))
+            begin = partial(_factor, steps=steps, book=book)
+            saved = memoised(self.run, Work(f"{step}-{number + 1}", A, grid, verb), cost, panels, begin, width=steps.width(grid))
             products += saved.pop("products")
             largest = max(largest, float(saved.pop("largest")))
-            done = replace(done, facts=done.facts + unflatten(saved))
+            book = {name.removeprefix("book-"): saved.pop(name) for name in [n for n in saved if n.startswith("book-")]}
+            done = replace(done, facts=done.facts + _unflatten(saved))
         return done, Seen(products, largest)
 
-    def form(self, step: str, factored: Factored, method: Reversible, target: Target, *, finish: Finish | None = None) -> None:
+    def form(
+        self, step: str, factored: Factored, steps: ReversibleSteps[M, F], target: Target, *, change: Change | None = None
+    ) -> None:
         """Apply the transforms, the last one first, to the columns of the identity: the orthogonal factor itself.
 
         Parameters
         ----------
         step : str
         factored : Factored
-        method : Reversible
+        steps : ReversibleSteps
         target : Target (m, k), k = min(m, n)
-        finish : callable, optional
-            A last change to each panel.
+        change : callable, optional
+            A last change to each tile.
         """
-        m, n = factored.grid.shape
+        (m, n), A = factored.grid.shape, factored.matrix
         grid = replace(factored.grid, shape=(m, min(m, n)))
-        for number, group in enumerate(grid.groups()):
-            # A panel's own transform meets columns of the identity, which is half the work.
+        for number, panels in enumerate(grid.groups()):
             flops = sum(
-                method.apply_flops(m - grid.columns(j)[0], grid.width(j), grid.width(k)) / (1 + (j == k))
-                for k in group
+                steps.costs.apply_flops(m - grid.columns(j)[0], grid.width(j), grid.width(k)) * (steps.own_share if j == k else 1)
+                for k in panels
                 for j in range(k + 1)
             )
-            n_bytes = sum((m - grid.columns(j)[0]) * grid.width(j) for j in range(group.stop)) * factored.matrix.dtype.itemsize
-            work = Work(fresh_token(), f"{step}-{number + 1}", factored.matrix, method, grid, factored, target, NO_PROBES, finish)
-            self.memoised(
-                work, Cost(flops, n_bytes, panel_bytes(grid, group, factored.matrix)), partial(Forming, self.run, group=group)
-            )
+            cost = Cost(flops, grid.n_entries(panels.stop) * A.dtype.itemsize, panel_bytes(grid, panels, A))
+            verb = Filling(method=steps.method, finished=factored, target=target, change=change)
+            work = Work(f"{step}-{number + 1}", A, grid, verb)
+            memoised(self.run, work, cost, panels, partial(_form, steps=steps), width=steps.width(grid))
 
-    def place(self, step: str, factored: Factored, target: Target, finish: Finish) -> None:
-        """Copy the panels to their final place, each changed by ``finish``."""
-        grid = factored.grid
-        n_bytes = grid.shape[0] * grid.shape[1] * factored.matrix.dtype.itemsize
-        work = Work(fresh_token(), step, factored.matrix, None, grid, factored, target, NO_PROBES, finish)
-        self.memoised(work, Cost(0.0, n_bytes, n_bytes), partial(Placing, self.run, group=range(grid.n_panels)))
+    def unapply(self, step: str, factored: Factored, steps: RowBlocks, X: Array) -> Array:
+        """Apply the transforms, the last one first, to a few vectors (m, k), whose rows lie where the tiles do."""
+        grid, A = factored.grid, factored.matrix
+        work = Work(step, A, grid, Unapplying(method=steps.method, finished=factored, vectors=X))
+        cost = Cost(4.0 * A.shape[0] * A.shape[1] * X.shape[1], A.n_bytes)
+        return memoised(self.run, work, cost, range(1), partial(_unapply, steps=steps), width=steps.width(grid))["product"]
 
-    def memoised(self, work: Work, cost: Cost, begin: Callable[[Work], Group]) -> Facts:
-        """Compute a step, or take its small results from the checkpoint; then what it wrote is there too."""
-        return self.run.step(
-            work.step, cost, lambda name: self._undisturbed(replace(work, step=name), begin), flushed=work.target.writers
-        )
+    def copy(self, step: str, factored: Factored, target: Target, change: Change) -> None:
+        """Copy the tiles that begin in the rows of the target to there, each changed."""
+        width = 2 * factored.grid.row_blocks
+        self._move(Work(step, factored.matrix, factored.grid, Copying(target, change)), copy_panel, width=width)
 
-    def _undisturbed(self, work: Work, begin: Callable[[Work], Group]) -> Facts:
-        """Run a group; from its start again, under other keys, where a worker was lost meanwhile."""
-        for _ in range(MAX_LOSSES):
-            group = begin(replace(work, token=fresh_token()))
-            try:
-                facts = group.compute()
-                if not group.has_lost_workers:
-                    return facts
-            except WorkersLostError:
-                pass  # it may be back by now
-            except Exception:
-                # Whatever it is, it may come from panels that were made again wrongly.
-                if not group.has_lost_workers:
-                    raise
-            finally:
-                group.let_go()
-            self.run.emit(Warned(f"A worker was lost; {work.step} starts again."))
-        raise WorkersLostError(work.step, MAX_LOSSES)
+    def place(self, step: str, factored: Factored, target: Target, sources: Sequence[Array]) -> None:
+        """Bring rows to their final places in other row blocks: row q of group g comes from stored row ``sources[g][q]``."""
+        width = 2 * factored.grid.row_blocks**2
+        self._move(Work(step, factored.matrix, factored.grid, Placing(target, sources)), place_rows, width=width)
+
+    def _move(self, work: Work[V], move: Callable[[TaskGraph[V], int], Sequence[Any]], *, width: int) -> None:
+        grid = work.grid
+        n_bytes = grid.shape[0] * grid.shape[1] * work.A.dtype.itemsize
+        memoised(
+            self.run, work, Cost(0.0, n_bytes, n_bytes), range(grid.n_panels), partial(_each_panel, move=move), width=width
+        )  # fmt: skip
 
 
-def group_flops(method: Method, grid: PanelGrid, group: range) -> float:
+def _factor(group: Group[Factoring[M]], steps: Steps[M, F], book: Facts) -> Facts:
+    """Load a group, bring it up to date, factor and write it: its facts, and what was seen of its columns."""
+    grid, n_done, group.book = group.grid, len(group.work.verb.finished.facts), book
+
+    def step(graph: TaskGraph[Factoring[M]], j: int) -> None:
+        """Factor panel j, or read it where it is finished, and apply it to the panels of the group behind it."""
+        urgent = (j - 2) * grid.n_panels
+        transform = (steps.fetch if j < n_done else steps.factor)(graph, j, priority=urgent)
+        for k in group.panels:
+            if k > j:
+                # The panel that is factored next comes first, before the rest of the step before.
+                steps.apply(graph, transform, j, k, priority=(j - 1 if k == j + 1 else j) * grid.n_panels + k)
+
+    own = range(min(group.panels.start, grid.n_steps), min(group.panels.stop, grid.n_steps))
+    windows = [*group.windows(range(n_done), fetched=True), *group.windows(own, fetched=False)]
+    group.go_through(windows or [range(0)], steps.load, step)
+    facts = group.gather(group.facts.values())
+    last_book = group.last_book()
+    graph = group.graph()
+    written, settled = steps.write(graph, facts)
+    group.hold(graph, [*written, *group.seen.values()])
+    seen = steps.together(group, dict(zip(group.seen, group.gather(group.seen.values()), strict=True)))
+    saved = {"products": seen.products, "largest": np.array(seen.largest)}
+    saved |= {f"book-{name}": value for name, value in last_book.items()}
+    return saved | {f"{j}.{name}": value for j, fact in enumerate(settled) for name, value in fact.items()}
+
+
+def _undo(
+    group: Group[A],
+    steps: ReversibleSteps[Any, F],
+    begin: Callable[[TaskGraph[A]], None],
+    n_steps: int,
+    reached: Callable[[int], Iterable[int]],
+) -> None:
+    """Read the transforms, the last one first, and apply the inverse of each to the panels that it reaches."""
+
+    def step(graph: TaskGraph[A], j: int) -> None:
+        transform = steps.fetch(graph, j, priority=-(j + 2) * group.grid.n_panels)
+        for k in reached(j):
+            steps.undo(graph, transform, j, k, priority=-j * group.grid.n_panels + k)
+
+    group.go_through(group.windows(range(n_steps)[::-1], fetched=True), begin, step)
+
+
+def _form(group: Group[Filling[M]], steps: ReversibleSteps[M, F]) -> Facts:
+    """Apply the inverses to columns of the identity, which are zero in the rows of later steps, and write them."""
+    _undo(group, steps, steps.identity, group.panels.stop, lambda j: (k for k in group.panels if k >= j))
+    graph = group.graph()
+    written, _ = steps.write(graph, [])
+    group.hold(graph, written)
+    return {"done": np.array(True)}
+
+
+def _unapply(group: Group[Unapplying], steps: RowBlocks) -> Facts:
+    _undo(group, steps, steps.vectors, group.grid.n_steps, lambda j: group.panels)
+    return {"product": np.concatenate(group.gather(group.tiles.values()))}
+
+
+def _each_panel(group: Group[V], move: Callable[[TaskGraph[V], int], Sequence[Any]]) -> Facts:
+    """Graphs of tasks that have nothing to do with each other."""
+    for window in group.windows(group.panels, fetched=False):
+        graph = group.graph()
+        group.hold(graph, [key for k in window for key in move(graph, k)])
+    return {"done": np.array(True)}
+
+
+def copy_panel(graph: TaskGraph[Copying], k: int) -> list[Any]:
+    """Copy the tiles of a panel."""
+    group = graph.group
+    blocks = group.grid.blocks(graph.work.verb.target.shape[0])
+    return [graph.add(("copy", i, k), copy_tile, i, k, priority=k, worker=group.at(i, k)) for i in blocks]
+
+
+def copy_tile(work: Work[Copying], i: int, k: int) -> int:
+    """A task: copy the upper rows of a tile, as many as are wanted, to their final place, and change them there."""
+    started = time.perf_counter()
+    (first, stop), columns, target = work.grid.rows(i), work.grid.columns(k), work.verb.target
+    tile = work.A.region((first, min(stop, target.shape[0])), columns)
+    tile = target.take(first, tile, columns[0], own=not work.A.in_memory)
+    work.verb.change(i, k, tile)
+    target.write(first, tile, columns[0])
+    measured(work, "write", k, started, n_bytes=2 * tile.nbytes)
+    return k
+
+
+def group_flops(method: Method, grid: PanelGrid, panels: range) -> float:
     """Flops of bringing a group up to date and factoring it."""
     m = grid.shape[0]
-    steps = range(min(group.stop, grid.n_steps))
-    factors = sum(method.factor_flops(m - grid.columns(j)[0], grid.width(j)) for j in steps if j in group)
+    steps = range(min(panels.stop, grid.n_steps))
+    factors = sum(method.factor_flops(m - grid.columns(j)[0], grid.width(j)) for j in steps if j in panels)
     applies = sum(
         method.apply_flops(m - max(grid.columns(j)[0], method.first_row(grid.columns(k)[0])), grid.width(j), grid.width(k))
         for j in steps
-        for k in group
+        for k in panels
         if k > j
     )
     return factors + applies
 
 
-def group_bytes(A: Matrix, grid: PanelGrid, group: range) -> int:
+def group_bytes(A: Matrix, grid: PanelGrid, panels: range) -> int:
     """Bytes read for a group: its columns, and the finished panels."""
-    m, item = grid.shape[0], A.dtype.itemsize
-    finished = sum((m - grid.columns(j)[0]) * grid.width(j) for j in range(min(group.start, grid.n_steps)))
-    return int(m * sum(grid.width(k) for k in group) * A.stored_dtype.itemsize + finished * item)
+    read = grid.shape[0] * sum(map(grid.width, panels)) * A.stored_dtype.itemsize
+    return int(read + grid.n_entries(panels.start) * A.dtype.itemsize)
 
 
-def panel_bytes(grid: PanelGrid, group: range, A: Matrix) -> int:
+def panel_bytes(grid: PanelGrid, panels: range, A: Matrix) -> int:
     """Bytes of the panels of a group."""
-    return int(grid.shape[0] * sum(map(grid.width, group)) * A.dtype.itemsize)
+    return int(grid.shape[0] * sum(map(grid.width, panels)) * A.dtype.itemsize)
 
 
-def unflatten(saved: Mapping[str, Array]) -> list[Facts]:
+def _unflatten(saved: Mapping[str, Array]) -> list[Facts]:
     facts: dict[int, Facts] = {}
     for key, value in saved.items():
         j, name = key.split(".")

@@ -6,6 +6,9 @@ Like a row grid it belongs to the job's plan and never depends on how many worke
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
 
 #: Columns of a panel: wide enough that products with it run at the rate of square ones, narrow enough that factoring one
 #: panel, which one thread does, is short.
@@ -62,19 +65,52 @@ class PanelGrid:
         start, stop = self.columns(k)
         return stop - start
 
+    def n_entries(self, n_panels: int) -> int:
+        """Entries of the first panels that are factored, each from the row of its diagonal on."""
+        return sum((self.shape[0] - self.columns(j)[0]) * self.width(j) for j in range(min(n_panels, self.n_steps)))
+
     @property
     def block_rows(self) -> int:
-        """Rows of a row block, a multiple of the panel's columns where there are several."""
+        """Rows of a row block, a multiple of the panel's columns; the last one may have fewer."""
         rows = -(-self.shape[0] // self.row_blocks)
-        return rows if self.row_blocks == 1 else -(-rows // self.panel) * self.panel
+        return -(-rows // self.panel) * self.panel
 
     def rows(self, i: int) -> tuple[int, int]:
         """Rows (start, stop) of row block i."""
         return min(i * self.block_rows, self.shape[0]), min((i + 1) * self.block_rows, self.shape[0])
 
+    def blocks(self, n_rows: int | None = None) -> list[int]:
+        """The row blocks that begin in the first rows, all of them if absent; rounding up may leave nothing for the last ones."""
+        stop = self.shape[0] if n_rows is None else n_rows
+        return [i for i in range(self.row_blocks) if self.rows(i)[0] < min(stop, self.shape[0])]
+
     def groups(self) -> list[range]:
         """The panels of each group."""
         return [range(k, min(k + self.group, self.n_panels)) for k in range(0, self.n_panels, self.group)]
+
+    def chunk_rows(self, most: int) -> int:
+        """Rows of a stored chunk, at most so many where that can be: tiles are whole chunks."""
+        if self.block_rows >= self.shape[0]:
+            return max(1, min(self.shape[0], most))
+        pieces = self.block_rows // self.panel
+        return self.panel * max((d for d in range(1, pieces + 1) if pieces % d == 0 and d * self.panel <= most), default=1)
+
+
+@dataclass(frozen=True)
+class Ways(Generic[T]):
+    """What there is twice: for panels that a worker holds as a whole, and for panels in row blocks.
+
+    Parameters
+    ----------
+    whole, in_row_blocks
+    """
+
+    whole: T
+    in_row_blocks: T
+
+    def of(self, grid: PanelGrid) -> T:
+        """The one for a grid: nowhere else is it asked whether panels are cut."""
+        return self.whole if grid.row_blocks == 1 else self.in_row_blocks
 
 
 def choose_panel(shape: tuple[int, int], itemsize: int = 8, *, most: int = PANEL_COLUMNS) -> int:

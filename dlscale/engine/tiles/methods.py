@@ -1,10 +1,14 @@
-"""What panels are to each other: a method that factors one, the transform that this makes, and what is remembered of it."""
+"""What panels are to each other: a method that factors one, the transform that this makes, and what is remembered of it.
+
+A `Method` works on whole panels, a `TiledMethod` on panels in row blocks.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,8 +18,8 @@ from dlscale.storage.matrix import Matrix
 
 Facts = dict[str, Array]
 
-#: A last change to a finished panel (m, b), or its upper rows, in place, from its number.
-Finish = Callable[[int, Array], None]
+#: A last change to a finished tile (i, k), or its upper rows, in place; a whole panel k is the tile (0, k).
+Change = Callable[[int, int, Array], None]
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,116 @@ class Reversible(Method):
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a tile lies in its panel.
+
+    Parameters
+    ----------
+    block : int
+        i, of its row block.
+    first : int
+        Its first row at the panel's diagonal or below; 0 in the blocks below the diagonal.
+    diagonal : bool
+        Whether the panel's diagonal begins in it.
+    """
+
+    block: int
+    first: int
+    diagonal: bool
+
+
+@dataclass(frozen=True)
+class TileTransform:
+    """What a factored tile does to the tiles right of it.
+
+    Parameters
+    ----------
+    index : int
+        j, of the panel.
+    place : Place
+    tile : (m_i, b)
+    facts : dict of arrays
+        The choice of the panel.
+    """
+
+    index: int
+    place: Place
+    tile: Array
+    facts: Facts
+
+
+class Election(NamedTuple):
+    """What the row blocks of a panel found together.
+
+    Parameters
+    ----------
+    choice : dict of arrays
+        What is remembered of the panel, and what later panels need of it.
+    shares : sequence of dict
+        What each row block needs to finish its tile, in the order of the candidates.
+    book : dict of arrays
+        For the next step.
+    """
+
+    choice: Facts
+    shares: Sequence[Facts]
+    book: Facts
+
+
+class TiledMethod(ABC):
+    """A factorization on row blocks. Picklable; only `propose`, `accept` and `update` change their tile."""
+
+    #: The same factorization on whole panels, for its costs.
+    whole: Method
+    #: Whether a step leaves the rows above its diagonal alone; else every row block takes part in every step.
+    downward = True
+
+    def begin(self, grid: PanelGrid) -> Facts:
+        """The book that goes from step to step."""
+        return {}
+
+    @abstractmethod
+    def propose(self, tile: Array, book: Facts, place: Place) -> Facts:
+        """What a tile brings to the election, b rows at most; may begin to factor the tile, in place."""
+
+    @abstractmethod
+    def elect(self, candidates: Sequence[Facts], book: Facts, top: int) -> Election:
+        """Factor what the row blocks propose for the panel whose diagonal begins at row ``top``."""
+
+    @abstractmethod
+    def accept(self, tile: Array, candidate: Facts, share: Facts, place: Place) -> None:
+        """Finish a tile of the panel, in place."""
+
+    def offering(self, blocks: Sequence[int]) -> Sequence[int]:
+        """Which of the row blocks that take part in an update offer something."""
+        return blocks
+
+    @abstractmethod
+    def offer(self, transform: TileTransform, tile: Array) -> Array:
+        """What a row block gives to the update of a panel, from its factored tile and its tile of that panel."""
+
+    @abstractmethod
+    def meet(self, choice: Facts, offers: Sequence[Array]) -> Array:
+        """What the offers make together."""
+
+    @abstractmethod
+    def update(self, transform: TileTransform, tile: Array, met: Array) -> None:
+        """Apply a factored tile to a tile of its row block, in place."""
+
+    def order(self, facts: Sequence[Facts], block: int, n_rows: int) -> Array | None:
+        """How the rows of a row block moved in these steps: position p holds what was at ``order[p]``."""
+        return None
+
+    def settle(self, facts: Sequence[Facts], grid: PanelGrid) -> list[Facts]:
+        """The facts of a finished group, whose tiles are stored in the order that the rows had at its end."""
+        return list(facts)
+
+    def offer_flops(self, m: int, b: int, width: int) -> float:
+        """The part of ``whole.apply_flops`` that is done by `offer`."""
+        return 0.0
+
+
+@dataclass(frozen=True)
 class RowMove:
     """``A[targets] = A[sources]``, both of them row numbers."""
 
@@ -102,8 +216,7 @@ class RowMove:
     sources: Array
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(NamedTuple):
     """What was measured of a matrix while it was read.
 
     Parameters

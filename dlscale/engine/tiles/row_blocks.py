@@ -15,297 +15,149 @@ when all panels are done.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
-from dlscale.arrays import Array
-from dlscale.engine.run import Cost, Run
-from dlscale.engine.targets import Target
 from dlscale.engine.tiles import row_block_tasks as tasks
-from dlscale.engine.tiles.factorizer import NO_PROBES, NO_TARGET, Panels, group_flops, panel_bytes, unflatten
 from dlscale.engine.tiles.grid import PanelGrid
-from dlscale.engine.tiles.groups import Group, Key, TaskGraph, fresh_token
-from dlscale.engine.tiles.methods import Factored, Facts, Finish, Seen
-from dlscale.engine.tiles.row_block_tasks import Election, Place, TiledMethod, TileTransform
-from dlscale.engine.tiles.whole_tasks import Work, take
-from dlscale.storage.matrix import Matrix
-
-__all__ = ["Election", "Place", "TileTransform", "TiledMethod", "Tiles", "TilesGroup"]
+from dlscale.engine.tiles.groups import MAX_TASKS, Group, Key, TaskGraph
+from dlscale.engine.tiles.methods import Facts, Method, Seen, TiledMethod
+from dlscale.engine.tiles.steps import ReversibleSteps
+from dlscale.engine.tiles.work import Applying, Factoring, Filling, Placing, Unapplying
 
 
-class Tiles:
-    """Runs factorizations on row blocks.
+class Transforms(NamedTuple):
+    """The choice of a panel, and its tiles by row block, as what they do to others."""
 
-    Parameters
-    ----------
-    run : Run
-    """
-
-    def __init__(self, run: Run) -> None:
-        self.panels = Panels(run)
-
-    def factor(
-        self, step: str, A: Matrix, method: TiledMethod, grid: PanelGrid, target: Target, *, probes: Array
-    ) -> tuple[Factored, Seen]:
-        """Factor a matrix, group by group, as `Panels.factor`; the rows of a tile end in the order that the method gave them."""
-        done = Factored(grid, target.matrix(), [])
-        products, largest = np.zeros((grid.shape[0], probes.shape[1]), probes.dtype), 0.0
-        book = method.begin(grid)
-        for number, group in enumerate(grid.groups()):
-            work = Work(fresh_token(), f"{step}-{number + 1}", A, method, grid, done, target, probes)
-            flops = group_flops(method.whole, grid, group)
-            n_bytes = grid.shape[0] * sum(map(grid.width, range(group.stop))) * A.dtype.itemsize
-            begin = partial(_Factoring, self.panels.run, group=group, book=book)
-            saved = self.panels.memoised(work, Cost(flops, n_bytes, panel_bytes(grid, group, A)), begin)
-            products += saved.pop("products")
-            largest = max(largest, float(saved.pop("largest")))
-            book = {name.removeprefix("book-"): saved.pop(name) for name in [n for n in saved if n.startswith("book-")]}
-            done = replace(done, facts=done.facts + unflatten(saved))
-        return done, Seen(products, largest)
-
-    def form(self, step: str, factored: Factored, method: TiledMethod, target: Target, *, finish: Finish | None = None) -> None:
-        """Apply the transforms, the last one first, to the columns of the identity, as `Panels.form`; the method inverts them."""
-        m, n = factored.grid.shape
-        grid = replace(factored.grid, shape=(m, min(m, n)))
-        for number, group in enumerate(grid.groups()):
-            steps = [(m - grid.columns(j)[0], grid.width(j), grid.width(k)) for k in group for j in range(k + 1)]
-            flops, A = sum(method.whole.apply_flops(*sizes) for sizes in steps), factored.matrix
-            n_bytes = sum((m - grid.columns(j)[0]) * grid.width(j) for j in range(group.stop)) * A.dtype.itemsize
-            work = Work(fresh_token(), f"{step}-{number + 1}", A, method, grid, factored, target, NO_PROBES, finish)
-            self.panels.memoised(
-                work, Cost(flops, n_bytes, panel_bytes(grid, group, A)), partial(_Forming, self.panels.run, group=group)
-            )
-
-    def unapply(self, step: str, factored: Factored, method: TiledMethod, X: Array) -> Array:
-        """Apply the transforms, the last one first, to a few vectors (m, k); the method inverts them."""
-        grid, A = factored.grid, factored.matrix
-        work = Work(fresh_token(), step, A, method, grid, factored, NO_TARGET, X)
-        begin = partial(_Applying, self.panels.run, group=range(1))
-        cost = Cost(4.0 * A.shape[0] * A.shape[1] * X.shape[1], A.n_bytes)
-        return self.panels.memoised(work, cost, begin)["product"]
-
-    def copy(self, step: str, factored: Factored, target: Target, change: Callable[[int, int, Array], Array]) -> None:
-        """Copy the tiles that begin in the rows of the target to there, each as ``change(i, k, tile)``."""
-        self._move(step, factored, target, change, _Copying)
-
-    def place(self, step: str, factored: Factored, target: Target, sources: Sequence[Array]) -> None:
-        """Bring rows to their final places: row q of group g comes from stored row ``sources[g][q]``."""
-        self._move(step, factored, target, tuple(sources), _Placing)
-
-    def _move(self, step: str, factored: Factored, target: Target, how: object, group: type[Group]) -> None:
-        grid, A = factored.grid, factored.matrix
-        work = Work(fresh_token(), step, A, how, grid, None, target, NO_PROBES)
-        n_bytes = grid.shape[0] * grid.shape[1] * A.dtype.itemsize
-        self.panels.memoised(work, Cost(0.0, n_bytes, n_bytes), partial(group, self.panels.run, group=range(grid.n_panels)))
+    choice: Key
+    tiles: Mapping[int, Key]
 
 
-class TilesGroup(Group):
-    """Panels in row blocks that are in memory together."""
+@dataclass(frozen=True)
+class RowBlocks(ReversibleSteps[TiledMethod, Transforms]):
+    """Steps of a method on panels in row blocks; one that inverts its transforms undoes them."""
 
-    def __init__(self, run: Run, work: Work, group: range) -> None:
-        super().__init__(run, work, group)
-        # Rounding up may leave nothing for the last blocks.
-        self.blocks = [i for i in range(self.grid.row_blocks) if self.grid.rows(i)[0] < self.grid.rows(i)[1]]
-        self.tiles: dict[tuple[int, int], Key] = {}
+    method: TiledMethod
 
-    def at(self, i: int, k: int) -> int:
-        """The worker of a tile: those of a row block share a row of workers, so that a tile travels along that row only."""
-        across = max(1, self.run.cluster.facts.n_workers // self.grid.row_blocks)
-        return i * across + k % across
+    @property
+    def costs(self) -> Method:
+        return self.method.whole
 
-    def limit(self, *, fetched: bool) -> int:
-        limit = max(1, super().limit(fetched=False) // (2 * len(self.blocks)))
-        return min(limit, self.grid.streamed) if fetched else limit
+    def begin(self, grid: PanelGrid) -> Facts:
+        return self.method.begin(grid)
 
-    def taking_part(self, j: int, k: int) -> list[int]:
+    def taking_part(self, grid: PanelGrid, j: int, k: int) -> list[int]:
         """The row blocks that have rows in which step j changes panel k."""
-        method, top = self.work.method, self.grid.columns(j)[0] if self.work.method.downward else 0
-        first = max(top, method.whole.first_row(self.grid.columns(k)[0]))
-        return [i for i in self.blocks if self.grid.rows(i)[1] > first]
+        top = grid.columns(j)[0] if self.method.downward else 0
+        first = max(top, self.method.whole.first_row(grid.columns(k)[0]))
+        return [i for i in grid.blocks() if grid.rows(i)[1] > first]
 
-    def fetch(self, graph: TaskGraph, j: int, *, priority: float) -> tuple[Key, dict[int, Key]]:
-        """A finished panel: its choice, and its tiles that panels of this group need."""
-        blocks = self.taking_part(j, max(j, self.group.start))
-        choice = graph.add(("choice", j), tasks.recall, j, priority=priority, worker=j)
-        return choice, {i: graph.add(("fetch", i, j), tasks.fetch, i, j, priority=priority, worker=self.at(i, j)) for i in blocks}
-
-    def apply(self, graph: TaskGraph, j: int, k: int, choice: Key, transforms: Mapping[int, Key], *, priority: float) -> None:
-        """Apply panel j to the tiles of panel k."""
-        blocks = self.taking_part(j, k)
-        offers = [
-            graph.add(("offer", i, j, k), tasks.offer, k, transforms[i], self.tiles[i, k], priority=priority, worker=self.at(i, k))
-            for i in self.work.method.offering(blocks)
-        ]
-        met = graph.add(("meet", j, k), tasks.meet, choice, *offers, priority=priority, worker=k)
-        for i in blocks:
-            self.tiles[i, k] = graph.add(
-                ("tile", i, k, j), tasks.update, k, transforms[i], self.tiles[i, k], met, priority=priority, worker=self.at(i, k)
-            )
-
-    def write(self, graph: TaskGraph, facts: Sequence[Facts]) -> list[Key]:
-        """Write all tiles of the group, whose first factored panels have these facts."""
-        return [
-            graph.add(
-                ("write", i, k),
-                tasks.write_tile,
-                i,
-                k,
-                self.tiles.get((i, k)),
-                facts[k - self.group.start + 1 :],
-                priority=k,
-                worker=self.at(i, k),
-            )
-            for i in self.blocks
-            for k in self.group
-        ]
-
-
-class _Factoring(TilesGroup):
-    """A group is loaded, updated by the finished panels, factored, and written, tile by tile."""
-
-    def __init__(self, run: Run, work: Work, group: range, book: Facts) -> None:
-        super().__init__(run, work, group)
-        self.first_book = book
-        self.book: Key | None = None
-        self.facts: dict[int, Key] = {}
-        self.seen: dict[int, Key] = {}
-
-    def compute(self) -> Facts:
-        self.go_through(self.factoring(), self._load, self._step, self._kept)
-        gather = self.run.cluster.gather
-        facts = gather([self.held[key] for key in self.facts.values()])
-        book = gather([self.held[self.book]])[0] if self.book else self.first_book
-        graph = self.graph()
-        self.hold(graph, [*self.write(graph, facts), *self.seen.values()])
-        saved = self._seen(gather([self.held[key] for key in self.seen.values()]))
-        saved |= {f"book-{name}": value for name, value in book.items()}
-        settled = self.work.method.settle(facts, self.grid)
-        return saved | {f"{j}.{name}": value for j, fact in enumerate(settled) for name, value in fact.items()}
-
-    def _kept(self) -> list[Key]:
-        keys = [*self.tiles.values(), *self.facts.values(), *self.seen.values()]
-        return [*keys, self.book] if self.book else keys
-
-    def _load(self, graph: TaskGraph) -> None:
-        for i in self.blocks:
-            panels = [k for k in self.group if i in self.taking_part(0, k)]
-            loaded = [graph.add(("load", i, k), tasks.load_tile, i, k, priority=k, worker=self.at(i, k)) for k in panels]
+    def load(self, graph: TaskGraph[Factoring[TiledMethod]]) -> None:
+        group, grid, at = graph.group, graph.group.grid, graph.group.at
+        for i in grid.blocks():
+            panels = [k for k in group.panels if i in self.taking_part(grid, 0, k)]
+            loaded = [graph.add(("load", i, k), tasks.load_tile, i, k, priority=k, worker=at(i, k)) for k in panels]
             for k, key in zip(panels, loaded, strict=True):
-                self.tiles[i, k] = graph.add(("tile", i, k), take, key, 0, priority=k, worker=self.at(i, k))
-            if self.work.probes.any():
-                above = [k for k in self.group if k not in panels]
-                loaded += [graph.add(("see", i, k), tasks.see_tile, i, k, priority=k, worker=self.at(i, k)) for k in above]
+                group.tiles[i, k] = graph.add(("tile", i, k), tasks.tile_of, key, priority=k, worker=at(i, k))
+            if graph.work.verb.probes.any():
+                above = [k for k in group.panels if k not in panels]
+                loaded += [graph.add(("see", i, k), tasks.see_tile, i, k, priority=k, worker=at(i, k)) for k in above]
             if loaded:
-                self.seen[i] = graph.add(("seen", i), tasks.seen_of_block, *loaded, priority=self.group.stop, worker=self.at(i, 0))
+                seen = graph.add(("seen", i), tasks.seen_of_block, *loaded, priority=group.panels.stop, worker=at(i, 0))
+                group.seen[i] = seen
 
-    def _seen(self, parts: Sequence[tuple[Array, float]]) -> Facts:
-        probes = self.work.probes
-        products = np.zeros((self.grid.shape[0], probes.shape[1]), probes.dtype)
-        for i, (here, _) in zip(self.seen, parts, strict=True):
-            products[slice(*self.grid.rows(i))] += here
-        return {"products": products, "largest": np.array(max(largest for *_, largest in parts))}
+    def together(self, group: Group[Factoring[TiledMethod]], parts: Mapping[int, Seen]) -> Seen:
+        probes = group.work.verb.probes
+        products = np.zeros((group.grid.shape[0], probes.shape[1]), probes.dtype)
+        for i, part in parts.items():
+            products[slice(*group.grid.rows(i))] += part.products
+        return Seen(products, max(part.largest for part in parts.values()))
 
-    def _step(self, graph: TaskGraph, j: int) -> None:
-        """Factor panel j, or read it where it is finished, and apply it to the panels of the group behind it."""
-        n, urgent = self.grid.n_panels, (j - 2) * self.grid.n_panels
-        choice, transforms = self.fetch(graph, j, priority=urgent) if j < self.n_done else self._factor(graph, j, priority=urgent)
-        for k in self.group:
-            if k > j:
-                # The panel that is factored next comes first, before the rest of the step before.
-                self.apply(graph, j, k, choice, transforms, priority=(j - 1 if k == j + 1 else j) * n + k)
-
-    def _factor(self, graph: TaskGraph, j: int, *, priority: float) -> tuple[Key, dict[int, Key]]:
-        blocks, book, transforms = self.taking_part(j, j), self.book or self.first_book, {}
+    def fetch(self, graph: TaskGraph[Applying[TiledMethod]], j: int, *, priority: float) -> Transforms:
+        """A finished panel: its choice, and its tiles that panels of the group need."""
+        group = graph.group
+        blocks = self.taking_part(group.grid, j, max(j, group.panels.start))
         add = partial(graph.add, priority=priority)
-        begun = {i: add(("propose", i, j), tasks.propose, i, j, self.tiles[i, j], book, worker=self.at(i, j)) for i in blocks}
-        candidates = {i: add(("candidate", i, j), take, begun[i], 1, worker=self.at(i, j)) for i in blocks}
-        elected = add(("elect", j), tasks.elect, j, book, *candidates.values(), worker=j)
-        choice = self.facts[j] = add(("choice", j), take, elected, 0, worker=j)
-        self.book = add(("book", j), take, elected, 1, worker=j)
+        choice = add(("choice", j), tasks.recall, j, worker=j)
+        return Transforms(choice, {i: add(("fetch", i, j), tasks.fetch, i, j, worker=group.at(i, j)) for i in blocks})
+
+    def factor(self, graph: TaskGraph[Factoring[TiledMethod]], j: int, *, priority: float) -> Transforms:
+        group, tiles, at = graph.group, graph.group.tiles, graph.group.at
+        blocks, book = self.taking_part(group.grid, j, j), group.book
+        add = partial(graph.add, priority=priority)
+        begun = {i: add(("propose", i, j), tasks.propose, i, j, tiles[i, j], book, worker=at(i, j)) for i in blocks}
+        candidates = [add(("candidate", i, j), tasks.candidate_of, begun[i], worker=at(i, j)) for i in blocks]
+        elected = add(("elect", j), tasks.elect, j, book, *candidates, worker=j)
+        choice = group.facts[j] = add(("choice", j), tasks.choice_of, elected, worker=j)
+        group.book = add(("book", j), tasks.book_of, elected, worker=j)
+        transforms = {}
         for p, i in enumerate(blocks):
-            place = self.at(i, j)
-            tile = add(("begun", i, j), take, begun[i], 0, worker=place)
-            share = add(("share", i, j), take, elected, 2 + p, worker=j)
-            tile = self.tiles[i, j] = add(("accept", i, j), tasks.accept, i, j, tile, candidates[i], share, worker=place)
-            transforms[i] = add(("transform", i, j), tasks.transform_of, i, j, tile, choice, worker=place)
-        return choice, transforms
+            share = add(("share", i, j), tasks.share_of, elected, p, worker=j)
+            tile = tiles[i, j] = add(("accept", i, j), tasks.accept, i, j, begun[i], share, worker=at(i, j))
+            transforms[i] = add(("transform", i, j), tasks.transform_of, i, j, tile, choice, worker=at(i, j))
+        return Transforms(choice, transforms)
+
+    def apply(self, graph: TaskGraph[Applying[TiledMethod]], transform: Transforms, j: int, k: int, *, priority: float) -> None:
+        group, tiles, at = graph.group, graph.group.tiles, graph.group.at
+        blocks, add = self.taking_part(group.grid, j, k), partial(graph.add, priority=priority)
+        offers = [
+            add(("offer", i, j, k), tasks.offer, k, transform.tiles[i], tiles[i, k], worker=at(i, k))
+            for i in self.method.offering(blocks)
+        ]
+        met = add(("meet", j, k), tasks.meet, transform.choice, *offers, worker=k)
+        for i in blocks:
+            tiles[i, k] = add(("tile", i, k, j), tasks.update, k, transform.tiles[i], tiles[i, k], met, worker=at(i, k))
+
+    #: The method inverts its transforms.
+    undo = apply
+
+    def identity(self, graph: TaskGraph[Filling[TiledMethod]]) -> None:
+        group = graph.group
+        for i in group.grid.blocks():
+            for k in group.panels:
+                group.tiles[i, k] = graph.add(("identity", i, k), tasks.identity_tile, i, k, priority=k, worker=group.at(i, k))
+
+    def vectors(self, graph: TaskGraph[Unapplying]) -> None:
+        """Make a few vectors the one panel of the group."""
+        group = graph.group
+        for i in group.grid.blocks():
+            group.tiles[i, 0] = graph.add(("rows", i), tasks.vector_tile, i, priority=0, worker=group.at(i, 0))
+
+    def write(self, graph: TaskGraph[Filling[TiledMethod]], facts: Sequence[Facts]) -> tuple[list[Key], list[Facts]]:
+        group = graph.group
+        written = []
+        for i in group.grid.blocks():
+            for k in group.panels:
+                tile, later = group.tiles.get((i, k)), facts[k - group.panels.start + 1 :]
+                written.append(graph.add(("write", i, k), tasks.write_tile, i, k, tile, later, priority=k, worker=group.at(i, k)))
+        return written, self.method.settle(facts, group.grid)
+
+    def width(self, grid: PanelGrid) -> int:
+        return 2 * len(grid.blocks())
+
+    def n_tasks(self, grid: PanelGrid) -> int:
+        group = min(grid.group, grid.n_panels)
+        steps = max(1, min(MAX_TASKS // group // (2 * grid.row_blocks), grid.n_steps))
+        return steps * group * (2 * grid.row_blocks + 1)
+
+    def n_moved(self, grid: PanelGrid, n_workers: int) -> float:
+        """Factored tiles to the workers of their row block, and for each column of a later panel b rows from the row blocks that
+        offer some and b rows to each."""
+        offered = grid.row_blocks if self.costs.all_row_blocks_offer else 1
+        across = max(1, n_workers // grid.row_blocks)
+        return float(grid.n_entries(grid.n_steps) * (across - 1 + min(n_workers - 1, offered + grid.row_blocks)))
 
 
-class _Forming(TilesGroup):
-    """Tiles of the identity, to which the transforms are applied, the last one first."""
-
-    def compute(self) -> Facts:
-        self.apply_backwards(range(self.group.stop))
-        graph = self.graph()
-        self.hold(graph, self.write(graph, []))
-        return {"done": np.array(True)}
-
-    def begin(self, graph: TaskGraph) -> None:
-        """Make the tiles that the transforms are applied to."""
-        for i in self.blocks:
-            for k in self.group:
-                self.tiles[i, k] = graph.add(("identity", i, k), tasks.identity_tile, i, k, priority=k, worker=self.at(i, k))
-
-    def apply_backwards(self, steps: range) -> None:
-        windows = self.windows(steps[::-1], fetched=True)
-        self.go_through(windows, self.begin, self._step, lambda: list(self.tiles.values()))
-
-    def _step(self, graph: TaskGraph, j: int) -> None:
-        choice, transforms = self.fetch(graph, j, priority=-(j + 2) * self.grid.n_panels)
-        for k in self.changed_by(j):
-            self.apply(graph, j, k, choice, transforms, priority=-j * self.grid.n_panels + k)
-
-    def changed_by(self, j: int) -> Sequence[int]:
-        """The panels of the identity that are not zero in the rows of step j."""
-        return [k for k in self.group if k >= j]
-
-
-class _Applying(_Forming):
-    """A few vectors as the one panel, to which the transforms are applied, the last one first."""
-
-    def compute(self) -> Facts:
-        self.apply_backwards(range(self.grid.n_steps))
-        return {"product": np.concatenate(self.run.cluster.gather([self.held[key] for key in self.tiles.values()]))}
-
-    def begin(self, graph: TaskGraph) -> None:
-        for i in self.blocks:
-            self.tiles[i, 0] = graph.add(("rows", i), tasks.vector_tile, i, priority=0, worker=self.at(i, 0))
-
-    def changed_by(self, j: int) -> Sequence[int]:
-        return [0]
-
-
-class _Copying(TilesGroup):
-    """Finished tiles are read, changed, and written to another place."""
-
-    def compute(self) -> Facts:
-        blocks = [i for i in self.blocks if self.grid.rows(i)[0] < self.work.target.shape[0]]
-        for window in self.windows(self.group, fetched=False):
-            graph = self.graph()
-            copied = [
-                graph.add(("copy", i, k), tasks.copy_tile, i, k, priority=k, worker=self.at(i, k)) for k in window for i in blocks
-            ]
-            self.hold(graph, copied)
-        return {"done": np.array(True)}
-
-
-class _Placing(TilesGroup):
-    """Rows of finished panels go from the row blocks where they were stored to those where they belong."""
-
-    def limit(self, *, fetched: bool) -> int:
-        return max(1, super().limit(fetched=fetched) // len(self.blocks))
-
-    def compute(self) -> Facts:
-        for window in self.windows(self.group, fetched=False):
-            graph, merged = self.graph(), []
-            for k in window:
-                add = partial(graph.add, priority=k)
-                split = {i: add(("split", i, k), tasks.split_rows, i, k, worker=self.at(i, k)) for i in self.blocks}
-                for q in self.blocks:
-                    pieces = [add(("piece", i, q, k), take, split[i], q, worker=self.at(i, k)) for i in self.blocks]
-                    merged.append(add(("merge", q, k), tasks.merge_rows, q, k, *pieces, worker=self.at(q, k)))
-            self.hold(graph, merged)
-        return {"done": np.array(True)}
+def place_rows(graph: TaskGraph[Placing], k: int) -> list[Key]:
+    """Rows of a finished panel go from the row blocks where they were stored to those where they belong."""
+    group, blocks, add = graph.group, graph.group.grid.blocks(), partial(graph.add, priority=k)
+    split = {i: add(("split", i, k), tasks.split_rows, i, k, worker=group.at(i, k)) for i in blocks}
+    merged = []
+    for q in blocks:
+        pieces = [add(("piece", i, q, k), tasks.rows_for, split[i], q, worker=group.at(i, k)) for i in blocks]
+        merged.append(add(("merge", q, k), tasks.merge_rows, q, k, *pieces, worker=group.at(q, k)))
+    return merged

@@ -1,38 +1,43 @@
 """Cholesky factorization: A = L L^H of a Hermitian positive definite matrix.
 
-A panel is one block of columns (`cholesky_panels`), or, where it is too tall for one worker, cut in row blocks
-(`tiled_cholesky`).
+A panel is one block of columns (`panels`), or, where it is too tall for one worker, cut in row blocks
+(`row_blocks`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from dlscale.arrays import Array
 from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check
 from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
-from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.clusters.facts import ClusterFacts
 from dlscale.engine.passes import Passes
 from dlscale.engine.plan import Plan, Step
 from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
-from dlscale.engine.tiles.grid import PanelGrid
+from dlscale.engine.tiles.factorizer import Factorizer
+from dlscale.engine.tiles.grid import PanelGrid, Ways
 from dlscale.engine.tiles.methods import Seen
-from dlscale.engine.tiles.products import tile_product
-from dlscale.engine.tiles.row_blocks import Tiles
+from dlscale.engine.tiles.products import Part
+from dlscale.engine.tiles.row_blocks import RowBlocks
+from dlscale.engine.tiles.steps import Steps
+from dlscale.engine.tiles.whole import WholePanels
 from dlscale.errors import NumericalError, SpecError
-from dlscale.linalg.cholesky import panels as cholesky_panels
-from dlscale.linalg.cholesky import row_blocks as tiled_cholesky
 from dlscale.linalg.cholesky.panels import Cholesky
-from dlscale.linalg.panels.plan import FactorOptions, plan_panels
-from dlscale.linalg.panels.products import TriangularProduct, probes, scaled_residual, triangular_product
+from dlscale.linalg.cholesky.row_blocks import TiledCholesky
+from dlscale.linalg.panels.plan import FactorOptions, factor_target, plan_panels
+from dlscale.linalg.panels.products import part_product, probes, scaled_residual
 from dlscale.linalg.panels.scaling import panels_at_safe_scale, place_times, require_safe
 from dlscale.linalg.scaling import scale_words
 from dlscale.storage.matrix import Matrix
 from dlscale.storage.scaled import scaled
 
-__all__ = ["Cholesky", "CholeskyOptions", "compute_cholesky", "factor_panels", "plan_cholesky"]
+__all__ = ["STEPS", "Cholesky", "CholeskyOptions", "compute_cholesky", "factor_panels", "plan_cholesky"]
+
+STEPS: Ways[Steps[Any, Any]] = Ways(WholePanels(Cholesky()), RowBlocks(TiledCholesky()))
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,9 @@ def _factor(passes: Passes, A: Matrix, exponent: int, *, plan: Plan) -> Outcome:
         L = place_times(passes, "l-unscaled", L, "l", plan.panels, exponent // 2, upper=False)
     else:
         require_safe(seen.largest, dtype)
-    LLX = _product_with_adjoint(passes, scaled(L, -(exponent // 2)), plan, X)
+    back = scaled(L, -(exponent // 2))
+    LX, _ = part_product(passes, "adjoint", back, plan, X, part=Part("lower", adjoint=True))
+    LLX, _ = part_product(passes, "lower", back, plan, LX, part=Part("lower"))
     check = Check(
         "||(A - LL')x|| / (||Ax|| n eps)",
         scaled_residual(seen.products - LLX, seen.products, n, dtype),
@@ -114,20 +121,16 @@ def _factor(passes: Passes, A: Matrix, exponent: int, *, plan: Plan) -> Outcome:
 def factor_panels(
     passes: Passes, A: Matrix, grid: PanelGrid, *, probes: Array, step: str = "cholesky", keep: bool = True
 ) -> tuple[Matrix, Seen]:
-    """Factor a matrix by panels, or by panels in row blocks; see `cholesky_panels.factor_panels`."""
-    factor = cholesky_panels.factor_panels if grid.row_blocks == 1 else tiled_cholesky.factor_tiles
-    return factor(passes, A, grid, probes=probes, step=step, keep=keep)
+    """Factor a matrix; ``keep`` says whether the factor belongs to the job's result.
 
-
-def _product_with_adjoint(passes: Passes, L: Matrix, plan: Plan, X: Array) -> Array:
-    """``L L^H X`` with the stored factor."""
-    n, grid = L.shape[0], plan.panels
-    if grid.row_blocks == 1:
-        LX = triangular_product(passes, "adjoint", L, plan.columns, TriangularProduct(X, n, lower=True, adjoint=True, n_columns=n))
-        return triangular_product(passes, "lower", L, plan.columns, TriangularProduct(LX, n, lower=True))
-    tiles = Tiles(passes.run)
-    LX, _ = tile_product(tiles, "adjoint", L, grid, X, part="lower", adjoint=True)
-    return tile_product(tiles, "lower", L, grid, LX, part="lower")[0]
+    Returns
+    -------
+    L : Matrix (n, n)
+    Seen
+    """
+    target = factor_target(passes.run, "l" if keep else step, A.shape, A.dtype, grid, scratch=not keep)
+    _, seen = Factorizer(passes.run).factor(step, A, STEPS.of(grid), grid, target, probes=probes)
+    return target.matrix(), seen
 
 
 KIND = Kind(

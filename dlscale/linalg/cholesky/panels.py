@@ -5,14 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from dlscale.arrays import Array
-from dlscale.engine.passes import Passes
-from dlscale.engine.tiles.factorizer import Panels
-from dlscale.engine.tiles.grid import PanelGrid
-from dlscale.engine.tiles.methods import Facts, Method, Seen, Transform
+from dlscale.engine.tiles.methods import Facts, Method, Transform
 from dlscale.errors import NumericalError
 from dlscale.lapack import factor_cholesky, multiply_add, solve_right, subtract_hermitian_product
-from dlscale.linalg.panels.plan import factor_target
-from dlscale.storage.matrix import Matrix
 
 
 class Cholesky(Method):
@@ -54,18 +49,3 @@ def factor_diagonal(block: Array, top: int) -> Facts:
             "Use kind lu, or kind solve with assume: general."
         )
     return {"order": np.array([top + len(block)])}
-
-
-def factor_panels(
-    passes: Passes, A: Matrix, grid: PanelGrid, *, probes: Array, step: str = "cholesky", keep: bool = True
-) -> tuple[Matrix, Seen]:
-    """Factor a matrix; ``keep`` says whether the factor belongs to the job's result.
-
-    Returns
-    -------
-    L : Matrix (n, n)
-    Seen
-    """
-    target = factor_target(passes.run, "l" if keep else step, A.shape, A.dtype, grid, scratch=not keep)
-    _, seen = Panels(passes.run).factor(step, A, Cholesky(), grid, target, probes=probes)
-    return target.matrix(), seen

@@ -10,14 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dlscale.arrays import Array
-from dlscale.engine.passes import Passes
-from dlscale.engine.tiles.grid import PanelGrid
-from dlscale.engine.tiles.methods import Facts, Seen
-from dlscale.engine.tiles.row_blocks import Election, Place, TiledMethod, Tiles, TileTransform
+from dlscale.engine.tiles.methods import Election, Facts, Place, TiledMethod, TileTransform
 from dlscale.lapack import multiply_add, solve_right
 from dlscale.linalg.cholesky.panels import Cholesky, factor_diagonal
-from dlscale.linalg.panels.plan import factor_target
-from dlscale.storage.matrix import Matrix
 
 
 class TiledCholesky(TiledMethod):
@@ -58,12 +53,3 @@ class TiledCholesky(TiledMethod):
 def _rows_of(transform: TileTransform, tile: Array) -> Array:
     """The rows of L that stand left of a tile, which begins further down where it holds a diagonal."""
     return transform.tile[len(transform.tile) - len(tile) :]
-
-
-def factor_tiles(
-    passes: Passes, A: Matrix, grid: PanelGrid, *, probes: Array, step: str = "cholesky", keep: bool = True
-) -> tuple[Matrix, Seen]:
-    """Factor a matrix whose panels are in row blocks; as `cholesky_panels.factor_panels`."""
-    target = factor_target(passes.run, "l" if keep else step, A.shape, A.dtype, grid, scratch=not keep)
-    _, seen = Tiles(passes.run).factor(step, A, TiledCholesky(), grid, target, probes=probes)
-    return target.matrix(), seen

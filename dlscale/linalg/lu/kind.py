@@ -1,44 +1,68 @@
 """LU factorization with pivoting: P A = L U.
 
-A panel is one block of columns and pivoted like LAPACK's (`lu_panels`), or, where it is too tall for one worker, cut in row
-blocks that choose their pivots by a tournament (`tiled_lu`).
+A panel is one block of columns and pivoted like LAPACK's (`panels`), or, where it is too tall for one worker, cut in row
+blocks that choose their pivots by a tournament (`row_blocks`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check
 from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
-from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.clusters.facts import ClusterFacts
 from dlscale.engine.passes import Passes
 from dlscale.engine.plan import Plan, Step
 from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
-from dlscale.engine.tiles.grid import PanelGrid
+from dlscale.engine.tiles.factorizer import Factorizer
+from dlscale.engine.tiles.grid import PanelGrid, Ways
 from dlscale.engine.tiles.methods import Facts, Seen
-from dlscale.engine.tiles.products import tile_product
-from dlscale.engine.tiles.row_blocks import Tiles
+from dlscale.engine.tiles.products import Part
+from dlscale.engine.tiles.row_blocks import RowBlocks
+from dlscale.engine.tiles.steps import Steps
+from dlscale.engine.tiles.whole import WholePanels
 from dlscale.errors import NumericalError
-from dlscale.linalg.lu import panels as lu_panels
-from dlscale.linalg.lu import row_blocks as tiled_lu
-from dlscale.linalg.lu.panels import LU, row_move
-from dlscale.linalg.panels.plan import FactorOptions, plan_panels
-from dlscale.linalg.panels.products import TriangularProduct, probes, scaled_residual, triangular_product
+from dlscale.linalg.lu.panels import LU, Exchanges, RowOrder, row_move
+from dlscale.linalg.lu.row_blocks import Places, TournamentLU
+from dlscale.linalg.panels.plan import FactorOptions, factor_target, plan_panels
+from dlscale.linalg.panels.products import part_product, probes, scaled_residual
 from dlscale.linalg.panels.scaling import panels_at_safe_scale, place_times, require_safe
 from dlscale.linalg.scaling import scale_words
 from dlscale.storage.matrix import Matrix
 from dlscale.storage.scaled import scaled
 
-__all__ = ["LU", "LUOptions", "compute_lu", "factor_panels", "plan_lu", "row_move"]
+__all__ = ["LU", "STEPS", "LUOptions", "LUPanels", "compute_lu", "factor_panels", "plan_lu", "row_move"]
 
+#: Pivoted like LAPACK, or by a tournament of row blocks.
+STEPS: Ways[Steps[Any, Any]] = Ways(WholePanels(LU()), RowBlocks(TournamentLU()))
+ROWS: Ways[RowOrder] = Ways(Exchanges(), Places())
 
 #: Growth times eps from which on a factorization says that digits may be lost.
 GROWTH_EPS = 1e-10
+
+
+class LUPanels(NamedTuple):
+    """A matrix that was factored by panels.
+
+    Parameters
+    ----------
+    lu : Matrix (m, n)
+    pivots : (min(m, n),)
+    facts : list
+        Of the panels.
+    seen : Seen
+    """
+
+    lu: Matrix
+    pivots: Array
+    facts: list[Facts]
+    seen: Seen
 
 
 @dataclass(frozen=True)
@@ -131,27 +155,37 @@ def _factor(passes: Passes, A: Matrix, exponent: int, *, plan: Plan) -> Outcome:
     return Outcome({"piv": pivots.astype(np.int32)}, ("lu",), certificate, {"growth_factor": growth}, tuple(notes))
 
 
-def factor_panels(
-    passes: Passes, A: Matrix, grid: PanelGrid, *, probes: Array, step: str = "lu", keep: bool = True
-) -> tuple[Matrix, Array, list[Facts], Seen]:
-    """Factor a matrix by panels, or by panels in row blocks; see `lu_panels.factor_panels`."""
-    factor = lu_panels.factor_panels if grid.row_blocks == 1 else tiled_lu.factor_tiles
-    return factor(passes, A, grid, probes=probes, step=step, keep=keep)
+def factor_panels(passes: Passes, A: Matrix, grid: PanelGrid, *, probes: Array, step: str = "lu", keep: bool = True) -> LUPanels:
+    """Factor a matrix.
+
+    Parameters
+    ----------
+    passes : Passes
+    A : Matrix (m, n)
+    grid : PanelGrid
+    probes : (n, k)
+    step : str
+        Name of the step, and of the array.
+    keep : bool
+        Whether it belongs to the job's result.
+    """
+    run, rows, factorizer = passes.run, ROWS.of(grid), Factorizer(passes.run)
+    apart = rows.apart(grid)
+    target = factor_target(run, step, A.shape, A.dtype, grid, scratch=apart or not keep)
+    factored, seen = factorizer.factor(step, A, STEPS.of(grid), grid, target, probes=probes)
+    if apart:
+        target = factor_target(run, step if keep else f"{step}-rows", A.shape, A.dtype, grid, scratch=not keep)
+    pivots = rows.settle(factorizer, f"{step}-rows", factored, target)
+    return LUPanels(target.matrix(), pivots, factored.facts, seen)
 
 
 def _products(passes: Passes, upper: Matrix, lu: Matrix, plan: Plan, X: Array) -> tuple[Array, Array, float]:
     """``U X`` and ``L U X`` with U from ``upper`` and L from ``lu``; the largest modulus of U where it is measured on the way."""
-    (m, n), grid = lu.shape, plan.panels
-    k = min(m, n)
-    if grid.row_blocks == 1:
-        UX = triangular_product(passes, "upper", upper, plan.columns, TriangularProduct(X, m, lower=False))[:k]
-        LUX = triangular_product(passes, "lower", lu, plan.columns, TriangularProduct(UX, m, lower=True, unit=True))
-        return UX, LUX, 0.0
-    tiles = Tiles(passes.run)
-    UX, largest = tile_product(tiles, "upper", upper, grid, X, part="upper")
-    X = np.zeros_like(X)
-    X[:k] = UX[:k]
-    return UX[:k], tile_product(tiles, "lower", lu, grid, X, part="lower", unit=True)[0], largest
+    UX, largest = part_product(passes, "upper", upper, plan, X, part=Part("upper"))
+    k = min(lu.shape)
+    padded = np.zeros_like(X)
+    padded[:k] = UX[:k]
+    return UX[:k], part_product(passes, "lower", lu, plan, padded, part=Part("lower", unit=True)).product, largest
 
 
 KIND = Kind(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -9,13 +10,11 @@ from itertools import pairwise
 import numpy as np
 
 from dlscale.arrays import Array
-from dlscale.engine.passes import Passes
-from dlscale.engine.tiles.factorizer import Panels
+from dlscale.engine.targets import Target
+from dlscale.engine.tiles.factorizer import Factorizer
 from dlscale.engine.tiles.grid import PanelGrid
-from dlscale.engine.tiles.methods import Facts, Method, RowMove, Seen, Transform, largest_modulus
+from dlscale.engine.tiles.methods import Factored, Facts, Method, RowMove, Transform, largest_modulus
 from dlscale.lapack import factor_lu, interchanges, multiply_add, solve_lower
-from dlscale.linalg.panels.plan import factor_target
-from dlscale.storage.matrix import Matrix
 
 
 class LU(Method):
@@ -74,46 +73,34 @@ class LaterRows:
 
     moves: dict[int, RowMove]
 
-    def __call__(self, k: int, panel: Array) -> None:
+    def __call__(self, i: int, k: int, panel: Array) -> None:
         move = self.moves.get(k)
         if move is not None:
             panel[move.targets] = panel[move.sources]
 
 
-def factor_panels(
-    passes: Passes, A: Matrix, grid: PanelGrid, *, probes: Array, step: str = "lu", keep: bool = True
-) -> tuple[Matrix, Array, list[Facts], Seen]:
-    """Factor a matrix.
+class RowOrder(ABC):
+    """How the rows of a factorization come to their final places."""
 
-    Parameters
-    ----------
-    passes : Passes
-    A : Matrix (m, n)
-    grid : PanelGrid
-    probes : (n, k)
-    step : str
-        Name of the step, and of the array.
-    keep : bool
-        Whether it belongs to the job's result.
+    @abstractmethod
+    def apart(self, grid: PanelGrid) -> bool:
+        """Whether rows still move when all groups are finished, so that these are kept apart until then."""
 
-    Returns
-    -------
-    lu : Matrix (m, n)
-    pivots : (min(m, n),)
-    facts : list
-        Of the panels.
-    Seen
-    """
-    several = len(grid.groups()) > 1
-    # Rows of finished groups still move, so groups are kept apart until the last one is done.
-    target = factor_target(passes.run, step, A.shape, A.dtype, grid, scratch=several or not keep)
-    factored, seen = Panels(passes.run).factor(step, A, LU(), grid, target, probes=probes)
-    pivots = np.concatenate([fact["pivots"] for fact in factored.facts])
-    if several:
-        final = factor_target(passes.run, step if keep else f"{step}-rows", A.shape, A.dtype, grid, scratch=not keep)
-        Panels(passes.run).place(f"{step}-rows", factored, final, LaterRows(_later_moves(factored.facts, grid)))
-        target = final
-    return target.matrix(), pivots, factored.facts, seen
+    @abstractmethod
+    def settle(self, factorizer: Factorizer, step: str, factored: Factored, target: Target) -> Array:
+        """The pivots (k,); rows that were kept apart are brought to the target."""
+
+
+class Exchanges(RowOrder):
+    """Whole panels: rows were exchanged as LAPACK does, but for those of groups before."""
+
+    def apart(self, grid: PanelGrid) -> bool:
+        return len(grid.groups()) > 1
+
+    def settle(self, factorizer: Factorizer, step: str, factored: Factored, target: Target) -> Array:
+        if self.apart(factored.grid):
+            factorizer.copy(step, factored, target, LaterRows(_later_moves(factored.facts, factored.grid)))
+        return np.concatenate([fact["pivots"] for fact in factored.facts])
 
 
 def _later_moves(facts: Sequence[Facts], grid: PanelGrid) -> dict[int, RowMove]:

@@ -12,14 +12,21 @@ from typing import Any
 import numpy as np
 
 from dlscale.arrays import Array
-from dlscale.engine.passes import Passes
+from dlscale.engine.targets import Target
+from dlscale.engine.tiles.factorizer import Factorizer
 from dlscale.engine.tiles.grid import PanelGrid
-from dlscale.engine.tiles.methods import Facts, RowMove, Seen, largest_modulus
-from dlscale.engine.tiles.row_blocks import Election, Place, TiledMethod, Tiles, TileTransform
+from dlscale.engine.tiles.methods import (
+    Election,
+    Factored,
+    Facts,
+    Place,
+    RowMove,
+    TiledMethod,
+    TileTransform,
+    largest_modulus,
+)
 from dlscale.lapack import factor_lu, multiply_add, solve_lower, solve_right
-from dlscale.linalg.lu.panels import LU, row_move
-from dlscale.linalg.panels.plan import factor_target
-from dlscale.storage.matrix import Matrix
+from dlscale.linalg.lu.panels import LU, RowOrder, row_move
 
 
 class TournamentLU(TiledMethod):
@@ -123,17 +130,16 @@ class TournamentLU(TiledMethod):
         return settled
 
 
-def factor_tiles(
-    passes: Passes, A: Matrix, grid: PanelGrid, *, probes: Array, step: str = "lu", keep: bool = True
-) -> tuple[Matrix, Array, list[Facts], Seen]:
-    """Factor a matrix whose panels are in row blocks; as `lu.factor_panels`."""
-    tiles = Tiles(passes.run)
-    target = factor_target(passes.run, step, A.shape, A.dtype, grid, scratch=True)
-    factored, seen = tiles.factor(step, A, TournamentLU(), grid, target, probes=probes)
-    sources, pivots = final_rows(factored.facts, grid)
-    final = factor_target(passes.run, step if keep else f"{step}-rows", A.shape, A.dtype, grid, scratch=not keep)
-    tiles.place(f"{step}-rows", factored, final, sources)
-    return final.matrix(), pivots, factored.facts, seen
+class Places(RowOrder):
+    """Row blocks: winners rest in their own row block until all panels are done."""
+
+    def apart(self, grid: PanelGrid) -> bool:
+        return True
+
+    def settle(self, factorizer: Factorizer, step: str, factored: Factored, target: Target) -> Array:
+        sources, pivots = final_rows(factored.facts, factored.grid)
+        factorizer.place(step, factored, target, sources)
+        return pivots
 
 
 def final_rows(facts: Sequence[Facts], grid: PanelGrid) -> tuple[list[Array], Array]:

@@ -1,6 +1,6 @@
-"""Products with stored factors, column panel by column panel, for certificates: T X for the upper or lower part of a matrix.
+"""Products with stored factors for certificates: T X for the upper or lower part of a matrix.
 
-Each is a pass over the rows of the factor's transpose.
+Each is a pass over the rows of the factor's transpose, or goes tile by tile where no worker can hold a column.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ import numpy as np
 from dlscale.arrays import Array
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Fold, Passes, State
+from dlscale.engine.plan import Plan
+from dlscale.engine.tiles.grid import Ways
+from dlscale.engine.tiles.products import Part, Product, tile_product
 from dlscale.kernels import safe_norm
 from dlscale.linalg.svd.subspace import gaussian
 from dlscale.storage.matrix import Matrix
@@ -79,6 +82,25 @@ class TriangularProduct(Fold):
 def triangular_product(passes: Passes, step: str, factor: Matrix, grid: RowGrid, fold: TriangularProduct) -> Array:
     """Run a `TriangularProduct` over a stored factor (m, n)."""
     return passes.sweep(step, factor.T, fold, grid)["product"]
+
+
+def _by_columns(passes: Passes, step: str, T: Matrix, plan: Plan, X: Array, part: Part) -> Product:
+    """By a pass, where a worker can hold a column; the largest modulus is not measured."""
+    (m, n), lower = T.shape, part.name == "lower"
+    fold = TriangularProduct(X, m, lower=lower, unit=part.unit, adjoint=part.adjoint, n_columns=n)
+    return Product(triangular_product(passes, step, T, plan.columns, fold), 0.0)
+
+
+def _by_tiles(passes: Passes, step: str, T: Matrix, plan: Plan, X: Array, part: Part) -> Product:
+    return tile_product(passes.run, step, T, plan.panels, X, part=part)
+
+
+_PRODUCTS = Ways(_by_columns, _by_tiles)
+
+
+def part_product(passes: Passes, step: str, T: Matrix, plan: Plan, X: Array, *, part: Part) -> Product:
+    """``T X``, or ``T^H X``, for the upper or lower part of a stored factor (m, n), as its panels are cut (`tile_product`)."""
+    return _PRODUCTS.of(plan.panels)(passes, step, T, plan, X, part)
 
 
 def probes(n: int, dtype: np.dtype[Any]) -> Array:

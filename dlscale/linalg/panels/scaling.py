@@ -14,10 +14,9 @@ import numpy as np
 from dlscale.arrays import Array
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Passes
-from dlscale.engine.tiles.factorizer import Panels
+from dlscale.engine.tiles.factorizer import Factorizer
 from dlscale.engine.tiles.grid import PanelGrid
 from dlscale.engine.tiles.methods import Factored
-from dlscale.engine.tiles.row_blocks import Tiles
 from dlscale.engine.tiles.whole_tasks import STRIP_BYTES
 from dlscale.errors import NumericalError, OutOfRange
 from dlscale.kernels import largest_part, safe_exponent, times_power_of_two
@@ -74,7 +73,7 @@ def require_safe(largest: float, dtype: np.dtype[Any]) -> None:
 
 @dataclass(frozen=True)
 class TimesPower:
-    """Multiplies a tile, or its part on and above the diagonal of the matrix, by ``2^exponent``; as `Finish` and for `Tiles.copy`.
+    """Multiplies a tile, or its part on and above the diagonal of the matrix, by ``2^exponent``.
 
     Parameters
     ----------
@@ -88,16 +87,12 @@ class TimesPower:
     exponent: int
     upper: bool
 
-    def __call__(self, k: int, panel: Array) -> None:
-        panel[...] = self._times(panel, -self.grid.columns(k)[0])
-
-    def tile(self, i: int, k: int, tile: Array) -> Array:
-        return self._times(tile, self.grid.rows(i)[0] - self.grid.columns(k)[0])
-
-    def _times(self, tile: Array, shift: int) -> Array:
-        if not self.upper:
-            return times_back(tile, self.exponent)
-        return np.asarray(np.tril(tile, shift - 1) + times_back(np.triu(tile, shift), self.exponent))
+    def __call__(self, i: int, k: int, tile: Array) -> None:
+        shift = self.grid.rows(i)[0] - self.grid.columns(k)[0]
+        if self.upper:
+            tile[...] = np.tril(tile, shift - 1) + times_back(np.triu(tile, shift), self.exponent)
+        else:
+            tile[...] = times_back(tile, self.exponent)
 
 
 def times_back(factor: Array, exponent: int) -> Array:
@@ -120,9 +115,5 @@ def times_back(factor: Array, exponent: int) -> Array:
 def place_times(passes: Passes, step: str, factors: Matrix, name: str, grid: PanelGrid, exponent: int, *, upper: bool) -> Matrix:
     """Copy stored factors, or their upper part, times a power of two to an array of the result."""
     target = factor_target(passes.run, name, factors.shape, factors.dtype, grid)
-    times = TimesPower(grid, exponent, upper)
-    if grid.row_blocks == 1:
-        Panels(passes.run).place(step, Factored(grid, factors, []), target, times)
-    else:
-        Tiles(passes.run).copy(step, Factored(grid, factors, []), target, times.tile)
+    Factorizer(passes.run).copy(step, Factored(grid, factors, []), target, TimesPower(grid, exponent, upper))
     return target.matrix()

@@ -1,6 +1,6 @@
 """QR of a matrix of any shape: tall ones by passes over their rows, the others by panels of their columns.
 
-A panel is one block of columns (`panel_qr`), or, where it is too tall for one worker, cut in row blocks (`tiled_qr`).
+A panel is one block of columns (`panels`), or, where it is too tall for one worker, cut in row blocks (`row_blocks`).
 """
 
 from __future__ import annotations
@@ -12,18 +12,21 @@ from pydantic import Field
 
 from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
 from dlscale.declaration.sections import Planned
-from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.clusters.facts import ClusterFacts
 from dlscale.engine.plan import Plan
 from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
+from dlscale.engine.tiles.grid import Ways
 from dlscale.errors import DoesNotFitError, SpecError
 from dlscale.linalg.panels.plan import FactorOptions
 from dlscale.linalg.qr import tall as tall_qr
-from dlscale.linalg.qr.panels import compute_panel_qr, plan_panel_qr
-from dlscale.linalg.qr.row_blocks import compute_tiled_qr
+from dlscale.linalg.qr.panels import QRSteps, WholeQR, compute_panel_qr, plan_panel_qr
+from dlscale.linalg.qr.row_blocks import TiledQR
 from dlscale.storage.matrix import Matrix
 
 Mode = Literal["reduced", "r", "raw"]
+
+WAYS: Ways[QRSteps] = Ways(WholeQR(), TiledQR())
 
 #: Rows to columns from which on, and columns up to which, a matrix goes to the passes by itself.
 TALL = 4
@@ -82,10 +85,9 @@ def plan_qr(A: Matrix, options: QROptions, facts: ClusterFacts) -> Plan:
 
 
 def compute_qr(run: Run, A: Matrix, options: QROptions, plan: Plan) -> Outcome:
-    """Compute by the plan (`tall_qr.compute_tall_qr`, `panel_qr.compute_panel_qr`, `tiled_qr.compute_tiled_qr`)."""
+    """Compute by the plan (`tall.compute_tall_qr`, `panels.compute_panel_qr`)."""
     if plan.method == "panels":
-        by_panels = compute_panel_qr if plan.panels.row_blocks == 1 else compute_tiled_qr
-        return by_panels(run, A, options.mode, plan)
+        return compute_panel_qr(run, A, options.mode, plan, WAYS.of(plan.panels))
     return tall_qr.compute_tall_qr(run, A, _by_passes(options), plan)
 
 

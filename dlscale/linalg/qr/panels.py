@@ -2,31 +2,68 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check
-from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.clusters.facts import ClusterFacts
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.plan import Plan, Step
 from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
-from dlscale.engine.tiles.factorizer import Panels
+from dlscale.engine.tiles.factorizer import Factorizer
 from dlscale.engine.tiles.grid import PanelGrid
-from dlscale.engine.tiles.methods import Factored, largest_modulus
+from dlscale.engine.tiles.methods import Change, Factored, largest_modulus
+from dlscale.engine.tiles.products import Part
+from dlscale.engine.tiles.steps import ReversibleSteps, Steps
+from dlscale.engine.tiles.whole import ReversiblePanels
 from dlscale.linalg.panels.plan import FactorOptions, factor_target, plan_panels
-from dlscale.linalg.panels.products import TriangularProduct, probes, scaled_residual, triangular_product
+from dlscale.linalg.panels.products import part_product, probes, scaled_residual
 from dlscale.linalg.panels.reflectors import Householder
 from dlscale.linalg.panels.scaling import panels_at_safe_scale, place_times, require_safe, times_back
 from dlscale.linalg.scaling import scale_words
 from dlscale.linalg.solve.applying import Function, apply
 from dlscale.linalg.solve.factors import QRFactors
 from dlscale.storage.matrix import Matrix
+
+
+class Checked(NamedTuple):
+    """What a formed Q does on random vectors: ``A X - Q R X`` or its norm, and ``Q^H Q Y``."""
+
+    residual: Array
+    back: Array
+
+
+class QRSteps(ABC):
+    """What differs between whole panels and row blocks.
+
+    Attributes
+    ----------
+    steps, undoing : Steps
+        That factor, and that form Q.
+    """
+
+    steps: Steps[Any, Any]
+    undoing: ReversibleSteps[Any, Any]
+
+    @abstractmethod
+    def upper(self, grid: PanelGrid, phases: Array, exponent: int) -> Change:
+        """Leaves ``2^exponent R`` (k, n) of a factored matrix, its rows scaled by ``phases`` (k,)."""
+
+    @abstractmethod
+    def check(self, passes: Passes, Q: Matrix, grid: PanelGrid, AX: Array, RX: Array, Y: Array) -> Checked:
+        """What Q (m, k) does, read from where it is stored; ``grid`` is that of its tiles."""
+
+    @abstractmethod
+    def unrotated(self, passes: Passes, factored: Factored, X: Array) -> Array:
+        """``Q X`` for a few vectors (m, k), by the transforms."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +74,7 @@ class UpperPart:
     phases: Array
     exponent: int = 0
 
-    def __call__(self, j: int, panel: Array) -> None:
+    def __call__(self, i: int, j: int, panel: Array) -> None:
         first, stop = j * self.panel, j * self.panel + panel.shape[1]
         panel[first:stop] = np.triu(panel[first:stop])
         panel[stop:] = 0
@@ -53,7 +90,7 @@ class ScaledColumns:
     panel: int
     phases: Array
 
-    def __call__(self, j: int, panel: Array) -> None:
+    def __call__(self, i: int, j: int, panel: Array) -> None:
         panel *= self.phases[j * self.panel : j * self.panel + panel.shape[1]]
 
 
@@ -79,6 +116,26 @@ class Orthonormal(Fold):
         return ()
 
 
+class WholeQR(QRSteps):
+    """Householder QR of whole panels; Q is checked by a pass over its rows."""
+
+    steps = undoing = ReversiblePanels(Householder())
+
+    def upper(self, grid: PanelGrid, phases: Array, exponent: int) -> Change:
+        return UpperPart(grid.panel, phases, exponent)
+
+    def check(self, passes: Passes, Q: Matrix, grid: PanelGrid, AX: Array, RX: Array, Y: Array) -> Checked:
+        m, k = Q.shape
+        rows = max(1, min(m, 16 * 2**20 // (k * Q.dtype.itemsize)))
+        fold = Orthonormal(AX, np.ascontiguousarray(RX), Y)
+        found = passes.sweep("check", Q, fold, RowGrid(m, rows, rows * max(1, m // rows // 16)))
+        return Checked(np.sqrt(found["residual"]), found["back"])
+
+    def unrotated(self, passes: Passes, factored: Factored, X: Array) -> Array:
+        factors = QRFactors(factored)
+        return apply(passes.run, "check", Function(factors.unrotated, factors.rotation_cost), X, together=1)
+
+
 def plan_panel_qr(A: Matrix, options: FactorOptions, mode: str, facts: ClusterFacts) -> Plan:
     """Plan a QR factorization by panels; ``mode`` is ``reduced``, ``r`` or ``raw``.
 
@@ -99,7 +156,7 @@ def plan_panel_qr(A: Matrix, options: FactorOptions, mode: str, facts: ClusterFa
     return plan_panels("qr", f"blocked Householder QR: {words}", A, Householder(), options, facts, more=more)
 
 
-def compute_panel_qr(run: Run, A: Matrix, mode: str, plan: Plan) -> Outcome:
+def compute_panel_qr(run: Run, A: Matrix, mode: str, plan: Plan, way: QRSteps) -> Outcome:
     """Factor by the plan; ``q`` and ``r``, or ``qr`` and ``t``, go to the outputs of the run.
 
     Returns
@@ -114,41 +171,37 @@ def compute_panel_qr(run: Run, A: Matrix, mode: str, plan: Plan) -> Outcome:
     ----------
     Schreiber and Van Loan (1989); Elmroth and Gustavson (2000) for the recursive panel.
     """
-    return panels_at_safe_scale(Passes(run), A, partial(_compute, mode=mode, plan=plan))
+    return panels_at_safe_scale(Passes(run), A, partial(_compute, mode=mode, plan=plan, way=way))
 
 
-def _compute(passes: Passes, A: Matrix, exponent: int, *, mode: str, plan: Plan) -> Outcome:
+def _compute(passes: Passes, A: Matrix, exponent: int, *, mode: str, plan: Plan, way: QRSteps) -> Outcome:
     """Factor ``A = 2^-exponent`` times the matrix."""
-    (m, n), dtype, panels, grid = A.shape, A.dtype, Panels(passes.run), plan.panels
+    (m, n), dtype, factorizer, grid = A.shape, A.dtype, Factorizer(passes.run), plan.panels
     k = min(m, n)
     X = probes(n, dtype)
     target = factor_target(passes.run, "qr", A.shape, dtype, grid, scratch=mode != "raw" or bool(exponent))
-    factored, seen = panels.factor("qr", A, Householder(), grid, target, probes=X)
+    factored, seen = factorizer.factor("qr", A, way.steps, grid, target, probes=X)
     if not exponent:
         require_safe(seen.largest, dtype)
     raw = target.matrix()
-    upper = TriangularProduct(X, m, lower=False)
-    RX = triangular_product(passes, "upper", raw, plan.columns, upper)[:k]
+    RX = part_product(passes, "upper", raw, plan, X, part=Part("upper")).product[:k]
     phases = diagonal_phases(raw, grid)
+    orthonormal = None
     if mode == "reduced":
         q = factor_target(passes.run, "q", (m, k), dtype, grid)
-        panels.form("q", factored, Householder(), q, finish=ScaledColumns(grid.panel, phases))
+        factorizer.form("q", factored, way.undoing, q, change=ScaledColumns(grid.panel, phases))
         Y = probes(k, dtype)
         # At size 1, so that no square overflows or vanishes.
         size = largest_modulus(seen.products) or 1.0
-        fold = Orthonormal(seen.products / size, np.ascontiguousarray(phases.conj()[:, None] * RX / size), Y)
-        rows = max(1, min(m, 16 * 2**20 // (k * dtype.itemsize)))
-        found = passes.sweep("check", q.matrix(), fold, RowGrid(m, rows, rows * max(1, m // rows // 16)))
-        residual, back = np.sqrt(found["residual"]) * size, found["back"] - Y
-        orthonormal = scaled_residual(back, Y, k, dtype)
+        RX = phases.conj()[:, None] * RX / size
+        residual, back = way.check(passes, q.matrix(), replace(grid, shape=(m, k)), seen.products / size, RX, Y)
+        residual, orthonormal = residual * size, scaled_residual(back - Y, Y, k, dtype)
     else:
-        factors = QRFactors(factored)
         padded = np.concatenate([RX, np.zeros((m - k, X.shape[1]), dtype)])
-        QRX = apply(passes.run, "check", Function(factors.unrotated, factors.rotation_cost), padded, together=1)
-        residual, orthonormal = seen.products - QRX, None
+        residual = seen.products - way.unrotated(passes, factored, padded)
     if mode != "raw":
         r = factor_target(passes.run, "r", (k, n), dtype, grid, over=target)
-        panels.place("r", factored, r, UpperPart(grid.panel, phases, exponent))
+        factorizer.copy("r", factored, r, way.upper(grid, phases, exponent))
     elif exponent:
         place_times(passes, "qr-unscaled", raw, "qr", grid, exponent, upper=True)
     outcome = qr_outcome(mode, factored, scaled_residual(residual, seen.products, n, dtype), orthonormal)

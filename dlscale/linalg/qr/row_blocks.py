@@ -21,27 +21,21 @@ Demmel, Grigori, Jacquelin, Nguyen, Solomonik (2014), "Reconstructing Householde
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 
 import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.engine.passes import Passes
-from dlscale.engine.plan import Plan
-from dlscale.engine.ranks.outcome import Outcome
-from dlscale.engine.run import Run
+from dlscale.engine.tiles.factorizer import Factorizer
 from dlscale.engine.tiles.grid import PanelGrid
-from dlscale.engine.tiles.methods import Facts, largest_modulus
-from dlscale.engine.tiles.products import tile_product
-from dlscale.engine.tiles.row_blocks import Election, Place, TiledMethod, Tiles, TileTransform
+from dlscale.engine.tiles.methods import Change, Election, Factored, Facts, Place, TiledMethod, TileTransform
+from dlscale.engine.tiles.products import Part, tile_product
+from dlscale.engine.tiles.row_blocks import RowBlocks
 from dlscale.lapack import apply_reflectors, factor_qr, multiply_add, multiply_triangular, solve_lower, solve_right
-from dlscale.linalg.panels.plan import factor_target
-from dlscale.linalg.panels.products import probes, scaled_residual
 from dlscale.linalg.panels.reflectors import Householder
-from dlscale.linalg.panels.scaling import panels_at_safe_scale, place_times, require_safe, times_back
-from dlscale.linalg.qr.panels import ScaledColumns, diagonal_phases, qr_outcome
-from dlscale.linalg.scaling import scale_words
+from dlscale.linalg.panels.scaling import times_back
+from dlscale.linalg.qr.panels import Checked, QRSteps
 from dlscale.storage.matrix import Matrix
 
 #: Rows that are worked on at a time where a tile is overwritten by its product with a small matrix.
@@ -151,52 +145,31 @@ def _meeting(transform: TileTransform, tile: Array) -> tuple[Array, Array, int]:
 
 @dataclass(frozen=True)
 class UpperTile:
-    """Cuts ``2^exponent R`` (k, n) out of a factored tile, its rows scaled by ``phases`` (k,)."""
+    """Leaves ``2^exponent R`` (k, n) of the tiles that begin in its rows, its rows scaled by ``phases`` (k,)."""
 
     grid: PanelGrid
     phases: Array
     exponent: int = 0
 
-    def __call__(self, i: int, j: int, tile: Array) -> Array:
+    def __call__(self, i: int, j: int, tile: Array) -> None:
         first, column = self.grid.rows(i)[0], self.grid.columns(j)[0]
         phases = self.phases[first : first + len(tile)].conj()[:, None]
-        return times_back(np.triu(tile[: len(phases)], first - column) * phases, self.exponent)
+        tile[...] = times_back(np.triu(tile, first - column) * phases, self.exponent)
 
 
-def compute_tiled_qr(run: Run, A: Matrix, mode: str, plan: Plan) -> Outcome:
-    """Factor by the plan, whose panels are in row blocks; as `panel_qr.compute_panel_qr`, in the same formats."""
-    return panels_at_safe_scale(Passes(run), A, partial(_compute, mode=mode, plan=plan))
+class TiledQR(QRSteps):
+    """Householder QR of row blocks; Q is checked tile by tile."""
 
+    steps = RowBlocks(TiledHouseholder())
+    undoing = RowBlocks(TiledHouseholder(inverse=True))
 
-def _compute(passes: Passes, A: Matrix, exponent: int, *, mode: str, plan: Plan) -> Outcome:
-    (m, n), dtype, tiles, grid = A.shape, A.dtype, Tiles(passes.run), plan.panels
-    k = min(m, n)
-    X = probes(n, dtype)
-    target = factor_target(passes.run, "qr", A.shape, dtype, grid, scratch=mode != "raw" or bool(exponent))
-    factored, seen = tiles.factor("qr", A, TiledHouseholder(), grid, target, probes=X)
-    if not exponent:
-        require_safe(seen.largest, dtype)
-    raw = target.matrix()
-    RX = tile_product(tiles, "upper", raw, grid, X, part="upper")[0][:k]
-    phases = diagonal_phases(raw, grid)
-    if mode != "raw":
-        r = factor_target(passes.run, "r", (k, n), dtype, grid)
-        tiles.copy("r", factored, r, UpperTile(grid, phases, exponent))
-    elif exponent:
-        place_times(passes, "qr-unscaled", raw, "qr", grid, exponent, upper=True)
-    orthonormal = None
-    if mode == "reduced":
-        q, columns = factor_target(passes.run, "q", (m, k), dtype, grid), replace(grid, shape=(m, k))
-        tiles.form("q", factored, TiledHouseholder(inverse=True), q, finish=ScaledColumns(grid.panel, phases))
-        Q, Y = q.matrix(), probes(k, dtype)
-        # At size 1, so that no square overflows or vanishes.
-        size = seen.products.real.dtype.type(largest_modulus(seen.products) or 1)
-        both = np.hstack([phases.conj()[:, None] * RX / size, Y])
-        QRX, QY = np.hsplit(tile_product(tiles, "check", Q, columns, both)[0], 2)
-        back, _ = tile_product(tiles, "orthonormal", Q, columns, QY, adjoint=True)
-        residual, orthonormal = seen.products - QRX * size, scaled_residual(back - Y, Y, k, dtype)
-    else:
-        RX = np.concatenate([RX, np.zeros((m - k, X.shape[1]), dtype)])
-        residual = seen.products - tiles.unapply("check", factored, TiledHouseholder(inverse=True), RX)
-    found = qr_outcome(mode, factored, scaled_residual(residual, seen.products, n, dtype), orthonormal)
-    return replace(found, notes=scale_words(exponent))
+    def upper(self, grid: PanelGrid, phases: Array, exponent: int) -> Change:
+        return UpperTile(grid, phases, exponent)
+
+    def check(self, passes: Passes, Q: Matrix, grid: PanelGrid, AX: Array, RX: Array, Y: Array) -> Checked:
+        both = tile_product(passes.run, "check", Q, grid, np.hstack([RX, Y]), part=Part()).product
+        QRX, QY = np.hsplit(both, 2)
+        return Checked(AX - QRX, tile_product(passes.run, "orthonormal", Q, grid, QY, part=Part(adjoint=True)).product)
+
+    def unrotated(self, passes: Passes, factored: Factored, X: Array) -> Array:
+        return Factorizer(passes.run).unapply("check", factored, self.undoing, X)

@@ -17,8 +17,9 @@ from dlscale.engine.costs import lay_out
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Passes
 from dlscale.engine.plan import Need, Plan, Step
-from dlscale.engine.tiles.factorizer import Panels
+from dlscale.engine.tiles.factorizer import Factorizer
 from dlscale.engine.tiles.methods import Method
+from dlscale.engine.tiles.whole import WholePanels
 from dlscale.errors import NumericalError
 from dlscale.lapack import interchanges
 from dlscale.linalg.cholesky import kind as cholesky
@@ -144,7 +145,7 @@ def factor_orthogonally(passes: Passes, A: Matrix, plan: Plan, *, name: str) -> 
     """Householder QR, which is stable whatever the growth of LU is, at twice the work."""
     target = factor_target(passes.run, name, A.shape, A.dtype, plan.panels, scratch=True)
     probes = np.zeros((A.shape[1], 1), A.dtype)
-    factored, _ = Panels(passes.run).factor(name, A, Householder(), plan.panels, target, probes=probes)
+    factored, _ = Factorizer(passes.run).factor(name, A, WholePanels(Householder()), plan.panels, target, probes=probes)
     return QRFactors(factored, plan.cluster.threads_per_worker)
 
 

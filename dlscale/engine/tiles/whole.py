@@ -1,0 +1,101 @@
+"""Whole panels: a panel is a block of columns that one worker holds, and LAPACK's to factor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from dlscale.engine.tiles import whole_tasks as tasks
+from dlscale.engine.tiles.grid import PanelGrid
+from dlscale.engine.tiles.groups import MAX_TASKS, Group, Key, TaskGraph
+from dlscale.engine.tiles.methods import Facts, Method, Reversible, Seen
+from dlscale.engine.tiles.steps import ReversibleSteps, Steps
+from dlscale.engine.tiles.work import Applying, Factoring, Filling
+from dlscale.storage.matrix import Matrix
+
+P = TypeVar("P", bound=Method)
+
+
+@dataclass(frozen=True)
+class WholePanels(Steps[P, Key], Generic[P]):
+    """Steps of a method on whole panels; a panel travels to the workers of those behind it."""
+
+    method: P
+
+    @property
+    def costs(self) -> Method:
+        return self.method
+
+    def load(self, graph: TaskGraph[Factoring[P]]) -> None:
+        group = graph.group
+        for number, run in enumerate(load_runs(graph.work.A, group.grid, group.panels)):
+            # A run of several panels is one worker's, and the next run is the next one's.
+            place = run.start if len(run) == 1 else number
+            loaded = graph.add(("load", run.start), tasks.load_panels, run.start, run.stop, priority=run.start, worker=place)
+            group.seen[run.start] = graph.add(("products", run.start), tasks.seen_of, loaded, priority=run.start, worker=place)
+            for i, k in enumerate(run):
+                group.tiles[0, k] = graph.add(("panel", k, 0), tasks.panel_of, loaded, i, priority=k, worker=k)
+
+    def fetch(self, graph: TaskGraph[Applying[P]], j: int, *, priority: float) -> Key:
+        return graph.add(("fetch", j), tasks.fetch_panel, j, priority=priority, worker=j)
+
+    def factor(self, graph: TaskGraph[Factoring[P]], j: int, *, priority: float) -> Key:
+        group = graph.group
+        factored = graph.add(("factor", j), tasks.factor_panel, j, group.tiles[0, j], priority=priority, worker=j)
+        group.tiles[0, j] = graph.add(("panel", j, "factored"), tasks.factored_panel, factored, priority=priority, worker=j)
+        group.facts[j] = graph.add(("facts", j), tasks.facts_of, factored, priority=priority, worker=j)
+        return graph.add(("transform", j), tasks.transform_of, factored, j, priority=priority, worker=j)
+
+    def apply(self, graph: TaskGraph[Applying[P]], transform: Key, j: int, k: int, *, priority: float) -> None:
+        tiles = graph.group.tiles
+        tiles[0, k] = graph.add(
+            ("panel", k, j + 1), tasks.apply_panel, transform, k, tiles[0, k], priority=priority, worker=k
+        )  # fmt: skip
+
+    def write(self, graph: TaskGraph[Filling[P]], facts: Sequence[Facts]) -> tuple[list[Key], list[Facts]]:
+        group = graph.group
+        settled = self.method.settle(facts, group.panels.start, group.grid)
+        moves = [move for move, _ in settled] + [None] * (len(group.panels) - len(settled))
+        written = [
+            graph.add(("write", k), tasks.write_panel, k, group.tiles[0, k], move, priority=k, worker=k)
+            for k, move in zip(group.panels, moves, strict=True)
+        ]
+        return written, [fact for _, fact in settled]
+
+    def together(self, group: Group[Factoring[P]], parts: Mapping[int, Seen]) -> Seen:
+        first, *others = parts.values()
+        return Seen(sum((part.products for part in others), first.products), max(part.largest for part in parts.values()))
+
+    def width(self, grid: PanelGrid) -> int:
+        return 1
+
+    def n_tasks(self, grid: PanelGrid) -> int:
+        group = min(grid.group, grid.n_panels)
+        return group * max(1, min(MAX_TASKS // group, grid.n_steps))
+
+    def n_moved(self, grid: PanelGrid, n_workers: int) -> float:
+        """Factored panels, to all workers."""
+        return float(grid.n_entries(grid.n_steps) * (n_workers - 1))
+
+
+class ReversiblePanels(WholePanels[Reversible], ReversibleSteps[Reversible, Key]):
+    """The same for a method whose transforms can be undone."""
+
+    #: Half of what a transform does to other columns.
+    own_share = 0.5
+
+    def identity(self, graph: TaskGraph[Filling[Reversible]]) -> None:
+        """Nothing: a panel begins where the transform of its own number is applied."""
+
+    def undo(self, graph: TaskGraph[Applying[Reversible]], transform: Key, j: int, k: int, *, priority: float) -> None:
+        tiles = graph.group.tiles
+        before = tiles.get((0, k))
+        how = (tasks.form_panel, transform, k) if before is None else (tasks.unapply_panel, transform, k, before)
+        tiles[0, k] = graph.add(("panel", k, j), *how, priority=priority, worker=k)
+
+
+def load_runs(A: Matrix, grid: PanelGrid, panels: range) -> list[range]:
+    """Panels that are loaded by one task: those that share stored chunks, as far as two threads still share the work."""
+    length = max(1, min(A.column_unit // grid.panel, len(panels) // 2))
+    return [range(k, min(k + length, panels.stop)) for k in range(panels.start, panels.stop, length)]
