@@ -5,6 +5,7 @@ dlscale.randomized_svd(A, 50)          # u, s, vh of a NumPy, Dask or Zarr array
 dlscale.svd(A)                         # exact, tall or wide
 dlscale.qr(A)                          # q, r of a tall matrix
 dlscale.solve(A, b), dlscale.lstsq(A, b), dlscale.inverse(A), dlscale.slogdet(A)
+dlscale.matmul(A, B), dlscale.matmul(A, adjoint_a=True), dlscale.matrix_power(A, 5)
 dlscale.eigh(S), dlscale.eigsh(S, 6)    # of a symmetric matrix, proved to be complete
 dlscale.PCA(20).fit(A)                 # scikit-learn's estimator contract
 dlscale.run("jobs/photo-pca.yaml")     # a job, as `dlscale run` would
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from dlscale.linalg.factor_functions import qr as qr
     from dlscale.linalg.functions import randomized_svd as randomized_svd
     from dlscale.linalg.functions import svd as svd
+    from dlscale.linalg.multiply.functions import matmul as matmul
+    from dlscale.linalg.multiply.functions import matrix_power as matrix_power
     from dlscale.linalg.pca.estimator import PCA as PCA
     from dlscale.linalg.solve_functions import inverse as inverse
     from dlscale.linalg.solve_functions import lstsq as lstsq
@@ -45,6 +48,8 @@ _PLACES = {
     "lstsq": "dlscale.linalg.solve_functions",
     "inverse": "dlscale.linalg.solve_functions",
     "slogdet": "dlscale.linalg.solve_functions",
+    "matmul": "dlscale.linalg.multiply.functions",
+    "matrix_power": "dlscale.linalg.multiply.functions",
     "PCA": "dlscale.linalg.pca.estimator",
     "eigh": "dlscale.linalg.eigen.functions",
     "eigvalsh": "dlscale.linalg.eigen.functions",
@@ -61,6 +66,8 @@ __all__ = [
     "inverse",
     "lstsq",
     "lu",
+    "matmul",
+    "matrix_power",
     "qr",
     "randomized_svd",
     "run",

@@ -12,6 +12,7 @@ from dlscale.linalg.cholesky import kind as cholesky
 from dlscale.linalg.eigen import kind as eigh
 from dlscale.linalg.lstsq import kind as lstsq
 from dlscale.linalg.lu import kind as lu
+from dlscale.linalg.multiply import kind as matmul
 from dlscale.linalg.pca import kind as pca
 from dlscale.linalg.qr import kind as qr
 from dlscale.linalg.solve import inverse, slogdet
@@ -28,6 +29,7 @@ _TABLE = (
     lstsq.KIND,
     inverse.KIND,
     slogdet.KIND,
+    matmul.KIND,
     eigh.KIND,
     training.KIND,
     predicting.KIND,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dlscale.report import factors, figures, learning, pictures, spectra, words
+from dlscale.report import factors, figures, learning, pictures, products, spectra, words
 from dlscale.report.kinds import Telling, Tile, array
 from dlscale.report.markup import NOTHING, Markup, div, join, tag
 from dlscale.report.sections import Job, pair, section
@@ -223,6 +223,7 @@ TELLINGS: Mapping[str, Telling] = {
     ),
     "qr": Telling(lambda job: "The QR factorization", _qr_tiles, (triangle,)),
     **factors.TELLINGS,
+    **products.TELLINGS,
     **spectra.TELLINGS,
     **learning.TELLINGS,
 }

@@ -26,9 +26,9 @@ _CRC_BYTES = 4
 #: find where a disk is far away, and 0.1 ms where it is not.
 PIECE_BYTES = 2**18
 #: Shorter pieces from which on what lies between them is not read along with them.
-_LONG_BYTES = 2**16
+LONG_BYTES = 2**16
 #: What takes longer to read than another place takes to find.
-_GAP_BYTES = 2**18
+GAP_BYTES = 2**18
 #: Of rows that are read whole for some of their columns.
 _BUFFER_BYTES = 2**22
 #: Windows that are read at the same time, where there are many and each is short.
@@ -109,7 +109,7 @@ def read_window(window: Window, chunk: tuple[int, int], *, checksum: bool, direc
                 out[...] = buffer[r0:r1, c0:c1]
         elif whole_rows:
             _read_exactly(fd, path, _bytes_of(out)[done:], r0 * width * item + done)
-        elif ((c1 - c0) * item >= _LONG_BYTES or (width - c1 + c0) * item >= _GAP_BYTES) and out.strides[1] == item:
+        elif ((c1 - c0) * item >= LONG_BYTES or (width - c1 + c0) * item >= GAP_BYTES) and out.strides[1] == item:
             # Long pieces of rows, or pieces far from each other: one read each.
             offset, stride = (r0 * width + c0) * item, width * item
             done = _read_rows_direct(path, out, offset, stride) if direct else 0

@@ -48,11 +48,13 @@ class Promoted(View):
     ----------
     base : Matrix
     dtype : numpy.dtype
+    whose : str
+        What has this precision, for the note.
     """
 
-    def __init__(self, base: Matrix, dtype: np.dtype[Any]) -> None:
+    def __init__(self, base: Matrix, dtype: np.dtype[Any], whose: str = "the right-hand sides") -> None:
         super().__init__(base)
-        self.stored_dtype = dtype
+        self.stored_dtype, self.whose = dtype, whose
 
     @property
     def n_stored_bytes(self) -> int:
@@ -60,11 +62,11 @@ class Promoted(View):
 
     @property
     def T(self) -> Matrix:
-        return Promoted(self.base.T, self.dtype)
+        return Promoted(self.base.T, self.dtype, self.whose)
 
     @property
     def notes(self) -> list[str]:
-        return [*self.base.notes, f"the matrix is read in {self.dtype}, the precision of the right-hand sides"]
+        return [*self.base.notes, f"the matrix is read in {self.dtype}, the precision of {self.whose}"]
 
     def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
         narrow = self.base.region(rows, columns)

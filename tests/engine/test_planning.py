@@ -120,12 +120,18 @@ MEASURED: dict[str, tuple[dict[str, Any], float]] = {
     "rounds that a good condition spares": ({"kind": "qr", "input": {"matrix": "tall"}}, 0.6),
     "panels, and their certificate": ({"kind": "lu", "input": {"matrix": "square"}, "params": {"panel": PANEL}}, 1.0),
     "a triangle, and a check": ({"kind": "lstsq", "input": {"matrix": "tall", "rhs": "targets"}}, 1.0),
+    "tiles of a product": ({"kind": "matmul", "input": {"a": "square", "b": "square"}, "params": {"tile": 512}}, 1.0),
+    "a tall matrix and its adjoint": ({"kind": "matmul", "input": {"a": "tall"}, "params": {"adjoint_a": True}}, 1.0),
+    "a symmetric product in tiles": (
+        {"kind": "matmul", "input": {"a": "square"}, "params": {"adjoint_b": True, "tile": 512}},
+        1.0,
+    ),
     "rows that are kept in memory": (
         {"kind": "train", "input": {"features": "tall", "targets": "targets"}, "model": "linear", "params": {"epochs": 3}},
         1.0,
     ),
 }
-HELD = ("power iterations, a read each", "panels, and their certificate")
+HELD = ("power iterations, a read each", "panels, and their certificate", "tiles of a product")
 
 
 @pytest.fixture(scope="module")

@@ -44,6 +44,17 @@ RECORDS = {
         "exactly singular",
         "0.6000 +0.8000 i",
     ),
+    "matmul": (
+        of_kind(
+            "matmul",
+            {"largest": 12.5},
+            {"product": np.eye(30)},
+            spec={"kind": "matmul", "input": {"a": "x.zarr"}, "params": {"adjoint_b": True}},
+        ),
+        "The product A Aᴴ of",
+        "12.5",
+        "yellow is the largest entry",
+    ),
 }
 
 

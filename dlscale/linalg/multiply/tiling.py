@@ -1,0 +1,215 @@
+"""How a product is cut: tiles of C, each owned by one task, and the strips of A and B that are streamed past it.
+
+    for each tile of C, in a snake, so that neighbours share the rows of A or the columns of B:
+        for each strip of the inner dimension:  C_ij += A_is B_sj
+
+A tile reads ``k (b_m + b_n)`` words for ``2 k b_m b_n`` flops, so that the larger it is, the less is read.
+
+References
+----------
+Kwasniewski et al. (2019), COSMA; Hong and Kung (1981) for the lower bound ``2 m n k / sqrt(memory)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from dlscale.engine.grids import OUTPUT_BYTES, blocks
+from dlscale.linalg.multiply.operands import Operand, Span
+
+#: Rows and columns of what one thread multiplies at a time.
+PIECE = 1024
+#: Entries of a tile from which on larger ones hardly cost less time: several tiles are then better, for workers and checkpoints.
+TILE_ENTRIES = 2**24
+MIN_TILES = 16
+#: Widths of a strip that are tried, beside all of the inner dimension: products with narrower ones are slower.
+STRIPS = (1024, 2048, 4096, 8192, 16384)
+#: Pieces of A that are read, waited for and multiplied at the same time; strips of B.
+A_SLOTS, B_SLOTS = 3, 2
+_SMALLEST = 64
+#: Sizes that are tried beside the first one that fits.
+_SMALLER = 12
+#: Tiles are larger than is wanted where else so many times the bytes are read that are needed.
+IN_VAIN = 1.2
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """The grid of a product ``C = A B`` with C (m, n).
+
+    Parameters
+    ----------
+    m, n, k : int
+    rows, columns : int
+        Of a tile; the last ones may have fewer. ``columns`` is also the width of a chunk of C.
+    strip : int
+        Of the inner dimension, that is read at a time.
+    chunk_rows : int
+        Of a chunk of C; divides ``rows`` where there are several tiles below each other.
+    symmetric : bool
+        Whether C is Hermitian: tiles below the diagonal are then the adjoints of those above.
+    """
+
+    m: int
+    n: int
+    k: int
+    rows: int
+    columns: int
+    strip: int
+    chunk_rows: int
+    symmetric: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @cached_property
+    def row_spans(self) -> list[Span]:
+        return list(blocks(0, self.m, self.rows))
+
+    @cached_property
+    def column_spans(self) -> list[Span]:
+        return list(blocks(0, self.n, self.columns))
+
+    @cached_property
+    def strips(self) -> list[Span]:
+        return list(blocks(0, self.k, self.strip))
+
+    @cached_property
+    def tiles(self) -> Sequence[tuple[Span, Span]]:
+        """Rows and columns of each tile that is computed, in order."""
+        found: list[tuple[Span, Span]] = []
+        for i, rows in enumerate(self.row_spans):
+            across = self.column_spans[i:] if self.symmetric else self.column_spans
+            found += [(rows, columns) for columns in (reversed(across) if i % 2 else across)]
+        return found
+
+    @property
+    def piece_rows(self) -> int:
+        """Rows that are multiplied at a time, whole chunks."""
+        return self.chunk_rows * max(1, PIECE // self.chunk_rows)
+
+    def pieces(self, rows: Span) -> Iterator[Span]:
+        """The rows of a tile as they are multiplied, counted from its first one."""
+        return blocks(0, rows[1] - rows[0], self.piece_rows)
+
+    def is_diagonal(self, rows: Span, columns: Span) -> bool:
+        return self.symmetric and rows == columns
+
+    def products(self, rows: Span, columns: Span, piece: Span) -> Iterator[Span]:
+        """The columns of a tile that these rows of it are multiplied with, counted from its first ones."""
+        for across in blocks(0, columns[1] - columns[0], PIECE):
+            if not self.is_diagonal(rows, columns) or across[1] > piece[0]:
+                yield across
+
+    @cached_property
+    def flops(self) -> float:
+        entries = 0
+        for rows, columns in self.tiles:
+            if self.is_diagonal(rows, columns):
+                pieces = [(piece, across) for piece in self.pieces(rows) for across in self.products(rows, columns, piece)]
+                entries += sum((piece[1] - piece[0]) * (across[1] - across[0]) for piece, across in pieces)
+            else:
+                entries += (rows[1] - rows[0]) * (columns[1] - columns[0])
+        return 2.0 * entries * self.k
+
+    def bytes_read(self, a: Operand, b: Operand) -> int:
+        """Of all tiles together."""
+        if not self.symmetric:
+            of_a, of_b = a.bytes_read(self.row_spans, self.strips), b.bytes_read(self.strips, self.column_spans)
+            return of_a * len(self.column_spans) + of_b * len(self.row_spans)
+        # Tile (i, j) reads A_i and B_j, those on the diagonal one of them, which is the other one's adjoint.
+        down, inner_a = a.entries_read(self.row_spans, self.strips)
+        inner_b, across = b.entries_read(self.strips, self.column_spans)
+        of_a = sum(inner_a) * sum(width * (len(down) - 1 - i) for i, width in enumerate(down))
+        of_b = sum(inner_b) * sum(width * (i + 1) for i, width in enumerate(across))
+        return (of_a + of_b) * a.matrix.stored_dtype.itemsize
+
+    def bytes_needed(self, a: Operand, b: Operand) -> int:
+        """As `bytes_read`, were no more read of a chunk than is needed."""
+        n_down, n_across = len(self.row_spans), len(self.column_spans)
+        if self.symmetric:
+            # Row span i is read by all tiles of its row and of its column.
+            return self.m * self.k * n_down * a.matrix.stored_dtype.itemsize
+        of_a, of_b = (operand.matrix.stored_dtype.itemsize for operand in (a, b))
+        return self.k * (self.m * n_across * of_a + self.n * n_down * of_b)
+
+    def work_entries(self, a: Operand) -> tuple[int, int]:
+        """Entries of a tile, and of the pieces of A and strips of B beside it."""
+        rows = self.rows if a.adjoint else min(self.rows, self.piece_rows)
+        slots = 0 if self.symmetric and len(self.tiles) == 1 else A_SLOTS
+        return self.rows * self.columns, min(self.k, self.strip) * (B_SLOTS * self.columns + slots * rows)
+
+
+def cut(shape: tuple[int, int, int], rows: int, columns: int, strip: int, *, itemsize: int, symmetric: bool) -> Tiling:
+    """A tiling with tiles of about this size, of equal height and width, whole chunks of about `OUTPUT_BYTES`."""
+    m, n, k = shape
+    columns = -(-n // -(-n // min(n, columns)))
+    rows = columns if symmetric else -(-m // -(-m // min(m, rows)))
+    chunk_rows = min(rows, 2 ** max(0, (min(PIECE, OUTPUT_BYTES // (columns * itemsize))).bit_length() - 1))
+    if rows < m:
+        rows = -(-rows // chunk_rows) * chunk_rows
+        columns = rows if symmetric else columns
+    return Tiling(m, n, k, rows, columns, min(k, strip), chunk_rows, symmetric)
+
+
+def choose_tiling(
+    a: Operand, b: Operand, *, symmetric: bool, room_bytes: int, tile: int | None = None, strip: int | None = None
+) -> Tiling | None:
+    """The tiling that reads least of those whose work fits in ``room_bytes``; None where none does.
+
+    Parameters
+    ----------
+    a : Operand (m, k)
+    b : Operand (k, n)
+    symmetric : bool
+    room_bytes : int
+        For a tile and the strips beside it.
+    tile, strip : int, optional
+        Rows and columns of a tile, and width of a strip, to use as they are.
+    """
+    best: Tiling | None = None
+    for larger in (1, 4, 16):
+        # Larger than is wanted only where smaller ones read much of the chunks in vain.
+        sizes = [(tile, tile)] if tile else _sizes(a.shape[0], b.shape[1], symmetric=symmetric, larger=larger)
+        found = _least_read(a, b, sizes, symmetric=symmetric, room_bytes=room_bytes, strip=strip)
+        if found is not None and (best is None or found.bytes_read(a, b) < best.bytes_read(a, b)):
+            best = found
+        if best is None or best.bytes_read(a, b) <= IN_VAIN * best.bytes_needed(a, b):
+            break
+    return best
+
+
+def _least_read(
+    a: Operand, b: Operand, sizes: Iterable[tuple[int, int]], *, symmetric: bool, room_bytes: int, strip: int | None
+) -> Tiling | None:
+    """Of tiles of these sizes, which fall, and strips of all widths, those that fit and read least."""
+    (m, k), n, item = a.shape, b.shape[1], a.dtype.itemsize
+    best: tuple[int, int, Tiling] | None = None
+    left = _SMALLER
+    for rows, columns in sizes:
+        for width in [strip] if strip else sorted({min(k, width) for width in (*STRIPS, k)}):
+            tiling = cut((m, n, k), rows, columns, width, itemsize=item, symmetric=symmetric)
+            work = sum(tiling.work_entries(a)) * item
+            if work <= room_bytes:
+                cost = (tiling.bytes_read(a, b), work, tiling)
+                best = cost if best is None or cost[:2] < best[:2] else best
+        left -= best is not None
+        if not left:
+            break
+    return best[2] if best else None
+
+
+def _sizes(m: int, n: int, *, symmetric: bool, larger: int) -> Iterator[tuple[int, int]]:
+    """Rows and columns of tiles, from the largest that are wanted to the smallest that are worth while, of several shapes."""
+    area = max(TILE_ENTRIES, m * n // (2 * MIN_TILES if symmetric else MIN_TILES)) * larger
+    while True:
+        square = max(_SMALLEST, int(area**0.5), area // m)
+        for columns in (square,) if symmetric else (square, 2 * square, 4 * square, n):
+            columns = min(n, columns)
+            yield min(m, max(_SMALLEST, area // columns)), columns
+        if area <= _SMALLEST**2:
+            return
+        area //= 2

@@ -1,0 +1,44 @@
+"""What products of matrices show of their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dlscale.report import pictures, words
+from dlscale.report.kinds import Telling, Tile, array
+from dlscale.report.markup import Markup, div, tag
+from dlscale.report.sections import Job, section
+
+
+def _formula(job: Job) -> str:
+    """Such as ``A^H B``."""
+    params, inputs = job.record.params, job.record.spec.get("input") or {}
+    sides = [("A", "adjoint_a"), ("B" if "b" in inputs else "A", "adjoint_b")]
+    return " ".join(name + ("ᴴ" if params.get(adjoint) else "") for name, adjoint in sides)
+
+
+def _tiles(job: Job) -> list[Tile]:
+    shown = []
+    tiling = (job.record.plan.get("choices") or {}).get("tiling")
+    if tiling:
+        shown.append(Tile("Product", words.shape((tiling["m"], tiling["n"])), f"inner dimension {words.count(tiling['k'])}"))
+        shown.append(Tile("Tiles", words.shape((tiling["rows"], tiling["columns"])), f"strips of {words.count(tiling['strip'])}"))
+    largest = job.record.estimates.get("largest")
+    if isinstance(largest, int | float):
+        shown.append(Tile("Largest entry", words.number(float(largest)), "of the product"))
+    return shown
+
+
+def _magnitudes(job: Job) -> Markup | None:
+    """The product by orders of magnitude, where it is small enough to be drawn."""
+    product = array(job, "product")
+    if product is None or product.ndim != 2:
+        return None
+    said = f"{_formula(job)}: yellow is the largest entry, dark is 16 decades below it, clear is exactly zero."
+    image = div("triangle", pictures.magnitudes(product, "the product by orders of magnitude"))
+    return section("The product", "", div("wide", image, tag("figcaption", None, said)))
+
+
+TELLINGS: Mapping[str, Telling] = {
+    "matmul": Telling(lambda job: f"The product {_formula(job)}", _tiles, (_magnitudes,)),
+}
