@@ -183,7 +183,7 @@ def dask_ml(bench: Bench) -> None:
 
 def _features(bench: Bench, megabytes: int) -> Path:
     """A store of so much, and a class for each row."""
-    from dlscale.storage.writers import create_array
+    from dlscale.storage.writers import Layout, create_array
 
     folder = bench.data / f"stream-{megabytes}"
     if (folder / "done").exists():
@@ -193,10 +193,10 @@ def _features(bench: Bench, megabytes: int) -> Path:
     generator = np.random.default_rng(0)
     block = generator.standard_normal((chunk_rows, n_columns)).astype("f4")
     n_rows = n_chunks * chunk_rows
-    features = create_array(folder / "X.zarr", (n_rows, n_columns), dtype="f4", chunks=(chunk_rows, n_columns), overwrite=True)
+    features = create_array(folder / "X.zarr", Layout((n_rows, n_columns), "f4", (chunk_rows, n_columns)), overwrite=True)
     for i in range(n_chunks):
         features.write(i * chunk_rows, np.roll(block, i % 97, axis=0))
-    targets = create_array(folder / "y.zarr", (n_rows, 1), dtype="f4", chunks=(n_rows, 1), overwrite=True)
+    targets = create_array(folder / "y.zarr", Layout((n_rows, 1), "f4", (n_rows, 1)), overwrite=True)
     targets.write(0, generator.integers(0, 10, (n_rows, 1)).astype("f4"))
     (folder / "done").touch()
     return folder

@@ -16,7 +16,7 @@ from dlscale.engine.targets import StoreTarget
 from dlscale.errors import SpecError
 from dlscale.gallery import SpectrumMatrix
 from dlscale.storage.matrix import Matrix
-from dlscale.storage.writers import create_array, publish_array
+from dlscale.storage.writers import Layout, create_array, publish_array
 
 
 class MadeMatrix(Matrix):
@@ -65,9 +65,7 @@ def generate_matrix(passes: Passes, made: SpectrumMatrix, destination: Path, *, 
         raise SpecError(f"{destination} exists already; choose another path or remove it first.")
     partial = destination.with_name(f".{destination.name}.partial")
     m, _ = made.shape
-    writer = create_array(
-        partial, made.shape, dtype=made.dtype, chunks=chunks, name=destination.name, checksum=False, overwrite=True
-    )
+    writer = create_array(partial, Layout(made.shape, made.dtype, chunks), name=destination.name, checksum=False, overwrite=True)
     rows = writer.chunks[0]
     grid = RowGrid(m, rows, rows * max(1, -(-m // (rows * N_LEAVES))))
     passes.sweep("generate", MadeMatrix(made), Copy(), grid, outputs=[StoreTarget(writer)])

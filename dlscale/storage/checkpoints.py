@@ -31,7 +31,7 @@ from dlscale.storage.files.durable import (
     write_atomically,
 )
 from dlscale.storage.files.nodes import check_name, make_group, place_node
-from dlscale.storage.writers import ArrayWriter, Shape, put_array, reopen_array
+from dlscale.storage.writers import ArrayWriter, Layout, Shape, put_array, reopen_array
 
 _VERSION = 2
 
@@ -143,7 +143,7 @@ class Checkpoint:
         """A large array for tasks to write, opened where it is there with the same layout; see `create_array`."""
         self.require_place()
         path = place_node(self.directory / "scratch", name)
-        return reopen_array(path, shape, dtype=dtype, chunks=chunks, name=name, fsync=self._fsync)
+        return reopen_array(path, Layout(shape, dtype, chunks), name=name, fsync=self._fsync)
 
     def steps(self) -> list[str]:
         """Names of the steps that count, the oldest first; their arrays are verified by `load`."""

@@ -26,7 +26,7 @@ from dlscale.storage.files.atomic import PARTIAL, exchange, fsync_path, hidden, 
 from dlscale.storage.files.durable import Stamp, fsync_tree
 from dlscale.storage.files.nodes import find_node, group_metadata, place_node
 from dlscale.storage.seals import SEAL, make_seal
-from dlscale.storage.writers import ArrayWriter, Shape, create_array, put_array, reopen_array
+from dlscale.storage.writers import ArrayWriter, Layout, Shape, create_array, put_array, reopen_array
 
 __all__ = ["ArrayWriter", "ResultGroup", "create_array"]
 
@@ -89,7 +89,7 @@ class ResultGroup:
         self._lock.check()
         path = place_node(self.partial, name)
         make = create_array if name in self._writers else reopen_array
-        writer = make(path, shape, dtype=dtype, chunks=chunks, shards=shards, name=name, fsync=self._fsync)
+        writer = make(path, Layout(shape, dtype, chunks, shards), name=name, fsync=self._fsync)
         return self._writers.setdefault(name, writer)
 
     def put(self, name: str, array: NDArray[Any]) -> None:

@@ -51,6 +51,43 @@ _LAYOUT = ("node_type", "shape", "data_type", "chunk_grid", "chunk_key_encoding"
 
 
 @dataclass(frozen=True)
+class Layout:
+    """How an array lies in a store.
+
+    Parameters
+    ----------
+    shape : tuple of int
+    dtype : dtype
+        Boolean, integer, float or complex, as NumPy names them.
+    chunks, shards : tuple of int
+        Chunks longer than the array are cut to its length, unless it is sharded.
+    """
+
+    shape: Shape
+    dtype: DTypeLike
+    chunks: Shape
+    shards: Shape | None = None
+
+    def checked(self, path: Path) -> tuple[Shape, np.dtype[Any], Shape, Shape | None]:
+        """Shape, dtype, chunks and shards as they are stored (SpecError where they are not possible)."""
+        shape, chunks, shards = self.shape, self.chunks, self.shards
+        dtype = np.dtype(self.dtype)
+        if dtype.kind not in "biufc" or dtype in (np.longdouble, np.clongdouble):
+            raise SpecError(
+                f"{path} must hold booleans, integers, floats or complex numbers of a width Zarr knows, got dtype {dtype}."
+            )
+        if not len(shape) == len(chunks) == len(shards or chunks) or min(shape, default=0) < 0 or min(chunks, default=1) < 1:
+            raise SpecError(
+                f"{path}: chunks and shards must have a positive length for each axis of {shape}, got {chunks}, {shards}."
+            )
+        if shards and any(s < 1 or s % c for s, c in zip(shards, chunks, strict=True)):
+            raise SpecError(f"{path}: shards must be multiples of chunks along every axis, got shards {shards} of chunks {chunks}.")
+        if not shards:
+            chunks = tuple(min(c, max(n, 1)) for c, n in zip(chunks, shape, strict=True))
+        return tuple(shape), dtype.newbyteorder("="), tuple(chunks), tuple(shards) if shards else None
+
+
+@dataclass(frozen=True)
 class ArrayWriter:
     """A Zarr array that many tasks, threads and processes write, each of them whole chunks. `create_array` makes one.
 
@@ -255,11 +292,8 @@ class ArrayWriter:
 
 def create_array(
     path: str | os.PathLike[str],
-    shape: Shape,
+    layout: Layout,
     *,
-    dtype: DTypeLike,
-    chunks: Shape,
-    shards: Shape | None = None,
     name: str | None = None,
     fsync: bool = False,
     checksum: bool = True,
@@ -272,10 +306,7 @@ def create_array(
     ----------
     path : str or path
         Its folder; without ``parents`` it is made in one that is there.
-    shape, chunks, shards : tuple of int
-        Chunks longer than the array are cut to its length, unless it is sharded.
-    dtype : dtype
-        Boolean, integer, float or complex, as NumPy names them.
+    layout : Layout
     name : str, optional
         For messages; by default the last part of the path.
     fsync, checksum : bool
@@ -286,19 +317,10 @@ def create_array(
     Raises
     ------
     SpecError
-        If the shape, chunks, shards or dtype are not possible, or the place is taken by something else.
+        If the layout is not possible, or the place is taken by something else.
     """
     path = Path(path).absolute()  # a writer is pickled to processes with other working folders
-    dtype = _storable(np.dtype(dtype), path)
-    if not len(shape) == len(chunks) == len(shards or chunks) or min(shape, default=0) < 0 or min(chunks, default=1) < 1:
-        raise SpecError(f"{path}: chunks and shards must have a positive length for each axis of {shape}, got {chunks}, {shards}.")
-    if shards and any(s < 1 or s % c for s, c in zip(shards, chunks, strict=True)):
-        raise SpecError(f"{path}: shards must be multiples of chunks along every axis, got shards {shards} of chunks {chunks}.")
-    if not shards:
-        chunks = tuple(min(c, max(n, 1)) for c, n in zip(chunks, shape, strict=True))
-    writer = ArrayWriter(
-        name or path.name, path, tuple(shape), dtype, tuple(chunks), tuple(shards) if shards else None, fsync, checksum
-    )
+    writer = ArrayWriter(name or path.name, path, *layout.checked(path), fsync, checksum)
     wanted = _array_metadata(writer)
     if overwrite:
         remove_node(path)
@@ -319,16 +341,14 @@ def create_array(
     return writer
 
 
-def reopen_array(
-    path: Path, shape: Shape, *, dtype: DTypeLike, chunks: Shape, shards: Shape | None = None, name: str, fsync: bool
-) -> ArrayWriter:
+def reopen_array(path: Path, layout: Layout, *, name: str, fsync: bool) -> ArrayWriter:
     """`create_array` at a place that nobody else uses: what is there of another layout, or damaged, is removed."""
     try:
-        return create_array(path, shape, dtype=dtype, chunks=chunks, shards=shards, name=name, fsync=fsync)
+        return create_array(path, layout, name=name, fsync=fsync)
     except SpecError:
         if path.is_dir():
             shutil.rmtree(path)
-        return create_array(path, shape, dtype=dtype, chunks=chunks, shards=shards, name=name, fsync=fsync)
+        return create_array(path, layout, name=name, fsync=fsync)
 
 
 def put_array(path: Path, array: NDArray[Any], *, name: str | None = None) -> tuple[ArrayWriter, dict[str, int]]:
@@ -344,7 +364,7 @@ def put_array(path: Path, array: NDArray[Any], *, name: str | None = None) -> tu
     row_bytes = array.nbytes // max(1, len(array)) if array.ndim else array.nbytes
     rows = max(1, _CHUNK_BYTES // max(1, row_bytes))
     chunks = tuple(max(1, min(n, rows) if axis == 0 else n) for axis, n in enumerate(array.shape))
-    writer = create_array(path, array.shape, dtype=array.dtype, chunks=chunks, name=name, overwrite=True, parents=False)
+    writer = create_array(path, Layout(array.shape, array.dtype, chunks), name=name, overwrite=True, parents=False)
     array = array.astype(writer.dtype, copy=False)
     crcs = {}
     if array.size:
@@ -375,9 +395,3 @@ def _array_metadata(writer: ArrayWriter) -> bytes:
         fill_value=0,
     )
     return array.metadata.to_buffer_dict(default_buffer_prototype())["zarr.json"].to_bytes()
-
-
-def _storable(dtype: np.dtype[Any], path: Path) -> np.dtype[Any]:
-    if dtype.kind not in "biufc" or dtype in (np.longdouble, np.clongdouble):
-        raise SpecError(f"{path} must hold booleans, integers, floats or complex numbers of a width Zarr knows, got dtype {dtype}.")
-    return dtype.newbyteorder("=")

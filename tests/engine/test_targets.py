@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dlscale.engine.targets import MemoryTarget, StoreTarget, TransposedTarget
-from dlscale.storage.writers import create_array
+from dlscale.storage.writers import Layout, create_array
 
 
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -18,7 +18,7 @@ def test_zeros_and_the_block_below_them_fill_whole_columns(height, blocks, n_zer
     if m == 0:
         return
     block = np.arange(3.0 * n_rows).reshape(n_rows, 3) + 1
-    writer = create_array(tmp_path / "a", (start + m, 6), dtype=np.dtype(float), chunks=(height, 3), overwrite=True, name="a")
+    writer = create_array(tmp_path / "a", Layout((start + m, 6), np.dtype(float), (height, 3)), overwrite=True, name="a")
     memory = np.full((start + m, 6), np.nan)
     for target in (StoreTarget(writer), MemoryTarget(memory)):
         target.finish(start, n_zeros, block, 3)
@@ -40,7 +40,7 @@ def test_a_block_in_its_room_is_not_copied():
 
 @pytest.mark.parametrize("own", [True, False])
 def test_a_block_of_somebody_else_is_copied_before_it_is_changed(own, tmp_path):
-    writer = create_array(tmp_path / "a", (4, 4), dtype=np.dtype(float), chunks=(2, 2), name="a")
+    writer = create_array(tmp_path / "a", Layout((4, 4), np.dtype(float), (2, 2)), name="a")
     block = np.ones((4, 2))
     mine = StoreTarget(writer).take(0, block, 0, own=own)
     mine[...] = 5
@@ -49,7 +49,7 @@ def test_a_block_of_somebody_else_is_copied_before_it_is_changed(own, tmp_path):
 
 
 def test_what_stands_behind_a_target_is_known(tmp_path):
-    writer = create_array(tmp_path / "a", (4, 6), dtype=np.dtype(float), chunks=(2, 2), name="a")
+    writer = create_array(tmp_path / "a", Layout((4, 6), np.dtype(float), (2, 2)), name="a")
     assert StoreTarget(writer).writers == TransposedTarget(writer).writers == (writer,)
     assert MemoryTarget(np.zeros((2, 2))).writers == ()
     assert TransposedTarget(writer).shape == (6, 4)

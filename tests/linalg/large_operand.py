@@ -17,7 +17,7 @@ from dlscale.engine.run import Run
 from dlscale.linalg.operators import MatrixOperator, plan_operator
 from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.matrices import open_matrix
-from dlscale.storage.writers import create_array
+from dlscale.storage.writers import Layout, create_array
 
 M, WIDTH, STRIP = 20, 64, 10_000
 
@@ -27,8 +27,8 @@ def peak_bytes() -> int:
 
 
 def main(folder: Path, n: int) -> None:
-    A = create_array(folder / "A", (M, n), dtype="f8", chunks=(M, STRIP), name="A", checksum=False)
-    X = create_array(folder / "X", (n, WIDTH), dtype="f8", chunks=(STRIP, WIDTH), name="X", checksum=False)
+    A = create_array(folder / "A", Layout((M, n), "f8", (M, STRIP)), name="A", checksum=False)
+    X = create_array(folder / "X", Layout((n, WIDTH), "f8", (STRIP, WIDTH)), name="X", checksum=False)
     for start in range(0, n, STRIP):
         A.write(0, np.full((M, STRIP), 1.0), start)
         X.write(start, np.full((STRIP, WIDTH), 2.0))

@@ -22,7 +22,7 @@ from dlscale.buffers import empty_pages
 from dlscale.errors import SpecError
 from dlscale.storage import writers
 from dlscale.storage.files.nodes import check_name
-from dlscale.storage.writers import ArrayWriter, create_array, put_array
+from dlscale.storage.writers import ArrayWriter, Layout, create_array, put_array
 
 DTYPES = ["f4", "f8", "c8", "c16", "i1", "i4", "u2", "f2", "?"]
 
@@ -41,7 +41,7 @@ def chunk_files(path: Path) -> list[str]:
 @pytest.mark.parametrize("shards", [None, (8, 6)])
 def test_zarr_reads_the_same_bits(tmp_path: Path, dtype: str, order: str, shards: tuple[int, int] | None) -> None:
     A = np.asarray(random((21, 11), dtype), order=order)  # ragged at both edges
-    writer = create_array(tmp_path / "a", A.shape, dtype=dtype, chunks=(4, 3), shards=shards)
+    writer = create_array(tmp_path / "a", Layout(A.shape, dtype, (4, 3), shards))
     for i, j in itertools.product(range(0, 21, 8), range(0, 11, 6)):
         writer.write(i, A[i : i + 8, j : j + 6], j)
     array = zarr.open(tmp_path / "a", mode="r")
@@ -68,7 +68,7 @@ def test_writing_past_the_page_cache(tmp_path: Path, checksum: bool, monkeypatch
     monkeypatch.setattr(os, "write", counting)
     A = empty_pages((192, 100), np.dtype("f8"))
     A[...] = np.arange(A.size).reshape(A.shape)
-    writer = create_array(tmp_path / "a", A.shape, dtype="f8", chunks=(64, 100), checksum=checksum)
+    writer = create_array(tmp_path / "a", Layout(A.shape, "f8", (64, 100)), checksum=checksum)
     writer.write(0, A)
     assert direct == [12 * 4096] * 2  # 12.5 pages a chunk: the first and the third begin at one
     np.testing.assert_array_equal(zarr.open(tmp_path / "a", mode="r")[...], A)
@@ -81,7 +81,7 @@ def test_writing_past_the_page_cache(tmp_path: Path, checksum: bool, monkeypatch
 
 
 def test_zarr_finds_a_flipped_bit(tmp_path: Path) -> None:
-    writer = create_array(tmp_path / "a", (4, 4), dtype="f8", chunks=(4, 4))
+    writer = create_array(tmp_path / "a", Layout((4, 4), "f8", (4, 4)))
     writer.write(0, np.ones((4, 4)))
     with open(tmp_path / "a" / "c" / "0" / "0", "r+b") as file:
         file.write(b"\x01")
@@ -91,7 +91,7 @@ def test_zarr_finds_a_flipped_bit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shards", [None, (4, 4)])
 def test_chunks_of_zeros_are_written(tmp_path: Path, shards: tuple[int, int] | None) -> None:
-    writer = create_array(tmp_path / "a", (8, 4), dtype="f8", chunks=(2, 4), shards=shards)
+    writer = create_array(tmp_path / "a", Layout((8, 4), "f8", (2, 4), shards))
     writer.write(0, np.zeros((8, 4)))
     assert len(chunk_files(tmp_path / "a")) == (2 if shards else 4)
 
@@ -99,7 +99,7 @@ def test_chunks_of_zeros_are_written(tmp_path: Path, shards: tuple[int, int] | N
 @pytest.mark.parametrize(("shape", "chunks"), [((7,), (3,)), ((), ()), ((5, 4, 3), (2, 3, 3)), ((0, 3), (1, 3)), ((1, 1), (9, 9))])
 def test_any_number_of_axes(tmp_path: Path, shape: tuple[int, ...], chunks: tuple[int, ...]) -> None:
     A = random(shape, "f8")
-    create_array(tmp_path / "a", shape, dtype="f8", chunks=chunks).write(0, A)
+    create_array(tmp_path / "a", Layout(shape, "f8", chunks)).write(0, A)
     assert zarr.open_array(tmp_path / "a", mode="r")[...].tobytes() == A.tobytes()
     put_array(tmp_path / "b", A)
     assert zarr.open_array(tmp_path / "b", mode="r")[...].tobytes() == A.tobytes()
@@ -116,7 +116,7 @@ def test_put_array_cuts_large_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_writer_crosses_processes_with_another_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    writer = create_array("a", (2, 2), dtype="f8", chunks=(1, 2), fsync=True)
+    writer = create_array("a", Layout((2, 2), "f8", (1, 2)), fsync=True)
     writer.write(0, np.ones((1, 2)))
     copy = pickle.loads(pickle.dumps(writer))
     assert copy == writer
@@ -141,14 +141,14 @@ def test_a_writer_crosses_processes_with_another_working_folder(tmp_path: Path, 
 def test_a_block_that_splits_a_chunk_is_refused(
     tmp_path: Path, start: int, shape: tuple[int, ...], column: int, sentence: str
 ) -> None:
-    writer = create_array(tmp_path / "a", (10, 6), dtype="f8", chunks=(4, 3))
+    writer = create_array(tmp_path / "a", Layout((10, 6), "f8", (4, 3)))
     with pytest.raises(SpecError, match=sentence):
         writer.write(start, np.ones(shape), column)
     assert chunk_files(tmp_path / "a") == []
 
 
 def test_no_digits_are_lost_silently(tmp_path: Path) -> None:
-    writer = create_array(tmp_path / "a", (2, 2), dtype="f4", chunks=(2, 2))
+    writer = create_array(tmp_path / "a", Layout((2, 2), "f4", (2, 2)))
     for dtype in ("f8", "c8", "i8"):
         with pytest.raises(SpecError, match="without loss"):
             writer.write(0, np.ones((2, 2), dtype))
@@ -157,9 +157,9 @@ def test_no_digits_are_lost_silently(tmp_path: Path) -> None:
 
 def test_an_array_that_is_there(tmp_path: Path) -> None:
     path = tmp_path / "a"
-    writer = create_array(path, (4, 2), dtype="f8", chunks=(2, 2))
+    writer = create_array(path, Layout((4, 2), "f8", (2, 2)))
     writer.write(0, np.ones((2, 2)))
-    create_array(path, (4, 2), dtype="f8", chunks=(2, 2)).write(2, np.ones((2, 2)))  # the same layout goes on
+    create_array(path, Layout((4, 2), "f8", (2, 2))).write(2, np.ones((2, 2)))  # the same layout goes on
     assert (zarr.open_array(path, mode="r")[...] == 1).all()
     for other in (
         {"shape": (5, 2)},
@@ -169,8 +169,8 @@ def test_an_array_that_is_there(tmp_path: Path) -> None:
     ):
         layout = {"shape": (4, 2), "dtype": "f8", "chunks": (2, 2), "shards": None} | other
         with pytest.raises(SpecError, match="must be free or hold"):
-            create_array(path, layout.pop("shape"), **layout)  # type: ignore[arg-type]
-    create_array(path, (5, 2), dtype="f8", chunks=(2, 2), overwrite=True)
+            create_array(path, Layout(**layout))  # type: ignore[arg-type]
+    create_array(path, Layout((5, 2), "f8", (2, 2)), overwrite=True)
     assert chunk_files(path) == []
     assert os.listdir(tmp_path) == ["a"]
     with pytest.raises(SpecError, match="replaced after this writer was made"):
@@ -183,7 +183,7 @@ def test_other_files_are_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     for name in ("photos", "file", "file/below"):
         with pytest.raises(SpecError, match=r"[Cc]hoose another path"):
-            create_array(tmp_path / name, (4, 2), dtype="f8", chunks=(2, 2), overwrite=True)
+            create_array(tmp_path / name, Layout((4, 2), "f8", (2, 2)), overwrite=True)
     assert (tmp_path / "photos" / "a.jpg").exists()
     assert (tmp_path / "file").is_file()
 
@@ -198,7 +198,7 @@ def test_impossible_layouts(tmp_path: Path) -> None:
         {"chunks": (2, 2), "dtype": "g"},
     ):
         with pytest.raises(SpecError):
-            create_array(tmp_path / "a", (4, 2), **({"dtype": "f8"} | layout))  # type: ignore[arg-type]
+            create_array(tmp_path / "a", Layout(**({"shape": (4, 2), "dtype": "f8"} | layout)))  # type: ignore[arg-type]
     for name in ("", "../up", "/root", "a//b", ".hidden", "a/zarr.json", "x.partial", "a b"):
         with pytest.raises(SpecError, match="A name must begin"):
             check_name(name)
@@ -218,7 +218,7 @@ def test_concurrent_writes_are_bit_equal_or_refused(tmp_path: Path, pools: list[
     shape = tuple(int(n) for n in rng.integers(1, 40, 2))
     chunks = tuple(int(n) for n in rng.integers(1, 12, 2))
     shards = tuple(int(c * n) for c, n in zip(chunks, rng.integers(1, 4, 2), strict=True)) if rng.random() < 0.4 else None
-    writer = create_array(tmp_path / "a", shape, dtype=DTYPES[seed % len(DTYPES)], chunks=chunks, shards=shards)
+    writer = create_array(tmp_path / "a", Layout(shape, DTYPES[seed % len(DTYPES)], chunks, shards))
     # Half of the grids are made of whole units; the others are any.
     aligned = rng.random() < 0.5
     grid = tuple(int(u * n) if aligned else int(n) for u, n in zip(writer.unit, rng.integers(1, 4, 2), strict=True))

@@ -77,71 +77,58 @@ def import_matrix(
     Parameters
     ----------
     source : path or URL
-        .npy .npz .csv .tsv (also .gz) .parquet .h5 .hdf5 .mtx (also .gz), an image or a folder of images, or
-        "sample:photos" for two photographs in patches, or "sample:digits" and others (see `samples`).
-        URLs are opened by fsspec. One-dimensional arrays of n numbers
-        become n x 1. Booleans become uint8.
+        In a format of docs/importing.md, or "sample:photos" (see `samples`). n numbers become n x 1, booleans uint8.
     destination : path
         Folder of the new array; appears when complete.
     chunks : (int, int), optional
         Rows and columns of a chunk. None: all columns and a power of two of rows, about 16 MiB.
     dtype : dtype, optional
-        None keeps the source's (float64 for text). Otherwise one to which every value converts without wrapping round:
-        wider, or floating.
-    progress : callable, optional
-        Called as progress(done, total) in bytes: of the source for text, of the matrix otherwise.
+        To which every value converts without wrapping round. None: the source's; float64 for text.
+    progress : callable(done, total), optional
+        In bytes: of the source for text, of the matrix otherwise.
     overwrite : bool
-        Replace an existing Zarr array. Anything else that stands there is never replaced.
+        Replace an existing Zarr array, and nothing else.
     **options
-        How the source is read; each applies to some formats, and without it the reader decides:
-
-        - of images: `patches` (int), the side of square patches, one a row, and `stride` (int), pixels from one to the next;
-        - of .npz and HDF5: `dataset` (str), which array; needed when there are several;
-        - of tables: `columns` (list of str), which, in this order; columns without names are called "0", "1", ...;
-        - of CSV and TSV: `header` (bool), whether the first line names the columns; without it, it does if no cell is a number.
+        How the source is read: the fields of `ReadOptions`; without one, the reader decides.
 
     Returns
     -------
     Path
-        The destination.
 
     Raises
     ------
     SpecError
         If the format or an option is unknown, a package is missing, or the destination exists.
     InputError
-        If the source is missing, damaged, empty, or not a matrix of numbers, or a number is infinite in `dtype` and was not
-        in the source. Nothing is left behind.
+        If the source is missing, damaged, empty, no matrix of numbers, or beyond the range of `dtype`; nothing is left behind.
     DoesNotFitError
         If the disk has no room for the matrix.
 
     Warns
     -----
     ImportNote
-        If something in the source was understood in a way that the user should know; also kept in the array's attributes.
-
-    Notes
-    -----
-    Memory: below 200 MB with the default chunks, whatever the size of the source, as long as a row is below 16 MiB; of
-    images, one at a time. Disk: Matrix Market files, and column-major arrays in .npz, take scratch space beside the
-    destination.
+        How something was understood, where the user should know; also kept in the array's attributes.
     """
     source, destination = expand_home(source), local_path(destination, "The destination of an import")
     partial = destination.parent / f".{destination.name}.{uuid.uuid4().hex[:8]}.partial"
-    given = parse_options(options)
-    kind = _format(source)
-    _check_options(given, kind, source=source)
-    request = Request(source=source, scratch=partial / "scratch", dtype=_wanted_dtype(dtype), **given.model_dump())
+    request, read = _request(source, partial / "scratch", dtype, options)
     _check_destination(destination, overwrite=overwrite)
     destination.parent.mkdir(parents=True, exist_ok=True)
     try:
-        notes = _copy(request, kind.read, partial / "array", chunks=chunks, progress=progress)
+        notes = _copy(request, read, partial / "array", chunks=chunks, progress=progress)
         _publish(partial, destination)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     for note in notes:
         warnings.warn(note, ImportNote, stacklevel=2)
     return destination
+
+
+def _request(source: str, scratch: Path, dtype: DTypeLike | None, options: dict[str, Any]) -> tuple[Request, Reader]:
+    """What is asked for, checked, and what reads it."""
+    given, kind = parse_options(options), _format(source)
+    _check_options(given, kind, source=source)
+    return Request(source=source, scratch=scratch, dtype=_wanted_dtype(dtype), **given.model_dump()), kind.read
 
 
 def _publish(partial: Path, destination: Path) -> None:
