@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from dlscale.engine.clusters.facts import describe_cluster
 from dlscale.engine.clusters.opening import open_cluster
 from dlscale.engine.passes import Passes
 from dlscale.engine.run import Run
-from dlscale.engine.tiles.grid import PanelGrid
+from dlscale.engine.tiles.grid import PANEL_COLUMNS, WIDE_PANEL_COLUMNS, PanelGrid
 from dlscale.errors import SpecError
 from dlscale.linalg.lu.kind import LUOptions, factor_panels, plan_lu, row_move
 from dlscale.storage.matrices import open_matrix
@@ -95,3 +96,11 @@ def test_stored_result_solves(dtype: str) -> None:
 def test_too_many_row_blocks_are_refused() -> None:
     with pytest.raises(SpecError, match="row_blocks must be at most 4"):
         plan_lu(open_matrix(np.eye(64)), LUOptions(panel=16, row_blocks=5), describe_cluster("threads"))
+
+
+def test_panels_are_only_so_wide_that_there_are_as_many_row_blocks_as_asked_for() -> None:
+    """Whole panels of a matrix that fits in memory are wide; those in row blocks are not, so that 20 of them fit 16,384 rows."""
+    A = open_matrix(np.broadcast_to(np.zeros(()), (16384, 16384)))
+    facts = replace(describe_cluster("threads"), memory_bytes=2**36)
+    assert plan_lu(A, LUOptions(), facts).panels.panel == WIDE_PANEL_COLUMNS
+    assert plan_lu(A, LUOptions(row_blocks=20), facts).panels.panel == PANEL_COLUMNS

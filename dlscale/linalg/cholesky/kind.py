@@ -28,7 +28,7 @@ from dlscale.engine.tiles.whole import WholePanels
 from dlscale.errors import NumericalError, SpecError
 from dlscale.linalg.cholesky.panels import Cholesky
 from dlscale.linalg.cholesky.row_blocks import TiledCholesky
-from dlscale.linalg.panels.plan import FactorOptions, factor_target, plan_panels
+from dlscale.linalg.panels.plan import ByPanels, FactorOptions, factor_target, plan_panels
 from dlscale.linalg.panels.products import part_product, probes, scaled_residual
 from dlscale.linalg.panels.scaling import panels_at_safe_scale, place_times, require_safe
 from dlscale.linalg.scaling import scale_words
@@ -58,15 +58,9 @@ def plan_cholesky(A: Matrix, options: CholeskyOptions, facts: ClusterFacts) -> P
     if A.shape[1] != n:
         raise SpecError(f"input.matrix: must be square for a Cholesky factorization; got {n} x {A.shape[1]}.")
     stored = n * n * A.dtype.itemsize
-    return plan_panels(
-        "cholesky",
-        "blocked Cholesky of the lower triangle",
-        A,
-        Cholesky(),
-        options,
-        facts,
-        more=(Step("adjoint", 4.0 * n * n, stored), Step("lower", 4.0 * n * n, stored)),
-    )
+    what = ByPanels("cholesky", "blocked Cholesky of the lower triangle", STEPS)
+    more = (Step("adjoint", 4.0 * n * n, stored), Step("lower", 4.0 * n * n, stored))
+    return plan_panels(what, A, options, facts, more=more)
 
 
 def compute_cholesky(run: Run, A: Matrix, options: CholeskyOptions, plan: Plan) -> Outcome:

@@ -29,9 +29,8 @@ from dlscale.engine.tiles.grid import PanelGrid
 from dlscale.errors import DoesNotFitError, NumericalError
 from dlscale.kernels import accumulator_dtype
 from dlscale.linalg.cholesky import kind as cholesky
-from dlscale.linalg.cholesky.panels import Cholesky
 from dlscale.linalg.eigen.pairs import Pairs, Which
-from dlscale.linalg.panels.plan import FactorOptions, plan_panels
+from dlscale.linalg.panels.plan import ByPanels, FactorOptions, plan_panels
 from dlscale.linalg.scaling import power_words
 from dlscale.storage.matrix import Matrix, View
 from dlscale.storage.scaled import scaled
@@ -96,7 +95,7 @@ def plan_proof(A: Matrix, which: Which, facts: ClusterFacts) -> Plan | None:
     """
     empty = Deflated(A, np.zeros((A.shape[0], 0), A.dtype), np.zeros(0), 1.0, 1.0)
     try:
-        plan = plan_panels("eigh", "", empty, Cholesky(), FactorOptions(), facts, step=STEP)
+        plan = plan_panels(ByPanels("eigh", "", cholesky.STEPS, step=STEP), empty, FactorOptions(), facts)
     except DoesNotFitError:
         return None
     steps = plan.steps

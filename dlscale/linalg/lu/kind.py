@@ -6,7 +6,7 @@ blocks that choose their pivots by a tournament (`row_blocks`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ from dlscale.engine.tiles.whole import WholePanels
 from dlscale.errors import NumericalError
 from dlscale.linalg.lu.panels import LU, Exchanges, RowOrder, row_move
 from dlscale.linalg.lu.row_blocks import Places, TournamentLU
-from dlscale.linalg.panels.plan import FactorOptions, factor_target, plan_panels
+from dlscale.linalg.panels.plan import ByPanels, FactorOptions, factor_target, plan_panels
 from dlscale.linalg.panels.products import part_product, probes, scaled_residual
 from dlscale.linalg.panels.scaling import panels_at_safe_scale, place_times, require_safe
 from dlscale.linalg.scaling import scale_words
@@ -79,19 +79,15 @@ def plan_lu(A: Matrix, options: LUOptions, facts: ClusterFacts) -> Plan:
     """
     m, n = A.shape
     stored = m * n * A.dtype.itemsize
-    plan = plan_panels(
+    what = ByPanels(
         "lu",
         "blocked LU with partial pivoting (the pivots of LAPACK)",
-        A,
-        LU(),
-        options,
-        facts,
-        more=(Step("upper", 4.0 * m * n, stored), Step("lower", 4.0 * m * n, stored)),
+        STEPS,
+        cut_words="blocked LU with tournament pivoting over {row_blocks} row blocks",
         copied=True,
     )
-    if plan.panels.row_blocks == 1:
-        return plan
-    return replace(plan, words=f"blocked LU with tournament pivoting over {plan.panels.row_blocks} row blocks")
+    more = (Step("upper", 4.0 * m * n, stored), Step("lower", 4.0 * m * n, stored))
+    return plan_panels(what, A, options, facts, more=more)
 
 
 def compute_lu(run: Run, A: Matrix, options: LUOptions, plan: Plan) -> Outcome:

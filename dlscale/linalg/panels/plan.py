@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -12,17 +12,17 @@ import numpy as np
 
 from dlscale.declaration.options import Options
 from dlscale.declaration.sections import Panel, RowBlocks
-from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.clusters.facts import ClusterFacts
 from dlscale.engine.costs import libraries, measured_rates
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes.reading import N_STRIPS
 from dlscale.engine.plan import NOMINAL_FLOPS_PER_SECOND, Grids, Need, Plan, Step
 from dlscale.engine.run import Run
 from dlscale.engine.targets import MemoryTarget, StoreTarget, Target
-from dlscale.engine.tiles.factorizer import group_bytes
-from dlscale.engine.tiles.grid import WIDE_PANEL_COLUMNS, PanelGrid, choose_panel
-from dlscale.engine.tiles.groups import MAX_TASKS
+from dlscale.engine.tiles.factorizer import group_bytes, panel_bytes
+from dlscale.engine.tiles.grid import WIDE_PANEL_COLUMNS, PanelGrid, Ways, choose_panel
 from dlscale.engine.tiles.methods import Method
+from dlscale.engine.tiles.steps import Steps
 from dlscale.engine.tiles.whole_tasks import STRIP_BYTES
 from dlscale.errors import DoesNotFitError, SpecError
 from dlscale.storage.matrix import Matrix
@@ -45,33 +45,43 @@ class FactorOptions(Options):
     row_blocks: RowBlocks = None
 
 
-def plan_panels(
-    kind: str,
-    words: str,
-    A: Matrix,
-    method: Method,
-    options: FactorOptions,
-    facts: ClusterFacts,
-    *,
-    step: str | None = None,
-    more: Sequence[Step] = (),
-    copied: bool = False,
-) -> Plan:
+@dataclass(frozen=True)
+class ByPanels:
+    """A factorization, as plans know it.
+
+    Parameters
+    ----------
+    kind : str
+    words : str
+        The method as people are told.
+    steps : Ways of Steps
+    cut_words : str
+        What is said where panels are cut in ``{row_blocks}`` row blocks.
+    step : str, optional
+        How its steps are called, if not as the kind.
+    copied : bool
+        Whether finished groups are kept apart until the last one is done, and then copied to their final place.
+    """
+
+    kind: str
+    words: str
+    steps: Ways[Steps[Any, Any]]
+    cut_words: str = "{words}; panels in {row_blocks} row blocks"
+    step: str | None = None
+    copied: bool = False
+
+
+def plan_panels(what: ByPanels, A: Matrix, options: FactorOptions, facts: ClusterFacts, *, more: Sequence[Step] = ()) -> Plan:
     """Plan a factorization.
 
     Parameters
     ----------
-    kind, words : str
+    what : ByPanels
     A : Matrix (m, n)
-    method : Method
     options : FactorOptions
     facts : ClusterFacts
-    step : str, optional
-        How the steps of the factorization are called, if not as the kind.
     more : sequence of Step
         What comes after the panels.
-    copied : bool
-        Whether finished groups are kept apart until the last one is done, and then copied to their final place.
 
     Raises
     ------
@@ -80,83 +90,81 @@ def plan_panels(
     DoesNotFitError
         Saying what would fit.
     """
-    m, n = A.shape
-    panel = options.panel or _panel(A, options, facts)
-    if not 1 <= panel <= n:
-        raise SpecError(f"params.panel must be from 1 to the {n} columns of the matrix; got {panel}.")
-    item = A.dtype.itemsize
-    row_blocks = _row_blocks(A, options, panel, facts)
-    tile_bytes = -(-m // row_blocks) * panel * item
-    # Beside the tiles of a group: what each thread factors or reads, and the finished tiles that are streamed.
-    memory = [
-        Need("tiles and strips in the hands of threads", facts.threads_per_worker * (tile_bytes + (N_STRIPS + 1) * STRIP_BYTES)),
-        Need("facts of panels", _COPIES_OF_FACTS * -(-min(m, n) // panel) * method.n_facts(min(panel, m)) * item),
-        *libraries(facts),
-    ]
-    fixed = sum(need.n_bytes for need in memory)
-    n_panels = -(-n // panel)
-    room = facts.memory_bytes - fixed
-    streamed = max(2, min(FETCH_BYTES, room // 5) // tile_bytes)
-    group = n_panels
-    if n_panels * row_blocks * tile_bytes > room * facts.n_workers:
-        group = int(room // tile_bytes - streamed - 1) * facts.n_workers // row_blocks
-    if group < 1:
-        needed = fixed + (streamed + 2) * tile_bytes
-        raise DoesNotFitError(
-            f"One worker needs {needed / 1e9:.2f} GB for panels of {m // row_blocks} rows x {panel} columns, and has "
-            f"{facts.memory_bytes / 1e9:.2f} GB; raise cluster.memory, use fewer threads, or choose a smaller panel."
-        )
-    flops = _panel_flops(method, PanelGrid((m, n), panel, group))
-    group = _by_time(flops, group, facts)
-    grid = PanelGrid((m, n), panel, group, row_blocks, streamed)
+    (m, n), item, method = A.shape, A.dtype.itemsize, what.steps.whole.costs
+    grid = _cut(A, options, facts)
+    flops, memory = _panel_flops(method, grid), _beside_tiles(grid, method, item, facts)
+    grid = _grouped(grid, flops, memory, item, facts)
     groups = grid.groups()
+    name = what.step or what.kind
     steps = [
-        Step(
-            f"{step or kind}-{i + 1}",
-            sum(flops[g.start : g.stop]),
-            group_bytes(A, grid, g),
-            m * sum(map(grid.width, g)) * item,
-        )
+        Step(f"{name}-{i + 1}", sum(flops[g.start : g.stop]), group_bytes(A, grid, g), panel_bytes(grid, g, A))
         for i, g in enumerate(groups)
     ]
-    copies = [Step("rows", 0.0, m * n * item, m * n * item)] if copied and len(groups) > 1 else []
-    memory.append(Need("tiles of a group", -(-group * row_blocks // facts.n_workers) * tile_bytes))
+    copies = [Step("rows", 0.0, m * n * item, m * n * item)] if what.copied and len(groups) > 1 else []
+    memory.append(Need("tiles of a group", -(-grid.group * grid.row_blocks // facts.n_workers) * _tile_bytes(grid, item)))
     if len(groups) > 1:
-        memory.append(Need("finished tiles that are read", (streamed + 1) * tile_bytes))
+        memory.append(Need("finished tiles that are read", (grid.streamed + 1) * _tile_bytes(grid, item)))
+    chosen = what.steps.of(grid)
     return Plan(
-        kind=kind,
+        kind=what.kind,
         method="panels",
-        words=words if row_blocks == 1 else f"{words}; panels in {row_blocks} row blocks",
+        words=Ways(what.words, what.cut_words).of(grid).format(words=what.words, row_blocks=grid.row_blocks),
         matrix=A.describe(),
-        grids=Grids(columns=RowGrid(n, panel, panel * max(1, n_panels // 16)), panels=grid),
+        grids=Grids(columns=RowGrid(n, grid.panel, grid.panel * max(1, grid.n_panels // 16)), panels=grid),
         steps=(*steps, *copies, *more),
         memory=tuple(memory),
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
         rates=measured_rates(A, facts),
         notes=tuple(A.notes),
-        bytes_moved=_bytes_moved(grid, method, item, facts.n_workers),
-        n_tasks=_n_tasks(grid),
+        bytes_moved=chosen.n_moved(grid, facts.n_workers) * item,
+        n_tasks=chosen.n_tasks(grid),
     )
 
 
-def _n_tasks(grid: PanelGrid) -> int:
-    """Tasks of the largest graph."""
-    group = min(grid.group, grid.n_panels)
-    if grid.row_blocks == 1:
-        return group * max(1, min(MAX_TASKS // group, grid.n_steps))
-    steps = max(1, min(MAX_TASKS // group // (2 * grid.row_blocks), grid.n_steps))
-    return steps * group * (2 * grid.row_blocks + 1)
+def _cut(A: Matrix, options: FactorOptions, facts: ClusterFacts) -> PanelGrid:
+    """The panels and row blocks of a matrix, all panels in one group."""
+    m, n = A.shape
+    panel = options.panel or _panel(A, options, facts)
+    if not 1 <= panel <= n:
+        raise SpecError(f"params.panel must be from 1 to the {n} columns of the matrix; got {panel}.")
+    row_blocks, tall = _row_blocks(A, options, panel, facts), -(-m // panel)
+    if row_blocks > tall:
+        raise SpecError(
+            f"params.row_blocks must be at most {tall}, the rows of the matrix over those of a panel; got {row_blocks}."
+        )
+    return PanelGrid((m, n), panel, -(-n // panel), row_blocks)
 
 
-def _bytes_moved(grid: PanelGrid, method: Method, itemsize: int, n_workers: int) -> float:
-    """Bytes between workers: factored tiles to the workers of their row block, and for each column of a later panel b rows from
-    the row blocks that offer some and b rows to each."""
-    triangle = sum((grid.shape[0] - grid.columns(j)[0]) * grid.width(j) for j in range(grid.n_steps)) * itemsize
-    if grid.row_blocks == 1:
-        return float(triangle * (n_workers - 1))
-    offered = grid.row_blocks if method.all_row_blocks_offer else 1
-    return float(triangle * (max(1, n_workers // grid.row_blocks) - 1 + min(n_workers - 1, offered + grid.row_blocks)))
+def _beside_tiles(grid: PanelGrid, method: Method, itemsize: int, facts: ClusterFacts) -> list[Need]:
+    """Memory beside the tiles of a group: what each thread factors or reads, and the facts of panels."""
+    strips = _tile_bytes(grid, itemsize) + (N_STRIPS + 1) * STRIP_BYTES
+    n_facts = grid.n_steps * method.n_facts(min(grid.panel, grid.shape[0]))
+    return [
+        Need("tiles and strips in the hands of threads", facts.threads_per_worker * strips),
+        Need("facts of panels", _COPIES_OF_FACTS * n_facts * itemsize),
+        *libraries(facts),
+    ]
+
+
+def _tile_bytes(grid: PanelGrid, itemsize: int) -> int:
+    return -(-grid.shape[0] // grid.row_blocks) * grid.panel * itemsize
+
+
+def _grouped(grid: PanelGrid, flops: Sequence[float], beside: Sequence[Need], itemsize: int, facts: ClusterFacts) -> PanelGrid:
+    """Panels in groups for which there is memory and time, beside finished tiles that are streamed."""
+    fixed, tile_bytes = sum(need.n_bytes for need in beside), _tile_bytes(grid, itemsize)
+    room, group = facts.memory_bytes - fixed, grid.group
+    streamed = max(2, min(FETCH_BYTES, room // 5) // tile_bytes)
+    if grid.n_panels * grid.row_blocks * tile_bytes > room * facts.n_workers:
+        group = int(room // tile_bytes - streamed - 1) * facts.n_workers // grid.row_blocks
+    if group < 1:
+        needed = fixed + (streamed + 2) * tile_bytes
+        raise DoesNotFitError(
+            f"One worker needs {needed / 1e9:.2f} GB for panels of {grid.shape[0] // grid.row_blocks} rows x {grid.panel} columns, "
+            f"and has {facts.memory_bytes / 1e9:.2f} GB; raise cluster.memory, use fewer threads, or choose a smaller panel."
+        )
+    return replace(grid, group=_by_time(flops, group, facts), streamed=streamed)
 
 
 #: A panel is cut in row blocks where it would take more than this part of a worker's memory.
@@ -165,19 +173,16 @@ MAX_PANEL_SHARE = 1 / 32
 
 def _panel(A: Matrix, options: FactorOptions, facts: ClusterFacts) -> int:
     """Columns of a panel: wide ones where all of them are in memory at a time, and are not cut in row blocks for it."""
-    wide = choose_panel(A.shape, most=WIDE_PANEL_COLUMNS)
-    in_memory = 2 * A.shape[0] * A.shape[1] * A.dtype.itemsize <= facts.n_workers * facts.work_bytes
-    return wide if in_memory and _row_blocks(A, options, wide, facts) == 1 else choose_panel(A.shape)
+    narrow, wide = choose_panel(A.shape), choose_panel(A.shape, most=WIDE_PANEL_COLUMNS)
+    if 2 * A.shape[0] * A.shape[1] * A.dtype.itemsize > facts.n_workers * facts.work_bytes:
+        return narrow
+    return Ways(wide, narrow).of(PanelGrid(A.shape, wide, 1, _row_blocks(A, options, wide, facts)))
 
 
 def _row_blocks(A: Matrix, options: FactorOptions, panel: int, facts: ClusterFacts) -> int:
     """The row blocks of a panel: as asked for, or so many that a tile is a small part of a worker's memory."""
     m, tall = A.shape[0], -(-A.shape[0] // panel)
     if options.row_blocks is not None:
-        if options.row_blocks > tall:
-            raise SpecError(
-                f"params.row_blocks must be at most {tall}, the rows of the matrix over those of a panel; got {options.row_blocks}."
-            )
         return options.row_blocks
     if facts.n_workers == 1:
         return 1
@@ -232,12 +237,13 @@ def factor_target(
         if not scratch:
             run.outputs[name] = array
         return MemoryTarget(array)
-    rows = max(1, min(shape[0], CHUNK_BYTES // (grid.panel * dtype.itemsize)))
-    if grid.row_blocks > 1:
-        # Tiles are whole chunks.
-        pieces = grid.block_rows // grid.panel
-        rows = grid.panel * max((d for d in range(1, pieces + 1) if pieces % d == 0 and d * grid.panel <= rows), default=1)
-    chunks = (min(rows, shape[0]), min(grid.panel, shape[1]))
+    chunks = factor_chunks(shape, dtype.itemsize, grid)
     if scratch and run.checkpoint is not None:
         return StoreTarget(run.checkpoint.scratch(run.prefix + name, shape, dtype, chunks=chunks))
     return StoreTarget(run.result.create(name, shape, dtype, chunks=chunks))
+
+
+def factor_chunks(shape: tuple[int, int], itemsize: int, grid: PanelGrid) -> tuple[int, int]:
+    """Rows and columns of a chunk of a stored factor."""
+    rows = grid.chunk_rows(CHUNK_BYTES // (grid.panel * itemsize))
+    return min(rows, shape[0]), min(grid.panel, shape[1])

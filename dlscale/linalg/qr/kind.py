@@ -81,7 +81,7 @@ def plan_qr(A: Matrix, options: QROptions, facts: ClusterFacts) -> Plan:
                 raise
     if options.block_rows:
         raise SpecError(f"params.block_rows is for matrices with {TALL} times more rows than columns; got {m} x {n}.")
-    return plan_panel_qr(A, options, options.mode, facts)
+    return plan_panel_qr(A, options, options.mode, facts, WAYS)
 
 
 def compute_qr(run: Run, A: Matrix, options: QROptions, plan: Plan) -> Outcome:

@@ -19,12 +19,12 @@ from dlscale.engine.plan import Plan, Step
 from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.engine.tiles.factorizer import Factorizer
-from dlscale.engine.tiles.grid import PanelGrid
+from dlscale.engine.tiles.grid import PanelGrid, Ways
 from dlscale.engine.tiles.methods import Change, Factored, largest_modulus
 from dlscale.engine.tiles.products import Part
 from dlscale.engine.tiles.steps import ReversibleSteps, Steps
 from dlscale.engine.tiles.whole import ReversiblePanels
-from dlscale.linalg.panels.plan import FactorOptions, factor_target, plan_panels
+from dlscale.linalg.panels.plan import ByPanels, FactorOptions, factor_target, plan_panels
 from dlscale.linalg.panels.products import part_product, probes, scaled_residual
 from dlscale.linalg.panels.reflectors import Householder
 from dlscale.linalg.panels.scaling import panels_at_safe_scale, place_times, require_safe, times_back
@@ -62,7 +62,7 @@ class QRSteps(ABC):
         """What Q (m, k) does, read from where it is stored; ``grid`` is that of its tiles."""
 
     @abstractmethod
-    def unrotated(self, passes: Passes, factored: Factored, X: Array) -> Array:
+    def unrotated(self, passes: Passes, factored: Factored, plan: Plan, X: Array) -> Array:
         """``Q X`` for a few vectors (m, k), by the transforms."""
 
 
@@ -131,12 +131,12 @@ class WholeQR(QRSteps):
         found = passes.sweep("check", Q, fold, RowGrid(m, rows, rows * max(1, m // rows // 16)))
         return Checked(np.sqrt(found["residual"]), found["back"])
 
-    def unrotated(self, passes: Passes, factored: Factored, X: Array) -> Array:
+    def unrotated(self, passes: Passes, factored: Factored, plan: Plan, X: Array) -> Array:
         factors = QRFactors(factored)
         return apply(passes.run, "check", Function(factors.unrotated, factors.rotation_cost), X, together=1)
 
 
-def plan_panel_qr(A: Matrix, options: FactorOptions, mode: str, facts: ClusterFacts) -> Plan:
+def plan_panel_qr(A: Matrix, options: FactorOptions, mode: str, facts: ClusterFacts, ways: Ways[QRSteps]) -> Plan:
     """Plan a QR factorization by panels; ``mode`` is ``reduced``, ``r`` or ``raw``.
 
     Raises
@@ -153,7 +153,8 @@ def plan_panel_qr(A: Matrix, options: FactorOptions, mode: str, facts: ClusterFa
     else:
         more.append(Step("check", 16.0 * m * k, stored, n_threads=facts.threads_per_worker))
     words = {"reduced": "Q and R", "r": "R", "raw": "reflectors and R, as LAPACK stores them"}[mode]
-    return plan_panels("qr", f"blocked Householder QR: {words}", A, Householder(), options, facts, more=more)
+    what = ByPanels("qr", f"blocked Householder QR: {words}", Ways(ways.whole.steps, ways.in_row_blocks.steps))
+    return plan_panels(what, A, options, facts, more=more)
 
 
 def compute_panel_qr(run: Run, A: Matrix, mode: str, plan: Plan, way: QRSteps) -> Outcome:
@@ -198,7 +199,7 @@ def _compute(passes: Passes, A: Matrix, exponent: int, *, mode: str, plan: Plan,
         residual, orthonormal = residual * size, scaled_residual(back - Y, Y, k, dtype)
     else:
         padded = np.concatenate([RX, np.zeros((m - k, X.shape[1]), dtype)])
-        residual = seen.products - way.unrotated(passes, factored, padded)
+        residual = seen.products - way.unrotated(passes, factored, plan, padded)
     if mode != "raw":
         r = factor_target(passes.run, "r", (k, n), dtype, grid, over=target)
         factorizer.copy("r", factored, r, way.upper(grid, phases, exponent))

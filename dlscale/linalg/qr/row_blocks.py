@@ -27,6 +27,7 @@ import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.engine.passes import Passes
+from dlscale.engine.plan import Plan
 from dlscale.engine.tiles.factorizer import Factorizer
 from dlscale.engine.tiles.grid import PanelGrid
 from dlscale.engine.tiles.methods import Change, Election, Factored, Facts, Place, TiledMethod, TileTransform
@@ -171,5 +172,5 @@ class TiledQR(QRSteps):
         QRX, QY = np.hsplit(both, 2)
         return Checked(AX - QRX, tile_product(passes.run, "orthonormal", Q, grid, QY, part=Part(adjoint=True)).product)
 
-    def unrotated(self, passes: Passes, factored: Factored, X: Array) -> Array:
+    def unrotated(self, passes: Passes, factored: Factored, plan: Plan, X: Array) -> Array:
         return Factorizer(passes.run).unapply("check", factored, self.undoing, X)

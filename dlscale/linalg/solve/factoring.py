@@ -18,13 +18,13 @@ from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Passes
 from dlscale.engine.plan import Need, Plan, Step
 from dlscale.engine.tiles.factorizer import Factorizer
-from dlscale.engine.tiles.methods import Method
+from dlscale.engine.tiles.grid import Ways
 from dlscale.engine.tiles.whole import WholePanels
 from dlscale.errors import NumericalError
 from dlscale.lapack import interchanges
 from dlscale.linalg.cholesky import kind as cholesky
 from dlscale.linalg.lu import kind as lu
-from dlscale.linalg.panels.plan import FactorOptions, factor_target, plan_panels
+from dlscale.linalg.panels.plan import ByPanels, FactorOptions, factor_target, plan_panels
 from dlscale.linalg.panels.products import TriangularProduct, triangular_product
 from dlscale.linalg.panels.reflectors import Householder
 from dlscale.linalg.solve.factors import CholeskyFactors, LUFactors, QRFactors, singular_words
@@ -33,6 +33,7 @@ from dlscale.storage.scaled import scaled
 
 #: The name of the factorization's steps.
 FACTORS = "factors"
+HOUSEHOLDER = WholePanels(Householder())
 
 Assume = Annotated[
     Literal["general", "pos", "sym"],
@@ -88,11 +89,13 @@ def plan_factoring(
     SpecError, DoesNotFitError
     """
     words = {"general": "LU with partial pivoting", "sym": "LU with partial pivoting", "pos": "Cholesky"}[assume]
-    method, words = (Householder(), "Householder QR by panels") if orthogonal else (method_of(assume), words)
+    what = ByPanels(kind, words, cholesky.STEPS if assume == "pos" else lu.STEPS, step=FACTORS, copied=assume != "pos")
+    if orthogonal:
+        what = ByPanels(kind, "Householder QR by panels", Ways(HOUSEHOLDER, HOUSEHOLDER), step=FACTORS)
     left = replace(facts, memory_bytes=max(1, facts.memory_bytes - driver_bytes))
     # Solves by QR read whole panels (`factors.QRFactors`).
     options = FactorOptions(panel, 1 if orthogonal else None)
-    plan = plan_panels(kind, words, A, method, options, left, step=FACTORS, copied=isinstance(method, lu.LU))
+    plan = plan_panels(what, A, options, left)
     held = (Need("right-hand sides and solutions", driver_bytes),) if driver_bytes else ()
     layout = lay_out(A, left, state_bytes=state_bytes, operand_bytes=state_bytes)
     return replace(
@@ -104,11 +107,6 @@ def plan_factoring(
         cluster=facts,
         notes=(*layout.notes, *plan.notes),
     )
-
-
-def method_of(assume: Assume) -> Method:
-    """The factorization for what is known of a matrix."""
-    return cholesky.Cholesky() if assume == "pos" else lu.LU()
 
 
 def factor(passes: Passes, A: Matrix, plan: Plan, assume: Assume, *, name: str) -> LUFactors | CholeskyFactors:
@@ -145,7 +143,7 @@ def factor_orthogonally(passes: Passes, A: Matrix, plan: Plan, *, name: str) -> 
     """Householder QR, which is stable whatever the growth of LU is, at twice the work."""
     target = factor_target(passes.run, name, A.shape, A.dtype, plan.panels, scratch=True)
     probes = np.zeros((A.shape[1], 1), A.dtype)
-    factored, _ = Factorizer(passes.run).factor(name, A, WholePanels(Householder()), plan.panels, target, probes=probes)
+    factored, _ = Factorizer(passes.run).factor(name, A, HOUSEHOLDER, plan.panels, target, probes=probes)
     return QRFactors(factored, plan.cluster.threads_per_worker)
 
 
