@@ -6,7 +6,8 @@ Pure functions of shapes, dtypes and a cluster's facts; only the rates are measu
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -66,44 +67,55 @@ def lay_out(
     DoesNotFitError
         Saying what would fit.
     """
-    row_bytes = A.shape[1] * A.dtype.itemsize
     if not A.in_memory and not (A.any_range and A.dtype == A.stored_dtype):
         block_factor += 2.0
-    n_states = 2 * facts.threads_per_worker + N_WAITING_STATES
-    fixed = n_states * state_bytes + operand_bytes
     if A.in_memory:
         # Blocks are views; only tiles of them are copied.
         block_factor = 0.25
-    needed_rows = min(min_block_rows, A.shape[0])
-
-    def blocks_of(factor: float) -> RowGrid:
-        room = facts.work_bytes - fixed
-        max_block_bytes = int(room / (facts.threads_per_worker * factor)) if room > 0 else 0
-        if max_block_bytes < needed_rows * row_bytes:
-            needed = fixed + facts.threads_per_worker * factor * needed_rows * row_bytes + BASELINE_BYTES
-            raise DoesNotFitError(
-                f"One worker needs {needed / 1e9:.2f} GB ({n_states} partial results of {state_bytes / 1e6:.0f} MB, and "
-                f"{facts.threads_per_worker} threads with blocks of {needed_rows} rows x {A.shape[1]}), and has "
-                f"{facts.memory_bytes / 1e9:.2f} GB; raise cluster.memory, use fewer threads, or ask for fewer components."
-            )
-        grid = plan_grid(A, max_block_bytes=max_block_bytes, block_rows=block_rows)
-        if block_rows is None and grid.block_rows < min_block_rows and grid.n_leaves > 1:
-            taller = -(-min_block_rows // grid.block_rows) * grid.block_rows
-            grid = plan_grid(A, max_block_bytes=max_block_bytes, block_rows=taller)
-        return grid
-
-    if reads_pieces(A) and (grid := blocks_of(block_factor - 1.0)).leaf_rows == grid.block_rows:
+    held = _Held(2 * facts.threads_per_worker + N_WAITING_STATES, state_bytes, operand_bytes)
+    fitting = partial(_fitting_grid, A, facts, held, block_rows=block_rows, min_block_rows=min_block_rows)
+    if reads_pieces(A) and (grid := fitting(block_factor - 1.0)).leaf_rows == grid.block_rows:
         # A block is all of a leaf, so that none is read ahead.
         block_factor -= 1.0
     else:
-        grid = blocks_of(block_factor)
-    memory = [
-        Need(f"{n_states} partial results", n_states * state_bytes),
+        grid = fitting(block_factor)
+    blocks = facts.threads_per_worker * block_factor * grid.block_rows * A.shape[1] * A.dtype.itemsize
+    memory = (
+        Need(f"{held.n_states} partial results", held.n_states * state_bytes),
         Need("what blocks are multiplied by", operand_bytes),
-        Need("blocks", int(facts.threads_per_worker * block_factor * grid.block_rows * row_bytes)),
+        Need("blocks", int(blocks)),
         *libraries(facts),
-    ]
-    return Layout(grid, tuple(memory), _notes(A, grid))
+    )
+    return Layout(grid, memory, _notes(A, grid))
+
+
+class _Held(NamedTuple):
+    """What a worker holds during a pass beside blocks."""
+
+    n_states: int
+    state_bytes: int
+    operand_bytes: int
+
+
+def _fitting_grid(
+    A: Matrix, facts: ClusterFacts, held: _Held, block_factor: float, *, block_rows: int | None, min_block_rows: int
+) -> RowGrid:
+    """The grid of the largest blocks for which there is room (DoesNotFitError)."""
+    row_bytes, fixed = A.shape[1] * A.dtype.itemsize, held.n_states * held.state_bytes + held.operand_bytes
+    room, needed_rows = facts.work_bytes - fixed, min(min_block_rows, A.shape[0])
+    max_block_bytes = int(room / (facts.threads_per_worker * block_factor)) if room > 0 else 0
+    if max_block_bytes < needed_rows * row_bytes:
+        needed = fixed + facts.threads_per_worker * block_factor * needed_rows * row_bytes + BASELINE_BYTES
+        raise DoesNotFitError(
+            f"One worker needs {needed / 1e9:.2f} GB ({held.n_states} partial results of {held.state_bytes / 1e6:.0f} MB, and "
+            f"{facts.threads_per_worker} threads with blocks of {needed_rows} rows x {A.shape[1]}), and has "
+            f"{facts.memory_bytes / 1e9:.2f} GB; raise cluster.memory, use fewer threads, or ask for fewer components."
+        )
+    grid = plan_grid(A, max_block_bytes=max_block_bytes, block_rows=block_rows)
+    if block_rows is None and grid.block_rows < min_block_rows and grid.n_leaves > 1:
+        taller = -(-min_block_rows // grid.block_rows) * grid.block_rows
+        grid = plan_grid(A, max_block_bytes=max_block_bytes, block_rows=taller)
+    return grid
 
 
 def _notes(A: Matrix, grid: RowGrid) -> tuple[str, ...]:
