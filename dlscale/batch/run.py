@@ -297,7 +297,8 @@ def _compute(job: Job, prepared: Prepared, group: ResultGroup, recorder: Recorde
     try:
         with open_cluster(prepared.facts) as cluster:
             losses = cluster.losses
-            run = Run(cluster, checkpoint=checkpoint, result=group, emit=emit, stall_seconds=prepared.spec.stall)
+            stall = prepared.spec.stall
+            run = Run(cluster, checkpoint=checkpoint, result=group, emit=emit, stall_seconds=stall, rows_folder=job.rows)
             outcome = KINDS[prepared.spec.kind].compute(run, prepared.inputs, prepared.options, prepared.plan)
     except Stop:
         checkpoint.flush()

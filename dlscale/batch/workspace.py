@@ -3,6 +3,7 @@
     <root>/jobs/<name>-<YYYYmmdd-HHMMSS>-<4 hex>/   spec.yaml state.json plan.json events.jsonl log.txt
                                                     checkpoint.zarr/ result.zarr/ report.html lock cancel
                                                     handed-over.json slurm.json (of submitted jobs)
+                                                    rows/ (of trainings that write down which rows they used)
     <root>/queue/                                   tickets of the submitted jobs that wait or run (see queue.py)
     <root>/imports/<hash>.zarr                      matrices that were imported for a job
 
@@ -74,6 +75,7 @@ class Job:
         self.inputs = self.checkpoint / "inputs.json"
         self.result = folder / "result.zarr"
         self.report = folder / "report.html"
+        self.rows = folder / "rows"
         self.lock = folder / "lock"
         self.cancel = folder / "cancel"
         self.handed_over = folder / "handed-over.json"

@@ -15,24 +15,23 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.engine.clusters import Cluster
 from dlscale.engine.clusters.watching import Watch, watchdog
-from dlscale.engine.events import Emit, Event, MemoryTaken, Saved, StepFinished, StepStarted, WorkDone, ignore
+from dlscale.engine.events import Emit, Event, MemoryTaken, StepFinished, StepStarted, WorkDone, ignore
 from dlscale.engine.grids import RowGrid
+from dlscale.engine.kept import Keep, KeptSteps, State
 from dlscale.engine.outputs import RowOutput
 from dlscale.engine.targets import MemoryTarget, StoreTarget, TransposedTarget
 from dlscale.errors import SpecError
 from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.results import ArrayWriter, ResultGroup
 
-State = dict[str, Array]
-#: Which results of steps are kept: all, the last two of an iteration, or none, of what is sooner computed again.
-Keep = Literal["all", "last", "none"]
+__all__ = ["Cost", "Keep", "Run", "State"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,8 @@ class Run:
         Receives events.
     stall_seconds : float, optional
         A step that reports nothing for so long fails.
+    rows_folder : Path, optional
+        Where a training writes down which rows it used, if it is asked to.
     """
 
     def __init__(
@@ -74,9 +75,11 @@ class Run:
         result: ResultGroup | None = None,
         emit: Emit = ignore,
         stall_seconds: float | None = None,
+        rows_folder: Path | None = None,
     ) -> None:
         self.cluster, self.checkpoint, self.result, self.emit = cluster, checkpoint, result, emit
-        self.stall_seconds = stall_seconds
+        self.stall_seconds, self.rows_folder = stall_seconds, rows_folder
+        self._kept = None if checkpoint is None else KeptSteps(checkpoint, emit)
         self.outputs: dict[str, Array] = {}
         self.prefix = ""
 
@@ -120,23 +123,11 @@ class Run:
         resumed = state is not None
         if state is None:
             state = compute(name)
-            if keep != "none":
-                self._save(name, state, writers, flushed, keep)
+            if self._kept and keep != "none":
+                self._kept.save(name, state, writers=writers, flushed=flushed, keep=keep)
         seconds = time.perf_counter() - started
         self.emit(StepFinished(name, seconds, cost.bytes_read, cost.bytes_written, cost.flops, resumed))
         return state
-
-    def _save(self, name: str, state: State, writers: Sequence[ArrayWriter], flushed: Sequence[ArrayWriter], keep: Keep) -> None:
-        if self.checkpoint is None:
-            return
-        started = time.perf_counter()
-        for writer in flushed:
-            writer.flush()
-        before = self._kept(name.rpartition("-")[0]) if keep == "last" else []
-        n_bytes = self.checkpoint.save(name, state, writers=writers)
-        for number in before[:-1]:
-            self.checkpoint.drop(f"{name.rpartition('-')[0]}-{number}")
-        self.emit(Saved(name, n_bytes, time.perf_counter() - started))
 
     def watch(self, token: str) -> Watch:
         """How tasks that send under a token are followed: what they did is told, and once a second the memory of each worker."""
@@ -158,18 +149,7 @@ class Run:
 
     def newest(self, iteration: str) -> tuple[int, State] | None:
         """The number and the result of the last whole step ``<iteration>-<number>`` that was kept."""
-        name = self.prefix + iteration
-        if self.checkpoint is not None:
-            for number in reversed(self._kept(name)):
-                if (state := self.checkpoint.load(f"{name}-{number}")) is not None:
-                    return number, state
-        return None
-
-    def _kept(self, iteration: str) -> list[int]:
-        """Numbers of the kept steps of an iteration, in order."""
-        assert self.checkpoint is not None
-        parts = (step.rpartition("-") for step in self.checkpoint.steps())
-        return sorted(int(number) for name, _, number in parts if name == iteration and number.isdecimal())
+        return self._kept.newest(self.prefix + iteration) if self._kept else None
 
     def scratch(self, name: str, shape: tuple[int, int], dtype: np.dtype[Any], grid: RowGrid) -> RowOutput:
         """An array for the outputs of a pass that later passes read."""

@@ -214,6 +214,7 @@ def _task(run: Run, inputs: Inputs, options: TrainOptions, plan: Plan) -> Task:
         directory=str(run.checkpoint.directory),
         every_seconds=getattr(run.checkpoint, "every_seconds", 0.0),
         token=f"dlscale-{uuid.uuid4().hex[:12]}",
+        rows_directory=str(run.rows_folder) if options.log_rows and run.rows_folder else None,
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Lasso, LogisticRegression
 
+from dlscale.engine.ranks import Communicator
 from dlscale.errors import CertificateError, NumericalError, SpecError
 from dlscale.kernels import one_blas_thread
 from dlscale.learn.models.model import model
@@ -113,6 +114,16 @@ def test_l1_is_refused_where_no_proximal_step_fits(tmp_path, optimizer):
         job(tmp_path, "train", {"features": X, "targets": SCORES}, model="linear", optimizer=optimizer, regularization={"l1": 0.1})
 
 
+class RankOf3(Communicator):
+    """One of three ranks that never meet."""
+
+    size = 3
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 50, 300])
 def test_the_gradients_of_an_epoch_are_those_of_the_weighted_objective(batch_size):
     m, order = model("linear"), Order(N_ROWS, 37, 4, min(batch_size, N_ROWS), seed=1)
@@ -121,8 +132,8 @@ def test_the_gradients_of_an_epoch_are_those_of_the_weighted_objective(batch_siz
     total = {name: np.zeros_like(array) for name, array in start.items()}
     shards = [
         Shard(
-            ArrayMatrix(X), Column(ArrayMatrix(SCORES[:, None])), weights=weights, order=order, rank=rank, size=3,
-            dtype=np.dtype("f8"),
+            ArrayMatrix(X), Column(ArrayMatrix(SCORES[:, None])), weights=weights, order=order,
+            communicator=RankOf3(rank), dtype=np.dtype("f8"),
         )
         for rank in range(3)
     ]  # fmt: skip

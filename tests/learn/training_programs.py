@@ -50,7 +50,19 @@ def task(folder: Path, **options: object) -> Task:
     chosen = TrainOptions(**{**given, **options})
     order = Order(N_ROWS, 37, 12, BATCH, 0, True)
     return Task(
-        ArrayMatrix(X), ArrayMatrix(y[:, None]), None, None, None, chosen, order, 3, "float64", str(folder / "checkpoint"), 0.0, "t"
+        ArrayMatrix(X),
+        ArrayMatrix(y[:, None]),
+        None,
+        None,
+        None,
+        chosen,
+        order,
+        3,
+        "float64",
+        str(folder / "checkpoint"),
+        0.0,
+        "t",
+        str(folder / "rows") if chosen.log_rows else None,
     )
 
 
@@ -107,23 +119,23 @@ class Faulty(Training):
         self.fault_step = MOMENTS.get(str(moment), moment) if here else None
         self.strike = lambda: strike(fault, folder)
         if moment == "saving" and here:
-            save, write = self.saver.save, self.saver.checkpoint._write
+            save, write = self.saver._save, self.saver.checkpoint._write
 
-            def striking(*arguments: object) -> object:
+            def striking(*arguments: object, **named: object) -> object:
                 written = write(*arguments) if communicator.rank == 0 else None
                 if self.at.step >= 2 * SAVE_STEPS:
                     self.strike()
-                return written if communicator.rank == 0 else save(*arguments)
+                return written if communicator.rank == 0 else save(*arguments, **named)
 
             if communicator.rank == 0:
                 self.saver.checkpoint._write = striking
             else:
-                self.saver.save = striking
+                self.saver._save = striking
 
-    def _take_step(self, share):
+    def _step(self):
         if self.at.step == self.fault_step:
             self.strike()
-        super()._take_step(share)
+        return super()._step()
 
 
 def faulty(communicator: Communicator, job: Task, fault: str, moment: str | int, victim: int) -> dict:

@@ -7,7 +7,7 @@ Elementwise work is done tile by tile, so that each array is read from memory on
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dlscale.arrays import Array
-from dlscale.declaration.options import Options
 from dlscale.declaration.sections import AboveZero, Fraction, NotNegative
 from dlscale.errors import SpecError
 from dlscale.learn.models.parameters import Parameters, is_weight, norm, tiles_with_work
 from dlscale.learn.optimizers.regularization import soft_threshold
+from dlscale.learn.optimizers.stepping import Optimizer, State, Stepping, Taken, whole_gradient
 from dlscale.learn.options import choose
 
 #: Why optimizers do not minimise an objective with an L1 penalty.
@@ -31,15 +31,10 @@ NO_L1 = {
     "choose adam, sgd or proximal, or l1: 0.",
 }
 
-#: Named arrays of an optimizer, to be checkpointed with the parameters.
-State = dict[str, Array]
-
 
 @dataclass(frozen=True)
-class Optimizer(Options, ABC):
-    """A rule that turns gradients into a step."""
-
-    section: ClassVar[str] = "optimizer"
+class FirstOrder(Optimizer):
+    """A rule that turns the gradient of a batch into a step of each parameter by itself."""
 
     #: Names of the arrays it keeps for every parameter, in that parameter's shape and dtype.
     moments: ClassVar[tuple[str, ...]] = ()
@@ -51,6 +46,30 @@ class Optimizer(Options, ABC):
             for name, array in parameters.items():
                 state[f"{moment}/{name}"] = np.zeros_like(array)
         return state
+
+    def advance(self, training: Stepping) -> Taken:
+        """One parameter after the other, in the order in which the gradients arrive; together where they are clipped."""
+        rate, l1 = training.learning_rate, training.regularization.l1
+        if training.clip_norm is not None:
+            gradients, taken = whole_gradient(training)
+            # Both parts of the objective are scaled alike, so that clipping does not move its minimum.
+            l1 *= min(1.0, training.clip_norm / max(math.hypot(*taken.norms.values()), np.finfo(float).tiny))
+            self.update(training.parameters, gradients, training.state, learning_rate=rate, l1=l1)
+            return taken
+        arriving, penalty, norms = training.reduce(), 0.0, dict[str, float]()
+        training.state["step"] += 1
+        n = int(training.state["step"][0])
+        for name in arriving.names():
+            parameter, gradient = training.parameters[name], arriving.gradient(name)
+            penalty += training.regularization.add({name: parameter}, {name: gradient})
+            if training.keeps_norms:
+                norms[name] = norm(gradient)
+            kept = [training.state[f"{moment}/{name}"] for moment in self.moments]
+            self.step(name, parameter, gradient, kept, rate, n, l1=l1 if is_weight(name) else 0.0)
+        loss = arriving.loss()
+        if not math.isfinite(loss):
+            training.refuse(loss)
+        return Taken(loss, penalty, norms, {"learning_rate": rate})
 
     def update(self, parameters: Parameters, gradients: Parameters, state: State, *, learning_rate: float, l1: float = 0.0) -> None:
         """Take one step: parameters and state change in place, gradients do not.
@@ -82,7 +101,7 @@ class Optimizer(Options, ABC):
 
 
 @dataclass(frozen=True)
-class SGD(Optimizer):
+class SGD(FirstOrder):
     """``p -= rate * g``."""
 
     def step(
@@ -95,7 +114,7 @@ class SGD(Optimizer):
 
 
 @dataclass(frozen=True)
-class Momentum(Optimizer):
+class Momentum(FirstOrder):
     """``v = momentum * v + g``, ``p -= rate * v`` (Polyak 1964)."""
 
     momentum: Fraction = 0.9
@@ -134,7 +153,7 @@ class Nesterov(Momentum):
 
 
 @dataclass(frozen=True)
-class Adam(Optimizer):
+class Adam(FirstOrder):
     """Adam with bias correction (Kingma and Ba 2015, algorithm 1).
 
     Parameters
@@ -199,7 +218,7 @@ class AdamW(Adam):
 
 
 @dataclass(frozen=True)
-class LARS(Optimizer):
+class LARS(FirstOrder):
     """Momentum with a rate for each layer, ``trust * ||w|| / (||g|| + weight_decay * ||w||)`` (You et al. 2017, algorithm 1).
 
     Biases, and weights or gradients that are all zero, take the global rate alone and do not decay. It takes no L1 penalty: the
@@ -231,7 +250,7 @@ class LARS(Optimizer):
             p -= v
 
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {
+OPTIMIZERS: dict[str, type[FirstOrder]] = {
     "sgd": SGD,
     "momentum": Momentum,
     "nesterov": Nesterov,
@@ -241,6 +260,6 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
 }
 
 
-def optimizer(options: Mapping[str, Any] | str) -> Optimizer:
+def optimizer(options: Mapping[str, Any] | str) -> FirstOrder:
     """The first-order optimizer that ``{"type": "adam", "beta2": 0.99}`` asks for; the learning rate is the caller's."""
     return choose("optimizer", options, OPTIMIZERS)

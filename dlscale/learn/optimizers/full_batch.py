@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import math
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.learn.models.coordinates import Coordinates
 from dlscale.learn.models.parameters import Parameters
-from dlscale.learn.optimizers.first_order import State
 from dlscale.learn.optimizers.measuring import Measured, require_range
 from dlscale.learn.optimizers.regularization import Regularization
+from dlscale.learn.optimizers.stepping import Optimizer, State, Stepping, Taken
 
 #: ``evaluate(parameters)``: weighted mean loss of all rows and its gradients, without L1 and L2 penalties, the same on every rank.
 #: The gradients may be overwritten by who called, and by the next evaluation.
@@ -46,6 +48,13 @@ class Iteration:
     converged: bool
     stalled: bool = False
     to_rounding: bool = False
+
+    @property
+    def ending(self) -> str:
+        """What it ended, in a word of `dlscale.learn.training.saving.ENDINGS`; nothing where further iterations may help."""
+        if self.converged:
+            return "converged"
+        return "converged to rounding" if self.to_rounding else "stalled" if self.stalled else ""
 
 
 class Objective:
@@ -104,8 +113,10 @@ class Objective:
         return Measured.completed(whole, self.parameters, self.gradients, self.regularization)
 
 
-class FullBatch(ABC):
+class FullBatch(Optimizer):
     """A method whose every step reads all rows, several times."""
+
+    takes_all_rows: ClassVar[bool] = True
 
     tolerance: float
 
@@ -123,6 +134,18 @@ class FullBatch(ABC):
             "mean": np.zeros(n_features),
             "scale": np.zeros(n_features),
         }
+
+    def advance(self, training: Stepping) -> Taken:
+        """One iteration; the first one begins by getting to know the columns."""
+        state, regularization = training.state, training.regularization
+        if not state["begun"][0]:
+            loss, gradients, coordinates = training.evaluate_first()
+            self.begin(training.parameters, state, loss, gradients, regularization=regularization, coordinates=coordinates)
+        found = self.iterate(training.evaluate, training.parameters, state, regularization=regularization)
+        if not (math.isfinite(found.loss) and math.isfinite(found.optimality)):
+            training.refuse(found.loss)
+        curves = {"optimality": found.optimality, "evaluations": float(found.n_evaluations)}
+        return Taken(found.loss, curves=curves, ending=found.ending, measured=state["measured"])
 
     def begin(
         self,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
@@ -20,12 +20,11 @@ from scipy.linalg import cho_solve
 
 from dlscale.arrays import Array
 from dlscale.buffers import workspace
-from dlscale.declaration.options import Options
 from dlscale.declaration.sections import AboveZero, Fraction
 from dlscale.errors import NumericalError
 from dlscale.learn.models.model import Model
 from dlscale.learn.models.parameters import Parameters, n_layers
-from dlscale.learn.optimizers.first_order import State
+from dlscale.learn.optimizers.stepping import Optimizer, State, Stepping, Taken, whole_gradient
 
 
 def factor_buffer(parameters: Parameters) -> tuple[Array, Parameters]:
@@ -101,7 +100,7 @@ def factor_sums(
 
 
 @dataclass(frozen=True)
-class KFAC(Options):
+class KFAC(Optimizer):
     """Natural gradient steps with Kronecker-factored curvature.
 
     Parameters
@@ -118,8 +117,6 @@ class KFAC(Options):
         Steps are shortened so that the loss is predicted to change by no more than this to second order; infinity never shortens.
     """
 
-    section: ClassVar[str] = "optimizer"
-
     damping: AboveZero = 1e-3
     decay: Fraction = 0.95
     every: Annotated[int, Field(ge=1, description="an integer of at least 1: steps between renewals")] = 10
@@ -135,6 +132,14 @@ class KFAC(Options):
         for name, array in parameters.items():
             state[f"velocity/{name}"] = np.zeros_like(array)
         return state
+
+    def advance(self, training: Stepping) -> Taken:
+        """From the whole gradient, clipped; every so many steps the factors of the batch are taken in first."""
+        gradients, taken = whole_gradient(training)
+        if self.needs_factors(training.state):
+            self.absorb(training.factors(), training.state)
+        self.update(training.parameters, gradients, training.state, learning_rate=training.learning_rate)
+        return taken
 
     def needs_factors(self, state: State) -> bool:
         """Whether `absorb` must be called with new factors before the next `update`."""

@@ -10,24 +10,23 @@ References: Nocedal and Wright, Numerical Optimization (2006): algorithm 7.4 (tw
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
 from dlscale.arrays import Array
-from dlscale.declaration.options import Options
 from dlscale.declaration.sections import Count, NotNegative
 from dlscale.errors import NumericalError, SpecError
 from dlscale.learn.models.parameters import Parameters, flatten, unflatten
-from dlscale.learn.optimizers.first_order import NO_L1, State
+from dlscale.learn.optimizers.first_order import NO_L1
 from dlscale.learn.optimizers.full_batch import Evaluate, FullBatch, Iteration, Objective
 from dlscale.learn.optimizers.regularization import Regularization
+from dlscale.learn.optimizers.stepping import State
 
 _DECREASE, _CURVATURE = 1e-4, 0.9
 
 
 @dataclass(frozen=True)
-class LBFGS(Options, FullBatch):
+class LBFGS(FullBatch):
     """Limited-memory BFGS.
 
     Parameters
@@ -39,8 +38,6 @@ class LBFGS(Options, FullBatch):
     max_evaluations : int
         Of one line search.
     """
-
-    section: ClassVar[str] = "optimizer"
 
     memory: Count = 10
     tolerance: NotNegative = 1e-8

@@ -9,17 +9,15 @@ L1 penalty is a sum over entries, so its proximal step stays exact.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
 from dlscale.arrays import Array
-from dlscale.declaration.options import Options
 from dlscale.declaration.sections import NotNegative
 from dlscale.learn.models.parameters import Parameters
-from dlscale.learn.optimizers.first_order import State
 from dlscale.learn.optimizers.full_batch import Evaluate, FullBatch, Iteration, Objective
 from dlscale.learn.optimizers.regularization import Regularization, soft_threshold
+from dlscale.learn.optimizers.stepping import State
 
 _EPS = float(np.finfo(np.float64).eps)
 #: Of the bounds on curvatures in one step: from 1e-12 beyond what any loss can have.
@@ -29,7 +27,7 @@ _MOST_WORSE = 100
 
 
 @dataclass(frozen=True)
-class ProximalGradient(Options, FullBatch):
+class ProximalGradient(FullBatch):
     """Accelerated proximal gradient.
 
     Parameters
@@ -37,8 +35,6 @@ class ProximalGradient(Options, FullBatch):
     tolerance : float
         Converged when no entry of the least subgradient is larger.
     """
-
-    section: ClassVar[str] = "optimizer"
 
     tolerance: NotNegative = 1e-8
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.buffers import PAGE_BYTES
+from dlscale.engine.ranks import Communicator
 from dlscale.storage.matrix import ArrayMatrix, Matrix
 
 #: Units merged in a window, where there are so many: it divides evenly by 1, 2, 3, 4, 6 and 12 ranks.
@@ -243,7 +244,8 @@ class Shard:
     features : Matrix (m, n)
     targets, weights : Column
     order : Order
-    rank, size : int
+    communicator : Communicator
+        For the rank, and how many there are.
     dtype : dtype
         Of the shares.
     reads_features : bool
@@ -257,13 +259,13 @@ class Shard:
         *,
         weights: Column | None,
         order: Order,
-        rank: int,
-        size: int,
+        communicator: Communicator,
         dtype: np.dtype[Any],
         reads_features: bool = True,
     ) -> None:
         self.features, self.targets, self.weights, self.order = features, targets, weights, order
-        self.rank, self.size, self.dtype, self.reads_features = rank, size, dtype, reads_features
+        self.rank, self.size = communicator.rank, communicator.size
+        self.dtype, self.reads_features = dtype, reads_features
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="dlscale-read")
         self._free: list[Array] = []
         self._held: dict[tuple[int, int], tuple[Array | None, Future[Array]]] = {}

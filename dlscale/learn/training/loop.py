@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -21,17 +21,16 @@ from dlscale.engine.progress import send
 from dlscale.engine.ranks import Communicator
 from dlscale.errors import NumericalError
 from dlscale.kernels import one_blas_thread
-from dlscale.learn.models.coordinates import origin, standard_coordinates
-from dlscale.learn.models.parameters import Parameters, is_weight, norm
-from dlscale.learn.optimizers.clipping import clip_by_norm
-from dlscale.learn.optimizers.full_batch import FullBatch, Iteration
-from dlscale.learn.optimizers.kfac import KFAC
+from dlscale.learn.models.coordinates import Coordinates, origin, standard_coordinates
+from dlscale.learn.models.model import Model
+from dlscale.learn.models.parameters import Parameters
 from dlscale.learn.optimizers.measuring import Measured, require_range
+from dlscale.learn.optimizers.regularization import Regularization
 from dlscale.learn.training.data import Column, Order, Shard, Share, in_memory_if_small, is_kept
-from dlscale.learn.training.gradients import RankGradients, Seconds
+from dlscale.learn.training.gradients import RankGradients, Reduction, Seconds
 from dlscale.learn.training.history import History
 from dlscale.learn.training.judging import all_rows, first_bad_of, name_place, refuse_non_finite, validate
-from dlscale.learn.training.saving import ENDINGS, FINISHED, Position, Saver
+from dlscale.learn.training.saving import ENDINGS, Position, Saver
 from dlscale.learn.training.task import Recipe, Task, measured_apart, measuring_dtype
 from dlscale.learn.training.telling import Teller, flops_per_row
 
@@ -39,6 +38,8 @@ from dlscale.learn.training.telling import Teller, flops_per_row
 _N_NORMS = 2000
 #: Rows that tell roughly where columns are.
 _HEAD_ROWS = 64
+
+MakeGradients = Callable[[Communicator, Model, Parameters], RankGradients]
 
 
 def train(communicator: Communicator, task: Task) -> dict[str, Any]:
@@ -56,16 +57,20 @@ def train(communicator: Communicator, task: Task) -> dict[str, Any]:
 class Training:
     """One training on one rank.
 
-    Attributes
+    Parameters
     ----------
+    communicator : Communicator
+    task : Task
+    gradients : callable
+        Makes what gradients come from, for parameters of some shapes and dtype.
     reads_features : bool
         Whether the shares of batches carry their rows, or only say which they are.
     """
 
-    reads_features = True
-
-    def __init__(self, communicator: Communicator, task: Task) -> None:
-        self.communicator, self.task = communicator, task
+    def __init__(
+        self, communicator: Communicator, task: Task, *, gradients: MakeGradients = RankGradients, reads_features: bool = True
+    ) -> None:
+        self.communicator, self.task, self.gradients, self.reads_features = communicator, task, gradients, reads_features
         self.recipe = Recipe.of(task.options)
         self.model = self.recipe.model
         self.dtype = np.dtype(task.dtype)
@@ -82,13 +87,15 @@ class Training:
             self.best = {name: array.copy() for name, array in self.parameters.items()}
             saved |= {f"best/{name}": array for name, array in self.best.items()}
         self.saver = Saver(communicator, task, saved, self.at, self.history)
-        self.source = self._source(self.parameters)
+        self.source = gradients(communicator, self.model, self.parameters)
         self.seconds = self.source.seconds
         self.shard = self._shard(task.order)
         self.validation = self._validation()
         self.log: list[tuple[int, Array]] = []
+        self._share: Share | None = None
         self._rows_before = np.zeros(0, int)
-        kept = self.reads_features and is_kept(task.features)
+        self._steps_per_epoch = 1 if self.recipe.full_batch else task.order.steps_per_epoch
+        kept = reads_features and is_kept(task.features)
         self.teller = Teller(communicator, task, self.seconds, flops_per_row(self.parameters), kept=kept)
 
     def _first_parameters(self) -> Parameters:
@@ -97,9 +104,6 @@ class Training:
         return self.model.initialize(
             task.features.shape[1], task.n_outputs, init=task.options.model.get("init"), rng=generator, dtype=self.dtype
         )
-
-    def _source(self, parameters: Parameters) -> RankGradients:
-        return RankGradients(self.communicator, self.model, parameters)
 
     def close(self) -> None:
         self.shard.close()
@@ -119,13 +123,11 @@ class Training:
         while not ending and not stopped:
             if self.at.epoch == self.task.options.epochs:
                 ending = "all epochs"
-            elif not self.recipe.full_batch and not self._epoch():
+            elif (found := self._epoch()) is None:
                 stopped = True
             else:
-                ending = self._iterate() if self.recipe.full_batch else ""
                 self.at.epoch += 1
-                ending = self._after_epoch() or ending
-                stopped = self.recipe.full_batch and not ending and self.communicator.stopping
+                ending = self._after_epoch() or found
                 self.saver.save_when_due()
         self.seconds.total += time.perf_counter() - started
         self.seconds.steps += self.at.step - self._began
@@ -140,24 +142,30 @@ class Training:
             if measured_apart(self.recipe, self.dtype):
                 self._measure()
             self.at.ended = ENDINGS.index(ending)
-            self.saver.save(FINISHED)
+            self.saver.save_end()
         return {"stopped": stopped, "seconds": table.tolist() if self.communicator.rank == 0 else None}
 
     # Steps.
 
-    def _epoch(self) -> bool:
-        """The rest of an epoch; False if it was stopped."""
-        first_step = self.at.step - self.at.epoch * self.task.order.steps_per_epoch
+    def _epoch(self) -> str | None:
+        """The rest of an epoch; what its last step ended, or None if it was stopped."""
+        first_step = self.at.step - self.at.epoch * self._steps_per_epoch
         if first_step == 0:
             self.at.loss_sum = self.at.weight_sum = 0.0
-        shares = self.shard.shares(self.at.epoch, first_step)
-        for share in self._timed(shares):
-            self._take_step(share)
-            self.at.step += 1
+        for share in self._batches(first_step):
+            self._share = share
+            if ending := self._step():
+                return ending
             if self.communicator.stopping:
-                return False
+                return None
             self.saver.save_when_due()
-        return True
+        return ""
+
+    def _batches(self, first_step: int) -> Iterator[Share | None]:
+        """This rank's share of each batch of an epoch; None where the optimizer asks for all rows by itself."""
+        if self.recipe.full_batch:
+            return iter([None][first_step:])
+        return self._timed(self.shard.shares(self.at.epoch, first_step))
 
     def _timed(self, shares: Iterator[Share]) -> Iterator[Share]:
         while True:
@@ -167,87 +175,66 @@ class Training:
             if share is None:
                 return
             self.seconds.rows += len(share.rows)
-            if self.task.options.log_rows:
+            if self.task.rows_directory is not None:
                 self.log.append((self.at.step, share.rows))
             yield share
 
-    def _take_step(self, share: Share) -> None:
-        optimizer, recipe = self.recipe.optimizer, self.recipe
-        assert not isinstance(optimizer, FullBatch)
-        rate = recipe.learning_rate * recipe.schedule(self.at.step)
-        reduction = self.source.start(self.parameters, share)
-        keeps_norms = self.at.step % self._norms_every == 0
-        norms: dict[str, float] = {}
-        penalty, l1 = 0.0, recipe.regularization.l1
-        if isinstance(optimizer, KFAC) or self.task.options.clip_norm is not None:
-            gradients = {name: reduction.gradient(name) for name in self.parameters}
-            loss = reduction.loss()
-            self._require_finite(loss, share)
-            penalty = recipe.regularization.add(self.parameters, gradients)
-            limit = self.task.options.clip_norm or math.inf
-            norms = clip_by_norm(gradients, limit)
-            if isinstance(optimizer, KFAC):
-                if optimizer.needs_factors(self.state):
-                    optimizer.absorb(self.source.factors(self.parameters, share), self.state)
-                optimizer.update(self.parameters, gradients, self.state, learning_rate=rate)
-            else:
-                # Both parts of the objective are scaled alike, so that clipping does not move its minimum.
-                l1 *= min(1.0, limit / max(math.hypot(*norms.values()), np.finfo(float).tiny))
-                optimizer.update(self.parameters, gradients, self.state, learning_rate=rate, l1=l1)
-        else:
-            # One parameter after the other, in the order in which the gradients arrive.
-            self.state["step"] += 1
-            n = int(self.state["step"][0])
-            for name in reduction.names():
-                parameter, gradient = self.parameters[name], reduction.gradient(name)
-                penalty += recipe.regularization.add({name: parameter}, {name: gradient})
-                if keeps_norms:
-                    norms[name] = norm(gradient)
-                kept = [self.state[f"{moment}/{name}"] for moment in optimizer.moments]
-                optimizer.step(name, parameter, gradient, kept, rate, n, l1=l1 if is_weight(name) else 0.0)
-            loss = reduction.loss()
-            self._require_finite(loss, share)
-        self._rows_before = share.rows
-        self.at.loss_sum += loss * share.normalizer
-        self.at.weight_sum += share.normalizer
-        self.history.append("loss", loss + penalty)
-        self.history.append("learning_rate", rate)
-        if keeps_norms:
-            self._keep_norms(norms)
+    def _step(self) -> str:
+        """One step of the optimizer; what it ended."""
+        taken, share = self.recipe.optimizer.advance(self), self._share
+        weight = 1.0 if share is None else share.normalizer
+        self.at.loss_sum += taken.loss * weight
+        self.at.weight_sum += weight
+        self.history.append("loss", taken.loss + taken.penalty)
+        for name, value in taken.curves.items():
+            self.history.append(name, value)
+        if self.keeps_norms and taken.norms:
+            self._keep_norms(taken.norms)
+        if taken.measured is not None:
+            self.measured[:] = taken.measured
+        if share is not None:
+            self._rows_before = share.rows
+        self.at.step += 1
         self.teller.tell()
+        return taken.ending
 
-    @property
-    def _norms_every(self) -> int:
-        order = self.task.order
-        return max(1, order.steps_per_epoch * self.task.options.epochs // _N_NORMS)
-
-    def _keep_norms(self, norms: dict[str, float]) -> None:
+    def _keep_norms(self, norms: Mapping[str, float]) -> None:
         self.history.append("norm_step", self.at.step)
         for layer in dict.fromkeys(name.split("/")[0] for name in self.parameters):
             parts = [norms[name] for name in self.parameters if name.startswith(f"{layer}/")]
             self.history.append(f"gradient_norm/{layer}", math.hypot(*parts))
 
-    def _iterate(self) -> str:
-        """One iteration of an optimizer that reads all rows several times; what it ended."""
-        optimizer, regularization = self.recipe.optimizer, self.recipe.regularization
-        assert isinstance(optimizer, FullBatch)
-        if not self.state["begun"][0]:
-            self._begin(optimizer)
-        found = optimizer.iterate(self._evaluate, self.parameters, self.state, regularization=regularization)
-        self.at.step += 1
-        self.history.append("loss", found.loss)
-        self.history.append("optimality", found.optimality)
-        self.history.append("evaluations", found.n_evaluations)
-        self.at.loss_sum, self.at.weight_sum = found.loss, 1.0
-        self._require_measurable(found)
-        self.measured[:] = self.state["measured"]
-        self.teller.tell()
-        if found.converged:
-            return "converged"
-        return "converged to rounding" if found.to_rounding else "stalled" if found.stalled else ""
+    # What the optimizer sees (`dlscale.learn.optimizers.stepping.Stepping`).
 
-    def _begin(self, optimizer: FullBatch) -> None:
-        """Evaluate the first parameters, and get to know the columns in the same read."""
+    @property
+    def regularization(self) -> Regularization:
+        return self.recipe.regularization
+
+    @property
+    def learning_rate(self) -> float:
+        return self.recipe.learning_rate * self.recipe.schedule(self.at.step)
+
+    @property
+    def clip_norm(self) -> float | None:
+        return self.task.options.clip_norm
+
+    @property
+    def keeps_norms(self) -> bool:
+        every = max(1, self.task.order.steps_per_epoch * self.task.options.epochs // _N_NORMS)
+        return self.at.step % every == 0
+
+    def reduce(self) -> Reduction:
+        assert self._share is not None
+        return self.source.start(self.parameters, self._share)
+
+    def factors(self) -> Parameters:
+        assert self._share is not None
+        return self.source.factors(self.parameters, self._share)
+
+    def evaluate(self, parameters: Parameters) -> tuple[float, Parameters]:
+        return self._evaluate(parameters, iter)
+
+    def evaluate_first(self) -> tuple[float, Parameters, Coordinates]:
         columns = origin(self.task.features.read(0, min(_HEAD_ROWS, self.task.order.n_rows)))
         sums = np.zeros_like(columns)
 
@@ -258,14 +245,23 @@ class Training:
 
         loss, gradients = self._evaluate(self.parameters, watched)
         self.source.sum_up(sums)
-        coordinates = standard_coordinates(sums, columns, self.shard.total_weight(), self.recipe.regularization.l2)
-        optimizer.begin(
-            self.parameters, self.state, loss, gradients, regularization=self.recipe.regularization, coordinates=coordinates
+        return loss, gradients, standard_coordinates(sums, columns, self.shard.total_weight(), self.regularization.l2)
+
+    def refuse(self, loss: float) -> NoReturn:
+        # Every rank sees the same loss, so every rank comes here or none.
+        features = self.task.features
+        if self._share is None:
+            refuse_non_finite(self.communicator, features, self.shard.shares(0), role="features")
+            raise NumericalError(f"The loss became {loss} in iteration {self.at.step + 1}; scale the features or the targets.")
+        refuse_non_finite(self.communicator, features, [self._share], role="features")
+        # An infinity that relu hid from the loss of the step before is in its gradients.
+        name_place(self.communicator, features, first_bad_of(features, self._rows_before), role="features")
+        raise NumericalError(
+            f"The loss became {loss} in step {self.at.step}; lower optimizer.learning_rate, set params.clip_norm, "
+            "or scale the features."
         )
 
-    def _evaluate(
-        self, parameters: Parameters, watched: Callable[[Iterator[Share]], Iterator[Share]] = iter
-    ) -> tuple[float, Parameters]:
+    def _evaluate(self, parameters: Parameters, watched: Callable[[Iterator[Share]], Iterator[Share]]) -> tuple[float, Parameters]:
         shares = watched(self._timed(self.shard.shares(0)))
         statistics = [self._statistics(self.source, parameters)]
         return next(self.source.add_up([parameters], shares, self.shard.total_weight(), statistics=statistics))
@@ -280,25 +276,6 @@ class Training:
             statistics = part if statistics is None or part is None else statistics + part
         return statistics
 
-    def _require_measurable(self, found: Iteration) -> None:
-        if math.isfinite(found.loss) and math.isfinite(found.optimality):
-            return
-        refuse_non_finite(self.communicator, self.task.features, self.shard.shares(0), role="features")
-        raise NumericalError(f"The loss became {found.loss} in iteration {self.at.step}; scale the features or the targets.")
-
-    def _require_finite(self, loss: float, share: Share) -> None:
-        """Every rank sees the same loss, so every rank comes here or none."""
-        if math.isfinite(loss):
-            return
-        features = self.task.features
-        refuse_non_finite(self.communicator, features, [share], role="features")
-        # An infinity that relu hid from the loss of the step before is in its gradients.
-        name_place(self.communicator, features, first_bad_of(features, self._rows_before), role="features")
-        raise NumericalError(
-            f"The loss became {loss} in step {self.at.step}; lower optimizer.learning_rate, set params.clip_norm, "
-            "or scale the features."
-        )
-
     def _measure(self) -> None:
         """The objective on all rows, at the first and at the published parameters, in one read."""
         started = time.perf_counter()
@@ -306,7 +283,7 @@ class Training:
         dtype = measuring_dtype(self.model, self.dtype)
         both = [self._first_parameters(), self.best or self.parameters]
         both = [{name: array.astype(dtype, copy=False) for name, array in parameters.items()} for parameters in both]
-        source = self.source if dtype == self.dtype else self._source(both[0])
+        source = self.source if dtype == self.dtype else self.gradients(self.communicator, self.model, both[0])
         order = self.task.order
         self.shard.reorder(all_rows(self.task.features, order.unit_rows, order.n_lanes), dtype)
         statistics = [self._statistics(source, parameters) for parameters in both]
@@ -354,7 +331,7 @@ class Training:
         weights = None if task.weights is None else Column(task.weights, keep=True)
         targets = Column(task.targets)
         return Shard(
-            features, targets, weights=weights, order=order, rank=self.communicator.rank, size=self.communicator.size,
+            features, targets, weights=weights, order=order, communicator=self.communicator,
             dtype=self.dtype, reads_features=self.reads_features,
         )  # fmt: skip
 
@@ -367,14 +344,14 @@ class Training:
             unit = features.row_unit
         order = all_rows(features, unit, self.task.order.n_lanes)
         return Shard(
-            in_memory_if_small(features), Column(targets), weights=None, order=order, rank=self.communicator.rank,
-            size=self.communicator.size, dtype=self.dtype,
+            in_memory_if_small(features), Column(targets), weights=None, order=order, communicator=self.communicator,
+            dtype=self.dtype,
         )  # fmt: skip
 
     def _write_log(self) -> None:
-        if not self.task.options.log_rows:
+        if self.task.rows_directory is None:
             return
-        folder = Path(self.task.directory).parent / "rows"
+        folder = Path(self.task.rows_directory)
         folder.mkdir(exist_ok=True)
         path = folder / f"from-step-{self._began}-rank-{self.communicator.rank}-of-{self.communicator.size}.npz"
         steps = np.concatenate([np.full(len(rows), step) for step, rows in self.log]) if self.log else np.zeros(0, int)

@@ -151,24 +151,19 @@ class PassGradients(RankGradients):
         return float(state["loss"][0])
 
 
-class PassTraining(Training):
-    """The driver's side of a training on a Dask cluster."""
-
-    reads_features = False
-
-    def __init__(self, run: Run, task: Task) -> None:
-        self._job = run
-        super().__init__(Communicator(), task)
-
-    def _source(self, parameters: Parameters) -> RankGradients:
-        return PassGradients(self._job, self.task.features, self.model, parameters)
-
-
 def train_on_passes(run: Run, task: Task) -> dict[str, Any]:
     """Train with the tasks of a cluster; as `dlscale.learn.training.loop.train`."""
+
+    def gradients(_: Communicator, model: Model, parameters: Parameters) -> RankGradients:
+        return PassGradients(run, task.features, model, parameters)
+
+    communicator = Communicator()
     progress.listen(task.token, run.emit)
     try:
-        with closing(PassTraining(run, task)) as training, Guard(training.communicator):
+        with (
+            closing(Training(communicator, task, gradients=gradients, reads_features=False)) as training,
+            Guard(communicator),
+        ):
             return training.run()
     finally:
         progress.unlisten(task.token)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from dlscale.arrays import Array
-from dlscale.engine.events import Saved, TrainingResumed, Warned
+from dlscale.engine.events import TrainingResumed, Warned
+from dlscale.engine.kept import Keep, KeptSteps
 from dlscale.engine.progress import send
 from dlscale.engine.ranks import Communicator
 from dlscale.learn.models.packing import pack, unpack
@@ -24,8 +26,8 @@ from dlscale.storage.checkpoints import Checkpoint
 
 #: Without a wish of the user, checkpoints come so seldom that they take 2% of the time, and at least so many seconds apart.
 _LEAST_SECONDS, _SAVE_SHARE = 20.0, 50.0
-#: Name of the last checkpoint, and what the names of those before it begin with.
-FINISHED, _STEP = "trained", "step-"
+#: Name of the last checkpoint, and of the iteration of those before it.
+FINISHED, _STEPS = "trained", "step"
 #: What ends a training; the first is nothing yet.
 ENDINGS = ("", "all epochs", "converged", "converged to rounding", "stalled", "early stopping")
 
@@ -75,15 +77,16 @@ class Saver:
     def __init__(self, communicator: Communicator, task: Task, arrays: Mapping[str, Array], at: Position, history: History) -> None:
         self.communicator, self.task, self.arrays, self.at, self.history = communicator, task, arrays, at, history
         self.checkpoint = Checkpoint(Path(task.directory))
+        self._kept = KeptSteps(self.checkpoint, partial(send, task.token))
         self._saved_at, self._saved_step, self._save_seconds = time.monotonic(), 0, 0.0
 
     def restore(self) -> None:
         """Go on from the last checkpoint that counts; rank 0 reads it, and all get the same (collective)."""
         found: Mapping[str, Array] | None = None
         if self.communicator.rank == 0:
-            # Other steps of the checkpoint are passes of the job.
-            steps = (step for step in reversed(self.checkpoint.steps()) if step == FINISHED or step.startswith(_STEP))
-            packed = next((arrays for step in steps if (arrays := self.checkpoint.load(step)) is not None), None)
+            packed = self.checkpoint.load(FINISHED)
+            if packed is None and (newest := self._kept.newest(_STEPS)) is not None:
+                packed = newest[1]
             found = None if packed is None else unpack(packed)
             for problem in self.checkpoint.problems:
                 send(self.task.token, Warned(problem))
@@ -103,7 +106,11 @@ class Saver:
 
     def save_step(self) -> None:
         """Save under the number of the step that was done last."""
-        self.save(f"{_STEP}{self.at.step}")
+        self._save(f"{_STEPS}-{self.at.step}", keep="last")
+
+    def save_end(self) -> None:
+        """Save what was learned, as `FINISHED`."""
+        self._save(FINISHED, keep="all")
 
     def save_when_due(self) -> None:
         """Save if enough steps or minutes have passed; the clock of rank 0 alone decides, and rank 0 alone writes."""
@@ -115,16 +122,8 @@ class Saver:
         if due and self.at.step > self._saved_step:
             self.save_step()
 
-    def save(self, name: str) -> None:
-        """Save under a name, and drop all but the one before."""
+    def _save(self, name: str, *, keep: Keep) -> None:
         self._saved_at, self._saved_step = time.monotonic(), self.at.step
-        if self.communicator.rank != 0:
-            return
-        started = time.perf_counter()
-        before = self.checkpoint.steps()
-        packed = pack({**self.arrays, **self.history.to_arrays(), "position": self.at.to_array()})
-        n_bytes = self.checkpoint.save(name, packed)
-        for step in before[:-1]:
-            self.checkpoint.drop(step)
-        self._save_seconds = time.perf_counter() - started
-        send(self.task.token, Saved(name, n_bytes, self._save_seconds))
+        if self.communicator.rank == 0:
+            packed = pack({**self.arrays, **self.history.to_arrays(), "position": self.at.to_array()})
+            self._save_seconds = self._kept.save(name, packed, keep=keep)

@@ -15,6 +15,7 @@ from dlscale.learn.optimizers.lbfgs import LBFGS
 from dlscale.learn.optimizers.proximal import ProximalGradient
 from dlscale.learn.optimizers.regularization import Penalties
 from dlscale.learn.optimizers.schedules import SCHEDULES
+from dlscale.learn.optimizers.stepping import Optimizer
 from dlscale.learn.training.metrics import EarlyStopping
 
 Sync = Annotated[
@@ -46,10 +47,8 @@ class ModelSection(Section):
     )
 
 
-#: Optimizers whose one step reads all rows, several times; an epoch is one of their iterations.
-FULL_BATCH: dict[str, type[Any]] = {"lbfgs": LBFGS, "proximal": ProximalGradient}
 #: Every optimizer by its type.
-EVERY_OPTIMIZER: dict[str, type[Any]] = {**OPTIMIZERS, "kfac": KFAC, **FULL_BATCH}
+EVERY_OPTIMIZER: dict[str, type[Optimizer]] = {**OPTIMIZERS, "kfac": KFAC, "lbfgs": LBFGS, "proximal": ProximalGradient}
 
 LossSection = one_of("LossSection", "What is minimised.", LOSSES)
 RegularizationSection = section_of(

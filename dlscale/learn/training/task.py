@@ -13,18 +13,15 @@ from dlscale.declaration.options import Options, Takes
 from dlscale.declaration.sections import Seed
 from dlscale.errors import SpecError
 from dlscale.learn.models.model import Model, model
-from dlscale.learn.optimizers.first_order import NO_L1, Optimizer
-from dlscale.learn.optimizers.kfac import KFAC
-from dlscale.learn.optimizers.lbfgs import LBFGS
-from dlscale.learn.optimizers.proximal import ProximalGradient
+from dlscale.learn.optimizers.first_order import NO_L1
 from dlscale.learn.optimizers.regularization import Regularization
 from dlscale.learn.optimizers.schedules import Schedule, schedule
+from dlscale.learn.optimizers.stepping import Optimizer
 from dlscale.learn.options import choose
 from dlscale.learn.training.data import Order
 from dlscale.learn.training.metrics import EarlyStopping
 from dlscale.learn.training.sections import (
     EVERY_OPTIMIZER,
-    FULL_BATCH,
     EarlyStoppingSection,
     LossSection,
     ModelSection,
@@ -84,7 +81,7 @@ class Recipe:
     """The objects that the options stand for."""
 
     model: Model
-    optimizer: Optimizer | KFAC | LBFGS | ProximalGradient
+    optimizer: Optimizer
     learning_rate: float
     schedule: Schedule
     regularization: Regularization
@@ -93,7 +90,7 @@ class Recipe:
     @property
     def full_batch(self) -> bool:
         """Whether a step reads all rows."""
-        return isinstance(self.optimizer, LBFGS | ProximalGradient)
+        return self.optimizer.takes_all_rows
 
     @classmethod
     def of(cls, options: TrainOptions) -> Recipe:
@@ -114,8 +111,8 @@ class Recipe:
         chosen = dict(options.optimizer)
         name = str(chosen.get("type", "adam"))
         rate = chosen.pop("learning_rate", None)
-        optimizer = choose("optimizer", {"type": name, **chosen}, EVERY_OPTIMIZER)
-        if rate is not None and name in FULL_BATCH:
+        optimizer: Optimizer = choose("optimizer", {"type": name, **chosen}, EVERY_OPTIMIZER)
+        if rate is not None and optimizer.takes_all_rows:
             raise SpecError(f"optimizer.learning_rate is not for {name}, which finds its own steps; remove it.")
         stopping = None if options.early_stopping is None else EarlyStopping(**options.early_stopping)
         recipe = cls(
@@ -152,7 +149,7 @@ class Task:
     token : str
         Under which rank 0 sends its events.
     rows_directory : str, optional
-        Where the log of rows goes.
+        Where it is written down which rows each rank used; None where it is not.
     """
 
     features: Matrix
@@ -167,6 +164,7 @@ class Task:
     directory: str
     every_seconds: float
     token: str
+    rows_directory: str | None = None
 
 
 def measuring_dtype(model: Model, dtype: np.dtype[Any]) -> np.dtype[Any]:
