@@ -18,6 +18,7 @@ from dlscale.errors import SpecError
 
 if TYPE_CHECKING:
     from dlscale.bench.simulation import ModelCluster
+    from dlscale.bench.workloads import Scale
 
 #: A network of 10 Gbit/s.
 _BANDWIDTH = "1.25GB"
@@ -90,6 +91,7 @@ def scaling(
     from dask.utils import parse_bytes
 
     from dlscale.bench.simulation import ModelCluster
+    from dlscale.bench.workloads import Scale
 
     measured, modelled = parse_workers(workers, "--workers"), parse_workers(simulate, "--simulate")
     if not (measured or modelled):
@@ -99,7 +101,7 @@ def scaling(
     with _folder(folder) as place:
         for kind in kinds.split(","):
             runs = _measure(kind, measured, place, mode=mode, launcher=launcher, size=size, repeat=repeat)
-            predictions = _predict(kind, modelled, place, mode=mode, size=size, grow=grow, network=network, shared=shared)
+            predictions = _predict(kind, modelled, place, scale=Scale(mode, size, grow), network=network, shared=shared)
             for record in chain(runs, predictions):
                 _keep(record, output, as_json)
                 records.append(record)
@@ -164,13 +166,13 @@ def _measure(
 
 
 def _predict(
-    kind: str, workers: Sequence[int], folder: Path, *, mode: str, size: float, grow: float, network: ModelCluster, shared: bool
+    kind: str, workers: Sequence[int], folder: Path, *, scale: Scale, network: ModelCluster, shared: bool
 ) -> Iterator[dict[str, Any]]:
     if not workers:
         return
     from dlscale.bench.replay import predict
 
-    yield from predict(kind, workers, folder, mode=mode, size=size, grow=grow, network=network, shared=shared)
+    yield from predict(kind, workers, folder, scale=scale, network=network, shared=shared)
 
 
 def _keep(record: dict[str, Any], output: Path | None, as_json: bool) -> None:

@@ -146,15 +146,16 @@ def _on_the_line(traced: Trace, smaller: Trace, shape: tuple[int, int]) -> list[
 def _add_pass(builder: JobBuilder, graph: TracedGraph, shape: tuple[int, int], before: tuple[int, int], seconds: float) -> None:
     """The graph of a pass over a larger matrix."""
     sweep = shared_of(graph)
-    whole = sweep.A.shape[1] == before[1]
-    n_columns = shape[1] if whole else sweep.A.shape[1]
+    A = sweep.inputs[0]
+    whole = A.shape[1] == before[1]
+    n_columns = shape[1] if whole else A.shape[1]
     grid = plan_grid(_virtual(shape), max_block_bytes=BLOCK_BYTES)
     if not whole:
-        grid = grid.coarser(n_columns * sweep.A.dtype.itemsize)  # a pass over what an earlier one wrote
+        grid = grid.coarser(n_columns * A.dtype.itemsize)  # a pass over what an earlier one wrote
     recorder = RecordingCluster()
     Passes(Run(recorder)).sweep(sweep.step, _virtual((shape[0], n_columns)), _NoFold(), grid)
-    wider = n_columns / sweep.A.shape[1]
-    cost_of = _PassRates(graph, grid, sweep.A.shape[0], wider).cost_of
+    wider = n_columns / A.shape[1]
+    cost_of = _PassRates(graph, grid, A.shape[0], wider).cost_of
     n_bytes = int(len(pickle.dumps(sweep)) * wider)
     builder.add(recorder.graphs[0].graph, cost_of, priority={}, worker={}, driver_seconds=seconds, data_bytes=n_bytes)
 

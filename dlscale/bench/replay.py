@@ -21,7 +21,7 @@ from dlscale.bench.measuring import cores, one_thread
 from dlscale.bench.simulation import ModelCluster, SimulatedJob, simulate
 from dlscale.bench.tracing import Trace, TracingCluster, replayed
 from dlscale.bench.training import predict_training
-from dlscale.bench.workloads import make_job, workload
+from dlscale.bench.workloads import Scale, make_job, workload
 from dlscale.engine.run import Run
 from dlscale.errors import DlscaleError
 from dlscale.storage.checkpoints import Checkpoint
@@ -88,10 +88,8 @@ def predict(
     workers: Sequence[int],
     folder: Path,
     *,
-    mode: str,
+    scale: Scale,
     network: ModelCluster,
-    size: float = 1.0,
-    grow: float = 1.0,
     shared: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Predict the times of a kind's workload.
@@ -102,15 +100,9 @@ def predict(
     workers : sequence of int
     folder : Path
         Holds matrices between runs.
-    mode : str
-        ``strong`` or ``weak``.
-    size : float
-        Of the problem that is traced, in usual ones.
-    grow : float
-        The problem that is simulated, in traced ones; with ``weak`` that of one worker.
+    scale : Scale
     network : ModelCluster
         Of any number of workers.
-
     shared : bool
         The workers share this machine, as those of a measured run do: their tasks take as long as beside a neighbour.
 
@@ -120,10 +112,11 @@ def predict(
         A record for each number of workers.
     """
     if kind == "train":
-        yield from predict_training(workers, folder, mode=mode, network=network, size=size, grow=grow)
+        yield from predict_training(workers, folder, scale=scale, network=network)
         return
+    size = scale.size
     traced = trace(kind, folder, size=size)
-    larger = grow > 1 or mode == "weak"
+    larger = scale.grow > 1 or scale.mode == "weak"
     smaller = trace(kind, folder, size=size * SMALLER) if larger else traced
     network = replace(network, between_seconds=traced.overheads[1])
     crowded = network
@@ -132,10 +125,10 @@ def predict(
             crowded = replace(network, slowdown=max(1.0, trace(kind, folder, size=size).task_seconds / traced.task_seconds))
     jobs: dict[float, SimulatedJob] = {}
     for n in workers:
-        factor = grow * (n if mode == "weak" else 1)
+        factor = scale.factor(n)
         if factor not in jobs:
             shape, flops = workload(kind).grown(size * factor), traced.flops * factor
             jobs = {factor: replayed(traced) if factor == 1 else grown(traced, smaller, shape, flops=flops)}
         found = simulate(jobs[factor], replace(crowded if n > 1 else network, n_workers=n))
-        facts = {"kind": kind, "mode": mode, "launcher": "model", "shape": workload(kind).grown(size * factor)}
+        facts = {"kind": kind, "mode": scale.mode, "launcher": "model", "shape": workload(kind).grown(size * factor)}
         yield asdict(crowded if n > 1 else network) | facts | found.to_dict() | {"flops": jobs[factor].flops, "measured": False}

@@ -20,7 +20,7 @@ from typing import Any
 from dlscale.batch.run import run
 from dlscale.batch.workspace import Job
 from dlscale.bench.simulation import ModelCluster, Prediction
-from dlscale.bench.workloads import make_job, workload
+from dlscale.bench.workloads import Scale, make_job, workload
 
 #: Part of a step's computing behind which the sum of gradients can hide: the backward half of it, less the last layer.
 OVERLAP = 0.5
@@ -57,18 +57,16 @@ def trace_training(folder: Path, *, size: float) -> TracedTraining:
     )
 
 
-def predict_training(
-    workers: Sequence[int], folder: Path, *, mode: str, network: ModelCluster, size: float = 1.0, grow: float = 1.0
-) -> Iterator[dict[str, Any]]:
+def predict_training(workers: Sequence[int], folder: Path, *, scale: Scale, network: ModelCluster) -> Iterator[dict[str, Any]]:
     """Predict the times of the workload of kind train on ranks; see `dlscale.bench.replay.predict`.
 
     A larger problem has so many times the rows, in as many steps on batches so many times as large.
     """
-    traced = trace_training(folder, size=size)
+    traced = trace_training(folder, size=scale.size)
     for n in workers:
-        factor = grow * (n if mode == "weak" else 1)
+        factor = scale.factor(n)
         found = predicted(traced, n, factor, network)
-        facts = {"kind": "train", "mode": mode, "launcher": "model", "shape": workload("train").grown(size * factor)}
+        facts = {"kind": "train", "mode": scale.mode, "launcher": "model", "shape": workload("train").grown(scale.size * factor)}
         more = {"flops": traced.flops * factor, "measured": False, "n_workers": n}
         yield asdict(network) | facts | found.to_dict() | more
 

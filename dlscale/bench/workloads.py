@@ -13,6 +13,29 @@ from dlscale.errors import SpecError
 
 
 @dataclass(frozen=True)
+class Scale:
+    """Which problem is simulated.
+
+    Parameters
+    ----------
+    mode : str
+        ``strong``: the same for any number of workers; ``weak``: work in proportion to them.
+    size : float
+        Of the problem that is traced, in usual ones.
+    grow : float
+        The problem that is simulated, in traced ones; with ``weak`` that of one worker.
+    """
+
+    mode: str
+    size: float = 1.0
+    grow: float = 1.0
+
+    def factor(self, n_workers: int) -> float:
+        """The problem of so many workers, in traced ones."""
+        return self.grow * (n_workers if self.mode == "weak" else 1)
+
+
+@dataclass(frozen=True)
 class Workload:
     """A kind of job as the laboratory runs it.
 

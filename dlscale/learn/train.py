@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from dlscale.engine.run import Run
 from dlscale.errors import CorruptionError, DoesNotFitError, Interrupted, SpecError
 from dlscale.learn.models.losses import LOSSES
 from dlscale.learn.models.packing import unpack
+from dlscale.learn.models.parameters import Parameters
 from dlscale.learn.training.checking import check_features, check_rows, check_validation, check_weights, count_outputs
 from dlscale.learn.training.data import SMALL_BYTES, Order, is_kept, plan_order
 from dlscale.learn.training.gradients import Seconds
@@ -54,40 +55,22 @@ def plan_train(inputs: Inputs, options: TrainOptions, facts: ClusterFacts) -> Pl
     check_validation(inputs, recipe.model, n_outputs)
     dtype: np.dtype[Any] = DTYPES[options.dtype] if options.dtype else features.dtype
     batch_size = None if recipe.full_batch else options.batch_size or 256
-    order = plan_order(
-        features,
-        batch_size=batch_size,
-        seed=options.seed,
-        memory_bytes=int(facts.work_bytes * _ROWS_SHARE),
-        shuffle=options.shuffle,
-    )
+    memory_bytes = int(facts.work_bytes * _ROWS_SHARE)
+    order = plan_order(features, batch_size=batch_size, seed=options.seed, memory_bytes=memory_bytes, shuffle=options.shuffle)
     n_parameters = recipe.model.n_parameters(features.shape[1], n_outputs)
-    state_bytes = 0
+    parameters: Parameters = {}
     if n_parameters * dtype.itemsize < facts.memory_bytes:
-        parameters = recipe.model.initialize(
-            features.shape[1], n_outputs, init=options.model.get("init"), rng=np.random.default_rng(0), dtype=dtype
-        )
-        state_bytes = sum(array.nbytes for array in recipe.optimizer.start(parameters).values())
-    memory = _memory(features, order, n_parameters * dtype.itemsize, state_bytes)
-    peak = sum(need.n_bytes for need in memory)
-    if peak > facts.memory_bytes:
-        raise DoesNotFitError(
-            f"One rank needs {peak / 1e9:.2f} GB ({n_parameters / 1e6:.1f} million parameters with their optimizer, and rows in "
-            f"flight), and has {facts.memory_bytes / 1e9:.2f} GB; raise cluster.memory, or choose a smaller model or optimizer."
-        )
-    flops = features.shape[0] * flops_per_row(parameters)
-    kept = is_kept(features) and choose_sync(options.sync, facts)[0] != "dask"
-    steps = [Step("training", options.epochs * flops, (1 if kept else options.epochs) * features.n_stored_bytes)]
-    if measured_apart(recipe, dtype):
-        # The objective and its gradient at the first parameters and at the published ones, in one read.
-        steps.append(Step("measure", 2 * flops, 0 if kept else features.n_stored_bytes))
+        init, rng = options.model.get("init"), np.random.default_rng(0)
+        parameters = recipe.model.initialize(features.shape[1], n_outputs, init=init, rng=rng, dtype=dtype)
+    memory = _memory(features, order, n_parameters * dtype.itemsize, _state_bytes(recipe, parameters))
+    _require_fit(memory, n_parameters, facts)
     return Plan(
         kind="train",
         method=str(options.optimizer.get("type", "adam")),
         words=_words(recipe, options, order, n_parameters),
         matrix=features.describe(),
         grids=Grids(rows=RowGrid(features.shape[0], order.unit_rows, order.unit_rows)),
-        steps=tuple(steps),
+        steps=_steps(features, recipe, options, dtype, facts, flops_per_row(parameters)),
         memory=memory,
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
@@ -102,6 +85,32 @@ def plan_train(inputs: Inputs, options: TrainOptions, facts: ClusterFacts) -> Pl
             "classes_note": classes_note,
         },
     )
+
+
+def _state_bytes(recipe: Recipe, parameters: Parameters) -> int:
+    return sum(array.nbytes for array in recipe.optimizer.start(parameters).values()) if parameters else 0
+
+
+def _require_fit(memory: Sequence[Need], n_parameters: int, facts: ClusterFacts) -> None:
+    peak = sum(need.n_bytes for need in memory)
+    if peak > facts.memory_bytes:
+        raise DoesNotFitError(
+            f"One rank needs {peak / 1e9:.2f} GB ({n_parameters / 1e6:.1f} million parameters with their optimizer, and rows in "
+            f"flight), and has {facts.memory_bytes / 1e9:.2f} GB; raise cluster.memory, or choose a smaller model or optimizer."
+        )
+
+
+def _steps(
+    features: Matrix, recipe: Recipe, options: TrainOptions, dtype: np.dtype[Any], facts: ClusterFacts, row_flops: float
+) -> tuple[Step, ...]:
+    """The training, and the measurement of what it learned where that takes a read of its own."""
+    flops = features.shape[0] * row_flops
+    kept = is_kept(features) and choose_sync(options.sync, facts)[0] != "dask"
+    training = Step("training", options.epochs * flops, (1 if kept else options.epochs) * features.n_stored_bytes)
+    if not measured_apart(recipe, dtype):
+        return (training,)
+    # The objective and its gradient at the first parameters and at the published ones, in one read.
+    return training, Step("measure", 2 * flops, 0 if kept else features.n_stored_bytes)
 
 
 def _memory(features: Matrix, order: Order, parameter_bytes: int, state_bytes: int) -> tuple[Need, ...]:

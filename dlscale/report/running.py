@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,8 +28,8 @@ def throughput(timeline: Timeline, read_limit: float | None, flops_limit: float 
     per, unit = time_unit(timeline.seconds)
     with chart(WIDTH, 404, "Passes and throughput over time") as drawn:
         _pass_bars(drawn, timeline, per)
-        _rates(drawn, timeline, "reading", "B/s", timeline.read_rate, read_limit, "s1", 96)
-        last = _rates(drawn, timeline, "computing", "FLOP/s", timeline.flop_rate, flops_limit, "s2", 248)
+        _draw_rate(drawn, timeline, _Rate("reading", "B/s", timeline.read_rate, read_limit, "s1"), 96)
+        last = _draw_rate(drawn, timeline, _Rate("computing", "FLOP/s", timeline.flop_rate, flops_limit, "s2"), 248)
         last.set_xlabel(unit)
         last.tick_params(labelbottom=True, bottom=True)
         free = -np.inf
@@ -122,24 +123,34 @@ def _pass_title(run: PassRun) -> str:
     return f"{title}; {', '.join(rates)}"
 
 
-def _rates(
-    drawn: Chart, timeline: Timeline, title: str, base: str, values: np.ndarray, limit: float | None, style: str, top: float
-) -> Axes:
-    """One rate over time, as axes without labels below them."""
+@dataclass(frozen=True, eq=False)
+class _Rate:
+    """What is drawn of a rate: its values over time in a unit, the machine's limit, and a colour."""
+
+    title: str
+    unit: str
+    values: np.ndarray
+    limit: float | None
+    style: str
+
+
+def _draw_rate(drawn: Chart, timeline: Timeline, rate: _Rate, top: float) -> Axes:
+    """A rate over time, as axes without labels below them."""
+    values, limit = rate.values, rate.limit
     peak = float(values.max(initial=0.0))
     shown = limit if limit and (peak == 0 or limit <= _FAR_LIMIT * peak) else None
     high = max(peak, shown or 0.0) or 1.0
     unit_prefix, scale = prefix(high)
     per, _ = time_unit(timeline.seconds)
-    far = f"  (limit {words.quantity(limit, base)}, above the chart)" if limit and not shown else ""
-    axes = drawn.axes(LEFT, top, RIGHT, top + 110, title=f"{title}, {unit_prefix}{base}{far}")
+    far = f"  (limit {words.quantity(limit, rate.unit)}, above the chart)" if limit and not shown else ""
+    axes = drawn.axes(LEFT, top, RIGHT, top + 110, title=f"{rate.title}, {unit_prefix}{rate.unit}{far}")
     axes.set(xlim=(0, timeline.seconds / per), ylim=(0, high * 1.15 / scale))
     axes.locator_params(axis="y", nbins=4)
     axes.tick_params(labelbottom=False, bottom=False)
-    axes.stairs(values / scale, timeline.edges / per, fill=True, color=COLOURS[style], alpha=0.16, linewidth=0)
-    axes.stairs(values / scale, timeline.edges / per, color=COLOURS[style], linewidth=1.8)
+    axes.stairs(values / scale, timeline.edges / per, fill=True, color=COLOURS[rate.style], alpha=0.16, linewidth=0)
+    axes.stairs(values / scale, timeline.edges / per, color=COLOURS[rate.style], linewidth=1.8)
     if shown:
-        rule(axes, shown / scale, f"limit {words.quantity(shown, base)}")
+        rule(axes, shown / scale, f"limit {words.quantity(shown, rate.unit)}")
     return axes
 
 

@@ -12,7 +12,7 @@ from scipy.stats import norm as normal_distribution
 
 from dlscale.errors import SpecError
 from dlscale.learn.models.activations import ACTIVATIONS
-from dlscale.learn.models.model import LOSSES_OF_MODELS, model
+from dlscale.learn.models.model import LOSSES_OF_MODELS, Room, model
 from dlscale.learn.models.parameters import backward_buffer
 from dlscale.learn.optimizers.regularization import Regularization
 
@@ -138,7 +138,7 @@ def test_no_rows_give_zero_and_overwrite_what_was_there(architecture):
     buffer[:] = np.nan
     X, y, _ = data(3, 3, loss)
     statistics = m.statistics(parameters, X)
-    value, _ = m.loss_and_gradients(parameters, X[:0], y[:0], normalizer=3, gradients=gradients, statistics=statistics)
+    value, _ = m.loss_and_gradients(parameters, X[:0], y[:0], normalizer=3, room=Room(gradients), statistics=statistics)
     assert value == 0
     assert not buffer.any()
     assert m.statistics(parameters, X[:0]) is None or not m.statistics(parameters, X[:0]).any()
@@ -159,7 +159,7 @@ def test_gradients_become_ready_last_layer_first_and_final():
         # What the caller does to it meanwhile must not reach the layers before.
         gradient *= -5
 
-    m.loss_and_gradients(parameters, X, y, normalizer=8, gradients=gradients, ready=ready)
+    m.loss_and_gradients(parameters, X, y, normalizer=8, room=Room(gradients, ready))
     assert list(seen) == list(reversed(parameters))
     # What is ready stands side by side from the front of the buffer.
     np.testing.assert_array_equal(np.concatenate([g.ravel() for g in seen.values()]) * -5, buffer)

@@ -36,7 +36,27 @@ LOSSES_OF_MODELS = {
 #: A part of a gradient that is reduced while the rest of it is computed has at least so many bytes.
 _SLICE_BYTES = 2**19
 
-Ready = Callable[[str, Array], None]
+
+def _untold(name: str, gradient: Array) -> None:
+    """Of a gradient that is final, nobody is told."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """Where gradients go.
+
+    Parameters
+    ----------
+    gradients : Parameters
+        Overwritten, such as the views of `backward_buffer`.
+    ready : callable
+        Called as ``ready(name, gradient)`` as soon as a gradient is final, in the reverse order of the parameters (last layer
+        first, its bias before its weight), while the layers before are still to come; a large weight comes in several calls, some
+        rows each, the first rows first. It may read and reduce the array in place; nothing touches it again.
+    """
+
+    gradients: Parameters
+    ready: Callable[[str, Array], None] = _untold
 
 
 @dataclass(frozen=True)
@@ -236,8 +256,7 @@ class Model:
         *,
         weights: Array | None = None,
         normalizer: float,
-        ready: Ready | None = None,
-        gradients: Parameters | None = None,
+        room: Room | None = None,
         statistics: Array | None = None,
     ) -> tuple[float, Parameters]:
         """This rank's share of ``(1 / normalizer) sum_r w_r loss(x_r, y_r)``, and of its gradient.
@@ -253,15 +272,10 @@ class Model:
         normalizer : float
             Of the whole batch over all ranks: its rows times the mean weight of all rows that there are. Rows are weighted, not
             ranks, so shares simply add up; and not batches, so that the gradient of a random batch is on average that of all rows.
-        ready : callable, optional
-            Called as ``ready(name, gradient)`` as soon as a gradient is final, in the reverse order of the parameters
-            (last layer first, its bias before its weight), while the layers before are still to come; a large weight comes
-            in several calls, some rows each, the first rows first. It may read and reduce the array in place; nothing here
-            touches it again.
-        gradients : Parameters, optional
-            Overwritten and returned, such as the views of `backward_buffer`; None makes new ones.
+        room : Room, optional
+            Where the gradients go; None makes new ones.
         statistics : array, optional
-            `statistics`, added up over ranks; needed with decorrelation.
+            `statistics`, added up over ranks; needed with decorrelation (SpecError).
 
         Returns
         -------
@@ -269,11 +283,6 @@ class Model:
             Without L1 and L2 penalties, which are the same on every rank: see `regularization`. The decorrelation penalty
             is in it, in proportion to this rank's weights.
         gradients : Parameters
-
-        Raises
-        ------
-        SpecError
-            The model decorrelates and no statistics were given.
 
         Notes
         -----
@@ -283,8 +292,7 @@ class Model:
             raise SpecError("A model with decorrelation needs its statistics, added up over ranks; call statistics first.")
         dtype = parameters["layer-0/weight"].dtype
         X = np.asarray(X, dtype)
-        if gradients is None:
-            gradients = backward_buffer(parameters)[1]
+        room = room or Room(backward_buffer(parameters)[1])
         forward = self.forward(parameters, X)
         delta = forward.scores
         losses = self.loss.differentiate(delta, y)
@@ -297,20 +305,22 @@ class Model:
             penalty, extra = penalty_and_slope(forward.inputs[-1], statistics, self.decorrelation)
             extra *= factor
             value += penalty * float(share.sum())
-        ones = np.ones(len(X), dtype)
+        self._backpropagate(parameters, forward, delta, room, extra)
+        return value, room.gradients
+
+    def _backpropagate(self, parameters: Parameters, forward: Forward, delta: Array, room: Room, extra: Array | None) -> None:
+        """Gradients from the derivatives in the scores; ``extra`` is added to those in the last hidden activations."""
+        ones = np.ones(len(delta), delta.dtype)
         for layer in reversed(range(n_layers(parameters))):
             bias, weight = f"layer-{layer}/bias", f"layer-{layer}/weight"
-            np.matmul(ones, delta, out=gradients[bias])
-            if ready is not None:
-                ready(bias, gradients[bias])
-            for rows in _slices(gradients[weight]):
-                np.matmul(forward.inputs[layer][:, rows].T, delta, out=gradients[weight][rows])
-                if ready is not None:
-                    ready(weight, gradients[weight][rows])
+            np.matmul(ones, delta, out=room.gradients[bias])
+            room.ready(bias, room.gradients[bias])
+            for rows in _slices(room.gradients[weight]):
+                np.matmul(forward.inputs[layer][:, rows].T, delta, out=room.gradients[weight][rows])
+                room.ready(weight, room.gradients[weight][rows])
             if layer > 0:
                 delta = self.backward(parameters, forward, layer, delta, extra=extra)
                 extra = None
-        return value, gradients
 
 
 def _slices(weight: Array) -> list[slice]:

@@ -17,7 +17,7 @@ from dlscale.arrays import Array
 from dlscale.engine.ranks import Communicator
 from dlscale.engine.ranks.communicator import Pending
 from dlscale.learn.models.coordinates import moments
-from dlscale.learn.models.model import Model
+from dlscale.learn.models.model import Model, Room
 from dlscale.learn.models.parameters import Parameters, backward_buffer
 from dlscale.learn.optimizers.kfac import factor_buffer, factor_sums
 from dlscale.learn.training.data import Share
@@ -125,8 +125,8 @@ class RankGradients:
                 started = end
 
         loss, _ = self.model.loss_and_gradients(
-            parameters, share.X, share.y, weights=share.weights, normalizer=share.normalizer, ready=ready,
-            gradients=self.gradients, statistics=statistics,
+            parameters, share.X, share.y, weights=share.weights, normalizer=share.normalizer,
+            room=Room(self.gradients, ready), statistics=statistics,
         )  # fmt: skip
         return Reduction(self, loss, buckets)
 
@@ -167,7 +167,7 @@ class RankGradients:
         for i, part in enumerate(parts):
             value, _ = self.model.loss_and_gradients(
                 parameters, part.X, part.y, weights=part.weights, normalizer=share.normalizer,
-                gradients=self.gradients, statistics=statistics,
+                room=Room(self.gradients), statistics=statistics,
             )  # fmt: skip
             loss += value
             if len(parts) > 1:

@@ -20,7 +20,7 @@ from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.ranks import Communicator
 from dlscale.engine.run import Run
 from dlscale.learn.models.coordinates import moments
-from dlscale.learn.models.model import Model
+from dlscale.learn.models.model import Model, Room
 from dlscale.learn.models.parameters import Parameters, backward_buffer
 from dlscale.learn.optimizers.kfac import factor_buffer, factor_sums
 from dlscale.learn.training.data import Share
@@ -84,7 +84,7 @@ class BatchFold(Fold):
         if self.what == "gradients":
             buffer, gradients = self._views("gradients")
             loss, _ = self.model.loss_and_gradients(
-                self.parameters, X, y, weights=weights, normalizer=self.normalizer, gradients=gradients,
+                self.parameters, X, y, weights=weights, normalizer=self.normalizer, room=Room(gradients),
                 statistics=self.statistics,
             )  # fmt: skip
             state["sum"] += buffer
