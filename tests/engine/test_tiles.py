@@ -47,8 +47,8 @@ def test_row_blocks_cover_all_rows_in_whole_chunks(m: int, n: int, panel: int, r
     assert rows <= max(most, grid.panel)
     assert all(start % rows == 0 for start, _ in spans)
     assert all(start % grid.panel == 0 for start, _ in spans)
-    assert grid.blocks(1) == [0]
-    assert grid.blocks(m) == grid.blocks()
+    for first, stop in ((0, 1), (0, m), (m - 1, m), (m // 2, m), (m // 3, m // 2), (m, m)):
+        assert list(grid.blocks(first, stop)) == [i for i, (a, b) in enumerate(spans) if max(a, first) < min(b, stop)]
 
 
 def test_the_grid_alone_chooses_the_steps() -> None:

@@ -25,7 +25,7 @@ from dlscale.arrays import Array
 from dlscale.engine.run import Cost, Run
 from dlscale.engine.targets import Target
 from dlscale.engine.tiles.grid import PanelGrid
-from dlscale.engine.tiles.groups import Group, TaskGraph, memoised
+from dlscale.engine.tiles.groups import Group, Key, TaskGraph, memoised
 from dlscale.engine.tiles.methods import Change, Factored, Facts, Method, Seen
 from dlscale.engine.tiles.row_blocks import RowBlocks, place_rows
 from dlscale.engine.tiles.steps import ReversibleSteps, Steps
@@ -135,7 +135,7 @@ class Factorizer:
         width = 2 * factored.grid.row_blocks**2
         self._move(Work(step, factored.matrix, factored.grid, Placing(target, sources)), place_rows, width=width)
 
-    def _move(self, work: Work[V], move: Callable[[TaskGraph[V], int], Sequence[Any]], *, width: int) -> None:
+    def _move(self, work: Work[V], move: Callable[[TaskGraph[V], int], Sequence[Key]], *, width: int) -> None:
         grid = work.grid
         n_bytes = grid.shape[0] * grid.shape[1] * work.A.dtype.itemsize
         memoised(
@@ -201,7 +201,7 @@ def _unapply(group: Group[Unapplying], steps: RowBlocks) -> Facts:
     return {"product": np.concatenate(group.gather(group.tiles.values()))}
 
 
-def _each_panel(group: Group[V], move: Callable[[TaskGraph[V], int], Sequence[Any]]) -> Facts:
+def _each_panel(group: Group[V], move: Callable[[TaskGraph[V], int], Sequence[Key]]) -> Facts:
     """Graphs of tasks that have nothing to do with each other."""
     for window in group.windows(group.panels, fetched=False):
         graph = group.graph()
@@ -209,10 +209,10 @@ def _each_panel(group: Group[V], move: Callable[[TaskGraph[V], int], Sequence[An
     return {"done": np.array(True)}
 
 
-def copy_panel(graph: TaskGraph[Copying], k: int) -> list[Any]:
+def copy_panel(graph: TaskGraph[Copying], k: int) -> list[Key]:
     """Copy the tiles of a panel."""
     group = graph.group
-    blocks = group.grid.blocks(graph.work.verb.target.shape[0])
+    blocks = group.grid.blocks(stop=graph.work.verb.target.shape[0])
     return [graph.add(("copy", i, k), copy_tile, i, k, priority=k, worker=group.at(i, k)) for i in blocks]
 
 

@@ -79,10 +79,10 @@ class PanelGrid:
         """Rows (start, stop) of row block i."""
         return min(i * self.block_rows, self.shape[0]), min((i + 1) * self.block_rows, self.shape[0])
 
-    def blocks(self, n_rows: int | None = None) -> list[int]:
-        """The row blocks that begin in the first rows, all of them if absent; rounding up may leave nothing for the last ones."""
-        stop = self.shape[0] if n_rows is None else n_rows
-        return [i for i in range(self.row_blocks) if self.rows(i)[0] < min(stop, self.shape[0])]
+    def blocks(self, first: int = 0, stop: int | None = None) -> range:
+        """The row blocks that have some of these rows, all rows if absent; rounding up may leave nothing for the last blocks."""
+        stop = min(self.shape[0], self.shape[0] if stop is None else stop)
+        return range(first // self.block_rows, -(-stop // self.block_rows)) if first < stop else range(0)
 
     def groups(self) -> list[range]:
         """The panels of each group."""

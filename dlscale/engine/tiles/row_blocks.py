@@ -50,11 +50,10 @@ class RowBlocks(ReversibleSteps[TiledMethod, Transforms]):
     def begin(self, grid: PanelGrid) -> Facts:
         return self.method.begin(grid)
 
-    def taking_part(self, grid: PanelGrid, j: int, k: int) -> list[int]:
+    def taking_part(self, grid: PanelGrid, j: int, k: int) -> range:
         """The row blocks that have rows in which step j changes panel k."""
         top = grid.columns(j)[0] if self.method.downward else 0
-        first = max(top, self.method.whole.first_row(grid.columns(k)[0]))
-        return [i for i in grid.blocks() if grid.rows(i)[1] > first]
+        return grid.blocks(max(top, self.method.whole.first_row(grid.columns(k)[0])))
 
     def load(self, graph: TaskGraph[Factoring[TiledMethod]]) -> None:
         group, grid, at = graph.group, graph.group.grid, graph.group.at
