@@ -48,6 +48,9 @@ class Cost:
     bytes_read: int = 0
     bytes_written: int = 0
 
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.flops + other.flops, self.bytes_read + other.bytes_read, self.bytes_written + other.bytes_written)
+
 
 class Run:
     """What one job has.

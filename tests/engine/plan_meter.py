@@ -41,7 +41,7 @@ def run(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     from dlscale.batch.run import start
     from dlscale.batch.spec import parse_spec
     from dlscale.batch.workspace import Workspace
-    from dlscale.engine.events import Event, StepFinished, WorkDone
+    from dlscale.engine.events import Event, Saved, StepFinished, WorkDone
 
     # The planner reads a little of the matrix, to see how fast it can be read; that is not counted.
     document, root = read_document(job), Workspace(folder)
@@ -62,6 +62,7 @@ def run(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         "plan": done.plan,
         "told_read": sum(event.bytes_read for event in finished),
         "told_flops": sum(event.flops for event in events if isinstance(event, WorkDone)),
+        "kept": sum(event.bytes for event in events if isinstance(event, Saved)),
         "read": now_read - read,
         "written": now_written - written,
         "worker_bytes": peak.n_bytes,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from dlscale.arrays import Array
 from dlscale.engine.clusters import ClusterFacts, open_cluster
-from dlscale.engine.columns import KEPT_FLOPS, Applied, Columns, Tell, slab_columns
+from dlscale.engine.columns import GROUP_FLOPS, KEPT_FLOPS, Applied, Columns, Span, Tell, share_out, slab_columns
 from dlscale.engine.events import Event, StepFinished, WorkDone, ignore
 from dlscale.engine.run import Cost, Run, State
 from dlscale.errors import StalledError
@@ -21,6 +22,8 @@ from dlscale.storage.checkpoints import Checkpoint
 from tests.helpers import THREADS
 
 LOCAL = ClusterFacts("local", 2, 1, 2**31)
+#: Of a column, so that a slab of eight is all that a worker does in a group.
+FLOPS = GROUP_FLOPS / 8
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,15 @@ class Times(Applied):
     fatal: Path | None = None
     seconds: float = 0.0
 
-    def cost(self, n_columns: int) -> Cost:
-        return Cost(self.flops * n_columns, self.T.nbytes)
+    def cost(self, slabs: Sequence[Span]) -> Cost:
+        return Cost(self.flops * sum(stop - start for start, stop in slabs), self.T.nbytes)
 
-    def apply(self, B: Array | None, columns: tuple[int, int], tell: Tell) -> State:
+    def apply(self, B: Array | None, slabs: Sequence[Span], tell: Tell) -> list[State]:
+        ends = np.cumsum([stop - start for start, stop in slabs])
+        parts = [None] * len(slabs) if B is None else np.split(B, ends[:-1], axis=1)
+        return [self._apply(part, columns, tell) for part, columns in zip(parts, slabs, strict=True)]
+
+    def _apply(self, B: Array | None, columns: Span, tell: Tell) -> State:
         if self.seconds:
             import time
 
@@ -59,8 +67,8 @@ def data(n: int = 40, k: int = 30) -> tuple[Array, Array]:
     return rng.standard_normal((n, n)), rng.standard_normal((n, k))
 
 
-def product(run: Run, what: Applied, B: Array, **more: Any) -> Array:
-    found = Columns(run).apply("times", what, B, n_columns=B.shape[1], width=8, **more)
+def product(run: Run, what: Applied, B: Array, *, n_workers: int = 1) -> Array:
+    found = Columns(run, replace(LOCAL, n_workers=n_workers)).apply("times", what, B, n_columns=B.shape[1], width=8)
     return np.hstack([state["x"] for state in found])
 
 
@@ -74,18 +82,44 @@ def test_a_slab_of_long_columns_is_narrow():
     assert slab_columns(10**10, 5, 16) == 1
 
 
+def shares(n_slabs: int, n_workers: int, flops: Callable[[int], float] = lambda start: 1.0, slab_bytes: int = 1) -> Any:
+    def cost(slabs: Sequence[Span]) -> Cost:
+        return Cost(sum(flops(start) for start, _ in slabs))
+
+    return share_out([(i, i + 1) for i in range(n_slabs)], cost, replace(LOCAL, n_workers=n_workers), slab_bytes=slab_bytes)
+
+
+@pytest.mark.parametrize(("n_slabs", "n_workers"), [(1, 1), (1, 3), (7, 3), (16, 2), (40, 7)])
+def test_every_slab_has_one_worker_and_no_worker_many_more_than_another(n_slabs, n_workers):
+    for part in (1e-3, 0.3, 1.0, 10.0):
+        groups = shares(n_slabs, n_workers, lambda start, part=part: part * GROUP_FLOPS)
+        assert sorted(i for group in groups for share in group for i in share) == list(range(n_slabs))
+        for group in groups:
+            sizes = [len(share) for share in group]
+            assert max(sizes) - min(sizes) <= 1 or group is groups[-1]
+            assert max(sizes) == 1 or max(sizes) * part <= 1
+
+
+def test_slabs_of_a_group_are_no_more_than_memory_holds_and_are_shared_by_what_they_take():
+    most = max(len(share) for group in shares(16, 1, slab_bytes=LOCAL.work_bytes // 40) for share in group)
+    assert most == 4
+    (group,) = shares(16, 2, lambda start: 1 + (1 - start / 16) ** 2)
+    work = [sum(1 + (1 - i / 16) ** 2 for i in share) for share in group]
+    assert max(work) <= 1.02 * min(work)
+
+
 def test_every_column_is_told_and_a_group_that_is_kept_is_not_repeated(tmp_path):
     T, B = data()
     events: list[Event] = []
     with open_cluster(THREADS) as cluster:
-        X = product(run_of(cluster, tmp_path, events), Times(T), B, together=2)
+        X = product(run_of(cluster, tmp_path, events), Times(T, FLOPS), B, n_workers=2)
         np.testing.assert_array_equal(X, np.hstack([T @ B[:, i : i + 8] for i in range(0, 30, 8)]))
         steps = [e for e in events if isinstance(e, StepFinished)]
-        assert [(e.step, e.flops / KEPT_FLOPS) for e in steps] == [("times-1", 16), ("times-2", 14)]
-        assert sum(e.flops for e in events if isinstance(e, WorkDone)) == 30 * KEPT_FLOPS
+        assert [(e.step, e.flops / FLOPS) for e in steps] == [("times-1", 16), ("times-2", 14)]
+        assert sum(e.flops for e in events if isinstance(e, WorkDone)) == 30 * FLOPS
         Checkpoint(tmp_path / "checkpoint.zarr").drop("times-2")
         events.clear()
-        again = product(run_of(cluster, tmp_path, events), Times(T), B, together=2)
+        again = product(run_of(cluster, tmp_path, events), Times(T, FLOPS), B, n_workers=2)
     np.testing.assert_array_equal(again, X)
     assert [e.resumed for e in events if isinstance(e, StepFinished)] == [True, False]
 
@@ -100,7 +134,7 @@ def test_what_is_sooner_computed_again_is_not_kept(tmp_path):
 def test_columns_that_are_known_by_their_numbers_need_not_be_given():
     T, _ = data()
     with open_cluster(THREADS) as cluster:
-        found = Columns(run_of(cluster)).apply("some", Times(T), n_columns=20, width=7)
+        found = Columns(run_of(cluster), LOCAL).apply("some", Times(T), n_columns=20, width=7)
     np.testing.assert_array_equal(np.hstack([state["x"] for state in found]), T[:, :20])
 
 
@@ -114,7 +148,7 @@ def test_two_workers_share_a_group_and_give_the_bits_of_one_process(tmp_path):
     with open_cluster(LOCAL) as cluster:
         events: list[Event] = []
         run = run_of(cluster, tmp_path, events)
-        found = Columns(run).apply("times", what, B, n_columns=16, width=8, together=2)
+        found = Columns(run, LOCAL).apply("times", what, B, n_columns=16, width=8)
         np.testing.assert_array_equal(np.hstack([state["x"] for state in found]), expected)
         assert len({int(state["pid"]) for state in found} - {os.getpid()}) == 2
         assert len({e.worker for e in events if isinstance(e, WorkDone)}) == 2
@@ -124,7 +158,7 @@ def test_two_workers_share_a_group_and_give_the_bits_of_one_process(tmp_path):
 def test_a_slab_whose_worker_dies_is_computed_again(tmp_path):
     T, B = data()
     with open_cluster(LOCAL) as cluster:
-        X = product(run_of(cluster, tmp_path), Times(T, fatal=tmp_path / "died"), B, together=2)
+        X = product(run_of(cluster, tmp_path), Times(T, fatal=tmp_path / "died"), B, n_workers=2)
     assert (tmp_path / "died").exists()
     np.testing.assert_array_equal(X, np.hstack([T @ B[:, i : i + 8] for i in range(0, 30, 8)]))
 

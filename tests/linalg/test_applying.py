@@ -31,12 +31,12 @@ RATES = {"matmul_flops_per_second": 1e10, "read_bytes_per_second": 1e12}
 
 
 @pytest.mark.parametrize(
-    ("n_workers", "busy"),
-    [(1, 1), (2, 2), (3, 2), (4, 4), (100, 4)],  # of four slabs, three workers take two rounds
+    ("n_workers", "busy", "n_reads"),
+    [(1, 1, 1), (2, 2, 2), (3, 2, 3), (4, 4, 4), (100, 4, 4)],  # of four slabs, one of three workers takes two
 )
-def test_more_workers_than_slabs_are_no_faster(n_workers, busy):
-    step = plan_columns("triangular", Cost(1.0, 8), 8192, 2000, 8, ClusterFacts("local", n_workers, 3, 2**33))
-    assert (step.flops, step.bytes_read, step.n_threads) == (2000, 4 * 8, 3 * busy)
+def test_more_workers_than_slabs_are_no_faster_and_each_reads_once(n_workers, busy, n_reads):
+    step = plan_columns("triangular", Cost(1.0, 8), 8192, 2000, 8, ClusterFacts("local", n_workers, 3, 2**33)).step
+    assert (step.flops, step.bytes_read, step.n_threads) == (2000, n_reads * 8, 3 * busy)
 
 
 def test_a_step_of_one_task_takes_as_long_on_many_workers():
@@ -46,7 +46,7 @@ def test_a_step_of_one_task_takes_as_long_on_many_workers():
         for facts in (ClusterFacts("local", 1, 1, 2**33), ClusterFacts("local", 50, 1, 2**33))
     )
     alone, together = (
-        replace(plan, steps=plan.steps[-1:], rates={name: rate * plan.cluster.n_threads for name, rate in RATES.items()})
+        replace(plan, steps=plan.steps[-2:-1], rates={name: rate * plan.cluster.n_threads for name, rate in RATES.items()})
         for plan in (one, many)
     )
     assert alone.steps[0].id == "condition"

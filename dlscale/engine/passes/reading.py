@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
 
 import numpy as np
 
@@ -69,25 +70,40 @@ def read_strips(A: Matrix, spans: Sequence[tuple[int, int]], columns: tuple[int,
     (first_row, strip)
         Of a matrix that is not in memory a workspace, overwritten later.
     """
+    strips = read_regions(A, [(span, columns) for span in spans])
+    with closing(strips):
+        for (first, _), strip in zip(spans, strips, strict=True):
+            yield first, strip
+
+
+def read_regions(
+    A: Matrix, regions: Sequence[tuple[tuple[int, int], tuple[int, int]]], *, ahead: int = N_STRIPS
+) -> Generator[Array]:
+    """Rectangles (rows, columns), in order, the next few being read while the caller works on one.
+
+    Yields
+    ------
+    ndarray
+        Of a matrix that is not in memory a workspace, overwritten later.
+    """
     if A.in_memory:
-        for first, last in spans:
-            yield first, A.region((first, last), columns)
+        for rows, columns in regions:
+            yield A.region(rows, columns)
         return
-    reader, waiting = _reader("strips", N_STRIPS), deque[tuple[int, Future[Array]]]()
-    shape = (max(last - first for first, last in spans), columns[1] - columns[0])
-    buffers = itertools.cycle([workspace(f"strip-{i}", shape, A.dtype) for i in range(N_STRIPS + 1)])
+    reader, waiting = _reader("strips", N_STRIPS), deque[Future[Array]]()
+    most = max(((r1 - r0) * (c1 - c0) for (r0, r1), (c0, c1) in regions), default=0)
+    buffers = itertools.cycle([workspace(f"strip-{i}", (most,), A.dtype) for i in range(ahead + 1)])
     try:
-        for first, last in spans:
-            waiting.append((first, reader.submit(A.region, (first, last), columns, next(buffers)[: last - first])))
-            if len(waiting) > N_STRIPS:
-                row, ahead = waiting.popleft()
-                yield row, ahead.result()
+        for rows, columns in regions:
+            shape = (rows[1] - rows[0], columns[1] - columns[0])
+            waiting.append(reader.submit(A.region, rows, columns, next(buffers)[: shape[0] * shape[1]].reshape(shape)))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
         while waiting:
-            row, ahead = waiting.popleft()
-            yield row, ahead.result()
+            yield waiting.popleft().result()
     finally:
         # Nobody may write to the workspaces any more.
-        wait([ahead for _, ahead in waiting])
+        wait(waiting)
 
 
 def _reader(name: str, n_threads: int) -> ThreadPoolExecutor:

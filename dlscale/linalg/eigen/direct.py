@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +13,7 @@ import numpy as np
 from dlscale.arrays import Array
 from dlscale.buffers import empty_pages
 from dlscale.engine.clusters import ClusterFacts
-from dlscale.engine.columns import Applied, Columns, Tell
+from dlscale.engine.columns import Applied, Columns, Span, Tell
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.outputs import RowOutput
 from dlscale.engine.run import Cost, Run, State
@@ -83,12 +83,12 @@ class Direct(Applied):
     choice: Choice
     seed: int
 
-    def cost(self, n_columns: int) -> Cost:
-        n, k = self.A.shape[0], n_columns
+    def cost(self, slabs: Sequence[Span]) -> Cost:
+        n, k = self.A.shape[0], slabs[0][1]
         return Cost(flops(n, k, self.which), self.A.n_stored_bytes, n * k * self.A.dtype.itemsize)
 
-    def apply(self, B: Array | None, columns: tuple[int, int], tell: Tell) -> State:
-        n, k, dtype, choice = self.A.shape[0], columns[1], self.A.dtype, self.choice
+    def apply(self, B: Array | None, slabs: Sequence[Span], tell: Tell) -> list[State]:
+        n, k, dtype, choice = self.A.shape[0], slabs[0][1], self.A.dtype, self.choice
         A, exponent = self._read(tell)
         require_symmetric(A)
         X = np.ascontiguousarray(gaussian(n, N_PROBES, self.seed, dtype), dtype)
@@ -118,12 +118,8 @@ class Direct(Applied):
             self.output.write(i, np.ascontiguousarray(VH[:, i : i + rows].conj().T))
         nearest = values[order[k : k + 1]].astype(float)
         norm = float(np.abs(values).max())
-        return measured | {
-            "values": values[chosen],
-            "nearest": nearest,
-            "norm": np.array([norm]),
-            "exponent": np.array([exponent]),
-        }
+        found = {"values": values[chosen], "nearest": nearest, "norm": np.array([norm]), "exponent": np.array([exponent])}
+        return [measured | found]
 
     def _read(self, tell: Tell) -> tuple[Array, int]:
         """All of the matrix in memory of its own, at a size near 1: times ``2^-exponent``."""
@@ -138,7 +134,7 @@ def find_directly(run: Run, A: Matrix, *, k: int, which: Which, choice: Choice, 
     rows = min(n, 512)
     output = run.output("eigenvectors", (n, k), A.dtype, RowGrid(n, rows, rows))
     what = Direct(A, output, which, choice, seed)
-    (found,) = Columns(run).apply("eigenpairs", what, n_columns=k, width=k, writers=output.writers)
+    (found,) = Columns(run, run.cluster.facts).apply("eigenpairs", what, n_columns=k, width=k, writers=output.writers)
     # The norm is that of all of the matrix where all values are computed, and that of a part of it otherwise.
     norm = max(float(found["norm"][0]), float(found["norm_of_products"][0]))
     nearest = float(found["nearest"][0]) if len(found["nearest"]) else None

@@ -28,6 +28,7 @@ from dlscale.engine.passes import Passes
 from dlscale.engine.plan import Grids, Plan, Step
 from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
+from dlscale.engine.tiles.grid import PanelGrid
 from dlscale.errors import DoesNotFitError, NumericalError, OutOfRange, SpecError
 from dlscale.kernels import accumulator_dtype, safe_norm
 from dlscale.linalg.folds.least_squares import AugmentedQR, ColumnsTimesPowers, LargestOfColumns, Rotation, read_rhs
@@ -37,7 +38,8 @@ from dlscale.linalg.lstsq.check import check
 from dlscale.linalg.lstsq.panels import by_panels, plan_applying
 from dlscale.linalg.lstsq.pseudo_inverse import PseudoInverse, Solution
 from dlscale.linalg.scaling import Largest, exponent_of, scale_words, scaled_back
-from dlscale.linalg.solve.factoring import plan_factoring
+from dlscale.linalg.solve.applying import after
+from dlscale.linalg.solve.factoring import After, plan_factoring
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrix import Matrix, RowRange
 from dlscale.storage.scaled import promoted, scaled
@@ -90,11 +92,13 @@ def plan_lstsq(inputs: Inputs, options: LstsqOptions, facts: ClusterFacts) -> Pl
     layout = _lay_out_passes(long, k, transposed, options, facts)
     if layout is None:
         factored = A.T if transposed else A
-        more = plan_applying((max(m, n), min(m, n)), k, A.dtype.itemsize, facts)
+        shape, item = (max(m, n), min(m, n)), A.dtype.itemsize
+
+        def more(grid: PanelGrid) -> After:
+            return after(*plan_applying(shape, k, item, facts, grid), more=[check])
+
         driver_bytes = (4 * max(m, n) * k) * accumulator_dtype(A.dtype).itemsize
-        plan = plan_factoring(
-            "lstsq", factored, facts, orthogonal=True, panel=options.panel, driver_bytes=driver_bytes, more=(*more, check)
-        )
+        plan = plan_factoring("lstsq", factored, facts, orthogonal=True, panel=options.panel, driver_bytes=driver_bytes, more=more)
         return replace(plan, matrix=A.describe(), transposed=transposed)
     long_m, long_n = long.shape
     if transposed:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.engine.clusters import ClusterFacts
-from dlscale.engine.columns import Applied, Columns, Tell
+from dlscale.engine.columns import Applied, Columns, Span, Tell
 from dlscale.engine.passes import Passes
-from dlscale.engine.plan import Plan, Step
+from dlscale.engine.plan import Need, Plan, Step
 from dlscale.engine.run import Cost, State
+from dlscale.engine.tiles.grid import PanelGrid
 from dlscale.errors import NumericalError
 from dlscale.kernels import safe_norm
 from dlscale.linalg.folds.least_squares import read_rhs
 from dlscale.linalg.lstsq.pseudo_inverse import PseudoInverse, Solution
-from dlscale.linalg.solve.applying import Function, apply, plan_columns, plan_condition
+from dlscale.linalg.panels.plan import factor_chunks
+from dlscale.linalg.solve.applying import Planned, apply, fits, plan_columns
 from dlscale.linalg.solve.condition import N_COLUMNS, N_PRODUCTS, condition
 from dlscale.linalg.solve.factoring import FACTORS, factor_orthogonally
+from dlscale.linalg.solve.factors import loaded, rotation
+from dlscale.linalg.solve.substitution import Substitution
 from dlscale.linalg.solve.triangular import solve_triangular
 from dlscale.storage.matrix import Matrix, RowRange
 
@@ -40,12 +44,13 @@ def by_panels(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float) -
     R = RowRange(factors.factored.matrix, 0, n)
 
     def applied(step: str, function: Callable[..., Array], cost: Cost, C: Array) -> Array:
-        return apply(passes.run, step, Function(function, cost), C, together=plan.cluster.n_workers)
+        return apply(passes.run, step, function, cost, C, facts=plan.cluster)
 
     def rotated(C: Array) -> Array:
         return applied("rotated", factors.rotated, factors.rotation_cost, C)
 
-    (found,) = Columns(passes.run).apply("condition", TriangleCondition(R, factors.n_threads), n_columns=1, width=1)
+    what = TriangleCondition(R, factors.n_threads, fits(R.n_bytes, plan.cluster))
+    (found,) = Columns(passes.run, plan.cluster).apply("condition", what, n_columns=1, width=1)
     norm, number = float(found["norm"][0]), float(found["condition"][0])
     sizes = [norm, *safe_norm(rhs, axis=0).tolist()]
     small = n * n * A.dtype.itemsize * 6 <= plan.cluster.memory_bytes // 2
@@ -57,7 +62,7 @@ def by_panels(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float) -
             return Solution(X, n, None, number, f"{words}; full rank", sizes)
         X = applied("triangular", partial(factors.solve, adjoint=True), factors.cost, rhs.conj())
         back = partial(solve_triangular, R, lower=False, dtype=X.dtype, n_threads=factors.n_threads)
-        Y = applied("triangular-back", back, Cost(float(n * n), n * n * A.dtype.itemsize // 2), rotated(X)[:n]).conj()
+        Y = applied("triangular-back", back, Substitution.of(R).cost(lower=False), rotated(X)[:n]).conj()
         return Solution(X.conj(), n, None, number, f"{words} of the transpose; full rank", sizes, Y)
     if not small:
         raise NumericalError(
@@ -76,33 +81,55 @@ def by_panels(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float) -
     return Solution(X, inverse.rank, inverse.s, inverse.condition, f"{words}, singular values of R", sizes, Y, kept)
 
 
-def plan_applying(shape: tuple[int, int], k: int, itemsize: int, facts: ClusterFacts) -> list[Step]:
+def plan_applying(shape: tuple[int, int], k: int, itemsize: int, facts: ClusterFacts, grid: PanelGrid) -> list[Planned]:
     """What comes after the factorization of a matrix (m, n), m >= n, of full rank: its condition, and k solutions."""
     m, n = shape
-    one = Cost(4.0 * m * n - n * n, (m * n - n * n // 4) * itemsize)
-    condition = replace(plan_condition(n, itemsize, facts), flops=float(N_PRODUCTS * N_COLUMNS) * n * n)
-    return [condition, plan_columns("triangular", one, m, k, itemsize, facts)]
+    chunks = factor_chunks(shape, itemsize, grid)
+    way, turn = Substitution.of_chunks(n, chunks, itemsize), rotation(grid, chunks[0], itemsize)
+    triangle = way.cost(lower=False)
+    n_bytes = n * n * itemsize
+    condition = TriangleCondition.cost_of(n, itemsize, triangle, loaded=fits(n_bytes, facts))
+    step = Step("condition", condition.flops, condition.bytes_read, n_threads=facts.threads_per_worker)
+    return [
+        Planned(step, Need("factors in memory", n_bytes if fits(n_bytes, facts) else 0)),
+        plan_columns("triangular", turn + triangle, m, k, itemsize, facts),
+    ]
 
 
 @dataclass(frozen=True)
 class TriangleCondition(Applied):
-    """``||R||_1`` of an upper triangle, and an estimate of its condition number; one task."""
+    """``||R||_1`` of an upper triangle, and an estimate of its condition number; one task.
+
+    Parameters
+    ----------
+    R : Matrix
+    n_threads : int
+    loaded : bool
+        Whether there is room for R: it is read once then.
+    """
 
     R: Matrix
-    n_threads: int = 1
+    n_threads: int
+    loaded: bool
 
-    def cost(self, n_columns: int) -> Cost:
-        n = self.R.shape[0]
-        return Cost(float(n * n) * N_PRODUCTS * N_COLUMNS, n * n * self.R.dtype.itemsize // 2 * (N_PRODUCTS + 2))
+    @staticmethod
+    def cost_of(n: int, itemsize: int, triangle: Cost, *, loaded: bool) -> Cost:
+        """Of a triangle of order n, from what a solve with it takes."""
+        n_bytes = n * n * itemsize + (0 if loaded else triangle.bytes_read * N_PRODUCTS)
+        return Cost(triangle.flops * N_PRODUCTS * N_COLUMNS, n_bytes)
 
-    def apply(self, B: Array | None, columns: tuple[int, int], tell: Tell) -> State:
-        R, n = self.R, self.R.shape[0]
+    def cost(self, slabs: Sequence[Span]) -> Cost:
+        triangle = Substitution.of(self.R).cost(lower=False)
+        return self.cost_of(self.R.shape[0], self.R.dtype.itemsize, triangle, loaded=self.loaded)
+
+    def apply(self, B: Array | None, slabs: Sequence[Span], tell: Tell) -> list[State]:
+        R, n = loaded(self.R, tell) if self.loaded else self.R, self.R.shape[0]
         sums = np.zeros(n)
         for i in range(0, n, 512):
             rows = R.region((i, min(i + 512, n)), (0, n))
             sums += np.abs(np.triu(rows, i)).sum(axis=0)
-            tell(0.0, rows.nbytes)
+            tell(0.0, 0 if self.loaded else rows.nbytes)
         norm = float(sums.max())
         solve = partial(solve_triangular, R, lower=False, n_threads=self.n_threads, tell=tell)
         number = condition(norm, solve, partial(solve, op="C"), n, complex_valued=R.dtype.kind == "c")
-        return {"norm": np.array([norm]), "condition": np.array([number])}
+        return [{"norm": np.array([norm]), "condition": np.array([number])}]

@@ -270,9 +270,7 @@ def compute_matmul(run: Run, inputs: Inputs, options: MatmulOptions, plan: Plan)
     if tiling is not None:
         work = Tiles(a.operand, b.operand, tiling, output, exponent, plan.cluster.threads_per_worker)
         run.require_shared(output)
-        found = Columns(run).apply(
-            "tiles", work, n_columns=len(tiling.tiles), width=1, together=plan.cluster.n_workers, writers=output.writers
-        )
+        found = Columns(run, plan.cluster).apply("tiles", work, n_columns=len(tiling.tiles), width=1, writers=output.writers)
         largest = max(float(state["largest"][0]) for state in found)
     else:
         product = multiply_long(passes, a.operand, b.operand, plan.rows, symmetric=problem.symmetric)

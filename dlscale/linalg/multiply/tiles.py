@@ -7,7 +7,7 @@ threads.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,14 +49,17 @@ class Tiles(Applied):
     exponent: int = 0
     n_threads: int = 1
 
-    def cost(self, n_columns: int) -> Cost:
-        tiling, share = self.tiling, n_columns / len(self.tiling.tiles)
+    def cost(self, slabs: Sequence[Span]) -> Cost:
+        tiling, share = self.tiling, sum(stop - start for start, stop in slabs) / len(self.tiling.tiles)
         n_bytes = tiling.m * tiling.n * self.a.dtype.itemsize
         return Cost(tiling.flops * share, round(tiling.bytes_read(self.a, self.b) * share), round(n_bytes * share))
 
-    def apply(self, B: Array | None, columns: tuple[int, int], tell: Tell) -> State:
+    def apply(self, B: Array | None, slabs: Sequence[Span], tell: Tell) -> list[State]:
+        return [self._apply(number, tell) for number, _ in slabs]
+
+    def _apply(self, number: int, tell: Tell) -> State:
         """Compute and write a tile; returns the largest entry, of ``A B``."""
-        rows, across = self.tiling.tiles[columns[0]]
+        rows, across = self.tiling.tiles[number]
         C = self.output.room(rows, across, self.a.dtype)
         with one_blas_thread(), ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(self.n_threads) as pool:
             tile = _Tile(self, rows, across, C, reader, pool)

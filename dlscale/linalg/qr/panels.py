@@ -29,7 +29,7 @@ from dlscale.linalg.panels.products import part_product, probes, scaled_residual
 from dlscale.linalg.panels.reflectors import Householder
 from dlscale.linalg.panels.scaling import panels_at_safe_scale, place_times, require_safe, times_back
 from dlscale.linalg.scaling import scale_words
-from dlscale.linalg.solve.applying import Function, apply
+from dlscale.linalg.solve.applying import apply
 from dlscale.linalg.solve.factors import QRFactors
 from dlscale.storage.matrix import Matrix
 
@@ -133,7 +133,7 @@ class WholeQR(QRSteps):
 
     def unrotated(self, passes: Passes, factored: Factored, plan: Plan, X: Array) -> Array:
         factors = QRFactors(factored)
-        return apply(passes.run, "check", Function(factors.unrotated, factors.rotation_cost), X, together=1)
+        return apply(passes.run, "check", factors.unrotated, factors.rotation_cost, X, facts=plan.cluster)
 
 
 def plan_panel_qr(A: Matrix, options: FactorOptions, mode: str, facts: ClusterFacts, ways: Ways[QRSteps]) -> Plan:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
+from typing import NamedTuple
 
 import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.engine.clusters import ClusterFacts
-from dlscale.engine.columns import Applied, Columns, Tell, slab_columns
-from dlscale.engine.plan import Step
+from dlscale.engine.columns import SLAB_COPIES, Applied, Columns, Span, Tell, share_out, slab_columns
+from dlscale.engine.grids import blocks
+from dlscale.engine.passes.reading import N_STRIPS
+from dlscale.engine.plan import Need, Step
 from dlscale.engine.run import Cost, Run, State
+from dlscale.linalg.panels.plan import CHUNK_BYTES
 from dlscale.linalg.solve.condition import N_COLUMNS, N_PRODUCTS, longest_image
+from dlscale.linalg.solve.factoring import After
 from dlscale.linalg.solve.factors import Factorization
 
 
@@ -24,40 +30,97 @@ class Function(Applied):
     Parameters
     ----------
     function : callable
-        From B (n, k) to an array of k columns, ``tell`` by name; picklable.
+        From B (n, k) to an array of k columns, with the width of slabs and ``tell`` by name; picklable.
     column_cost : Cost
         The flops of one column; the bytes of all of them together.
+    width : int
+        Columns of a slab.
     """
 
     function: Callable[..., Array]
     column_cost: Cost
+    width: int
 
-    def cost(self, n_columns: int) -> Cost:
-        return Cost(self.column_cost.flops * n_columns, self.column_cost.bytes_read)
+    def cost(self, slabs: Sequence[Span]) -> Cost:
+        return Cost(self.column_cost.flops * sum(stop - start for start, stop in slabs), self.column_cost.bytes_read)
 
-    def apply(self, B: Array | None, columns: tuple[int, int], tell: Tell) -> State:
-        return {"x": self.function(B, tell=tell)}
+    def apply(self, B: Array | None, slabs: Sequence[Span], tell: Tell) -> list[State]:
+        X = self.function(B, width=self.width, tell=tell)
+        ends = np.cumsum([stop - start for start, stop in slabs])
+        return [{"x": part} for part in np.split(X, ends[:-1], axis=1)]
 
 
 @dataclass(frozen=True)
 class LongestImage(Applied):
-    """The vector that the inverse stretches most, as far as a few solves tell; one task, since each solve waits for the last."""
+    """The vector that the inverse stretches most, as far as a few solves tell; one task, since each solve waits for the last.
+
+    Parameters
+    ----------
+    factors : Factorization
+    complex_valued : bool
+    loaded : bool
+        Whether there is room for the factors: they are read once then.
+    """
 
     factors: Factorization
     complex_valued: bool
+    loaded: bool
 
-    def cost(self, n_columns: int) -> Cost:
+    def cost(self, slabs: Sequence[Span]) -> Cost:
         one = self.factors.cost
-        return Cost(one.flops * N_PRODUCTS * N_COLUMNS, one.bytes_read * N_PRODUCTS)
+        n_bytes = self.factors.stored_bytes if self.loaded else one.bytes_read * N_PRODUCTS
+        return Cost(one.flops * N_PRODUCTS * N_COLUMNS, n_bytes)
 
-    def apply(self, B: Array | None, columns: tuple[int, int], tell: Tell) -> State:
-        solve = partial(self.factors.solve, tell=tell)
+    def apply(self, B: Array | None, slabs: Sequence[Span], tell: Tell) -> list[State]:
+        factors = self.factors.loaded(tell=tell) if self.loaded else self.factors
+        solve = partial(factors.solve, tell=tell)
         n = self.factors.shape[0]
         estimate, x = longest_image(solve, partial(solve, adjoint=True), n, complex_valued=self.complex_valued)
-        return {"estimate": np.array([estimate]), "x": x}
+        return [{"estimate": np.array([estimate]), "x": x}]
 
 
-def plan_columns(name: str, one: Cost, n: int, k: int, itemsize: int, facts: ClusterFacts, *, width: int | None = None) -> Step:
+def fits(n_bytes: int, facts: ClusterFacts) -> bool:
+    """Whether factors may be held in a worker beside what is done with them."""
+    return n_bytes <= facts.work_bytes // 4
+
+
+class Planned(NamedTuple):
+    """What it takes to apply something to columns, and what a worker holds for it."""
+
+    step: Step
+    need: Need
+
+
+def planned(
+    name: str, cost: Callable[[Sequence[Span]], Cost], k: int, facts: ClusterFacts, *, width: int, column_bytes: int
+) -> Planned:
+    """What it takes to apply something to k columns.
+
+    Parameters
+    ----------
+    name : str
+    cost : callable
+        As of `Applied`.
+    k : int
+    facts : ClusterFacts
+    width : int
+        Columns of a slab.
+    column_bytes : int
+    """
+    slabs = list(blocks(0, k, width))
+    total, longest, most = Cost(), 0.0, 0
+    for group in share_out(slabs, cost, facts, slab_bytes=width * column_bytes):
+        costs = [cost([slabs[i] for i in share]) for share in group]
+        total = sum(costs, total)
+        # Workers wait for the one that has most to do.
+        longest += max(one.flops for one in costs)
+        most = max(most, *(len(share) for share in group))
+    n_threads = total.flops / longest * facts.threads_per_worker
+    step = Step(name, total.flops, total.bytes_read, total.bytes_written, n_threads=n_threads)
+    return Planned(step, Need("columns that factors are applied to", SLAB_COPIES * most * width * column_bytes))
+
+
+def plan_columns(name: str, one: Cost, n: int, k: int, itemsize: int, facts: ClusterFacts) -> Planned:
     """What it takes to apply something to k columns of n entries.
 
     Parameters
@@ -67,23 +130,37 @@ def plan_columns(name: str, one: Cost, n: int, k: int, itemsize: int, facts: Clu
         Of one column; the bytes of any number of them.
     n, k, itemsize : int
     facts : ClusterFacts
-    width : int, optional
-        Columns of a slab.
     """
-    n_slabs = -(-k // (width or slab_columns(n, k, itemsize)))
-    # Workers wait for the last slabs of a group.
-    n_workers = n_slabs / -(-n_slabs // facts.n_workers)
-    return Step(name, one.flops * k, one.bytes_read * n_slabs, n_threads=n_workers * facts.threads_per_worker)
+    width = slab_columns(n, k, itemsize)
+    return planned(name, Function(np.asarray, one, width).cost, k, facts, width=width, column_bytes=n * itemsize)
 
 
-def plan_condition(n: int, itemsize: int, facts: ClusterFacts) -> Step:
-    """What the estimate of the condition number of a factored matrix takes; it is one task."""
-    one = 2.0 * n * n
-    n_bytes = N_PRODUCTS * n * n * itemsize
-    return Step("condition", one * N_PRODUCTS * N_COLUMNS, n_bytes, n_threads=facts.threads_per_worker)
+def plan_condition(factors: Cost, stored_bytes: int, facts: ClusterFacts) -> Planned:
+    """What the estimate of the condition number of a factored matrix takes; it is one task.
+
+    Parameters
+    ----------
+    factors : Cost
+        Of a solve with one column.
+    stored_bytes : int
+        Of the factors.
+    facts : ClusterFacts
+    """
+    fitting = fits(stored_bytes, facts)
+    n_bytes = stored_bytes if fitting else factors.bytes_read * N_PRODUCTS
+    step = Step("condition", factors.flops * N_PRODUCTS * N_COLUMNS, n_bytes, n_threads=facts.threads_per_worker)
+    return Planned(step, Need("factors in memory", stored_bytes if fitting else 0))
 
 
-def apply(run: Run, step: str, what: Function, B: Array, *, together: int) -> Array:
+def after(*planned: Planned, more: Sequence[Step] = ()) -> After:
+    """What comes after a factorization, one thing after the other."""
+    pieces = Need("pieces of factors that are read", (N_STRIPS + 1) * CHUNK_BYTES)
+    return After(
+        [*(each.step for each in planned), *more], (max((each.need for each in planned), key=attrgetter("n_bytes")), pieces)
+    )
+
+
+def apply(run: Run, step: str, function: Callable[..., Array], column_cost: Cost, B: Array, *, facts: ClusterFacts) -> Array:
     """``f(B)`` for columns B (n, k), by slabs on the workers.
 
     Parameters
@@ -91,23 +168,30 @@ def apply(run: Run, step: str, what: Function, B: Array, *, together: int) -> Ar
     run : Run
     step : str
         Unique in the job.
-    what : Function
+    function : callable
+    column_cost : Cost
+        See `Function`.
     B : (n, k)
-    together : int
-        Workers of the plan.
+    facts : ClusterFacts
+        Of the plan.
     """
     n, k = B.shape
-    width = slab_columns(n, k, max(B.dtype.itemsize, np.dtype(float).itemsize))
-    found = Columns(run).apply(step, what, B, n_columns=k, width=width, together=together)
+    itemsize = max(B.dtype.itemsize, np.dtype(float).itemsize)
+    width = slab_columns(n, k, itemsize)
+    what = Function(function, column_cost, width)
+    found = Columns(run, facts).apply(step, what, B, n_columns=k, width=width, column_bytes=n * itemsize)
     return found[0]["x"] if len(found) == 1 else np.hstack([state["x"] for state in found])
 
 
-def solve(run: Run, step: str, factors: Factorization, B: Array, *, together: int, adjoint: bool = False) -> Array:
+def solve(run: Run, step: str, factors: Factorization, B: Array, *, facts: ClusterFacts, adjoint: bool = False) -> Array:
     """``A^-1 B``, or ``A^-H B``, by the factors of A, on the workers; see `apply`."""
-    return apply(run, step, Function(partial(factors.solve, adjoint=adjoint), factors.cost), B, together=together)
+    return apply(run, step, partial(factors.solve, adjoint=adjoint), factors.cost, B, facts=facts)
 
 
-def longest_of_inverse(run: Run, step: str, factors: Factorization, *, complex_valued: bool) -> tuple[float, Array]:
+def longest_of_inverse(
+    run: Run, step: str, factors: Factorization, *, complex_valued: bool, facts: ClusterFacts
+) -> tuple[float, Array]:
     """`longest_image` of the inverse, on a worker."""
-    (found,) = Columns(run).apply(step, LongestImage(factors, complex_valued), n_columns=1, width=1)
+    what = LongestImage(factors, complex_valued, fits(factors.stored_bytes, facts))
+    (found,) = Columns(run, facts).apply(step, what, n_columns=1, width=1)
     return float(found["estimate"][0]), found["x"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -13,12 +13,12 @@ from dlscale.arrays import Array
 from dlscale.declaration.options import Options
 from dlscale.declaration.sections import Panel
 from dlscale.engine.clusters import ClusterFacts
-from dlscale.engine.costs import lay_out
+from dlscale.engine.costs import lay_out, libraries
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Passes
 from dlscale.engine.plan import Need, Plan, Step
 from dlscale.engine.tiles.factorizer import Factorizer
-from dlscale.engine.tiles.grid import Ways
+from dlscale.engine.tiles.grid import PanelGrid, Ways
 from dlscale.engine.tiles.whole import WholePanels
 from dlscale.errors import NumericalError
 from dlscale.lapack import interchanges
@@ -49,6 +49,13 @@ class FactoringOptions(Options):
     panel: Panel = None
 
 
+class After(NamedTuple):
+    """What comes after a factorization, and what a worker holds for it."""
+
+    steps: Sequence[Step]
+    memory: Sequence[Need] = ()
+
+
 def plan_factoring(
     kind: str,
     A: Matrix,
@@ -61,7 +68,7 @@ def plan_factoring(
     driver_bytes: int = 0,
     state_bytes: int = 0,
     before: Sequence[Step] = (),
-    more: Sequence[Step] = (),
+    more: Callable[[PanelGrid], After] = lambda grid: After(()),
 ) -> Plan:
     """Plan the factorization of a matrix and passes over its rows.
 
@@ -81,8 +88,10 @@ def plan_factoring(
         What the driver holds beside, such as right-hand sides.
     state_bytes : int
         Partial results of a pass.
-    before, more : sequence of Step
-        What comes before and after the factorization.
+    before : sequence of Step
+        What comes before the factorization.
+    more : callable
+        What comes after it, by its grid.
 
     Raises
     ------
@@ -97,12 +106,15 @@ def plan_factoring(
     options = FactorOptions(panel, 1 if orthogonal else None)
     plan = plan_panels(what, A, options, left)
     held = (Need("right-hand sides and solutions", driver_bytes),) if driver_bytes else ()
+    after = more(plan.panels)
     layout = lay_out(A, left, state_bytes=state_bytes, operand_bytes=state_bytes)
+    # One after the other.
+    needs = (plan.memory, layout.memory, (*after.memory, *libraries(facts)))
     return replace(
         plan,
         grids=replace(plan.grids, rows=layout.grid),
-        steps=(*before, *(() if given else plan.steps), *more),
-        memory=(*max(plan.memory, layout.memory, key=lambda memory: sum(need.n_bytes for need in memory)), *held),
+        steps=(*before, *(() if given else plan.steps), *after.steps),
+        memory=(*max(needs, key=lambda memory: sum(need.n_bytes for need in memory)), *held),
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
         notes=(*layout.notes, *plan.notes),

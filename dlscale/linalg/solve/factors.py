@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -10,16 +11,23 @@ from typing import Any, Protocol
 import numpy as np
 
 from dlscale.arrays import Array
-from dlscale.engine.columns import Tell, untold
+from dlscale.engine.columns import SLAB_COLUMNS, Tell, untold
+from dlscale.engine.grids import blocks
+from dlscale.engine.passes.reading import read_regions
 from dlscale.engine.run import Cost
-from dlscale.engine.tiles.methods import Factored
+from dlscale.engine.tiles.grid import PanelGrid
+from dlscale.engine.tiles.methods import Factored, Transform
 from dlscale.errors import InputError, NumericalError
 from dlscale.kernels import one_blas_thread, times_power_of_two
 from dlscale.lapack import Op, interchanges
 from dlscale.linalg.panels.reflectors import reflect
-from dlscale.linalg.solve.triangular import solve_triangular
+from dlscale.linalg.solve.substitution import Substitution
+from dlscale.linalg.solve.triangular import sharing, solve_triangular
 from dlscale.storage.inputs import StoredResult
-from dlscale.storage.matrix import Matrix, RowRange
+from dlscale.storage.matrix import ArrayMatrix, Matrix, RowRange
+
+#: Columns that are read at once where all of a matrix is.
+LOADED_COLUMNS = 256
 
 
 class Factorization(Protocol):
@@ -36,8 +44,19 @@ class Factorization(Protocol):
         """Of solving with one column; the bytes are those of any number of columns."""
         ...
 
-    def solve(self, B: Array, *, adjoint: bool = False, tell: Tell = untold) -> Array:
-        """``A^-1 B``, or ``A^-H B``, for B (n, k); in the dtype of the factors."""
+    @property
+    def stored_bytes(self) -> int: ...
+
+    def inverse_cost(self, column: int) -> Cost:
+        """Of a column of the inverse of the adjoint, or of this and some behind it, which leaves out what is zero."""
+        ...
+
+    def loaded(self, *, tell: Tell = untold) -> Factorization:
+        """The same factors in memory, with which solves have the same bits."""
+        ...
+
+    def solve(self, B: Array, *, adjoint: bool = False, width: int = SLAB_COLUMNS, tell: Tell = untold) -> Array:
+        """``A^-1 B``, or ``A^-H B``, for B (n, k), in the dtype of the factors; see `solve_triangular` for the width."""
         ...
 
 
@@ -72,23 +91,33 @@ class LUFactors:
 
     @property
     def cost(self) -> Cost:
-        return _cost_of_triangles(self.lu)
+        return triangles(Substitution.of(self.lu), alike=False)
+
+    @property
+    def stored_bytes(self) -> int:
+        return self.lu.n_bytes
+
+    def inverse_cost(self, column: int) -> Cost:
+        return inverse_by_lu(Substitution.of(self.lu), column)
+
+    def loaded(self, *, tell: Tell = untold) -> LUFactors:
+        return replace(self, lu=loaded(self.lu, tell))
 
     def computing_in(self, dtype: np.dtype[Any]) -> LUFactors:
         return replace(self, precision=dtype)
 
-    def solve(self, B: Array, *, adjoint: bool = False, tell: Tell = untold) -> Array:
+    def solve(self, B: Array, *, adjoint: bool = False, width: int = SLAB_COLUMNS, tell: Tell = untold) -> Array:
         """Two triangular solves and a permutation."""
         targets, sources = interchanges(self.pivots, self.shape[0])
         dtype = _with_imaginary(self.dtype, B)
-        solve = partial(solve_triangular, self.lu, dtype=dtype, n_threads=self.n_threads, tell=tell)
+        solve = partial(solve_triangular, self.lu, dtype=dtype, n_threads=self.n_threads, width=width, tell=tell)
         if adjoint:
-            X = solve(solve(B, lower=False, op="C"), lower=True, op="C", unit=True)
+            X = solve(solve(B, lower=False, op="C"), lower=True, op="C", unit=True, overwrite=True)
             X[sources] = X[targets]
             return X
         X = np.array(B, dtype)
         X[targets] = X[sources]
-        return solve(solve(X, lower=True, unit=True), lower=False)
+        return solve(solve(X, lower=True, unit=True, overwrite=True), lower=False, overwrite=True)
 
 
 @dataclass(frozen=True)
@@ -119,16 +148,26 @@ class CholeskyFactors:
 
     @property
     def cost(self) -> Cost:
-        return _cost_of_triangles(self.l)
+        return triangles(Substitution.of(self.l), alike=True)
+
+    @property
+    def stored_bytes(self) -> int:
+        return self.l.n_bytes
+
+    def inverse_cost(self, column: int) -> Cost:
+        return inverse_by_cholesky(Substitution.of(self.l), column)
+
+    def loaded(self, *, tell: Tell = untold) -> CholeskyFactors:
+        return replace(self, l=loaded(self.l, tell))
 
     def computing_in(self, dtype: np.dtype[Any]) -> CholeskyFactors:
         return replace(self, precision=dtype)
 
-    def solve(self, B: Array, *, adjoint: bool = False, tell: Tell = untold) -> Array:
+    def solve(self, B: Array, *, adjoint: bool = False, width: int = SLAB_COLUMNS, tell: Tell = untold) -> Array:
         """Two triangular solves; A is its own adjoint."""
         dtype = _with_imaginary(self.dtype, B)
-        solve = partial(solve_triangular, self.l, lower=True, dtype=dtype, n_threads=self.n_threads, tell=tell)
-        return solve(solve(B), op="C")
+        solve = partial(solve_triangular, self.l, lower=True, dtype=dtype, n_threads=self.n_threads, width=width, tell=tell)
+        return solve(solve(B), op="C", overwrite=True)
 
 
 @dataclass(frozen=True)
@@ -155,48 +194,77 @@ class QRFactors:
 
     @property
     def cost(self) -> Cost:
-        (_, n), rotation = self.shape, self.rotation_cost
-        return Cost(rotation.flops + float(n * n), rotation.bytes_read + n * n * self.dtype.itemsize // 2)
+        return self.rotation_cost + Substitution.of(self.triangle).cost(lower=False)
 
     @property
     def rotation_cost(self) -> Cost:
         """Of a product of Q with one column."""
-        (m, _), grid = self.shape, self.factored.grid
-        sizes = [(m - grid.columns(j)[0], min(grid.width(j), m - grid.columns(j)[0])) for j in range(grid.n_steps)]
-        flops = sum(float(4 * rows * b + b * b) for rows, b in sizes)
-        return Cost(flops, sum(rows * b for rows, b in sizes) * self.dtype.itemsize)
+        stored = self.factored.matrix
+        return rotation(self.factored.grid, 1 if stored.any_range else stored.row_unit, stored.dtype.itemsize)
 
-    def solve(self, B: Array, *, adjoint: bool = False, tell: Tell = untold) -> Array:
+    @property
+    def stored_bytes(self) -> int:
+        return self.factored.matrix.n_bytes
+
+    @property
+    def triangle(self) -> Matrix:
+        """R, with what is below it."""
+        return RowRange(self.factored.matrix, 0, self.shape[1])
+
+    def inverse_cost(self, column: int) -> Cost:
+        return self.rotation_cost + Substitution.of(self.triangle).cost(lower=False, op="C", first=column)
+
+    def loaded(self, *, tell: Tell = untold) -> QRFactors:
+        return replace(self, factored=replace(self.factored, matrix=loaded(self.factored.matrix, tell)))
+
+    def solve(self, B: Array, *, adjoint: bool = False, width: int = SLAB_COLUMNS, tell: Tell = untold) -> Array:
         """``R^-1 Q^H B``, or ``Q R^-H B``; of a tall matrix the least squares solution."""
         n = self.shape[1]
         dtype = _with_imaginary(self.dtype, B)
-        R = RowRange(self.factored.matrix, 0, n)
-        solve = partial(solve_triangular, R, lower=False, dtype=dtype, n_threads=self.n_threads, tell=tell)
+        solve = partial(solve_triangular, self.triangle, lower=False, dtype=dtype, n_threads=self.n_threads, width=width, tell=tell)
         if not adjoint:
-            return solve(self.rotated(B, tell=tell)[:n])
+            return solve(self.rotated(B, width=width, tell=tell)[:n], overwrite=True)
         X = np.zeros((self.shape[0], B.shape[1]), dtype)
         X[:n] = solve(B, op="C")
-        return self.unrotated(X, tell=tell)
+        return self.unrotated(X, width=width, tell=tell)
 
-    def rotated(self, B: Array, *, tell: Tell = untold) -> Array:
+    def rotated(self, B: Array, *, width: int = SLAB_COLUMNS, tell: Tell = untold) -> Array:
         """``Q^H B``, all m rows."""
-        return self._reflected(B, range(self.factored.grid.n_steps), "C", tell)
+        return self._reflected(B, range(self.factored.grid.n_steps), "C", width, tell)
 
-    def unrotated(self, B: Array, *, tell: Tell = untold) -> Array:
+    def unrotated(self, B: Array, *, width: int = SLAB_COLUMNS, tell: Tell = untold) -> Array:
         """``Q B``."""
-        return self._reflected(B, reversed(range(self.factored.grid.n_steps)), "N", tell)
+        return self._reflected(B, range(self.factored.grid.n_steps)[::-1], "N", width, tell)
 
-    def _reflected(self, B: Array, steps: Iterable[int], op: Op, tell: Tell) -> Array:
+    def _reflected(self, B: Array, steps: Sequence[int], op: Op, width: int, tell: Tell) -> Array:
         # Complex right-hand sides of a real matrix go as their real and imaginary parts.
         parts = [B.real, B.imag] if B.dtype.kind == "c" and self.dtype.kind != "c" else [B]
-        C = np.array(np.hstack(parts), self.dtype, order="C")
-        with one_blas_thread():
-            for j in steps:
-                transform = self.factored.transform(j)
-                reflect(transform, C[transform.top :], op=op)
-                (m, b), k = transform.panel.shape, C.shape[1]
-                tell(float((4 * m * b + b * b) * k), transform.panel.nbytes)
-        return C if len(parts) == 1 else C[:, : B.shape[1]] + 1j * C[:, B.shape[1] :]
+        slabs = [[np.array(part[:, a:b], self.dtype, order="C") for a, b in blocks(0, B.shape[1], width)] for part in parts]
+        factored, k = self.factored, B.shape[1] * len(parts)
+        stored, (m, _) = factored.matrix, self.shape
+        tops = [factored.grid.columns(j)[0] for j in steps]
+        # Whole chunks.
+        firsts = [top if stored.any_range else top // stored.row_unit * stored.row_unit for top in tops]
+        regions = [((first, m), factored.grid.columns(j)) for first, j in zip(firsts, steps, strict=True)]
+        with one_blas_thread(), closing(read_regions(stored, regions, ahead=1)) as read, sharing(self.n_threads) as share:
+            for j, top, first in zip(steps, tops, firsts, strict=True):
+                block = next(read)
+                transform = Transform(j, top, block[top - first :], factored.facts[j])
+                share([partial(reflect, transform, C[top:], op=op) for part in slabs for C in part])
+                rows, b = transform.panel.shape
+                tell(float((4 * rows * b + b * b) * k), 0 if stored.in_memory else block.nbytes)
+        whole = [np.hstack(part) if len(part) > 1 else part[0] for part in slabs]
+        return whole[0] if len(whole) == 1 else whole[0] + 1j * whole[1]
+
+
+def rotation(grid: PanelGrid, row_unit: int, itemsize: int) -> Cost:
+    """Of a product of Q with one column; the bytes of any number of columns, from panels stored in chunks of so many rows."""
+    m, flops, n_read = grid.shape[0], 0.0, 0
+    for j in range(grid.n_steps):
+        top, b = grid.columns(j)[0], grid.width(j)
+        flops += 4.0 * (m - top) * b + b * b
+        n_read += (m - top // row_unit * row_unit) * b
+    return Cost(flops, n_read * itemsize)
 
 
 @dataclass(frozen=True)
@@ -218,16 +286,26 @@ class ScaledFactors:
     def cost(self) -> Cost:
         return self.factors.cost
 
+    @property
+    def stored_bytes(self) -> int:
+        return self.factors.stored_bytes
+
+    def inverse_cost(self, column: int) -> Cost:
+        return self.factors.inverse_cost(column)
+
+    def loaded(self, *, tell: Tell = untold) -> ScaledFactors:
+        return replace(self, factors=self.factors.loaded(tell=tell))
+
     def widened(self) -> ScaledFactors:
         """The same factors, computed with in double precision."""
         return replace(self, factors=self.factors.computing_in(self.dtype))
 
-    def solve(self, B: Array, *, adjoint: bool = False, tell: Tell = untold) -> Array:
+    def solve(self, B: Array, *, adjoint: bool = False, width: int = SLAB_COLUMNS, tell: Tell = untold) -> Array:
         """Solve in the precision of the factors."""
         sizes = np.abs(B).max(axis=0, initial=0)
         sizes = np.where(sizes > 0, sizes, 1)
         with np.errstate(over="ignore", invalid="ignore"):
-            X = self.factors.solve(B / sizes, adjoint=adjoint, tell=tell)
+            X = self.factors.solve(B / sizes, adjoint=adjoint, width=width, tell=tell)
             return np.asarray(X.astype(_with_imaginary(self.dtype, X)) * (self.scale * sizes))
 
 
@@ -250,14 +328,53 @@ class TimesPower:
     def cost(self) -> Cost:
         return self.factors.cost
 
-    def solve(self, B: Array, *, adjoint: bool = False, tell: Tell = untold) -> Array:
-        return times_power_of_two(self.factors.solve(B, adjoint=adjoint, tell=tell), -self.exponent)
+    @property
+    def stored_bytes(self) -> int:
+        return self.factors.stored_bytes
+
+    def inverse_cost(self, column: int) -> Cost:
+        return self.factors.inverse_cost(column)
+
+    def loaded(self, *, tell: Tell = untold) -> TimesPower:
+        return replace(self, factors=self.factors.loaded(tell=tell))
+
+    def solve(self, B: Array, *, adjoint: bool = False, width: int = SLAB_COLUMNS, tell: Tell = untold) -> Array:
+        return times_power_of_two(self.factors.solve(B, adjoint=adjoint, width=width, tell=tell), -self.exponent)
 
 
-def _cost_of_triangles(T: Matrix) -> Cost:
-    """Of solving with two triangles of a matrix."""
-    n = T.shape[0]
-    return Cost(2.0 * n * n, n * n * T.dtype.itemsize)
+def triangles(way: Substitution, *, alike: bool) -> Cost:
+    """Of solving with two triangles of a matrix, the upper one after the lower one or the lower one twice."""
+    return way.cost(lower=True) + way.cost(lower=alike, op="C" if alike else "N")
+
+
+def inverse_by_lu(way: Substitution, column: int) -> Cost:
+    """See `Factorization.inverse_cost`."""
+    return way.cost(lower=False, op="C", first=column) + way.cost(lower=True, op="C")
+
+
+def inverse_by_cholesky(way: Substitution, column: int) -> Cost:
+    """See `Factorization.inverse_cost`."""
+    return way.cost(lower=True, first=column) + way.cost(lower=True, op="C")
+
+
+def loaded(T: Matrix, tell: Tell = untold) -> Matrix:
+    """A matrix in memory that is cut as where it is stored, so that what is done with it has the same bits."""
+    if T.in_memory:
+        return T
+    array = np.empty(T.shape, T.dtype)
+    panels = [((0, T.shape[0]), span) for span in blocks(0, T.shape[1], max(T.column_unit, LOADED_COLUMNS))]
+    for (_, (start, stop)), panel in zip(panels, read_regions(T, panels, ahead=1), strict=True):
+        array[:, start:stop] = panel
+        tell(0.0, panel.nbytes)
+    return Loaded(array, T)
+
+
+class Loaded(ArrayMatrix):
+    """A matrix in memory that says of itself what another one does."""
+
+    def __init__(self, array: Array, stored: Matrix) -> None:
+        super().__init__(array)
+        self.row_unit, self.column_unit, self.any_range = stored.row_unit, stored.column_unit, stored.any_range
 
 
 def _with_imaginary(dtype: np.dtype[Any], B: Array) -> np.dtype[Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,22 +13,25 @@ from dlscale.arrays import Array
 from dlscale.certificates import Certificate, scaled
 from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
 from dlscale.engine.clusters import ClusterFacts
-from dlscale.engine.columns import Applied, Columns, Tell, untold
+from dlscale.engine.columns import Applied, Columns, Span, Tell, untold
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.outputs import RowOutput
 from dlscale.engine.passes import Passes
 from dlscale.engine.plan import Plan, Step
 from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Cost, Run, State
+from dlscale.engine.tiles.grid import PanelGrid
 from dlscale.errors import NumericalError, SpecError
 from dlscale.kernels import accumulator_dtype, times_power_of_two
+from dlscale.linalg.panels.plan import factor_chunks
 from dlscale.linalg.panels.products import N_PROBES, probes
 from dlscale.linalg.scaling import power_words, scale_words
-from dlscale.linalg.solve.applying import plan_columns
+from dlscale.linalg.solve.applying import after, plan_columns, planned
 from dlscale.linalg.solve.condition import is_sure
-from dlscale.linalg.solve.factoring import FactoringOptions, plan_factoring
-from dlscale.linalg.solve.factors import Factorization
+from dlscale.linalg.solve.factoring import After, FactoringOptions, plan_factoring
+from dlscale.linalg.solve.factors import Factorization, inverse_by_cholesky, inverse_by_lu, triangles
 from dlscale.linalg.solve.kind import near_singular_words
+from dlscale.linalg.solve.substitution import Substitution
 from dlscale.linalg.solve.system import SolveOptions, System
 from dlscale.storage.matrix import ArrayMatrix, Matrix
 
@@ -52,20 +57,25 @@ def plan_inverse(A: Matrix, options: InverseOptions, facts: ClusterFacts) -> Pla
         raise SpecError(f"input.matrix: must be square to have an inverse; got {m} x {n}.")
     item = A.dtype.itemsize
     rows = block_rows(n)
-    one = Cost(2.0 * n * n, n * n * item)
+
+    def more(grid: PanelGrid) -> After:
+        way = Substitution.of_chunks(n, factor_chunks((n, n), item, grid), item)
+        of_column = inverse_by_cholesky if options.assume == "pos" else inverse_by_lu
+        cost = partial(cost_of_rows, partial(of_column, way), row_bytes=n * item)
+        return after(
+            plan_columns("probes", triangles(way, alike=options.assume == "pos"), n, N_PROBES, item, facts),
+            planned("inverse", cost, n, facts, width=rows, column_bytes=n * item),
+            more=[Step("residual", 4.0 * N_PROBES * n * n, 2 * A.n_stored_bytes)],
+        )
+
     return plan_factoring(
         "inverse",
         A,
         facts,
         assume=options.assume,
         panel=options.panel,
-        driver_bytes=4 * rows * n * item,
         before=(Step("norms", 2.0 * n * n, A.n_stored_bytes),),
-        more=(
-            plan_columns("probes", one, n, N_PROBES, item, facts),
-            replace(plan_columns("inverse", one, n, n, item, facts, width=rows), bytes_written=n * n * item),
-            Step("residual", 4.0 * N_PROBES * n * n, 2 * A.n_stored_bytes),
-        ),
+        more=more,
     )
 
 
@@ -106,7 +116,9 @@ def compute_inverse(run: Run, A: Matrix, options: InverseOptions, plan: Plan) ->
     rows = block_rows(n)
     output = run.output("inverse", (n, n), dtype, RowGrid(n, rows, rows))
     what = InverseRows(factors, output, system.exponent, W)
-    found = Columns(run).apply("inverse", what, n_columns=n, width=rows, together=plan.cluster.n_workers, writers=output.writers)
+    found = Columns(run, plan.cluster).apply(
+        "inverse", what, n_columns=n, width=rows, column_bytes=n * dtype.itemsize, writers=output.writers
+    )
     norm_of_inverse = float(sum((part["sums"] for part in found), np.zeros(n)).max())
     lost = float(sum(part["lost"][0] for part in found))
     Y = np.concatenate([part["product"] for part in found], dtype=accumulator_dtype(dtype))
@@ -160,23 +172,35 @@ class InverseRows(Applied):
     exponent: int
     W: Array
 
-    def cost(self, n_columns: int) -> Cost:
-        one, n = self.factors.cost, len(self.W)
-        return Cost(one.flops * n_columns, one.bytes_read, n_columns * n * self.W.dtype.itemsize)
+    def cost(self, slabs: Sequence[Span]) -> Cost:
+        return cost_of_rows(self.factors.inverse_cost, slabs, row_bytes=len(self.W) * self.W.dtype.itemsize)
 
-    def apply(self, B: Array | None, columns: tuple[int, int], tell: Tell) -> State:
-        block = rows_of_inverse(self.factors, *columns, self.W.dtype, tell=tell)
+    def apply(self, B: Array | None, slabs: Sequence[Span], tell: Tell) -> list[State]:
+        X = adjoint_rows(self.factors, slabs, self.W.dtype, tell=tell)
+        ends = np.cumsum([stop - start for start, stop in slabs])
+        return [self._finish(start, part) for (start, _), part in zip(slabs, np.split(X, ends[:-1], axis=1), strict=True)]
+
+    def _finish(self, start: int, adjoint: Array) -> State:
+        block = np.ascontiguousarray(adjoint.conj().T, self.W.dtype)
         inverse = times_power_of_two(block, -self.exponent)
-        self.output.write(columns[0], inverse)
+        self.output.write(start, inverse)
         lost = float(np.abs(times_power_of_two(inverse, self.exponent) - block).sum()) if self.exponent else 0.0
         return {"sums": np.abs(block).sum(axis=0), "product": block @ self.W, "lost": np.array([lost])}
 
 
-def rows_of_inverse(factors: Factorization, start: int, stop: int, dtype: np.dtype[Any], *, tell: Tell = untold) -> Array:
-    """Rows ``start:stop`` of the inverse."""
-    E = np.zeros((factors.shape[0], stop - start), dtype)
-    E[np.arange(start, stop), np.arange(stop - start)] = 1
-    return np.ascontiguousarray(factors.solve(E, adjoint=True, tell=tell).conj().T, dtype)
+def cost_of_rows(of_column: Callable[[int], Cost], slabs: Sequence[Span], *, row_bytes: int) -> Cost:
+    """Of blocks of rows of the inverse in one task, from what the rows from one on take (`Factorization.inverse_cost`)."""
+    flops = sum(of_column(start).flops * (stop - start) for start, stop in slabs)
+    n_rows = sum(stop - start for start, stop in slabs)
+    return Cost(flops, of_column(min(slabs)[0]).bytes_read, n_rows * row_bytes)
+
+
+def adjoint_rows(factors: Factorization, slabs: Sequence[Span], dtype: np.dtype[Any], *, tell: Tell = untold) -> Array:
+    """Blocks of rows of the inverse, as columns of its adjoint side by side."""
+    rows = np.concatenate([np.arange(start, stop) for start, stop in slabs])
+    E = np.zeros((factors.shape[0], len(rows)), dtype)
+    E[rows, np.arange(len(rows))] = 1
+    return factors.solve(E, adjoint=True, width=slabs[0][1] - slabs[0][0], tell=tell)
 
 
 KIND = Kind(

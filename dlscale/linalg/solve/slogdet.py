@@ -24,8 +24,8 @@ from dlscale.linalg.lu.kind import row_move
 from dlscale.linalg.panels.products import TriangularProduct, probes, triangular_product
 from dlscale.linalg.panels.scaling import panels_at_safe_scale, require_safe
 from dlscale.linalg.scaling import scale_words
-from dlscale.linalg.solve.applying import Function, apply
-from dlscale.linalg.solve.factoring import FACTORS, FactoringOptions, factor_orthogonally, plan_factoring
+from dlscale.linalg.solve.applying import apply
+from dlscale.linalg.solve.factoring import FACTORS, After, FactoringOptions, factor_orthogonally, plan_factoring
 from dlscale.linalg.solve.factors import diagonal
 from dlscale.storage.matrix import Matrix
 
@@ -48,7 +48,7 @@ def plan_slogdet(A: Matrix, options: SlogdetOptions, facts: ClusterFacts) -> Pla
         raise SpecError(f"input.matrix: must be square to have a determinant; got {m} x {n}.")
     product = n * n * A.dtype.itemsize
     more = (Step("right", 4.0 * n * n, product), Step("left", 4.0 * n * n, product))
-    return plan_factoring("slogdet", A, facts, assume=options.assume, panel=options.panel, more=more)
+    return plan_factoring("slogdet", A, facts, assume=options.assume, panel=options.panel, more=lambda grid: After(more))
 
 
 def compute_slogdet(run: Run, A: Matrix, options: SlogdetOptions, plan: Plan) -> Outcome:
@@ -149,7 +149,7 @@ def _by_qr(passes: Passes, A: Matrix, plan: Plan, X: Array) -> Determinant:
     tau = np.concatenate([np.diagonal(facts["t"]) for facts in factors.factored.facts])
     tau = tau[tau != 0]
     RX = triangular_product(passes, "right-qr", packed, plan.columns, TriangularProduct(X, len(X), lower=False))
-    QRX = apply(passes.run, "left-qr", Function(factors.unrotated, factors.rotation_cost), RX, together=1)
+    QRX = apply(passes.run, "left-qr", factors.unrotated, factors.rotation_cost, RX, facts=plan.cluster)
     AX = -passes.sweep("product", A, Residual(X), plan.rows)["residual"]
     return Determinant.of(complex(np.prod(-tau / tau.conj())), diagonal(packed), "A - QR", AX - QRX, AX)
 

@@ -218,7 +218,7 @@ class System:
         """``A^-1 B`` by factors, on the workers."""
         self._n_solves += 1
         step = f"triangular-{self._n_solves}"
-        return applying.solve(self.passes.run, step, factors, B, together=self.plan.cluster.n_workers)
+        return applying.solve(self.passes.run, step, factors, B, facts=self.plan.cluster)
 
     def _refined(self, X: Array, B: Array, factors: Factorization, target: float | None, *, enough: float | None = None) -> Refined:
         """Refine a first solution X of ``A X = B``."""
@@ -262,7 +262,7 @@ class System:
         is_complex = self.A.dtype.kind == "c"
         self._n_conditions += 1
         step = f"condition-{self._n_conditions}"
-        inverse, x = applying.longest_of_inverse(self.passes.run, step, factors, complex_valued=is_complex)
+        inverse, x = applying.longest_of_inverse(self.passes.run, step, factors, complex_valued=is_complex, facts=self.plan.cluster)
         number = self.norm * inverse if self.norm and inverse else float("inf")
         dtype, double = _computed_in(factors), accumulator_dtype(self.A.dtype)
         if self._solved_by_given and number * self._distance > SURE and is_sure(number, double, n):

@@ -1,32 +1,41 @@
-"""Triangular systems op(T) X = B with T on disk or in memory, read once, panel by panel.
+"""Triangular systems op(T) X = B with T on disk or in memory, read once, panel by panel, ahead of what is computed.
 
-    for each panel j, in the order of the substitution:
-        X_j = op(T_jj)^-1 (B_j - what the panels before contribute)
-
-A panel is a block of columns of T, or of rows where T is stored so. What couples it to the other unknowns is read in pieces by
-several threads. Panels and pieces depend on T alone, so that the bits do not depend on the threads.
+The columns of B are cut in slabs, and what a piece of a panel does to other unknowns in blocks of these: threads share them.
+Neither the order of the sums (`dlscale.linalg.solve.substitution`) nor the cuts depend on the threads, so that no bit does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Any
+from contextlib import closing, contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dlscale.arrays import Array
-from dlscale.engine.columns import Tell, untold
+from dlscale.engine.columns import SLAB_COLUMNS, Tell, untold
 from dlscale.engine.grids import blocks
+from dlscale.engine.passes.reading import read_regions
 from dlscale.kernels import one_blas_thread
 from dlscale.lapack import Op, multiply_add, solve_lower, solve_upper
+from dlscale.linalg.solve.substitution import PANEL, Piece, Span, Substitution
 from dlscale.storage.matrix import Matrix
 
-#: Unknowns of a panel: its own triangle, which one thread solves, is small beside the rest.
-PANEL = 512
-#: Bytes of a piece of a panel: one long read, and enough to share among threads.
-PIECE_BYTES = 8 * 2**20
+#: Unknowns that a thread works on at once: products of that size run at their rate.
+SHARED_ROWS = 512
+#: Unknowns of a triangle that is solved as it is; of larger ones most of the work is products, which are faster.
+TRIANGLE = 128
+
+#: Does the work that threads share.
+Share = Callable[[Sequence[Callable[[], object]]], None]
+
+
+class _Slab(NamedTuple):
+    """Columns of X, and the first row of them that is not zero."""
+
+    X: Array
+    first: int
 
 
 def solve_triangular(
@@ -39,6 +48,8 @@ def solve_triangular(
     dtype: np.dtype[Any] | None = None,
     n_threads: int = 1,
     panel: int = PANEL,
+    width: int = SLAB_COLUMNS,
+    overwrite: bool = False,
     tell: Tell = untold,
 ) -> Array:
     """Solve ``op(T) X = B``.
@@ -57,69 +68,167 @@ def solve_triangular(
     dtype : numpy.dtype, optional
         What is computed in; T's if absent.
     n_threads : int
-        Threads that read and multiply.
+        Threads that multiply.
     panel : int
-        Unknowns of a panel; a stored chunk that is wider is read once for each of its panels.
+        Unknowns of a panel where chunks are not wider.
+    width : int
+        Columns of a slab: the same columns in the same slabs have the same bits, whatever other slabs are beside them.
+    overwrite : bool
+        Whether B may become X where it is of the right kind.
     tell : callable
         Told of the flops that were done, and the bytes that were read.
 
     Returns
     -------
     X : (n, k), of this dtype
-        Not finite where a diagonal entry is zero, or where it overflows.
+        Not finite where a diagonal entry is zero that B reaches, or where it overflows.
 
     Notes
     -----
-    n^2 k flops, one read of the triangle; memory for X and, a thread, a piece of `PIECE_BYTES`.
+    n^2 k flops, less where B begins with zeros and these stay; one read of the triangle. Memory for X, and a few pieces.
 
     References
     ----------
     Golub and Van Loan (2013), section 3.1.4.
     """
-    n = T.shape[0]
-    by_rows = T.column_unit >= n > T.row_unit and not T.in_memory
-    if by_rows:
-        panel = max(1, panel // T.row_unit) * T.row_unit if T.row_unit > 1 else panel
-    X = np.array(B, dtype or T.dtype, order="C")
+    right = B.dtype == (dtype or T.dtype) and B.strides[1] == B.itemsize and B.flags.writeable
+    X = B if overwrite and right else _copy(B, dtype or T.dtype)
+    way = Substitution.of(T, panel)
     forward = lower == (op == "N")
-    # The panel's block of T either carries its unknowns to the others (scatter), or collects what the others contribute.
-    scatters = by_rows == (op != "N")
-    after = lower != by_rows
-    spans = list(blocks(0, n, panel))
-    with np.errstate(all="ignore"), one_blas_thread(), ThreadPoolExecutor(n_threads) as pool:
-        for start, stop in spans if forward else reversed(spans):
-            mine, work = X[start:stop], partial(_couple, T, X, (start, stop), by_rows, scatters, op)
-            couplings = list(_pieces(T, (stop, n) if after else (0, start), stop - start, by_rows))
-            if not scatters:
-                for part in pool.map(work, couplings):
-                    mine -= part
-            triangle = np.ascontiguousarray(T.region((start, stop), (start, stop)), X.dtype)
-            (solve_lower if lower else solve_upper)(triangle, mine, op=op, unit=unit)
-            if scatters:
-                list(pool.map(work, couplings))
-            width, others = stop - start, sum(last - first for first, last in couplings)
-            tell(float(width * (width + 2 * others) * X.shape[1]), width * (width + others) * T.dtype.itemsize)
+    slabs = [_Slab(X[:, a:b], _first_row(X[:, a:b]) if forward else 0) for a, b in blocks(0, B.shape[1], width)]
+    steps = list(way.steps(lower=lower, op=op, first=min((slab.first for slab in slabs), default=0)))
+    regions = [way.rectangle(span, piece) for span, pieces in steps for piece in pieces]
+    solving = _Solving(way, slabs, lower, op, unit)
+    with np.errstate(all="ignore"), one_blas_thread(), closing(read_regions(T, regions)) as read, sharing(n_threads) as share:
+        for span, pieces in steps:
+            solving.begin(span, X.dtype)
+            for piece in pieces:
+                block = next(read)
+                n_bytes = block.shape[0] * block.shape[1] * T.dtype.itemsize
+                tell(solving.use(piece, block, share), 0 if T.in_memory else n_bytes)
     return X
 
 
-def _pieces(T: Matrix, others: tuple[int, int], width: int, by_rows: bool) -> Iterator[tuple[int, int]]:
-    """Cut the other unknowns in pieces of whole stored chunks."""
-    unit = T.column_unit if by_rows else T.row_unit
-    length = max(1, PIECE_BYTES // (width * T.dtype.itemsize))
-    length = max(1, length // unit) * unit if unit < others[1] - others[0] else length
-    first = others[0]
-    while first < others[1]:
-        last = min((first // length + 1) * length, others[1])
-        yield first, last
-        first = last
+@contextmanager
+def sharing(n_threads: int) -> Iterator[Share]:
+    """Does work on so many threads."""
+    if n_threads == 1:
+
+        def alone(work: Sequence[Callable[[], object]]) -> None:
+            for part in work:
+                part()
+
+        yield alone
+        return
+    with ThreadPoolExecutor(n_threads) as pool:
+
+        def together(work: Sequence[Callable[[], object]]) -> None:
+            list(pool.map(lambda part: part(), work))
+
+        yield together
 
 
-def _couple(T: Matrix, X: Array, panel: tuple[int, int], by_rows: bool, scatters: bool, op: Op, piece: tuple[int, int]) -> Array:
-    """Subtract the panel's contribution from the unknowns of a piece, or return the piece's contribution to the panel."""
-    block = T.region(panel, piece) if by_rows else T.region(piece, panel)
-    if block.dtype != X.dtype or block.strides[1] != block.itemsize:
-        block = np.ascontiguousarray(block, X.dtype)
-    mine, other = X[slice(*panel)], X[slice(*piece)]
-    if scatters:
-        return multiply_add(block, mine, other, op_a=op)
-    return multiply_add(block, other, np.empty_like(mine), alpha=1.0, beta=0.0, op_a=op)
+class _Solving:
+    """The unknowns, and the panel that is solved for."""
+
+    def __init__(self, way: Substitution, slabs: Sequence[_Slab], lower: bool, op: Op, unit: bool) -> None:
+        self.way, self.slabs, self.lower, self.op, self.unit = way, slabs, lower, op, unit
+        self.scatters = way.scatters(op)
+
+    def begin(self, panel: Span, dtype: np.dtype[Any]) -> None:
+        self.panel, self._found, self._dtype = panel, 0, dtype
+        self._triangle: Array | None = None
+
+    def use(self, piece: Piece, block: Array, share: Share) -> float:
+        """Use a piece; the flops that took."""
+        if block.dtype != self._dtype or block.strides[1] != block.itemsize:
+            block = np.ascontiguousarray(block, self._dtype)
+        # What a panel collects comes before its own unknowns, what it carries after them.
+        steps = (self._solve, self._couple) if self.scatters else (self._couple, self._solve)
+        return sum(step(piece, block, share) for step in steps)
+
+    def _solve(self, piece: Piece, block: Array, share: Share) -> float:
+        """Solve for the panel as soon as all of its triangle is there."""
+        size, (start, stop) = self.panel[1] - self.panel[0], piece.own
+        if start == stop:
+            return 0.0
+        part = self._cut(block, piece, piece.own)
+        if stop - start == size:
+            triangle = part
+        else:
+            if self._triangle is None:
+                self._triangle = np.empty((size, size), block.dtype)
+            triangle, at = self._triangle, slice(start - self.panel[0], stop - self.panel[0])
+            triangle[(slice(None), at) if self.way.by_rows else at] = part
+        self._found += stop - start
+        if self._found < size:
+            return 0.0
+        slabs = [slab for slab in self.slabs if slab.first < self.panel[1]]
+
+        def solving(mine: Array) -> Callable[[], object]:
+            return lambda: solve_block(triangle, mine, lower=self.lower, op=self.op, unit=self.unit)
+
+        share([solving(slab.X[slice(*self.panel)]) for slab in slabs])
+        return sum(float(size * size * slab.X.shape[1]) for slab in slabs)
+
+    def _couple(self, piece: Piece, block: Array, share: Share) -> float:
+        """Subtract what the panel contributes to the unknowns of a piece, or these to the panel."""
+        work: list[Callable[[], object]] = []
+        flops = 0.0
+        for slab in self.slabs:
+            # What is zero contributes nothing.
+            start, stop = piece.others if self.scatters else (max(piece.others[0], slab.first), piece.others[1])
+            if start < stop and slab.first < (self.panel[1] if self.scatters else stop):
+                part = self._cut(block, piece, (start, stop))
+                work += self._products(part, slab.X[slice(*self.panel)], slab.X[start:stop])
+                flops += 2.0 * part.size * slab.X.shape[1]
+        share(work)
+        return flops
+
+    def _products(self, part: Array, mine: Array, other: Array) -> Iterator[Callable[[], object]]:
+        source, target = (mine, other) if self.scatters else (other, mine)
+        n_parts = -(-len(target) // SHARED_ROWS)
+        for first, last in blocks(0, len(target), -(-len(target) // n_parts)):
+            A = part[first:last] if self.op == "N" else part[:, first:last]
+
+            def product(A: Array = A, C: Array = target[first:last]) -> object:
+                return multiply_add(A, source, C, op_a=self.op)
+
+            yield product
+
+    def _cut(self, block: Array, piece: Piece, wanted: Span) -> Array:
+        """What couples the panel to the unknowns wanted."""
+        at = slice(wanted[0] - piece.span[0], wanted[1] - piece.span[0])
+        return block[:, at] if self.way.by_rows else block[at]
+
+
+def solve_block(T: Array, B: Array, *, lower: bool, op: Op, unit: bool) -> None:
+    """``B <- op(T)^-1 B`` for a triangle (n, n), by halves, so that most of it is products."""
+    n = len(T)
+    if n <= TRIANGLE:
+        (solve_lower if lower else solve_upper)(T, B, op=op, unit=unit)
+        return
+    half = -(-n // TRIANGLE) // 2 * TRIANGLE
+    top, bottom = slice(0, half), slice(half, n)
+    before, behind = (top, bottom) if lower == (op == "N") else (bottom, top)
+    solve_block(T[before, before], B[before], lower=lower, op=op, unit=unit)
+    multiply_add(T[bottom, top] if lower else T[top, bottom], B[before], B[behind], op_a=op)
+    solve_block(T[behind, behind], B[behind], lower=lower, op=op, unit=unit)
+
+
+def _copy(B: Array, dtype: np.dtype[Any]) -> Array:
+    """A copy whose rows are not a power of two apart, which would make the caches thrash."""
+    n, k = B.shape
+    pad = 8 if k * dtype.itemsize % 4096 == 0 else 0
+    X = np.empty((n, k + pad), dtype)[:, :k]
+    X[...] = B
+    return X
+
+
+def _first_row(B: Array) -> int:
+    """The first row that is not zero."""
+    for start, stop in blocks(0, len(B), 512):
+        found = B[start:stop].any(axis=1)
+        if found.any():
+            return start + int(found.argmax())
+    return len(B)
