@@ -15,6 +15,7 @@ from dlscale.engine.events import Event, StepFinished, WorkDone
 from dlscale.engine.run import Cost, Run
 from dlscale.linalg.lstsq.kind import LstsqOptions, compute_lstsq, plan_lstsq
 from dlscale.linalg.panels.plan import FactorOptions
+from dlscale.linalg.qr.kind import WAYS
 from dlscale.linalg.qr.panels import compute_panel_qr, plan_panel_qr
 from dlscale.linalg.solve.applying import plan_columns
 from dlscale.linalg.solve.inverse import InverseOptions, compute_inverse, plan_inverse
@@ -67,8 +68,8 @@ KINDS: dict[str, Any] = {
     ),
     "lstsq": (plan_lstsq, compute_lstsq, LstsqOptions(), {"matrix": gaussian(700, 300), "rhs": gaussian(700, 600)}),
     "qr": (
-        lambda inputs, options, facts: plan_panel_qr(inputs["matrix"], options, "raw", facts),
-        lambda run, inputs, options, plan: compute_panel_qr(run, inputs["matrix"], "raw", plan),
+        lambda inputs, options, facts: plan_panel_qr(inputs["matrix"], options, "raw", facts, WAYS),
+        lambda run, inputs, options, plan: compute_panel_qr(run, inputs["matrix"], "raw", plan, WAYS.of(plan.panels)),
         FactorOptions(),
         {"matrix": gaussian(300, 200)},
     ),

@@ -126,7 +126,9 @@ def in_files(folder: Path, A: Path, options: MatmulOptions, facts: ClusterFacts,
     return np.asarray(zarr.open_array(folder / "result.zarr" / "product"))
 
 
-def test_the_same_bits_from_any_number_of_threads_and_after_a_stop(tmp_path: Path) -> None:
+def test_the_same_bits_from_any_number_of_threads_and_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Each tile is a group.
+    monkeypatch.setattr("dlscale.engine.columns.GROUP_FLOPS", 1.0)
     path = store(tmp_path / "a.zarr", gaussian(500, 500), chunks=(50, 500), compressors=None)
     options = MatmulOptions(tile=128)
     whole = in_files(tmp_path / "1", path, options, THREADS)
