@@ -161,7 +161,7 @@ class MatrixOperator(Operator):
 
     def apply(self, X: Array) -> Array:
         self._require_array()
-        return self._sweep(Product(np.ascontiguousarray(X)))["product"]
+        return self._sweep(Product(np.ascontiguousarray(X.T)))["product"]
 
     def adjoint(self, Y: Array) -> Array:
         self._require_array()

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlscale.engine.clusters import Cluster, ClusterFacts, open_cluster
-from dlscale.engine.events import StepFinished
+from dlscale.engine.events import StepFinished, WorkDone
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Passes
 from dlscale.engine.run import Run
@@ -81,6 +81,8 @@ def test_a_held_matrix_is_read_once_and_gives_the_bits_of_one_that_is_read(tmp_p
             found.append(b"".join(product.tobytes() for product in products))
             told = [event.bytes_read for event in events if isinstance(event, StepFinished)]
             reads.append((counting.n_read / (M * N), told))
+            done = sum(event.bytes for event in events if isinstance(event, WorkDone))
+            assert done == (0 if way == "resident" else 4 * M * N * 8)
     assert found == found[:1] * 4
     n_bytes = M * N * 8
     assert [times for times, _ in reads] == [4, 1, 0, 0]

@@ -140,8 +140,13 @@ def held_graph(sweep: Sweep, grid: RowGrid, held: Sequence[Any], facts: ClusterF
 
 def _run_group(shared: Any, first: int, leaves: Sequence[tuple[int, int]], *held: Array) -> _Nodes:
     """Fold some of the leaves, which are held, and merge what the tree merges of them alone."""
-    nodes = {(0, first + i): run_leaf(shared, *leaves[first + i], block) for i, block in enumerate(held)}
-    return _merged(Sweep.of(shared), nodes, len(leaves))
+    sweep = Sweep.of(shared)
+    meter = Meter(sweep.token, sweep.step, sweep.fold.flops_per_row)
+    # A block that came from another worker may lie at an odd address; BLAS would be given a copy in another order.
+    aligned = (np.require(block, requirements="A") for block in held)
+    nodes = {(0, first + i): _fold(sweep, *leaves[first + i], meter, block) for i, block in enumerate(aligned)}
+    meter.flush()
+    return _merged(sweep, nodes, len(leaves))
 
 
 def _total(shared: Any, n_leaves: int, *groups: _Nodes) -> Any:
@@ -162,11 +167,18 @@ def _merged(sweep: Sweep, nodes: _Nodes, n_leaves: int) -> _Nodes:
     return nodes
 
 
-def run_leaf(shared: Any, start: int, stop: int, held: Array | None = None, *, last: bool = False) -> Any:
+def run_leaf(shared: Any, start: int, stop: int, *, last: bool = False) -> Any:
     """Fold the rows ``start:stop`` of the matrix, block by block."""
     sweep = Sweep.of(shared)
     meter = Meter(sweep.token, sweep.step, sweep.fold.flops_per_row)
-    row_bytes = bytes_read(sweep.inputs) // sweep.inputs[0].shape[0]
+    state = _fold(sweep, start, stop, meter)
+    meter.flush()
+    return sweep.result(state) if last else state
+
+
+def _fold(sweep: Sweep, start: int, stop: int, meter: Meter, held: Array | None = None) -> State:
+    """The partial result of some rows, which are held or read."""
+    row_bytes = bytes_read(sweep.inputs) // sweep.inputs[0].shape[0] if held is None else 0
     fold, state, several = sweep.fold, sweep.fold.start(), len(sweep.inputs) > 1
     collectors = [Collector(output, start, stop, sweep.block_rows) for output in sweep.outputs]
     before = time.perf_counter()
@@ -180,10 +192,10 @@ def run_leaf(shared: Any, start: int, stop: int, held: Array | None = None, *, l
             before = now
         state = fold.finish(state)
     meter.inexact.update(*(A.inexact() for A in sweep.inputs))
-    meter.flush()
     if not all_finite(state):
+        meter.flush()
         _find_non_finite(sweep, start, stop)
-    return sweep.result(state) if last else state
+    return state
 
 
 def all_finite(state: State) -> bool:
