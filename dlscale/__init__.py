@@ -6,6 +6,7 @@ dlscale.svd(A)                         # exact, tall or wide
 dlscale.qr(A)                          # q, r of a tall matrix
 dlscale.solve(A, b), dlscale.lstsq(A, b), dlscale.inverse(A), dlscale.slogdet(A)
 dlscale.matmul(A, B), dlscale.matmul(A, adjoint_a=True), dlscale.matrix_power(A, 5)
+dlscale.norm(A), dlscale.cond(A), dlscale.matrix_rank(A), dlscale.pinv(A), dlscale.det(A), dlscale.trace(A)
 dlscale.eigh(S), dlscale.eigsh(S, 6)    # of a symmetric matrix, proved to be complete
 dlscale.PCA(20).fit(A)                 # scikit-learn's estimator contract
 dlscale.run("jobs/photo-pca.yaml")     # a job, as `dlscale run` would
@@ -35,6 +36,12 @@ if TYPE_CHECKING:
     from dlscale.linalg.solve_functions import lstsq as lstsq
     from dlscale.linalg.solve_functions import slogdet as slogdet
     from dlscale.linalg.solve_functions import solve as solve
+    from dlscale.linalg.statistics.functions import cond as cond
+    from dlscale.linalg.statistics.functions import det as det
+    from dlscale.linalg.statistics.functions import matrix_rank as matrix_rank
+    from dlscale.linalg.statistics.functions import norm as norm
+    from dlscale.linalg.statistics.functions import pinv as pinv
+    from dlscale.linalg.statistics.functions import trace as trace
 
 __version__ = "0.1.0"
 
@@ -48,6 +55,12 @@ _PLACES = {
     "lstsq": "dlscale.linalg.solve_functions",
     "inverse": "dlscale.linalg.solve_functions",
     "slogdet": "dlscale.linalg.solve_functions",
+    "norm": "dlscale.linalg.statistics.functions",
+    "cond": "dlscale.linalg.statistics.functions",
+    "matrix_rank": "dlscale.linalg.statistics.functions",
+    "pinv": "dlscale.linalg.statistics.functions",
+    "det": "dlscale.linalg.statistics.functions",
+    "trace": "dlscale.linalg.statistics.functions",
     "matmul": "dlscale.linalg.multiply.functions",
     "matrix_power": "dlscale.linalg.multiply.functions",
     "PCA": "dlscale.linalg.pca.estimator",
@@ -60,6 +73,8 @@ _PLACES = {
 __all__ = [
     "PCA",
     "cholesky",
+    "cond",
+    "det",
     "eigh",
     "eigsh",
     "eigvalsh",
@@ -68,6 +83,9 @@ __all__ = [
     "lu",
     "matmul",
     "matrix_power",
+    "matrix_rank",
+    "norm",
+    "pinv",
     "qr",
     "randomized_svd",
     "run",
@@ -75,6 +93,7 @@ __all__ = [
     "solve",
     "submit",
     "svd",
+    "trace",
 ]
 
 

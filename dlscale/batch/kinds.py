@@ -17,6 +17,7 @@ from dlscale.linalg.pca import kind as pca
 from dlscale.linalg.qr import kind as qr
 from dlscale.linalg.solve import inverse, slogdet
 from dlscale.linalg.solve import kind as solve
+from dlscale.linalg.statistics import kind as norm
 from dlscale.linalg.svd import kind as svd
 
 _TABLE = (
@@ -30,6 +31,7 @@ _TABLE = (
     inverse.KIND,
     slogdet.KIND,
     matmul.KIND,
+    norm.KIND,
     eigh.KIND,
     training.KIND,
     predicting.KIND,

@@ -1,4 +1,4 @@
-"""What products of matrices show of their answers."""
+"""What products and norms of matrices show of their answers."""
 
 from __future__ import annotations
 
@@ -39,6 +39,29 @@ def _magnitudes(job: Job) -> Markup | None:
     return section("The product", "", div("wide", image, tag("figcaption", None, said)))
 
 
+_NORMS = {
+    "fro": "Frobenius norm",
+    "max": "largest entry",
+    "nuc": "nuclear norm",
+    "-2": "smallest singular value",
+    "-1": "smallest sum of a column",
+    "-inf": "smallest sum of a row",
+}
+
+
+def _norm(job: Job) -> str:
+    ord_ = job.record.params.get("ord", "fro")
+    name = f"{ord_:g}" if isinstance(ord_, int | float) else str(ord_)
+    return _NORMS.get(name, f"{name}-norm")
+
+
+def _norm_tiles(job: Job) -> list[Tile]:
+    norm, error = array(job, "norm"), job.record.estimates.get("error")
+    below = f"± {words.number(float(error))}" if isinstance(error, int | float) else ""
+    return [] if norm is None else [Tile(words.sentence(_norm(job)).rstrip("."), words.number(float(norm[0])), below)]
+
+
 TELLINGS: Mapping[str, Telling] = {
+    "norm": Telling(lambda job: f"The {_norm(job)}", _norm_tiles, ()),
     "matmul": Telling(lambda job: f"The product {_formula(job)}", _tiles, (_magnitudes,)),
 }

@@ -34,6 +34,7 @@ _OWN: Mapping[str, dict[str, Any]] = {
     "lstsq": {"params": {}},
     "inverse": _SQUARE,
     "slogdet": _SQUARE,
+    "norm": {"params": {"ord": 2}},
     "matmul": {"input": {"a": "square", "b": "square"}, "params": {"tile": 128}},
     "eigh": {**_SQUARE, "params": {"n_components": 20}},
     "train": {"model": {"type": "mlp", "hidden": [32]}, "loss": {"type": "squared"}, "params": {"epochs": 6, "batch_size": 256}},

@@ -120,6 +120,8 @@ MEASURED: dict[str, tuple[dict[str, Any], float]] = {
     "rounds that a good condition spares": ({"kind": "qr", "input": {"matrix": "tall"}}, 0.6),
     "panels, and their certificate": ({"kind": "lu", "input": {"matrix": "square"}, "params": {"panel": PANEL}}, 1.0),
     "a triangle, and a check": ({"kind": "lstsq", "input": {"matrix": "tall", "rhs": "targets"}}, 1.0),
+    "a norm of the entries": ({"kind": "norm", "input": {"matrix": "tall"}}, 1.0),
+    "a norm of the singular values": ({"kind": "norm", "input": {"matrix": "tall"}, "params": {"ord": 2}}, 0.5),
     "tiles of a product": ({"kind": "matmul", "input": {"a": "square", "b": "square"}, "params": {"tile": 512}}, 1.0),
     "a tall matrix and its adjoint": ({"kind": "matmul", "input": {"a": "tall"}, "params": {"adjoint_a": True}}, 1.0),
     "a symmetric product in tiles": (

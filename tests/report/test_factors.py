@@ -44,6 +44,11 @@ RECORDS = {
         "exactly singular",
         "0.6000 +0.8000 i",
     ),
+    "norm": (
+        of_kind("norm", {"error": 1e-15}, {"norm": np.array([7.98])}, spec={"kind": "norm", "params": {"ord": 2}}),
+        "The 2-norm of",
+        "7.98",
+    ),
     "matmul": (
         of_kind(
             "matmul",
