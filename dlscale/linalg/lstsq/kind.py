@@ -37,9 +37,10 @@ from dlscale.linalg.folds.products import sweep_gram
 from dlscale.linalg.lstsq.check import check
 from dlscale.linalg.lstsq.panels import by_panels, plan_applying
 from dlscale.linalg.lstsq.pseudo_inverse import PseudoInverse, Solution
+from dlscale.linalg.panels.plan import FactorOptions
 from dlscale.linalg.scaling import Largest, exponent_of, scale_words, scaled_back
 from dlscale.linalg.solve.applying import after
-from dlscale.linalg.solve.factoring import After, plan_factoring
+from dlscale.linalg.solve.factoring import After, Around, orthogonally, plan_factoring
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrix import Matrix, RowRange
 from dlscale.storage.scaled import promoted, scaled
@@ -98,7 +99,8 @@ def plan_lstsq(inputs: Inputs, options: LstsqOptions, facts: ClusterFacts) -> Pl
             return after(*plan_applying(shape, k, item, facts, grid), more=[check])
 
         driver_bytes = (4 * max(m, n) * k) * accumulator_dtype(A.dtype).itemsize
-        plan = plan_factoring("lstsq", factored, facts, orthogonal=True, panel=options.panel, driver_bytes=driver_bytes, more=more)
+        cut, around = FactorOptions(options.panel, row_blocks=1), Around(after=more, driver_bytes=driver_bytes)
+        plan = plan_factoring(orthogonally("lstsq"), factored, cut, facts, around=around)
         return replace(plan, matrix=A.describe(), transposed=transposed)
     long_m, long_n = long.shape
     if transposed:

@@ -56,69 +56,77 @@ class After(NamedTuple):
     memory: Sequence[Need] = ()
 
 
-def plan_factoring(
-    kind: str,
-    A: Matrix,
-    facts: ClusterFacts,
-    *,
-    assume: Assume = "general",
-    orthogonal: bool = False,
-    given: bool = False,
-    panel: int | None = None,
-    driver_bytes: int = 0,
-    state_bytes: int = 0,
-    before: Sequence[Step] = (),
-    more: Callable[[PanelGrid], After] = lambda grid: After(()),
-) -> Plan:
-    """Plan the factorization of a matrix and passes over its rows.
+@dataclass(frozen=True)
+class Around:
+    """What surrounds a factorization in a job.
 
     Parameters
     ----------
-    kind : str
-    A : Matrix (m, n)
-        As it is factored, in its own precision: there must be room for that where rounded factors are not good enough.
-    facts : ClusterFacts
-    assume : str
-    orthogonal : bool
-        Whether it is factored by QR.
-    given : bool
-        Whether its factors are there already.
-    panel : int, optional
+    before : sequence of Step
+        What comes before it.
+    after : callable
+        What comes after it, by its grid.
     driver_bytes : int
         What the driver holds beside, such as right-hand sides.
     state_bytes : int
         Partial results of a pass.
-    before : sequence of Step
-        What comes before the factorization.
-    more : callable
-        What comes after it, by its grid.
+    given : bool
+        Whether the factors are there already.
+    """
+
+    before: Sequence[Step] = ()
+    after: Callable[[PanelGrid], After] = lambda grid: After(())
+    driver_bytes: int = 0
+    state_bytes: int = 0
+    given: bool = False
+
+
+def plan_factoring(what: ByPanels, A: Matrix, options: FactorOptions, facts: ClusterFacts, *, around: Around) -> Plan:
+    """Plan the factorization of a matrix and passes over its rows.
+
+    Parameters
+    ----------
+    what : ByPanels
+        `assuming`, or `orthogonally`.
+    A : Matrix (m, n)
+        As it is factored, in its own precision: there must be room for that where rounded factors are not good enough.
+    options : FactorOptions
+    facts : ClusterFacts
+    around : Around
 
     Raises
     ------
     SpecError, DoesNotFitError
     """
-    words = {"general": "LU with partial pivoting", "sym": "LU with partial pivoting", "pos": "Cholesky"}[assume]
-    what = ByPanels(kind, words, cholesky.STEPS if assume == "pos" else lu.STEPS, step=FACTORS, copied=assume != "pos")
-    if orthogonal:
-        what = ByPanels(kind, "Householder QR by panels", Ways(HOUSEHOLDER, HOUSEHOLDER), step=FACTORS)
+    driver_bytes, state_bytes = around.driver_bytes, around.state_bytes
     left = replace(facts, memory_bytes=max(1, facts.memory_bytes - driver_bytes))
-    # Solves by QR read whole panels (`factors.QRFactors`).
-    options = FactorOptions(panel, 1 if orthogonal else None)
     plan = plan_panels(what, A, options, left)
     held = (Need("right-hand sides and solutions", driver_bytes),) if driver_bytes else ()
-    after = more(plan.panels)
+    after = around.after(plan.panels)
     layout = lay_out(A, left, state_bytes=state_bytes, operand_bytes=state_bytes)
     # One after the other.
     needs = (plan.memory, layout.memory, (*after.memory, *libraries(facts)))
     return replace(
         plan,
         grids=replace(plan.grids, rows=layout.grid),
-        steps=(*before, *(() if given else plan.steps), *after.steps),
+        steps=(*around.before, *(() if around.given else plan.steps), *after.steps),
         memory=(*max(needs, key=lambda memory: sum(need.n_bytes for need in memory)), *held),
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
         notes=(*layout.notes, *plan.notes),
     )
+
+
+def assuming(kind: str, assume: Assume) -> ByPanels:
+    """The factorization for what is known of a square matrix."""
+    if assume == "pos":
+        return ByPanels(kind, "Cholesky", cholesky.STEPS, step=FACTORS)
+    return ByPanels(kind, "LU with partial pivoting", lu.STEPS, step=FACTORS, copied=True)
+
+
+def orthogonally(kind: str) -> ByPanels:
+    """Householder QR of whole panels, which solves by QR read (`QRFactors`)."""
+    return ByPanels(kind, "Householder QR by panels", Ways(HOUSEHOLDER, HOUSEHOLDER), step=FACTORS)
 
 
 def factor(passes: Passes, A: Matrix, plan: Plan, assume: Assume, *, name: str) -> LUFactors | CholeskyFactors:

@@ -23,12 +23,12 @@ from dlscale.engine.run import Cost, Run, State
 from dlscale.engine.tiles.grid import PanelGrid
 from dlscale.errors import NumericalError, SpecError
 from dlscale.kernels import accumulator_dtype, times_power_of_two
-from dlscale.linalg.panels.plan import factor_chunks
+from dlscale.linalg.panels.plan import FactorOptions, factor_chunks
 from dlscale.linalg.panels.products import N_PROBES, probes
 from dlscale.linalg.scaling import power_words, scale_words
 from dlscale.linalg.solve.applying import after, plan_columns, planned
 from dlscale.linalg.solve.condition import is_sure
-from dlscale.linalg.solve.factoring import After, FactoringOptions, plan_factoring
+from dlscale.linalg.solve.factoring import After, Around, FactoringOptions, assuming, plan_factoring
 from dlscale.linalg.solve.factors import Factorization, inverse_by_cholesky, inverse_by_lu, triangles
 from dlscale.linalg.solve.kind import near_singular_words
 from dlscale.linalg.solve.substitution import Substitution
@@ -68,15 +68,8 @@ def plan_inverse(A: Matrix, options: InverseOptions, facts: ClusterFacts) -> Pla
             more=[Step("residual", 4.0 * N_PROBES * n * n, 2 * A.n_stored_bytes)],
         )
 
-    return plan_factoring(
-        "inverse",
-        A,
-        facts,
-        assume=options.assume,
-        panel=options.panel,
-        before=(Step("norms", 2.0 * n * n, A.n_stored_bytes),),
-        more=more,
-    )
+    around = Around(before=(Step("norms", 2.0 * n * n, A.n_stored_bytes),), after=more)
+    return plan_factoring(assuming("inverse", options.assume), A, FactorOptions(options.panel), facts, around=around)
 
 
 def block_rows(n: int) -> int:

@@ -22,10 +22,10 @@ from dlscale.engine.run import Run
 from dlscale.engine.tiles.grid import PanelGrid
 from dlscale.errors import InputError, NumericalError, SpecError
 from dlscale.kernels import accumulator_dtype
-from dlscale.linalg.panels.plan import factor_chunks
+from dlscale.linalg.panels.plan import FactorOptions, factor_chunks
 from dlscale.linalg.scaling import scale_words
 from dlscale.linalg.solve.applying import after, plan_columns, plan_condition
-from dlscale.linalg.solve.factoring import After, plan_factoring
+from dlscale.linalg.solve.factoring import After, Around, assuming, plan_factoring
 from dlscale.linalg.solve.factors import stored_factors, triangles
 from dlscale.linalg.solve.substitution import Substitution
 from dlscale.linalg.solve.system import Precision, Refine, SolveOptions, System, batch_columns, is_mixed, lower_dtype
@@ -80,18 +80,14 @@ def plan_solve(inputs: Inputs, options: SolveOptions, facts: ClusterFacts) -> Pl
             more=[Step("residual", 2.0 * n * n * k * n_solves, A.n_stored_bytes * n_solves * n_batches)],
         )
 
-    plan = plan_factoring(
-        "solve",
-        A,
-        facts,
-        assume=options.assume,
-        given=given,
-        panel=options.panel,
+    around = Around(
+        before=(Step("norms", 2.0 * n * n, A.n_stored_bytes),),
+        after=more,
         driver_bytes=(6 * width + 2 * k) * n * wide,
         state_bytes=n * width * wide,
-        before=(Step("norms", 2.0 * n * n, A.n_stored_bytes),),
-        more=more,
+        given=given,
     )
+    plan = plan_factoring(assuming("solve", options.assume), A, FactorOptions(options.panel), facts, around=around)
     words = f"{plan.words}{' in single precision' if mixed else ''}, triangular systems, refinement"
     if given:
         words = f"factors of {inputs.results['factors'].uri}, triangular systems, refinement"

@@ -21,11 +21,12 @@ from dlscale.linalg.cholesky import kind as cholesky
 from dlscale.linalg.folds.residuals import Residual
 from dlscale.linalg.lu import kind as lu
 from dlscale.linalg.lu.kind import row_move
+from dlscale.linalg.panels.plan import FactorOptions
 from dlscale.linalg.panels.products import TriangularProduct, probes, triangular_product
 from dlscale.linalg.panels.scaling import panels_at_safe_scale, require_safe
 from dlscale.linalg.scaling import scale_words
 from dlscale.linalg.solve.applying import apply
-from dlscale.linalg.solve.factoring import FACTORS, After, FactoringOptions, factor_orthogonally, plan_factoring
+from dlscale.linalg.solve.factoring import FACTORS, After, Around, FactoringOptions, assuming, factor_orthogonally, plan_factoring
 from dlscale.linalg.solve.factors import diagonal
 from dlscale.storage.matrix import Matrix
 
@@ -48,7 +49,8 @@ def plan_slogdet(A: Matrix, options: SlogdetOptions, facts: ClusterFacts) -> Pla
         raise SpecError(f"input.matrix: must be square to have a determinant; got {m} x {n}.")
     product = n * n * A.dtype.itemsize
     more = (Step("right", 4.0 * n * n, product), Step("left", 4.0 * n * n, product))
-    return plan_factoring("slogdet", A, facts, assume=options.assume, panel=options.panel, more=lambda grid: After(more))
+    what, around = assuming("slogdet", options.assume), Around(after=lambda grid: After(more))
+    return plan_factoring(what, A, FactorOptions(options.panel), facts, around=around)
 
 
 def compute_slogdet(run: Run, A: Matrix, options: SlogdetOptions, plan: Plan) -> Outcome:
