@@ -41,6 +41,7 @@ WAYS: dict[str, tuple[str, tuple[int, int], dict[str, Any]]] = {
     "slogdet": ("slogdet", (60, 60), {"assume": "pos"}),
     "all eigenpairs": ("eigh", (60, 60), {}),
     "some eigenpairs": ("eigh", (60, 60), {"n_components": 5}),
+    "iterations": ("eigh", (60, 60), {"n_components": 5, "method": "iterative", "completeness": "random"}),
 }
 
 

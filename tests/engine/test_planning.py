@@ -137,6 +137,11 @@ MEASURED: dict[str, tuple[dict[str, Any], float]] = {
         {"kind": "inverse", "input": {"matrix": "square"}, "params": {"panel": PANEL, "assume": "pos"}},
         1.0,
     ),
+    "a matrix that is read once, and its eigenvalues": ({"kind": "eigh", "input": {"matrix": "square"}}, 1.0),
+    "a subspace, and the proof that it is complete": (
+        {"kind": "eigh", "input": {"matrix": "square"}, "params": {"n_components": 5, "method": "iterative", "max_reads": 90}},
+        0.2,
+    ),
     "rows that are kept in memory": (
         {"kind": "train", "input": {"features": "tall", "targets": "targets"}, "model": "linear", "params": {"epochs": 3}},
         1.0,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.linalg
+from eigenproblems import wanted, wilkinson, with_eigenvalues
 from helpers import DTYPES, Array, departure, eps, gaussian, norm, wide_precision
 
 import dlscale
@@ -23,19 +24,6 @@ from dlscale.linalg.eigen.pairs import Pairs
 from dlscale.storage.matrices import open_matrix
 
 N = 90
-
-
-def with_eigenvalues(values: Array, dtype: str = "f8", seed: int = 0) -> Array:
-    """A Hermitian matrix with these eigenvalues."""
-    n = len(values)
-    Q = np.linalg.qr(wide_precision(gaussian(n, n, dtype, seed)))[0]
-    A = (Q * values) @ Q.conj().T
-    return np.asarray((A + A.conj().T) / 2, dtype)
-
-
-def wilkinson(n: int) -> Array:
-    """W+ of order n: pairs of eigenvalues that agree to more and more digits the larger they are."""
-    return np.diag(np.abs(np.arange(n) - (n - 1) / 2)) + np.eye(n, k=1) + np.eye(n, k=-1)
 
 
 #: What each is hard for is in its name.
@@ -56,11 +44,6 @@ OPTIONS: list[dict[str, Any]] = [
     {"n_components": 7, "which": "magnitude"},
     {"n_components": N - 1},
 ]
-
-
-def wanted(values: Array, n_components: int = N, which: str = "largest") -> Array:
-    order = {"largest": -values, "smallest": values, "magnitude": -np.abs(values)}[which]
-    return np.sort(values[np.argsort(order, kind="stable")[:n_components]])
 
 
 def computed(A: Any, **options: Any) -> Any:

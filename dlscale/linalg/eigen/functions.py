@@ -61,7 +61,13 @@ def eigvalsh(a: Any, *, subset_by_index: tuple[int, int] | None = None) -> Array
 
 
 def eigsh(
-    A: Any, k: int = 6, *, which: Literal["LM", "LA", "SA"] = "LM", return_eigenvectors: bool = True, seed: int = EighOptions.seed
+    A: Any,
+    k: int = 6,
+    *,
+    which: Literal["LM", "LA", "SA"] = "LM",
+    tol: float = 0.0,
+    return_eigenvectors: bool = True,
+    seed: int = EighOptions.seed,
 ) -> EighResult | Array:
     """The k eigenpairs of largest modulus, or the k largest or smallest, of a symmetric or Hermitian matrix.
 
@@ -71,9 +77,11 @@ def eigsh(
     k : int
     which : str
         ``LM``, ``LA`` or ``SA``, as in SciPy.
+    tol : float
+        Residuals, beside the norm of A, with which an iteration ends; 0: working precision, by LAPACK where that is quicker.
     return_eigenvectors : bool
     seed : int
-        Of the random vectors on which the answer is measured.
+        Of random vectors.
 
     Returns
     -------
@@ -83,10 +91,12 @@ def eigsh(
     ------
     SpecError, InputError, CertificateError
         As for `eigh`.
+    NumericalError
+        If an iteration does not converge.
     """
     if which not in _SIDES:
         raise SpecError(f"which must be LM, LA or SA; got {which!r}.")
-    found = _compute(A, EighOptions(n_components=k, which=_SIDES[which], seed=seed))
+    found = _compute(A, EighOptions(n_components=k, which=_SIDES[which], tolerance=tol or None, seed=seed))
     return found if return_eigenvectors else found.eigenvalues
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -19,22 +20,48 @@ from dlscale.engine.plan import Grids, Need, Plan, Step
 from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.errors import DoesNotFitError, SpecError
-from dlscale.linalg.eigen import direct
+from dlscale.linalg.eigen import direct, iterative
 from dlscale.linalg.eigen.completeness import plan_proof, prove
+from dlscale.linalg.eigen.filtered import Aim
 from dlscale.linalg.eigen.pairs import Pairs, Which
-from dlscale.linalg.scaling import power_words, scaled_back
-from dlscale.storage.matrix import Matrix
+from dlscale.linalg.scaling import at_safe_scale, power_words, scale_words, scaled_back
+from dlscale.storage.matrix import ArrayMatrix, Matrix
 
 #: The part of the rate of a product at which LAPACK finds eigenpairs.
 _EFFICIENCY = 0.4
+#: What takes no longer is done at once.
+QUICK_SECONDS = 10.0
+#: The proof may take so long, or as long as the iterations.
+PROOF_SECONDS = 120.0
+#: Reads that iterations usually take.
+USUAL_READS = 50
+
+
+Method = Literal["auto", "direct", "iterative"]
+Completeness = Literal["auto", "cholesky", "random"]
 
 
 @dataclass(frozen=True)
 class EighOptions(Options):
-    """What to compute: all eigenpairs, or those of the k largest or smallest eigenvalues, or of the largest moduli."""
+    """What to compute: all eigenpairs, or those of the k largest or smallest eigenvalues, or of the largest moduli.
+
+    Notes
+    -----
+    ``direct`` is LAPACK in the memory of one worker; ``iterative`` multiplies, for some pairs, reading the matrix at most
+    ``max_reads`` times, until residuals are at most ``tolerance`` of its norm (n eps where that is absent). That none of the pairs
+    was missed is shown by a Cholesky factorization, n^3 / 3 flops, or by random vectors, with a probability.
+    """
 
     n_components: Annotated[int | None, Field(ge=1, description="an integer of at least 1: eigenpairs wanted; absent: all")] = None
     which: Annotated[Which, Field(description="largest, smallest or magnitude: the eigenvalues that are wanted first")] = "largest"
+    method: Annotated[Method, Field(description="auto, direct or iterative")] = "auto"
+    tolerance: Annotated[
+        float | None, Field(gt=0, lt=1, description="a number between 0 and 1: residuals that iterations end with, of the norm")
+    ] = None
+    max_reads: Annotated[int, Field(ge=10, description="an integer of at least 10: reads of the matrix by iterations")] = 200
+    completeness: Annotated[
+        Completeness, Field(description="auto, cholesky or random: how it is shown that no pair is missing")
+    ] = "auto"
     seed: Seed = 0
 
     def check(self, shape: tuple[int, int]) -> None:
@@ -50,6 +77,13 @@ class EighOptions(Options):
             raise SpecError(f"input.matrix: must be square to have eigenvalues; got {n} x {shape[1]}.")
         if self.n_components is not None and self.n_components > n:
             raise SpecError(f"params.n_components must be between 1 and {n} for a {n} x {n} matrix; got {self.n_components}.")
+
+        if self.method == "iterative" and self.n_components is None:
+            raise SpecError("params.method: iterative finds some eigenpairs; give params.n_components.")
+        if self.tolerance is not None and (self.n_components is None or self.method == "direct"):
+            raise SpecError("params.tolerance goes with n_components and method auto or iterative.")
+        if self.completeness == "random" and (self.n_components is None or self.method == "direct"):
+            raise SpecError("params.completeness: random goes with n_components and method auto or iterative.")
 
     def count(self, n: int) -> int:
         """k."""
@@ -69,39 +103,91 @@ def plan_eigh(A: Matrix, options: EighOptions, facts: ClusterFacts) -> Plan:
     options.check(A.shape)
     n = A.shape[0]
     k = options.count(n)
-    found = direct.choose(n, k, options.which, A.dtype, facts)
-    if found is None:
-        raise DoesNotFitError(_needed(A, k, options.which, facts))
-    square, n_threads = n * n * A.dtype.itemsize, found.n_threads
+    choice = direct.choose(n, k, options.which, A.dtype, facts) if options.method != "iterative" else None
+    at_once = None if choice is None else _plan_direct(A, k, options, choice, facts)
+    if options.n_components is None or options.method == "direct":
+        if at_once is None:
+            raise DoesNotFitError(_needed(A, k, options.which, facts))
+        plan = at_once
+    else:
+        plan = _plan_iterative(A, options, facts)
+        if at_once is not None and options.tolerance is None and options.completeness != "random":
+            soon = max(QUICK_SECONDS, plan.nominal_seconds * USUAL_READS / options.max_reads)
+            plan = at_once if at_once.nominal_seconds <= soon else plan
+    return _with_completeness(plan, A, options, facts) if k < n else plan
+
+
+def _plan_direct(A: Matrix, k: int, options: EighOptions, choice: direct.Choice, facts: ClusterFacts) -> Plan:
+    n, item = A.shape[0], A.dtype.itemsize
+    square, n_threads = n * n * item, choice.n_threads
     names = {"evd": "divide and conquer", "evr": "bisection or relatively robust representations"}
-    plan = Plan(
+    flops = direct.flops(n, k, options.which)
+    return Plan(
         kind="eigh",
-        method=found.routine,
-        words=f"LAPACK in one task with {n_threads} thread{'s' * (n_threads > 1)}: tridiagonal reduction, {names[found.routine]}",
+        method="direct",
+        words=f"LAPACK in one task with {n_threads} thread{'s' * (n_threads > 1)}: tridiagonal reduction, {names[choice.routine]}",
         matrix=A.describe(),
         grids=Grids(),
-        steps=(
-            Step(
-                "eigenpairs",
-                direct.flops(n, k, options.which),
-                A.n_stored_bytes,
-                n * k * A.dtype.itemsize,
-                n_threads=n_threads * _EFFICIENCY,
-            ),
-        ),
+        steps=(Step("eigenpairs", flops, A.n_stored_bytes, n * k * item, n_threads=n_threads * _EFFICIENCY),),
         memory=(
             Need("the matrix, read and overwritten", square),
-            Need("vectors, and what LAPACK works in", found.n_bytes - square),
+            Need("vectors, and what LAPACK works in", choice.n_bytes - square),
             *libraries(facts),
         ),
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
         rates=measured_rates(A, facts),
         notes=tuple(A.notes),
-        choices=asdict(found),
+        choices=asdict(choice),
     )
-    proof = plan_proof(A, options.which, facts) if k < n else None
-    return plan if proof is None else _with_proof(plan, proof)
+
+
+def _plan_iterative(A: Matrix, options: EighOptions, facts: ClusterFacts) -> Plan:
+    n, k = A.shape[0], options.count(A.shape[0])
+    width = iterative.width_of(n, k)
+    layout = iterative.lay_out_reads(A, width, facts)
+    once, each = (A.n_stored_bytes, 0) if layout.resident else (0, A.n_stored_bytes)
+    flops = 4.0 * n * n * width
+    reads = [Step("symmetry", flops, each), *(Step(f"read-{i}", flops, each) for i in range(2, options.max_reads + 1))]
+    return Plan(
+        kind="eigh",
+        method="iterative",
+        words=f"Chebyshev-filtered subspace of {width} columns, at most {options.max_reads} reads ({layout.words})",
+        matrix=A.describe(),
+        grids=Grids(rows=layout.grid),
+        steps=(*([Step("resident", 0.0, once)] if once else []), *reads, Step("residuals", 2.0 * n * n * k, each)),
+        memory=layout.memory,
+        memory_limit_bytes=facts.memory_bytes,
+        cluster=facts,
+        rates=measured_rates(A, facts),
+        notes=(*layout.notes, *A.notes),
+        choices={"resident": layout.resident},
+    )
+
+
+def _with_completeness(plan: Plan, A: Matrix, options: EighOptions, facts: ClusterFacts) -> Plan:
+    """With the proof that no pair is missing, where it takes little time or was asked for; or else with random vectors.
+
+    Raises
+    ------
+    DoesNotFitError
+        If the proof does not fit where there is no other way.
+    """
+    needed = plan.method == "direct" or options.completeness == "cholesky"
+    proof = plan_proof(A, options.which, facts) if options.completeness != "random" else None
+    if proof is None and needed:
+        raise DoesNotFitError(
+            "One worker has no room for the panels of the Cholesky factorization that shows that no pair is missing."
+        )
+    soon = max(PROOF_SECONDS, plan.nominal_seconds * USUAL_READS / options.max_reads)
+    if proof is not None and (needed or proof.nominal_seconds <= soon):
+        return _with_proof(plan, proof)
+    each = 0 if plan.choices["resident"] else A.n_stored_bytes
+    flops = 4.0 * A.shape[0] ** 2 * iterative.CHECK_COLUMNS
+    names = [*(f"check-0-read-{i + 1}" for i in range(iterative.CHECK_READS)), "check-0-last"]
+    checks = tuple(Step(name, flops, each) for name in names)
+    words = f"{plan.words}; then random vectors that would show a pair that was missed"
+    return replace(plan, words=words, steps=(*plan.steps[:-1], *checks, plan.steps[-1]))
 
 
 def _with_proof(plan: Plan, proof: Plan) -> Plan:
@@ -144,16 +230,30 @@ def compute_eigh(run: Run, A: Matrix, options: EighOptions, plan: Plan) -> Outco
     ----------
     Golub and Van Loan (2013), sections 8.3 to 8.5.
     """
-    k = options.count(A.shape[0])
-    choice = direct.Choice(**plan.choices)
-    pairs, V = direct.find_directly(run, A, k=k, which=options.which, choice=choice, seed=options.seed)
-    return conclude(run, A, pairs, V, options, plan)
+    n, k = A.shape[0], options.count(A.shape[0])
+    if plan.method == "direct":
+        choice = direct.Choice(**plan.choices)
+        pairs, V = direct.find_directly(run, A, k=k, which=options.which, choice=choice, seed=options.seed)
+        return conclude(run, A, pairs, V, options, plan)
+    aim = Aim(k, options.which, options.tolerance or n * float(np.finfo(A.dtype).eps))
+    proved, resident = plan.grids.panels is not None, bool(plan.choices["resident"])
+    search = iterative.Search(aim, options.seed, options.max_reads, plan.rows, resident, sampled=not proved)
+    found, exponent = at_safe_scale(Passes(run), A, plan.rows, partial(iterative.find_some, search=search))
+    outcome = conclude(run, A, replace(found.pairs, exponent=exponent), ArrayMatrix(found.V), options, plan)
+    certificate, estimates = outcome.certificate, outcome.estimates | {"reads": found.n_reads}
+    if found.check is not None:
+        certificate = certificate.also(found.check)
+        estimates |= {"complete": 1.0 - iterative.CHECK_FAILURE if found.check.passed else False}
+    arrays = outcome.arrays | {"eigenvectors": found.V}
+    notes = (*outcome.notes, *scale_words(exponent))
+    return replace(outcome, arrays=arrays, stored=(), certificate=certificate, estimates=estimates, notes=notes)
 
 
 def conclude(run: Run, A: Matrix, pairs: Pairs, V: Matrix, options: EighOptions, plan: Plan) -> Outcome:
     """The outcome of pairs whose vectors are written: their certificate, and the proof that none is missing."""
     n, k, real = A.shape[0], len(pairs.values), np.dtype(A.dtype.char.lower())
-    certificate, complete, notes = Certificate(pairs.checks(n, A.dtype)), k == n, list[str]()
+    certificate, notes = Certificate(pairs.checks(n, A.dtype, options.tolerance)), list[str]()
+    complete = k == n
     if plan.grids.panels is not None and certificate.passed:
         proof = prove(Passes(run), A, pairs, V.read(0, n), which=options.which, grid=plan.panels)
         certificate, complete = certificate.also(proof.check), proof.complete

@@ -1,0 +1,93 @@
+"""What one read of a symmetric matrix gives of a block of vectors: two powers of it, or a measure of its symmetry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dlscale.arrays import Array
+from dlscale.engine.passes import Fold, State
+from dlscale.engine.passes.fold import Squares
+from dlscale.engine.passes.row_results import add_rows, join_rows, merge_rows
+from dlscale.kernels import accumulator_dtype, add_normal_product, sum_of_squares, tiles
+from dlscale.linalg.folds.products import squares_of
+
+
+@dataclass(frozen=True)
+class Powers(Fold):
+    """``Y = A W`` and ``Z = A^H Y``, which is ``A^2 W``: a read advances the degree of a polynomial by two.
+
+    Parameters
+    ----------
+    W : (n, l), C order, of A's dtype
+
+    Notes
+    -----
+    4 n^2 l flops.
+    """
+
+    W: Array
+
+    @property
+    def flops_per_row(self) -> float:
+        return 4.0 * self.W.size
+
+    def start(self) -> State:
+        n, width = self.W.shape
+        return {"product": np.zeros((0, width), self.W.dtype), "ZH": np.zeros((width, n), accumulator_dtype(self.W.dtype))}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        add_rows(state, add_normal_product(A, self.W, state["ZH"]).copy())
+        return ()
+
+    def finish(self, state: State) -> State:
+        return join_rows(state, "product")
+
+    def merge(self, left: State, right: State) -> State:
+        return {"product": merge_rows(left, right, "product"), "ZH": left["ZH"] + right["ZH"]}
+
+
+@dataclass(frozen=True)
+class Both(Fold):
+    """``A X`` and ``A^H X``, with ``||A||_F^2`` and the trace of A: for normal X, ``||A X - A^H X||`` measures all of ``A - A^H``.
+
+    Parameters
+    ----------
+    X : (n, l), C order, of A's dtype
+    """
+
+    X: Array
+
+    @property
+    def flops_per_row(self) -> float:
+        return 4.0 * self.X.size
+
+    def start(self) -> State:
+        (n, width), wide = self.X.shape, accumulator_dtype(self.X.dtype)
+        return {
+            "product": np.zeros((0, width), self.X.dtype),
+            "ZH": np.zeros((width, n), wide),
+            "squares": np.zeros(1),
+            "trace": np.zeros(1, wide),
+        }
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        for i, tile in tiles(A):
+            rows = slice(first_row + i, first_row + i + len(tile))
+            add_rows(state, tile @ self.X)
+            state["ZH"] += self.X[rows].conj().T @ tile
+            state["squares"] += sum_of_squares(tile)
+            state["trace"] += np.trace(tile, offset=rows.start, dtype=state["trace"].dtype)
+        return ()
+
+    def finish(self, state: State) -> State:
+        return join_rows(state, "product")
+
+    def squares_in(self, state: State) -> Squares | None:
+        return squares_of(float(state["squares"][0]), self.X.dtype)
+
+    def merge(self, left: State, right: State) -> State:
+        sums = {name: left[name] + right[name] for name in ("ZH", "squares", "trace")}
+        return {"product": merge_rows(left, right, "product"), **sums}
