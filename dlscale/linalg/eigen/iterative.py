@@ -15,7 +15,7 @@ from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.plan import Need
 from dlscale.engine.resident import Resident, resident_bytes, resident_grid
-from dlscale.engine.run import Cost
+from dlscale.engine.run import Cost, Keep
 from dlscale.errors import NumericalError
 from dlscale.kernels import accumulator_dtype, one_blas_thread
 from dlscale.linalg.eigen.filtered import (
@@ -38,6 +38,8 @@ from dlscale.storage.matrix import Matrix
 
 #: Columns of the check that no pair was missed, its reads, and how probable it is that it misses one.
 CHECK_COLUMNS, CHECK_READS, CHECK_FAILURE = 16, 10, 1e-6
+#: So much work is sooner done again than its result kept.
+KEPT_FLOPS = 5e9
 _STEP, _CHECK = "iteration", "check"
 
 
@@ -104,6 +106,11 @@ class Reader:
         if self.resident is not None:
             return self.resident.sweep(step, fold)
         return self.passes.sweep(step, self.A, fold, self.grid, keep="none")
+
+    def keep(self, number: int, width: int) -> Keep:
+        """Whether the state after so many reads is kept."""
+        n = self.A.shape[0]
+        return "last" if number % math.ceil(KEPT_FLOPS / (4.0 * n * n * width)) == 0 else "none"
 
     def powers(self, step: str, W: Array) -> tuple[Array, Array]:
         """``A W`` and ``A^2 W``."""
@@ -172,7 +179,7 @@ def find_some(passes: Passes, A: Matrix, *, search: Search) -> Found:
                 if number >= search.max_reads:
                     raise NumericalError(_not_converged(it, search))
                 AW, AAW = reader.powers(f"read-{number + 1}", it.W)
-                number, it = number + 1, _kept(passes, f"{_STEP}-{number + 1}", it, AW, AAW, search.aim)
+                number, it = number + 1, _advanced(passes, reader, number + 1, it, (AW, AAW), search.aim)
             if not search.sampled or it.V.shape[1] == A.shape[0]:
                 break
             check, missed = _sampled(passes, reader, it, search)
@@ -202,11 +209,13 @@ def _begin(passes: Passes, reader: Reader, search: Search) -> tuple[int, Iterate
             W = orthonormal(Y - mean * X).astype(A.dtype)
         return started(W, np.zeros((n, 0), Y.dtype), np.zeros(0)).to_state()
 
-    return 1, Iterate.from_state(passes.run.step(f"{_STEP}-1", Cost(), begin, keep="last"))
+    return 1, Iterate.from_state(passes.run.step(f"{_STEP}-1", Cost(), begin, keep=reader.keep(1, X.shape[1])))
 
 
-def _kept(passes: Passes, step: str, it: Iterate, AW: Array, AAW: Array, aim: Aim) -> Iterate:
-    return Iterate.from_state(passes.run.step(step, Cost(), lambda _: advance(it, AW, AAW, aim).to_state(), keep="last"))
+def _advanced(passes: Passes, reader: Reader, number: int, it: Iterate, products: tuple[Array, Array], aim: Aim) -> Iterate:
+    keep = reader.keep(number, it.W.shape[1])
+    state = passes.run.step(f"{_STEP}-{number}", Cost(), lambda _: advance(it, *products, aim).to_state(), keep=keep)
+    return Iterate.from_state(state)
 
 
 def _not_converged(it: Iterate, search: Search) -> str:
@@ -260,7 +269,10 @@ def _sampled(passes: Passes, reader: Reader, it: Iterate, search: Search) -> tup
         def compute(_: str, state: State = state, Y: Array = Y, Z: Array = Z, first: bool = number == 0) -> State:
             return filtered_alone(it, state["W"], state["before"], (Y, Z), aim, first=first)
 
-        number, state = number + 1, run.step(f"{name}-{number + 1}", Cost(), compute, keep="last")
+        number, state = (
+            number + 1,
+            run.step(f"{name}-{number + 1}", Cost(), compute, keep=reader.keep(number + 1, state["W"].shape[1])),
+        )
     with one_blas_thread():
         W = np.ascontiguousarray(orthonormal_to(it.V, state["W"].astype(it.V.dtype)), dtype)
     Y, _ = reader.powers(f"{name}-last", W)
