@@ -138,8 +138,8 @@ MEASURED: dict[str, tuple[dict[str, Any], float]] = {
         1.0,
     ),
     "a matrix that is read once, and its eigenvalues": ({"kind": "eigh", "input": {"matrix": "square"}}, 1.0),
-    "a subspace, and the proof that it is complete": (
-        {"kind": "eigh", "input": {"matrix": "square"}, "params": {"n_components": 5, "method": "iterative", "max_reads": 90}},
+    "a subspace, and random vectors that show that it is complete": (
+        {"kind": "eigh", "input": {"matrix": "square"}, "params": {"n_components": 5, "completeness": "random", "max_reads": 90}},
         0.2,
     ),
     "rows that are kept in memory": (

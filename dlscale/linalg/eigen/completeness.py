@@ -69,6 +69,17 @@ class Deflated(View):
         return block
 
 
+class _Unread(View):
+    """What a plan needs to know of the shifted matrix."""
+
+    def __init__(self, base: Matrix) -> None:
+        super().__init__(base)
+        self.stored_dtype = accumulator_dtype(base.dtype)
+
+    def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
+        return np.ones((rows[1] - rows[0], columns[1] - columns[0]), self.dtype)
+
+
 @dataclass(frozen=True)
 class Proof:
     """What was shown of the set of eigenvalues.
@@ -93,9 +104,8 @@ def plan_proof(A: Matrix, which: Which, facts: ClusterFacts) -> Plan | None:
     -----
     n^3 / 3 flops each.
     """
-    empty = Deflated(A, np.zeros((A.shape[0], 0), A.dtype), np.zeros(0), 1.0, 1.0)
     try:
-        plan = plan_panels(ByPanels("eigh", "", cholesky.STEPS, step=STEP), empty, FactorOptions(), facts)
+        plan = plan_panels(ByPanels("eigh", "", cholesky.STEPS, step=STEP), _Unread(A), FactorOptions(), facts)
     except DoesNotFitError:
         return None
     steps = plan.steps

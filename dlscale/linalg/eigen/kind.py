@@ -37,6 +37,7 @@ PROOF_SECONDS = 120.0
 USUAL_READS = 50
 
 
+Rates = dict[str, float | None]
 Method = Literal["auto", "direct", "iterative"]
 Completeness = Literal["auto", "cholesky", "random"]
 
@@ -104,20 +105,21 @@ def plan_eigh(A: Matrix, options: EighOptions, facts: ClusterFacts) -> Plan:
     n = A.shape[0]
     k = options.count(n)
     choice = direct.choose(n, k, options.which, A.dtype, facts) if options.method != "iterative" else None
-    at_once = None if choice is None else _plan_direct(A, k, options, choice, facts)
+    rates = measured_rates(A, facts)
+    at_once = None if choice is None else _plan_direct(A, k, options, choice, facts, rates)
     if options.n_components is None or options.method == "direct":
         if at_once is None:
             raise DoesNotFitError(_needed(A, k, options.which, facts))
         plan = at_once
     else:
-        plan = _plan_iterative(A, options, facts)
+        plan = _plan_iterative(A, options, facts, rates)
         if at_once is not None and options.tolerance is None and options.completeness != "random":
             soon = max(QUICK_SECONDS, plan.nominal_seconds * USUAL_READS / options.max_reads)
             plan = at_once if at_once.nominal_seconds <= soon else plan
     return _with_completeness(plan, A, options, facts) if k < n else plan
 
 
-def _plan_direct(A: Matrix, k: int, options: EighOptions, choice: direct.Choice, facts: ClusterFacts) -> Plan:
+def _plan_direct(A: Matrix, k: int, options: EighOptions, choice: direct.Choice, facts: ClusterFacts, rates: Rates) -> Plan:
     n, item = A.shape[0], A.dtype.itemsize
     square, n_threads = n * n * item, choice.n_threads
     names = {"evd": "divide and conquer", "evr": "bisection or relatively robust representations"}
@@ -136,13 +138,13 @@ def _plan_direct(A: Matrix, k: int, options: EighOptions, choice: direct.Choice,
         ),
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
-        rates=measured_rates(A, facts),
+        rates=rates,
         notes=tuple(A.notes),
         choices=asdict(choice),
     )
 
 
-def _plan_iterative(A: Matrix, options: EighOptions, facts: ClusterFacts) -> Plan:
+def _plan_iterative(A: Matrix, options: EighOptions, facts: ClusterFacts, rates: Rates) -> Plan:
     n, k = A.shape[0], options.count(A.shape[0])
     width = iterative.width_of(n, k)
     layout = iterative.lay_out_reads(A, width, facts)
@@ -159,7 +161,7 @@ def _plan_iterative(A: Matrix, options: EighOptions, facts: ClusterFacts) -> Pla
         memory=layout.memory,
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
-        rates=measured_rates(A, facts),
+        rates=rates,
         notes=(*layout.notes, *A.notes),
         choices={"resident": layout.resident},
     )
