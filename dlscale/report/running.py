@@ -93,6 +93,10 @@ def prefix(value: float) -> tuple[str, float]:
     return "", 1.0
 
 
+#: Pixels of a bar with room for a letter or two.
+_LEAST_LABEL = 28.0
+
+
 def _pass_bars(drawn: Chart, timeline: Timeline, per: float) -> None:
     axes = drawn.axes(LEFT, 22, RIGHT, 62, title="passes")
     axes.set(xlim=(0, timeline.seconds / per), ylim=(0, 40))
@@ -105,7 +109,11 @@ def _pass_bars(drawn: Chart, timeline: Timeline, per: float) -> None:
         bar = axes.barh(26, width * pixel / per, 28, left=run.start / per, color=COLOURS[shade], alpha=alpha)
         drawn.tip(bar.patches[0], _pass_title(run))
         timed = f"{run.step}\u2002{words.duration(run.seconds)}"
-        label = next((text for text in (timed, run.step) if text_width(text, 11.5) <= width - 12), "")
+        # Measuring a text opens its font: not for bars where nothing fits.
+        texts = (timed, run.step) if width > _LEAST_LABEL else ()
+        label = next((text for text in texts if text_width(text, 11.5) <= width - 12), "")
+        if not label:
+            continue
         start = run.start / per + 7 * pixel / per
         axes.text(start, 25.5, label, verticalalignment="center_baseline", color=COLOURS["sheet"], fontweight="bold")
     if timeline.checkpoints:

@@ -213,9 +213,10 @@ def _begin(passes: Passes, reader: Reader, search: Search) -> tuple[int, Iterate
 
 
 def _advanced(passes: Passes, reader: Reader, number: int, it: Iterate, products: tuple[Array, Array], aim: Aim) -> Iterate:
-    keep = reader.keep(number, it.W.shape[1])
-    state = passes.run.step(f"{_STEP}-{number}", Cost(), lambda _: advance(it, *products, aim).to_state(), keep=keep)
-    return Iterate.from_state(state)
+    if reader.keep(number, it.W.shape[1]) == "none":
+        return advance(it, *products, aim)
+    step = f"{_STEP}-{number}"
+    return Iterate.from_state(passes.run.step(step, Cost(), lambda _: advance(it, *products, aim).to_state(), keep="last"))
 
 
 def _not_converged(it: Iterate, search: Search) -> str:
@@ -234,7 +235,7 @@ def _concluded(reader: Reader, it: Iterate, aim: Aim, n_reads: int, check: Check
     with one_blas_thread():
         # In this order columns change least.
         V = np.linalg.qr(it.V[:, chosen]).Q.astype(reader.A.dtype)
-    AV = reader.read("residuals", Product(np.ascontiguousarray(V)))["product"]
+    AV = reader.read("residuals", Product(np.ascontiguousarray(V.T)))["product"]
     with one_blas_thread():
         wide, AV = V.astype(it.V.dtype), AV.astype(it.V.dtype)
         gram = wide.conj().T @ wide
@@ -269,10 +270,8 @@ def _sampled(passes: Passes, reader: Reader, it: Iterate, search: Search) -> tup
         def compute(_: str, state: State = state, Y: Array = Y, Z: Array = Z, first: bool = number == 0) -> State:
             return filtered_alone(it, state["W"], state["before"], (Y, Z), aim, first=first)
 
-        number, state = (
-            number + 1,
-            run.step(f"{name}-{number + 1}", Cost(), compute, keep=reader.keep(number + 1, state["W"].shape[1])),
-        )
+        number, keep = number + 1, reader.keep(number + 1, state["W"].shape[1])
+        state = compute("") if keep == "none" else run.step(f"{name}-{number}", Cost(), compute, keep=keep)
     with one_blas_thread():
         W = np.ascontiguousarray(orthonormal_to(it.V, state["W"].astype(it.V.dtype)), dtype)
     Y, _ = reader.powers(f"{name}-last", W)
