@@ -1,7 +1,7 @@
 """A job under Slurm: the batch script that runs it, stops it before its time is over, and queues it again until it is done.
 
 Slurm signals the script a while before the time limit; the job checkpoints and ends with exit code 75; the script then puts
-the same Slurm job back into the queue, and its next start resumes the same job of the workspace.
+the same Slurm job back into the queue (`requeue`), and its next start resumes the same job of the workspace.
 
 References
 ----------
@@ -17,9 +17,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 
 from dlscale.batch.jobs import records
 from dlscale.batch.prepare import Prepared
@@ -28,6 +27,7 @@ from dlscale.batch.spec.secrets import secret_environment
 from dlscale.batch.workspace import Job, Workspace
 from dlscale.engine.clusters.started import TIME_LIMIT, WORD
 from dlscale.errors import DlscaleError, Interrupted, SpecError
+from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.files.durable import write_atomically
 
 #: Starts in a row that end without anything new in the checkpoint before the job is given up: its time limit is too short.
@@ -99,53 +99,37 @@ class SlurmRequest:
 
 
 #: A signal ends `wait` before the tasks end: told says so. The tasks are told through scancel, since srun answers SIGTERM
-#: by killing them. What somebody cancels is not queued again: by dlscale, the job's state says so; by Slurm, it is not RUNNING.
+#: by killing them.
 _SCRIPT = """\
 #!/bin/bash
 {directives}
 
-folder={folder}
-is() {{ grep -q '"state": "'"$1"'"' "$folder/state.json"; }}
-if is cancelled; then exit {interrupted}; fi
 told=
 trap 'told=1; scancel --signal=TERM "$SLURM_JOB_ID.0" 2> /dev/null' TERM
-saved() {{ ls -l --time-style=full-iso "$folder/checkpoint.zarr/manifests" 2>/dev/null | cksum; }}
-
-before=$(saved)
-srun {srun} {command} &
+srun {srun} {resume} &
 step=$!
 wait "$step"; code=$?
 while [ "$code" -gt 128 ] && [ -n "$told" ]; do told=; wait "$step"; code=$?; done
-if [ "$code" -ne {interrupted} ] || ! is interrupted; then exit "$code"; fi
-
-if [ "$(saved)" = "$before" ]; then echo >> "$folder/slurm-fruitless"; else rm -f "$folder/slurm-fruitless"; fi
-if [ "$(cat "$folder/slurm-fruitless" 2>/dev/null | wc -l)" -ge {fruitless} ]; then
-  echo "dlscale: {fruitless} starts in a row saved nothing new; submit the job with a longer --time."
-  exit {interrupted}
-fi
-if [ "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)" = RUNNING ]; then
-  echo "dlscale: back into the queue, to go on where it stopped."
-  sed -i 's/"state": "interrupted"/"state": "submitted"/' "$folder/state.json"
-  scontrol requeue "$SLURM_JOB_ID"
-fi
-exit {interrupted}
+if [ "$code" -eq {interrupted} ]; then {requeue}; fi
+exit "$code"
 """
 
 
-def batch_script(folder: Path, command: Sequence[str], request: SlurmRequest) -> str:
-    """The text of the script that runs a job.
+def batch_script(job: Job, request: SlurmRequest) -> str:
+    """The text of the script that runs a job, or goes on with it.
 
     Parameters
     ----------
-    folder : Path
-        Of the job, on a file system that the nodes see.
-    command : sequence of str
-        Starts the job, or resumes it if it was started before; ends with exit code 75 when it was interrupted.
+    job : Job
+        On a file system that the nodes see.
     request : SlurmRequest
+        Several tasks are the ranks of the job.
     """
+    program, workspace = [sys.executable, "-m", "dlscale"], [job.id, "--workspace", str(job.folder.parent.parent)]
+    resume = [*program, "resume", *workspace, "--unless-cancelled", *(["--cluster", "mpi"] if request.ntasks > 1 else [])]
     directives = [
-        f"--job-name={folder.name}",
-        f"--output={folder}/slurm-%j.txt",
+        f"--job-name={job.id}",
+        f"--output={job.folder}/slurm-%j.txt",
         "--open-mode=append",
         "--requeue",
         f"--signal=B:TERM@{request.signal_seconds}",
@@ -154,20 +138,19 @@ def batch_script(folder: Path, command: Sequence[str], request: SlurmRequest) ->
     srun = f"--kill-on-bad-exit=1 --mpi={request.mpi if request.ntasks > 1 else 'none'}"
     return _SCRIPT.format(
         directives="\n".join(f"#SBATCH {directive}" for directive in directives),
-        folder=shlex.quote(str(folder)),
         srun=srun,
-        command=shlex.join(command),
+        resume=shlex.join(resume),
+        requeue=shlex.join([*program, "requeue", *workspace]),
         interrupted=Interrupted.exit_code,
-        fruitless=N_FRUITLESS_STARTS,
     )
 
 
-def submit_to_slurm(folder: Path, command: Sequence[str], request: SlurmRequest, secrets: Mapping[str, str] | None = None) -> str:
-    """Write ``slurm.sh`` into a job's folder and queue it.
+def submit_to_slurm(job: Job, request: SlurmRequest, secrets: Mapping[str, str] | None = None) -> str:
+    """Write the batch script of a job and queue it.
 
     Parameters
     ----------
-    folder, command, request
+    job, request
         See `batch_script`.
     secrets : mapping, optional
         Environment variables that sbatch hands on, and that stand in no file of the job.
@@ -175,7 +158,7 @@ def submit_to_slurm(folder: Path, command: Sequence[str], request: SlurmRequest,
     Returns
     -------
     str
-        Slurm's number of the job, also kept in ``slurm.json``.
+        Slurm's number of the job, also kept in its folder.
 
     Raises
     ------
@@ -183,17 +166,16 @@ def submit_to_slurm(folder: Path, command: Sequence[str], request: SlurmRequest,
         If an option is wrong, or Slurm is not installed here or refuses the job.
     """
     request.check()
-    if not re.fullmatch(r"[\w./+,:=@~-]+", str(folder)):  # sbatch reads its own quotes and %-signs in it
+    if not re.fullmatch(r"[\w./+,:=@~-]+", str(job.folder)):  # sbatch reads its own quotes and %-signs in it
         raise SpecError(
-            f"--workspace must be of letters, digits and ./_+,:=@~- for a job under Slurm, without spaces; got {folder}."
+            f"--workspace must be of letters, digits and ./_+,:=@~- for a job under Slurm, without spaces; got {job.folder}."
         )
-    script = folder / "slurm.sh"
-    write_atomically(script, batch_script(folder, command, request).encode())
+    write_atomically(job.slurm_script, batch_script(job, request).encode())
     try:
-        number = _slurm("sbatch", "--parsable", str(script), environment=secrets).partition(";")[0]
+        number = _slurm("sbatch", "--parsable", str(job.slurm_script), environment=secrets).partition(";")[0]
     except DlscaleError as error:
         raise SpecError(f"Slurm did not take the job: {error}") from error
-    write_atomically(folder / "slurm.json", json.dumps({"job": number, **asdict(request)}).encode())
+    write_atomically(job.slurm, json.dumps({"job": number, **asdict(request)}).encode())
     return number
 
 
@@ -211,20 +193,52 @@ def submit_prepared(root: Workspace, prepared: Prepared, request: SlurmRequest) 
     """
     job = root.new_job(prepared.name)
     create(job, prepared, state="submitted")
-    ranks = ["--cluster", "mpi"] if request.ntasks > 1 else []
-    command = [sys.executable, "-m", "dlscale", "resume", job.id, "--workspace", str(root.root), *ranks]
     try:
-        submit_to_slurm(job.folder, command, request, secret_environment(prepared.data))
+        submit_to_slurm(job, request, secret_environment(prepared.data))
     except BaseException:
         shutil.rmtree(job.folder, ignore_errors=True)
         raise
     return job
 
 
-def slurm_number(folder: Path) -> str | None:
+def requeue(job: Job) -> str:
+    """Put a job that was interrupted back into the queue, to go on where it stopped; what was done, in a sentence.
+
+    What somebody cancels is not queued again: by dlscale, the job's state says so; by Slurm, its own does. Nor is what has
+    started several times in a row without anything new in its checkpoint.
+    """
+    with job.claim():
+        state, number = job.stored_state(), slurm_number(job)
+        if state.state != "interrupted" or number is None:
+            return f"Job {job.id} is {state.state}; it is not queued again."
+        saved, before = Checkpoint(job.checkpoint).n_saved, _starts(job)
+        fruitless = before["fruitless"] + 1 if saved == before["saved"] else 0
+        write_atomically(job.slurm_starts, json.dumps({"saved": saved, "fruitless": fruitless}).encode())
+        if fruitless >= N_FRUITLESS_STARTS:
+            return f"{fruitless} starts in a row saved nothing new; submit the job with a longer --time."
+        if (said := slurm_state(number)) != "RUNNING":
+            return f"Slurm says that its job {number} is {said}; it is not queued again."
+        # Before it is queued: what follows may be cut short by the end of the batch script.
+        job.write_state(replace(state, state="submitted", message=""))
+        try:
+            _slurm("scontrol", "requeue", number)
+        except DlscaleError:
+            job.write_state(state)
+            raise
+    return "Back into the queue, to go on where it stopped."
+
+
+def _starts(job: Job) -> records.StartsRecord:
+    try:
+        return records.read(job.slurm_starts, records.StartsRecord)
+    except FileNotFoundError:
+        return {"saved": 0, "fruitless": 0}
+
+
+def slurm_number(job: Job) -> str | None:
     """Slurm's number of a job that was submitted to it."""
     try:
-        return records.read(folder / "slurm.json", records.SlurmRecord)["job"]
+        return records.read(job.slurm, records.SlurmRecord)["job"]
     except FileNotFoundError:
         return None
 
@@ -237,9 +251,9 @@ def slurm_state(number: str) -> str | None:
         return None
 
 
-def goes_on_in_slurm(folder: Path) -> bool:
+def goes_on_in_slurm(job: Job) -> bool:
     """Whether Slurm has a job that it will start again, or is about to."""
-    number = slurm_number(folder)
+    number = slurm_number(job)
     return number is not None and slurm_state(number) in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED")
 
 

@@ -184,7 +184,7 @@ def wait(job: Job, *, timeout_seconds: float | None = None) -> JobState:
             state = replace(state, state="lost", message=taker) if taker else state
         lost = (lost or now) if state.state == "lost" else 0.0
         for_good = lost and (now - lost > GRACE_SECONDS or job.stored_state().state == "lost")
-        ended = state.state in ENDED and not (state.state == "interrupted" and goes_on_in_slurm(job.folder))
+        ended = state.state in ENDED and not (state.state == "interrupted" and goes_on_in_slurm(job))
         if ended or for_good:
             _until_free(job)
             return state
@@ -195,7 +195,7 @@ def wait(job: Job, *, timeout_seconds: float | None = None) -> JobState:
 
 def _gone(job: Job) -> str:
     """Why whoever was to take a submitted job never will; empty while it may."""
-    if number := slurm_number(job.folder):
+    if number := slurm_number(job):
         said = slurm_state(number)
         return f"Slurm ended its job {number} before it began ({said})" if said in ENDED_IN_SLURM else ""
     with suppress(OSError, SpecError):

@@ -25,9 +25,9 @@ def verify_job(job: Job) -> Findings:
     torn = job.torn_events()
     if torn:
         findings.damage.append(f"{job.events}: line {torn[0]} is damaged ({len(torn)} in all); it is left out of reports")
-    for name, model in (("slurm.json", records.SlurmRecord), ("handed-over.json", dict)):
+    for path, model in ((job.slurm, records.SlurmRecord), (job.slurm_starts, records.StartsRecord), (job.handed_over, dict)):
         try:
-            records.read(job.folder / name, model)
+            records.read(path, model)
         except FileNotFoundError:
             continue
         except SpecError as error:

@@ -2,7 +2,7 @@
 
     <root>/jobs/<name>-<YYYYmmdd-HHMMSS>-<4 hex>/   spec.yaml state.json plan.json events.jsonl log.txt
                                                     checkpoint.zarr/ result.zarr/ report.html lock cancel
-                                                    handed-over.json slurm.json (of submitted jobs)
+                                                    handed-over.json slurm.json slurm.sh slurm-starts.json (of submitted jobs)
                                                     rows/ (of trainings that write down which rows they used)
     <root>/queue/                                   tickets of the submitted jobs that wait or run (see queue.py)
     <root>/imports/<hash>.zarr                      matrices that were imported for a job
@@ -79,6 +79,9 @@ class Job:
         self.lock = folder / "lock"
         self.cancel = folder / "cancel"
         self.handed_over = folder / "handed-over.json"
+        self.slurm = folder / "slurm.json"
+        self.slurm_script = folder / "slurm.sh"
+        self.slurm_starts = folder / "slurm-starts.json"
 
     def stored_state(self) -> JobState:
         """What state.json says (SpecError if the folder holds no job, or the file is damaged)."""
@@ -121,7 +124,7 @@ class Job:
 
     def _is_on_its_way(self, beat: Heartbeat) -> bool:
         """Whether a submitted job has somebody who will take it: a batch system, a cluster, a process, or its client still."""
-        if (self.folder / "slurm.json").exists():
+        if self.slurm.exists():
             return True
         with suppress(OSError, SpecError):
             handed = records.read(self.handed_over, HandOver)

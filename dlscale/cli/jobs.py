@@ -26,7 +26,7 @@ from dlscale.cli.options import (
     spec_options,
     workspace_option,
 )
-from dlscale.errors import SpecError
+from dlscale.errors import Interrupted, SpecError
 
 if TYPE_CHECKING:
     from dlscale.batch.workspace import Job, JobState, ListedJob
@@ -84,7 +84,7 @@ def submit(
 
         if slurm:
             job = slurm_jobs.submit_prepared(root, prepared, slurm_jobs.SlurmRequest(**request))
-            click.echo(f"Slurm's number is {slurm_jobs.slurm_number(job.folder)}.", err=True)
+            click.echo(f"Slurm's number is {slurm_jobs.slurm_number(job)}.", err=True)
         else:
             job = submit_prepared(root, prepared, priority=priority, concurrency=concurrency)
     _show_submitted(job, as_json)
@@ -125,9 +125,10 @@ def cancel(job_id: str, workspace: str | None) -> None:
 @click.argument("job_id", metavar="ID")
 @click.option("--cluster", metavar="C", help="Where to go on, if not where it began: local, threads or tcp://host:port.")
 @click.option("--detach", is_flag=True, help="Hand it over, as `submit` does, instead of waiting for its end here.")
+@click.option("--unless-cancelled", is_flag=True, hidden=True)
 @workspace_option
 @json_option
-def resume(job_id: str, cluster: str | None, detach: bool, workspace: str | None, as_json: bool) -> None:
+def resume(job_id: str, cluster: str | None, detach: bool, unless_cancelled: bool, workspace: str | None, as_json: bool) -> None:
     """Go on with the interrupted, cancelled, lost or failed job ID from its last checkpoint."""
     console, root = open_console(as_json), open_workspace(workspace)
     from dlscale.batch import run as jobs
@@ -135,6 +136,8 @@ def resume(job_id: str, cluster: str | None, detach: bool, workspace: str | None
 
     with refusal_as_json(as_json):
         job = root.find(job_id)
+        if unless_cancelled and job.stored_state().state == "cancelled":
+            raise Interrupted(f"Job {job.id} was cancelled; it does not go on by itself.")
         with import_bar(console) as bar:
             prepared = jobs.reopen(job, root, cluster=cluster, progress=bar)
         if detach:
@@ -145,6 +148,16 @@ def resume(job_id: str, cluster: str | None, detach: bool, workspace: str | None
         _show_submitted(job, as_json)
         return
     follow(console, job.id, prepared, lambda listener: jobs.resume(job, prepared, listener=listener), as_json=as_json)
+
+
+@click.command(hidden=True)
+@click.argument("job_id", metavar="ID")
+@workspace_option
+def requeue(job_id: str, workspace: str | None) -> None:
+    """Put the interrupted job ID back into Slurm's queue; its batch script calls this at its end."""
+    from dlscale.batch.slurm import requeue as back_into_the_queue
+
+    echo(f"dlscale: {back_into_the_queue(open_workspace(workspace).find(job_id))}")
 
 
 @click.command()
@@ -265,7 +278,7 @@ def _show_submitted(job: Job, as_json: bool) -> None:
         print_json({"job": job.id, "state": state, "folder": str(job.folder)})
         return
     echo(job.id)
-    if state == "submitted" and not (job.folder / "slurm.json").exists():
+    if state == "submitted" and not job.slurm.exists():
         click.echo("No worker has taken the job yet: they are busy. It starts when one is free.", err=True)
 
 
@@ -282,7 +295,7 @@ def verify(target: str, workspace: str | None, as_json: bool) -> None:
 
     path = str(expand_home(target))
     stored = "://" in path or Path(path).exists()
-    if stored and not (Path(path) / "state.json").exists():
+    if stored and not Job(Path(path)).state.exists():
         findings = verify_store(path)
     else:
         findings = verify_job(Job(Path(path)) if stored else open_workspace(workspace).find(target))
@@ -300,4 +313,4 @@ def verify(target: str, workspace: str | None, as_json: bool) -> None:
         sys.exit(EXIT_FAILED)
 
 
-COMMANDS = (submit, wait, cancel, resume, jobs, status, logs, report, verify)
+COMMANDS = (submit, wait, cancel, resume, requeue, jobs, status, logs, report, verify)

@@ -113,6 +113,7 @@ def plan_job(
 
 def follow(console: Console, title: str, prepared: Prepared, work: Callable[[Any], JobResult], *, as_json: bool) -> None:
     """Show a job's plan, its progress and its end; leave with its exit code."""
+    from dlscale.batch.workspace import Job
     from dlscale.cli.terminal import JobProgress, plan_panel, show_result
 
     console.print(plan_panel(title, prepared.describe_plan()))
@@ -123,7 +124,7 @@ def follow(console: Console, title: str, prepared: Prepared, work: Callable[[Any
     if result.error:
         say(result.error)
         if result.state == "failed":
-            echo(f"log: {result.folder / 'log.txt'}", err=True)
+            echo(f"log: {Job(result.folder).log}", err=True)
     if as_json:
         print_json(result.to_dict())
     if result.error:

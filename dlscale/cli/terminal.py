@@ -199,6 +199,8 @@ def import_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
 
 def show_result(console: Console, result: JobResult) -> None:
     """How a job ended: its first values, its certificate, and where everything is."""
+    from dlscale.batch.workspace import Job
+
     tick = "✓" if "utf" in console.encoding.lower() else "ok"
     cross = "✗" if "utf" in console.encoding.lower() else "FAILED"
     style = words.STATE_COLORS.get(result.state, "cyan")
@@ -219,7 +221,7 @@ def show_result(console: Console, result: JobResult) -> None:
 
         pairs += [("note", str(note)) for note in (result_attributes(result.result) or {}).get("notes") or ()]
         pairs.append(("result", shown_path(result.result)))
-    report = result.folder / "report.html"
+    report = Job(result.folder).report
     if report.exists():
         pairs.append(("report", shown_path(str(report))))
     console.print(rows(pairs))

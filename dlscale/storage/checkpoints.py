@@ -88,7 +88,7 @@ class Checkpoint:
             raise SpecError(f"The name of a step must have no /, got {step!r}.")
         before = self._manifest(step)
         folder = step + _OTHER if before and before["folder"] == step else step
-        number = 1 + max((manifest["number"] for manifest in self._counting()), default=0)
+        number = 1 + self.n_saved
         target = self._steps / folder
         _remove(target)
         self.require_place()
@@ -148,6 +148,11 @@ class Checkpoint:
     def steps(self) -> list[str]:
         """Names of the steps that count, the oldest first; their arrays are verified by `load`."""
         return [manifest["step"] for manifest in sorted(self._counting(), key=lambda manifest: int(manifest["number"]))]
+
+    @property
+    def n_saved(self) -> int:
+        """The number of the newest step, larger than that of any before it; 0 without one."""
+        return max((int(manifest["number"]) for manifest in self._counting()), default=0)
 
     def drop(self, step: str) -> None:
         """Remove a step that is needed no more."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from jobs_here import DEPLOY, ENVIRONMENT, arrays, command, job_file
 from slurm_cluster import SlurmCluster
@@ -13,11 +14,12 @@ from slurm_cluster import SlurmCluster
 import dlscale
 from dlscale.batch.document import read_document
 from dlscale.batch.prepare import prepare
-from dlscale.batch.slurm import SlurmRequest, batch_script, slurm_number, submit_prepared
+from dlscale.batch.slurm import N_FRUITLESS_STARTS, SlurmRequest, batch_script, requeue, slurm_number, submit_prepared
 from dlscale.batch.spec import parse_spec
-from dlscale.batch.workspace import Job, Workspace
+from dlscale.batch.workspace import Heartbeat, Job, JobState, Workspace
 from dlscale.engine.events import StepFinished
 from dlscale.errors import SpecError
+from dlscale.storage.checkpoints import Checkpoint
 
 NIGHT = int(os.environ.get("DLSCALE_CHAOS_RUNS", "1")) >= 10
 ONE_THREAD = {"workers": 1, "threads": 1}
@@ -38,7 +40,7 @@ def submit(folder: Path, **request: object) -> tuple[Job, str]:
     document = read_document(job_file(folder, cluster=ONE_THREAD))
     root = Workspace(folder / "workspace")
     job = submit_prepared(root, prepare(parse_spec(document), document, root), SlurmRequest(time="10", **request))
-    number = slurm_number(job.folder)
+    number = slurm_number(job)
     assert number is not None
     return job, number
 
@@ -103,7 +105,7 @@ def queued_by_the_command(slurm: SlurmCluster, folder: Path) -> None:
     assert submitted.returncode == 0, submitted.stderr
     job = next(Workspace(folder / "workspace").jobs())
     assert submitted.stdout.strip() == job.id
-    number = slurm_number(job.folder)
+    number = slurm_number(job)
     assert slurm.facts(number)["TimeLimit"] == "00:05:00"
     slurm.wait(number, "RUNNING")
     until_saved(job, 3)
@@ -165,7 +167,7 @@ def test_a_time_limit_shorter_than_the_work(slurm, environment, tmp_path):
     root = Workspace(tmp_path / "workspace")
     document = read_document(spec)
     job = submit_prepared(root, prepare(parse_spec(document), document, root), SlurmRequest(time="1", signal_seconds=20))
-    facts = slurm.wait(slurm_number(job.folder), "COMPLETED", "FAILED", "TIMEOUT", seconds=600)
+    facts = slurm.wait(slurm_number(job), "COMPLETED", "FAILED", "TIMEOUT", seconds=600)
     assert facts["JobState"] == "COMPLETED", Path(facts["StdOut"]).read_text()
     assert int(facts["Restarts"]) >= 1
     alone = dlscale.run(spec, ["cluster=threads"], workspace=tmp_path / "other")
@@ -210,24 +212,65 @@ def test_refusals(slurm, environment, tmp_path):
 
 
 def test_a_job_that_saves_nothing_new_is_given_up(tmp_path):
-    script = batch_script(tmp_path, ["dlscale", "resume", "x"], SlurmRequest(time="1:00", ntasks=4, nodes=2, partition="main"))
+    job = Workspace(tmp_path / "ws").new_job("x")
+    job.folder.mkdir(parents=True)
+    submitted = JobState(job.id, "x", "svd", "submitted", 1.0, Heartbeat.now())
+    job.write_state(submitted)
+    job.slurm.write_text('{"job": "7"}')
+    script = batch_script(job, SlurmRequest(time="1:00", ntasks=4, nodes=2, partition="main"))
     for directive in ("--time=1:00", "--ntasks=4", "--nodes=2", "--partition=main", "--signal=B:TERM@60", "--requeue"):
         assert f"\n#SBATCH {directive}\n" in script
     # The script as it is, with stand-ins for what only Slurm has.
     programs = tmp_path / "bin"
     programs.mkdir()
-    interrupted = f"""echo '{{"state": "interrupted"}}' > {tmp_path}/state.json"""
+    interrupted = f"sed -i s/submitted/interrupted/ {job.state}"
     stand_ins = {"srun": f"{interrupted}; exit 75", "squeue": "echo RUNNING", "scontrol": f'echo "$@" >> {tmp_path}/requeued'}
     for name, body in stand_ins.items():
         (programs / name).write_text(f"#!/bin/sh\n{body}\n")
         (programs / name).chmod(0o755)
-    (tmp_path / "state.json").write_text('{"state": "submitted"}')
-    (tmp_path / "slurm.sh").write_text(script)
-    for _ in range(3):
-        ended = command("bash", tmp_path / "slurm.sh", cwd=tmp_path, PATH=f"{programs}:{ENVIRONMENT['PATH']}", SLURM_JOB_ID="7")
+    job.slurm_script.write_text(script)
+
+    def start() -> str:
+        ended = command("bash", job.slurm_script, cwd=tmp_path, PATH=f"{programs}:{ENVIRONMENT['PATH']}", SLURM_JOB_ID="7")
         assert ended.returncode == 75
-    assert "submit the job with a longer --time" in ended.stdout
+        return ended.stdout
+
+    for _ in range(2):
+        assert "back into the queue" in start().lower()
+        assert job.stored_state().state == "submitted"
+    assert "submit the job with a longer --time" in start()
+    assert job.stored_state().state == "interrupted"
     assert (tmp_path / "requeued").read_text() == "requeue 7\n" * 2
+
+
+def test_what_is_saved_lets_a_job_start_again_and_again(tmp_path, monkeypatch):
+    job = Workspace(tmp_path).new_job("x")
+    job.folder.mkdir(parents=True)
+    job.slurm.write_text('{"job": "7"}')
+    said: list[tuple[str, ...]] = []
+    monkeypatch.setattr("dlscale.batch.slurm._slurm", lambda *arguments: said.append(arguments) or "RUNNING")
+    for number in range(2 * N_FRUITLESS_STARTS):
+        job.write_state(JobState(job.id, "x", "svd", "interrupted", 1.0, Heartbeat.now(), message="SIGTERM"))
+        Checkpoint(job.checkpoint).save(f"step-{number % 2}", {"x": np.zeros(1)})
+        assert requeue(job).startswith("Back into the queue")
+        assert (job.stored_state().state, job.stored_state().message) == ("submitted", "")
+    assert said.count(("scontrol", "requeue", "7")) == 2 * N_FRUITLESS_STARTS
+    # Who was cancelled meanwhile is not.
+    for state in ("cancelled", "submitted", "failed"):
+        job.write_state(JobState(job.id, "x", "svd", state, 1.0, Heartbeat.now()))
+        assert f"is {state}" in requeue(job)
+    job.write_state(JobState(job.id, "x", "svd", "interrupted", 1.0, Heartbeat.now()))
+    monkeypatch.setattr("dlscale.batch.slurm._slurm", lambda *arguments: "CANCELLED")
+    assert "CANCELLED" in requeue(job)
+    assert job.stored_state().state == "interrupted"
+
+
+def test_a_job_that_was_cancelled_in_the_queue_does_not_run(tmp_path):
+    job = Workspace(tmp_path).new_job("x")
+    job.folder.mkdir(parents=True)
+    job.write_state(JobState(job.id, "x", "svd", "cancelled", 1.0, Heartbeat.now()))
+    ended = command("dlscale", "resume", job.id, "--unless-cancelled", "--workspace", tmp_path, cwd=tmp_path)
+    assert (ended.returncode, "was cancelled" in ended.stderr) == (75, True), ended.stderr
 
 
 def _conf(slurm: SlurmCluster) -> dict[str, str]:

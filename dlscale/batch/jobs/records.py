@@ -66,6 +66,13 @@ class SlurmRecord(TypedDict):
     job: str
 
 
+class StartsRecord(TypedDict):
+    """Of a job under Slurm: how much was saved when it was interrupted last, and how many starts in a row saved nothing new."""
+
+    saved: int
+    fruitless: int
+
+
 class InputsRecord(TypedDict):
     """inputs.json: what the inputs were, by role, and the checksum of that."""
 
