@@ -225,7 +225,7 @@ def requeue(job: Job) -> str:
         except DlscaleError:
             job.write_state(state)
             raise
-    return "Back into the queue, to go on where it stopped."
+    return "back into the queue, to go on where it stopped."
 
 
 def _starts(job: Job) -> records.StartsRecord:

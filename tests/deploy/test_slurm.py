@@ -236,7 +236,7 @@ def test_a_job_that_saves_nothing_new_is_given_up(tmp_path):
         return ended.stdout
 
     for _ in range(2):
-        assert "back into the queue" in start().lower()
+        assert "back into the queue" in start()
         assert job.stored_state().state == "submitted"
     assert "submit the job with a longer --time" in start()
     assert job.stored_state().state == "interrupted"
@@ -252,7 +252,7 @@ def test_what_is_saved_lets_a_job_start_again_and_again(tmp_path, monkeypatch):
     for number in range(2 * N_FRUITLESS_STARTS):
         job.write_state(JobState(job.id, "x", "svd", "interrupted", 1.0, Heartbeat.now(), message="SIGTERM"))
         Checkpoint(job.checkpoint).save(f"step-{number % 2}", {"x": np.zeros(1)})
-        assert requeue(job).startswith("Back into the queue")
+        assert requeue(job).startswith("back into the queue")
         assert (job.stored_state().state, job.stored_state().message) == ("submitted", "")
     assert said.count(("scontrol", "requeue", "7")) == 2 * N_FRUITLESS_STARTS
     # Who was cancelled meanwhile is not.
