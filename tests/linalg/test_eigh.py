@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -240,3 +241,11 @@ def test_the_functions_are_those_of_scipy() -> None:
     assert dlscale.eigsh(A, return_eigenvectors=False).shape == (6,)
     with pytest.raises(SpecError, match="which must be LM, LA or SA; got 'BE'"):
         dlscale.eigsh(A, which="BE")
+
+
+def test_the_thread_of_the_task_says_that_lapack_is_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direct, "_TICK_SECONDS", 1e-4)
+    threads = set()
+    values, _, info = direct._told(lambda *_: threads.add(threading.get_ident()), gaussian(400, 400), (0, 400), "evd")
+    assert (len(values), info) == (400, 0)
+    assert threads == {threading.get_ident()}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,7 +38,7 @@ N_PROBES = 16
 #: The mean square of so many normal numbers is below 1/9 of what is expected once in some hundred thousand times.
 SAFETY = 3.0
 _STRIP_BYTES = 2**25
-_TICK_SECONDS = 5.0
+_TICK_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -92,13 +91,13 @@ class Direct(Applied):
         A, exponent = self._read(tell)
         require_symmetric(A)
         X = np.ascontiguousarray(gaussian(n, N_PROBES, self.seed, dtype), dtype)
-        with blas_threads(choice.n_threads), _ticking(tell):
+        with blas_threads(choice.n_threads):
             AX = A @ X
-            values, VH, info = eigenpairs(A, wanted=_computed(n, k, self.which), overwrite_whole=choice.routine == "evd")
+            values, VH, info = _told(tell, A, _computed(n, k, self.which), choice.routine)
             if info and choice.routine == "evr" and choice.may_repeat:
                 # Rare: eigenvalues that agree up to rounding, in single precision.
                 A, _ = self._read(tell)
-                values, VH, info = eigenpairs(A, wanted=(0, n), overwrite_whole=True)
+                values, VH, info = _told(tell, A, (0, n), "evd")
             if info:
                 raise NumericalError(
                     f"LAPACK {choice.routine} did not converge (info = {info}); divide and conquer, with more memory, would."
@@ -217,19 +216,10 @@ def _measure(VH: Array, values: Array, X: Array, AX: Array, seed: int) -> State:
     }
 
 
-@contextmanager
-def _ticking(tell: Tell) -> Iterator[None]:
-    """Says every few seconds that LAPACK, which says nothing itself, is at work."""
-    ended = threading.Event()
-
-    def tick() -> None:
-        while not ended.wait(_TICK_SECONDS):
+def _told(tell: Tell, A: Array, wanted: tuple[int, int], routine: Routine) -> tuple[Array, Array, int]:
+    """`eigenpairs` in a thread of its own, while this one, to which the messages of the task belong, says that it works."""
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(eigenpairs, A, wanted=wanted, overwrite_whole=routine == "evd")
+        while not wait([ahead], timeout=_TICK_SECONDS).done:
             tell(0.0, 0)
-
-    ticker = threading.Thread(target=tick, daemon=True)
-    ticker.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        ticker.join()
+        return ahead.result()
