@@ -32,6 +32,16 @@ class Verb:
         return self
 
 
+class Writing(Verb):
+    """Panels go to a target."""
+
+    target: Target
+
+    @property
+    def writers(self) -> tuple[ArrayWriter, ...]:
+        return self.target.writers
+
+
 #: A `Method`, or a `TiledMethod`.
 M = TypeVar("M", covariant=True)
 V = TypeVar("V", bound=Verb, covariant=True)
@@ -50,15 +60,11 @@ class Applying(Verb, Generic[M]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Filling(Applying[M]):
+class Filling(Applying[M], Writing):
     """They are applied to panels that go to a target, each changed at last."""
 
     target: Target
     change: Change | None = None
-
-    @property
-    def writers(self) -> tuple[ArrayWriter, ...]:
-        return self.target.writers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,27 +82,19 @@ class Unapplying(Applying[TiledMethod]):
 
 
 @dataclass(frozen=True)
-class Copying(Verb):
+class Copying(Writing):
     """Tiles go to another place, each changed; the target may have fewer rows than the matrix."""
 
     target: Target
     change: Change
 
-    @property
-    def writers(self) -> tuple[ArrayWriter, ...]:
-        return self.target.writers
-
 
 @dataclass(frozen=True)
-class Placing(Verb):
+class Placing(Writing):
     """Rows go to their final places: row q of group g comes from stored row ``sources[g][q]``."""
 
     target: Target
     sources: Sequence[Array]
-
-    @property
-    def writers(self) -> tuple[ArrayWriter, ...]:
-        return self.target.writers
 
 
 @dataclass(frozen=True)
