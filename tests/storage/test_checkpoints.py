@@ -165,6 +165,25 @@ def test_damage_to_any_file_is_found(tmp_path: Path, damage: Callable[[Path], No
     assert same(Checkpoint(tmp_path).load("two"), state(4))
 
 
+def test_groups_around_steps_are_made_again(tmp_path: Path) -> None:
+    """The zarr.json of a group in a checkpoint says nothing that is needed: whichever bit is wrong, it goes on."""
+    places = [tmp_path / "checkpoint.zarr" / name / "zarr.json" for name in ("steps", "scratch")]
+    saved = Checkpoint(tmp_path / "checkpoint.zarr")
+    saved.save("one", {"a": np.arange(3.0)})
+    saved.scratch("S", (4, 4), float, chunks=(2, 4)).write(0, np.ones((4, 4)))
+    whole = [place.read_bytes() for place in places]
+    for bit in range(0, 8 * len(whole[0]), 5):
+        for place, data in zip(places, whole, strict=True):
+            flipped = bytearray(data)
+            flipped[bit // 8] ^= 1 << bit % 8
+            place.write_bytes(flipped)
+        checkpoint = Checkpoint(tmp_path / "checkpoint.zarr")
+        assert np.array_equal(checkpoint.load("one")["a"], np.arange(3.0))  # type: ignore[index]
+        checkpoint.save("two", {"b": np.ones(2)})
+        checkpoint.scratch("S", (4, 4), float, chunks=(2, 4))
+    assert zarr.open_array(tmp_path / "checkpoint.zarr" / "scratch" / "S", mode="r")[...].sum() == 16
+
+
 def test_files_of_another_step_are_found(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path)
     checkpoint.save("one", state(3))

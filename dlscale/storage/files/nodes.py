@@ -16,6 +16,7 @@ import numpy as np
 from dlscale.errors import SpecError
 from dlscale.storage.files.atomic import PARTIAL, hidden, make_folder, read_plain, write_atomically
 
+FORMAT_2 = "array or group of format 2"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
@@ -40,17 +41,21 @@ def place_node(root: Path, name: str, *, parents: bool = True) -> Path:
 def make_group(path: Path, *, parents: bool = True) -> None:
     """Make a folder a Zarr group where it is not one, and without ``parents`` only in a folder that is there.
 
+    Where its zarr.json is damaged, it is written anew: what the group holds stands in files of its own.
+
     Raises
     ------
     SpecError
-        If it is a Zarr array.
+        If it is a Zarr array, or a group of format 2.
     """
     found = find_node(path)
     if found is None:
         make_folder(path) if parents else path.mkdir(exist_ok=True)
-        write_atomically(path / "zarr.json", group_metadata({}), fsync=False)
-    elif found.get("node_type") != "group":
-        raise SpecError(f"{path} must be a Zarr group, got an array there; choose another name.")
+    elif found.get("node_type") == "group":
+        return
+    elif (path / "c").exists() or found.get("node_type") in ("array", FORMAT_2):
+        raise SpecError(f"{path} must be a Zarr group of format 3, got another node there; choose another name.")
+    write_atomically(path / "zarr.json", group_metadata({}), fsync=False)
 
 
 def remove_node(path: Path) -> None:
@@ -75,7 +80,7 @@ def find_node(path: Path) -> dict[str, Any] | None:
         found = json.loads(read_plain(path / "zarr.json"))
     except (FileNotFoundError, NotADirectoryError):
         old = any((path / name).is_file() for name in (".zarray", ".zgroup"))
-        return {"node_type": "array or group of format 2"} if old else None
+        return {"node_type": FORMAT_2} if old else None
     except (ValueError, RecursionError):
         return {"node_type": "unreadable node"}
     except OSError as error:
