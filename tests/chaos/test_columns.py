@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from victims import (
     events,
     fault,
     fingerprint,
+    finish,
     job_folder,
     job_folders,
     killed_at_the_end,
@@ -26,10 +29,12 @@ from victims import (
     wait_for,
 )
 
-N, K = 1200, 1100
+N, K = 1200, 2000
 #: What the steps of a kind are called in which its factors are applied.
 STEPS = {"solve": "triangular-", "inverse": "inverse-"}
-CLUSTER: dict[str, Any] = {"type": "local", "workers": 2, "threads": 1, "memory": "1.5GB"}
+CLUSTER: dict[str, Any] = {"type": "local", "workers": 2, "threads": 1, "memory": "2GB"}
+#: What makes several groups of what would be one.
+SMALL_GROUPS = [sys.executable, str(Path(__file__).with_name("small_groups.py"))]
 
 
 @pytest.fixture(scope="module")
@@ -73,20 +78,23 @@ def told_of(folder: Path, kind: str, name: str) -> int:
 def test_a_process_tree_killed_while_columns_are_solved_for(
     run: int, kind: str, inputs: dict[str, str], whole: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Killed after a random number of messages; the whole run had one worker."""
+    """Killed a moment after a random number of messages; the whole run had one worker."""
     write_spec(tmp_path, kind, inputs)
-    n_messages = random.Random(SEED + run).randint(1, 3)
-    print(f"DLSCALE_CHAOS_SEED={SEED}, killed after {n_messages} messages")
-    with killed_at_the_end(spawn("run", "job.yaml", cwd=tmp_path)) as process:
+    drawn = random.Random(SEED + run)
+    n_messages, seconds = drawn.randint(1, 4), drawn.uniform(0, 0.2)
+    print(f"DLSCALE_CHAOS_SEED={SEED}, killed {seconds:.2f} s after {n_messages} messages")
+    with killed_at_the_end(spawn("run", "job.yaml", cwd=tmp_path, under=SMALL_GROUPS)) as process:
         wait_for(lambda: told_of(tmp_path, kind, "blocks") >= n_messages, alive=process)
+        time.sleep(seconds)
         fault(f"tree of {kind}")
     done = told_of(tmp_path, kind, "checkpoint")
     job = job_folder(tmp_path)
-    ended = call("resume", job.name, "--json", cwd=tmp_path)
+    ended = finish(spawn("resume", job.name, "--json", cwd=tmp_path, under=SMALL_GROUPS), 120.0)
     assert ended.code == 0 or "has succeeded" in ended.err, ended.err
     assert fingerprint(job / "result.zarr") == whole[kind]
     assert sum(step.startswith(STEPS[kind]) for step in repeated_passes(job)) <= 1
     finished = [event for event in events(job) if event["event"] == "pass_finished" and event["step"].startswith(STEPS[kind])]
     assert sum(event["resumed"] for event in finished) >= done
+    assert len({event["step"] for event in finished}) > 1
     assert not (job / "checkpoint.zarr").exists()
     assert ended.code or leftovers(tmp_path) == set()

@@ -63,7 +63,7 @@ def plan_inverse(A: Matrix, options: InverseOptions, facts: ClusterFacts) -> Pla
         of_column = inverse_by_cholesky if options.assume == "pos" else inverse_by_lu
         cost = partial(cost_of_rows, partial(of_column, way), row_bytes=n * item)
         return after(
-            plan_columns("probes", triangles(way, alike=options.assume == "pos"), n, N_PROBES, item, facts),
+            plan_columns("triangular-1", triangles(way, alike=options.assume == "pos"), n, N_PROBES, item, facts),
             planned("inverse", cost, n, facts, width=rows, column_bytes=n * item),
             more=[Step("residual", 4.0 * N_PROBES * n * n, 2 * A.n_stored_bytes)],
         )
