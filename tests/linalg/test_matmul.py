@@ -24,7 +24,7 @@ from dlscale.errors import CertificateError, DoesNotFitError, NonFiniteError, Nu
 from dlscale.linalg.multiply import tiles
 from dlscale.linalg.multiply.kind import KIND, MatmulOptions
 from dlscale.linalg.multiply.operands import Operand
-from dlscale.linalg.multiply.tiling import PIECE, choose_tiling, cut
+from dlscale.linalg.multiply.tiling import PIECE_COLUMNS, PIECE_ROWS, choose_tiling, cut
 from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.matrix import ArrayMatrix
@@ -51,7 +51,7 @@ SHAPES = {
     "1 x 1": (1, 1, 1, None),
     "several tiles, none of them whole": (100, 130, 70, 32),
     "one tile": (100, 130, 70, None),
-    "several pieces of a tile": (PIECE + 60, 90, 40, None),
+    "several pieces of a tile": (PIECE_ROWS + 60, PIECE_COLUMNS + 70, 40, None),
     "a row": (1, 90, 60, 32),
     "a column": (90, 1, 60, 32),
     "a long inner dimension, in a pass": (30, 20, 2000, None),

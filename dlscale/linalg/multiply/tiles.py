@@ -99,7 +99,7 @@ class _Tile:
         self.reader, self.pool = reader, pool
         self.diagonal = work.tiling.is_diagonal(rows, columns)
         empty = np.empty((0, 0), work.a.dtype)
-        self._slots = {"a": itertools.cycle([_Slot(empty) for _ in range(A_SLOTS)])}
+        self._slots = {"a": itertools.cycle([_Slot(empty) for _ in range(B_SLOTS if work.a.adjoint else A_SLOTS)])}
         self._slots["b"] = itertools.cycle([_Slot(empty) for _ in range(B_SLOTS)])
         #: The last product that was added to each piece.
         self._last: dict[tuple[Span, Span], Future[Any]] = {}

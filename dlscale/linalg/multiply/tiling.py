@@ -20,15 +20,15 @@ from typing import Any
 from dlscale.engine.grids import OUTPUT_BYTES, blocks
 from dlscale.linalg.multiply.operands import Operand, Span
 
-#: Rows and columns of what one thread multiplies at a time.
-PIECE = 1024
+#: Rows and columns, at most, of what one thread multiplies at a time: with fewer columns, or more rows of them, products are slower.
+PIECE_ROWS, PIECE_COLUMNS = 512, 2560
 #: Entries of a tile from which on larger ones hardly cost less time: several tiles are then better, for workers and checkpoints.
 TILE_ENTRIES = 2**24
 MIN_TILES = 16
 #: Widths of a strip that are tried, beside all of the inner dimension: products with narrower ones are slower.
 STRIPS = (1024, 2048, 4096, 8192, 16384)
-#: Pieces of A that are read, waited for and multiplied at the same time; strips of B.
-A_SLOTS, B_SLOTS = 3, 2
+#: Pieces of A that are read, waited for and multiplied at the same time; strips of B, and of A where it is an adjoint.
+A_SLOTS, B_SLOTS = 6, 2
 _SMALLEST = 64
 #: Sizes that are tried beside the first one that fits.
 _SMALLER = 12
@@ -89,7 +89,7 @@ class Tiling:
     @property
     def piece_rows(self) -> int:
         """Rows that are multiplied at a time, whole chunks."""
-        return self.chunk_rows * max(1, PIECE // self.chunk_rows)
+        return self.chunk_rows * max(1, PIECE_ROWS // self.chunk_rows)
 
     def pieces(self, rows: Span) -> Iterator[Span]:
         """The rows of a tile as they are multiplied, counted from its first one."""
@@ -100,9 +100,10 @@ class Tiling:
 
     def products(self, rows: Span, columns: Span, piece: Span) -> Iterator[Span]:
         """The columns of a tile that these rows of it are multiplied with, counted from its first ones."""
-        for across in blocks(0, columns[1] - columns[0], PIECE):
-            if not self.is_diagonal(rows, columns) or across[1] > piece[0]:
-                yield across
+        width = columns[1] - columns[0]
+        # What stands left of a piece of a diagonal tile is below the diagonal.
+        first = piece[0] if self.is_diagonal(rows, columns) else 0
+        return blocks(first, width, max(1, -(-(width - first) // -(-(width - first) // PIECE_COLUMNS))))
 
     @cached_property
     def flops(self) -> float:
@@ -139,7 +140,7 @@ class Tiling:
     def work_entries(self, a: Operand) -> tuple[int, int]:
         """Entries of a tile, and of the pieces of A and strips of B beside it."""
         rows = self.rows if a.adjoint else min(self.rows, self.piece_rows)
-        slots = 0 if self.symmetric and len(self.tiles) == 1 else A_SLOTS
+        slots = 0 if self.symmetric and len(self.tiles) == 1 else B_SLOTS if a.adjoint else A_SLOTS
         return self.rows * self.columns, min(self.k, self.strip) * (B_SLOTS * self.columns + slots * rows)
 
 
@@ -148,7 +149,7 @@ def cut(shape: tuple[int, int, int], rows: int, columns: int, strip: int, *, ite
     m, n, k = shape
     columns = -(-n // -(-n // min(n, columns)))
     rows = columns if symmetric else -(-m // -(-m // min(m, rows)))
-    chunk_rows = min(rows, 2 ** max(0, (min(PIECE, OUTPUT_BYTES // (columns * itemsize))).bit_length() - 1))
+    chunk_rows = min(rows, 2 ** max(0, (min(PIECE_ROWS, OUTPUT_BYTES // (columns * itemsize))).bit_length() - 1))
     if rows < m:
         rows = -(-rows // chunk_rows) * chunk_rows
         columns = rows if symmetric else columns
