@@ -22,7 +22,8 @@ def _tiles(job: Job) -> list[Tile]:
     tiling = (job.record.plan.get("choices") or {}).get("tiling")
     if tiling:
         shown.append(Tile("Product", words.shape((tiling["m"], tiling["n"])), f"inner dimension {words.count(tiling['k'])}"))
-        shown.append(Tile("Tiles", words.shape((tiling["rows"], tiling["columns"])), f"strips of {words.count(tiling['strip'])}"))
+        step = min(tiling["strip_a"], tiling["strip_b"])
+        shown.append(Tile("Tiles", words.shape((tiling["rows"], tiling["columns"])), f"in steps of {words.count(step)}"))
     largest = job.record.estimates.get("largest")
     if isinstance(largest, int | float):
         shown.append(Tile("Largest entry", words.number(float(largest)), "of the product"))

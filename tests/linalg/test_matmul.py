@@ -242,7 +242,7 @@ def test_mixed_precisions_are_computed_in_the_higher_one() -> None:
 )  # fmt: skip
 def test_tiles_cover_a_product_once_in_whole_chunks(m: int, n: int, k: int, item: int, symmetric: bool, size: int) -> None:
     n = m if symmetric else n
-    tiling = cut((m, n, k), size, size, 512, itemsize=item, symmetric=symmetric)
+    tiling = cut((m, n, k), (size, size), (512, 512), itemsize=item, symmetric=symmetric)
     covered = np.zeros((len(tiling.row_spans), len(tiling.column_spans)), int)
     for rows, columns in tiling.tiles:
         covered[tiling.row_spans.index(rows), tiling.column_spans.index(columns)] += 1
@@ -262,7 +262,7 @@ def test_tiles_read_what_the_formula_says_and_fit(m: int, n: int, k: int, memory
     a, b = (Operand(ArrayMatrix(np.broadcast_to(np.zeros(1), shape))) for shape in ((m, k), (k, n)))
     tiling = choose_tiling(a, b, symmetric=False, room_bytes=2**memory)
     assert tiling is not None
-    assert sum(tiling.work_entries(a)) * 8 <= 2**memory
+    assert sum(tiling.work_entries) * 8 <= 2**memory
     n_down, n_across = len(tiling.row_spans), len(tiling.column_spans)
     assert tiling.bytes_read(a, b) == 8 * k * (m * n_across + n * n_down)
     assert tiling.flops == 2.0 * m * n * k

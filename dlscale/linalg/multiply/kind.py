@@ -154,7 +154,7 @@ def plan_matmul(inputs: Inputs, options: MatmulOptions, facts: ClusterFacts) -> 
         product = Step("tiles", tiling.flops, tiling.bytes_read(a, b), m * n * item, n_threads=at_once)
         words = (
             f"{n_tiles} tile{'s' if n_tiles > 1 else ''} of {tiling.rows} x {tiling.columns}, each in one task that streams strips "
-            f"of {tiling.strip} of the inner dimension past it"
+            f"of {tiling.strip_a} and {tiling.strip_b} of the inner dimension past it"
         )
     probing = _layouts(problem, facts, chunk_rows=_chunks(problem, tiling)[0])
     peak = max(memory, *(layout.memory for layout in probing.values()), key=lambda needs: sum(need.n_bytes for need in needs))
@@ -180,8 +180,8 @@ def _tiling(problem: Problem, options: MatmulOptions, facts: ClusterFacts) -> Ti
     found = choose_tiling(a, b, symmetric=problem.symmetric, room_bytes=room, tile=options.tile)
     if found is None:
         (m, n), side = problem.shape, options.tile or 64
-        least = cut((m, n, problem.k), side, side, 64, itemsize=item, symmetric=problem.symmetric)
-        needed = sum(least.work_entries(a)) * item / _SHARE + sum(need.n_bytes for need in libraries(facts))
+        least = cut((m, n, problem.k), (side, side), (64, 64), itemsize=item, symmetric=problem.symmetric)
+        needed = sum(least.work_entries) * item / _SHARE + sum(need.n_bytes for need in libraries(facts))
         advice = "raise cluster.memory" + (", or lower params.tile" if options.tile else "")
         raise DoesNotFitError(
             f"One worker needs {needed / 1e9:.2f} GB or more (a tile of {least.rows} x {least.columns} of the product, and strips "
@@ -192,10 +192,10 @@ def _tiling(problem: Problem, options: MatmulOptions, facts: ClusterFacts) -> Ti
 
 def _memory(problem: Problem, tiling: Tiling, facts: ClusterFacts) -> list[Need]:
     item = problem.dtype.itemsize
-    tile, strips = tiling.work_entries(problem.a)
+    tile, strips = tiling.work_entries
     return [
         Need("a tile of the product", tile * item),
-        Need("pieces of A and strips of B", strips * item),
+        Need("strips of the operands", strips * item),
         # Of the shapes of a tile, its chunks on their way to the disk, or the adjoint of a piece.
         Need("what is written", (facts.threads_per_worker + 1) * min(tiling.piece_rows, tiling.rows) * tiling.columns * item),
         *libraries(facts),

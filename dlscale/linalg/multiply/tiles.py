@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from dlscale.errors import NumericalError
 from dlscale.kernels import largest_part, mirror_upper, one_blas_thread, times_power_of_two
 from dlscale.lapack import multiply_add
 from dlscale.linalg.multiply.operands import Operand, Span
-from dlscale.linalg.multiply.tiling import A_SLOTS, B_SLOTS, Tiling
+from dlscale.linalg.multiply.tiling import N_SLOTS, Tiling
 from dlscale.linalg.scaling import power_words
 
 
@@ -67,26 +67,30 @@ class Tiles(Applied):
             return {"largest": np.array([tile.finish()])}
 
 
-@dataclass
-class _Slot:
-    """Memory for one piece after the other, and who still uses what is in it."""
-
-    block: Array
-    buffer: Array | None = None
-    users: list[Future[Any]] = field(default_factory=list)
-
-
 @dataclass(frozen=True)
-class _Region:
-    """A piece of A or a strip of B, as rows and columns of ``op(M)``."""
+class _Strip:
+    """A strip of A or of B: which, the part of the inner dimension, and its rows and columns in ``op(M)``."""
 
+    name: str
     operand: Operand
-    rows: Span
-    columns: Span
+    inner: Span
+    place: tuple[Span, Span]
 
     @property
     def n_bytes(self) -> int:
-        return self.operand.bytes_read([self.rows], [self.columns])
+        rows, columns = self.place
+        return self.operand.bytes_read([rows], [columns])
+
+
+class _Slot:
+    """Memory for one strip after the other, and who still uses what is in it."""
+
+    strip: _Strip
+    block: Array
+    buffer: Array | None = None
+
+    def __init__(self) -> None:
+        self.users: list[Future[Any]] = []
 
 
 class _Tile:
@@ -98,48 +102,43 @@ class _Tile:
         self.work, self.tiling, self.rows, self.columns, self.C = work, work.tiling, rows, columns, C
         self.reader, self.pool = reader, pool
         self.diagonal = work.tiling.is_diagonal(rows, columns)
-        empty = np.empty((0, 0), work.a.dtype)
-        self._slots = {"a": itertools.cycle([_Slot(empty) for _ in range(B_SLOTS if work.a.adjoint else A_SLOTS)])}
-        self._slots["b"] = itertools.cycle([_Slot(empty) for _ in range(B_SLOTS)])
+        self._slots = {name: itertools.cycle([_Slot() for _ in range(N_SLOTS)]) for name in "ab"}
         #: The last product that was added to each piece.
         self._last: dict[tuple[Span, Span], Future[Any]] = {}
 
     def multiply(self, tell: Tell) -> None:
         """Stream the strips; products are still under way when it returns."""
-        regions = list(self._regions())
-        ahead = self.reader.submit(self._load, *regions[0])
-        strip = _Slot(np.empty((0, 0)))
-        for i, (name, region) in enumerate(regions):
-            slot = ahead.result()
-            if i + 1 < len(regions):
-                ahead = self.reader.submit(self._load, *regions[i + 1])
-            flops = 0.0
-            if name == "b":
-                strip = slot
-            if name == "a" or self.diagonal:
-                flops = self._add(region, slot, strip)
-            tell(flops, region.n_bytes)
+        strips = list(self._strips())
+        ahead = [self.reader.submit(self._load, strips[0])]
+        at: dict[str, _Slot] = {}
+        for step in self.tiling.steps:
+            n_bytes = 0
+            while strips and strips[0].inner[0] == step[0]:
+                slot = ahead.pop().result()
+                at[slot.strip.name], n_bytes = slot, n_bytes + slot.strip.n_bytes
+                strips.pop(0)
+                if strips:
+                    ahead = [self.reader.submit(self._load, strips[0])]
+            tell(self._add(step, at.get("a", at["b"]), at["b"]), n_bytes)
 
-    def _regions(self) -> Iterator[tuple[str, _Region]]:
-        """What is read, in order: a strip of B, and the pieces of A that are multiplied with it."""
-        a, b, first = self.work.a, self.work.b, self.rows[0]
-        for strip in self.tiling.strips:
-            yield "b", _Region(b, strip, self.columns)
-            if self.diagonal:
-                continue  # the adjoint of the strip is the piece of A
-            if a.adjoint:
-                yield "a", _Region(a, self.rows, strip)
-            else:
-                yield from (("a", _Region(a, (first + top, first + stop), strip)) for top, stop in self.tiling.pieces(self.rows))
+    def _strips(self) -> Iterator[_Strip]:
+        """What is read, in order."""
+        tiling, a, b = self.tiling, self.work.a, self.work.b
+        begins_a, begins_b = ({strip[0]: strip for strip in strips} for strips in (tiling.strips_a, tiling.strips_b))
+        for start, _ in tiling.steps:
+            if start in begins_a and not self.diagonal:  # else the strip of B is that of A too, being its adjoint
+                yield _Strip("a", a, begins_a[start], (self.rows, begins_a[start]))
+            if start in begins_b:
+                yield _Strip("b", b, begins_b[start], (begins_b[start], self.columns))
 
-    def _load(self, name: str, region: _Region) -> _Slot:
-        """Read a region into the next memory, once nobody uses that any more."""
-        slot = next(self._slots[name])
+    def _load(self, strip: _Strip) -> _Slot:
+        """Read a strip into the next memory, once nobody uses that any more."""
+        slot = next(self._slots[strip.name])
         for user in slot.users:
             user.result()
-        slot.users = []
-        M = region.operand.matrix
-        rows, columns = region.operand.stored(region.rows, region.columns)
+        slot.users, slot.strip = [], strip
+        M = strip.operand.matrix
+        rows, columns = strip.operand.stored(*strip.place)
         shape = (rows[1] - rows[0], columns[1] - columns[0])
         out = None
         if not M.in_memory:
@@ -149,32 +148,27 @@ class _Tile:
         slot.block = _by_rows(M.region(rows, columns, out))
         return slot
 
-    def _add(self, region: _Region, piece: _Slot, strip: _Slot) -> float:
-        """Begin the products of a piece of A and a strip of B; returns their flops."""
-        a = self.work.a
-        inner = region.rows if self.diagonal else region.columns
-        first = inner[0] == 0
-        top = 0 if self.diagonal else region.rows[0] - self.rows[0]
-        height = (self.rows if self.diagonal else region.rows)[1] - (self.rows if self.diagonal else region.rows)[0]
-        flops = 0.0
-        for rows in self.tiling.pieces((0, height)):
-            A = piece.block[:, slice(*rows)] if a.adjoint else piece.block[slice(*rows)]
-            rows = (rows[0] + top, rows[1] + top)
+    def _add(self, step: Span, a: _Slot, b: _Slot) -> float:
+        """Begin the products of a step along the inner dimension; returns their flops."""
+        flops, of_a, of_b = 0.0, self.work.a.adjoint, self.work.b.adjoint
+        inner_a, inner_b = (slice(step[0] - slot.strip.inner[0], step[1] - slot.strip.inner[0]) for slot in (a, b))
+        for rows in self.tiling.pieces(self.rows):
+            A = a.block[inner_a, slice(*rows)] if of_a else a.block[slice(*rows), inner_a]
             for columns in self.tiling.products(self.rows, self.columns, rows):
-                B = strip.block[slice(*columns)] if self.work.b.adjoint else strip.block[:, slice(*columns)]
+                B = b.block[slice(*columns), inner_b] if of_b else b.block[inner_b, slice(*columns)]
                 before = self._last.get((rows, columns))
-                job = self.pool.submit(self._multiply_piece, A, B, (rows, columns), first, before)
+                job = self.pool.submit(self._multiply_piece, A, B, (rows, columns), before)
                 self._last[rows, columns] = job
-                piece.users.append(job)
-                strip.users.append(job)
-                flops += 2.0 * (rows[1] - rows[0]) * (columns[1] - columns[0]) * (inner[1] - inner[0])
+                a.users.append(job)
+                b.users.append(job)
+                flops += 2.0 * (rows[1] - rows[0]) * (columns[1] - columns[0]) * (step[1] - step[0])
         return flops
 
-    def _multiply_piece(self, A: Array, B: Array, place: tuple[Span, Span], first: bool, before: Future[Any] | None) -> None:
+    def _multiply_piece(self, A: Array, B: Array, place: tuple[Span, Span], before: Future[Any] | None) -> None:
         if before is not None:
             before.result()  # it was begun earlier, so that it waits for nobody who comes later
         C = self.C[slice(*place[0]), slice(*place[1])]
-        multiply_add(A, B, C, alpha=1.0, beta=0.0 if first else 1.0, op_a=self.work.a.op, op_b=self.work.b.op)
+        multiply_add(A, B, C, alpha=1.0, beta=0.0 if before is None else 1.0, op_a=self.work.a.op, op_b=self.work.b.op)
 
     def finish(self) -> float:
         """Write the tile, and its adjoint where that is another tile; returns the largest entry."""

@@ -1,7 +1,10 @@
 """How a product is cut: tiles of C, each owned by one task, and the strips of A and B that are streamed past it.
 
     for each tile of C, in a snake, so that neighbours share the rows of A or the columns of B:
-        for each strip of the inner dimension:  C_ij += A_is B_sj
+        for each step along the inner dimension:  C_ij += A_is B_sj
+
+Strips of A and of B need not be equally wide: a matrix whose chunks are rows is read in long pieces of these only, one whose rows
+go across the tile is read in any.
 
 A tile reads ``k (b_m + b_n)`` words for ``2 k b_m b_n`` flops, so that the larger it is, the less is read.
 
@@ -20,15 +23,15 @@ from typing import Any
 from dlscale.engine.grids import OUTPUT_BYTES, blocks
 from dlscale.linalg.multiply.operands import Operand, Span
 
-#: Rows and columns, at most, of what one thread multiplies at a time: with fewer columns, or more rows of them, products are slower.
+#: Rows and columns, at most, of what one thread multiplies at a time: with fewer columns products are slower.
 PIECE_ROWS, PIECE_COLUMNS = 512, 2560
 #: Entries of a tile from which on larger ones hardly cost less time: several tiles are then better, for workers and checkpoints.
 TILE_ENTRIES = 2**24
 MIN_TILES = 16
 #: Widths of a strip that are tried, beside all of the inner dimension: products with narrower ones are slower.
 STRIPS = (1024, 2048, 4096, 8192, 16384)
-#: Pieces of A that are read, waited for and multiplied at the same time; strips of B, and of A where it is an adjoint.
-A_SLOTS, B_SLOTS = 6, 2
+#: Strips of each that are in memory, one being read while one is multiplied.
+N_SLOTS = 2
 _SMALLEST = 64
 #: Sizes that are tried beside the first one that fits.
 _SMALLER = 12
@@ -45,8 +48,8 @@ class Tiling:
     m, n, k : int
     rows, columns : int
         Of a tile; the last ones may have fewer. ``columns`` is also the width of a chunk of C.
-    strip : int
-        Of the inner dimension, that is read at a time.
+    strip_a, strip_b : int
+        Of the inner dimension, that is read of A and of B at a time; the wider one is a multiple of the other, or all of it.
     chunk_rows : int
         Of a chunk of C; divides ``rows`` where there are several tiles below each other.
     symmetric : bool
@@ -58,7 +61,8 @@ class Tiling:
     k: int
     rows: int
     columns: int
-    strip: int
+    strip_a: int
+    strip_b: int
     chunk_rows: int
     symmetric: bool = False
 
@@ -74,8 +78,17 @@ class Tiling:
         return list(blocks(0, self.n, self.columns))
 
     @cached_property
-    def strips(self) -> list[Span]:
-        return list(blocks(0, self.k, self.strip))
+    def strips_a(self) -> list[Span]:
+        return list(blocks(0, self.k, self.strip_a))
+
+    @cached_property
+    def strips_b(self) -> list[Span]:
+        return list(blocks(0, self.k, self.strip_b))
+
+    @property
+    def steps(self) -> Sequence[Span]:
+        """The parts of the inner dimension that are multiplied at a time."""
+        return min(self.strips_a, self.strips_b, key=lambda strips: strips[0])
 
     @cached_property
     def tiles(self) -> Sequence[tuple[Span, Span]]:
@@ -119,11 +132,11 @@ class Tiling:
     def bytes_read(self, a: Operand, b: Operand) -> int:
         """Of all tiles together."""
         if not self.symmetric:
-            of_a, of_b = a.bytes_read(self.row_spans, self.strips), b.bytes_read(self.strips, self.column_spans)
+            of_a, of_b = a.bytes_read(self.row_spans, self.strips_a), b.bytes_read(self.strips_b, self.column_spans)
             return of_a * len(self.column_spans) + of_b * len(self.row_spans)
         # Tile (i, j) reads A_i and B_j, those on the diagonal one of them, which is the other one's adjoint.
-        down, inner_a = a.entries_read(self.row_spans, self.strips)
-        inner_b, across = b.entries_read(self.strips, self.column_spans)
+        down, inner_a = a.entries_read(self.row_spans, self.strips_a)
+        inner_b, across = b.entries_read(self.strips_b, self.column_spans)
         of_a = sum(inner_a) * sum(width * (len(down) - 1 - i) for i, width in enumerate(down))
         of_b = sum(inner_b) * sum(width * (i + 1) for i, width in enumerate(across))
         return (of_a + of_b) * a.matrix.stored_dtype.itemsize
@@ -137,28 +150,31 @@ class Tiling:
         of_a, of_b = (operand.matrix.stored_dtype.itemsize for operand in (a, b))
         return self.k * (self.m * n_across * of_a + self.n * n_down * of_b)
 
-    def work_entries(self, a: Operand) -> tuple[int, int]:
-        """Entries of a tile, and of the pieces of A and strips of B beside it."""
-        rows = self.rows if a.adjoint else min(self.rows, self.piece_rows)
-        slots = 0 if self.symmetric and len(self.tiles) == 1 else B_SLOTS if a.adjoint else A_SLOTS
-        return self.rows * self.columns, min(self.k, self.strip) * (B_SLOTS * self.columns + slots * rows)
+    @property
+    def work_entries(self) -> tuple[int, int]:
+        """Entries of a tile, and of the strips beside it."""
+        of_a = self.rows * self.strip_a * min(N_SLOTS, len(self.strips_a))
+        if self.symmetric and len(self.tiles) == 1:
+            of_a = 0
+        return self.rows * self.columns, of_a + self.columns * self.strip_b * min(N_SLOTS, len(self.strips_b))
 
 
-def cut(shape: tuple[int, int, int], rows: int, columns: int, strip: int, *, itemsize: int, symmetric: bool) -> Tiling:
+def cut(
+    shape: tuple[int, int, int], tile: tuple[int, int], strips: tuple[int, int], *, itemsize: int, symmetric: bool = False
+) -> Tiling:
     """A tiling with tiles of about this size, of equal height and width, whole chunks of about `OUTPUT_BYTES`."""
-    m, n, k = shape
+    (m, n, k), (rows, columns) = shape, tile
     columns = -(-n // -(-n // min(n, columns)))
     rows = columns if symmetric else -(-m // -(-m // min(m, rows)))
     chunk_rows = min(rows, 2 ** max(0, (min(PIECE_ROWS, OUTPUT_BYTES // (columns * itemsize))).bit_length() - 1))
     if rows < m:
         rows = -(-rows // chunk_rows) * chunk_rows
         columns = rows if symmetric else columns
-    return Tiling(m, n, k, rows, columns, min(k, strip), chunk_rows, symmetric)
+    strip_a, strip_b = (min(k, strip) for strip in strips)
+    return Tiling(m, n, k, rows, columns, strip_a, strip_b, chunk_rows, symmetric)
 
 
-def choose_tiling(
-    a: Operand, b: Operand, *, symmetric: bool, room_bytes: int, tile: int | None = None, strip: int | None = None
-) -> Tiling | None:
+def choose_tiling(a: Operand, b: Operand, *, symmetric: bool, room_bytes: int, tile: int | None = None) -> Tiling | None:
     """The tiling that reads least of those whose work fits in ``room_bytes``; None where none does.
 
     Parameters
@@ -168,14 +184,14 @@ def choose_tiling(
     symmetric : bool
     room_bytes : int
         For a tile and the strips beside it.
-    tile, strip : int, optional
-        Rows and columns of a tile, and width of a strip, to use as they are.
+    tile : int, optional
+        Rows and columns of a tile, to use as they are.
     """
     best: Tiling | None = None
     for larger in (1, 4, 16):
         # Larger than is wanted only where smaller ones read much of the chunks in vain.
         sizes = [(tile, tile)] if tile else _sizes(a.shape[0], b.shape[1], symmetric=symmetric, larger=larger)
-        found = _least_read(a, b, sizes, symmetric=symmetric, room_bytes=room_bytes, strip=strip)
+        found = _least_read(a, b, sizes, symmetric=symmetric, room_bytes=room_bytes)
         if found is not None and (best is None or found.bytes_read(a, b) < best.bytes_read(a, b)):
             best = found
         if best is None or best.bytes_read(a, b) <= IN_VAIN * best.bytes_needed(a, b):
@@ -183,17 +199,16 @@ def choose_tiling(
     return best
 
 
-def _least_read(
-    a: Operand, b: Operand, sizes: Iterable[tuple[int, int]], *, symmetric: bool, room_bytes: int, strip: int | None
-) -> Tiling | None:
+def _least_read(a: Operand, b: Operand, sizes: Iterable[tuple[int, int]], *, symmetric: bool, room_bytes: int) -> Tiling | None:
     """Of tiles of these sizes, which fall, and strips of all widths, those that fit and read least."""
     (m, k), n, item = a.shape, b.shape[1], a.dtype.itemsize
+    widths = _pairs(_widths(a, k, along_columns=True), _widths(b, k, along_columns=False), k, equal=symmetric)
     best: tuple[int, int, Tiling] | None = None
     left = _SMALLER
-    for rows, columns in sizes:
-        for width in [strip] if strip else sorted({min(k, width) for width in (*STRIPS, k)}):
-            tiling = cut((m, n, k), rows, columns, width, itemsize=item, symmetric=symmetric)
-            work = sum(tiling.work_entries(a)) * item
+    for tile in sizes:
+        for strips in widths:
+            tiling = cut((m, n, k), tile, strips, itemsize=item, symmetric=symmetric)
+            work = sum(tiling.work_entries) * item
             if work <= room_bytes:
                 cost = (tiling.bytes_read(a, b), work, tiling)
                 best = cost if best is None or cost[:2] < best[:2] else best
@@ -201,6 +216,24 @@ def _least_read(
         if not left:
             break
     return best[2] if best else None
+
+
+def _widths(operand: Operand, k: int, *, along_columns: bool) -> list[int]:
+    """Widths of strips of an operand, of which each reads less in vain than those before it."""
+    found: dict[int, int] = {}
+    for width in sorted({min(k, width) for width in (*STRIPS, k)}):
+        strips = list(blocks(0, k, width))
+        down, across = operand.entries_read([] if along_columns else strips, strips if along_columns else [])
+        n_read = sum(across if along_columns else down)
+        if not found or n_read < min(found.values()):
+            found[width] = n_read
+    return list(found)
+
+
+def _pairs(of_a: Sequence[int], of_b: Sequence[int], k: int, *, equal: bool) -> list[tuple[int, int]]:
+    """Strips of A and B that begin together where the wider ones begin."""
+    pairs = [(width, width) for width in of_a if width in of_b] if equal else [(a, b) for a in of_a for b in of_b]
+    return [pair for pair in pairs if max(pair) == k or max(pair) % min(pair) == 0]
 
 
 def _sizes(m: int, n: int, *, symmetric: bool, larger: int) -> Iterator[tuple[int, int]]:
