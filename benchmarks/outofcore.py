@@ -73,17 +73,20 @@ def enforced(limit_bytes: int) -> Iterator[None]:
         (before / "cgroup.procs").write_text(str(os.getpid()))
 
 
-def run_dlscale(bench: Bench, path: Path, kind: str, params: dict[str, Any], *, memory: str) -> Path:
+def run_dlscale(
+    bench: Bench, path: Path, kind: str, params: dict[str, Any], *, memory: str, roles: tuple[str, ...] = ("matrix",)
+) -> Path:
     """`dlscale run` with this memory for all its processes together, from a cold page cache; returns the result's path.
 
-    On the clock is the whole command: start of the processes, plan, work, certificate, durable result and report.
+    On the clock is the whole command: start of the processes, plan, work, certificate, durable result and report. The store is
+    the input of all the roles.
     """
     work, result = _fresh(bench)
-    cluster = {"type": "local", "memory": memory}
-    spec = {"kind": kind, "input": {"matrix": str(path)}, "params": params, "output": str(result), "cluster": cluster}
+    cluster, given = {"type": "local", "memory": memory}, dict.fromkeys(roles, str(path))
+    spec = {"kind": kind, "input": given, "params": params, "output": str(result), "cluster": cluster}
     bench.limit_memory(float(memory.removesuffix("GB")) * 1e9)
     plan = bench.time(lambda: _command(work, spec), before=lambda: harness.forget(path), subprocess_only=True).get("plan") or {}
-    bench.fact(method=plan.get("words"), plan_flops=plan.get("flops"))
+    bench.fact(method=plan.get("words"), plan_flops=plan.get("flops"), plan_read_bytes=plan.get("bytes_read"))
     if "bound_seconds" in bench.record["facts"]:
         bench.fact(bound_ratio=bench.record["seconds"][-1] / bench.record["facts"]["bound_seconds"])
     return result

@@ -23,6 +23,7 @@ def _tiles(job: Job) -> list[Tile]:
     if tiling:
         shown.append(Tile("Product", words.shape((tiling["m"], tiling["n"])), f"inner dimension {words.count(tiling['k'])}"))
         step = min(tiling["strip_a"], tiling["strip_b"])
+        step = min(tiling["strip_a"], tiling["strip_b"])
         shown.append(Tile("Tiles", words.shape((tiling["rows"], tiling["columns"])), f"in steps of {words.count(step)}"))
     largest = job.record.estimates.get("largest")
     if isinstance(largest, int | float):
