@@ -1,10 +1,13 @@
-"""Results that have a row for each row of the matrix, in the state of a fold: pieces that are put together once a leaf."""
+"""Results that have a row, or a few, for each block of a matrix, and go to the driver: pieces that are put together once a leaf."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import numpy as np
 
 from dlscale.arrays import Array
+from dlscale.engine.passes.fold import Fold
 from dlscale.engine.run import State
 
 _PIECE = "piece-"
@@ -15,12 +18,21 @@ def add_rows(state: State, rows: Array) -> None:
     state[f"{_PIECE}{len(state):06d}"] = rows
 
 
-def join_rows(state: State, name: str) -> State:
-    """All pieces as one array of this name; in ``finish``."""
-    pieces = [state.pop(key) for key in sorted(key for key in state if key.startswith(_PIECE))]
-    return state | {name: np.concatenate([state[name], *pieces])}
+class RowsFold(Fold):
+    """A fold one of whose results is rows, in the order of the blocks; the others are sums.
 
+    Attributes
+    ----------
+    rows_name : str
+        Of the rows in the state; ``start`` gives none of them, and ``update`` adds some by `add_rows`.
+    """
 
-def merge_rows(left: State, right: State, name: str) -> Array:
-    """The rows of both, left above right."""
-    return np.concatenate([left[name], right[name]])
+    rows_name: ClassVar[str]
+
+    def finish(self, state: State) -> State:
+        pieces = [state.pop(key) for key in sorted(key for key in state if key.startswith(_PIECE))]
+        return state | {self.rows_name: np.concatenate([state[self.rows_name], *pieces])}
+
+    def merge(self, left: State, right: State) -> State:
+        rows = np.concatenate([left.pop(self.rows_name), right[self.rows_name]])
+        return {name: left[name] + right[name] for name in left} | {self.rows_name: rows}

@@ -12,7 +12,7 @@ import numpy as np
 from dlscale.arrays import Array
 from dlscale.certificates import LAPACK_THRESHOLD, Check
 from dlscale.engine.passes import Fold, State
-from dlscale.engine.passes.row_results import add_rows, join_rows, merge_rows
+from dlscale.engine.passes.row_results import RowsFold, add_rows
 from dlscale.kernels import Moments, accumulator_dtype, tiles
 from dlscale.linalg.folds.products import combine_means, settle_means, shift_rows, start_means
 from dlscale.storage.matrix import Matrix, View
@@ -85,10 +85,12 @@ _GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True)
-class RowMeans(Fold):
+class RowMeans(RowsFold):
     """The mean of every row, one below the other; and, measured apart, what the means sum to under `row_weights`."""
 
     dtype: np.dtype[Any]
+
+    rows_name = "mean"
 
     def start(self) -> State:
         wide = accumulator_dtype(self.dtype)
@@ -99,12 +101,6 @@ class RowMeans(Fold):
         weighted = row_weights(first_row, len(A)).astype(A.real.dtype) @ A
         state["met"] += weighted.mean(dtype=state["met"].dtype)
         return ()
-
-    def finish(self, state: State) -> State:
-        return join_rows(state, "mean")
-
-    def merge(self, left: State, right: State) -> State:
-        return {"mean": merge_rows(left, right, "mean"), "met": left["met"] + right["met"]}
 
 
 def mean_check(measured: complex, weights: Array, mean: Array, spread: float, dtype: np.dtype[Any]) -> Check:

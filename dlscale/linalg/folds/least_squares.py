@@ -10,9 +10,10 @@ import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.engine.passes import Fold, State
-from dlscale.engine.passes.row_results import add_rows, join_rows, merge_rows
+from dlscale.engine.passes.row_results import RowsFold, add_rows
 from dlscale.errors import NonFiniteError
 from dlscale.kernels import accumulator_dtype, times_power_of_two
+from dlscale.linalg.folds.operators import ProductAcross
 from dlscale.linalg.folds.orthogonal import Basis
 from dlscale.storage.matrix import Matrix, View
 
@@ -81,7 +82,7 @@ def _triangle(stack: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class Rotation(Fold):
+class Rotation(RowsFold):
     """The rows of ``Q Z``; Q is a basis of the matrix that is read, and ``basis`` the recipe of Q Z.
 
     Parameters
@@ -92,6 +93,8 @@ class Rotation(Fold):
 
     basis: Basis
     Z: Array
+
+    rows_name = "rows"
 
     @property
     def flops_per_row(self) -> float:
@@ -104,12 +107,6 @@ class Rotation(Fold):
         for i, tile in self.basis.pieces(A):
             add_rows(state, np.array(self.basis.apply(tile, first_row + i)))
         return ()
-
-    def finish(self, state: State) -> State:
-        return join_rows(state, "rows")
-
-    def merge(self, left: State, right: State) -> State:
-        return {"rows": merge_rows(left, right, "rows")}
 
 
 @dataclass(frozen=True)
@@ -150,24 +147,16 @@ class NormalResidual(Fold):
 
 
 @dataclass(frozen=True)
-class WideProduct(Fold):
+class WideProduct(ProductAcross):
     """``A X`` for a wide A (m, n) that is read by columns, and the squares of its entries."""
 
-    X: Array
-    m: int
-
-    @property
-    def flops_per_row(self) -> float:
-        return float(2.0 * self.m * self.X.shape[1])
-
     def start(self) -> State:
-        return {"product": np.zeros((self.m, self.X.shape[1]), self.X.dtype), "matrix": np.zeros(1)}
+        return super().start() | {"matrix": np.zeros(1)}
 
-    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
-        A = A.astype(accumulator_dtype(A.dtype), copy=False)
-        state["product"] += A.T @ self.X[first_row : first_row + len(A)]
-        state["matrix"] += np.linalg.norm(A) ** 2
-        return ()
+    def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
+        wide = A[0].astype(accumulator_dtype(A[0].dtype), copy=False)
+        state["matrix"] += np.linalg.norm(wide) ** 2
+        return super().update(state, [wide, A[1]], first_row)
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ import numpy as np
 from dlscale.arrays import Array
 from dlscale.engine.outputs import RowOutput
 from dlscale.engine.passes import Fold, State
-from dlscale.engine.passes.row_results import add_rows, join_rows, merge_rows
+from dlscale.engine.passes.row_results import RowsFold, add_rows
 from dlscale.kernels import accumulator_dtype, tiles
 from dlscale.storage.matrix import Matrix
 
 
 @dataclass(frozen=True)
-class Product(Fold):
+class Product(RowsFold):
     """``Y = A X`` by rows, in the precision of A and X.
 
     Parameters
@@ -28,6 +28,8 @@ class Product(Fold):
     """
 
     XT: Array
+
+    rows_name = "product"
 
     @property
     def flops_per_row(self) -> float:
@@ -39,12 +41,6 @@ class Product(Fold):
     def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
         add_rows(state, np.ascontiguousarray((self.XT @ A.T).T))
         return ()
-
-    def finish(self, state: State) -> State:
-        return join_rows(state, "product")
-
-    def merge(self, left: State, right: State) -> State:
-        return {"product": merge_rows(left, right, "product")}
 
 
 @dataclass(frozen=True)

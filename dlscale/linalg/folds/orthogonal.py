@@ -23,7 +23,7 @@ from dlscale.arrays import Array
 from dlscale.buffers import workspace
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Fold, Passes, State
-from dlscale.engine.passes.row_results import add_rows, join_rows, merge_rows
+from dlscale.engine.passes.row_results import RowsFold, add_rows
 from dlscale.kernels import accumulator_dtype, add_gram, mirror_upper, one_blas_thread, tile_rows, tiles
 from dlscale.lapack import solve_right
 from dlscale.storage.matrix import Matrix
@@ -158,11 +158,13 @@ class BasisGram(Fold):
 
 
 @dataclass(frozen=True)
-class BlockQR(Fold):
+class BlockQR(RowsFold):
     """The R factors of the first n columns of all blocks, one below the other; of b < n rows there are b rows."""
 
     n: int
     dtype: np.dtype[Any]
+
+    rows_name = "stack"
 
     @property
     def flops_per_row(self) -> float:
@@ -174,12 +176,6 @@ class BlockQR(Fold):
     def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
         add_rows(state, np.asarray(np.linalg.qr(A[:, : self.n], mode="r")))
         return ()
-
-    def finish(self, state: State) -> State:
-        return join_rows(state, "stack")
-
-    def merge(self, left: State, right: State) -> State:
-        return {"stack": merge_rows(left, right, "stack")}
 
 
 def scaled_condition(gram: Array, eps: float) -> float:

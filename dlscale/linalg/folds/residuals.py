@@ -11,7 +11,7 @@ import numpy as np
 from dlscale.arrays import Array
 from dlscale.buffers import workspace
 from dlscale.engine.passes import Fold, State
-from dlscale.engine.passes.row_results import add_rows, join_rows, merge_rows
+from dlscale.engine.passes.row_results import RowsFold, add_rows
 from dlscale.kernels import accumulator_dtype, half_precision, largest_part, tiles
 from dlscale.storage.matrix import Matrix, View
 
@@ -49,7 +49,7 @@ class Norms(Fold):
 
 
 @dataclass(frozen=True)
-class Residual(Fold):
+class Residual(RowsFold):
     """``B - A X`` in double precision.
 
     Parameters
@@ -61,6 +61,8 @@ class Residual(Fold):
 
     X: Array
     rhs_dtype: np.dtype[Any] | None = None
+
+    rows_name = "residual"
 
     @property
     def flops_per_row(self) -> float:
@@ -82,12 +84,6 @@ class Residual(Fold):
             part[i : i + len(tile)] -= tile.astype(wide, copy=False) @ self.X
         add_rows(state, part)
         return ()
-
-    def finish(self, state: State) -> State:
-        return join_rows(state, "residual")
-
-    def merge(self, left: State, right: State) -> State:
-        return {"residual": merge_rows(left, right, "residual")}
 
 
 class Rounded(View):

@@ -13,7 +13,7 @@ from dlscale.engine.passes import Passes
 from dlscale.engine.plan import Plan
 from dlscale.kernels import accumulator_dtype, safe_norm
 from dlscale.linalg.folds.least_squares import NormalResidual, WideGradient, WideProduct, read_rhs
-from dlscale.storage.matrix import Matrix
+from dlscale.storage.matrix import ArrayMatrix, Matrix
 
 
 def check(
@@ -44,7 +44,7 @@ def check(
     if plan.transposed:
         assert Y is not None
         rhs = read_rhs(B, 0, m)
-        seen = passes.sweep("check-product", A.T, WideProduct(X, m), plan.rows)
+        seen = passes.sweep("check-product", [A.T, ArrayMatrix(X)], WideProduct(m, X.shape[1], X.dtype), plan.rows)
         R = rhs - seen["product"]
         seen_by_gradient = R if kept is None else kept @ (kept.conj().T @ R)
         measured = passes.sweep("check-gradient", A.T, WideGradient(seen_by_gradient, X, Y), plan.rows)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check, orthogonality
 from dlscale.engine.grids import RowGrid
-from dlscale.engine.passes import Passes
+from dlscale.engine.passes import Passes, State
 from dlscale.kernels import one_blas_thread
 from dlscale.linalg.folds.orthogonal import find_basis
 from dlscale.linalg.folds.products import sweep_gram
@@ -55,22 +56,19 @@ def exact_svd(
     -----
     2 to 5 reads of A; 2 m n^2 flops for each round of the basis, 2 m n k for U.
     """
-    m, n = A.shape
-    dtype = A.dtype
+    (m, n), dtype = A.shape, A.dtype
     if gram is None:
         gram = sweep_gram(passes, A, grid)
     basis, how = find_basis(passes, A, grid, gram, step="basis")
     with one_blas_thread():
-        X, s, VH = np.linalg.svd(basis.R)
-        kept = n if tolerance is None else count_within(s, 0.0, tolerance, dtype, whole=True)
-        k = n_components(s) if callable(n_components) else n_components or kept
-        tail = s[k:]
-        X, s, V = X[:, :k], s[:k], VH[:k].conj().T
-        if not left.decides_sign:
-            phases = phases_of(largest_entries(V.T))
+        X, all_s, VH = np.linalg.svd(basis.R)
+    kept = n if tolerance is None else count_within(all_s, 0.0, tolerance, dtype, whole=True)
+    k = n_components(all_s) if callable(n_components) else n_components or kept
+    X, s, V = X[:, :k], all_s[:k], VH[:k].conj().T
     if left.decides_sign:
-        peaks = passes.sweep("signs", A, Peaks(basis.rotated(X), n, k, dtype), grid)
-        phases = phases_of(peaks["peak"])
+        phases = phases_of(passes.sweep("signs", A, Peaks(basis.rotated(X), n, k, dtype), grid)["peak"])
+    else:
+        phases = phases_of(largest_entries(V.T))
     X, V = X * phases, V * phases
     # On random combinations of the right singular vectors, A must act as U S does.
     combination = gaussian(k, _N_PROBES, 0, dtype)
@@ -84,12 +82,22 @@ def exact_svd(
     )
     outputs = [passes.run.output(left.name, (m, k), dtype, grid, transposed=left.transposed)] if left.name else []
     measured = passes.sweep("left", A, fold, grid, outputs=outputs)
-    eps = float(np.finfo(dtype).eps)
+    certificate, error = _certificate(measured, s, V, A), _error(all_s, k, n, dtype)
+    if tolerance is not None and n_components is None:
+        inside = float(np.sqrt(np.trace(measured["residual"]).real / _N_PROBES))
+        behind = float(all_s[k]) if k < len(all_s) else 0.0
+        certificate = certificate.also(within_tolerance(s, behind, 0.0, inside, tolerance, dtype))
+    return Triplets(s, V, error, certificate, float(np.trace(gram).real), (how,))
+
+
+def _certificate(measured: State, s: Array, V: Array, A: Matrix) -> Certificate:
+    (m, n), k, eps = A.shape, len(s), float(np.finfo(A.dtype).eps)
     scale = max(float(s[0]), np.finfo(float).tiny) * np.sqrt(k * _N_PROBES) * n * eps
-    certificate = Certificate(
+    words = "singular vectors are orthonormal to working precision"
+    return Certificate(
         (
-            orthogonality("U", measured["gram"], dtype, "the left singular vectors are orthonormal to working precision", length=m),
-            orthogonality("V", V.conj().T @ V, dtype, "the right singular vectors are orthonormal to working precision", length=n),
+            orthogonality("U", measured["gram"], A.dtype, f"the left {words}", length=m),
+            orthogonality("V", V.conj().T @ V, A.dtype, f"the right {words}", length=n),
             Check(
                 "||(A V - U S)x|| / (s_1 ||x|| n eps)",
                 float(np.sqrt(np.trace(measured["residual"]).real) / scale),
@@ -98,13 +106,11 @@ def exact_svd(
             ),
         )
     )
-    inside, behind = float(np.sqrt(np.trace(measured["residual"]).real / _N_PROBES)), float(tail[0]) if len(tail) else 0.0
-    if tolerance is not None and n_components is None:
-        certificate = certificate.also(within_tolerance(s, behind, 0.0, inside, tolerance, dtype))
-    noise = eps * max(4 * float(np.sqrt(n)), _DRIVER_EPS) * float(s[0])
-    error = ErrorEstimate(
-        max(behind, noise),
-        max(float(np.linalg.norm(tail)), noise),
-        np.full(k, noise),
-    )
-    return Triplets(s, V, error, certificate, float(np.trace(gram).real), (how,))
+
+
+def _error(all_s: Array, k: int, n: int, dtype: np.dtype[Any]) -> ErrorEstimate:
+    """What k triplets leave, and how far the driver's singular values may be off."""
+    tail = all_s[k:]
+    noise = float(np.finfo(dtype).eps) * max(4 * float(np.sqrt(n)), _DRIVER_EPS) * float(all_s[0])
+    behind = float(tail[0]) if len(tail) else 0.0
+    return ErrorEstimate(max(behind, noise), max(float(np.linalg.norm(tail)), noise), np.full(k, noise))
