@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from dlscale.arrays import Array
-from dlscale.engine.passes import Fold, State
+from dlscale.engine.passes import State
 from dlscale.engine.passes.fold import Squares
-from dlscale.engine.passes.row_results import add_rows, join_rows, merge_rows
+from dlscale.engine.passes.row_results import RowsFold, add_rows
 from dlscale.kernels import accumulator_dtype, add_normal_product, sum_of_squares, tiles
 from dlscale.linalg.folds.products import squares_of
 
 
 @dataclass(frozen=True)
-class Powers(Fold):
+class Powers(RowsFold):
     """``Y = A W`` and ``Z = A^H Y``, which is ``A^2 W``: a read advances the degree of a polynomial by two.
 
     Parameters
@@ -30,6 +30,8 @@ class Powers(Fold):
 
     W: Array
 
+    rows_name = "product"
+
     @property
     def flops_per_row(self) -> float:
         return 4.0 * self.W.size
@@ -42,15 +44,9 @@ class Powers(Fold):
         add_rows(state, add_normal_product(A, self.W, state["ZH"]).copy())
         return ()
 
-    def finish(self, state: State) -> State:
-        return join_rows(state, "product")
-
-    def merge(self, left: State, right: State) -> State:
-        return {"product": merge_rows(left, right, "product"), "ZH": left["ZH"] + right["ZH"]}
-
 
 @dataclass(frozen=True)
-class Both(Fold):
+class Both(RowsFold):
     """``A X`` and ``A^H X``, with ``||A||_F^2`` and the trace of A: for normal X, ``||A X - A^H X||`` measures all of ``A - A^H``.
 
     Parameters
@@ -59,6 +55,8 @@ class Both(Fold):
     """
 
     X: Array
+
+    rows_name = "product"
 
     @property
     def flops_per_row(self) -> float:
@@ -82,12 +80,5 @@ class Both(Fold):
             state["trace"] += np.trace(tile, offset=rows.start, dtype=state["trace"].dtype)
         return ()
 
-    def finish(self, state: State) -> State:
-        return join_rows(state, "product")
-
     def squares_in(self, state: State) -> Squares | None:
         return squares_of(float(state["squares"][0]), self.X.dtype)
-
-    def merge(self, left: State, right: State) -> State:
-        sums = {name: left[name] + right[name] for name in ("ZH", "squares", "trace")}
-        return {"product": merge_rows(left, right, "product"), **sums}
