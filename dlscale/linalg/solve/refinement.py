@@ -30,7 +30,8 @@ GMRES_STEPS = 4
 GMRES_ITERATIONS = 20
 GMRES_TOLERANCE = 1e-4
 
-Operator = Callable[[Array], Array]
+#: What is done to columns.
+Map = Callable[[Array], Array]
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Refined:
         return float(self.errors.max(initial=0.0))
 
 
-def refine(X: Array, residual: Operator, solve: Operator, norm: float, *, target: float, max_steps: int = MAX_STEPS) -> Refined:
+def refine(X: Array, residual: Map, solve: Map, norm: float, *, target: float, max_steps: int = MAX_STEPS) -> Refined:
     """Refine a solution of ``A X = B`` with approximate factors.
 
     Parameters
@@ -84,9 +85,7 @@ def refine(X: Array, residual: Operator, solve: Operator, norm: float, *, target
     return _improve(X, residual, lambda R, _: solve(R), norm, target, max_steps)
 
 
-def refine_by_gmres(
-    start: Refined, product: Operator, residual: Operator, solve: Operator, norm: float, *, target: float
-) -> Refined:
+def refine_by_gmres(start: Refined, product: Map, residual: Map, solve: Map, norm: float, *, target: float) -> Refined:
     """Go on where plain refinement stagnated: corrections by GMRES on ``M^-1 A d = M^-1 r`` with the factors M.
 
     Parameters
@@ -120,7 +119,7 @@ def refine_by_gmres(
 
 
 def _improve(
-    X: Array, residual: Operator, correct: Callable[[Array, Array], Array], norm: float, target: float, max_steps: int
+    X: Array, residual: Map, correct: Callable[[Array, Array], Array], norm: float, target: float, max_steps: int
 ) -> Refined:
     """Add corrections until every column is at the target, or no column gets much better."""
     R, residuals, errors = _measure(X, residual, norm)
@@ -140,7 +139,7 @@ def _improve(
     return Refined(X, residuals, errors, n_steps)
 
 
-def _measure(X: Array, residual: Operator, norm: float) -> tuple[Array, Array, Array]:
+def _measure(X: Array, residual: Map, norm: float) -> tuple[Array, Array, Array]:
     """Residuals, their 1-norms, and backward errors; those of columns that are out of range are infinite."""
     finite = in_range(X, norm)
     R = residual(np.where(finite, X, 0))
