@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Literal
@@ -88,16 +88,16 @@ class Direct(Applied):
 
     def apply(self, B: Array | None, slabs: Sequence[Span], tell: Tell) -> list[State]:
         n, k, dtype, choice = self.A.shape[0], slabs[0][1], self.A.dtype, self.choice
-        A, exponent = self._read(tell)
+        A, exponent = read_near_one(self.A, tell)
         require_symmetric(A)
         X = np.ascontiguousarray(gaussian(n, N_PROBES, self.seed, dtype), dtype)
         with blas_threads(choice.n_threads):
             AX = A @ X
-            values, VH, info = _told(tell, A, _computed(n, k, self.which), choice.routine)
+            values, VH, info = told(tell, A, _computed(n, k, self.which), choice.routine)
             if info and choice.routine == "evr" and choice.may_repeat:
                 # Rare: eigenvalues that agree up to rounding, in single precision.
-                A, _ = self._read(tell)
-                values, VH, info = _told(tell, A, (0, n), "evd")
+                A, _ = read_near_one(self.A, tell)
+                values, VH, info = told(tell, A, (0, n), "evd")
             if info:
                 raise NumericalError(
                     f"LAPACK {choice.routine} did not converge (info = {info}); divide and conquer, with more memory, would."
@@ -110,21 +110,28 @@ class Direct(Applied):
             measured = _measure(VH, values[chosen], X, AX, self.seed)
         done = flops(n, k, self.which)
         tell(done, 0)
-        rows = max(1, min(n, _STRIP_BYTES // (k * dtype.itemsize)))
-        unit = self.output.writers[0].chunks[0] if self.output.writers else rows
-        rows = max(unit, rows // unit * unit)
-        for i in range(0, n, rows):
-            self.output.write(i, np.ascontiguousarray(VH[:, i : i + rows].conj().T))
+        write_columns(self.output, VH)
         nearest = values[order[k : k + 1]].astype(float)
         norm = float(np.abs(values).max())
         found = {"values": values[chosen], "nearest": nearest, "norm": np.array([norm]), "exponent": np.array([exponent])}
         return [measured | found]
 
-    def _read(self, tell: Tell) -> tuple[Array, int]:
-        """All of the matrix in memory of its own, at a size near 1: times ``2^-exponent``."""
-        whole = _whole(self.A, tell)
-        exponent = exponent_of(largest_part(whole))
-        return times_power_of_two(whole, -exponent, out=whole), exponent
+
+def read_near_one(A: Matrix, tell: Tell, *, even: bool = False) -> tuple[Array, int]:
+    """All of a matrix in memory of its own, at a size near 1: ``2^-exponent A``; of an even exponent on request."""
+    whole = _whole(A, tell)
+    exponent = exponent_of(largest_part(whole))
+    exponent += exponent % 2 if even else 0
+    return times_power_of_two(whole, -exponent, out=whole), exponent
+
+
+def write_columns(output: RowOutput, VH: Array) -> None:
+    """Write V (n, k) by strips of rows, from its adjoint."""
+    k, n = VH.shape
+    unit = output.writers[0].chunks[0] if output.writers else 1
+    rows = max(1, _STRIP_BYTES // (k * VH.itemsize) // unit) * unit
+    for i in range(0, n, rows):
+        output.write(i, np.ascontiguousarray(VH[:, i : i + rows].conj().T))
 
 
 def find_directly(run: Run, A: Matrix, *, k: int, which: Which, choice: Choice, seed: int) -> tuple[Pairs, Matrix]:
@@ -179,19 +186,31 @@ def _whole(A: Matrix, tell: Tell) -> Array:
     ------
     NonFiniteError
     """
+    whole: Array = empty_pages(A.shape, A.dtype)
+    for i, strip in _strips(A, tell, whole):
+        if not np.isfinite(strip).all():
+            row, column = (int(index) for index in np.argwhere(~np.isfinite(strip))[0])
+            raise NonFiniteError(*A.place(i + row, column), strip[row, column].item())
+        place = whole[i : i + len(strip)]
+        if not np.may_share_memory(strip, place):
+            place[...] = strip
+    return whole
+
+
+def times(A: Matrix, X: Array, exponent: int, tell: Tell) -> Array:
+    """``2^exponent A X``, by strips of A."""
+    products = [times_power_of_two(strip, exponent) @ X for _, strip in _strips(A, tell)]
+    return np.concatenate(products)
+
+
+def _strips(A: Matrix, tell: Tell, out: Array | None = None) -> Iterator[tuple[int, Array]]:
+    """Strips of rows with the number of the first one, read into ``out`` where that can be."""
     m, n = A.shape
-    whole: Array = empty_pages((m, n), A.dtype)
     rows = max(1, _STRIP_BYTES // (n * A.dtype.itemsize) // A.row_unit) * A.row_unit
     for i in range(0, m, rows):
-        place = whole[i : i + rows]
-        block = A.region((i, i + len(place)), (0, n), place)
-        if not np.may_share_memory(block, place):
-            place[...] = block
-        if not np.isfinite(place).all():
-            row, column = (int(index) for index in np.argwhere(~np.isfinite(place))[0])
-            raise NonFiniteError(*A.place(i + row, column), place[row, column].item())
-        tell(0.0, place.size * A.stored_dtype.itemsize)
-    return whole
+        strip = A.region((i, min(i + rows, m)), (0, n), None if out is None else out[i : i + rows])
+        tell(0.0, strip.size * A.stored_dtype.itemsize)
+        yield i, strip
 
 
 def _measure(VH: Array, values: Array, X: Array, AX: Array, seed: int) -> State:
@@ -216,7 +235,7 @@ def _measure(VH: Array, values: Array, X: Array, AX: Array, seed: int) -> State:
     }
 
 
-def _told(tell: Tell, A: Array, wanted: tuple[int, int], routine: Routine) -> tuple[Array, Array, int]:
+def told(tell: Tell, A: Array, wanted: tuple[int, int], routine: Routine) -> tuple[Array, Array, int]:
     """`eigenpairs` in a thread of its own, while this one, to which the messages of the task belong, says that it works."""
     with ThreadPoolExecutor(1) as pool:
         ahead = pool.submit(eigenpairs, A, wanted=wanted, overwrite_whole=routine == "evd")

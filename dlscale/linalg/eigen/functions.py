@@ -27,13 +27,15 @@ class EighResult(NamedTuple):
     eigenvectors: Array
 
 
-def eigh(a: Any, *, subset_by_index: tuple[int, int] | None = None) -> EighResult:
-    """Eigenvalues and eigenvectors of a symmetric or Hermitian matrix: all, or those at one end.
+def eigh(a: Any, b: Any = None, *, subset_by_index: tuple[int, int] | None = None) -> EighResult:
+    """Eigenvalues and eigenvectors of a symmetric or Hermitian matrix, or of ``a x = lambda b x``: all, or those at one end.
 
     Parameters
     ----------
     a : (n, n) NumPy, Dask or Zarr array, path or URL
         Both triangles are read, and must agree.
+    b : (n, n), optional
+        Positive definite; the vectors are then orthonormal with respect to it.
     subset_by_index : (first, last), optional
         As in SciPy, both included and counted from 0 in ascending order; one of them is 0 or n - 1.
 
@@ -52,12 +54,12 @@ def eigh(a: Any, *, subset_by_index: tuple[int, int] | None = None) -> EighResul
     -----
     About 14/3 n^3 flops for all, 4/3 n^3 for a few and n^3 / 3 for the proof that none is missing among these.
     """
-    return _pairs(a, subset_by_index)
+    return _pairs(a, b, subset_by_index)
 
 
-def eigvalsh(a: Any, *, subset_by_index: tuple[int, int] | None = None) -> Array:
+def eigvalsh(a: Any, b: Any = None, *, subset_by_index: tuple[int, int] | None = None) -> Array:
     """Eigenvalues of a symmetric or Hermitian matrix, ascending; as `eigh`, whose vectors they are checked with."""
-    return _pairs(a, subset_by_index).eigenvalues
+    return _pairs(a, b, subset_by_index).eigenvalues
 
 
 def eigsh(
@@ -100,16 +102,16 @@ def eigsh(
     return found if return_eigenvectors else found.eigenvalues
 
 
-def _pairs(a: Any, subset: tuple[int, int] | None) -> EighResult:
+def _pairs(a: Any, b: Any, subset: tuple[int, int] | None) -> EighResult:
     if subset is None:
-        return _compute(a, EighOptions())
+        return _compute(a, EighOptions(), b)
     first, last = subset
     n = KIND.inputs({"matrix": a})["matrix"].shape[0]
     if not 0 <= first <= last < n or (first > 0 and last < n - 1):
         raise SpecError(f"subset_by_index must be (0, last) or (first, {n - 1}) for a matrix of {n} rows; got {tuple(subset)}.")
-    return _compute(a, EighOptions(n_components=last - first + 1, which="smallest" if first == 0 else "largest"))
+    return _compute(a, EighOptions(n_components=last - first + 1, which="smallest" if first == 0 else "largest"), b)
 
 
-def _compute(a: Any, options: EighOptions) -> EighResult:
-    arrays = run_here(KIND, KIND.inputs({"matrix": a}), options).arrays
+def _compute(a: Any, options: EighOptions, b: Any = None) -> EighResult:
+    arrays = run_here(KIND, KIND.inputs({"matrix": a} | ({} if b is None else {"b": b})), options).arrays
     return EighResult(arrays["eigenvalues"], arrays["eigenvectors"])

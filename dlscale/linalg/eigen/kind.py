@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
+from dlscale.arrays import Array
 from dlscale.certificates import Certificate
-from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
+from dlscale.declaration.kind import Kind, Role
 from dlscale.declaration.options import Options
 from dlscale.declaration.sections import Seed
 from dlscale.engine.clusters import ClusterFacts
@@ -20,12 +21,14 @@ from dlscale.engine.plan import Grids, Need, Plan, Step
 from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.errors import DoesNotFitError, SpecError
-from dlscale.linalg.eigen import direct, iterative
+from dlscale.linalg.eigen import direct, generalized, iterative
 from dlscale.linalg.eigen.completeness import plan_proof, prove
 from dlscale.linalg.eigen.filtered import Aim
 from dlscale.linalg.eigen.pairs import Pairs, Which
 from dlscale.linalg.scaling import at_safe_scale, power_words, scale_words, scaled_back
+from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrix import ArrayMatrix, Matrix
+from dlscale.storage.scaled import promoted
 
 #: The part of the rate of a product at which LAPACK finds eigenpairs.
 _EFFICIENCY = 0.4
@@ -167,6 +170,71 @@ def _plan_iterative(A: Matrix, options: EighOptions, facts: ClusterFacts, rates:
     )
 
 
+def _plan_generalized(A: Matrix, B: Matrix, options: EighOptions, facts: ClusterFacts) -> Plan:
+    """Plan the pairs of a pencil.
+
+    Raises
+    ------
+    SpecError
+        If an option or the shapes do not suit.
+    DoesNotFitError
+    """
+    options.check(A.shape)
+    n = A.shape[0]
+    if B.shape != A.shape:
+        raise SpecError(f"input.b: must have the shape of input.matrix, {n} x {n}; got {B.shape[0]} x {B.shape[1]}.")
+    if options.method == "iterative" or options.tolerance is not None or options.completeness == "random":
+        raise SpecError(
+            "params: with input.b all pairs are found in memory; method iterative, tolerance and random have no place there."
+        )
+    choice = generalized.choose(n, A.dtype, facts)
+    square = n * n * A.dtype.itemsize
+    if choice is None:
+        needed = (3 * square + facts.memory_bytes - facts.work_bytes) / 1e9
+        raise DoesNotFitError(
+            f"One worker needs {needed:.2f} GB for two matrices of {n} rows and the eigenvectors, and has "
+            f"{facts.memory_bytes / 1e9:.2f} GB; raise cluster.memory, or use fewer workers."
+        )
+    k, flops = options.count(n), generalized.flops(n)
+    n_bytes = generalized.n_bytes_read(A, B)
+    return Plan(
+        kind="eigh",
+        method="generalized",
+        words=f"Cholesky of B, then LAPACK ({choice.routine}), in one task; BLAS threads: {choice.n_threads}",
+        matrix=A.describe(),
+        grids=Grids(),
+        steps=(Step("eigenpairs", flops, n_bytes, n * k * A.dtype.itemsize, n_threads=choice.n_threads * _EFFICIENCY),),
+        memory=(
+            Need("both matrices, read and overwritten", 2 * square),
+            Need("vectors, and what LAPACK works in", choice.n_bytes - 2 * square),
+            *libraries(facts),
+        ),
+        memory_limit_bytes=facts.memory_bytes,
+        cluster=facts,
+        rates=measured_rates(A, facts),
+        notes=tuple(A.notes),
+        choices=asdict(choice),
+    )
+
+
+def _plan(inputs: Inputs, options: EighOptions, facts: ClusterFacts) -> Plan:
+    A, B = inputs["matrix"], inputs.get("b")
+    return (
+        plan_eigh(A, options, facts) if B is None else _plan_generalized(promoted(A, B.dtype), promoted(B, A.dtype), options, facts)
+    )
+
+
+def _compute(run: Run, inputs: Inputs, options: EighOptions, plan: Plan) -> Outcome:
+    A, B = inputs["matrix"], inputs.get("b")
+    if B is None:
+        return compute_eigh(run, A, options, plan)
+    A, B = promoted(A, B.dtype), promoted(B, A.dtype)
+    choice, k = direct.Choice(**plan.choices), options.count(A.shape[0])
+    pairs, checks = generalized.find_generalized(run, A, B, k=k, which=options.which, choice=choice, seed=options.seed)
+    notes = _beyond(pairs, float(pairs.residuals.max()), options.which)
+    return Outcome(_arrays(pairs, A.dtype), ("eigenvectors",), Certificate(checks), {"complete": True}, tuple(notes))
+
+
 def _with_completeness(plan: Plan, A: Matrix, options: EighOptions, facts: ClusterFacts) -> Plan:
     """With the proof that no pair is missing, where it takes little time or was asked for; or else with random vectors.
 
@@ -253,19 +321,20 @@ def compute_eigh(run: Run, A: Matrix, options: EighOptions, plan: Plan) -> Outco
 
 def conclude(run: Run, A: Matrix, pairs: Pairs, V: Matrix, options: EighOptions, plan: Plan) -> Outcome:
     """The outcome of pairs whose vectors are written: their certificate, and the proof that none is missing."""
-    n, k, real = A.shape[0], len(pairs.values), np.dtype(A.dtype.char.lower())
+    n, k = A.shape[0], len(pairs.values)
     certificate, notes = Certificate(pairs.checks(n, A.dtype, options.tolerance)), list[str]()
     complete = k == n
     if plan.grids.panels is not None and certificate.passed:
         proof = prove(Passes(run), A, pairs, V.read(0, n), which=options.which, grid=plan.panels)
         certificate, complete = certificate.also(proof.check), proof.complete
         notes += _beyond(pairs, proof.margin, options.which)
-    arrays = {
-        "eigenvalues": scaled_back(pairs.values, pairs.exponent, real, what="The eigenvalues"),
-        "residuals": np.ldexp(pairs.residuals, pairs.exponent),
-    }
     estimates = {"complete": complete, "norm": float(np.ldexp(pairs.norm, pairs.exponent))}
-    return Outcome(arrays, ("eigenvectors",), certificate, estimates, tuple(notes))
+    return Outcome(_arrays(pairs, A.dtype), ("eigenvectors",), certificate, estimates, tuple(notes))
+
+
+def _arrays(pairs: Pairs, dtype: np.dtype[Any]) -> dict[str, Array]:
+    values = scaled_back(pairs.values, pairs.exponent, np.dtype(dtype.char.lower()), what="The eigenvalues")
+    return {"eigenvalues": values, "residuals": np.ldexp(pairs.residuals, pairs.exponent)}
 
 
 def _beyond(pairs: Pairs, margin: float, which: Which) -> list[str]:
@@ -287,7 +356,8 @@ KIND = Kind(
     words="Eigenvalues and eigenvectors of a symmetric or Hermitian matrix: all of them, or some, proved to be complete.",
     arrays="`eigenvalues` (k), ascending, `eigenvectors` (n, k), `residuals` (k)",
     options=EighOptions,
-    plan=matrix_plan(plan_eigh),
-    compute=matrix_compute(compute_eigh),
+    plan=_plan,
+    compute=_compute,
     example="{kind: eigh, input: {matrix: a.zarr}, params: {n_components: 20}}",
+    roles=(Role("matrix"), Role("b", "as the matrix, positive definite: of A x = lambda B x", optional=True)),
 )

@@ -15,7 +15,7 @@ TOLERANCE = 100.0
 _TILE = 512
 
 
-def require_symmetric(A: Array) -> None:
+def require_symmetric(A: Array, role: str = "input.matrix") -> None:
     """Require that a matrix in memory (n, n) is Hermitian up to rounding; 2 n^2 entries are read.
 
     Raises
@@ -42,7 +42,7 @@ def require_symmetric(A: Array) -> None:
     if not skew**0.5 <= limit(A.dtype) * squares**0.5:
         _, row, column = worst
         raise InputError(
-            f"input.matrix: must be {_word(A.dtype)}; its entries ({row}, {column}) and ({column}, {row}) differ most, by "
+            f"{role}: must be {_word(A.dtype)}; its entries ({row}, {column}) and ({column}, {row}) differ most, by "
             f"{worst[0] / max(abs(A[row, column]), abs(A[column, row])):.1e} of the larger one, and A - A' by "
             f"{(skew / squares) ** 0.5:.1e} of A in the Frobenius norm."
         )

@@ -1,0 +1,156 @@
+"""Generalized eigenpairs ``A X = B X L`` with a positive definite B, in the memory of a worker: by ``B = L L^H`` and LAPACK.
+
+    C = L^-1 A L^-H,    C Y = Y L,    X = L^-H Y
+
+All pairs are found and measured, on A and B as they are stored, and those that are wanted are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dlscale.arrays import Array
+from dlscale.certificates import Check, scaled
+from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.columns import Applied, Columns, Span, Tell
+from dlscale.engine.grids import RowGrid
+from dlscale.engine.outputs import RowOutput
+from dlscale.engine.run import Cost, Run, State
+from dlscale.errors import NumericalError
+from dlscale.kernels import accumulator_dtype, blas_threads, times_power_of_two
+from dlscale.lapack import factor_cholesky, solve_lower, solve_right
+from dlscale.linalg.eigen import direct
+from dlscale.linalg.eigen.direct import N_PROBES, SAFETY, Choice
+from dlscale.linalg.eigen.pairs import Pairs, Which, rank
+from dlscale.linalg.eigen.symmetry import require_symmetric
+from dlscale.linalg.svd.subspace import gaussian
+from dlscale.storage.matrix import Matrix
+
+
+@dataclass(frozen=True)
+class Generalized(Applied):
+    """Finds all pairs of a pencil, measures them, and writes those that are wanted.
+
+    Parameters
+    ----------
+    A, B : Matrix (n, n), of one dtype
+    output : RowOutput (n, k)
+    which : str
+    choice : Choice
+    seed : int
+    """
+
+    A: Matrix
+    B: Matrix
+    output: RowOutput
+    which: Which
+    choice: Choice
+    seed: int
+
+    def cost(self, slabs: Sequence[Span]) -> Cost:
+        n, k = self.A.shape[0], slabs[0][1]
+        return Cost(flops(n), n_bytes_read(self.A, self.B), n * k * self.A.dtype.itemsize)
+
+    def apply(self, B: Array | None, slabs: Sequence[Span], tell: Tell) -> list[State]:
+        n, k, dtype = self.A.shape[0], slabs[0][1], self.A.dtype
+        L, e = direct.read_near_one(self.B, tell, even=True)
+        require_symmetric(L, "input.b")
+        if minor := factor_cholesky(L):
+            raise NumericalError(f"input.b: must be positive definite; its leading minor of order {minor} is not positive.")
+        C, exponent = direct.read_near_one(self.A, tell)
+        require_symmetric(C)
+        G = np.ascontiguousarray(gaussian(n, N_PROBES, self.seed, dtype), dtype)
+        P = np.hstack([G, solve_lower(L, G.copy(), op="C")])
+        BP = direct.times(self.B, P, -e, tell)
+        with blas_threads(self.choice.n_threads):
+            AP = C @ P
+            solve_right(solve_lower(L, C), L, uplo="L", op="C")
+            values, XH, info = direct.told(tell, C, (0, n), self.choice.routine)
+            if info:
+                raise NumericalError(f"LAPACK {self.choice.routine} did not converge (info = {info}).")
+            solve_right(XH, L, uplo="L")
+            U = XH.conj().T @ gaussian(n, N_PROBES, self.seed + 1, dtype).astype(dtype)
+            measured = self._measure(values, XH, (AP, BP), U, direct.times(self.B, U, -e, tell))
+        order = rank(values, self.which)
+        chosen = np.sort(order[:k])
+        tell(flops(n), 0)
+        direct.write_columns(self.output, times_power_of_two(XH[chosen], -(e // 2)))
+        nearest = values[order[k : k + 1]].astype(float)
+        measured["bars"] = measured["bars"][chosen]
+        return [measured | {"values": values[chosen], "nearest": nearest, "exponent": np.array([exponent - e])}]
+
+    def _measure(self, values: Array, XH: Array, products: tuple[Array, Array], U: Array, BU: Array) -> State:
+        """Residuals ``r = A x - lambda B x`` of all pairs on random vectors, and of ``L^-1 r``, the error of lambda."""
+        wide, (AP, BP), p = accumulator_dtype(XH.dtype), products, N_PROBES
+        left = (XH @ AP).astype(wide) - values[:, None] * (XH @ BP).astype(wide)
+        # Of a complex normal vector the two parts have unit variance each.
+        parts = 2 if XH.dtype.kind == "c" else 1
+        squares = np.abs(left) ** 2 / (p * parts)
+        residuals, bars = (SAFETY * np.sqrt(squares[:, part].sum(axis=1)) for part in (slice(0, p), slice(p, None)))
+        n = len(XH)
+        norms = [np.linalg.norm(M[:, :p].astype(wide), axis=0).max() / np.sqrt(n * parts) for M in products]
+        lengths = np.linalg.norm(XH.astype(wide), axis=1)
+        size = (norms[0] + np.abs(values) * norms[1]) * lengths
+        errors = np.divide(residuals, size, out=np.where(residuals > 0, np.inf, 0.0), where=size > 0)
+        given = gaussian(n, p, self.seed + 1, XH.dtype)
+        lost = SAFETY * np.linalg.norm((XH @ BU).astype(wide) - given) / np.sqrt(p * parts)
+        return {
+            "bars": bars,
+            "error": np.array([errors.max()]),
+            "departure": np.array([lost]),
+            "size": np.array([norms[1] * lengths.max() ** 2]),
+        }
+
+
+def find_generalized(
+    run: Run, A: Matrix, B: Matrix, *, k: int, which: Which, choice: Choice, seed: int
+) -> tuple[Pairs, tuple[Check, ...]]:
+    """The wanted pairs of a pencil with their checks; ``eigenvectors`` (n, k) go to the outputs of the run."""
+    n, dtype = A.shape[0], A.dtype
+    rows = min(n, 512)
+    output = run.output("eigenvectors", (n, k), dtype, RowGrid(n, rows, rows))
+    what = Generalized(A, B, output, which, choice, seed)
+    (found,) = Columns(run, run.cluster.facts).apply("eigenpairs", what, n_columns=k, width=k, writers=output.writers)
+    nearest = float(found["nearest"][0]) if len(found["nearest"]) else None
+    largest = float(np.abs(found["values"]).max())
+    pairs = Pairs(found["values"], found["bars"], largest, float(found["departure"][0]), nearest, int(found["exponent"][0]))
+    checks = (
+        scaled(
+            "||Ax - l Bx|| / ((||A|| + |l| ||B||) ||x|| n eps)",
+            float(found["error"][0]),
+            size=n,
+            dtype=dtype,
+            meaning="each of all n pairs is an exact one of matrices that differ from A and B by rounding only: none was missed",
+        ),
+        scaled(
+            "||I - X'BX|| / (||B|| ||X||^2 n eps)",
+            pairs.departure,
+            float(found["size"][0]),
+            size=n,
+            dtype=dtype,
+            meaning="the eigenvectors are orthonormal with respect to B, to working precision",
+        ),
+    )
+    return pairs, checks
+
+
+def choose(n: int, dtype: np.dtype[np.generic], facts: ClusterFacts) -> Choice | None:
+    """How to call LAPACK, which finds all pairs; None where nothing fits."""
+    n_threads = 1 if n < direct.MANY_THREADS_FROM else facts.threads_per_worker
+    square = n * n * dtype.itemsize
+    if n <= direct.LARGEST_EVD and 4 * square <= facts.work_bytes:
+        return Choice("evd", 4 * square, False, n_threads)
+    return Choice("evr", 3 * square, False, n_threads) if n <= direct.LARGEST and 3 * square <= facts.work_bytes else None
+
+
+def flops(n: int) -> float:
+    """Cholesky, the reduction to C, its eigenpairs, and these brought back."""
+    return n**3 / 3 + 2.0 * n**3 + direct.flops(n, n, "largest") + float(n) ** 3
+
+
+def n_bytes_read(A: Matrix, B: Matrix) -> int:
+    """A once; B to be factored and for two products."""
+    return A.n_stored_bytes + 3 * B.n_stored_bytes
