@@ -56,7 +56,7 @@ class Assumed:
         return cls((m, n) if shape else None, facts)
 
     def inputs(self, spec: JobSpec) -> Inputs:
-        """Inputs of this shape in place of those that a spec names: the first is the matrix, others are columns beside it.
+        """Inputs of this shape in place of those that a spec names: the first, and others that are as large or columns beside it.
 
         Raises
         ------
@@ -68,7 +68,8 @@ class Assumed:
         if results := [role.name for role in KINDS[spec.kind].roles if role.result_of and role.name in roles]:
             raise SpecError(f"--shape: stands for a matrix, and input.{results[0]} is the result of a job; leave one out.")
         m, n = self.shape
-        return Inputs({role: AssumedMatrix((m, n if role == roles[0] else 1)) for role in roles})
+        whole = {roles[0], *(role.name for role in KINDS[spec.kind].roles if role.like_first)}
+        return Inputs({role: AssumedMatrix((m, n if role in whole else 1), role) for role in roles})
 
     def plan(self, plan: Plan) -> Plan:
         """A plan that says what it assumes, and reads at a nominal rate where nothing could be measured."""
@@ -85,11 +86,10 @@ class AssumedMatrix(Matrix):
     """A matrix of which only the shape is known; float64, read equally well in any order, as ones."""
 
     any_range = True
-    uri = "assumed"
     stored_dtype = np.dtype(np.float64)
 
-    def __init__(self, shape: tuple[int, int]) -> None:
-        self.shape = shape
+    def __init__(self, shape: tuple[int, int], name: str = "matrix") -> None:
+        self.shape, self.uri = shape, f"assumed {name}"
 
     def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
         return np.ones((rows[1] - rows[0], columns[1] - columns[0]))

@@ -38,6 +38,8 @@ class Role:
         Whether it also takes an array of one dimension, as a column.
     result_of : tuple of str
         It takes no matrix but the result of an earlier job, of one of these kinds.
+    like_first : bool
+        Whether it is as large as the first input where a plan assumes the shape of that; else one column.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Role:
     optional: bool = False
     vector: bool = False
     result_of: tuple[str, ...] = ()
+    like_first: bool = False
 
 
 #: Right-hand sides of a system with the matrix.

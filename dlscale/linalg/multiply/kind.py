@@ -333,5 +333,5 @@ KIND = Kind(
     plan=plan_matmul,
     compute=compute_matmul,
     example="{kind: matmul, input: {a: a.zarr, b: b.zarr}}",
-    roles=(Role("a"), Role("b", "as a; absent for A^H A (adjoint_a) and A A^H (adjoint_b)", optional=True)),
+    roles=(Role("a"), Role("b", "as a; absent for A^H A (adjoint_a) and A A^H (adjoint_b)", optional=True, like_first=True)),
 )
