@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dlscale.linalg.factor_functions import qr as qr
     from dlscale.linalg.functions import randomized_svd as randomized_svd
     from dlscale.linalg.functions import svd as svd
+    from dlscale.linalg.multiply.exponential import expm as expm
     from dlscale.linalg.multiply.functions import matmul as matmul
     from dlscale.linalg.multiply.functions import matrix_power as matrix_power
     from dlscale.linalg.pca.estimator import PCA as PCA
@@ -61,6 +62,7 @@ _PLACES = {
     "pinv": "dlscale.linalg.statistics.functions",
     "det": "dlscale.linalg.statistics.functions",
     "trace": "dlscale.linalg.statistics.functions",
+    "expm": "dlscale.linalg.multiply.exponential",
     "matmul": "dlscale.linalg.multiply.functions",
     "matrix_power": "dlscale.linalg.multiply.functions",
     "PCA": "dlscale.linalg.pca.estimator",
@@ -78,6 +80,7 @@ __all__ = [
     "eigh",
     "eigsh",
     "eigvalsh",
+    "expm",
     "inverse",
     "lstsq",
     "lu",
