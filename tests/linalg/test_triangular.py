@@ -12,7 +12,7 @@ from dlscale.engine.tiles.grid import PanelGrid
 from dlscale.engine.tiles.methods import Factored
 from dlscale.linalg.solve.factors import CholeskyFactors, Factorization, LUFactors, QRFactors
 from dlscale.linalg.solve.substitution import Substitution
-from dlscale.linalg.solve.triangular import solve_triangular
+from dlscale.linalg.solve.triangular import How, solve_triangular
 from dlscale.storage.matrices import open_matrix
 
 OPS = {"N": lambda T: T, "T": lambda T: T.T, "C": lambda T: T.conj().T}
@@ -42,7 +42,7 @@ def test_every_triangle(n: int, lower: bool, op: str, dtype: str) -> None:
     """One unknown, one panel, one over a panel, several."""
     T, B = triangle(n, dtype), gaussian(n, 3, dtype)
     for unit in (False, True):
-        X = solve_triangular(open_matrix(T), B, lower=lower, op=op, unit=unit, panel=32, n_threads=2)
+        X = solve_triangular(open_matrix(T), B, lower=lower, op=op, unit=unit, how=How(panel=32, n_threads=2))
         check(T, X, B, lower=lower, op=op, unit=unit)
 
 
@@ -52,13 +52,13 @@ def test_every_triangle(n: int, lower: bool, op: str, dtype: str) -> None:
 def test_every_layout(chunks: tuple[int, int], lower: bool, op: str, tmp_path: Path) -> None:
     T, B = triangle(150, "c16"), gaussian(150, 2, "c16")
     stored = open_matrix(str(store(tmp_path / "t.zarr", T, chunks=chunks, compressors=None)))
-    check(T, solve_triangular(stored, B, lower=lower, op=op, panel=32), B, lower=lower, op=op, unit=False)
+    check(T, solve_triangular(stored, B, lower=lower, op=op, how=How(panel=32)), B, lower=lower, op=op, unit=False)
 
 
 def test_the_bits_do_not_depend_on_the_threads() -> None:
     T, B = open_matrix(triangle(700, "f8")), gaussian(700, 2)
     for op in OPS:
-        one, three = (solve_triangular(T, B, lower=True, op=op, panel=32, n_threads=count) for count in (1, 3))
+        one, three = (solve_triangular(T, B, lower=True, op=op, how=How(panel=32, n_threads=count)) for count in (1, 3))
         np.testing.assert_array_equal(one, three)
 
 
@@ -81,7 +81,7 @@ def test_slabs_know_nothing_of_each_other_and_take_what_is_said(
     way = Substitution.of(stored, panel=32)
     told: list[tuple[float, int]] = []
     X = solve_triangular(
-        stored, B, lower=lower, op=op, panel=32, width=2, n_threads=2, tell=lambda flops, n_bytes: told.append((flops, n_bytes))
+        stored, B, lower=lower, op=op, how=How(None, 2, 2, lambda flops, n_bytes: told.append((flops, n_bytes)), panel=32)
     )
     check(T, X, B, lower=lower, op=op, unit=False)
     firsts = (0, 70, 149)
@@ -89,7 +89,7 @@ def test_slabs_know_nothing_of_each_other_and_take_what_is_said(
     assert sum(flops for flops, _ in told) == sum(2 * cost.flops for cost in costs)
     assert sum(n_bytes for _, n_bytes in told) == max(cost.bytes_read for cost in costs) == costs[0].bytes_read
     for j in (0, 2, 4):
-        alone = solve_triangular(stored, B[:, j : j + 2], lower=lower, op=op, panel=32)
+        alone = solve_triangular(stored, B[:, j : j + 2], lower=lower, op=op, how=How(panel=32))
         np.testing.assert_array_equal(X[:, j : j + 2], alone)
 
 

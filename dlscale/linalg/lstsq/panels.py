@@ -25,7 +25,7 @@ from dlscale.linalg.solve.condition import N_COLUMNS, N_PRODUCTS, condition
 from dlscale.linalg.solve.factoring import FACTORS, factor_orthogonally
 from dlscale.linalg.solve.factors import loaded, rotation
 from dlscale.linalg.solve.substitution import Substitution
-from dlscale.linalg.solve.triangular import solve_triangular
+from dlscale.linalg.solve.triangular import How, solve_triangular
 from dlscale.storage.matrix import Matrix, RowRange
 
 
@@ -61,7 +61,7 @@ def by_panels(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float) -
             X = applied("triangular", factors.solve, factors.cost, rhs)
             return Solution(X, n, None, number, f"{words}; full rank", sizes)
         X = applied("triangular", partial(factors.solve, adjoint=True), factors.cost, rhs.conj())
-        back = partial(solve_triangular, R, lower=False, dtype=X.dtype, n_threads=factors.n_threads)
+        back = partial(_back_substituted, R, n_threads=factors.n_threads)
         Y = applied("triangular-back", back, Substitution.of(R).cost(lower=False), rotated(X)[:n]).conj()
         return Solution(X.conj(), n, None, number, f"{words} of the transpose; full rank", sizes, Y)
     if not small:
@@ -79,6 +79,10 @@ def by_panels(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float) -
         X = applied("unrotated", factors.unrotated, factors.rotation_cost, padded).conj()
     kept = inverse.kept.conj() if plan.transposed and inverse.kept is not None else inverse.kept
     return Solution(X, inverse.rank, inverse.s, inverse.condition, f"{words}, singular values of R", sizes, Y, kept)
+
+
+def _back_substituted(R: Matrix, B: Array, *, n_threads: int, width: int, tell: Tell) -> Array:
+    return solve_triangular(R, B, lower=False, how=How(B.dtype, n_threads, width, tell))
 
 
 def plan_applying(shape: tuple[int, int], k: int, itemsize: int, facts: ClusterFacts, grid: PanelGrid) -> list[Planned]:
@@ -130,6 +134,6 @@ class TriangleCondition(Applied):
             sums += np.abs(np.triu(rows, i)).sum(axis=0)
             tell(0.0, 0 if self.loaded else rows.nbytes)
         norm = float(sums.max())
-        solve = partial(solve_triangular, R, lower=False, n_threads=self.n_threads, tell=tell)
+        solve = partial(solve_triangular, R, lower=False, how=How(n_threads=self.n_threads, tell=tell))
         number = condition(norm, solve, partial(solve, op="C"), n, complex_valued=R.dtype.kind == "c")
         return [{"norm": np.array([norm]), "condition": np.array([number])}]

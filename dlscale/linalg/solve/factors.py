@@ -22,7 +22,7 @@ from dlscale.kernels import one_blas_thread, times_power_of_two
 from dlscale.lapack import Op, interchanges
 from dlscale.linalg.panels.reflectors import reflect
 from dlscale.linalg.solve.substitution import Substitution
-from dlscale.linalg.solve.triangular import sharing, solve_triangular
+from dlscale.linalg.solve.triangular import How, sharing, solve_triangular
 from dlscale.storage.inputs import StoredResult
 from dlscale.storage.matrix import ArrayMatrix, Matrix, RowRange
 
@@ -110,7 +110,7 @@ class LUFactors:
         """Two triangular solves and a permutation."""
         targets, sources = interchanges(self.pivots, self.shape[0])
         dtype = _with_imaginary(self.dtype, B)
-        solve = partial(solve_triangular, self.lu, dtype=dtype, n_threads=self.n_threads, width=width, tell=tell)
+        solve = partial(solve_triangular, self.lu, how=How(dtype, self.n_threads, width, tell))
         if adjoint:
             X = solve(solve(B, lower=False, op="C"), lower=True, op="C", unit=True, overwrite=True)
             X[sources] = X[targets]
@@ -166,7 +166,7 @@ class CholeskyFactors:
     def solve(self, B: Array, *, adjoint: bool = False, width: int = SLAB_COLUMNS, tell: Tell = untold) -> Array:
         """Two triangular solves; A is its own adjoint."""
         dtype = _with_imaginary(self.dtype, B)
-        solve = partial(solve_triangular, self.l, lower=True, dtype=dtype, n_threads=self.n_threads, width=width, tell=tell)
+        solve = partial(solve_triangular, self.l, lower=True, how=How(dtype, self.n_threads, width, tell))
         return solve(solve(B), op="C", overwrite=True)
 
 
@@ -221,7 +221,7 @@ class QRFactors:
         """``R^-1 Q^H B``, or ``Q R^-H B``; of a tall matrix the least squares solution."""
         n = self.shape[1]
         dtype = _with_imaginary(self.dtype, B)
-        solve = partial(solve_triangular, self.triangle, lower=False, dtype=dtype, n_threads=self.n_threads, width=width, tell=tell)
+        solve = partial(solve_triangular, self.triangle, lower=False, how=How(dtype, self.n_threads, width, tell))
         if not adjoint:
             return solve(self.rotated(B, width=width, tell=tell)[:n], overwrite=True)
         X = np.zeros((self.shape[0], B.shape[1]), dtype)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +39,31 @@ class _Slab(NamedTuple):
     first: int
 
 
+@dataclass(frozen=True)
+class How:
+    """How a triangular system is solved.
+
+    Parameters
+    ----------
+    dtype : numpy.dtype, optional
+        What is computed in; that of the triangle if absent.
+    n_threads : int
+        Threads that multiply.
+    width : int
+        Columns of a slab: the same columns in the same slabs have the same bits, whatever other slabs are beside them.
+    tell : callable
+        Told of the flops that were done, and the bytes that were read.
+    panel : int
+        Unknowns of a panel where chunks are not wider.
+    """
+
+    dtype: np.dtype[Any] | None = None
+    n_threads: int = 1
+    width: int = SLAB_COLUMNS
+    tell: Tell = untold
+    panel: int = PANEL
+
+
 def solve_triangular(
     T: Matrix,
     B: Array,
@@ -45,12 +71,8 @@ def solve_triangular(
     lower: bool,
     op: Op = "N",
     unit: bool = False,
-    dtype: np.dtype[Any] | None = None,
-    n_threads: int = 1,
-    panel: int = PANEL,
-    width: int = SLAB_COLUMNS,
     overwrite: bool = False,
-    tell: Tell = untold,
+    how: How = How(),
 ) -> Array:
     """Solve ``op(T) X = B``.
 
@@ -65,22 +87,13 @@ def solve_triangular(
         ``N``: T; ``T``: its transpose; ``C``: its conjugate transpose.
     unit : bool
         Whether the diagonal counts as ones, whatever is stored there.
-    dtype : numpy.dtype, optional
-        What is computed in; T's if absent.
-    n_threads : int
-        Threads that multiply.
-    panel : int
-        Unknowns of a panel where chunks are not wider.
-    width : int
-        Columns of a slab: the same columns in the same slabs have the same bits, whatever other slabs are beside them.
     overwrite : bool
         Whether B may become X where it is of the right kind.
-    tell : callable
-        Told of the flops that were done, and the bytes that were read.
+    how : How
 
     Returns
     -------
-    X : (n, k), of this dtype
+    X : (n, k)
         Not finite where a diagonal entry is zero that B reaches, or where it overflows.
 
     Notes
@@ -91,21 +104,22 @@ def solve_triangular(
     ----------
     Golub and Van Loan (2013), section 3.1.4.
     """
-    right = B.dtype == (dtype or T.dtype) and B.strides[1] == B.itemsize and B.flags.writeable
-    X = B if overwrite and right else _copy(B, dtype or T.dtype)
-    way = Substitution.of(T, panel)
+    dtype = how.dtype or T.dtype
+    right = B.dtype == dtype and B.strides[1] == B.itemsize and B.flags.writeable
+    X = B if overwrite and right else _copy(B, dtype)
+    way = Substitution.of(T, how.panel)
     forward = lower == (op == "N")
-    slabs = [_Slab(X[:, a:b], _first_row(X[:, a:b]) if forward else 0) for a, b in blocks(0, B.shape[1], width)]
+    slabs = [_Slab(X[:, a:b], _first_row(X[:, a:b]) if forward else 0) for a, b in blocks(0, B.shape[1], how.width)]
     steps = list(way.steps(lower=lower, op=op, first=min((slab.first for slab in slabs), default=0)))
     regions = [way.rectangle(span, piece) for span, pieces in steps for piece in pieces]
     solving = _Solving(way, slabs, lower, op, unit)
-    with np.errstate(all="ignore"), one_blas_thread(), closing(read_regions(T, regions)) as read, sharing(n_threads) as share:
+    with np.errstate(all="ignore"), one_blas_thread(), closing(read_regions(T, regions)) as read, sharing(how.n_threads) as share:
         for span, pieces in steps:
             solving.begin(span, X.dtype)
             for piece in pieces:
                 block = next(read)
                 n_bytes = block.shape[0] * block.shape[1] * T.dtype.itemsize
-                tell(solving.use(piece, block, share), 0 if T.in_memory else n_bytes)
+                how.tell(solving.use(piece, block, share), 0 if T.in_memory else n_bytes)
     return X
 
 
