@@ -17,7 +17,8 @@ from dlscale.linalg.lu.kind import KIND as LU
 from dlscale.linalg.lu.kind import LUOptions
 from dlscale.linalg.qr.kind import KIND as QR
 from dlscale.linalg.qr.kind import Mode, QROptions
-from dlscale.linalg.solve.factors import CholeskyFactors, LUFactors, singular_words, zero_pivot
+from dlscale.linalg.solve.factors import CholeskyFactors, LUFactors
+from dlscale.linalg.solve.stored import singular_words, zero_pivot
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.matrix import ArrayMatrix
 

@@ -27,7 +27,8 @@ from dlscale.linalg.lu import kind as lu
 from dlscale.linalg.panels.plan import ByPanels, FactorOptions, factor_target, plan_panels
 from dlscale.linalg.panels.products import TriangularProduct, triangular_product
 from dlscale.linalg.panels.reflectors import Householder
-from dlscale.linalg.solve.factors import CholeskyFactors, LUFactors, QRFactors, singular_words
+from dlscale.linalg.solve.factors import CholeskyFactors, LUFactors, QRFactors
+from dlscale.linalg.solve.stored import singular_words
 from dlscale.storage.matrix import Matrix
 from dlscale.storage.scaled import scaled
 

@@ -26,7 +26,8 @@ from dlscale.linalg.panels.plan import FactorOptions, factor_chunks
 from dlscale.linalg.scaling import scale_words
 from dlscale.linalg.solve.applying import after, plan_columns, plan_condition
 from dlscale.linalg.solve.factoring import After, Around, assuming, plan_factoring
-from dlscale.linalg.solve.factors import stored_factors, triangles
+from dlscale.linalg.solve.factors import triangles
+from dlscale.linalg.solve.stored import stored_factors
 from dlscale.linalg.solve.substitution import Substitution
 from dlscale.linalg.solve.system import Precision, Refine, SolveOptions, System, batch_columns, is_mixed, lower_dtype
 from dlscale.storage.inputs import Inputs

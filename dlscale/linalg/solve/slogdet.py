@@ -27,7 +27,7 @@ from dlscale.linalg.panels.scaling import panels_at_safe_scale, require_safe
 from dlscale.linalg.scaling import scale_words
 from dlscale.linalg.solve.applying import apply
 from dlscale.linalg.solve.factoring import FACTORS, After, Around, FactoringOptions, assuming, factor_orthogonally, plan_factoring
-from dlscale.linalg.solve.factors import diagonal
+from dlscale.linalg.solve.stored import diagonal
 from dlscale.storage.matrix import Matrix
 
 
