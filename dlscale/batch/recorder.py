@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.batch.jobs.progress import Follower
 from dlscale.batch.workspace import ENDED, HEARTBEAT_SECONDS, Heartbeat, Job, JobState
 from dlscale.engine.events import Emit, Event, Saved, StateChanged, StepFinished, StepStarted, Warned
 from dlscale.engine.progress import MemorySampler
@@ -42,10 +43,12 @@ class Recorder:
         Receives every event too.
     cancel : callable
         Called, in another thread, when somebody asks for the job's end.
+    follower : Follower
+        Hears every event, and says how far the job is.
     """
 
-    def __init__(self, job: Job, state: JobState, listener: Emit, *, cancel: Callable[[], None]) -> None:
-        self.job, self.state, self.listener, self.cancel = job, state, listener, cancel
+    def __init__(self, job: Job, state: JobState, listener: Emit, *, cancel: Callable[[], None], follower: Follower) -> None:
+        self.job, self.state, self.listener, self.cancel, self.follower = job, state, listener, cancel, follower
         self.started = time.monotonic()
         self.seconds_before = state.seconds
         self.fence: LockLostError | None = None
@@ -119,6 +122,7 @@ class Recorder:
             os.write(self._events, line)
         if sentence := _sentence(event):
             self._log.log(logging.WARNING if isinstance(event, Warned) else logging.INFO, sentence)
+        self.follower(event)
         self.listener(event)
 
     def change(
@@ -170,7 +174,8 @@ class Recorder:
 
     def _write(self, *, fsync: bool) -> None:
         self.check()
-        self.state = replace(self.state, heartbeat=Heartbeat.now(), seconds=self.seconds)
+        progress = self.follower.progress()
+        self.state = replace(self.state, heartbeat=Heartbeat.now(), seconds=self.seconds, progress=progress)
         self.job.write_state(self.state, fsync=fsync)
 
 

@@ -22,6 +22,7 @@ from dlscale.batch.document import parse_scalar, read_document, read_stored, set
 from dlscale.batch.jobs import records
 from dlscale.batch.jobs.pacing import PacedCheckpoint
 from dlscale.batch.jobs.places import is_result_of
+from dlscale.batch.jobs.progress import Follower
 from dlscale.batch.jobs.records import checksum
 from dlscale.batch.jobs.signals import Signals, Stop
 from dlscale.batch.kinds import KINDS
@@ -218,7 +219,8 @@ def resume(job: Job, prepared: Prepared, *, listener: Emit = ignore) -> JobResul
 def _execute(job: Job, state: JobState, prepared: Prepared, listener: Emit) -> JobResult:
     output = prepared.output or job.result
     error: Exception | None = None
-    with Signals() as signals, Recorder(job, state, listener, cancel=signals.stop) as recorder:
+    follower = Follower(prepared.plan.flops, len(prepared.plan.worker_steps))
+    with Signals() as signals, Recorder(job, state, listener, cancel=signals.stop, follower=follower) as recorder:
         try:
             # A job that was killed when it had published is found complete.
             settle(output, job.id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -167,8 +167,15 @@ def resubmit(job: Job, root: Workspace, prepared: Prepared, *, priority: int = 0
         raise
 
 
-def wait(job: Job, *, timeout_seconds: float | None = None) -> JobState:
+def wait(job: Job, *, timeout_seconds: float | None = None, watch: Callable[[JobState], None] = lambda state: None) -> JobState:
     """Wait until a job has ended, or is lost for longer than a driver takes to start elsewhere.
+
+    Parameters
+    ----------
+    job : Job
+    timeout_seconds : float, optional
+    watch : callable
+        Called with the state now and then.
 
     Raises
     ------
@@ -182,6 +189,7 @@ def wait(job: Job, *, timeout_seconds: float | None = None) -> JobState:
             if now - asked > _ASK_SECONDS:
                 asked, taker = now, _gone(job)
             state = replace(state, state="lost", message=taker) if taker else state
+        watch(state)
         lost = (lost or now) if state.state == "lost" else 0.0
         for_good = lost and (now - lost > GRACE_SECONDS or job.stored_state().state == "lost")
         ended = state.state in ENDED and not (state.state == "interrupted" and goes_on_in_slurm(job))

@@ -325,7 +325,7 @@ class Workspace:
                 row = records.parse(records.read_bytes(path), ListedJob, path)
                 if row.state in RUNNING or row.state == "submitted":
                     seen = self.job(name).read_state()
-                    row = replace(row, state=seen.state, message=seen.message)
+                    row = replace(row, state=seen.state, message=seen.message, progress=seen.progress)
                 listed.append(row)
             except SpecError as error:
                 faults[name] = str(error)

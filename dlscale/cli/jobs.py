@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +30,12 @@ from dlscale.cli.options import (
 from dlscale.errors import Interrupted, SpecError
 
 if TYPE_CHECKING:
+    from dlscale.batch.jobs.progress import Progress
     from dlscale.batch.workspace import Job, JobState, ListedJob
 
 _MAX_LINE_BYTES = 2**20
+#: `wait` says so often how far a job is.
+_SAID_SECONDS = 10.0
 
 
 def _slurm_options(command: Command) -> Command:
@@ -93,19 +97,41 @@ def submit(
 @click.command()
 @click.argument("job_id", metavar="[ID]", required=False)
 @click.option("--timeout", type=click.FloatRange(0), metavar="SECONDS", help="Fail if the job has not ended by then.")
+@click.option("--quiet", "-q", is_flag=True, help="Do not say now and then how far it is.")
 @workspace_option
 @json_option
-def wait(job_id: str | None, timeout: float | None, workspace: str | None, as_json: bool) -> None:
+def wait(job_id: str | None, timeout: float | None, quiet: bool, workspace: str | None, as_json: bool) -> None:
     """Wait for the end of the job ID (by default the newest), and end with its exit code."""
     from dlscale.batch.submit import wait as wait_for
 
     job = open_workspace(workspace).find(job_id)
-    state = wait_for(job, timeout_seconds=timeout)
+    state = wait_for(job, timeout_seconds=timeout, watch=_ignored if quiet else _Saying())
     if as_json:
         print_json(_state_record(state))
     else:
         echo(f"{job.id} {state.state}{': ' if state.message else ''}{state.message}")
     sys.exit(state.exit_code)
+
+
+def _ignored(state: JobState) -> None:
+    """Nothing is said of how far a job is."""
+
+
+class _Saying:
+    """Says on standard error how far a job is, when that has changed, and not too often."""
+
+    def __init__(self) -> None:
+        self._said, self._at = "", time.monotonic()
+
+    def __call__(self, state: JobState) -> None:
+        from dlscale.batch.jobs.progress import progress_words
+        from dlscale.batch.workspace import RUNNING
+
+        if state.state not in RUNNING or state.progress is None or time.monotonic() - self._at < _SAID_SECONDS:
+            return
+        if (said := progress_words(state.progress, runs=True)) != self._said:
+            self._said, self._at = said, time.monotonic()
+            echo(f"{state.job} {state.state}: {said}", err=True)
 
 
 @click.command()
@@ -168,10 +194,8 @@ def jobs(limit: int | None, workspace: str | None, as_json: bool) -> None:
     """List the jobs of the workspace, the newest first, and name those whose files are damaged."""
     states, faults = open_workspace(workspace).list_jobs(limit)
     if as_json:
-        listed: list[dict[str, Any]] = [
-            {"job": s.job, "kind": s.kind, "state": s.state, "created": s.created, "seconds": s.seconds} for s in states
-        ]
-        empty = {"kind": None, "created": None, "seconds": None}
+        listed = [{key: value for key, value in asdict(s).items() if key != "message"} for s in states]
+        empty = {"kind": None, "created": None, "seconds": None, "progress": None}
         damaged = [{"job": job, "state": "damaged", **empty, "message": message} for job, message in sorted(faults.items())]
         click.echo(json.dumps(listed + damaged))
         return
@@ -250,11 +274,14 @@ def report(job_id: str | None, output: Path | None, show: bool, workspace: str |
 
 def _lines(states: Sequence[ListedJob]) -> Iterator[str]:
     """A table of jobs as plain lines: thousands of them take a blink, and an id stays whole in a narrow terminal."""
+    from dlscale.batch.jobs.progress import progress_words
+    from dlscale.batch.workspace import RUNNING
     from dlscale.report import words
 
     table = [("job", "kind", "state", "started", "time", "message")]
     for s in states:
-        cells = (s.job, s.kind, s.state, words.moment(s.created), words.duration(s.seconds), s.message)
+        message = s.message or (progress_words(s.progress, runs=True) if s.progress and s.state in RUNNING else "")
+        cells = (s.job, s.kind, s.state, words.moment(s.created), words.duration(s.seconds), message)
         table.append(cells if "".join(cells).isprintable() else tuple(map(_printable, cells)))  # type: ignore[arg-type]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)][:-1]
     for number, row in enumerate(table):
@@ -269,7 +296,11 @@ def _printable(text: str) -> str:
 
 def _state_record(state: JobState) -> dict[str, Any]:
     record = {"job": state.job, "state": state.state, "kind": state.kind, "result": state.result, "seconds": state.seconds}
-    return record | {"message": state.message, "heartbeat": state.heartbeat._asdict()}
+    return record | {"message": state.message, "heartbeat": state.heartbeat._asdict(), "progress": _told(state.progress)}
+
+
+def _told(progress: Progress | None) -> dict[str, Any] | None:
+    return None if progress is None else asdict(progress)
 
 
 def _show_submitted(job: Job, as_json: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.panel import Panel
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn, TextColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, TaskProgressColumn, TextColumn, TransferSpeedColumn
+from rich.progress import Progress as Bars
 from rich.segment import Segment
 from rich.table import Table
 
+from dlscale.batch.jobs.progress import Follower, progress_words, rates_of
 from dlscale.engine.events import Event, StateChanged, StepFinished, StepStarted, Warned, WorkDone
 from dlscale.errors import SpecError
 from dlscale.report import words
@@ -108,9 +109,7 @@ class JobProgress:
     """
 
     def __init__(self, console: Console, total: float, *, measure: Literal["flops", "bytes"] = "flops") -> None:
-        self.console, self.total, self.measure = console, max(total, 1.0), measure
-        self.done, self.resumed, self.n_bytes, self.in_pass = 0.0, 0.0, 0, 0.0
-        self.started = 0.0
+        self.console, self.follower = console, Follower(total, measure=measure)
         self._lock = threading.Lock()
         columns = (
             TextColumn("{task.description}", justify="left"),
@@ -118,8 +117,8 @@ class JobProgress:
             TaskProgressColumn(),
             TextColumn("{task.fields[rate]}"),
         )
-        self._bar = Progress(*columns, console=console, transient=True) if console.is_terminal else None
-        self._task = self._bar.add_task("starting", total=self.total, rate="") if self._bar else None
+        self._bar = Bars(*columns, console=console, transient=True) if console.is_terminal else None
+        self._task = self._bar.add_task("starting", total=1.0, rate="") if self._bar else None
 
     @contextmanager
     def live(self) -> Iterator[JobProgress]:
@@ -135,19 +134,11 @@ class JobProgress:
             self._follow(event)
 
     def _follow(self, event: Event) -> None:
+        self.follower(event)
         match event:
-            case StepStarted():
-                self.started = self.started or time.monotonic()
-                self.in_pass = 0.0
-                self._show(event.step)
-            case WorkDone():
-                self.in_pass += event.flops if self.measure == "flops" else event.bytes
-                self.n_bytes += event.bytes
+            case StepStarted() | WorkDone():
                 self._show(event.step)
             case StepFinished():
-                amount = event.flops if self.measure == "flops" else event.bytes_read
-                self.done, self.in_pass = self.done + amount, 0.0
-                self.resumed += amount if event.resumed else 0.0
                 self._finished(event)
             case StateChanged(state="running"):
                 self._show("starting workers")
@@ -159,16 +150,9 @@ class JobProgress:
     def _show(self, what: str) -> None:
         if self._bar is None or self._task is None:
             return
-        done = self.done + self.in_pass
-        texts = []
-        if done > self.resumed:
-            seconds = max(time.monotonic() - self.started, 1e-3)
-            rate = (done - self.resumed) / seconds
-            remaining = max(self.total - done, 0.0) / rate
-            texts = [words.quantity(rate, "FLOP/s")] if self.measure == "flops" else []
-            texts.append(words.quantity(self.n_bytes / seconds, "B/s"))
-            texts.append(f"{remaining:.0f} s left" if remaining < 60 else f"{words.duration(remaining)} left")
-        self._bar.update(self._task, description=what, completed=min(done, self.total), rate=", ".join(texts))
+        progress = self.follower.progress()
+        rates = list(rates_of(progress, self.follower.measure))
+        self._bar.update(self._task, description=what, completed=progress.fraction, rate=", ".join(rates))
 
     def _finished(self, event: StepFinished) -> None:
         seconds = max(event.seconds, 1e-9)
@@ -184,7 +168,7 @@ class JobProgress:
 def import_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
     """A progress bar that appears with the first news of an import."""
     columns = (TextColumn("importing"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    bar = Bars(*columns, console=console, transient=True, disable=not console.is_terminal)
     task = bar.add_task("importing", total=None, visible=False)
 
     def update(done: int, total: int) -> None:
@@ -229,12 +213,16 @@ def show_result(console: Console, result: JobResult) -> None:
 
 def status_rows(job: Job, state: JobState) -> Table:
     """One job: how far it is, why it stopped, how to go on."""
+    from dlscale.batch.workspace import RUNNING
+
     pairs = [
         ("state", state.state),
         ("kind", state.kind),
         ("started", words.moment(state.created)),
         ("time", words.duration(state.seconds)),
     ]
+    if state.progress is not None and state.state != "succeeded":
+        pairs.append(("progress", progress_words(state.progress, runs=state.state in RUNNING)))
     try:
         finished = {event.step for event in job.read_events() if isinstance(event, StepFinished)}
         planned = [step for step in job.read_plan().get("steps", []) if step["where"] == "workers"]

@@ -8,6 +8,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
+from dlscale.batch.jobs.progress import Progress
 from dlscale.batch.jobs.records import Seconds, State, Summary
 from dlscale.engine.events import UnixTime
 from dlscale.errors import Interrupted
@@ -85,6 +86,8 @@ class JobState:
         Exit code of a job that failed.
     checksums : dict
         File of the folder to its crc32c, of those that are written once.
+    progress : Progress or None
+        How far it was at the last heartbeat; None before it ran.
     """
 
     job: str
@@ -100,6 +103,7 @@ class JobState:
     final: bool = False
     failure_code: int = 1
     checksums: dict[str, int] = field(default_factory=dict)
+    progress: Progress | None = None
 
     @property
     def exit_code(self) -> int:
@@ -126,6 +130,7 @@ class ListedJob:
     created: UnixTime
     seconds: Seconds = 0.0
     message: str = ""
+    progress: Progress | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,135 @@
+"""How far a job is, from its events: in its state for whoever asks, and for the bar of a terminal."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dlscale.engine.events import EpochFinished, Event, Finite, StateChanged, StepFinished, StepStarted, WorkDone
+from dlscale.report import words
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a job is.
+
+    Parameters
+    ----------
+    fraction : float
+        Of the planned work, from 0 to 1, what was in the checkpoint included.
+    step : str
+        That runs, or ran last; empty before the first.
+    n_done, n_steps : int
+        Steps that are finished, and those that were planned.
+    rate : float, optional
+        FLOP/s (bytes/s of work that is measured in bytes) since this run began; None before anything was done.
+    bytes_per_second : float, optional
+        That were read.
+    seconds_left : float, optional
+        At this rate.
+    epoch : int
+        Of a training: how many are done.
+    loss : float, optional
+        Of its last epoch.
+    """
+
+    fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    step: str = ""
+    n_done: int = 0
+    n_steps: int = 0
+    rate: Finite | None = None
+    bytes_per_second: Finite | None = None
+    seconds_left: Finite | None = None
+    epoch: int = 0
+    loss: Finite | None = None
+
+
+class Follower:
+    """Hears the events of a job, from any thread, and knows how far it is.
+
+    Parameters
+    ----------
+    total : float
+        Of the whole plan, in the measure.
+    n_steps : int
+        Planned ones.
+    measure : str
+        ``flops`` or ``bytes``: what progress is counted in, so that the remaining time means something.
+    """
+
+    def __init__(self, total: float, n_steps: int = 0, *, measure: Literal["flops", "bytes"] = "flops") -> None:
+        self.total, self.n_steps, self.measure = max(total, 1.0), n_steps, measure
+        self._lock = threading.Lock()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._done, self._resumed, self._in_step, self._n_bytes, self._began = 0.0, 0.0, 0.0, 0, 0.0
+        self._step, self._n_done, self._epoch = "", 0, 0
+        self._loss: float | None = None
+
+    def __call__(self, event: Event) -> None:
+        with self._lock:
+            self._hear(event)
+
+    def _hear(self, event: Event) -> None:
+        match event:
+            case StateChanged(state="running"):
+                self._begin()
+            case StepStarted():
+                self._began = self._began or time.monotonic()
+                self._step, self._in_step = event.step, 0.0
+            case WorkDone():
+                self._step = event.step
+                self._in_step += event.flops if self.measure == "flops" else event.bytes
+                self._n_bytes += event.bytes
+            case StepFinished():
+                amount = event.flops if self.measure == "flops" else event.bytes_read
+                self._done, self._in_step, self._n_done = self._done + amount, 0.0, self._n_done + 1
+                self._resumed += amount if event.resumed else 0.0
+            case EpochFinished():
+                self._epoch, self._loss = event.epoch, event.values.get("epoch_loss")
+
+    def progress(self) -> Progress:
+        """How far it is by now."""
+        with self._lock:
+            done = self._done + self._in_step
+            rate = bytes_per_second = seconds_left = None
+            if done > self._resumed:
+                seconds = max(time.monotonic() - self._began, 1e-3)
+                rate, bytes_per_second = (done - self._resumed) / seconds, self._n_bytes / seconds
+                seconds_left = max(self.total - done, 0.0) / rate
+            loss = self._loss if self._loss is not None and math.isfinite(self._loss) else None
+            return Progress(
+                min(done / self.total, 1.0), self._step, self._n_done, self.n_steps, rate, bytes_per_second, seconds_left,
+                self._epoch, loss,
+            )  # fmt: skip
+
+
+def rates_of(progress: Progress, measure: str = "flops") -> Iterator[str]:
+    """How fast work is done, and how long what is left takes; nothing before anything was done."""
+    if progress.rate is None:
+        return
+    if measure == "flops":
+        yield words.quantity(progress.rate, "FLOP/s")
+    if progress.bytes_per_second:
+        yield words.quantity(progress.bytes_per_second, "B/s")
+    if (left := progress.seconds_left) is not None:
+        yield f"{left:.0f} s left" if left < 60 else f"{words.duration(left)} left"
+
+
+def progress_words(progress: Progress, *, runs: bool) -> str:
+    """How far a job is, or was when it stopped: ``42%, step 3 of 12 (iteration-2), 5.1 GFLOP/s, 3 min 02 s left``."""
+    said = [f"{math.floor(100 * progress.fraction)}%"]
+    if progress.step and runs and progress.n_done < progress.n_steps:
+        said.append(f"step {progress.n_done + 1} of {progress.n_steps} ({progress.step})")
+    else:
+        said.append(f"{progress.n_done} of {progress.n_steps} steps")
+    if progress.epoch:
+        said.append(f"epoch {progress.epoch}" + ("" if progress.loss is None else f", loss {words.number(progress.loss)}"))
+    return ", ".join([*said, *(rates_of(progress) if runs else ())])

@@ -1,0 +1,121 @@
+"""How far a job is: from its events, in its state, and in what commands say of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from helpers import gaussian
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dlscale.batch import run as jobs
+from dlscale.batch.jobs.progress import Follower, Progress, progress_words
+from dlscale.batch.workspace import Heartbeat, JobState, Workspace
+from dlscale.cli import jobs as job_commands
+from dlscale.cli.main import commands
+from dlscale.engine.events import EpochFinished, Event, Saved, StateChanged, StepFinished, StepStarted, WorkDone
+
+STEPS = st.sampled_from(["a", "b", "c"])
+NUMBERS = st.floats(0, 1e18)
+EVENTS = st.one_of(
+    st.builds(StateChanged, st.sampled_from(["running", "certifying"])),
+    st.builds(StepStarted, STEPS, NUMBERS),
+    st.builds(WorkDone, STEPS, st.just("0"), bytes=st.integers(0, 10**18), flops=NUMBERS),
+    st.builds(StepFinished, STEPS, NUMBERS, flops=NUMBERS, resumed=st.booleans()),
+    st.builds(EpochFinished, st.integers(0, 9), st.dictionaries(st.just("epoch_loss"), st.floats() | st.none())),
+)
+
+
+def after(events: list[Event], total: float = 100.0, n_steps: int = 2) -> Progress:
+    follower = Follower(total, n_steps)
+    for event in events:
+        follower(event)
+    return follower.progress()
+
+
+def test_work_of_finished_steps_and_of_the_one_that_runs_counts() -> None:
+    begun = [StateChanged("running"), StepStarted("a", 40.0), WorkDone("a", "0", flops=10.0, bytes=8)]
+    assert after(begun).fraction == 0.1
+    # What tasks say, and what the step says at its end, is not counted twice.
+    found = after([*begun, StepFinished("a", 1.0, flops=40.0), Saved("a"), StepStarted("b", 60.0), WorkDone("b", "0", flops=30.0)])
+    assert (found.fraction, found.step, found.n_done, found.n_steps) == (0.7, "b", 1, 2)
+    assert found.rate is not None
+    assert found.seconds_left == pytest.approx(30.0 / found.rate)
+
+
+def test_what_comes_from_the_checkpoint_is_done_and_says_nothing_of_the_rate() -> None:
+    resumed = [StateChanged("running"), StepStarted("a"), StepFinished("a", 0.0, flops=40.0, resumed=True)]
+    assert (after(resumed).fraction, after(resumed).rate, after(resumed).seconds_left) == (0.4, None, None)
+
+
+def test_a_run_begins_anew() -> None:
+    first = [StateChanged("running"), StepStarted("a"), StepFinished("a", 1.0, flops=40.0), EpochFinished(3, {"epoch_loss": 0.5})]
+    assert (after(first).epoch, after(first).loss) == (3, 0.5)
+    assert after([*first, StateChanged("running")]) == Progress(n_steps=2)
+
+
+@given(st.lists(EVENTS))
+def test_whatever_happens_it_fits_the_state_file(events: list[Event]) -> None:
+    found = after(events)
+    assert 0 <= found.fraction <= 1
+    json.dumps(vars(found), allow_nan=False)
+    for runs in (False, True):
+        assert progress_words(found, runs=runs)
+
+
+def test_words() -> None:
+    found = Progress(0.999, "iteration-2", 2, 12, 5.1e9, 8e8, 182.0, 4, 0.25)
+    assert progress_words(found, runs=True) == (
+        "99%, step 3 of 12 (iteration-2), epoch 4, loss 0.250, 5.10 GFLOP/s, 800 MB/s, 3 min 02 s left"
+    )
+    assert progress_words(found, runs=False) == "99%, 2 of 12 steps, epoch 4, loss 0.250"
+    assert progress_words(Progress(n_steps=3), runs=True) == "0%, 0 of 3 steps"
+
+
+def test_the_state_of_a_job_that_stopped_says_how_far_it_came(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", gaussian(400, 20))
+    spec = {
+        "kind": "svd",
+        "input": {"matrix": {"import": str(tmp_path / "a.npy")}},
+        "params": {"n_components": 3, "power_iterations": 4},
+        "cluster": "threads",
+    }
+    seen = []
+
+    def fail(event: dict[str, object]) -> None:
+        seen.append(event)
+        if sum(event["event"] == "pass_finished" for event in seen) == 2:
+            raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        jobs.run(spec, workspace=tmp_path / "ws", listener=fail)
+    progress = Workspace(tmp_path / "ws").find(None).read_state().progress
+    assert progress is not None
+    assert progress.n_done == 2
+    assert 0 < progress.fraction < 1
+    call = CliRunner().invoke
+    shown = call(commands, ["status", "--workspace", str(tmp_path / "ws")]).stdout
+    assert f"2 of {progress.n_steps} steps" in " ".join(shown.split())
+    (listed,) = json.loads(call(commands, ["jobs", "--workspace", str(tmp_path / "ws"), "--json"]).stdout)
+    assert listed["progress"]["n_done"] == 2
+
+
+def test_lists_and_waits_say_how_far_a_running_job_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    job = Workspace(tmp_path).new_job("x")
+    job.folder.mkdir(parents=True)
+    state = JobState(job.id, "x", "svd", "running", 1.0, Heartbeat.now(), progress=Progress(0.5, "gram", 0, 2, 1e9, None, 12.0))
+    job.write_state(state)
+    call = CliRunner().invoke
+    assert "50%, step 1 of 2 (gram), 1.00 GFLOP/s, 12 s left" in call(commands, ["jobs", "--workspace", str(tmp_path)]).stdout
+    monkeypatch.setattr(job_commands, "_SAID_SECONDS", -1.0)
+    say = job_commands._Saying()
+    for fraction in (0.5, 0.5, 0.75):
+        say(replace(state, progress=replace(state.progress, fraction=fraction)))
+    say(replace(state, state="succeeded"))
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition("%")[0] for line in said] == [f"{job.id} running: {percent}" for percent in (50, 75)]
