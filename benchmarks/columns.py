@@ -55,7 +55,7 @@ def measure(bench: Bench, kind: str, n_workers: int) -> None:
     facts = describe_cluster({"type": "local", "workers": n_workers, "threads": 1})
     chosen = KINDS[kind]
     options = chosen.options()
-    plan = chosen.plan(inputs, options, facts)
+    plan = chosen.plan(inputs, options, facts).writing_in(bench.data)
     work = bench.data / f"columns-{kind}-{n_workers}"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()

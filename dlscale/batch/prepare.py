@@ -149,9 +149,9 @@ def prepare(
             plan = kind.plan(inputs, options, facts)
         if assumed:
             return Prepared(spec, data, inputs, facts, options, assumed.plan(plan), output)
-        n_bytes = sum(step.bytes_written for step in plan.steps)
         with blame(document, "output"):
-            require_free_space(output or workspace.root, n_bytes)
+            require_free_space(output or workspace.root, plan.bytes_written)
+        plan = plan.writing_in(next(place for place in (workspace.root, *workspace.root.parents) if place.is_dir()))
     return Prepared(spec, data, inputs, facts, options, plan, output)
 
 

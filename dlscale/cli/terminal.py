@@ -70,7 +70,8 @@ def plan_panel(title: str, plan: Mapping[str, Any]) -> Panel:
         (
             "expected",
             f"{words.duration(plan['expected_seconds'])} at {words.quantity(rates['matmul_flops_per_second'], 'FLOP/s')} "
-            f"and {words.quantity(rates['read_bytes_per_second'], 'B/s')}",
+            f"and {words.quantity(rates['read_bytes_per_second'], 'B/s')}"
+            + (f", written at {words.quantity(write, 'B/s')}" if (write := rates.get("write_bytes_per_second")) else ""),
         ),
         *(("note", str(note)) for note in plan["notes"]),
     ]

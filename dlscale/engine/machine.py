@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from dlscale.storage.matrix import Matrix
 
 _N_MATMUL = 768
 _SAMPLE_BYTES = 48 * 2**20
+_WRITTEN_BYTES = 64 * 2**20
 
 
 @cache
@@ -75,6 +78,28 @@ def read_rate(A: Matrix, *, n_threads: int = 1, block_rows: int | None = None) -
     with ThreadPoolExecutor(n_threads) as pool:
         seconds = _timed(lambda: list(pool.map(read, range(n_threads))))
     return n_threads * rows * columns * A.stored_dtype.itemsize / max(seconds, 1e-9)
+
+
+@cache
+def write_rate(folder: Path) -> float:
+    """Bytes per second at which a file is written in a folder and flushed to its disk; infinite where none can be.
+
+    Notes
+    -----
+    The file has no name, so that nothing is left of it, whatever happens.
+    """
+    data = np.random.default_rng(0).bytes(_WRITTEN_BYTES)
+
+    def write() -> None:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    try:
+        return _WRITTEN_BYTES / _timed(write)
+    except OSError:
+        return float("inf")
 
 
 def _timed(call: Any) -> float:

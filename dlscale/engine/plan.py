@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import inf
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.grids import RowGrid
+from dlscale.engine.machine import write_rate
 from dlscale.engine.tiles.grid import PanelGrid
 
 #: The form in which plans are written; a plan of another one is not read.
@@ -19,6 +22,8 @@ PRODUCT_EFFICIENCY = 0.8
 #: A core, and a disk.
 NOMINAL_FLOPS_PER_SECOND = 4e10
 NOMINAL_BYTES_PER_SECOND = 2e9
+#: What is written below this is not worth a measurement of the disk.
+MUCH_BYTES = 2**27
 
 
 @dataclass(frozen=True)
@@ -44,10 +49,13 @@ class Step:
     where: Literal["workers", "driver"] = "workers"
     n_threads: float = 0.0
 
-    def seconds(self, matmul: float, read: float, n_threads: int) -> float:
-        """On the workers, at the rates of so many threads; reading overlaps with computing, so it takes the longer of the two."""
+    def seconds(self, matmul: float, read: float, write: float, n_threads: int) -> float:
+        """On the workers, at the rates of so many threads.
+
+        Reading overlaps with computing, so it takes the longer of the two; what is written is flushed when the step ends.
+        """
         longer = max(self.flops / (matmul * PRODUCT_EFFICIENCY), self.bytes_read / read)
-        return longer * n_threads / (self.n_threads or n_threads)
+        return longer * n_threads / (self.n_threads or n_threads) + self.bytes_written / write
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,8 @@ class Plan:
     memory_limit_bytes : int
     cluster : ClusterFacts
     rates : dict
-        ``matmul_flops_per_second`` and ``read_bytes_per_second``, of all threads together; None of what costs nothing.
+        ``matmul_flops_per_second`` and ``read_bytes_per_second``, of all threads together, and, where much is written,
+        ``write_bytes_per_second``; None of what costs nothing.
     notes : sequence of str
         What the user should know: conversions, decisions, fallbacks.
     transposed : bool
@@ -159,6 +168,10 @@ class Plan:
         return sum(step.bytes_read for step in self.steps)
 
     @property
+    def bytes_written(self) -> int:
+        return sum(step.bytes_written for step in self.steps)
+
+    @property
     def peak_bytes_per_worker(self) -> int:
         return sum(need.n_bytes for need in self.memory)
 
@@ -166,15 +179,22 @@ class Plan:
     def expected_seconds(self) -> float:
         """Seconds at the measured rates."""
         matmul, read = self.rates["matmul_flops_per_second"], self.rates["read_bytes_per_second"]
-        return self._seconds(matmul or float("inf"), read or float("inf"))
+        return self._seconds(matmul or inf, read or inf, self.rates.get("write_bytes_per_second") or inf)
 
     @property
     def nominal_seconds(self) -> float:
         """Seconds at fixed rates, for choosing between methods: a choice must not depend on how busy the machine was."""
-        return self._seconds(NOMINAL_FLOPS_PER_SECOND * self.cluster.n_threads, NOMINAL_BYTES_PER_SECOND)
+        return self._seconds(NOMINAL_FLOPS_PER_SECOND * self.cluster.n_threads, NOMINAL_BYTES_PER_SECOND, inf)
 
-    def _seconds(self, matmul: float, read: float) -> float:
-        on_workers = sum(step.seconds(matmul, read, self.cluster.n_threads) for step in self.worker_steps)
+    def writing_in(self, folder: Path) -> Plan:
+        """This plan with the rate at which this machine writes in a folder, where so much is written that it counts."""
+        if self.bytes_written < MUCH_BYTES:
+            return self
+        rate = write_rate(folder)
+        return replace(self, rates=self.rates | {"write_bytes_per_second": rate if rate < inf else None})
+
+    def _seconds(self, matmul: float, read: float, write: float) -> float:
+        on_workers = sum(step.seconds(matmul, read, write, self.cluster.n_threads) for step in self.worker_steps)
         in_driver = sum(step.flops for step in self.steps if step.where == "driver")
         return on_workers + in_driver / (matmul / self.cluster.n_threads / 2)
 

@@ -20,7 +20,7 @@ from dlscale.engine.clusters.facts import BASELINE_BYTES
 from dlscale.engine.costs import lay_out
 from dlscale.engine.grids import BLOCK_BYTES
 from dlscale.engine.machine import read_rate
-from dlscale.engine.plan import NOMINAL_FLOPS_PER_SECOND, PRODUCT_EFFICIENCY, Grids, Plan, Step
+from dlscale.engine.plan import MUCH_BYTES, NOMINAL_FLOPS_PER_SECOND, PRODUCT_EFFICIENCY, Grids, Plan, Step
 from dlscale.errors import DoesNotFitError
 from dlscale.linalg.lu.kind import KIND as LU
 from dlscale.storage.inputs import Inputs
@@ -104,8 +104,22 @@ def test_expected_seconds_are_those_of_the_slower_of_reading_and_computing() -> 
     assert seconds(alone) == pytest.approx(2.0)  # one thread of two
     assert seconds(serial) == pytest.approx(2.0)  # one thread, at half the rate of a product
     assert seconds(read, rates={"matmul_flops_per_second": 2e10, "read_bytes_per_second": None}) < 1e-3
+    writing = Step("writing", 2e10 * PRODUCT_EFFICIENCY * 3, bytes_written=GB)
+    assert seconds(writing) == pytest.approx(3.0)  # the rate is not known
+    assert seconds(writing, rates=rates | {"write_bytes_per_second": 2e8}) == pytest.approx(3.0 + 5.0)  # flushed when it ends
     nominal = Plan("svd", "randomized", "", {}, Grids(), (Step("c", NOMINAL_FLOPS_PER_SECOND),), (), 0, facts(2, 2), rates)
     assert nominal.nominal_seconds == pytest.approx(1 / 4 / PRODUCT_EFFICIENCY)
+
+
+def test_the_rate_of_writing_is_measured_where_much_is_written(tmp_path: Path) -> None:
+    def rates(n_bytes: int, folder: Path = tmp_path) -> dict[str, float | None]:
+        plan = Plan("svd", "randomized", "", {}, Grids(), (Step("a", 1.0, bytes_written=n_bytes),), (), 0, facts(1, 2), {})
+        return plan.writing_in(folder).rates
+
+    assert rates(MUCH_BYTES - 1) == {}
+    assert rates(MUCH_BYTES)["write_bytes_per_second"] > 1e6  # type: ignore[operator]
+    assert list(tmp_path.iterdir()) == []
+    assert rates(MUCH_BYTES, tmp_path / "none") == {"write_bytes_per_second": None}
 
 
 M, N, SQUARE, COLUMNS = 40_000, 200, 1500, 700
