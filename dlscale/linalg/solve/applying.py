@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
 from typing import NamedTuple
@@ -12,7 +12,7 @@ import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.engine.clusters import ClusterFacts
-from dlscale.engine.columns import SLAB_COPIES, Applied, Columns, Span, Tell, share_out, slab_columns
+from dlscale.engine.columns import KEPT_FLOPS, SLAB_COPIES, Applied, Columns, Span, Tell, share_out, slab_columns
 from dlscale.engine.grids import blocks
 from dlscale.engine.passes.reading import N_STRIPS
 from dlscale.engine.plan import Need, Step
@@ -121,7 +121,7 @@ def planned(
 
 
 def plan_columns(name: str, one: Cost, n: int, k: int, itemsize: int, facts: ClusterFacts) -> Planned:
-    """What it takes to apply something to k columns of n entries.
+    """What it takes to apply something to k columns of n entries, and to keep what comes of it.
 
     Parameters
     ----------
@@ -132,7 +132,8 @@ def plan_columns(name: str, one: Cost, n: int, k: int, itemsize: int, facts: Clu
     facts : ClusterFacts
     """
     width = slab_columns(n, k, itemsize)
-    return planned(name, Function(np.asarray, one, width).cost, k, facts, width=width, column_bytes=n * itemsize)
+    step, need = planned(name, Function(np.asarray, one, width).cost, k, facts, width=width, column_bytes=n * itemsize)
+    return Planned(replace(step, bytes_written=n * k * itemsize if step.flops >= KEPT_FLOPS else 0), need)
 
 
 def plan_condition(factors: Cost, stored_bytes: int, facts: ClusterFacts) -> Planned:

@@ -74,11 +74,11 @@ def plan_solve(inputs: Inputs, options: SolveOptions, facts: ClusterFacts) -> Pl
 
     def more(grid: PanelGrid) -> After:
         way = Substitution.of_chunks(n, factor_chunks((n, n), factored.itemsize, grid), factored.itemsize)
-        one = triangles(way, alike=options.assume == "pos")
+        one, kept = triangles(way, alike=options.assume == "pos"), n * k * wide
         return after(
             *[plan_columns(f"triangular-{i + 1}", one, n, k, wide, facts) for i in range(n_solves)],
             plan_condition(one, n * n * factored.itemsize, facts),
-            more=[Step("residual", 2.0 * n * n * k * n_solves, A.n_stored_bytes * n_solves * n_batches)],
+            more=[Step("residual", 2.0 * n * n * k * n_solves, A.n_stored_bytes * n_solves * n_batches, kept * n_solves)],
         )
 
     around = Around(
