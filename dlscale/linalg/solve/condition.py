@@ -52,17 +52,9 @@ def longest_image(
     Higham and Tisseur (2000), algorithm 2.4; LAPACK ``dlacn2`` for the vector of alternating signs.
     """
     t = min(N_COLUMNS, n)
-    rng = np.random.default_rng(seed)
-    X = np.ones((n, t + 1))
-    X[:, 1:t] = rng.integers(0, 2, (n, t - 1)) * 2.0 - 1
-    X[:, :t] /= n
-    # This one finds what the others may miss by cancellation.
-    X[:, t] = np.where(np.arange(n) % 2, -1, 1) * (1 + np.arange(n) / max(n - 1, 1)) / (1.5 * n)
-    if complex_valued:
-        X = X.astype(complex)
+    X = _first_vectors(n, t, seed).astype(complex if complex_valued else float, copy=False)
     estimate, signs, longest = 0.0, np.zeros((n, 0)), X[:, 0]
-    seen: set[int] = set()
-    places = np.zeros(0, np.intp)
+    seen, places = set[int](), np.zeros(0, np.intp)
     for step in range(MAX_STEPS):
         Y = apply(X)
         norms = np.abs(Y).sum(axis=0)
@@ -73,8 +65,7 @@ def longest_image(
             break
         if norms.max() > estimate:
             estimate, longest = float(norms.max()), X[:, int(norms.argmax())]
-        Y = Y[:, :t]
-        before, signs = signs, _signs(Y)
+        before, signs = signs, _signs(Y[:, :t])
         if step + 1 == MAX_STEPS or (step and not complex_valued and _all_parallel(signs, before)):
             break
         gains = np.abs(adjoint(signs)).max(axis=1)
@@ -91,6 +82,16 @@ def longest_image(
         X = np.zeros((n, t), X.dtype)
         X[places, np.arange(t)] = 1
     return estimate, longest
+
+
+def _first_vectors(n: int, t: int, seed: int) -> Array:
+    """A constant one, t - 1 of random signs, and one that finds what these may miss by cancellation."""
+    rng = np.random.default_rng(seed)
+    X = np.ones((n, t + 1))
+    X[:, 1:t] = rng.integers(0, 2, (n, t - 1)) * 2.0 - 1
+    X[:, :t] /= n
+    X[:, t] = np.where(np.arange(n) % 2, -1, 1) * (1 + np.arange(n) / max(n - 1, 1)) / (1.5 * n)
+    return X
 
 
 def one_norm(apply: Operator, adjoint: Operator, n: int, *, complex_valued: bool = False, seed: int = 0) -> float:

@@ -57,8 +57,7 @@ def exact_svd(
     2 to 5 reads of A; 2 m n^2 flops for each round of the basis, 2 m n k for U.
     """
     (m, n), dtype = A.shape, A.dtype
-    if gram is None:
-        gram = sweep_gram(passes, A, grid)
+    gram = sweep_gram(passes, A, grid) if gram is None else gram
     basis, how = find_basis(passes, A, grid, gram, step="basis")
     with one_blas_thread():
         X, all_s, VH = np.linalg.svd(basis.R)
@@ -70,8 +69,7 @@ def exact_svd(
     else:
         phases = phases_of(largest_entries(V.T))
     X, V = X * phases, V * phases
-    # On random combinations of the right singular vectors, A must act as U S does.
-    combination = gaussian(k, _N_PROBES, 0, dtype)
+    combination = gaussian(k, _N_PROBES, 0, dtype)  # of the right singular vectors, on which A must act as U S does
     fold = LeftFactor(
         basis.rotated(X),
         n,
