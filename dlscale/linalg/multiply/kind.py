@@ -227,7 +227,7 @@ class _AtRest(Matrix):
         self.shape, self.stored_dtype, self.row_unit = problem.shape, problem.dtype, chunk_rows
 
     def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
-        raise NotImplementedError
+        raise AssertionError("a product that is only planned has no entries")
 
 
 def _steps(problem: Problem, product: Step) -> tuple[Step, ...]:
