@@ -153,7 +153,8 @@ def plan_matmul(inputs: Inputs, options: MatmulOptions, facts: ClusterFacts) -> 
         at_once = n_tiles / -(-n_tiles // facts.n_workers) * facts.threads_per_worker
         product = Step("tiles", tiling.flops, tiling.bytes_read(a, b), m * n * item, n_threads=at_once)
         words = (
-            f"{n_tiles} tile{'s' if n_tiles > 1 else ''} of {tiling.rows} x {tiling.columns}, each in one task that streams strips "
+            f"{n_tiles} tile{'s' if n_tiles > 1 else ''} of {tiling.rows} x {tiling.columns}, "
+            f"{'each ' if n_tiles > 1 else ''}in one task that streams strips "
             f"of {tiling.strip_a} and {tiling.strip_b} of the inner dimension past it"
         )
     probing = _layouts(problem, facts, chunk_rows=_chunks(problem, tiling)[0])

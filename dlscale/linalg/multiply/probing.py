@@ -234,5 +234,5 @@ def compare(passes: Passes, C: Matrix, exponent: int, X: Matrix, Zv: Matrix, *, 
         ratio,
         1.0,
         f"on {N_SIGNS} vectors of random signs, each row of the stored product acts as the two matrices do; rounding alone "
-        "never exceeds the bound, and a wrong part of it escapes with a probability of 1e-6",
+        "never exceeds the bound, and an entry that is wrong by more than twice the bound escapes with a probability of 1e-6",
     )
