@@ -38,6 +38,7 @@ from dlscale.cli.options import (
     workspace_option,
 )
 from dlscale.errors import DlscaleError, Interrupted
+from dlscale.interrupts import interrupt
 from dlscale.showing import shown
 
 
@@ -48,7 +49,8 @@ def main() -> None:
         os.environ["PYTHONWARNINGS"] = "ignore"  # for worker processes
     sys.excepthook = _show_traceback
     # Until a job runs and handles it better, SIGTERM cleans up as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
     from dlscale.engine.clusters.launchers import across_ranks
 
     code = across_ranks(_run)

@@ -6,6 +6,7 @@ array that raises an error instead.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 from collections.abc import Mapping
@@ -119,6 +120,18 @@ def local_root(array: Any) -> Path | None:
     """The folder of an array in a local store."""
     store = store_of(array)
     return Path(store.root) / array.store_path.path if isinstance(store, LocalStore) else None
+
+
+def wait_until_idle(seconds: float = 5.0) -> None:
+    """Wait for what an interrupted call has left Zarr's own thread to write."""
+    from zarr.core.sync import sync
+
+    async def others() -> None:
+        if running := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(running)
+
+    with suppress(TimeoutError):
+        sync(others(), timeout=seconds)
 
 
 def stamps(array: Any) -> dict[str, Stamp]:

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from dlscale.errors import DoesNotFitError, InputError, SpecError
+from dlscale.interrupts import held_back
 from dlscale.storage.files import locks
 from dlscale.storage.files.atomic import PARTIAL, hidden
 from dlscale.storage.groups import result_attributes
 from dlscale.storage.results import check_name_length, check_place, is_being_written
+from dlscale.storage.zarr_stores import wait_until_idle
 
 _POLL_SECONDS = 0.1
 
@@ -122,13 +124,14 @@ def only_importer(destination: Path, *, make_folder: Callable[[Path], None] | No
     taken: list[locks.Lock] = []
 
     def clean() -> None:
-        _unfinished.pop(number, None)
-        if taken:
-            _remove_imports_of(destination)
-            taken.pop().release(remove=True)
-        for folder in missing:
-            with suppress(OSError):
-                folder.rmdir()
+        with held_back():
+            _unfinished.pop(number, None)
+            if taken:
+                _remove_imports_of(destination)
+                taken.pop().release(remove=True)
+            for folder in missing:
+                with suppress(OSError):
+                    folder.rmdir()
 
     number = id(clean)
     _unfinished[number] = clean
@@ -138,22 +141,21 @@ def only_importer(destination: Path, *, make_folder: Callable[[Path], None] | No
                 make_folder(destination.parent)
             destination.parent.mkdir(parents=True, exist_ok=True)
             while not taken:
-                if (lock := locks.take(path)) is not None:
-                    taken.append(lock)
-                else:
+                with held_back():  # a lock that nobody knows of would never be removed
+                    if (lock := locks.take(path)) is not None:
+                        taken.append(lock)
+                if not taken:
                     time.sleep(_POLL_SECONDS)
         _remove_imports_of(destination)
         yield
+    except BaseException:
+        wait_until_idle()
+        raise
     finally:
         clean()
 
 
 def _remove_imports_of(destination: Path) -> None:
-    """Remove what killed imports left; one that was interrupted may have threads that write for another moment."""
-    for _ in range(40):
-        leftovers = list(destination.parent.glob(f".{destination.name}.*{PARTIAL}"))
-        for leftover in leftovers:
-            shutil.rmtree(leftover, ignore_errors=True)
-        if not leftovers:
-            return
-        time.sleep(0.05)
+    """Remove what killed imports left."""
+    for leftover in destination.parent.glob(f".{destination.name}.*{PARTIAL}"):
+        shutil.rmtree(leftover, ignore_errors=True)

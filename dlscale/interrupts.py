@@ -1,0 +1,34 @@
+"""Ctrl-C and SIGTERM as one exception that comes between the steps of a command, and not within one."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_n_holding = 0
+_has_come = False
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """As a handler of signals: raise KeyboardInterrupt, after the body of `held_back` where one runs."""
+    global _has_come
+    if _n_holding:
+        _has_come = True
+        return
+    signal.default_int_handler(number, frame)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Let the body, which takes a moment, end before `interrupt` raises; without effect where that handles no signals."""
+    global _n_holding, _has_come
+    _n_holding += 1
+    try:
+        yield
+    finally:
+        _n_holding -= 1
+        if _has_come and not _n_holding:
+            _has_come = False
+            raise KeyboardInterrupt
