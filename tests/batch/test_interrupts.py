@@ -6,7 +6,6 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -85,15 +84,24 @@ def whole(folder: Path) -> list[Path]:
 
 def test_a_signal_within_a_step_comes_after_it() -> None:
     steps = []
-    with pytest.raises(KeyboardInterrupt), held_back():
+
+    def step() -> None:
         with held_back():
             signal.raise_signal(signal.SIGTERM)
             steps.append("inner")
-        steps.append("outer")
-    assert steps == ["inner", "outer"]
-    with suppress(KeyboardInterrupt):
+        steps.append("between")
+
+    def whole_step() -> None:
+        with held_back():
+            step()
+            steps.append("outer")
+        steps.append("never")
+
+    with pytest.raises(KeyboardInterrupt):
+        whole_step()
+    assert steps == ["inner", "between", "outer"]
+    with pytest.raises(KeyboardInterrupt):
+        step()
+    assert steps[3:] == ["inner"]
+    with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGTERM)
-        steps.append("after")
-    assert steps == ["inner", "outer"]
-    with held_back():
-        pass
