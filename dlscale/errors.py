@@ -7,7 +7,7 @@ DlscaleError
 │   ├── MissingChunkError   a chunk that the metadata promises is absent or truncated
 │   └── NonFiniteError      a NaN or an infinity, with its row and column
 ├── CorruptionError         stored data fails its checksum (exit code 1)
-├── NumericalError          the mathematics cannot be completed as asked (exit code 1)
+├── NumericalError          the mathematics cannot be completed as asked; also a numpy.linalg.LinAlgError (exit code 1)
 │   └── OutOfRange          at this scale; another one is tried
 ├── CertificateError        the answer was computed and failed its own check (exit code 1)
 ├── StalledError            no progress within the stated time (exit code 1)
@@ -18,6 +18,8 @@ Every message says what was required, what was got and what to do about it.
 """
 
 from __future__ import annotations
+
+from numpy.linalg import LinAlgError
 
 from dlscale.showing import without_secrets
 
@@ -87,8 +89,8 @@ class CorruptionError(DlscaleError):
     """Stored data fails its checksum."""
 
 
-class NumericalError(DlscaleError, ArithmeticError):
-    """The computation cannot be completed as asked (overflow, loss of rank)."""
+class NumericalError(DlscaleError, LinAlgError, ArithmeticError):
+    """The computation cannot be completed as asked (overflow, loss of rank); `numpy.linalg.LinAlgError` catches it too."""
 
 
 class OutOfRange(NumericalError):

@@ -14,11 +14,9 @@ from typing import Any
 
 import numpy as np
 import scipy.linalg
-from numpy.linalg import LinAlgError
 from numpy.linalg._linalg import QRResult, SlogdetResult, SVDResult
 
 import dlscale
-from dlscale.errors import NumericalError
 
 #: How often each function of dlscale answered.
 served: Counter[str] = Counter()
@@ -49,12 +47,9 @@ def is_whole(a: Any) -> bool:
 
 
 def call(name: str, *arguments: Any, **options: Any) -> Any:
-    """An answer of dlscale; what it cannot compute is LAPACK's error."""
+    """An answer of dlscale; what it cannot compute is a `numpy.linalg.LinAlgError`."""
     served[name] += 1
-    try:
-        return getattr(dlscale, name)(*map(np.asarray, arguments), **options)
-    except NumericalError as error:
-        raise LinAlgError(str(error)) from error
+    return getattr(dlscale, name)(*map(np.asarray, arguments), **options)
 
 
 def like(result: Any, given: Any) -> Any:
