@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from dlscale.linalg.solve_functions import lstsq as lstsq
     from dlscale.linalg.solve_functions import slogdet as slogdet
     from dlscale.linalg.solve_functions import solve as solve
+    from dlscale.linalg.solve_functions import solve_triangular as solve_triangular
     from dlscale.linalg.statistics.functions import cond as cond
     from dlscale.linalg.statistics.functions import det as det
     from dlscale.linalg.statistics.functions import matrix_rank as matrix_rank
@@ -54,6 +55,7 @@ _PLACES = {
     "cholesky": "dlscale.linalg.factor_functions",
     "solve": "dlscale.linalg.solve_functions",
     "lstsq": "dlscale.linalg.solve_functions",
+    "solve_triangular": "dlscale.linalg.solve_functions",
     "inverse": "dlscale.linalg.solve_functions",
     "slogdet": "dlscale.linalg.solve_functions",
     "norm": "dlscale.linalg.statistics.functions",
@@ -94,6 +96,7 @@ __all__ = [
     "run",
     "slogdet",
     "solve",
+    "solve_triangular",
     "submit",
     "svd",
     "trace",

@@ -37,19 +37,29 @@ class LUResult(NamedTuple):
     lu: Array
     piv: Array
 
-    def solve(self, b: Any) -> Array:
-        """Solve ``A x = b`` for b (n,) or (n, k), in the wider precision of the two.
+    def solve(self, b: Any, trans: int = 0) -> Array:
+        """Solve ``A x = b`` for b (n,) or (n, k), in the wider precision of the two; as `scipy.linalg.lu_solve`.
+
+        Parameters
+        ----------
+        b : (n,) or (n, k)
+        trans : int
+            0: ``A x = b``; 1: ``A^T x = b``; 2: ``A^H x = b``.
 
         Raises
         ------
         SpecError
-            If A is not square, or b has not its length.
+            If A is not square, b has not its length, or trans is another number.
         NonFiniteError
             Naming the place of a NaN or infinity in b.
         NumericalError
             If A is exactly singular, or the solution is no number of this precision.
         """
-        return _solve(LUFactors(ArrayMatrix(self.lu), self.piv.astype(np.intp), n_cores()), b)
+        if trans not in (0, 1, 2):
+            raise SpecError(f"trans must be 0, 1 or 2; got {trans!r}.")
+        factors = LUFactors(ArrayMatrix(self.lu), self.piv.astype(np.intp), n_cores())
+        # A^T x = b is A^H conj(x) = conj(b).
+        return _solve(factors, b, adjoint=bool(trans), conjugated=trans == 1)
 
 
 class CholeskyResult(NamedTuple):
@@ -173,7 +183,7 @@ def _run(kind: Kind, A: Any, options: Any) -> dict[str, Array]:
     return run_here(kind, kind.inputs({"matrix": A}), options).arrays
 
 
-def _solve(factors: LUFactors | CholeskyFactors, b: Any) -> Array:
+def _solve(factors: LUFactors | CholeskyFactors, b: Any, *, adjoint: bool = False, conjugated: bool = False) -> Array:
     (m, n), B = factors.shape, open_matrix(b, vectors=True)
     if m != n:
         raise SpecError(f"The factors of a square matrix solve systems; these are of {m} x {n}. Use lstsq.")
@@ -182,7 +192,9 @@ def _solve(factors: LUFactors | CholeskyFactors, b: Any) -> Array:
     if isinstance(factors, LUFactors) and (step := zero_pivot(factors.lu)) is not None:
         raise NumericalError(f"The matrix is {singular_words(step)}")
     rhs = read_rhs(B, 0, n)
-    X = factors.computing_in(np.result_type(factors.dtype, rhs)).solve(rhs)
+    wide = factors.computing_in(np.result_type(factors.dtype, rhs))
+    X = wide.solve(rhs.conj() if conjugated else rhs, adjoint=adjoint)
     if not np.isfinite(X).all():
         raise NumericalError(f"The solution has entries that overflow {X.dtype}; use dlscale.solve, which scales.")
+    X = X.conj() if conjugated else X
     return X[:, 0] if B.is_vector else X

@@ -9,6 +9,7 @@ from scipy.linalg import LinAlgWarning
 
 from dlscale.arrays import Array
 from dlscale.declaration.kind import Here, Kind, run_here
+from dlscale.errors import SpecError
 from dlscale.linalg.lstsq.kind import KIND as LSTSQ
 from dlscale.linalg.lstsq.kind import LstsqOptions
 from dlscale.linalg.solve.factoring import Assume
@@ -18,6 +19,9 @@ from dlscale.linalg.solve.kind import KIND as SOLVE
 from dlscale.linalg.solve.kind import NEARLY_SINGULAR, Precision, Refine, SolveOptions
 from dlscale.linalg.solve.slogdet import KIND as SLOGDET
 from dlscale.linalg.solve.slogdet import SlogdetOptions
+from dlscale.linalg.solve.system import AssumeOfSystem, Transposed
+
+_TRANSPOSED: dict[int | str, Transposed] = {0: False, "N": False, 1: True, "T": True, 2: "conjugate", "C": "conjugate"}
 
 
 class LstsqResult(NamedTuple):
@@ -51,7 +55,8 @@ def solve(
     A: Any,
     b: Any,
     *,
-    assume: Assume = SolveOptions.assume,
+    assume: AssumeOfSystem = SolveOptions.assume,
+    transposed: Transposed = SolveOptions.transposed,
     precision: Precision = SolveOptions.precision,
     refine: Refine = SolveOptions.refine,
     panel: int | None = None,
@@ -63,7 +68,9 @@ def solve(
     A : (n, n) NumPy, Dask or Zarr array, path or URL
     b : (n,) or (n, k), the same
     assume : str
-        ``general``; ``pos``: Hermitian positive definite, half of the work; ``sym``: Hermitian.
+        ``general``; ``pos``: Hermitian positive definite, half of the work; ``sym``: Hermitian; ``lower`` or ``upper``: triangular.
+    transposed : bool or str
+        True: solve ``A^T x = b`` instead; ``conjugate``: ``A^H x = b``.
     precision : str
         ``mixed`` factors in single precision, in half of the time, and refines to double precision; where that does not
         converge the matrix is factored in double precision.
@@ -100,8 +107,47 @@ def solve(
     ----------
     Golub and Van Loan (2013), section 3.5; Carson and Higham (2018) for mixed precision.
     """
-    options = SolveOptions(assume=assume, precision=precision, refine=refine, panel=panel)
+    options = SolveOptions(assume=assume, transposed=transposed, precision=precision, refine=refine, panel=panel)
     return _run(SOLVE, options, matrix=A, rhs=b).arrays["x"]
+
+
+def solve_triangular(a: Any, b: Any, trans: int | str = 0, lower: bool = False, *, unit_diagonal: bool = False) -> Array:
+    """Solve ``a x = b`` for a triangular matrix, as `scipy.linalg.solve_triangular`.
+
+    Parameters
+    ----------
+    a : (n, n) NumPy, Dask or Zarr array, path or URL
+        What stands in its other triangle is no part of it.
+    b : (n,) or (n, k), the same
+    trans : int or str
+        0 or ``N``: ``a x = b``; 1 or ``T``: ``a^T x = b``; 2 or ``C``: ``a^H x = b``.
+    lower : bool
+        Whether a is the lower triangle.
+    unit_diagonal : bool
+        Whether the diagonal counts as ones.
+
+    Returns
+    -------
+    x : (n,) or (n, k)
+
+    Raises
+    ------
+    NumericalError
+        If a is exactly singular, naming the entry of its diagonal that is zero.
+    SpecError, InputError, NonFiniteError, CertificateError
+        As for `solve`, which refuses a matrix whose other triangle is not zero.
+
+    Notes
+    -----
+    n^2 flops of a right-hand side.
+    """
+    transposed = _TRANSPOSED.get(trans)
+    if transposed is None:
+        raise SpecError(f"trans must be 0, 1, 2, N, T or C; got {trans!r}.")
+    options = SolveOptions(
+        assume="lower" if lower else "upper", transposed=transposed, only_triangle=True, unit_diagonal=unit_diagonal
+    )
+    return _run(SOLVE, options, matrix=a, rhs=b).arrays["x"]
 
 
 def lstsq(A: Any, b: Any, *, rcond: float | None = None) -> LstsqResult:
@@ -135,7 +181,7 @@ def lstsq(A: Any, b: Any, *, rcond: float | None = None) -> LstsqResult:
     return LstsqResult(arrays["x"], outcome.estimates["residuals"], outcome.estimates["rank"], arrays.get("s"))
 
 
-def inverse(A: Any, *, assume: Assume = SolveOptions.assume) -> Array:
+def inverse(A: Any, *, assume: Assume = InverseOptions.assume) -> Array:
     """The inverse of a square matrix.
 
     Parameters
@@ -160,7 +206,7 @@ def inverse(A: Any, *, assume: Assume = SolveOptions.assume) -> Array:
     return _run(INVERSE, InverseOptions(assume=assume), matrix=A).arrays["inverse"]
 
 
-def slogdet(A: Any, *, assume: Assume = SolveOptions.assume) -> SlogdetResult:
+def slogdet(A: Any, *, assume: Assume = SlogdetOptions.assume) -> SlogdetResult:
     """Sign and logarithm of the determinant of a square matrix.
 
     Parameters

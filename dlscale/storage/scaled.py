@@ -1,4 +1,4 @@
-"""A matrix times a power of two, or in a higher precision, as a view."""
+"""A matrix times a power of two, in a higher precision or conjugated, as a view."""
 
 from __future__ import annotations
 
@@ -84,3 +84,20 @@ def promoted(A: Matrix, other: np.dtype[Any]) -> Matrix:
     both = np.result_type(A.dtype, other)
     dtype = both if A.dtype.kind == "c" else np.dtype(both.char.lower())
     return A if dtype == A.dtype else Promoted(A, dtype)
+
+
+class Conjugated(View):
+    """The complex conjugate of a matrix, or of right-hand sides."""
+
+    @property
+    def T(self) -> Matrix:
+        return Conjugated(self.base.T)
+
+    def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
+        block = self.base.region(rows, columns, out)
+        return np.conjugate(block, out=block if out is not None and np.may_share_memory(block, out) else None)
+
+
+def conjugated(A: Matrix) -> Matrix:
+    """The complex conjugate; A itself where it is real."""
+    return Conjugated(A) if A.dtype.kind == "c" else A

@@ -146,6 +146,14 @@ MEASURED: dict[str, tuple[dict[str, Any], float]] = {
         {"kind": "solve", "input": {"matrix": "square", "rhs": "columns"}, "params": {"panel": PANEL}},
         1.0,
     ),
+    "a triangle that is not factored": (
+        {"kind": "solve", "input": {"matrix": "square", "rhs": "columns"}, "params": {"assume": "lower", "only_triangle": True}},
+        1.0,
+    ),
+    "systems with the transpose": (
+        {"kind": "solve", "input": {"matrix": "square", "rhs": "columns"}, "params": {"panel": PANEL, "transposed": True}},
+        1.0,
+    ),
     "rows of an inverse, zeros left out": ({"kind": "inverse", "input": {"matrix": "square"}, "params": {"panel": PANEL}}, 1.0),
     "and of a positive definite matrix": (
         {"kind": "inverse", "input": {"matrix": "square"}, "params": {"panel": PANEL, "assume": "pos"}},

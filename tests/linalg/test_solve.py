@@ -194,7 +194,12 @@ def test_from_disk(tmp_path: Path) -> None:
     [
         (np.ones((3, 4)), np.ones(3), {}, "must be square .* lstsq"),
         (np.eye(3), np.ones(4), {}, "input.rhs: must have 3 rows"),
-        (np.eye(3), np.ones(3), {"assume": "diagonal"}, r"assume: got 'diagonal' \(text\); allowed: general, pos .* or sym"),
+        (
+            np.eye(3),
+            np.ones(3),
+            {"assume": "diagonal"},
+            r"assume: got 'diagonal' \(text\); allowed: general, pos .*sym .*, lower or upper",
+        ),
         (np.eye(3), np.ones(3), {"precision": "half"}, "precision: got 'half' .*double, or mixed"),
         (np.eye(3), np.ones(3), {"precision": "mixed", "refine": "never"}, "must be auto with precision mixed"),
         (np.eye(3), np.ones(3), {"panel": 4}, "params.panel"),

@@ -161,21 +161,26 @@ class NumPyWithout:
 
 OVERWRITE = ("overwrite_a", "overwrite_b")
 ASSUMED = {None: "general", "gen": "general", "general": "general", "sym": "sym", "her": "sym", "pos": "pos"}
+TRIANGULAR = {"lower triangular": True, "upper triangular": False}
 ASSUMED |= {"symmetric": "sym", "hermitian": "sym", "positive definite": "pos"}
 
 
 def solve(a: Any, b: Any, lower: bool = False, assume_a: Any = None, transposed: bool = False, **options: Any) -> Any:
-    if (
-        lower
-        or transposed
-        or any(options.get(key) for key in OVERWRITE)
-        or assume_a not in ASSUMED
-        or not ours("solve", a, b, square=True)
-    ):
+    if lower or any(options.get(key) for key in OVERWRITE) or not ours(f"solve {assume_a} {transposed}", a, b, square=True):
         return scipy.linalg.solve(a, b, lower=lower, assume_a=assume_a, transposed=transposed, **options)
-    if ASSUMED[assume_a] != "general" and not is_whole(a):
-        return scipy.linalg.solve(a, b, assume_a=assume_a, **options)
-    return call("solve", a, b, assume=ASSUMED[assume_a])
+    if assume_a in TRIANGULAR:
+        return call("solve_triangular", a, b, trans=int(transposed), lower=TRIANGULAR[assume_a])
+    if assume_a not in ASSUMED or (ASSUMED[assume_a] != "general" and not is_whole(a)):
+        return scipy.linalg.solve(a, b, assume_a=assume_a, transposed=transposed, **options)
+    return call("solve", a, b, assume=ASSUMED[assume_a], transposed=transposed)
+
+
+def solve_triangular(
+    a: Any, b: Any, trans: Any = 0, lower: bool = False, unit_diagonal: bool = False, overwrite_b: bool = False, **options: Any
+) -> Any:
+    if overwrite_b or not ours(f"solve_triangular {trans} {lower}", a, b, square=True):
+        return scipy.linalg.solve_triangular(a, b, trans, lower, unit_diagonal, overwrite_b, **options)
+    return call("solve_triangular", a, b, trans=trans, lower=lower, unit_diagonal=unit_diagonal)
 
 
 def inv(a: Any, *, assume_a: Any = None, lower: bool = False, **options: Any) -> Any:
@@ -246,7 +251,8 @@ def svdvals(a: Any, **options: Any) -> Any:
     return call("svd", a).s if ours("svd", a) else scipy.linalg.svdvals(a, **options)
 
 
-SCIPY: dict[str, Callable[..., Any]] = {f.__name__: f for f in (solve, inv, det, lstsq, lu_factor, lu, cholesky, qr, svd, svdvals)}
+FUNCTIONS = (solve, solve_triangular, inv, det, lstsq, lu_factor, lu, cholesky, qr, svd, svdvals)
+SCIPY: dict[str, Callable[..., Any]] = {f.__name__: f for f in FUNCTIONS}
 
 #: What NumPy's tests import by name.
 IMPORTED = ("norm", "matrix_rank", "matrix_power")

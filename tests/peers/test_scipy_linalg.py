@@ -13,7 +13,7 @@ _WORDS = "the warning is SciPy's LinAlgWarning in other words: nearly singular"
 OTHERWISE = {
     **{
         f"TestSolve::test_ill_condition_warning[{structure}]": _WORDS
-        for structure in ("symmetric", "hermitian", "positive definite", "general", "None")
+        for structure in ("symmetric", "hermitian", "positive definite", "general", "lower triangular", "None")
     },
     "TestSolve::test_exactly_singular_gh22263[positive definite]": "refused in other words: not positive definite",
     "TestDet::test_simple_check_finite": "refused in other words, which say where the NaN stands",
@@ -26,7 +26,7 @@ OTHERWISE = {
 MODULES = {
     "test_basic": (
         "(TestSolve or TestInv or TestDet or TestLstsq or TestDTypes) and not overwrite and not structure and not Banded",
-        ["solve", "inverse", "slogdet", "lstsq"],
+        ["solve", "solve_triangular", "inverse", "slogdet", "lstsq"],
     ),
     "test_decomp": ("TestSVD or TestQR and not left and not right and not pivoting and not lwork", ["svd", "qr"]),
     "test_decomp_lu": ("Test", ["lu", "solve"]),

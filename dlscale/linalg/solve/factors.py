@@ -107,7 +107,7 @@ class LUFactors:
     def solve(self, B: Array, *, adjoint: bool = False, width: int = SLAB_COLUMNS, tell: Tell = untold) -> Array:
         """Two triangular solves and a permutation."""
         targets, sources = interchanges(self.pivots, self.shape[0])
-        dtype = _with_imaginary(self.dtype, B)
+        dtype = with_imaginary(self.dtype, B)
         solve = partial(solve_triangular, self.lu, how=How(dtype, self.n_threads, width, tell))
         if adjoint:
             X = solve(solve(B, lower=False, op="C"), lower=True, op="C", unit=True, overwrite=True)
@@ -163,7 +163,7 @@ class CholeskyFactors:
 
     def solve(self, B: Array, *, adjoint: bool = False, width: int = SLAB_COLUMNS, tell: Tell = untold) -> Array:
         """Two triangular solves; A is its own adjoint."""
-        dtype = _with_imaginary(self.dtype, B)
+        dtype = with_imaginary(self.dtype, B)
         solve = partial(solve_triangular, self.l, lower=True, how=How(dtype, self.n_threads, width, tell))
         return solve(solve(B), op="C", overwrite=True)
 
@@ -218,7 +218,7 @@ class QRFactors:
     def solve(self, B: Array, *, adjoint: bool = False, width: int = SLAB_COLUMNS, tell: Tell = untold) -> Array:
         """``R^-1 Q^H B``, or ``Q R^-H B``; of a tall matrix the least squares solution."""
         n = self.shape[1]
-        dtype = _with_imaginary(self.dtype, B)
+        dtype = with_imaginary(self.dtype, B)
         solve = partial(solve_triangular, self.triangle, lower=False, how=How(dtype, self.n_threads, width, tell))
         if not adjoint:
             return solve(self.rotated(B, width=width, tell=tell)[:n], overwrite=True)
@@ -304,7 +304,7 @@ class ScaledFactors:
         sizes = np.where(sizes > 0, sizes, 1)
         with np.errstate(over="ignore", invalid="ignore"):
             X = self.factors.solve(B / sizes, adjoint=adjoint, width=width, tell=tell)
-            return np.asarray(X.astype(_with_imaginary(self.dtype, X)) * (self.scale * sizes))
+            return np.asarray(X.astype(with_imaginary(self.dtype, X)) * (self.scale * sizes))
 
 
 @dataclass(frozen=True)
@@ -375,6 +375,6 @@ class Loaded(ArrayMatrix):
         self.row_unit, self.column_unit, self.any_range = stored.row_unit, stored.column_unit, stored.any_range
 
 
-def _with_imaginary(dtype: np.dtype[Any], B: Array) -> np.dtype[Any]:
+def with_imaginary(dtype: np.dtype[Any], B: Array) -> np.dtype[Any]:
     """A dtype, or its complex counterpart where the right-hand sides are complex."""
     return np.dtype(dtype.char.upper()) if B.dtype.kind == "c" and dtype.kind == "f" else dtype

@@ -1,4 +1,4 @@
-"""Linear systems A X = B: factor, solve, measure the backward error, refine until it is at rounding level.
+"""Linear systems A X = B, or A^T X = B: factor, solve, measure the backward error, refine until it is at rounding level.
 
 With ``precision: mixed`` the matrix is factored in single precision, which takes half of the time, and the solution refined to
 double precision. Where that does not converge (condition numbers above about 1e8), the matrix is factored in double precision.
@@ -30,8 +30,10 @@ from dlscale.linalg.solve.factors import triangles
 from dlscale.linalg.solve.stored import stored_factors
 from dlscale.linalg.solve.substitution import Substitution
 from dlscale.linalg.solve.system import Precision, Refine, SolveOptions, System, batch_columns, is_mixed, lower_dtype
+from dlscale.linalg.solve.triangle import Triangle, plan_triangle
 from dlscale.storage.inputs import Inputs
-from dlscale.storage.scaled import promoted
+from dlscale.storage.matrix import Matrix
+from dlscale.storage.scaled import conjugated, promoted
 
 __all__ = ["NEARLY_SINGULAR", "Precision", "Refine", "SolveOptions", "compute_solve", "near_singular_words", "plan_solve"]
 
@@ -52,14 +54,16 @@ def plan_solve(inputs: Inputs, options: SolveOptions, facts: ClusterFacts) -> Pl
     DoesNotFitError
     """
     options.check()
-    B = inputs["rhs"]
-    A = promoted(inputs["matrix"], B.dtype)
+    A, B = operands(inputs, options)
     (m, n), k = A.shape, B.shape[1]
     if m != n:
         raise SpecError(f"input.matrix: must be square to be solved with; got {m} x {n}. Use kind lstsq.")
     if B.shape[0] != n:
         raise SpecError(f"input.rhs: must have {n} rows like the matrix; got {B.shape[0]}.")
     if "factors" in inputs.results:
+        if options.triangular or options.transposed:
+            name = f"assume: {options.assume}" if options.triangular else "transposed"
+            raise SpecError(f"params.{name} does not go with input.factors; leave one of them out.")
         factors = stored_factors(inputs.results["factors"], n_threads=1)
         if factors.shape != A.shape:
             raise InputError(f"input.factors: must be of a matrix of order {n} like input.matrix; got {factors.shape[0]}.")
@@ -71,6 +75,8 @@ def plan_solve(inputs: Inputs, options: SolveOptions, facts: ClusterFacts) -> Pl
     width = min(k, batch_columns(n, A.dtype))
     n_batches, factored = -(-k // width), lower_dtype(A.dtype) if mixed else A.dtype
     n_solves = usual_solves(n, options, mixed=mixed)
+    if options.triangular:
+        return plan_triangle(A, k, facts, lower=options.lower, width=width, n_solves=n_solves)
 
     def more(grid: PanelGrid) -> After:
         way = Substitution.of_chunks(n, factor_chunks((n, n), factored.itemsize, grid), factored.itemsize)
@@ -88,7 +94,7 @@ def plan_solve(inputs: Inputs, options: SolveOptions, facts: ClusterFacts) -> Pl
         state_bytes=n * width * wide,
         given=given,
     )
-    plan = plan_factoring(assuming("solve", options.assume), A, FactorOptions(options.panel), facts, around=around)
+    plan = plan_factoring(assuming("solve", options.factored_as), A, FactorOptions(options.panel), facts, around=around)
     words = f"{plan.words}{' in single precision' if mixed else ''}, triangular systems, refinement"
     if given:
         words = f"factors of {inputs.results['factors'].uri}, triangular systems, refinement"
@@ -99,9 +105,20 @@ def plan_solve(inputs: Inputs, options: SolveOptions, facts: ClusterFacts) -> Pl
     return replace(plan, words=words, notes=notes, rates=rates)
 
 
+def operands(inputs: Inputs, options: SolveOptions) -> tuple[Matrix, Matrix]:
+    """The matrix and the right-hand sides of the system that is solved: ``A^T x = b`` is ``A^H conj(x) = conj(b)``."""
+    B = inputs["rhs"]
+    A = promoted(inputs["matrix"], B.dtype)
+    if options.transposed:
+        A, B = conjugated(A.T), conjugated(B) if options.transposed is True else B
+    if options.triangular:
+        A = Triangle(A, lower=options.lower, only=options.only_triangle, unit=options.unit_diagonal)
+    return A, B
+
+
 def usual_solves(n: int, options: SolveOptions, *, mixed: bool) -> int:
     """How often a system is solved, with what refines it; where a matrix is harmless once may be enough."""
-    if options.refine == "never" or (options.assume == "pos" and not mixed):
+    if options.refine == "never" or options.triangular or (options.assume == "pos" and not mixed):
         return 1
     return 6 if mixed else 1 + (n >= REFINED_ORDER)
 
@@ -129,8 +146,7 @@ def compute_solve(run: Run, inputs: Inputs, options: SolveOptions, plan: Plan) -
     ----------
     Golub and Van Loan (2013), sections 3.4 and 3.5; Higham (2002), chapters 9 and 12.
     """
-    B = inputs["rhs"]
-    A = promoted(inputs["matrix"], B.dtype)
+    A, B = operands(inputs, options)
     system = System(Passes(run), A, plan, options)
     system.measure()
     stored = inputs.results.get("factors")
@@ -147,6 +163,8 @@ def compute_solve(run: Run, inputs: Inputs, options: SolveOptions, plan: Plan) -
     system.notes += scale_words(system.exponent)
     if not estimates["forward_error_bound"] < 1:
         system.notes.append(near_singular_words(estimates["condition"], A.dtype))
+    if options.transposed is True:
+        X = X.conj()
     return Outcome({"x": X[:, 0] if B.is_vector else X}, (), certificate, estimates, tuple(system.notes))
 
 

@@ -27,11 +27,17 @@ from dlscale.linalg.solve.condition import SURE, is_sure
 from dlscale.linalg.solve.factoring import FACTORS, Assume, factor, factor_orthogonally, reproduced
 from dlscale.linalg.solve.factors import CholeskyFactors, Factorization, LUFactors, ScaledFactors, TimesPower
 from dlscale.linalg.solve.refinement import Refined, in_range, refine, refine_by_gmres
+from dlscale.linalg.solve.triangle import TriangleFactors
 from dlscale.storage.matrix import ArrayMatrix, Matrix
 from dlscale.storage.scaled import scaled
 
+AssumeOfSystem = Annotated[
+    Literal["general", "pos", "sym", "lower", "upper"],
+    Field(description="general, pos (Hermitian positive definite), sym (Hermitian), lower or upper (triangular)"),
+]
 Precision = Literal["double", "mixed"]
 Refine = Literal["auto", "never"]
+Transposed = bool | Literal["conjugate"]
 
 #: Times eps: the backward error at which factors in single precision are good enough, and that of a solve without refinement.
 MIXED_TARGET = 1.0
@@ -52,10 +58,21 @@ class SolveOptions(Options):
     Notes
     -----
     What is assumed of the matrix must hold (``pos`` takes Cholesky and half of the work, ``sym`` is solved by LU); where it does
-    not, the backward error shows it. ``refine: never`` only measures, and is not for ``mixed``.
+    not, the backward error shows it. ``refine: never`` only measures, and is not for ``mixed``. With ``lower`` and ``upper``
+    nothing is factored; a matrix whose other triangle is not zero is refused, unless ``only_triangle`` says that it is no part of
+    the matrix, as in the ``lu`` of an LU factorization, whose L has a ``unit_diagonal`` besides.
     """
 
-    assume: Assume = "general"
+    assume: AssumeOfSystem = "general"
+    transposed: Annotated[
+        Transposed, Field(description="false, true (A^T x = b) or conjugate (A^H x = b); lower and upper say what A is")
+    ] = False
+    only_triangle: Annotated[
+        bool, Field(description="true or false: whether what stands beside the triangle is no part of the matrix, and not read")
+    ] = False
+    unit_diagonal: Annotated[
+        bool, Field(description="true or false: whether the diagonal of a triangular matrix counts as ones")
+    ] = False
     precision: Annotated[Precision, Field(description="double, or mixed (factored in single precision, refined to double)")] = (
         "double"
     )
@@ -66,6 +83,31 @@ class SolveOptions(Options):
         """Check what goes together (SpecError)."""
         if self.refine == "never" and self.precision == "mixed":
             raise SpecError("params.refine: must be auto with precision mixed, whose factors alone have 7 digits; got never.")
+        if not self.triangular:
+            if self.only_triangle or self.unit_diagonal:
+                name = "only_triangle" if self.only_triangle else "unit_diagonal"
+                raise SpecError(f"params.{name}: is for assume lower or upper; got true with assume {self.assume}.")
+        elif self.precision == "mixed" or self.panel is not None:
+            name = "panel" if self.panel is not None else "precision: mixed"
+            raise SpecError(f"params.{name} is for what is factored, and with assume {self.assume} nothing is; leave it out.")
+
+    @property
+    def triangular(self) -> bool:
+        return self.assume in ("lower", "upper")
+
+    @property
+    def factored_as(self) -> Assume:
+        """What a factorization assumes; a triangular matrix has none."""
+        match self.assume:
+            case "lower" | "upper":
+                return "general"
+            case assume:
+                return assume
+
+    @property
+    def lower(self) -> bool:
+        """Whether the triangular matrix that systems are solved with, transposed or not, is a lower one."""
+        return (self.assume == "lower") != bool(self.transposed)
 
 
 def is_mixed(A: Matrix, options: SolveOptions) -> bool:
@@ -187,6 +229,10 @@ class System:
 
     def _attempts(self, given: LUFactors | CholeskyFactors | None) -> Iterator[tuple[Factorization, float, str]]:
         """Factors with the target of their refinement, the cheaper ones first; how they are called."""
+        if self.options.triangular:
+            n_threads = self.plan.cluster.threads_per_worker
+            yield TriangleFactors(self.A, self.options.lower, n_threads), DOUBLE_TARGET, "by substitution"
+            return
         if given is not None:
             if given.dtype != self.A.dtype:
                 scale = float(np.ldexp(1.0, self.exponent))
@@ -206,7 +252,7 @@ class System:
         yield factor_orthogonally(self.passes, self.A, self.plan, name=f"{FACTORS}-qr"), DOUBLE_TARGET, "factored by QR"
 
     def _factor(self, A: Matrix, name: str) -> LUFactors | CholeskyFactors:
-        return factor(self.passes, A, self.plan, self.options.assume, name=name)
+        return factor(self.passes, A, self.plan, self.options.factored_as, name=name)
 
     def _own_factors(self) -> Factorization:
         # Square roots of 2 A are no multiples of those of A; of 4 A they are, so that any power of two gives the same bits.
