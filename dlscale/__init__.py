@@ -5,6 +5,7 @@ dlscale.randomized_svd(A, 50)          # u, s, vh of a NumPy, Dask or Zarr array
 dlscale.svd(A)                         # exact, tall or wide
 dlscale.qr(A)                          # q, r of a tall matrix
 dlscale.solve(A, b), dlscale.lstsq(A, b), dlscale.inverse(A), dlscale.slogdet(A)
+dlscale.ridge(A, b, penalties=[0.1, 1, 10])
 dlscale.matmul(A, B), dlscale.matmul(A, adjoint_a=True), dlscale.matrix_power(A, 5)
 dlscale.norm(A), dlscale.cond(A), dlscale.matrix_rank(A), dlscale.pinv(A), dlscale.det(A), dlscale.trace(A)
 dlscale.eigh(S), dlscale.eigsh(S, 6)    # of a symmetric matrix, proved to be complete
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from dlscale.linalg.multiply.functions import matmul as matmul
     from dlscale.linalg.multiply.functions import matrix_power as matrix_power
     from dlscale.linalg.pca.estimator import PCA as PCA
+    from dlscale.linalg.ridge.functions import ridge as ridge
     from dlscale.linalg.solve_functions import inverse as inverse
     from dlscale.linalg.solve_functions import lstsq as lstsq
     from dlscale.linalg.solve_functions import slogdet as slogdet
@@ -56,6 +58,7 @@ _PLACES = {
     "solve": "dlscale.linalg.solve_functions",
     "lstsq": "dlscale.linalg.solve_functions",
     "solve_triangular": "dlscale.linalg.solve_functions",
+    "ridge": "dlscale.linalg.ridge.functions",
     "inverse": "dlscale.linalg.solve_functions",
     "slogdet": "dlscale.linalg.solve_functions",
     "norm": "dlscale.linalg.statistics.functions",
@@ -93,6 +96,7 @@ __all__ = [
     "pinv",
     "qr",
     "randomized_svd",
+    "ridge",
     "run",
     "slogdet",
     "solve",

@@ -15,6 +15,7 @@ from dlscale.linalg.lu import kind as lu
 from dlscale.linalg.multiply import kind as matmul
 from dlscale.linalg.pca import kind as pca
 from dlscale.linalg.qr import kind as qr
+from dlscale.linalg.ridge import kind as ridge
 from dlscale.linalg.solve import inverse, slogdet
 from dlscale.linalg.solve import kind as solve
 from dlscale.linalg.statistics import kind as norm
@@ -28,6 +29,7 @@ _TABLE = (
     cholesky.KIND,
     solve.KIND,
     lstsq.KIND,
+    ridge.KIND,
     inverse.KIND,
     slogdet.KIND,
     matmul.KIND,

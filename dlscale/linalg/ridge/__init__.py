@@ -1,0 +1,1 @@
+"""Ridge regression: a path of penalties from one factorization."""

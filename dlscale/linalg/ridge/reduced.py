@@ -1,0 +1,82 @@
+"""How a ridge problem is made small: what is the same of a tall and of a wide matrix."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dlscale.arrays import Array
+from dlscale.engine.passes import Passes
+from dlscale.engine.plan import Plan
+from dlscale.errors import OutOfRange
+from dlscale.linalg.scaling import exponent_of
+from dlscale.storage.matrix import Matrix
+
+#: Binary exponents up to which squares of residuals, and their products with the matrix, keep their digits.
+SAFE_EXPONENT = 150
+
+
+@dataclass(frozen=True)
+class RidgeProblem:
+    """What is asked of a matrix and its right-hand sides.
+
+    Parameters
+    ----------
+    passes : Passes
+    A : Matrix (m, n)
+    B : Matrix (m, k)
+    plan : Plan
+    penalties : (q,)
+    n_folds : int
+        0 for none, m for leaving one row out.
+    intercept : bool
+    cutoff : float
+        Relative to the largest, singular values that count as zero where there is no penalty.
+    """
+
+    passes: Passes
+    A: Matrix
+    B: Matrix
+    plan: Plan
+    penalties: Array
+    n_folds: int
+    intercept: bool
+    cutoff: float
+
+    @property
+    def bounds(self) -> tuple[int, ...]:
+        """First row of each fold of neighbouring rows, as scikit-learn's `KFold` cuts, and m; of no folds, 0 and m."""
+        m, n_folds = self.A.shape[0], self.n_folds if 0 < self.n_folds < self.A.shape[0] else 1
+        return tuple(i * (m // n_folds) + min(i, m % n_folds) for i in range(n_folds + 1))
+
+    def require_range(self, *sizes: float) -> None:
+        """OutOfRange where squares of what has these sizes are not safe, if that is watched."""
+        if self.passes.watches_range and any(size and abs(exponent_of(size)) > SAFE_EXPONENT for size in sizes):
+            raise OutOfRange("Squares of the entries are not safe.")
+
+
+class Reduced(ABC):
+    """A small problem that has the coefficients of a large one.
+
+    Attributes
+    ----------
+    s : (p,)
+        Singular values of the matrix, centred where there is an intercept.
+    freedom : (q,)
+        Degrees of freedom for each penalty, without the intercept.
+    words : str
+        How it was made.
+    """
+
+    s: Array
+    freedom: Array
+    words: str
+
+    @abstractmethod
+    def errors(self) -> Array:
+        """(q, k): sums over the rows of squares of what is left of them by coefficients from other rows."""
+
+    @abstractmethod
+    def coefficients(self, which: Sequence[int]) -> Array:
+        """(len(which), n, k), of these penalties."""
