@@ -18,6 +18,8 @@ from dlscale.errors import CertificateError
 #: LAPACK's test programs accept a scaled residual under this (``THRESH`` in ``dtest.in``).
 LAPACK_THRESHOLD = 30.0
 
+_NEARLY_SINGULAR = "the matrix is nearly singular"
+
 
 @dataclass(frozen=True)
 class Check:
@@ -177,3 +179,14 @@ def solution(residuals: np.ndarray, norm: float, sizes: np.ndarray, dtype: np.dt
     value = max(errors) if all(map(math.isfinite, errors)) else math.inf
     meaning = "every column of x solves exactly a system whose matrix differs from A by rounding only"
     return Check("||b - Ax|| / (||A|| ||x|| eps)", value, LAPACK_THRESHOLD, meaning)
+
+
+def near_singular_words(number: float, dtype: np.dtype[Any]) -> str:
+    """The note that a condition number leaves no digit of a solution sure."""
+    size = f"about {number:.1e} or more" if np.isfinite(number) else "out of range"
+    return f"{_NEARLY_SINGULAR}: the condition number is {size}, so that no digit of an answer in {dtype} is sure"
+
+
+def leaves_no_digit(note: object) -> bool:
+    """Whether a note is that of `near_singular_words`."""
+    return str(note).startswith(_NEARLY_SINGULAR)

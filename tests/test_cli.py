@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner, Result
+from helpers import store
 
 from dlscale.batch.generate import default_chunks
 from dlscale.cli.main import commands
@@ -252,6 +253,33 @@ def test_the_life_of_a_job_can_be_followed(folder: Path, monkeypatch: pytest.Mon
     assert "pass left" in call("logs", job["job"]).stdout
     assert call("report").stdout.strip().endswith("report.html")
     assert json.loads(call("schema").stdout)["title"] == "dlscale job"
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("slogdet", ("log |det|", "sign of det", "+1")),
+        ("solve", ("condition", "backward error", "no digit is sure", "warning", "nearly singular")),
+        ("inverse", ("condition", "warning", "nearly singular")),
+    ],
+)
+def test_the_end_says_the_answer_and_where_none_is_sure(
+    kind: str, said: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    Q = np.linalg.qr(rng.standard_normal((30, 30)))[0]
+    A = (Q * np.geomspace(1, 1e-17, 30)) @ Q.T if kind != "slogdet" else np.eye(30)
+    store(tmp_path / "a.zarr", A, chunks=(30, 30))
+    store(tmp_path / "b.zarr", rng.standard_normal((30, 1)), chunks=(30, 1))
+    rhs = ", rhs: b.zarr" if kind == "solve" else ""
+    (tmp_path / "job.yaml").write_text(f"kind: {kind}\ninput: {{matrix: a.zarr{rhs}}}\ncluster: threads\n")
+    shown = call("run", "job.yaml")
+    assert shown.exit_code == 0, shown.stderr
+    for words in said:
+        assert words in shown.stdout
+    page = next(tmp_path.glob("dlscale-workspace/jobs/*/report.html")).read_text()
+    assert ("no digit is sure" in page) == ("warning" in said)
 
 
 def test_info_tells_a_matrix_from_a_result(folder: Path) -> None:

@@ -305,9 +305,9 @@ class Workspace:
             raise SpecError(
                 f"{job_id!r} is the beginning of {len(found)} jobs: {', '.join(job.id for job in found[:4])}; give more of it."
             )
-        known = ", ".join(job.id for job in jobs[:4]) or "none"
-        wanted = f"no job {job_id}" if job_id else "no job yet"
-        raise SpecError(f"There is {wanted} in {self.root}; the newest are: {known}.")
+        if not jobs:
+            raise SpecError(f"There is no job yet in {self.root}; `dlscale run` and `dlscale submit` make one.")
+        raise SpecError(f"There is no job {job_id} in {self.root}; the newest are: {', '.join(job.id for job in jobs[:4])}.")
 
     def list_jobs(self, limit: int | None = None) -> tuple[list[ListedJob], dict[str, str]]:
         """The newest jobs, the newest first, and what is damaged: id to message.

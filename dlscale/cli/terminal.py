@@ -18,6 +18,7 @@ from rich.segment import Segment
 from rich.table import Table
 
 from dlscale.batch.jobs.progress import Follower, progress_words, rates_of
+from dlscale.certificates import leaves_no_digit
 from dlscale.engine.events import Event, StateChanged, StepFinished, StepStarted, Warned, WorkDone
 from dlscale.errors import SpecError
 from dlscale.report import words
@@ -183,8 +184,10 @@ def import_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
 
 
 def show_result(console: Console, result: JobResult) -> None:
-    """How a job ended: its first values, its certificate, and where everything is."""
+    """How a job ended: what it found, its certificate, and where everything is."""
     from dlscale.batch.workspace import Job
+
+    job = Job(result.folder)
 
     tick = "✓" if "utf" in console.encoding.lower() else "ok"
     cross = "✗" if "utf" in console.encoding.lower() else "FAILED"
@@ -193,10 +196,11 @@ def show_result(console: Console, result: JobResult) -> None:
     pairs = []
     if result.result:
         arrays = result.open()
-        name = next((name for name in _TELLING if name in arrays), None)
-        if name:
-            values = "  ".join(words.number(float(value)) for value in arrays[name][:_N_VALUES])
-            pairs.append((_TELLING[name], values + ("  …" if arrays[name].shape[0] > _N_VALUES else "")))
+        telling = next((name for name in _TELLING if name in arrays), "")
+        if telling:
+            values = "  ".join(words.number(float(value)) for value in arrays[telling][:_N_VALUES])
+            pairs.append((_TELLING[telling], values + ("  …" if arrays[telling].shape[0] > _N_VALUES else "")))
+        pairs += [(name, text) for name, text in _key_numbers(job) if name != _TELLING.get(telling)]
         pairs.append(("arrays", ", ".join(f"{name} ({words.shape(array.shape)})" for name, array in sorted(arrays.items()))))
     for check in (result.certificate or {}).get("checks", ()):
         mark, limit = tick if check["passed"] else cross, words.number(check["threshold"])
@@ -204,12 +208,22 @@ def show_result(console: Console, result: JobResult) -> None:
     if result.result:
         from dlscale.storage.groups import result_attributes
 
-        pairs += [("note", str(note)) for note in (result_attributes(result.result) or {}).get("notes") or ()]
+        notes = (result_attributes(result.result) or {}).get("notes") or ()
+        pairs += [("[yellow]warning[/]" if leaves_no_digit(note) else "note", str(note)) for note in notes]
         pairs.append(("result", shown_path(result.result)))
-    report = Job(result.folder).report
-    if report.exists():
-        pairs.append(("report", shown_path(str(report))))
+    if job.report.exists():
+        pairs.append(("report", shown_path(str(job.report))))
     console.print(rows(pairs))
+
+
+def _key_numbers(job: Job) -> list[tuple[str, str]]:
+    """The numbers at the head of the report."""
+    from dlscale.batch.reporting import read_record
+    from dlscale.report.answers import key_numbers
+    from dlscale.report.sections import Job as Told
+
+    tiles = key_numbers(Told(read_record(job)))
+    return [(tile.name[0].lower() + tile.name[1:], tile.value + (f" ({tile.below})" if tile.below else "")) for tile in tiles]
 
 
 def status_rows(job: Job, state: JobState) -> Table:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from scipy.linalg import LinAlgWarning
 
 from dlscale.arrays import Array
+from dlscale.certificates import leaves_no_digit
 from dlscale.declaration.kind import Here, Kind, run_here
 from dlscale.errors import SpecError
 from dlscale.linalg.lstsq.kind import KIND as LSTSQ
@@ -16,7 +17,7 @@ from dlscale.linalg.solve.factoring import Assume
 from dlscale.linalg.solve.inverse import KIND as INVERSE
 from dlscale.linalg.solve.inverse import InverseOptions
 from dlscale.linalg.solve.kind import KIND as SOLVE
-from dlscale.linalg.solve.kind import NEARLY_SINGULAR, Precision, Refine, SolveOptions
+from dlscale.linalg.solve.kind import Precision, Refine, SolveOptions
 from dlscale.linalg.solve.slogdet import KIND as SLOGDET
 from dlscale.linalg.solve.slogdet import SlogdetOptions
 from dlscale.linalg.solve.system import AssumeOfSystem, Transposed
@@ -237,6 +238,6 @@ def _run(kind: Kind, options: Any, **sources: Any) -> Here:
     """Compute in this process, and warn of a matrix that leaves no digit sure."""
     here = run_here(kind, kind.inputs(sources), options)
     for note in here.outcome.notes:
-        if note.startswith(NEARLY_SINGULAR):
+        if leaves_no_digit(note):
             warnings.warn(f"{note[0].upper()}{note[1:]}.", LinAlgWarning, stacklevel=3)
     return here

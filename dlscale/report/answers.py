@@ -40,17 +40,22 @@ def sentence(job: Job) -> str:
     return f"{said} Method: {method}." if method else said
 
 
+def key_numbers(job: Job) -> list[Tile]:
+    """What says most about the answer: condition, rank, determinant, accuracy and the like, as the kind has them."""
+    kind = TELLINGS.get(job.record.kind)
+    return kind.tiles(job) if kind else []
+
+
 def tiles(job: Job) -> list[Tile]:
     """The key numbers of the kind, then those of the run."""
     record, line = job.record, job.timeline
-    kind = TELLINGS.get(record.kind)
     shown = []
     if record.matrix.get("shape"):
         below = [str(record.matrix[key]) for key in ("stored_dtype", "dtype") if record.matrix.get(key)][:1]
         if record.matrix.get("stored_bytes"):
             below.append(f"{words.size(record.matrix['stored_bytes'])} stored")
         shown.append(Tile("Matrix", words.shape(record.matrix["shape"]), ", ".join(below)))
-    shown += kind.tiles(job) if kind else []
+    shown += key_numbers(job)
     expected = record.plan.get("expected_seconds")
     in_passes = f"{words.duration(line.pass_seconds)} in passes" if line and line.pass_seconds > 0 else ""
     if expected:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -189,20 +189,24 @@ def meter(part: float) -> Markup:
     return div("meter", _bar(f"{words.share(part)} of the limit", "good" if part <= 1 else "bad", 0.0, filled))
 
 
-def seal(passed: bool, seed: str) -> Markup:
-    """A rosette as on printed certificates, its number of petals from the job's id; with a tick or a cross inside."""
-    colour = COLOURS["good" if passed else "bad"]
+def seal(state: Literal["passed", "doubtful", "failed"], seed: str) -> Markup:
+    """A rosette as on printed certificates, its number of petals from the job's id; with a tick, an exclamation mark or a cross."""
+    name, title, strokes = {
+        "passed": ("good", "Certified", ([(-16, -5, 17), (-1, -12, 12)],)),
+        "doubtful": ("warn", "Certified, but no digit is sure", ([(0, 0), (18, -2)], [(0, 0), (-15, -15.1)])),
+        "failed": ("bad", "Failed its certificate", ([(-13, 13), (13, -13)], [(13, -13), (13, -13)])),
+    }[state]
     petals = 9 + sum(seed.encode()) % 7
     angle = np.linspace(0.0, 2 * math.pi, 40 * petals + 1)
-    with chart(120, 120, "Certified" if passed else "Failed its certificate", style="seal") as drawn:
+    with chart(120, 120, title, style="seal") as drawn:
         axes = drawn.axes(0, 0, 120, 120)
         axes.set(xlim=(-60, 60), ylim=(-60, 60))
         axes.set_axis_off()
         for turn in range(6):
             radius = 43.0 * (1 + 0.11 * np.cos(petals * angle + 2 * math.pi * turn / 6)) + 2.5
-            axes.plot(radius * np.cos(angle), radius * np.sin(angle), color=colour, linewidth=0.7)
-        axes.plot(0, 0, "o", color=colour, markersize=70)
-        for stroke in ([(-16, -5, 17), (-1, -12, 12)],) if passed else ([(-13, 13), (13, -13)], [(13, -13), (13, -13)]):
+            axes.plot(radius * np.cos(angle), radius * np.sin(angle), color=COLOURS[name], linewidth=0.7)
+        axes.plot(0, 0, "o", color=COLOURS[name], markersize=70)
+        for stroke in strokes:
             axes.plot(*stroke, color=COLOURS["sheet"], linewidth=6.5, solid_capstyle="round", solid_joinstyle="round")
     return drawn.markup
 

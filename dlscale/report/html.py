@@ -6,6 +6,7 @@ reader's light or dark setting, and prints.
 
 from __future__ import annotations
 
+from dlscale.certificates import leaves_no_digit
 from dlscale.report import answers, figures, lookahead, sections, words
 from dlscale.report.markup import Markup, div, join, tag
 from dlscale.report.record import JobRecord
@@ -79,8 +80,10 @@ def _header(job: Job) -> Markup:
     if not checks:
         return tag("header", None, title)
     n_passed = sum(bool(check["passed"]) for check in checks)
-    below = tag("figcaption", None, f"{n_passed} of {len(checks)} checks passed")
-    return tag("header", None, title, tag("figure", {"class": "sealed"}, figures.seal(n_passed == len(checks), record.id), below))
+    doubt = any(leaves_no_digit(note) for note in record.notes)
+    below = tag("figcaption", None, f"{n_passed} of {len(checks)} checks passed" + ("; no digit is sure" if doubt else ""))
+    drawn = figures.seal("failed" if n_passed < len(checks) else "doubtful" if doubt else "passed", record.id)
+    return tag("header", None, title, tag("figure", {"class": "sealed"}, drawn, below))
 
 
 def _tiles(job: Job) -> Markup | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from dlscale.certificates import leaves_no_digit
 from dlscale.engine.events import Saved, StateChanged, StepFinished, Warned
 from dlscale.report import figures, running, words
 from dlscale.report.markup import NOTHING, Markup, div, join, tag
@@ -245,7 +246,7 @@ def notes(job: Job) -> Markup | None:
     """Notes, warnings, and the events that changed the job's course."""
     warnings = [event.message for event in job.record.events if isinstance(event, Warned)]
     items = [tag("li", {"class": "warn"}, text) for text in dict.fromkeys(warnings)]
-    items += [tag("li", None, str(note)) for note in job.record.notes]
+    items += [tag("li", {"class": "warn"} if leaves_no_digit(note) else None, str(note)) for note in job.record.notes]
     told = [event for event in job.record.events if isinstance(event, StateChanged | Saved | Warned | StepFinished)]
     if not items and not told:
         return None

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dlscale.arrays import Array
-from dlscale.certificates import Certificate, scaled
+from dlscale.certificates import Certificate, near_singular_words, scaled
 from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.columns import Applied, Columns, Span, Tell, untold
@@ -30,7 +30,6 @@ from dlscale.linalg.solve.applying import after, plan_columns, planned
 from dlscale.linalg.solve.condition import is_sure
 from dlscale.linalg.solve.factoring import After, Around, FactoringOptions, assuming, plan_factoring
 from dlscale.linalg.solve.factors import Factorization, inverse_by_cholesky, inverse_by_lu, triangles
-from dlscale.linalg.solve.kind import near_singular_words
 from dlscale.linalg.solve.substitution import Substitution
 from dlscale.linalg.solve.system import SolveOptions, System
 from dlscale.storage.matrix import ArrayMatrix, Matrix

@@ -7,11 +7,10 @@ double precision. Where that does not converge (condition numbers above about 1e
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from dlscale.certificates import Certificate, solution
+from dlscale.certificates import Certificate, near_singular_words, solution
 from dlscale.declaration.kind import RHS, Kind, Role
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.machine import matmul_rate
@@ -35,13 +34,11 @@ from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrix import Matrix
 from dlscale.storage.scaled import conjugated, promoted
 
-__all__ = ["NEARLY_SINGULAR", "Precision", "Refine", "SolveOptions", "compute_solve", "near_singular_words", "plan_solve"]
+__all__ = ["Precision", "Refine", "SolveOptions", "compute_solve", "plan_solve"]
 
 
 #: From this order on the growth of LU on random matrices leaves backward errors of a few eps, which one step refines.
 REFINED_ORDER = 1600
-#: How the note on a matrix begins that leaves no digit of an answer sure.
-NEARLY_SINGULAR = "the matrix is nearly singular"
 
 
 def plan_solve(inputs: Inputs, options: SolveOptions, facts: ClusterFacts) -> Plan:
@@ -166,12 +163,6 @@ def compute_solve(run: Run, inputs: Inputs, options: SolveOptions, plan: Plan) -
     if options.transposed is True:
         X = X.conj()
     return Outcome({"x": X[:, 0] if B.is_vector else X}, (), certificate, estimates, tuple(system.notes))
-
-
-def near_singular_words(number: float, dtype: np.dtype[Any]) -> str:
-    """That a condition number leaves no digit of a solution sure."""
-    size = f"about {number:.1e} or more" if np.isfinite(number) else "out of range"
-    return f"{NEARLY_SINGULAR}: the condition number is {size}, so that no digit of an answer in {dtype} is sure"
 
 
 KIND = Kind(
