@@ -77,7 +77,8 @@ def read_rate(A: Matrix, *, n_threads: int = 1, block_rows: int | None = None) -
 
     with ThreadPoolExecutor(n_threads) as pool:
         seconds = _timed(lambda: list(pool.map(read, range(n_threads))))
-    return n_threads * rows * columns * A.stored_dtype.itemsize / max(seconds, 1e-9)
+    # Stored bytes, which of a sparse matrix are fewer than its entries.
+    return n_threads * rows * columns * (A.n_stored_bytes / (m * n)) / max(seconds, 1e-9)
 
 
 @cache

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal
+from typing import Any
 
 from dlscale.errors import InputError
 from dlscale.storage.arrays import plain_array
 from dlscale.storage.files.locations import expand_home
+from dlscale.storage.integrity import MissingChunks
 from dlscale.storage.matrix import ArrayMatrix, DaskMatrix, Matrix, compute_dtype
+from dlscale.storage.sparse.groups import compressed_in, sparse_names
+from dlscale.storage.sparse.matrix import in_memory, oriented
 from dlscale.storage.zarr_matrices import ZarrMatrix
+from dlscale.storage.zarr_stores import is_group, no_matrix, open_node
 
 
-def open_matrix(source: Any, *, vectors: bool = False, missing_chunks: Literal["refuse", "fill"] = "refuse") -> Matrix:
+def open_matrix(source: Any, *, vectors: bool = False, missing_chunks: MissingChunks = "refuse") -> Matrix:
     """Open a matrix from whatever holds it.
 
     Parameters
     ----------
-    source : str, Path, zarr.Array, numpy.ndarray, list, data frame, dask.array.Array or Matrix
-        A string is a path (``~`` is the home folder) or any URL that fsspec opens, and must lead to a Zarr array (v2 or v3).
-        In memory, whatever NumPy can read as numbers (`dlscale.storage.arrays.plain_array`).
+    source : str, Path, zarr.Array, zarr.Group, numpy.ndarray, list, data frame, sparse array of SciPy, dask.array.Array or Matrix
+        A string is a path (``~`` is the home folder) or any URL that fsspec opens, and must lead to a Zarr array (v2 or v3), or
+        to a group that is a sparse matrix (`dlscale.storage.sparse.groups`). In memory, whatever NumPy can read as numbers
+        (`dlscale.storage.arrays.plain_array`).
     vectors : bool
         Whether an array of one dimension, of length m, is taken too: as the column of an (m, 1) matrix.
 
@@ -39,8 +44,10 @@ def open_matrix(source: Any, *, vectors: bool = False, missing_chunks: Literal["
     """
     if isinstance(source, Matrix):
         return source
+    if hasattr(source, "group") and hasattr(source, "to_memory"):  # how AnnData hands out what it has not read
+        source = source.group
     if isinstance(source, str | os.PathLike):
-        matrix: Matrix = ZarrMatrix.open(expand_home(source), vectors=vectors, missing_chunks=missing_chunks)
+        matrix = _at(expand_home(source).removeprefix("file://"), vectors=vectors, missing_chunks=missing_chunks)
     elif type(source).__module__.startswith("dask."):
         if hasattr(source, "to_dask_array"):  # a data frame
             source = source.to_dask_array(lengths=True)
@@ -48,6 +55,10 @@ def open_matrix(source: Any, *, vectors: bool = False, missing_chunks: Literal["
         matrix.is_vector = source.ndim == 1
     elif type(source).__module__.startswith("zarr.") and hasattr(source, "shape"):
         matrix = ZarrMatrix.wrap(source, vectors=vectors, missing_chunks=missing_chunks)
+    elif type(source).__module__.startswith("zarr."):
+        matrix = _sparse(source, str(source.store_path).removeprefix("file://"), opens_again=False, missing_chunks=missing_chunks)
+    elif hasattr(source, "tocsr"):
+        matrix = in_memory(source)
     else:
         array = plain_array(source)
         matrix = ArrayMatrix(_two_dimensional(array, "The array", vectors))
@@ -56,6 +67,22 @@ def open_matrix(source: Any, *, vectors: bool = False, missing_chunks: Literal["
     if 0 in matrix.shape:
         raise InputError(f"A matrix must have at least one row and one column; {matrix.uri} has shape {matrix.shape}.")
     return matrix
+
+
+def _at(uri: str, *, vectors: bool, missing_chunks: MissingChunks) -> Matrix:
+    """The matrix at a path or URL."""
+    node = open_node(uri)
+    if is_group(node):
+        return _sparse(node, uri, opens_again=True, missing_chunks=missing_chunks)
+    return ZarrMatrix.at(uri, node, vectors=vectors, missing_chunks=missing_chunks)
+
+
+def _sparse(group: Any, uri: str, *, opens_again: bool, missing_chunks: MissingChunks) -> Matrix:
+    """The sparse matrix that a group is (InputError, which names what in it is a matrix, if it is none)."""
+    parts = compressed_in(group, uri, opens_again=opens_again, missing_chunks=missing_chunks)
+    if parts is None:
+        raise no_matrix(group, uri, sparse_names(group, uri))
+    return oriented(parts)
 
 
 def _two_dimensional(array: Any, what: str, vectors: bool) -> Any:

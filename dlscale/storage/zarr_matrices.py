@@ -54,16 +54,9 @@ class ZarrMatrix(Matrix):
         self.any_range = self.raw is not None and not self.raw.checksum
 
     @staticmethod
-    def open(uri: str, *, vectors: bool = False, missing_chunks: MissingChunks = "refuse") -> ZarrMatrix:
-        """Open the Zarr array at a path or URL; see `open_matrix`.
-
-        Raises
-        ------
-        InputError
-            If there is no array at that place; names the arrays of a group.
-        """
-        uri = uri.removeprefix("file://")
-        matrix = ZarrMatrix.wrap(open_array(uri), uri, vectors=vectors, missing_chunks=missing_chunks)
+    def at(uri: str, array: Any, *, vectors: bool = False, missing_chunks: MissingChunks = "refuse") -> ZarrMatrix:
+        """Use the Zarr array that was opened at a path or URL, where other processes will open it too."""
+        matrix = ZarrMatrix.wrap(array, uri, vectors=vectors, missing_chunks=missing_chunks)
         matrix.opens_again = True
         return matrix
 
@@ -92,7 +85,7 @@ class ZarrMatrix(Matrix):
 
     @cached_property
     def raw(self) -> RawLayout | None:
-        return _raw_layout(self.array)
+        return raw_layout(self.array)
 
     @cached_property
     def past_cache(self) -> bool:
@@ -242,7 +235,8 @@ def _packing(array: Any, uri: str) -> Packing | None:
     return Packing.of(told, np.dtype(array.dtype), uri)
 
 
-def _raw_layout(array: Any) -> RawLayout | None:
+def raw_layout(array: Any) -> RawLayout | None:
+    """How plain the chunk files of an array are; None where something has to be decoded."""
     from zarr.codecs import BytesCodec, Crc32cCodec, Endian
 
     root, metadata = local_root(array), array.metadata

@@ -73,6 +73,27 @@ def open_array(uri: str) -> Any:
     InputError
         If there is none; names the arrays of a group.
     """
+    node = open_node(uri)
+    if is_group(node):
+        raise no_matrix(node, uri, [])
+    return node
+
+
+def is_group(node: Any) -> bool:
+    """Whether what was opened is a group, and no array."""
+    import zarr
+
+    return isinstance(node, zarr.Group)
+
+
+def no_matrix(group: Any, uri: str, others: list[str]) -> InputError:
+    """The error that a group is no matrix; names its arrays, and what else in it is one."""
+    names = [*(f"{uri}/{name}" for name, _ in sorted(group.arrays())), *others]
+    return InputError(f"{uri} is a Zarr group, and a matrix is one array of it: {', '.join(names) or 'none'}.")
+
+
+def open_node(uri: str) -> Any:
+    """Open the Zarr array or group at a path, in a zip file, or at a URL, for reading (InputError if there is none)."""
     import zarr
 
     archive = None if "://" in uri else _archive(Path(uri))
@@ -86,14 +107,13 @@ def open_array(uri: str) -> Any:
         else:
             inside = Path(uri).relative_to(archive).as_posix()
             node = zarr.open(zarr.storage.ZipStore(archive, mode="r"), path="" if inside == "." else inside, mode="r")
-        names = [f"{uri}/{name}" for name, _ in sorted(node.arrays())] if isinstance(node, zarr.Group) else []
+        if isinstance(node, zarr.Group):
+            sorted(node.members())  # whose descriptions may be damaged
     except ImportError as error:
         raise InputError(f"{uri} needs a package that is not installed: {error}") from error
     except Exception as error:  # whatever a file system, an archive or damaged metadata end in
         raise InputError(f"There is no Zarr array at {uri} ({type(error).__name__}: {error}).") from error
-    if isinstance(node, zarr.Group):
-        raise InputError(f"{uri} is a Zarr group, and a matrix is one array of it: {', '.join(names) or 'none'}.")
-    return understood(node, uri)
+    return node if isinstance(node, zarr.Group) else understood(node, uri)
 
 
 def understood(array: Any, uri: str) -> Any:

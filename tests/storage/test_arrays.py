@@ -117,7 +117,7 @@ def test_what_is_no_matrix_of_numbers(source: Any, words: str) -> None:
         open_matrix(source).read(0, 2 if not isinstance(source, np.ma.MaskedArray) else 4)
 
 
-@pytest.mark.parametrize("source", [None, 3.0, {"a": [1]}, {1, 2}, object(), (x for x in A), scipy.sparse.csr_matrix(A), b"ab"])
+@pytest.mark.parametrize("source", [None, 3.0, {"a": [1]}, {1, 2}, object(), (x for x in A), b"ab"])
 def test_what_is_no_array_of_anything(source: Any) -> None:
     with pytest.raises(SpecError, match=type(source).__name__):
         open_matrix(source)

@@ -52,7 +52,7 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
     See Also
     --------
     sklearn.decomposition.PCA : the same names and signs; this one centres block by block, certifies its answer, and takes
-        Dask and Zarr arrays, paths and URLs as well as NumPy arrays, and complex numbers.
+        Dask and Zarr arrays, paths and URLs as well as NumPy arrays and sparse ones of SciPy, and complex numbers.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
 
         Parameters
         ----------
-        X : (m, n) NumPy, Dask or Zarr array, list, data frame, path or URL
+        X : (m, n) NumPy, Dask or Zarr array, list, data frame, sparse array of SciPy, path or URL
         y : ignored
 
         Returns
@@ -298,6 +298,11 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
                 centred -= low
             yield start, block, centred
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
     def _matrix(self, X: Any, *, reset: bool) -> Matrix:
         """X as a matrix; what scikit-learn would take is checked by scikit-learn, except for NaN: who reads X names its place."""
         if isinstance(X, str | os.PathLike | Matrix) or hasattr(X, "chunks"):
@@ -312,7 +317,16 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
             validate_data(self, X, reset=reset, skip_check_array=True)
             return matrix
         dtypes = (np.float64, np.float32)
-        X = validate_data(self, X, reset=reset, dtype=dtypes, ensure_min_samples=2 if reset else 1, ensure_all_finite=False)
+        X = validate_data(
+            self,
+            X,
+            accept_sparse=("csr", "csc"),
+            accept_large_sparse=True,
+            reset=reset,
+            dtype=dtypes,
+            ensure_min_samples=2 if reset else 1,
+            ensure_all_finite=False,
+        )
         return open_matrix(X)
 
     @property

@@ -1,0 +1,1 @@
+"""Sparse matrices: three arrays at rest, read by rows."""
