@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dlscale.batch.run import run as run
+    from dlscale.batch.submit import jobs as jobs
     from dlscale.batch.submit import submit as submit
     from dlscale.linalg.eigen.functions import eigh as eigh
     from dlscale.linalg.eigen.functions import eigsh as eigsh
@@ -74,6 +75,7 @@ _PLACES = {
     "eigh": "dlscale.linalg.eigen.functions",
     "eigvalsh": "dlscale.linalg.eigen.functions",
     "eigsh": "dlscale.linalg.eigen.functions",
+    "jobs": "dlscale.batch.submit",
     "run": "dlscale.batch.run",
     "submit": "dlscale.batch.submit",
 }
@@ -87,6 +89,7 @@ __all__ = [
     "eigvalsh",
     "expm",
     "inverse",
+    "jobs",
     "lstsq",
     "lu",
     "matmul",

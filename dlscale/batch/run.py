@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from dlscale.batch.arrays import with_arrays_stored
 from dlscale.batch.document import parse_scalar, read_document, read_stored, set_value
 from dlscale.batch.jobs import records
 from dlscale.batch.jobs.pacing import PacedCheckpoint
@@ -27,6 +28,7 @@ from dlscale.batch.jobs.records import checksum
 from dlscale.batch.jobs.signals import Signals, Stop
 from dlscale.batch.kinds import KINDS
 from dlscale.batch.main_guard import require_main_guard
+from dlscale.batch.notebooks import ReportPage, card, notebook_progress, report_page
 from dlscale.batch.prepare import Earlier, Prepared, Progress, prepare
 from dlscale.batch.recorder import Recorder, plain
 from dlscale.batch.reporting import write_report
@@ -41,6 +43,7 @@ from dlscale.engine.plan import Plan
 from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.errors import CertificateError, DlscaleError, InputError, Interrupted, NumericalError, RankError, SpecError
+from dlscale.report import words
 from dlscale.storage.exactness import inexact_words
 from dlscale.storage.files import locks
 from dlscale.storage.files.atomic import fsync_path, hidden, write_atomically
@@ -52,9 +55,9 @@ from dlscale.storage.results import ResultGroup, settle
 FINAL_ERRORS = (InputError, NumericalError, CertificateError)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class JobResult:
-    """How a job ended.
+    """How a job ended; in a notebook, a table of what it found.
 
     Parameters
     ----------
@@ -94,6 +97,30 @@ class JobResult:
             raise InputError(f"Job {self.job} has no result; it is {self.state}.")
         return open_arrays(self.result)
 
+    def report(self) -> ReportPage:
+        """The report: a path, and in a notebook the page itself."""
+        return report_page(self.folder)
+
+    def resume(self, *, cluster: str | None = None) -> JobResult:
+        """Go on with a job that stopped, here or on another cluster, to the same bits as without the stop.
+
+        Raises
+        ------
+        SpecError
+            If the job runs, has succeeded, or would fail again.
+        DlscaleError
+            If it fails or is interrupted.
+        """
+        job = Job(self.folder)
+        return _checked(resume(job, reopen(job, Workspace(self.folder.parent.parent), cluster=cluster)))
+
+    def __repr__(self) -> str:
+        certificate = "" if self.certificate is None else f", certificate {'passed' if self.certificate['passed'] else 'failed'}"
+        return f"<JobResult {self.job}: {self.state} after {words.duration(self.seconds)}{certificate}>"
+
+    def _repr_html_(self) -> str:
+        return card(self.folder)
+
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON: job state kind result seconds certificate plan, and the error if there is one."""
         record = {key: value for key, value in asdict(self).items() if key not in ("folder", "error")}
@@ -112,7 +139,8 @@ def run(
     Parameters
     ----------
     spec : str, Path or mapping
-        A YAML file, YAML text, or the same as a mapping.
+        A YAML file, YAML text, or the same as a mapping, whose inputs may be arrays, too: NumPy, Dask, Zarr, data frames, lists.
+        They are kept in the workspace, so that the job can be resumed.
     overrides : iterable of str
         ``section.key=value``.
     workspace : path, optional
@@ -131,13 +159,20 @@ def run(
     DlscaleError
         If the job failed or was interrupted; a note of the exception names the job.
     """
-    document = read_document(spec, overrides)
     root = Workspace(workspace)
+    document = read_document(with_arrays_stored(spec, root), overrides)
     prepared = prepare(parse_spec(document), document, root)
     if prepared.facts.kind == "local":
         require_main_guard("dlscale.run")
-    tell: Emit = ignore if listener is None else lambda event: listener(event.to_dict())
-    result = start(root.new_job(prepared.name), prepared, listener=tell)
+    if listener is None:
+        tell: Emit = notebook_progress(prepared) or ignore
+    else:
+        tell = lambda event: listener(event.to_dict())  # noqa: E731
+    return _checked(start(root.new_job(prepared.name), prepared, listener=tell))
+
+
+def _checked(result: JobResult) -> JobResult:
+    """A result; what a job failed with is raised."""
     if result.error:
         result.error.add_note(f"Job {result.job}; its files are in {result.folder}.")
         raise result.error

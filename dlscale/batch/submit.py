@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -15,11 +16,13 @@ from uuid import uuid4
 
 import yaml
 
+from dlscale.batch.arrays import with_arrays_stored
 from dlscale.batch.document import read_document
 from dlscale.batch.driver import detach, drive_on_worker, mark_cancelled
 from dlscale.batch.jobs.places import writable
 from dlscale.batch.jobs.records import checksum, read
 from dlscale.batch.kinds import KINDS
+from dlscale.batch.notebooks import ReportPage, card, report_page
 from dlscale.batch.prepare import Prepared, prepare
 from dlscale.batch.queue import Queue, Ticket
 from dlscale.batch.recorder import plain
@@ -73,6 +76,13 @@ class SubmittedJob:
         """Stop the job within seconds, its checkpoint kept; its state then."""
         return cancel(Job(self.folder), Workspace(self.folder.parent.parent)).state
 
+    def report(self) -> ReportPage:
+        """The report as far as the job is: a path, and in a notebook the page itself."""
+        return report_page(self.folder)
+
+    def _repr_html_(self) -> str:
+        return card(self.folder)
+
     def open(self) -> dict[str, Any]:
         """The result's arrays by name, opened for reading.
 
@@ -100,7 +110,7 @@ def submit(
     Parameters
     ----------
     spec : str, Path or mapping
-        A YAML file, YAML text, or the same as a mapping.
+        As for `dlscale.run`.
     overrides : iterable of str
         ``section.key=value``.
     workspace : path, optional
@@ -119,10 +129,38 @@ def submit(
     SpecError, InputError
         Before anything is created.
     """
-    document, root = read_document(spec, overrides), Workspace(workspace)
+    root = Workspace(workspace)
+    document = read_document(with_arrays_stored(spec, root), overrides)
     prepared = prepare(parse_spec(document), document, root)
     job = submit_prepared(root, prepared, priority=priority, concurrency=concurrency)
     return SubmittedJob(job.id, job.folder)
+
+
+def jobs(workspace: str | Path | None = None, *, limit: int | None = None) -> list[SubmittedJob]:
+    """The jobs of a workspace, the newest first.
+
+    Parameters
+    ----------
+    workspace : path, optional
+        By default DLSCALE_WORKSPACE or ``./dlscale-workspace``.
+    limit : int, optional
+        Only so many.
+
+    Returns
+    -------
+    list of SubmittedJob
+        Whoever runs them.
+
+    Warns
+    -----
+    UserWarning
+        Of each job whose files are damaged, which is left out.
+    """
+    root = Workspace(workspace)
+    listed, faults = root.list_jobs(limit)
+    for fault in faults.values():
+        warnings.warn(fault, stacklevel=2)
+    return [SubmittedJob(row.job, root.job(row.job).folder) for row in listed]
 
 
 def submit_prepared(root: Workspace, prepared: Prepared, *, priority: int = 0, concurrency: int | None = None) -> Job:
