@@ -163,12 +163,14 @@ def jobs(workspace: str | Path | None = None, *, limit: int | None = None) -> li
     return [SubmittedJob(row.job, root.job(row.job).folder) for row in listed]
 
 
-def submit_prepared(root: Workspace, prepared: Prepared, *, priority: int = 0, concurrency: int | None = None) -> Job:
-    """As `submit`, for a job that was planned."""
+def submit_prepared(
+    root: Workspace, prepared: Prepared, *, priority: int = 0, concurrency: int | None = None, job: Job | None = None
+) -> Job:
+    """As `submit`, for a job that was planned; ``job`` has its id already where that must be known before."""
     _check_place(prepared)
     queue = Queue(root)
     missing = [folder for folder in (root.jobs_folder, root.root, *root.root.parents) if not folder.exists()]
-    job = root.new_job(prepared.name)
+    job = job or root.new_job(prepared.name)
     create(job, prepared, state="submitted")
     try:
         if prepared.facts.kind == "tcp":

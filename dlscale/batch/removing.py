@@ -1,0 +1,34 @@
+"""The end of a job's files."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import suppress
+
+from dlscale.batch.queue import Queue
+from dlscale.batch.workspace import RUNNING, Job, Workspace
+from dlscale.errors import SpecError
+from dlscale.storage.files.atomic import hidden
+
+
+def remove(job: Job, root: Workspace) -> None:
+    """Remove a job that has ended, with all that is in its folder; a result that went to another place stays.
+
+    Raises
+    ------
+    SpecError
+        If a process works on it, or is about to.
+    """
+    if job.folder.is_symlink():
+        raise SpecError(f"{job.folder} is a link, and what it leads to is left alone; remove the link yourself.")
+    with job.claim():
+        state = ""
+        with suppress(SpecError):  # of a damaged state the lock alone says that nobody works on the job
+            state = job.read_state().state
+        if state in (*RUNNING, "submitted"):
+            raise SpecError(f"Job {job.id} is {state}; cancel it first.")
+        # Nobody sees half of a job: a folder of this name is a draft, which goes in the end whatever happens here.
+        gone = hidden(job.folder)
+        job.folder.rename(gone)
+    Queue(root).leave(job.id)
+    shutil.rmtree(gone, ignore_errors=True)

@@ -1,0 +1,71 @@
+"""The app: its routes, its errors, its guard."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dlscale import __version__
+from dlscale.service import facts, jobs, slices, state, streams
+from dlscale.service.desk import Desk
+from dlscale.service.guard import Guard
+from dlscale.service.problems import MEDIA_TYPE, explain_errors
+
+_PROBLEM = {
+    "description": "Why not, as the command line says it.",
+    "content": {
+        MEDIA_TYPE: {
+            "schema": {
+                "type": "object",
+                "required": ["type", "title", "status", "detail"],
+                "properties": {
+                    "type": {"type": "string"},
+                    "title": {"type": "string"},
+                    "status": {"type": "integer"},
+                    "detail": {"type": "string"},
+                    "exit_code": {"type": "integer"},
+                },
+            }
+        }
+    },
+}
+
+
+def make_app(desk: Desk) -> ASGIApp:
+    """The app of one server."""
+
+    def life(app: FastAPI) -> AbstractAsyncContextManager[None]:
+        return desk.life()
+
+    app = FastAPI(
+        title="dlscale",
+        version=__version__,
+        summary="Large linear algebra as batch jobs: planned, checkpointed, certified.",
+        lifespan=life,
+        docs_url=None,
+        redoc_url=None,
+        responses={"4XX": _PROBLEM, "5XX": _PROBLEM},
+    )
+    app.state.desk = desk
+    explain_errors(app)
+    for router in (jobs.router, facts.router, slices.router, streams.router, state.router):
+        app.include_router(router)
+    return _Counted(Guard(app, desk.settings), desk)
+
+
+class _Counted:
+    """Counts the answers."""
+
+    def __init__(self, app: ASGIApp, desk: Desk) -> None:
+        self._app, self._desk = app, desk
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST", "DELETE") else "other"
+                self._desk.answers[method, message["status"]] += 1
+            await send(message)
+
+        await self._app(scope, receive, counted)

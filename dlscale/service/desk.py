@@ -1,0 +1,124 @@
+"""What the routes share: the settings, the table, who may start a job, and how a job is found by its id."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+
+from dlscale.batch.workspace import Job
+from dlscale.service.problems import Problem
+from dlscale.service.settings import IDLE_SECONDS, MAX_BODY_BYTES, MAX_SLOW, MAX_STREAMS, SLOW_SECONDS, Settings
+from dlscale.service.starting import Starter
+from dlscale.service.table import Table
+from dlscale.service.tokens import Grant
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+T = TypeVar("T")
+
+#: As `Workspace.new_job` makes them: no slash, and no beginning with a dot.
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
+_SEE_OFF_SECONDS = 1.0
+
+
+class Desk:
+    """Of one server.
+
+    Parameters
+    ----------
+    settings : Settings
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.table = Table(settings.workspace)
+        self.starter = Starter(settings)
+        self.started = time.time()
+        self.stopping = False
+        self.n_streams = 0
+        #: (method, status) of answers.
+        self.answers: Counter[tuple[str, int]] = Counter()
+        self._slow = asyncio.Semaphore(MAX_SLOW)
+
+    def job(self, job_id: str) -> Job:
+        """The job with this id (Problem if there is none)."""
+        job = self.settings.workspace.job(job_id)
+        if not _ID.fullmatch(job_id) or not job.folder.is_dir():
+            raise Problem(404, f"There is no job {job_id} in {self.settings.workspace.root}.", exit_code=2)
+        return job
+
+    async def slowly(self, work: Callable[..., T], *arguments: Any, **named: Any) -> T:
+        """Do in a thread what takes long; only so many at once."""
+        try:
+            async with asyncio.timeout(SLOW_SECONDS):
+                await self._slow.acquire()
+        except TimeoutError:
+            raise Problem(503, "The server is busy with other jobs; come again.", headers={"Retry-After": "10"}) from None
+        try:
+            return await run_in_threadpool(work, *arguments, **named)
+        finally:
+            self._slow.release()
+
+    @asynccontextmanager
+    async def life(self) -> AsyncIterator[None]:
+        """While the server serves."""
+        self.table.start()
+        self.starter.forget_old_keys()
+        watching = asyncio.create_task(self._see_off())
+        try:
+            yield
+        finally:
+            watching.cancel()
+            await run_in_threadpool(self.table.stop)
+
+    async def _see_off(self) -> None:
+        while True:
+            await asyncio.sleep(_SEE_OFF_SECONDS)
+            self.starter.see_off()
+
+    @asynccontextmanager
+    async def stream(self) -> AsyncIterator[None]:
+        """While a stream is open (Problem if too many are)."""
+        if self.n_streams >= MAX_STREAMS:
+            raise Problem(503, f"{MAX_STREAMS} streams are open already; come again.", headers={"Retry-After": "10"})
+        self.n_streams += 1
+        try:
+            yield
+        finally:
+            self.n_streams -= 1
+
+
+def desk_of(request: Request) -> Desk:
+    desk: Desk = request.app.state.desk
+    return desk
+
+
+def grant_of(request: Request) -> Grant:
+    grant: Grant = request.state.grant
+    return grant
+
+
+async def read_bounded(request: Request) -> bytes:
+    """The body of a request (Problem if it is too long, or takes too long to come)."""
+    said = f"A job file has at most {MAX_BODY_BYTES:,} bytes; this one has more."
+    if int(request.headers.get("content-length", "0")) > MAX_BODY_BYTES:
+        raise Problem(413, said, exit_code=2)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(IDLE_SECONDS):
+            async for part in request.stream():
+                body += part
+                if len(body) > MAX_BODY_BYTES:
+                    raise Problem(413, said, exit_code=2)
+    except TimeoutError:
+        raise Problem(408, "The request did not come to its end.") from None
+    return bytes(body)

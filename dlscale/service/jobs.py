@@ -1,0 +1,126 @@
+"""/v1/jobs: submit, list, look at, cancel, resume, remove."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Path, Query, Request, Response
+from pydantic import BeforeValidator
+
+from dlscale.batch.recorder import plain
+from dlscale.batch.workspace import Job
+from dlscale.service.desk import desk_of, grant_of, read_bounded
+from dlscale.service.problems import Problem
+from dlscale.service.starting import read_body
+from dlscale.service.table import Filters
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+MAX_LIMIT = 1000
+JobId = Annotated[str, Path(max_length=200, description="The id of a job.")]
+#: ``?plan_only`` alone says yes.
+Flag = Annotated[bool, BeforeValidator(lambda value: True if value == "" else value)]
+
+#: How a job file is sent; text without a word on what it is, is YAML, of which JSON is nearly a part.
+_YAML_TYPES = ("", "application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml", "text/plain")
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "description": "A job file.",
+        "content": {"application/json": {"schema": {"type": "object"}}, "application/yaml": {"schema": {"type": "string"}}},
+    }
+}
+
+
+def facts_of(job: Job) -> dict[str, Any]:
+    """What `dlscale status --json` says of a job, and what else its state holds."""
+    state = job.read_state()
+    record = {"job": state.job, "name": state.name, "kind": state.kind, "state": state.state, "created": state.created}
+    record |= {"seconds": state.seconds, "message": state.message, "result": state.result, "resumable": state.resumable}
+    record |= {"exit_code": state.exit_code, "heartbeat": state.heartbeat._asdict(), "progress": vars_of(state.progress)}
+    return plain({**record, "certificate": state.certificate, "estimates": state.summary.get("estimates")})  # type: ignore[no-any-return]
+
+
+def vars_of(value: Any) -> dict[str, Any] | None:
+    return None if value is None else dict(vars(value))
+
+
+@router.post("", status_code=201, openapi_extra=_BODY)
+async def submit(
+    request: Request,
+    response: Response,
+    idempotency_key: Annotated[str, Header(max_length=255)] = "",
+    validate_only: Annotated[Flag, Query(description="Check the job file; read no matrix.")] = False,
+    plan_only: Annotated[Flag, Query(description="Say what the job would do and take.")] = False,
+    priority: Annotated[int, Query(ge=-1000, le=1000, description="Jobs with a higher one go first.")] = 0,
+) -> dict[str, Any]:
+    """Hand over the job of a job file, or only check or plan it."""
+    desk = desk_of(request)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    is_json = kind == "application/json" or kind.endswith("+json")
+    if not is_json and kind not in _YAML_TYPES:
+        raise Problem(415, f"A job file is application/json or application/yaml; got {kind}.", exit_code=2)
+    body = await read_bounded(request)
+    document = read_body(body, is_json=is_json)
+    if validate_only:
+        response.status_code = 200
+        return {"valid": True, "kind": document.data.get("kind"), "message": await desk.slowly(desk.starter.validate, document)}
+    if plan_only:
+        response.status_code = 200
+        return plain(await desk.slowly(desk.starter.plan, document))  # type: ignore[no-any-return]
+    who = grant_of(request).name
+    job, made = await desk.slowly(desk.starter.submit, document, body, key=idempotency_key, who=who, priority=priority)
+    desk.table.note(job)
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    if not made:
+        response.headers["Idempotency-Replayed"] = "true"
+    return {"job": job.id, "state": job.read_state().state, "plan": job.read_plan()}
+
+
+@router.get("")
+def list_jobs(
+    request: Request,
+    state: Annotated[str | None, Query(max_length=20, description="Only jobs in this state.")] = None,
+    kind: Annotated[str | None, Query(max_length=64, description="Only jobs of this kind.")] = None,
+    name: Annotated[str | None, Query(max_length=64, description="Only jobs whose name holds this.")] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="How many at most.")] = 50,
+    after: Annotated[str | None, Query(max_length=200, description="The id of the job behind which the list begins.")] = None,
+) -> dict[str, Any]:
+    """The jobs, the newest first."""
+    rows, following = desk_of(request).table.page(Filters(state or None, kind or None, name or None), limit=limit, after=after)
+    return {"jobs": [row.to_dict() for row in rows], "next": following}
+
+
+@router.get("/{job_id}")
+def show(request: Request, job_id: JobId) -> dict[str, Any]:
+    """One job: how far it is, how it ended."""
+    return facts_of(desk_of(request).job(job_id))
+
+
+@router.post("/{job_id}/cancel")
+async def cancel(request: Request, job_id: JobId) -> dict[str, Any]:
+    """Stop a job wherever it runs or waits; its checkpoint stays. Answers when it has stopped."""
+    desk = desk_of(request)
+    job = desk.job(job_id)
+    await desk.slowly(desk.starter.cancel, job)
+    desk.table.note(job)
+    return facts_of(job)
+
+
+@router.post("/{job_id}/resume", status_code=202)
+async def resume(request: Request, job_id: JobId) -> dict[str, Any]:
+    """Let a stopped job go on from its last checkpoint."""
+    desk = desk_of(request)
+    job = desk.job(job_id)
+    await desk.slowly(desk.starter.resume, job)
+    desk.table.note(job)
+    return facts_of(job)
+
+
+@router.delete("/{job_id}", status_code=204)
+async def delete(request: Request, job_id: JobId) -> None:
+    """Remove a job that has ended, with all that is in its folder; a result that went to another place stays."""
+    desk = desk_of(request)
+    job = desk.job(job_id)
+    await desk.slowly(desk.starter.remove, job)
+    desk.table.note(job)

@@ -1,0 +1,219 @@
+"""Jobs that come over the network, handed over as `dlscale submit` does it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dlscale.batch.document import Document, parse_yaml, read_document, set_value
+from dlscale.batch.jobs import records
+from dlscale.batch.prepare import Prepared, prepare
+from dlscale.batch.removing import remove
+from dlscale.batch.run import reopen
+from dlscale.batch.spec import parse_spec, to_data
+from dlscale.batch.submit import cancel, resubmit, submit_prepared
+from dlscale.batch.workspace import ENDED, HandOver, Job, JobState
+from dlscale.errors import SpecError
+from dlscale.service.problems import Problem
+from dlscale.service.settings import Settings
+from dlscale.storage.files import locks
+from dlscale.storage.files.atomic import write_atomically
+
+#: What a job file that came over the network is called in messages.
+SOURCE = "spec"
+#: Keys are remembered for so long.
+_KEY_SECONDS = 7 * 86400.0
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is remembered of a request with a key: the job that it makes, or has made.
+
+    Parameters
+    ----------
+    digest : str
+        Of the request's body.
+    job : str
+    """
+
+    digest: str
+    job: str
+
+
+def read_body(body: bytes, *, is_json: bool) -> Document:
+    """A request's body as a job file, in which nothing was given by whoever runs the server (SpecError)."""
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{SOURCE}: must be text in UTF-8: {error.reason} at byte {error.start}.") from error
+    if not is_json:
+        return parse_yaml(text, SOURCE)
+    try:
+        data = json.loads(text, object_pairs_hook=_no_key_twice)
+        if not isinstance(data, dict):
+            raise SpecError(f"{SOURCE}: a job file is a mapping; got {type(data).__name__}.")
+        return replace(read_document(data), given=frozenset())
+    except json.JSONDecodeError as error:
+        raise SpecError(f"{SOURCE}:{error.lineno}: not readable as JSON: {error.msg}.") from error
+    except RecursionError:
+        raise SpecError(f"{SOURCE}: nested too deeply; a job file has at most a few levels.") from None
+    except ValueError as error:
+        raise error if isinstance(error, SpecError) else SpecError(f"{SOURCE}: not readable as JSON: {error}.") from error
+
+
+class Starter:
+    """Starts, stops and removes the jobs of a server.
+
+    Parameters
+    ----------
+    settings : Settings
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._workspace = settings.workspace
+        self._keys = settings.workspace.root / "service" / "keys"
+        #: Processes that this server started and that it must see off when they end.
+        self._drivers: set[int] = set()
+
+    def validate(self, document: Document) -> str:
+        """What `dlscale validate` says, of a job that names nothing but what is allowed (SpecError)."""
+        document = self._placed(document)
+        spec = parse_spec(document)
+        self._settings.allowed.check(to_data(spec), document)
+        return f"{document.source} is a valid job of kind {spec.kind}."
+
+    def plan(self, document: Document) -> dict[str, Any]:
+        """What `dlscale plan --json` says."""
+        return self._prepare(document, only_looks=True).describe_plan()
+
+    def submit(self, document: Document, body: bytes, *, key: str = "", who: str = "", priority: int = 0) -> tuple[Job, bool]:
+        """Hand a job over.
+
+        Parameters
+        ----------
+        document : Document
+        body : bytes
+            It was read from.
+        key : str
+            The same key with the same body makes no second job, whatever happened to the answer to the first request.
+        who : str
+            Whose key it is.
+        priority : int
+
+        Returns
+        -------
+        job
+        made : bool
+            False where an earlier request with the key has made it.
+        """
+        if not key:
+            job = submit_prepared(self._workspace, self._prepare(document), priority=priority)
+            self._take_care_of(job)
+            return job, True
+        self._workspace.make_folder(self._keys)
+        path = self._keys / hashlib.sha256(f"{who}\n{key}".encode()).hexdigest()
+        lock = locks.take(path.with_suffix(".lock"))
+        if lock is None:
+            raise Problem(409, "A request with this Idempotency-Key is being answered.", headers={"Retry-After": "2"}, exit_code=1)
+        try:
+            return self._submit_once(document, body, path, priority)
+        finally:
+            lock.release(remove=True)
+
+    def _submit_once(self, document: Document, body: bytes, path: Path, priority: int) -> tuple[Job, bool]:
+        digest = hashlib.sha256(body).hexdigest()
+        kept = _kept(path)
+        if kept is not None and kept.digest != digest:
+            raise Problem(409, "This Idempotency-Key was sent with another job file; use a new key for a new job.", exit_code=2)
+        if kept is not None and self._workspace.job(kept.job).folder.exists():
+            return self._workspace.job(kept.job), False
+        prepared = self._prepare(document)
+        job = self._workspace.job(kept.job) if kept else self._workspace.new_job(prepared.name)
+        # Written down before it is done: a server that is killed in between finds out which job was meant.
+        write_atomically(path, json.dumps({"digest": digest, "job": job.id}).encode())
+        submit_prepared(self._workspace, prepared, priority=priority, job=job)
+        self._take_care_of(job)
+        return job, True
+
+    def resume(self, job: Job) -> None:
+        """Let a stopped job go on, as `dlscale resume --detach` does."""
+        if not (state := job.read_state()).resumable and state.state not in ENDED:
+            raise Problem(409, f"Job {job.id} is running already; it is {state.state}.", exit_code=2)
+        try:
+            prepared = reopen(job, self._workspace, cluster=self._settings.cluster)
+        except SpecError as error:
+            if state.state == "succeeded" or state.final:
+                raise Problem(409, str(error), exit_code=2) from error
+            raise
+        self._settings.allowed.check(prepared.data, Document({}, {}, str(job.spec)))
+        resubmit(job, self._workspace, prepared)
+        self._take_care_of(job)
+
+    def cancel(self, job: Job) -> JobState:
+        """Stop a job wherever it runs, as `dlscale cancel` does."""
+        if (state := job.read_state().state) in ENDED:
+            raise Problem(409, f"Job {job.id} has ended already; it is {state}.", exit_code=2)
+        return cancel(job, self._workspace)
+
+    def remove(self, job: Job) -> None:
+        """Remove a job that has ended."""
+        try:
+            remove(job, self._workspace)
+        except SpecError as error:
+            raise Problem(409, str(error), exit_code=2) from error
+
+    def see_off(self) -> None:
+        """Let the processes that ended go; called now and then."""
+        for pid in tuple(self._drivers):
+            with suppress(ChildProcessError):
+                if os.waitpid(pid, os.WNOHANG) == (0, 0):
+                    continue
+            self._drivers.discard(pid)
+
+    def forget_old_keys(self) -> None:
+        """Remove the keys that nobody repeats any more."""
+        with suppress(OSError):
+            for entry in os.scandir(self._keys):
+                if time.time() - entry.stat().st_mtime > _KEY_SECONDS:
+                    os.unlink(entry)
+
+    def _prepare(self, document: Document, *, only_looks: bool = False) -> Prepared:
+        document = self._placed(document)
+        spec = parse_spec(document)
+        self._settings.allowed.check(to_data(spec), document)
+        return prepare(spec, document, self._workspace, only_looks=only_looks)
+
+    def _placed(self, document: Document) -> Document:
+        """A document whose job runs where all jobs of this server do."""
+        if self._settings.cluster is None:
+            return document
+        return set_value(document, ["cluster"], self._settings.cluster, "--cluster")
+
+    def _take_care_of(self, job: Job) -> None:
+        with suppress(OSError, SpecError):
+            driver = records.read(job.handed_over, HandOver).driver
+            if driver is not None:
+                self._drivers.add(driver.pid)
+
+
+def _kept(path: Path) -> Kept | None:
+    with suppress(OSError, SpecError):
+        return records.read(path, Kept)
+    return None
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
+    data: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in data:
+            raise SpecError(f"{SOURCE}: the key {key!r} stands twice.")
+        data[key] = value
+    return data

@@ -1,0 +1,260 @@
+"""All jobs of a workspace, the newest first, kept up with its files: a page of a hundred thousand takes milliseconds.
+
+A thread looks twice a second which folders came and went, reads the jobs again that somebody works on, and goes through all
+others that could go on, a part at a time. What a page shows is compared with its file when it is asked for.
+"""
+
+from __future__ import annotations
+
+import bisect
+import logging
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+
+from dlscale.batch.workspace import Job, Workspace
+from dlscale.service.rows import Row, RowFile, Stamp, read_row
+
+_REFRESH_SECONDS = 0.5
+#: Jobs that rest and could go on, compared with their files at each look.
+_N_RESTING = 300
+#: A folder that changed so lately may change again within the resolution of its time.
+_SETTLED_SECONDS = 2.0
+#: Rows are written down so many at a time, or when some have waited for so long.
+_N_UNWRITTEN, _WRITE_SECONDS = 1000, 10.0
+_log = logging.getLogger("dlscale.service")
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which jobs: all that are None let every job pass.
+
+    Parameters
+    ----------
+    state, kind : str, optional
+    name : str, optional
+        The name holds this.
+    """
+
+    state: str | None = None
+    kind: str | None = None
+    name: str | None = None
+
+    def pass_(self, row: Row) -> bool:
+        return (
+            (self.state is None or row.state == self.state)
+            and (self.kind is None or row.kind == self.kind)
+            and (self.name is None or self.name in row.name)
+        )
+
+
+class Table:
+    """The rows of a workspace.
+
+    Parameters
+    ----------
+    workspace : Workspace
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self._rows: dict[str, Row] = {}
+        #: (created, job) of each row, the oldest first.
+        self._order: list[tuple[float, str]] = []
+        self._counts: Counter[str] = Counter()
+        self._lock = threading.RLock()
+        self._file = RowFile(workspace.root / "index.jsonl")
+        self._unwritten: dict[str, Row] = {}
+        self._wrote = time.monotonic()
+        self._listed: tuple[int, float] = (-1, 0.0)
+        self._resting: Iterator[str] = iter(())
+        self._version = 0
+        self._stopped = threading.Event()
+        self._loaded = threading.Event()
+        self._thread = threading.Thread(target=self._keep_up, name="table", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+        with self._lock:
+            self._write()
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether all jobs have been read once."""
+        return self._loaded.is_set()
+
+    @property
+    def version(self) -> int:
+        """Another number after each change."""
+        return self._version
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs are in each state."""
+        with self._lock:
+            return {state: n for state, n in sorted(self._counts.items()) if n}
+
+    def page(self, filters: Filters, *, limit: int, after: str | None = None) -> tuple[list[Row], str | None]:
+        """So many jobs, the newest first.
+
+        Parameters
+        ----------
+        filters : Filters
+        limit : int
+        after : str, optional
+            The id of the job behind which the page begins.
+
+        Returns
+        -------
+        rows
+        next : str or None
+            Where the next page begins; None where there is none.
+        """
+        with self._lock:
+            found = list(islice(self._passing(filters, after), limit + 1))
+        return found[:limit], found[limit - 1].job if len(found) > limit else None
+
+    def note(self, job: Job) -> Row | None:
+        """Read a job again that has changed."""
+        row = read_row(job)
+        with self._lock:
+            self._put(job.id, row)
+        return row
+
+    def _passing(self, filters: Filters, after: str | None) -> Iterator[Row]:
+        end = len(self._order)
+        if after is not None:
+            known = self._rows.get(after)
+            created = known.created if known else _time_in(after)
+            end = bisect.bisect_left(self._order, (created, after))
+        if filters.state is not None and not self._counts[filters.state]:
+            return
+        rows, kind, state, part = self._rows, filters.kind, filters.state, filters.name
+        for position in range(end - 1, -1, -1):
+            row = rows[self._order[position][1]]
+            # Written out: a call for each of a hundred thousand rows would take longer than all else.
+            if (kind is None or row.kind == kind) and (state is None or row.state == state) and (part is None or part in row.name):
+                current = self._current(row)
+                if current is not None and filters.pass_(current):
+                    yield current
+
+    def _current(self, row: Row) -> Row | None:
+        """A row as its file is by now."""
+        if row.is_final:
+            return row
+        with suppress(OSError):
+            if not row.is_active and Stamp.of(f"{self._workspace.jobs_folder}/{row.job}/state.json") == row.stamp:
+                return row
+        return read_row(self._workspace.job(row.job))
+
+    def _put(self, name: str, row: Row | None) -> None:
+        """Let a row stand in the table, in place of the one that was there; None removes it."""
+        before = self._rows.get(name)
+        if row == before:
+            return
+        if before is not None:
+            self._counts[before.state] -= 1
+        if before is not None and (row is None or row.created != before.created):
+            del self._order[bisect.bisect_left(self._order, (before.created, name))]
+            before = None
+        if row is None:
+            self._rows.pop(name, None)
+        else:
+            if before is None:
+                bisect.insort(self._order, (row.created, name))
+            self._rows[name] = row
+            self._counts[row.state] += 1
+            if not row.is_active:
+                self._unwritten[name] = row
+        self._version += 1
+
+    def _keep_up(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                self._refresh()
+            except Exception as error:  # a disk that fails now and then; the next look may succeed
+                _log.error("The table of jobs could not be brought up to date.", exc_info=error)
+            self._stopped.wait(_REFRESH_SECONDS)
+
+    def _refresh(self) -> None:
+        self._look_for_folders()
+        with self._lock:
+            active = [name for name, row in self._rows.items() if row.is_active] if self._any_active() else []
+        self._read_again(active)
+        self._read_again(self._next_resting())
+        with self._lock:
+            if len(self._unwritten) >= _N_UNWRITTEN or time.monotonic() - self._wrote > _WRITE_SECONDS:
+                self._write()
+        self._loaded.set()
+
+    def _any_active(self) -> bool:
+        return any(n for state, n in self._counts.items() if state not in ("succeeded", "failed", "cancelled", "interrupted"))
+
+    def _look_for_folders(self) -> None:
+        """Take up new jobs, and drop those that are gone."""
+        try:
+            modified = os.stat(self._workspace.jobs_folder).st_mtime_ns
+        except FileNotFoundError:
+            modified = 0
+        if modified == self._listed[0] and self._listed[1] - modified / 1e9 > _SETTLED_SECONDS:
+            return
+        listed = time.time()
+        names = {name for name in os.listdir(self._workspace.jobs_folder) if not name.startswith(".")} if modified else set()
+        with self._lock:
+            gone, new = self._rows.keys() - names, names - self._rows.keys()
+            for name in gone:
+                self._put(name, None)
+        kept = self._file.load() if new and not self.is_loaded else {}
+        for name in sorted(new):
+            if self._stopped.is_set():
+                return
+            row = kept.get(name)
+            if row is None:
+                self.note(self._workspace.job(name))
+            else:
+                with self._lock:
+                    self._put(name, row)
+                    self._unwritten.pop(name, None)
+        self._listed = modified, listed
+
+    def _next_resting(self) -> list[str]:
+        """The next part of the jobs that rest and could go on."""
+        part = list(islice(self._resting, _N_RESTING))
+        if not part:
+            with self._lock:
+                self._resting = iter([name for name, row in self._rows.items() if not row.is_final and not row.is_active])
+            part = list(islice(self._resting, _N_RESTING))
+        return part
+
+    def _read_again(self, names: list[str]) -> None:
+        for name in names:
+            with self._lock:
+                row = self._rows.get(name)
+            if row is None:
+                continue
+            current = self._current(row)
+            if current is not row:
+                with self._lock:
+                    self._put(name, current)
+
+    def _write(self) -> None:
+        self._file.add(self._unwritten.values(), self._rows)
+        self._unwritten.clear()
+        self._wrote = time.monotonic()
+
+
+def _time_in(job_id: str) -> float:
+    """When a job was created, to the second, by its id alone; the end of time of an id without."""
+    stamp = "-".join(job_id.rsplit("-", 3)[1:3])
+    try:
+        return time.mktime(time.strptime(stamp, "%Y%m%d-%H%M%S")) + 1
+    except (ValueError, OverflowError):
+        return float("inf")

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+# Test files are imported by path, which leaves their folder off the module path.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from web_server import WebServer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a server runs: a matrix, and a file that no job may read, beside it."""
+    place = tmp_path_factory.mktemp("place") / "here"
+    place.mkdir()
+    for path in (place / "a.zarr", place.parent / "outside.zarr"):
+        array = zarr.create_array(path, shape=(4000, 30), dtype="f8", chunks=(500, 30))
+        array[:] = np.random.default_rng(1).standard_normal((4000, 30))
+    return place
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[WebServer]:
+    with WebServer(folder) as running:
+        yield running

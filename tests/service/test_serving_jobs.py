@@ -1,0 +1,183 @@
+"""The life of a job over HTTP, by a real server, and what a killed one leaves."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import yaml
+from web_server import ENVIRONMENT, LONG, SHORT, WebServer, wait_until
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "dlscale", *arguments], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.fixture(scope="module")
+def done(server: WebServer) -> dict[str, Any]:
+    return server.wait_for(server.submit(), "succeeded")
+
+
+def events_of(response: httpx.Response) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(id, event, data) of each event of a stream."""
+    fields: dict[str, str] = {}
+    for line in response.iter_lines():
+        if line:
+            name, _, value = line.partition(": ")
+            fields[name] = value
+        elif "data" in fields:
+            yield fields["id"], fields["event"], json.loads(fields["data"])
+            fields = {}
+        else:
+            fields = {}
+
+
+def test_a_job_is_submitted_and_read(server: WebServer, done: dict[str, Any]) -> None:
+    base = f"/v1/jobs/{done['job']}"
+    assert (done["kind"], done["exit_code"], done["certificate"]["passed"]) == ("svd", 0, True)
+    assert server.http.get(f"{base}/plan").json()["kind"] == "svd"
+    assert server.http.get(f"{base}/certificate").json() == done["certificate"]
+    assert yaml.safe_load(server.http.get(f"{base}/spec").text)["input"]["matrix"].endswith("/a.zarr")
+    report = server.http.get(f"{base}/report")
+    assert report.text.startswith("<!DOCTYPE html>")
+    assert report.headers["content-security-policy"].startswith("sandbox; default-src 'none'")
+    listed = server.http.get("/v1/jobs").json()["jobs"]
+    assert [job["certificate"] for job in listed if job["job"] == done["job"]] == [True]
+    metrics = server.http.get("/metrics").text
+    assert 'dlscale_jobs{state="succeeded"}' in metrics
+    assert server.http.get("/schema").json()["title"] == "dlscale job"
+    assert "/v1/jobs/{job_id}/events" in server.http.get("/openapi.json").json()["paths"]
+
+
+def test_a_log_is_read_in_parts(server: WebServer, done: dict[str, Any]) -> None:
+    path = f"/v1/jobs/{done['job']}/log"
+    whole = server.http.get(path).text
+    assert whole.splitlines()[-1].endswith("succeeded")
+    first = server.http.get(path, params={"limit": 10})
+    rest = server.http.get(path, params={"offset": first.headers["x-next-offset"]})
+    assert first.text + rest.text == whole
+    part = server.http.get(path, headers={"Range": "bytes=-5"})
+    assert (part.status_code, part.text) == (206, whole[-5:])
+    assert server.http.get(path, headers={"Range": f"bytes={len(whole)}-"}).status_code == 416
+    assert server.http.get(path, params={"limit": 2**21}).status_code == 422
+
+
+def test_parts_of_a_result(server: WebServer, done: dict[str, Any]) -> None:
+    base = f"/v1/jobs/{done['job']}/result"
+    facts = server.http.get(base).json()
+    assert facts["arrays"]["u"]["shape"] == [4000, 5]
+    part = {"rows": "10:14", "columns": "1:3"}
+    npy = np.load(io.BytesIO(server.http.get(f"{base}/u", params={**part, "format": "npy"}).content))
+    assert npy.shape == (4, 2)
+    assert np.array_equal(server.http.get(f"{base}/u", params=part).json()["values"], npy)
+    text = server.http.get(f"{base}/u", params={**part, "format": "csv"}).text
+    assert np.array_equal(np.loadtxt(io.StringIO(text), delimiter=","), npy)
+    s = server.http.get(f"{base}/s").json()
+    assert (s["rows"], len(s["values"])) == ([[0, 5]], 5)
+    wrong = [("nothing", {}), ("s", {"columns": "0:1"}), *(("u", {"rows": rows}) for rows in ("9:3", "5000:", "::2", "-1"))]
+    for name, query in wrong:
+        answer = server.http.get(f"{base}/{name}", params=query)
+        assert answer.status_code in (404, 422), answer.text
+        assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_faults_are_told_in_the_words_of_the_command_line(server: WebServer, folder: Path) -> None:
+    text = "kind: svd\ninput: {matrix: a.zarr}\nparams: {n_components: 0, colour: red}\n"
+    (folder / "bad.yaml").write_text(text)
+    said = command(folder, "validate", "bad.yaml")
+    for query in ("?validate_only", "?plan_only=true", ""):
+        answer = server.http.post(f"/v1/jobs{query}", content=text, headers={"Content-Type": "application/yaml"})
+        assert (answer.status_code, answer.json()["exit_code"]) == (422, said.returncode)
+        assert answer.json()["detail"].replace("spec:", "bad.yaml:") == said.stderr.removeprefix("error: ").rstrip()
+    valid = server.http.post("/v1/jobs?validate_only", json=server.spec())
+    assert (valid.status_code, valid.json()["message"]) == (200, "spec is a valid job of kind svd.")
+    plan = server.http.post("/v1/jobs?plan_only", json=server.spec())
+    assert (plan.status_code, plan.json()["kind"]) == (200, "svd")
+    for content, kind in ((b"[1]", "application/json"), (b'{"a":1,"a":2}', "application/json"), (b"[" * 50_000, "application/json"),
+                          (b"\xff", "text/yaml"), (b"&a [*a]", "text/yaml"), (b"{", "application/json")):  # fmt: skip
+        assert server.http.post("/v1/jobs", content=content, headers={"Content-Type": kind}).status_code == 422
+    assert server.http.post("/v1/jobs", data={"kind": "svd"}).status_code == 415
+
+
+def test_a_key_makes_one_job(server: WebServer) -> None:
+    first = server.http.post("/v1/jobs", json=server.spec(), headers={"Idempotency-Key": "one/../two"})
+    again = server.http.post("/v1/jobs", json=server.spec(), headers={"Idempotency-Key": "one/../two"})
+    assert (first.json()["job"], again.status_code) == (again.json()["job"], 201)
+    other = server.http.post("/v1/jobs", json=server.spec(name="other"), headers={"Idempotency-Key": "one/../two"})
+    assert other.status_code == 409
+    server.wait_for(first.json()["job"], "succeeded")
+
+
+def test_a_job_is_cancelled_resumed_and_removed(server: WebServer, folder: Path) -> None:
+    job = server.submit(LONG)
+    assert server.http.post(f"/v1/jobs/{job}/resume").status_code == 409
+    assert server.http.delete(f"/v1/jobs/{job}").status_code == 409
+    events = folder / "ws" / "jobs" / job / "events.jsonl"
+    wait_until(lambda: events.exists() and "pass_finished" in events.read_text())
+    assert server.http.post(f"/v1/jobs/{job}/cancel").json()["state"] == "cancelled"
+    assert command(folder, "status", job, "--workspace", "ws", "--json").stdout.count('"cancelled"') == 1
+    assert server.http.post(f"/v1/jobs/{job}/cancel").status_code == 409
+    assert server.http.get("/v1/jobs", params={"state": "cancelled"}).json()["jobs"][0]["job"] == job
+    assert server.http.post(f"/v1/jobs/{job}/resume").status_code == 202
+    server.wait_for(job, "succeeded")
+    wait_until(lambda: server.http.delete(f"/v1/jobs/{job}").status_code == 204)
+    assert not (folder / "ws" / "jobs" / job).exists()
+    assert server.http.get(f"/v1/jobs/{job}").status_code == 404
+    assert job not in server.http.get("/v1/jobs").text
+
+
+def test_pages_of_a_list_hold_every_job_once(server: WebServer, done: dict[str, Any], folder: Path) -> None:
+    assert command(folder, "run", "--workspace", "ws", *spec_file(folder)).returncode == 0
+    wait_until(lambda: "from-a-terminal" in server.http.get("/v1/jobs").text)
+    whole = [job["job"] for job in server.http.get("/v1/jobs").json()["jobs"]]
+    assert whole[0].startswith("from-a-terminal")
+    paged, after = [], None
+    while True:
+        page = server.http.get("/v1/jobs", params={"limit": 2} | ({"after": after} if after else {})).json()
+        paged += [job["job"] for job in page["jobs"]]
+        if (after := page["next"]) is None:
+            break
+    assert paged == whole
+    named = server.http.get("/v1/jobs", params={"name": "terminal", "kind": "svd"}).json()["jobs"]
+    assert [job["job"] for job in named] == whole[:1]
+
+
+def spec_file(folder: Path) -> list[str]:
+    spec = {**SHORT, "name": "from-a-terminal", "input": {"matrix": str(folder / "a.zarr")}}
+    (folder / "terminal.yaml").write_text(yaml.safe_dump(spec))
+    return ["terminal.yaml"]
+
+
+def test_a_stream_goes_on_after_the_server_was_killed(folder: Path) -> None:
+    """Each event once, whenever the server and the reader's connection went."""
+    heard: list[tuple[str, str, dict[str, Any]]] = []
+    with WebServer(folder) as first:
+        job = first.submit(LONG)
+        with suppress(httpx.HTTPError), httpx.stream("GET", f"{first.url}/v1/jobs/{job}/events", timeout=30) as stream:
+            for event in events_of(stream):
+                heard.append(event)
+                if len(heard) == 5:
+                    first.kill()
+        assert heard[-1][1] != "end"
+        port = first.port
+    with (
+        WebServer(folder, port=port) as second,
+        httpx.stream("GET", f"{second.url}/v1/jobs/{job}/events", headers={"Last-Event-ID": heard[-1][0]}, timeout=60) as stream,
+    ):
+        heard += events_of(stream)
+        written = [json.loads(line) for line in (folder / "ws" / "jobs" / job / "events.jsonl").read_text().splitlines()]
+        assert [data for _, _, data in heard[:-1]] == written
+        assert heard[-1][1:] == ("end", {"event": "end", "state": "succeeded"})
+        assert second.job(job)["state"] == "succeeded"
+        assert second.http.get("/v1/jobs", params={"limit": 1}).json()["jobs"][0]["job"] == job

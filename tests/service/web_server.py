@@ -1,0 +1,84 @@
+"""`dlscale serve` as a process of its own, on a free port, and jobs for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
+#: Passes that are many and short: a test has time to look at the job, and to stop it.
+LONG_PARAMS = {"n_components": 5, "power_iterations": 100, "block_rows": 50}
+LONG = {"kind": "svd", "name": "long", "cluster": "threads", "params": LONG_PARAMS}
+SHORT = {"kind": "svd", "name": "short", "cluster": "threads", "params": {"n_components": 5, "power_iterations": 1}}
+
+
+class WebServer:
+    """A server as a context manager.
+
+    Parameters
+    ----------
+    folder : Path
+        Its current folder, where its workspace is.
+    arguments : str
+        More of the command line.
+    """
+
+    def __init__(self, folder: Path, *arguments: str, port: int = 0) -> None:
+        self.folder, self.arguments, self.port = folder, arguments, port
+
+    def __enter__(self) -> WebServer:
+        command = [sys.executable, "-m", "dlscale", "serve", "--port", str(self.port), "--workspace", "ws", *self.arguments]
+        self.process = subprocess.Popen(command, cwd=self.folder, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        self.url = next(word for word in line.split() if word.startswith("http")).rstrip("/")
+        self.port = int(self.url.rpartition(":")[2])
+        self.http = httpx.Client(base_url=self.url, timeout=60)
+        wait_until(lambda: self.http.get("/ready").status_code == 200)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.http.close()
+        self.process.send_signal(signal.SIGTERM)
+        self.process.communicate(timeout=30)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def spec(self, kind: dict[str, Any] = SHORT, **more: Any) -> dict[str, Any]:
+        return {**kind, "input": {"matrix": str(self.folder / "a.zarr")}, **more}
+
+    def submit(self, kind: dict[str, Any] = SHORT, **more: Any) -> str:
+        answer = self.http.post("/v1/jobs", json=self.spec(kind, **more))
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["job"])
+
+    def job(self, job: str) -> dict[str, Any]:
+        return dict(self.http.get(f"/v1/jobs/{job}").json())
+
+    def wait_for(self, job: str, *states: str) -> dict[str, Any]:
+        wait_until(lambda: self.job(job)["state"] in states)
+        return self.job(job)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.05)
