@@ -32,6 +32,7 @@ from dlscale.storage.importers.parquet import PARQUET_SUFFIXES, read_parquet
 from dlscale.storage.importers.samples import is_sample, read_sample
 from dlscale.storage.importers.strips import StripWriter
 from dlscale.storage.importers.tables import KEPT_DTYPES, Reader, Request, Table, is_url
+from dlscale.storage.sparse.writing import CompressedWriter
 
 __all__ = ["FORMATS", "ReadOptions", "import_matrix"]
 
@@ -41,6 +42,10 @@ class Format(NamedTuple):
 
     read: Reader
     options: tuple[str, ...] = ()
+
+    def knows(self, option: str) -> bool:
+        """Whether the option applies to it: whatever is read may become a sparse copy."""
+        return option in (*self.options, "sparse")
 
 
 MAX_WORDS = 400  # of what a library says of a damaged file, which may quote it
@@ -54,8 +59,7 @@ FORMATS: dict[str, Format] = {
     ".npz": Format(read_npz, ("dataset",)),
     **dict.fromkeys((".csv", ".csv.gz", ".tsv", ".tsv.gz"), _TABLES),
     ".parquet": Format(read_parquet, ("columns",)),
-    ".h5": Format(read_hdf5, ("dataset",)),
-    ".hdf5": Format(read_hdf5, ("dataset",)),
+    **dict.fromkeys((".h5", ".hdf5", ".h5ad"), Format(read_hdf5, ("dataset",))),
     ".mtx": Format(read_matrix_market),
     ".mtx.gz": Format(read_matrix_market),
     **dict.fromkeys(IMAGE_SUFFIXES, _IMAGES),
@@ -72,7 +76,7 @@ def import_matrix(
     overwrite: bool = False,
     **options: Any,
 ) -> Path:
-    """Copy a matrix from another format into an uncompressed Zarr v3 array, streaming.
+    """Copy a matrix from another format into an uncompressed Zarr v3 array, or a sparse one into a group, streaming.
 
     Parameters
     ----------
@@ -158,8 +162,7 @@ def _copy(
         dtype = _final_dtype(table, request)
         row_bytes = table.n_columns * dtype.itemsize
         _require_room(table, dtype, request=request)
-        attributes = {"dlscale": {**table.attributes, "source": without_secrets(source)}}
-        writer = StripWriter(path, table.n_columns, dtype=dtype, chunks=chunks, attributes=attributes)
+        writer = _writer(path, table, dtype, request, chunks=chunks)
         while True:
             with _explained(source):
                 block = next(blocks, None)
@@ -175,9 +178,26 @@ def _copy(
     return notes
 
 
+def _writer(
+    path: Path, table: Table, dtype: np.dtype[Any], request: Request, *, chunks: tuple[int, int] | None
+) -> StripWriter | CompressedWriter:
+    attributes = {"dlscale": {**table.attributes, "source": without_secrets(request.source)}}
+    if not (table.sparse or request.sparse):
+        return StripWriter(path, table.n_columns, dtype=dtype, chunks=chunks, attributes=attributes)
+    if chunks is not None:
+        raise SpecError(
+            f"chunks are of dense copies, and that of {request.source} is sparse; leave them out, or set sparse: false."
+        )
+    return CompressedWriter(path, table.n_columns, dtype=dtype, by_rows=table.by_rows, attributes=attributes)
+
+
 def _require_room(table: Table, dtype: np.dtype[Any], *, request: Request) -> None:
     """What a header promises must fit on the disk before a byte of it is written."""
     m, n = table.n_rows or 1, table.n_columns
+    if table.sparse or request.sparse:
+        # An entry has a number and a column.
+        require_free_space(request.scratch.parent.parent, (table.n_entries or 0) * (dtype.itemsize + 4) + 8 * m)
+        return
     if m * n > MAX_ENTRIES:
         raise DoesNotFitError(
             f"{request.source} says that it is a matrix of {len(str(m))}-digit x {len(str(n))}-digit {dtype}, which no disk holds."
@@ -237,7 +257,7 @@ def _format(source: str) -> Format:
 def _check_options(given: ReadOptions, kind: Format, *, source: str) -> None:
     """Refuse what this format does not know."""
     for option, field in ReadOptions.model_fields.items():
-        if getattr(given, option) != field.default and option not in kind.options:
+        if getattr(given, option) != field.default and not kind.knows(option):
             suffixes = [suffix for suffix, known in FORMATS.items() if option in known.options]
             raise SpecError(f"{option} does not apply to {source}; it is for {' '.join(suffixes)}.")
 

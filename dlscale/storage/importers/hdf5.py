@@ -1,16 +1,19 @@
-"""HDF5: one dataset, read in strips of whole chunks."""
+"""HDF5: one dataset, read in strips of whole chunks, or one sparse group."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.errors import InputError, SpecError
+from dlscale.storage.importers.compressed import compressed_table, hdf5_parts
 from dlscale.storage.importers.hdf5_links import check_sources, follow
 from dlscale.storage.importers.tables import (
     BLOCK_BYTES,
@@ -46,13 +49,16 @@ def read_hdf5(request: Request) -> Iterator[Table]:
         file = stack.enter_context(open_binary(request.source)) if is_url(request.source) else request.source
         store = stack.enter_context(h5py.File(file, "r"))
         dataset = _dataset(h5py, store, request)
+        if isinstance(dataset, h5py.Group):
+            yield _sparse_table(h5py, store, dataset, request)
+            return
         what = f"{request.source}, dataset {dataset.name!r}"
         others = check_sources(h5py, dataset, request.source)
         stored, parts = _plain(dataset.dtype)
         m, n, dtype = matrix_layout(dataset.shape or (), stored, what=what)
         packing = Packing.of({key: dataset.attrs[key] for key in PACKING_KEYS if key in dataset.attrs}, stored, what)
         blocks = _blocks(dataset, m, n, dtype=dtype, parts=parts)
-        attributes = {"read_also": {os.fspath(path): Stamp.of(path.stat()) for path in sorted(others)}} if others else {}
+        attributes = _read_also(others)
         turned = ["MATLAB wrote it, column by column: its columns are the rows here"] if "MATLAB_class" in dataset.attrs else []
         if packing is not None:
             dtype = np.dtype(np.float64) if dtype.kind in "iu" or dtype.itemsize == 2 else dtype
@@ -67,12 +73,16 @@ def _dataset(h5py: Any, store: Any, request: Request) -> Any:
         item = follow(h5py, store, request.dataset, request.source)
         if item is None:
             raise SpecError(f"{request.source} has no dataset {request.dataset!r}; it has: {_listed(found)}.")
-        if isinstance(item, h5py.Dataset):
+        if isinstance(item, h5py.Dataset) or _is_sparse(item):
             return item
-        _refuse_sparse(item, request)
         raise SpecError(f"{request.source}: {request.dataset!r} is a group; its file has the datasets: {_listed(found)}.")
-    for name in {name.rpartition("/")[0] for name in found}:
-        _refuse_sparse(store[name] if name else store, request)
+    if store.attrs.get("encoding-type") == "anndata" and "X" in store:
+        return store["X"]
+    groups = [name for name in sorted({name.rpartition("/")[0] for name in found}) if _is_sparse(store[name] if name else store)]
+    if len(groups) == 1:
+        return store[groups[0]] if groups[0] else store
+    if groups:
+        raise SpecError(f"{request.source} holds {len(groups)} sparse matrices; set dataset to one of: {_listed(groups)}.")
     matrices = [name for name in found if len(store[name].shape or ()) == 2] or found
     if len(matrices) != 1:
         raise SpecError(f"{request.source} holds {len(found)} datasets; set dataset to one of: {_listed(found)}.")
@@ -83,12 +93,32 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:50]) + (", ..." if len(names) > 50 else "") or "none"
 
 
-def _refuse_sparse(group: Any, request: Request) -> None:
-    if any(parts <= set(group) for parts in _SPARSE):
+def _is_sparse(group: Any) -> bool:
+    return any(parts <= set(group) for parts in _SPARSE)
+
+
+def _sparse_table(h5py: Any, store: Any, group: Any, request: Request) -> Table:
+    what, others = f"{request.source}, group {group.name!r}", set[Path]()
+
+    def dataset(name: str) -> Any:
+        item = follow(h5py, store, f"{group.name}/{name}", request.source)
+        if not isinstance(item, h5py.Dataset):
+            raise InputError(f"{what} is a sparse matrix whose {name!r} is no dataset.")
+        others.update(check_sources(h5py, item, request.source))
+        return item
+
+    found = hdf5_parts(group, what, dataset)
+    if found is None:
         raise InputError(
-            f"{request.source}: {group.name!r} is a sparse matrix in three arrays; write it densely, or by scipy.sparse.save_npz "
-            "or scipy.io.mmwrite, which are read. (Name one of its arrays to import that.)"
+            f"{request.source}: {group.name!r} is a sparse matrix in three arrays that do not say its shape, as those of AnnData, "
+            "10x and MATLAB do; write it by scipy.sparse.save_npz or scipy.io.mmwrite. (Name one of its arrays to import that.)"
         )
+    return replace(compressed_table(found[0], request, notes=found[1]), attributes=_read_also(others))
+
+
+def _read_also(others: set[Path]) -> dict[str, Any]:
+    """What says whether the other files that numbers were read from are still the same."""
+    return {"read_also": {os.fspath(path): Stamp.of(path.stat()) for path in sorted(others)}} if others else {}
 
 
 def _plain(dtype: np.dtype[Any]) -> tuple[np.dtype[Any], tuple[str, str] | None]:

@@ -1,7 +1,7 @@
-"""Matrix Market, plain or gzipped: dense columns or sparse coordinates, made dense strip by strip in bounded memory.
+"""Matrix Market, plain or gzipped: dense columns or sparse coordinates, made dense or compressed strip by strip.
 
 Entries come in an order of their own. A first sweep parses the text in pieces and drops every entry into the spill file of
-its strip of rows; a second one takes strip after strip and makes it dense. Whole columns of numbers are kept as they come, and
+its strip of rows; a second one takes strip after strip. Whole columns of numbers are kept as they come, and
 read again by rows.
 
 References
@@ -28,6 +28,7 @@ from dlscale.storage.importers.market_text import DTYPES, Entries, Line, parse_e
 from dlscale.storage.importers.tables import Blocks, Request, Table, line_pieces, open_text, row_ranges, rows_per_block
 
 PIECE_BYTES = 2 << 20  # of text; an entry takes up to 40 times its two shortest characters while it is sorted
+SPARSE_ENTRIES = 1 << 20  # of a strip of a sparse matrix
 MAX_HEADER_LINE = 1 << 20
 MAX_SIZE_DIGITS = 18
 GZIP_RATIO = 1032  # of text to packed text, at most
@@ -74,8 +75,10 @@ def read_matrix_market(request: Request) -> Iterator[Table]:
                 f"{request.source} promises {banner.n_entries} entries and has only {position()[1]} bytes: truncated or damaged."
             )
         dense = banner.layout == "array" and banner.symmetry == "general"
+        sparse = request.sparse is True and banner.layout == "coordinate"
         blocks = (_columns if dense else _strips)(stream, banner, request=request)
-        yield Table(banner.n_rows, banner.n_columns, banner.dtype, blocks, position=position)
+        n_entries = banner.n_entries * (1 if banner.symmetry == "general" else 2) if sparse else None
+        yield Table(banner.n_rows, banner.n_columns, banner.dtype, blocks, position=position, sparse=sparse, n_entries=n_entries)
 
 
 def _banner(stream: BinaryIO, source: str) -> Banner:
@@ -128,10 +131,11 @@ def _columns(stream: BinaryIO, banner: Banner, *, request: Request) -> Blocks:
 
 def _strips(stream: BinaryIO, banner: Banner, *, request: Request) -> Blocks:
     m, n = banner.n_rows, banner.n_columns
+    sparse = request.sparse is True and banner.layout == "coordinate"
     # A power of two of rows; an entry of a strip takes up to 6 times its value.
-    step = max(1, rows_per_block(n, banner.dtype.itemsize) // 4)
+    step = _sparse_rows(banner) if sparse else max(1, rows_per_block(n, banner.dtype.itemsize) // 4)
     shift = step.bit_length() - 1
-    entry = np.dtype([("i", "i4"), ("j", "i4"), ("value", banner.dtype)])
+    entry = np.dtype([("i", "i4"), ("j", "i4" if n <= 1 << 31 else "i8"), ("value", banner.dtype)])
     request.scratch.mkdir(parents=True, exist_ok=True)
     for i, j, values in _entries(stream, banner, request=request):
         strips, local = i >> shift, i & (step - 1)
@@ -142,15 +146,24 @@ def _strips(stream: BinaryIO, banner: Banner, *, request: Request) -> Blocks:
     for start, stop in row_ranges(m, step):
         path = request.scratch / str(start // step)
         if not path.exists():
-            yield np.zeros((stop - start, n), banner.dtype)
+            empty = (stop - start, n)
+            yield scipy.sparse.csr_array(empty, dtype=banner.dtype) if sparse else np.zeros(empty, banner.dtype)
             continue
         entries = np.fromfile(path, entry)
         path.unlink()
-        yield _dense(entries, (stop - start, n), start=start, limit=limit, source=request.source)
+        strip = _summed(entries, (stop - start, n), start=start, limit=limit, source=request.source)
+        rows: Any = strip.tocsr() if sparse else strip.toarray()
+        yield rows.astype(np.uint8) if limit == np.uint8 else rows
 
 
-def _dense(entries: Array, shape: tuple[int, int], *, start: int, limit: np.dtype[Any], source: str) -> Array:
-    """Entries given twice are added, as the sparse formats define it, in a type that holds the sum."""
+def _sparse_rows(banner: Banner) -> int:
+    """A power of two of rows with about so many entries, so that few enough strips are open at the same time."""
+    rows = max(1, banner.n_rows * SPARSE_ENTRIES // max(1, banner.n_entries))
+    return 1 << min(rows.bit_length() - 1, 30)
+
+
+def _summed(entries: Array, shape: tuple[int, int], *, start: int, limit: np.dtype[Any], source: str) -> Any:
+    """Entries given twice are to be added, as the sparse formats define it, in a type that holds the sum."""
     stored = entries["value"].dtype
     values = entries["value"].astype(np.int64 if stored == np.uint8 else stored)
     largest = limit if limit.kind in "iu" else values.dtype
@@ -159,8 +172,7 @@ def _dense(entries: Array, shape: tuple[int, int], *, start: int, limit: np.dtyp
             values = values.astype(np.float64)
         else:
             _check_sums(entries, largest, start=start, source=source)
-    dense: Array = scipy.sparse.coo_array((values, (entries["i"], entries["j"])), shape=shape).toarray()
-    return dense.astype(np.uint8) if limit == np.uint8 else dense
+    return scipy.sparse.coo_array((values, (entries["i"], entries["j"])), shape=shape)
 
 
 def _sums_fit(values: Array, dtype: np.dtype[Any]) -> bool:

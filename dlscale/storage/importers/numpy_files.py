@@ -15,6 +15,7 @@ from numpy.lib import format as npy_format
 
 from dlscale.arrays import Array
 from dlscale.errors import InputError, SpecError
+from dlscale.storage.importers.compressed import npz_format, npz_table
 from dlscale.storage.importers.scipy_files import sparse_table
 from dlscale.storage.importers.tables import Blocks, Request, Table, matrix_layout, open_binary, row_ranges, rows_per_block
 
@@ -37,7 +38,9 @@ def read_npz(request: Request) -> Iterator[Table]:
     with open_binary(request.source) as stream, zipfile.ZipFile(stream) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
         if request.dataset is None and {"format", "shape", "data"} <= set(names):
-            yield sparse_table(archive, stream, request.source)
+            form = npz_format(archive) if request.sparse else ""
+            compressed = form in ("csr", "csc")
+            yield npz_table(archive, form, request) if compressed else sparse_table(archive, stream, request)
             return
         name = request.dataset or (names[0] if len(names) == 1 else "")
         if name not in names:

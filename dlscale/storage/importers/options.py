@@ -42,10 +42,15 @@ class ReadOptions(BaseModel):
         title="Pixels from one patch to the next [1].",
         description="an integer of at least 1: pixels between patches",
     )
+    sparse: bool | None = Field(
+        default=None,
+        title="Whether the copy is sparse [auto: of sparse groups of HDF5 it is].",
+        description="true or false: whether the copy is a sparse matrix in compressed rows or columns",
+    )
     dataset: str | None = Field(
         default=None,
-        title="Which array of an HDF5 or .npz file.",
-        description="text: dataset inside an HDF5 file, member of an .npz",
+        title="Which array or sparse group of an HDF5 file, or array of an .npz.",
+        description="text: dataset or sparse group inside an HDF5 file, member of an .npz",
     )
     columns: Names | None = Field(
         default=None,

@@ -1,4 +1,4 @@
-"""A sparse matrix as `scipy.sparse.save_npz` writes it, as a dense one."""
+"""A sparse matrix as `scipy.sparse.save_npz` writes it, read as a whole."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from dlscale.errors import InputError
-from dlscale.storage.importers.tables import Blocks, Table, matrix_layout, row_ranges, rows_per_block
+from dlscale.storage.importers.tables import Blocks, Request, Table, matrix_layout, row_ranges, rows_per_block
 
 MAX_BYTES = 1 << 29  # of the arrays of a sparse matrix, which is read as a whole
 
 
-def sparse_table(archive: zipfile.ZipFile, stream: BinaryIO, source: str) -> Table:
-    """The matrix with its zeros; entries that stand at one place are added up, as in SciPy.
+def sparse_table(archive: zipfile.ZipFile, stream: BinaryIO, request: Request) -> Table:
+    """The matrix, with its zeros unless it is to be sparse; entries that stand at one place are added up, as in SciPy.
 
     Raises
     ------
@@ -23,6 +23,7 @@ def sparse_table(archive: zipfile.ZipFile, stream: BinaryIO, source: str) -> Tab
     """
     import scipy.sparse
 
+    source = request.source
     n_bytes = sum(member.file_size for member in archive.infolist())
     if n_bytes > MAX_BYTES:
         raise InputError(
@@ -44,6 +45,9 @@ def sparse_table(archive: zipfile.ZipFile, stream: BinaryIO, source: str) -> Tab
     rows = matrix.tocsr()
     if dtype.kind in "iu" and rows.nnz and not (np.iinfo(dtype).min <= rows.data.min() and rows.data.max() <= np.iinfo(dtype).max):
         dtype = rows.dtype
+    if request.sparse:
+        rows.sum_duplicates()
+        return Table(m, n, dtype, (rows.astype(dtype) for _ in range(1)), sparse=True, n_entries=rows.nnz)
     return Table(m, n, dtype, _blocks(rows, m, n, dtype=dtype))
 
 

@@ -43,7 +43,8 @@ class Table:
     """An m x n matrix that is read once, from the top, in blocks of whole rows.
 
     `n_rows` is None when only reading to the end tells. `position` gives (bytes read, bytes in all) of the source where
-    that says more about progress than rows do.
+    that says more about progress than rows do. Blocks of a `sparse` one are compressed rows, `n_entries` in all as far as is
+    known; where not `by_rows`, its rows are the columns of the matrix.
     """
 
     n_rows: int | None
@@ -53,6 +54,9 @@ class Table:
     attributes: dict[str, Any] = field(default_factory=dict)
     position: Callable[[], tuple[int, int]] | None = None
     notes: list[str] = field(default_factory=list)
+    sparse: bool = False
+    by_rows: bool = True
+    n_entries: int | None = None
 
 
 Reader = Callable[[Request], AbstractContextManager[Table]]

@@ -6,7 +6,7 @@ column of every entry in the block that holds it. Entries in any order are sorte
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -128,18 +128,36 @@ class SparseMatrix(Matrix):
         InputError
             If an entry lies outside of the matrix; names its row.
         """
+        return _canonical(self._block(start, stop, self._values))
+
+    def stored_rows(self, start: int, stop: int) -> Any:
+        """As `rows`, with numbers as they are stored (InputError if they do not hold the sum of what stands at one place)."""
+        block = self._block(start, stop, lambda first, last: np.asarray(self.parts.data[first:last]))
+        if block.has_canonical_format:
+            return block
+        stored = block.dtype
+        if stored.kind in "biu":
+            block = block.astype(np.uint64 if stored.kind == "u" else np.int64)
+        block = _canonical(block)
+        if stored.kind in "iu" and block.nnz:
+            limits = np.iinfo(stored)
+            beyond = np.flatnonzero((block.data < limits.min) | (block.data > limits.max))
+            if beyond.size:
+                row = start + int(np.searchsorted(block.indptr, beyond[0], side="right")) - 1
+                raise InputError(
+                    f"{self.uri}: what {self._row_words(row)} holds at one place adds up to {block.data[beyond[0]]}, which "
+                    f"{stored} does not hold; write it as f8."
+                )
+        return block.astype(np.uint8 if stored.kind == "b" else stored)
+
+    def _block(self, start: int, stop: int, values: Callable[[int, int], Array]) -> Any:
         pointers = self.pointers(start, stop)
         first, last = int(pointers[0]), int(pointers[-1])
         columns = np.asarray(self.parts.indices[first:last])
         self._check_columns(columns, pointers, start)
         index = np.int32 if max(self.shape[1], last - first) < 2**31 else np.int64
-        entries, local = self._values(first, last), (pointers - first).astype(index)
-        shape = (stop - start, self.shape[1])
-        block = scipy.sparse.csr_array((entries, columns.astype(index, copy=False), local), shape=shape)
-        if not block.has_canonical_format:
-            block = block.copy()  # which may be the user's own
-            block.sum_duplicates()
-        return block
+        entries, local = values(first, last), (pointers - first).astype(index)
+        return scipy.sparse.csr_array((entries, columns.astype(index, copy=False), local), shape=(stop - start, self.shape[1]))
 
     def _values(self, first: int, last: int) -> Array:
         if self.parts.iso:
@@ -161,13 +179,14 @@ class SparseMatrix(Matrix):
 
     def spans(self, start: int, stop: int, most: int = PIECE_NONZEROS) -> Iterator[tuple[int, int]]:
         """Pieces of the rows ``start:stop`` with so many entries at most, or of one row."""
-        pointers = self.pointers(start, stop)
-        row = 0
-        while row < stop - start:
-            last = max(row + 1, int(np.searchsorted(pointers, pointers[row] + most, side="right")) - 1)
-            last = min(last, stop - start)
-            yield start + row, start + last
-            row = last
+        for top in range(start, stop, MAX_POINTERS):
+            bottom = min(top + MAX_POINTERS, stop)
+            pointers, row = self.pointers(top, bottom), 0
+            while row < bottom - top:
+                last = max(row + 1, int(np.searchsorted(pointers, pointers[row] + most, side="right")) - 1)
+                last = min(last, bottom - top)
+                yield top + row, top + last
+                row = last
 
     def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
         shape = (rows[1] - rows[0], columns[1] - columns[0])
@@ -178,6 +197,14 @@ class SparseMatrix(Matrix):
             block = self.rows(start, stop)
             (block if whole else block[:, slice(*columns)]).toarray(out=out[start - rows[0] : stop - rows[0]])
         return out
+
+
+def _canonical(block: Any) -> Any:
+    """The same with its columns in order, none of them twice."""
+    if not block.has_canonical_format:
+        block = block.copy()  # which may be the user's own
+        block.sum_duplicates()
+    return block
 
 
 def in_memory(source: Any) -> Matrix:
