@@ -161,18 +161,18 @@ class MatrixOperator(Operator):
 
     def apply(self, X: Array) -> Array:
         self._require_array()
-        return self._sweep(Product(np.ascontiguousarray(X.T)))["product"]
+        return self.read(Product(np.ascontiguousarray(X.T)))["product"]
 
     def adjoint(self, Y: Array) -> Array:
         self._require_array()
         if "symmetric" in self.tags:
             return self.apply(Y)
-        return np.asarray(self._sweep(AdjointProduct(Y, self.shape[1]))["ZH"].conj().T)
+        return np.asarray(self.read(AdjointProduct(Y, self.shape[1]))["ZH"].conj().T)
 
     def normal(self, W: Array) -> Array:
         """In one read."""
         self._require_array()
-        return np.asarray(self._sweep(NormalProduct(np.ascontiguousarray(W, self._of(W))))["ZH"].conj().T)
+        return np.asarray(self.read(NormalProduct(np.ascontiguousarray(W, self._of(W))))["ZH"].conj().T)
 
     def apply_at_rest(self, X: Matrix, name: str) -> Matrix:
         """``A X`` for X (n, k) at rest, as a scratch array of this name; kept, so done once in a job.
@@ -209,9 +209,10 @@ class MatrixOperator(Operator):
             before = [output.matrix()]
         return before[0]
 
-    def _sweep(self, fold: Fold) -> State:
-        self._n_products += 1
-        step = f"product-{self._n_products}"
+    def read(self, fold: Fold, step: str = "") -> State:
+        """Fold the rows of the matrix, in one read of it or of what is held; under the next number without a name of its own."""
+        self._n_products += not step
+        step = step or f"product-{self._n_products}"
         if self._resident is not None:
             return self._resident.sweep(step, fold)
         return self.passes.sweep(step, self.A, fold, self.plan.grid, keep="none")

@@ -58,8 +58,20 @@ def _lu_tiles(job: Job) -> list[Tile]:
     return shown + rate_tile(job)
 
 
+def _iteration_tiles(job: Job) -> list[Tile]:
+    """How many iterations there were, and what they came to."""
+    n, true, reads = (_estimate(job, key) for key in ("iterations", "true_residual", "reads"))
+    if n is None or true is None:
+        return []
+    below = f"{words.count(int(reads))} products with the matrix" if reads is not None else ""
+    return [
+        Tile("Iterations", words.count(int(n)), below),
+        Tile("True residual", words.number(true), "of the right-hand side, measured"),
+    ]
+
+
 def _solve_tiles(job: Job) -> list[Tile]:
-    shown = condition_tile(job)
+    shown = _iteration_tiles(job) + condition_tile(job)
     error, bound, n_steps = (
         _estimate(job, "backward_error"),
         _estimate(job, "forward_error_bound"),
@@ -122,6 +134,15 @@ def cholesky_factor(job: Job) -> Markup | None:
     return section("The triangle L", lead, pair(*drawn, *_magnitudes(job, "l", "L")))
 
 
+def convergence(job: Job) -> Markup | None:
+    """What iterations claimed of their residuals, against what was measured."""
+    claimed, measured = array(job, "history/residual"), array(job, "history/true_residual")
+    if claimed is None or measured is None:
+        return None
+    lead = "The line is what the recurrence says of itself; dots are residuals that were measured, by which the iterations end."
+    return section("Convergence", lead, pair(figures.convergence(claimed, measured)))
+
+
 def solution(job: Job) -> Markup | None:
     """The first solutions over their rows."""
     x = array(job, "x")
@@ -150,8 +171,8 @@ def _magnitudes(job: Job, name: str, what: str) -> list[Markup]:
 TELLINGS: Mapping[str, Telling] = {
     "lu": Telling(lambda job: "The LU factorization with partial pivoting", _lu_tiles, (pivots,)),
     "cholesky": Telling(lambda job: "The Cholesky factorization", rate_tile, (cholesky_factor,)),
-    "solve": Telling(lambda job: "The solution of linear systems with the matrix", _solve_tiles, (solution,)),
-    "lstsq": Telling(lambda job: "The least squares solution of minimum norm", _lstsq_tiles, (solution,)),
+    "solve": Telling(lambda job: "The solution of linear systems with the matrix", _solve_tiles, (convergence, solution)),
+    "lstsq": Telling(lambda job: "The least squares solution of minimum norm", _lstsq_tiles, (convergence, solution)),
     "inverse": Telling(lambda job: "The inverse", lambda job: condition_tile(job, "in the 1-norm") + rate_tile(job), ()),
     "slogdet": Telling(lambda job: "Sign and logarithm of the determinant", _slogdet_tiles, ()),
 }

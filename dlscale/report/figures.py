@@ -10,7 +10,7 @@ import numpy as np
 
 from dlscale.report import words
 from dlscale.report.charts import COLOURS, Chart, boxes, chart, logarithmic
-from dlscale.report.markup import Markup, div, tag
+from dlscale.report.markup import Markup, div, join, tag
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,6 +67,30 @@ def spectrum(
                 axes.errorbar(x, y, (below, above), fmt="none", color=colour, elinewidth=1.4, capsize=3, capthick=1.4, alpha=0.7)
         _curve(drawn, axes, x, y, colour, [f"{i}: {words.number(float(v))}{unit}" for i, v in zip(x, y, strict=True)])
     return drawn.markup
+
+
+def convergence(claimed: np.ndarray, measured: np.ndarray) -> Markup:
+    """Residuals over iterations on a logarithmic axis: those that a recurrence claims, and those that were measured.
+
+    Parameters
+    ----------
+    claimed : ndarray of shape (i,)
+        After each iteration.
+    measured : ndarray of shape (r, 2)
+        After which iteration, and what it was.
+    """
+    x, y = np.arange(1, len(claimed) + 1), np.asarray(claimed, dtype=float)
+    seen = np.isfinite(y) & (y > 0)
+    dots = measured[np.isfinite(measured[:, 1]) & (measured[:, 1] > 0)]
+    every = np.concatenate([y[seen], dots[:, 1]])
+    with chart(510, 290, f"residual over {len(claimed)} iterations") as drawn:
+        axes = _over_index(drawn, max(1, len(claimed)), "largest residual, of its right-hand side", "iteration")
+        logarithmic(axes, float(every.min(initial=1.0)), float(every.max(initial=1e-16)))
+        axes.plot(x[seen], y[seen], color=COLOURS["s1"])
+        titles = [f"iteration {i:.0f}: {words.number(float(v))}" for i, v in dots]
+        if titles:
+            drawn.tip(axes.plot(dots[:, 0], dots[:, 1], "o", color=COLOURS["s2"], markersize=6.4, clip_on=False)[0], *titles)
+    return join([drawn.markup, legend([("s1 solid", "claimed by the recurrence"), ("s2 solid", "measured on the matrix")])])
 
 
 def cumulative(shares: np.ndarray) -> Markup:

@@ -19,7 +19,7 @@ from dlscale.storage.matrix import Matrix
 
 @dataclass(frozen=True)
 class Product(RowsFold):
-    """``Y = A X`` by rows, in the precision of A and X.
+    """``Y = A X`` by rows, in the precision of X, which is A's or a higher one.
 
     Parameters
     ----------
@@ -39,7 +39,11 @@ class Product(RowsFold):
         return {"product": np.zeros((0, len(self.XT)), self.XT.dtype)}
 
     def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
-        add_rows(state, np.ascontiguousarray((self.XT @ A.T).T))
+        if A.dtype == self.XT.dtype:
+            add_rows(state, np.ascontiguousarray((self.XT @ A.T).T))
+            return ()
+        for _, tile in tiles(A):
+            add_rows(state, np.ascontiguousarray((self.XT @ tile.T.astype(self.XT.dtype)).T))
         return ()
 
 

@@ -7,6 +7,7 @@ double precision. Where that does not converge (condition numbers above about 1e
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from dlscale.engine.run import Run
 from dlscale.engine.tiles.grid import PanelGrid
 from dlscale.errors import InputError, NumericalError, SpecError
 from dlscale.kernels import accumulator_dtype
+from dlscale.linalg.iterative.choice import is_iterative, plan_by_method
+from dlscale.linalg.iterative.systems import compute_system
 from dlscale.linalg.panels.plan import FactorOptions, factor_chunks
 from dlscale.linalg.scaling import scale_words
 from dlscale.linalg.solve.applying import after, plan_columns, plan_condition
@@ -42,7 +45,7 @@ REFINED_ORDER = 1600
 
 
 def plan_solve(inputs: Inputs, options: SolveOptions, facts: ClusterFacts) -> Plan:
-    """Plan a solve.
+    """Plan a solve, by factors or by iterations.
 
     Raises
     ------
@@ -51,6 +54,12 @@ def plan_solve(inputs: Inputs, options: SolveOptions, facts: ClusterFacts) -> Pl
     DoesNotFitError
     """
     options.check()
+    direct = partial(_plan_direct, inputs, options, facts)
+    known = "general" if options.transposed else options.assume
+    return plan_by_method(inputs, options.method, known, options, facts, direct=direct)
+
+
+def _plan_direct(inputs: Inputs, options: SolveOptions, facts: ClusterFacts) -> Plan:
     A, B = operands(inputs, options)
     (m, n), k = A.shape, B.shape[1]
     if m != n:
@@ -144,6 +153,8 @@ def compute_solve(run: Run, inputs: Inputs, options: SolveOptions, plan: Plan) -
     Golub and Van Loan (2013), sections 3.4 and 3.5; Higham (2002), chapters 9 and 12.
     """
     A, B = operands(inputs, options)
+    if is_iterative(plan):
+        return compute_system(run, A, B, options, plan)
     system = System(Passes(run), A, plan, options)
     system.measure()
     stored = inputs.results.get("factors")

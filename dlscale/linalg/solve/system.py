@@ -11,7 +11,6 @@ from pydantic import Field
 
 from dlscale.arrays import Array
 from dlscale.certificates import LAPACK_THRESHOLD
-from dlscale.declaration.options import Options
 from dlscale.declaration.sections import Panel
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Passes
@@ -20,6 +19,7 @@ from dlscale.errors import NumericalError, OutOfRange, SpecError
 from dlscale.kernels import accumulator_dtype, largest_part, safe_exponent, times_power_of_two
 from dlscale.linalg.folds.least_squares import read_rhs
 from dlscale.linalg.folds.residuals import Norms, Residual, Rounded, rounding_scale
+from dlscale.linalg.iterative.options import Iterations, Method
 from dlscale.linalg.panels.products import probes, scaled_residual
 from dlscale.linalg.scaling import power_words
 from dlscale.linalg.solve import applying
@@ -42,6 +42,8 @@ Transposed = bool | Literal["conjugate"]
 #: Times eps: the backward error at which factors in single precision are good enough, and that of a solve without refinement.
 MIXED_TARGET = 1.0
 DOUBLE_TARGET = 4.0
+#: Params of a factorization, and of what is solved with it.
+_DIRECT = ("precision", "refine", "panel", "transposed", "only_triangle", "unit_diagonal")
 #: How factors are called that were given.
 STORED = "stored factors"
 #: Parts of a vector that may be wrong for its length to be right: what refinement still changes, and what it leaves.
@@ -52,7 +54,7 @@ BATCH_BYTES = 2**26
 
 
 @dataclass(frozen=True)
-class SolveOptions(Options):
+class SolveOptions(Iterations):
     """How to solve.
 
     Notes
@@ -63,6 +65,10 @@ class SolveOptions(Options):
     the matrix, as in the ``lu`` of an LU factorization, whose L has a ``unit_diagonal`` besides.
     """
 
+    method: Annotated[
+        Literal["auto", "direct"] | Method,
+        Field(description="auto, direct (a factorization) or cg (conjugate gradients, of a positive definite matrix)"),
+    ] = "auto"
     assume: AssumeOfSystem = "general"
     transposed: Annotated[
         Transposed, Field(description="false, true (A^T x = b) or conjugate (A^H x = b); lower and upper say what A is")
@@ -83,6 +89,12 @@ class SolveOptions(Options):
         """Check what goes together (SpecError)."""
         if self.refine == "never" and self.precision == "mixed":
             raise SpecError("params.refine: must be auto with precision mixed, whose factors alone have 7 digits; got never.")
+        if self.method not in ("auto", "direct"):
+            for name in _DIRECT:
+                if (got := getattr(self, name)) != getattr(SolveOptions, name):
+                    raise SpecError(f"params.{name}: goes with method direct; got {got} with method {self.method}.")
+            if self.triangular:
+                raise SpecError(f"params.assume: {self.assume} goes with method direct; got method {self.method}.")
         if not self.triangular:
             if self.only_triangle or self.unit_diagonal:
                 name = "only_triangle" if self.only_triangle else "unit_diagonal"

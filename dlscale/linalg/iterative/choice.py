@@ -1,0 +1,70 @@
+"""Whether a system is factored or iterated on: by counted cost, and said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal, get_args
+
+from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.plan import Plan
+from dlscale.errors import DoesNotFitError, SpecError
+from dlscale.linalg.iterative.options import NAMES, Iterations, Method
+from dlscale.linalg.iterative.systems import plan_system
+from dlscale.storage.inputs import Inputs
+from dlscale.storage.scaled import promoted
+
+#: Iterations must win so clearly: at their limit they take at most this part of the time of a factorization.
+CLEARLY = 0.5
+#: The method for what is known of a matrix.
+FOR_ASSUMED: dict[str, Method] = {"pos": "cg"}
+
+
+def plan_by_method(
+    inputs: Inputs,
+    method: Method | Literal["auto", "direct"],
+    assume: str,
+    options: Iterations,
+    facts: ClusterFacts,
+    *,
+    direct: Callable[[], Plan],
+) -> Plan:
+    """The plan of the method that was asked for; with ``auto`` the one that is sooner done.
+
+    Notes
+    -----
+    Iterations are chosen where factors do not fit, or where a tolerance was given and all iterations that are allowed take less
+    than half of the time of a factorization, both counted at fixed rates.
+
+    Raises
+    ------
+    SpecError, DoesNotFitError
+    """
+    B = inputs["rhs"]
+    A = promoted(inputs["matrix"], B.dtype)
+    if method == "direct":
+        options.require_direct()
+        return direct()
+    if method != "auto":
+        if "factors" in inputs.results:
+            raise SpecError(f"input.factors: goes with method direct; got method {method}.")
+        return plan_system(A, B, method, options, facts)
+    other, why = FOR_ASSUMED.get(assume), ""
+    if other is None or "factors" in inputs.results:
+        return direct()
+    try:
+        plan = direct()
+    except DoesNotFitError as error:
+        plan, why = plan_system(A, B, other, options, facts), f"a factorization does not fit: {error}"
+    else:
+        if options.tolerance is not None:
+            iterated = plan_system(A, B, other, options, facts)
+            if iterated.nominal_seconds <= CLEARLY * plan.nominal_seconds:
+                why = f"{options.iterations_for(A.shape[0])} iterations take at most half of the time of a factorization"
+                plan = iterated
+    return replace(plan, notes=(*plan.notes, f"method auto: {NAMES[other].lower()}, since {why}")) if why else plan
+
+
+def is_iterative(plan: Plan) -> bool:
+    """Whether a plan is of an iterative method."""
+    return plan.method in get_args(Method)

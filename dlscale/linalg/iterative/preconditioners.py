@@ -1,0 +1,68 @@
+"""Approximate inverses that are made in one read: of the diagonal, of blocks on it, of what a random sketch shows."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from dlscale.arrays import Array
+from dlscale.errors import NumericalError
+from dlscale.linalg.iterative.recurrence import Map
+
+Preconditioner = Literal["none", "jacobi", "block_jacobi"]
+#: Rows of a block on the diagonal.
+BLOCK = 64
+
+
+def block_width(name: Preconditioner, n: int) -> int:
+    """Columns of the blocks on the diagonal that a preconditioner is made of."""
+    return {"none": 0, "jacobi": 1, "block_jacobi": min(BLOCK, n)}[name]
+
+
+def inverse_of_blocks(blocks: Array, *, definite: bool, symmetric: bool) -> Map:
+    """``M R`` with the inverses of blocks on the diagonal.
+
+    Parameters
+    ----------
+    blocks : (n, w)
+        Row i has the entries of row i of A in the columns of its block.
+    definite : bool
+        The method needs a definite matrix, which has such blocks.
+    symmetric : bool
+        The method needs a definite M: eigenvalues of the blocks are taken by their moduli.
+
+    Raises
+    ------
+    NumericalError
+        If a block is not definite, and has to be.
+    """
+    n, w = blocks.shape
+    padded = np.zeros((-(-n // w), w, w), blocks.dtype)
+    padded.reshape(-1, w)[:n] = blocks
+    lone = np.arange(len(padded) * w)[n:] % w
+    padded[-1, lone, lone] = 1
+    if definite or symmetric:
+        values, vectors = np.linalg.eigh((padded + padded.conj().transpose(0, 2, 1)) / 2)
+        if definite and not (values > 0).all():
+            first = int(np.argwhere(~(values > 0))[0][0]) * w
+            rows = f"entry ({first}, {first})" if w == 1 else f"the block of rows {first} to {min(first + w, n) - 1}"
+            raise NumericalError(f"The matrix is not positive definite: {rows} on its diagonal is not. Use method direct.")
+        inverse = (vectors / _away_from_zero(np.abs(values))[:, None, :]) @ vectors.conj().transpose(0, 2, 1)
+    else:
+        U, s, Vh = np.linalg.svd(padded)
+        inverse = Vh.conj().transpose(0, 2, 1) @ (U.conj().transpose(0, 2, 1) / _away_from_zero(s)[:, :, None])
+
+    def apply(R: Array) -> Array:
+        stacked = np.zeros((len(inverse) * w, R.shape[1]), np.result_type(inverse, R))
+        stacked[:n] = R
+        return np.ascontiguousarray((inverse @ stacked.reshape(len(inverse), w, -1)).reshape(-1, R.shape[1])[:n])
+
+    return apply
+
+
+def _away_from_zero(sizes: Array) -> Array:
+    """Sizes of directions of each block; one that is zero beside the largest is left as large as that."""
+    largest = sizes.max(axis=1, keepdims=True)
+    largest = np.where(largest > 0, largest, 1.0)
+    return np.where(sizes > sizes.shape[1] * float(np.finfo(float).eps) * largest, sizes, largest)

@@ -1,0 +1,256 @@
+"""Square systems by iterations: their plan, their products, and what is measured in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from dlscale.arrays import Array
+from dlscale.certificates import Certificate, Check
+from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.costs import measured_rates
+from dlscale.engine.kept import State
+from dlscale.engine.passes import Passes
+from dlscale.engine.plan import NOMINAL_FLOPS_PER_SECOND, Grids, Need, Plan, Step
+from dlscale.engine.ranks.outcome import Outcome
+from dlscale.engine.run import Cost, Run
+from dlscale.errors import DoesNotFitError, NumericalError, SpecError
+from dlscale.kernels import accumulator_dtype, largest_part, one_blas_thread, times_power_of_two
+from dlscale.linalg.eigen.symmetry import limit, refuse
+from dlscale.linalg.folds.least_squares import read_rhs
+from dlscale.linalg.iterative.cg import CG
+from dlscale.linalg.iterative.options import NAMES, Iterations, Method
+from dlscale.linalg.iterative.preconditioners import block_width, inverse_of_blocks
+from dlscale.linalg.iterative.recurrence import Iterate, Limits, Map, Problem, Recurrence, iterate
+from dlscale.linalg.iterative.survey import Survey
+from dlscale.linalg.operators import MatrixOperator, OperatorPlan, plan_operator
+from dlscale.linalg.scaling import at_safe_scale, exponent_of, scale_words, scaled_back
+from dlscale.linalg.svd.subspace import gaussian
+from dlscale.storage.matrix import Matrix
+
+#: Random vectors that symmetry is measured with.
+N_PROBES = 4
+#: Work that is sooner done again than its result kept, as flops of products.
+KEPT_FLOPS = 5e9
+_STEP = "iteration"
+#: Bytes that all threads read from memory in a second: what a product of few columns waits for, where the matrix is held.
+MEMORY_RATE = 1e10
+#: Vectors of a column that the driver has at a time.
+_VECTORS = {"cg": 16}
+_SYMMETRIC = ("cg",)
+
+
+def plan_system(A: Matrix, B: Matrix, method: Method, options: Iterations, facts: ClusterFacts) -> Plan:
+    """Plan a system by an iterative method.
+
+    Raises
+    ------
+    SpecError
+        If the matrix is not square or the right-hand sides do not suit it.
+    DoesNotFitError
+    """
+    require_system(A, B)
+    n, k = B.shape
+    wide, max_iterations = np.result_type(accumulator_dtype(A.dtype), B.dtype), options.iterations_for(n)
+    width = k * (2 if wide.kind == "c" and A.dtype.kind != "c" else 1)
+    driver_bytes = _VECTORS[method] * n * k * wide.itemsize
+    blocks = block_width(options.preconditioner, n)
+    driver_bytes += 3 * n * blocks * wide.itemsize
+    left = replace(facts, memory_bytes=max(1, facts.memory_bytes - driver_bytes))
+    how = plan_operator(A, max(2 * width, N_PROBES + blocks), left, n_products=max_iterations)
+    if how.way == "blocks":
+        raise DoesNotFitError(f"One worker has no room for rows of {n} columns beside the vectors; raise cluster.memory.")
+    once, each = {"resident": (A.n_stored_bytes, 0), "memory": (0, 0)}.get(how.way, (0, A.n_stored_bytes))
+    product = 2.0 * n * n * width
+    steps = [Step("resident", 0.0, once)] if once else []
+    steps.append(Step("survey", (4.0 if method in _SYMMETRIC else 2.0) * n * n * N_PROBES, each))
+    # Each iteration multiplies, and the residual is measured at least once.
+    threads = 0.0 if each else min(float(facts.n_threads), 2.0 * width / NOMINAL_FLOPS_PER_SECOND * MEMORY_RATE / A.dtype.itemsize)
+    steps += [Step(f"product-{i}", product, each, n_threads=threads) for i in range(1, max_iterations + 2)]
+    by = "" if options.preconditioner == "none" else f", preconditioner {options.preconditioner}"
+    return Plan(
+        kind="solve",
+        method=method,
+        words=f"{NAMES[method]}{by}, at most {max_iterations} iterations of one product each ({how.words})",
+        matrix=A.describe(),
+        grids=Grids(rows=how.grid),
+        steps=tuple(steps),
+        memory=(Need("blocks of the matrix, and partial results", how.peak_bytes), Need("vectors of the iterations", driver_bytes)),
+        memory_limit_bytes=facts.memory_bytes,
+        cluster=facts,
+        rates=measured_rates(A, facts, grid=how.grid),
+        notes=tuple(A.notes),
+        choices={"way": how.way},
+    )
+
+
+def require_system(A: Matrix, B: Matrix) -> None:
+    """Check shapes (SpecError)."""
+    (m, n), rows = A.shape, B.shape[0]
+    if m != n:
+        raise SpecError(f"input.matrix: must be square to be solved with; got {m} x {n}. Use kind lstsq.")
+    if rows != n:
+        raise SpecError(f"input.rhs: must have {n} rows like the matrix; got {rows}.")
+
+
+@dataclass(frozen=True)
+class Solved:
+    """What iterations on ``2^-e A`` came to.
+
+    Parameters
+    ----------
+    X : (n, k)
+    it : Iterate
+    rounding : float
+        What rounding may hide of the largest residual, relative to its right-hand side.
+    n_reads : int
+    """
+
+    X: Array
+    it: Iterate
+    rounding: float
+    n_reads: int
+
+
+def compute_system(run: Run, A: Matrix, B: Matrix, options: Iterations, plan: Plan) -> Outcome:
+    """Solve by a plan.
+
+    Returns
+    -------
+    Outcome
+        With ``x``: (n, k), or (n,) for a right-hand side of one dimension; ``history/residual`` (i,), what the recurrence claimed
+        after each iteration, and ``history/true_residual`` (r, 2), after which iteration it was measured, and what it was.
+
+    Raises
+    ------
+    InputError
+        If the method needs a symmetric matrix and this one is not.
+    NumericalError
+        If the iterations end otherwise than converged, saying how.
+
+    References
+    ----------
+    Saad (2003), Iterative Methods for Sparse Linear Systems.
+    """
+    n, k = B.shape
+    rhs = read_rhs(B, 0, n)
+    exponents = [exponent_of(largest_part(rhs[:, j])) for j in range(k)]
+    solve = partial(_solve, rhs=rhs, exponents=exponents, options=options, plan=plan)
+    found, exponent = at_safe_scale(Passes(run), A, plan.rows, solve)
+    it, tolerance = found.it, options.tolerance_for(A.dtype)
+    if it.end != "converged":
+        raise NumericalError(_ended(found, plan.method, tolerance, options.iterations_for(n)))
+    columns = [scaled_back(found.X[:, j], e - exponent, found.X.dtype, what="The entries of x") for j, e in enumerate(exponents)]
+    X = np.stack(columns, axis=1)
+    true = float(it.reached.max(initial=0.0))
+    check = Check(
+        "||b - Ax|| / (tolerance ||b||)",
+        true / tolerance,
+        1.0,
+        f"every column of x leaves at most {tolerance:.1e} of its right-hand side, as a read of the matrix measured it",
+    )
+    arrays = {"x": X[:, 0] if B.is_vector else X, "history/residual": it.claimed, "history/true_residual": it.measured}
+    estimates = {"true_residual": true, "iterations": it.iterations, "ended": it.end, "reads": found.n_reads}
+    return Outcome(arrays, (), Certificate((check,)), estimates, scale_words(exponent))
+
+
+def _solve(passes: Passes, A: Matrix, *, rhs: Array, exponents: list[int], options: Iterations, plan: Plan) -> Solved:
+    """Iterate on a matrix and right-hand sides whose entries are in range."""
+    n, wide = len(rhs), np.result_type(accumulator_dtype(A.dtype), rhs.dtype)
+    how = OperatorPlan(plan.choices["way"], plan.rows, n, plan.words, plan.peak_bytes_per_worker)
+    with MatrixOperator(passes, A, how) as operator:
+        squares, precondition = _surveyed(operator, options, plan.method)
+        B = np.stack([times_power_of_two(rhs[:, j].astype(wide), -e) for j, e in enumerate(exponents)], axis=1)
+        dtype = np.result_type(A.dtype, np.complex64) if wide.kind == "c" else A.dtype
+        problem = _StoredProblem(operator, B, squares, dtype)
+        limits = Limits(options.tolerance_for(A.dtype), options.iterations_for(n))
+        it = iterate(_method(plan.method, precondition), problem, limits)
+    rounding = float((problem.rounding(it.X) / np.where(problem.sizes > 0, problem.sizes, 1)).max(initial=0.0))
+    return Solved(it.X.astype(dtype), it, rounding, 1 + it.iterations + len(it.measured))
+
+
+def _method(name: str, precondition: Map | None) -> Recurrence:
+    return {"cg": CG}[name](precondition)
+
+
+def _surveyed(operator: MatrixOperator, options: Iterations, method: str) -> tuple[Array, Map | None]:
+    """The squared norms of the columns, and the preconditioner; that the matrix is symmetric where the method needs it."""
+    n, dtype = operator.shape[0], operator.dtype
+    symmetric, width = method in _SYMMETRIC, block_width(options.preconditioner, n)
+    X = np.ascontiguousarray(gaussian(n, N_PROBES, 0, dtype), dtype)
+    state = operator.read(Survey(X, width, symmetric), "survey")
+    with one_blas_thread():
+        product, blocks = state["rows"][:, :N_PROBES], state["rows"][:, N_PROBES:]
+        if symmetric:
+            size = float(state["squares"].sum()) ** 0.5
+            # Of a normal X the mean of the columns of ||M X||^2 is ||M||_F^2, twice that of a complex one.
+            skew = float(np.linalg.norm(product - state["ZH"].conj().T)) / (N_PROBES * (2 if dtype.kind == "c" else 1)) ** 0.5
+            if not skew <= limit(dtype) * size:
+                raise refuse(skew / size, dtype)
+        if not width:
+            return state["squares"], None
+        return state["squares"], inverse_of_blocks(blocks, definite=method == "cg", symmetric=symmetric)
+
+
+class _StoredProblem(Problem):
+    """A system with a stored matrix: its products are reads, its states go to the checkpoint.
+
+    Parameters
+    ----------
+    operator : MatrixOperator (n, n)
+    B : (n, k), double precision
+    squares : (n,)
+        Squared norms of the columns of A.
+    dtype : numpy.dtype
+        In which solutions are handed out.
+    """
+
+    def __init__(self, operator: MatrixOperator, B: Array, squares: Array, dtype: np.dtype[Any]) -> None:
+        super().__init__(self._product, B)
+        self.operator, self.squares, self.dtype = operator, squares, dtype
+        self.run = operator.passes.run
+        self._every = max(1, int(KEPT_FLOPS / (2.0 * len(B) ** 2 * B.shape[1])))
+
+    def _product(self, X: Array) -> Array:
+        if X.dtype.kind == "c" and self.operator.dtype.kind != "c":
+            Y = self.operator.apply(np.hstack([X.real, X.imag]))
+            return np.asarray(Y[:, : X.shape[1]] + 1j * Y[:, X.shape[1] :])
+        return self.operator.apply(X)
+
+    def handed_out(self, X: Array) -> Array:
+        return X.astype(self.dtype).astype(X.dtype)
+
+    def rounding(self, X: Array) -> Array:
+        """``eps (sum_j ||a_j||^2 |x_j|^2)^(1/2)``: of rounding errors that are independent, of a sum of products by BLAS."""
+        return np.asarray(float(np.finfo(float).eps) * np.sqrt(self.squares @ np.abs(X) ** 2))
+
+    def newest(self) -> tuple[int, State] | None:
+        return self.run.newest(_STEP)
+
+    def keep(self, number: int, compute: Callable[[], State]) -> State:
+        if number % self._every:
+            return compute()
+        return self.run.step(f"{_STEP}-{number}", Cost(), lambda _: compute(), keep="last")
+
+
+#: What to do about an end.
+_ADVICE = {
+    "stagnated": "Rounding alone may leave {rounding:.1e} of it; raise params.tolerance, take a preconditioner or method direct.",
+    "broken down": "The matrix is singular to working precision; use kind lstsq, or method direct.",
+    "not definite": "The matrix is not positive definite; use method direct.",
+    "limit": "Raise params.max_iterations or params.tolerance, take a preconditioner or method direct.",
+}
+
+
+def _ended(found: Solved, method: str, tolerance: float, max_iterations: int) -> str:
+    it = found.it
+    n = it.iterations
+    end = f"at the limit of {max_iterations} iterations" if it.end == "limit" else f"{it.end} after {n} iteration{'s' * (n != 1)}"
+    return (
+        f"{NAMES[method]} ended {end}: the true residual is {float(it.reached.max()):.1e} of the right-hand side, and must be at "
+        f"most {tolerance:.1e}. {_ADVICE[it.end].format(rounding=found.rounding)}"
+    )
