@@ -7,7 +7,7 @@ import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,7 @@ def prepare(
     else:
         with _blame_key(document, spec):
             plan = kind.plan(inputs, options, facts)
+        plan = replace(plan, notes=(*plan.notes, *facts.notes))
         if assumed:
             return Prepared(spec, data, inputs, facts, options, assumed.plan(plan), output)
         with blame(document, "output"):

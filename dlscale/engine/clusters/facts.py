@@ -9,6 +9,7 @@ from typing import Any
 
 from dlscale.engine.clusters import launchers, started
 from dlscale.engine.clusters.client import connect, list_workers
+from dlscale.engine.clusters.versions import compare_workers
 from dlscale.errors import SpecError
 from dlscale.host import n_cores, total_bytes
 
@@ -31,6 +32,8 @@ class ClusterFacts:
         Of the scheduler, for ``tcp``.
     options : mapping
         What else a batch system or Kubernetes is told (see `dlscale.engine.clusters.started.OPTIONS`).
+    notes : tuple of str
+        In what its workers differ from this process.
     """
 
     kind: str
@@ -39,6 +42,7 @@ class ClusterFacts:
     memory_bytes: int
     address: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def one_host(self) -> bool:
@@ -55,7 +59,8 @@ class ClusterFacts:
         return self.memory_bytes - (BASELINE_BYTES if self.kind != "threads" else 0)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """All but the notes, which are of one moment."""
+        return {name: value for name, value in asdict(self).items() if name != "notes"}
 
 
 def describe_cluster(spec: str | Mapping[str, Any] = "local") -> ClusterFacts:
@@ -144,4 +149,5 @@ def _remote_facts(address: str) -> ClusterFacts:
         if not workers:
             raise SpecError(f"cluster: the scheduler at {address} has no workers; start some with `dask worker {address}`.")
         memory = min(worker["memory_limit"] or total_bytes() for worker in workers)
-        return ClusterFacts("tcp", len(workers), min(worker["nthreads"] for worker in workers), int(memory), address)
+        n_threads = min(worker["nthreads"] for worker in workers)
+        return ClusterFacts("tcp", len(workers), n_threads, int(memory), address, notes=compare_workers(client, address))
