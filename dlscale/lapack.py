@@ -43,7 +43,7 @@ def multiply_add(A: Array, B: Array, C: Array, *, alpha: float = -1.0, beta: flo
     k = A.shape[1] if op_a == "N" else A.shape[0]
     if m and n and k:
         a, b = np.array([alpha], C.dtype), np.array([beta], C.dtype)
-        _call(
+        call(
             cython_blas, "gemm", C.dtype, op_b, op_a, n, m, k, a, B, _leading(B), A, _leading(A), b, C, _leading(C)
         )  # fmt: skip
     return C
@@ -62,7 +62,7 @@ def add_hermitian_square(A: Array, G: Array, *, beta: float = 1.0) -> Array:
         name = "herk" if A.dtype.kind == "c" else "syrk"
         # Of herk the factors are real.
         one, b = np.ones(1, A.real.dtype), np.array([beta], A.real.dtype)
-        _call(cython_blas, name, A.dtype, "L", "N", n, m, one, A, _leading(A), b, G, _leading(G))
+        call(cython_blas, name, A.dtype, "L", "N", n, m, one, A, _leading(A), b, G, _leading(G))
     return G
 
 
@@ -71,7 +71,7 @@ def pack_upper(G: Array) -> Array:
     n = len(G)
     packed = np.empty(n * (n + 1) // 2, G.dtype)
     if n:
-        _call(cython_lapack, "trttp", G.dtype, "L", n, G, _leading(G), packed)
+        call(cython_lapack, "trttp", G.dtype, "L", n, G, _leading(G), packed)
     return packed
 
 
@@ -79,7 +79,7 @@ def unpack_upper(packed: Array, n: int) -> Array:
     """A matrix (n, n) with this upper triangle, and zeros below (LAPACK ``tpttr``)."""
     G = np.zeros((n, n), packed.dtype)
     if n:
-        _call(cython_lapack, "tpttr", G.dtype, "L", n, packed, G, n)
+        call(cython_lapack, "tpttr", G.dtype, "L", n, packed, G, n)
     return G
 
 
@@ -93,7 +93,7 @@ def add_outer_packed(x: Array, packed: Array, *, alpha: float) -> Array:
     x = np.ascontiguousarray(x, packed.dtype)
     if len(x):
         name = "hpr" if x.dtype.kind == "c" else "spr"
-        _call(cython_blas, name, x.dtype, "L", len(x), np.array([alpha], x.real.dtype), x, 1, packed)
+        call(cython_blas, name, x.dtype, "L", len(x), np.array([alpha], x.real.dtype), x, 1, packed)
     return packed
 
 
@@ -108,7 +108,7 @@ def subtract_hermitian_product(L: Array, C: Array) -> Array:
     if n and k:
         name, op = ("herk", "C") if L.dtype.kind == "c" else ("syrk", "T")
         one = np.ones(1, L.real.dtype)
-        _call(cython_blas, name, L.dtype, "U", op, n, k, -one, L, _leading(L), one, C, _leading(C))
+        call(cython_blas, name, L.dtype, "U", op, n, k, -one, L, _leading(L), one, C, _leading(C))
     return C
 
 
@@ -133,7 +133,7 @@ def solve_right(B: Array, T: Array, *, uplo: Literal["L", "U"], op: Op = "N", un
     if m and n:
         flipped = "U" if uplo == "L" else "L"
         one, diagonal = np.ones(1, B.dtype), "U" if unit else "N"
-        _call(cython_blas, "trsm", B.dtype, "L", flipped, op, diagonal, n, m, one, T, _leading(T), B, _leading(B))
+        call(cython_blas, "trsm", B.dtype, "L", flipped, op, diagonal, n, m, one, T, _leading(T), B, _leading(B))
     return B
 
 
@@ -156,7 +156,7 @@ def factor_lu(panel: Array) -> tuple[Array, int]:
         return np.empty(0, np.intp), 0
     work = _fortran(panel)
     pivots = np.empty(min(m, b), np.intc)
-    info = _call(cython_lapack, "getrf", panel.dtype, m, b, work, m, pivots)
+    info = call(cython_lapack, "getrf", panel.dtype, m, b, work, m, pivots)
     _copy_back(work, panel)
     return pivots.astype(np.intp) - 1, info
 
@@ -177,7 +177,7 @@ def factor_qr(panel: Array) -> Array:
     k = min(m, b)
     work = _fortran(panel)
     T = np.zeros((k, k), panel.dtype, order="F")
-    _call(cython_lapack, "geqrt3", panel.dtype, m, k, work, m, T, k)
+    call(cython_lapack, "geqrt3", panel.dtype, m, k, work, m, T, k)
     _copy_back(work, panel)
     T = np.ascontiguousarray(np.triu(T))
     if b > k:
@@ -222,7 +222,7 @@ def factor_cholesky(block: Array) -> int:
     n^3 / 3 flops. LAPACK ``potrf``: a lower factor in C order is the upper factor of the transpose in Fortran order.
     """
     n = len(block)
-    info = _call(cython_lapack, "potrf", block.dtype, "U", n, block, _leading(block))
+    info = call(cython_lapack, "potrf", block.dtype, "U", n, block, _leading(block))
     block[np.triu_indices(n, 1)] = 0
     return info
 
@@ -254,7 +254,7 @@ def largest_eigenpairs(G: Array, k: int) -> tuple[Array, Array]:
         work: list[int | Array] = [np.empty(67 * n, G.dtype), 67 * n, *real_work, np.empty(5 * n, np.intc), np.empty(n, np.intc)]
         name = "heevx" if is_complex else "syevx"
         wanted = (zero, zero, n - k + 1, n, zero)
-        info = _call(cython_lapack, name, G.dtype, "V", "I", "U", n, copy, n, *wanted, count, values, vectors, n, *work)
+        info = call(cython_lapack, name, G.dtype, "V", "I", "U", n, copy, n, *wanted, count, values, vectors, n, *work)
         if info == 0 and count[0] == k:
             return values[:k][::-1], vectors[:, ::-1]
     values, vectors = np.linalg.eigh(G)
@@ -293,7 +293,7 @@ def eigenpairs(A: Array, *, wanted: tuple[int, int], overwrite_whole: bool) -> t
         work = [np.empty(size, dtype) for size, dtype in zip(sizes, (A.dtype, real), strict=False)]
         integers = np.empty(3 + 5 * n, np.intc)
         spaces = [item for space in (*work, integers) for item in (space, len(space))]
-        info = _call(cython_lapack, "heevd" if is_complex else "syevd", A.dtype, "V", "U", n, A, n, values, *spaces)
+        info = call(cython_lapack, "heevd" if is_complex else "syevd", A.dtype, "V", "U", n, A, n, values, *spaces)
         return values, A, info
     first, stop = wanted
     k, zero, count = stop - first, np.zeros(1, real), np.zeros(1, np.intc)
@@ -302,7 +302,7 @@ def eigenpairs(A: Array, *, wanted: tuple[int, int], overwrite_whole: bool) -> t
     spaces = [item for space in work for item in (space, len(space))]
     which = ("A" if k == n else "I", "U", n, A, n, zero, zero, first + 1, stop, zero)
     name = "heevr" if is_complex else "syevr"
-    info = _call(cython_lapack, name, A.dtype, "V", *which, count, values, vectors, n, support, *spaces)
+    info = call(cython_lapack, name, A.dtype, "V", *which, count, values, vectors, n, support, *spaces)
     return values[:k], vectors, info or (0 if count[0] == k else 1)
 
 
@@ -327,7 +327,7 @@ def _triangular(name: str, T: Array, B: Array, *, uplo: str, op: Op, unit: bool)
     if n and k:
         flipped = "U" if uplo == "L" else "L"
         one, diagonal = np.ones(1, B.dtype), "U" if unit else "N"
-        _call(cython_blas, name, B.dtype, "R", flipped, op, diagonal, k, n, one, T, _leading(T), B, _leading(B))
+        call(cython_blas, name, B.dtype, "R", flipped, op, diagonal, k, n, one, T, _leading(T), B, _leading(B))
     return B
 
 
@@ -336,7 +336,7 @@ def _leading(A: Array) -> int:
     return A.strides[0] // A.itemsize if len(A) > 1 else max(1, A.shape[1])
 
 
-def _call(library: Any, name: str, dtype: np.dtype[Any], *arguments: str | int | Array) -> int:
+def call(library: Any, name: str, dtype: np.dtype[Any], *arguments: str | int | Array) -> int:
     """Call a routine; integers and letters go by reference, and LAPACK routines get an ``info`` behind their arguments.
 
     Returns

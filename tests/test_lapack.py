@@ -225,10 +225,10 @@ def test_largest_eigenpairs(dtype: str, spectrum: str, k: int) -> None:
 
 def test_wrong_arguments_raise() -> None:
     """An argument that LAPACK refuses is a fault of ours, not a result."""
-    from dlscale.lapack import _call, cython_lapack
+    from dlscale.lapack import call, cython_lapack
 
     with pytest.raises(ValueError, match="LAPACK potrf"):
-        _call(cython_lapack, "potrf", np.dtype("f8"), "?", 2, np.eye(2), 2)
+        call(cython_lapack, "potrf", np.dtype("f8"), "?", 2, np.eye(2), 2)
 
 
 def test_the_interpreter_is_free_meanwhile() -> None:

@@ -69,7 +69,8 @@ def solve(
     A : (n, n) NumPy, Dask or Zarr array, path or URL
     b : (n,) or (n, k), the same
     assume : str
-        ``general``; ``pos``: Hermitian positive definite, half of the work; ``sym``: Hermitian; ``lower`` or ``upper``: triangular.
+        ``general``; ``pos``: Hermitian positive definite, half of the work; ``sym`` or ``her``: symmetric,
+        Hermitian where it is complex, half of the work too, in memory; ``lower`` or ``upper``: triangular.
     transposed : bool or str
         True: solve ``A^T x = b`` instead; ``conjugate``: ``A^H x = b``.
     precision : str

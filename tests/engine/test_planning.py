@@ -154,6 +154,14 @@ MEASURED: dict[str, tuple[dict[str, Any], float]] = {
         {"kind": "solve", "input": {"matrix": "square", "rhs": "columns"}, "params": {"panel": PANEL, "transposed": True}},
         1.0,
     ),
+    "a symmetric matrix in the memory of one worker": (
+        {"kind": "solve", "input": {"matrix": "square", "rhs": "columns"}, "params": {"panel": PANEL, "assume": "sym"}},
+        1.0,
+    ),
+    "its inverse, with zeros where pivots left the rows in their places": (
+        {"kind": "inverse", "input": {"matrix": "square"}, "params": {"panel": PANEL, "assume": "sym"}},
+        0.75,
+    ),
     "rows of an inverse, zeros left out": ({"kind": "inverse", "input": {"matrix": "square"}, "params": {"panel": PANEL}}, 1.0),
     "and of a positive definite matrix": (
         {"kind": "inverse", "input": {"matrix": "square"}, "params": {"panel": PANEL, "assume": "pos"}},
@@ -174,6 +182,7 @@ HELD = (
     "panels, and their certificate",
     "tiles of a product",
     "systems that need no refinement",
+    "a symmetric matrix in the memory of one worker",
 )
 
 

@@ -70,7 +70,7 @@ def test_no_inverse() -> None:
     for options in (InverseOptions(), SlogdetOptions()):
         with pytest.raises(SpecError, match="must be square"):
             run(np.ones((3, 4)), options)
-        with pytest.raises(SpecError, match=r"assume: got 'banded' \(text\); allowed: general, pos .* or sym"):
+        with pytest.raises(SpecError, match=r"assume: got 'banded' \(text\); allowed: general, pos .*, sym or her"):
             run(np.eye(4), type(options)(assume="banded"))  # type: ignore[arg-type]
 
 

@@ -13,22 +13,24 @@ from dlscale.arrays import Array
 from dlscale.declaration.options import Options
 from dlscale.declaration.sections import Panel
 from dlscale.engine.clusters import ClusterFacts
-from dlscale.engine.costs import lay_out, libraries
+from dlscale.engine.costs import lay_out, libraries, measured_rates
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Passes
-from dlscale.engine.plan import Need, Plan, Step
+from dlscale.engine.plan import Grids, Need, Plan, Step
 from dlscale.engine.tiles.factorizer import Factorizer
-from dlscale.engine.tiles.grid import PanelGrid, Ways
+from dlscale.engine.tiles.grid import PanelGrid, Ways, choose_panel
 from dlscale.engine.tiles.whole import WholePanels
-from dlscale.errors import NumericalError
+from dlscale.errors import DoesNotFitError, NumericalError, SpecError
 from dlscale.lapack import interchanges
 from dlscale.linalg.cholesky import kind as cholesky
 from dlscale.linalg.lu import kind as lu
 from dlscale.linalg.panels.plan import ByPanels, FactorOptions, factor_target, plan_panels
 from dlscale.linalg.panels.products import TriangularProduct, triangular_product
 from dlscale.linalg.panels.reflectors import Householder
+from dlscale.linalg.solve import symmetric
 from dlscale.linalg.solve.factors import CholeskyFactors, LUFactors, QRFactors
 from dlscale.linalg.solve.stored import singular_words
+from dlscale.linalg.solve.symmetric import LDLFactors, factor_symmetric, require_nonsingular
 from dlscale.storage.matrix import Matrix
 from dlscale.storage.scaled import scaled
 
@@ -37,8 +39,8 @@ FACTORS = "factors"
 HOUSEHOLDER = WholePanels(Householder())
 
 Assume = Annotated[
-    Literal["general", "pos", "sym"],
-    Field(description="general, pos (Hermitian positive definite) or sym (Hermitian)"),
+    Literal["general", "pos", "sym", "her"],
+    Field(description="general, pos (Hermitian positive definite), sym or her (symmetric, Hermitian where it is complex)"),
 ]
 
 
@@ -80,6 +82,59 @@ class Around:
     driver_bytes: int = 0
     state_bytes: int = 0
     given: bool = False
+
+
+def plan_square(kind: str, assume: Assume, A: Matrix, options: FactorOptions, facts: ClusterFacts, *, around: Around) -> Plan:
+    """Plan what is known of a square matrix: LU or Cholesky by panels, or LDL^T in the memory of one worker.
+
+    Raises
+    ------
+    SpecError, DoesNotFitError
+    """
+    if not is_symmetric(assume):
+        return plan_factoring(assuming(kind, assume), A, options, facts, around=around)
+    n, panel = A.shape[0], options.panel or choose_panel(A.shape)
+    if not 1 <= panel <= n:
+        raise SpecError(f"params.panel must be from 1 to the {n} columns of the matrix; got {panel}.")
+    needed = A.n_bytes + symmetric.WORK_BYTES + around.driver_bytes
+    if n > symmetric.LARGEST or needed > facts.work_bytes:
+        has = f"has {facts.memory_bytes / 1e9:.2f} GB" if n <= symmetric.LARGEST else f"LAPACK takes {symmetric.LARGEST} rows"
+        raise DoesNotFitError(
+            f"params.assume: {assume} is for a matrix that the memory of one worker holds: {n} rows need "
+            f"{(needed + facts.memory_bytes - facts.work_bytes) / 1e9:.2f} GB, and {has}; use assume: general, which is LU by "
+            "panels, of any size, or raise cluster.memory."
+        )
+    grid = PanelGrid((n, n), panel, -(-n // panel))
+    after = around.after(grid)
+    layout = lay_out(A, facts, state_bytes=around.state_bytes, operand_bytes=around.state_bytes)
+    needs = (
+        (Need("the matrix, factored in its place", A.n_bytes), Need("what is read", symmetric.WORK_BYTES), *libraries(facts)),
+        (*after.memory, *libraries(facts)),
+        layout.memory,
+    )
+    n_threads = symmetric.n_blas_threads(n, facts)
+    factoring = Step(f"{FACTORS}-1", symmetric.flops(n), A.n_stored_bytes, A.n_bytes, n_threads=n_threads * symmetric.EFFICIENCY)
+    return Plan(
+        kind=kind,
+        method="symmetric",
+        words=f"LDL^T with Bunch-Kaufman pivoting in one task with {n_threads} thread{'s' * (n_threads > 1)}",
+        matrix=A.describe(),
+        grids=Grids(rows=layout.grid, columns=RowGrid(n, panel, panel * max(1, grid.n_panels // 16)), panels=grid),
+        steps=(*around.before, factoring, *after.steps),
+        memory=(
+            *max(needs, key=lambda memory: sum(need.n_bytes for need in memory)),
+            *([Need("right-hand sides and solutions", around.driver_bytes)] if around.driver_bytes else []),
+        ),
+        memory_limit_bytes=facts.memory_bytes,
+        cluster=facts,
+        rates=measured_rates(A, facts),
+        notes=(*layout.notes, *A.notes),
+    )
+
+
+def is_symmetric(assume: Assume) -> bool:
+    """Whether LDL^T is the factorization."""
+    return assume in ("sym", "her")
 
 
 def plan_factoring(what: ByPanels, A: Matrix, options: FactorOptions, facts: ClusterFacts, *, around: Around) -> Plan:
@@ -130,7 +185,7 @@ def orthogonally(kind: str) -> ByPanels:
     return ByPanels(kind, "Householder QR by panels", Ways(HOUSEHOLDER, HOUSEHOLDER), step=FACTORS)
 
 
-def factor(passes: Passes, A: Matrix, plan: Plan, assume: Assume, *, name: str) -> LUFactors | CholeskyFactors:
+def factor(passes: Passes, A: Matrix, plan: Plan, assume: Assume, *, name: str) -> LUFactors | CholeskyFactors | LDLFactors:
     """Factor a matrix by its plan; the factors are kept in memory or in the job's scratch space.
 
     Parameters
@@ -146,9 +201,15 @@ def factor(passes: Passes, A: Matrix, plan: Plan, assume: Assume, *, name: str) 
     ------
     NumericalError
         If the matrix is exactly singular, or not positive definite where that was assumed.
+    InputError
+        If it is not symmetric where that was assumed.
     """
     threads = plan.cluster.threads_per_worker
     probes = np.zeros((A.shape[1], 1), A.dtype)
+    if is_symmetric(assume):
+        found = factor_symmetric(passes, A, plan, probes=probes, name=name)
+        require_nonsingular(found)
+        return found.factors
     if assume == "pos":
         L, _ = cholesky.factor_panels(passes, A, plan.panels, probes=probes, step=name, keep=False)
         return CholeskyFactors(L, threads)

@@ -58,6 +58,14 @@ class Factorization(Protocol):
         ...
 
 
+class Rounding(Factorization, Protocol):
+    """Factors with which solves are computed in another precision on request."""
+
+    def loaded(self, *, tell: Tell = untold) -> Rounding: ...
+
+    def computing_in(self, dtype: np.dtype[Any]) -> Rounding: ...
+
+
 @dataclass(frozen=True)
 class LUFactors:
     """``P A = L U``.
@@ -272,7 +280,7 @@ class ScaledFactors:
     Right-hand sides are divided by their largest entry before they are rounded, so that tiny residuals keep their digits.
     """
 
-    factors: LUFactors | CholeskyFactors
+    factors: Rounding
     scale: float
     dtype: np.dtype[Any]
 
@@ -343,6 +351,11 @@ class TimesPower:
 def triangles(way: Substitution, *, alike: bool) -> Cost:
     """Of solving with two triangles of a matrix, the upper one after the lower one or the lower one twice."""
     return way.cost(lower=True) + way.cost(lower=alike, op="C" if alike else "N")
+
+
+def triangles_of_symmetric(way: Substitution) -> Cost:
+    """Of solving with the adjoint of the upper triangle and then with itself."""
+    return way.cost(lower=False, op="C") + way.cost(lower=False)
 
 
 def inverse_by_lu(way: Substitution, column: int) -> Cost:

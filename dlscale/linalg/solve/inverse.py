@@ -28,8 +28,8 @@ from dlscale.linalg.panels.products import N_PROBES, probes
 from dlscale.linalg.scaling import power_words, scale_words
 from dlscale.linalg.solve.applying import after, plan_columns, planned
 from dlscale.linalg.solve.condition import is_sure
-from dlscale.linalg.solve.factoring import After, Around, FactoringOptions, assuming, plan_factoring
-from dlscale.linalg.solve.factors import Factorization, inverse_by_cholesky, inverse_by_lu, triangles
+from dlscale.linalg.solve.factoring import After, Around, FactoringOptions, is_symmetric, plan_square
+from dlscale.linalg.solve.factors import Factorization, inverse_by_cholesky, inverse_by_lu, triangles, triangles_of_symmetric
 from dlscale.linalg.solve.substitution import Substitution
 from dlscale.linalg.solve.system import SolveOptions, System
 from dlscale.storage.matrix import ArrayMatrix, Matrix
@@ -59,16 +59,21 @@ def plan_inverse(A: Matrix, options: InverseOptions, facts: ClusterFacts) -> Pla
 
     def more(grid: PanelGrid) -> After:
         way = Substitution.of_chunks(n, factor_chunks((n, n), item, grid), item)
-        of_column = inverse_by_cholesky if options.assume == "pos" else inverse_by_lu
-        cost = partial(cost_of_rows, partial(of_column, way), row_bytes=n * item)
+        one = triangles(way, alike=options.assume == "pos")
+        of_column: Callable[[int], Cost] = partial(inverse_by_lu, way)
+        if options.assume == "pos":
+            of_column = partial(inverse_by_cholesky, way)
+        elif is_symmetric(options.assume):
+            one, of_column = triangles_of_symmetric(way), lambda column: triangles_of_symmetric(way)
+        cost = partial(cost_of_rows, of_column, row_bytes=n * item)
         return after(
-            plan_columns("triangular-1", triangles(way, alike=options.assume == "pos"), n, N_PROBES, item, facts),
+            plan_columns("triangular-1", one, n, N_PROBES, item, facts),
             planned("inverse", cost, n, facts, width=rows, column_bytes=n * item),
             more=[Step("residual", 4.0 * N_PROBES * n * n, 2 * A.n_stored_bytes)],
         )
 
     around = Around(before=(Step("norms", 2.0 * n * n, A.n_stored_bytes),), after=more)
-    return plan_factoring(assuming("inverse", options.assume), A, FactorOptions(options.panel), facts, around=around)
+    return plan_square("inverse", options.assume, A, FactorOptions(options.panel), facts, around=around)
 
 
 def block_rows(n: int) -> int:
@@ -134,7 +139,7 @@ def compute_inverse(run: Run, A: Matrix, options: InverseOptions, plan: Plan) ->
     return Outcome({}, ("inverse",), Certificate((check,)), estimates, (*system.notes, *scale_words(system.exponent)))
 
 
-def _estimates(system: System, norm_of_inverse: float) -> dict[str, float]:
+def _estimates(system: System, norm_of_inverse: float) -> dict[str, float | int]:
     """What is reported beside the certificate."""
     n, dtype = system.A.shape[0], system.A.dtype
     number = system.norm * norm_of_inverse
@@ -148,6 +153,7 @@ def _estimates(system: System, norm_of_inverse: float) -> dict[str, float]:
             "condition": number,
             "norm": float(np.ldexp(system.norm, system.exponent)),
             "norm_of_inverse": float(np.ldexp(norm_of_inverse, -system.exponent)),
+            **system.inertia,
         }
 
 

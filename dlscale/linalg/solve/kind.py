@@ -27,8 +27,8 @@ from dlscale.linalg.iterative.systems import compute_system
 from dlscale.linalg.panels.plan import FactorOptions, factor_chunks
 from dlscale.linalg.scaling import scale_words
 from dlscale.linalg.solve.applying import after, plan_columns, plan_condition
-from dlscale.linalg.solve.factoring import After, Around, assuming, plan_factoring
-from dlscale.linalg.solve.factors import triangles
+from dlscale.linalg.solve.factoring import After, Around, is_symmetric, plan_square
+from dlscale.linalg.solve.factors import triangles, triangles_of_symmetric
 from dlscale.linalg.solve.stored import stored_factors
 from dlscale.linalg.solve.substitution import Substitution
 from dlscale.linalg.solve.system import Precision, Refine, SolveOptions, System, batch_columns, is_mixed, lower_dtype
@@ -67,8 +67,8 @@ def _plan_direct(inputs: Inputs, options: SolveOptions, facts: ClusterFacts) -> 
     if B.shape[0] != n:
         raise SpecError(f"input.rhs: must have {n} rows like the matrix; got {B.shape[0]}.")
     if "factors" in inputs.results:
-        if options.triangular or options.transposed:
-            name = f"assume: {options.assume}" if options.triangular else "transposed"
+        if options.assume not in ("general", "pos") or options.transposed:
+            name = "transposed" if options.transposed else f"assume: {options.assume}"
             raise SpecError(f"params.{name} does not go with input.factors; leave one of them out.")
         factors = stored_factors(inputs.results["factors"], n_threads=1)
         if factors.shape != A.shape:
@@ -87,6 +87,7 @@ def _plan_direct(inputs: Inputs, options: SolveOptions, facts: ClusterFacts) -> 
     def more(grid: PanelGrid) -> After:
         way = Substitution.of_chunks(n, factor_chunks((n, n), factored.itemsize, grid), factored.itemsize)
         one, kept = triangles(way, alike=options.assume == "pos"), n * k * wide
+        one = triangles_of_symmetric(way) if is_symmetric(options.factored_as) else one
         return after(
             *[plan_columns(f"triangular-{i + 1}", one, n, k, wide, facts) for i in range(n_solves)],
             plan_condition(one, n * n * factored.itemsize, facts),
@@ -100,7 +101,7 @@ def _plan_direct(inputs: Inputs, options: SolveOptions, facts: ClusterFacts) -> 
         state_bytes=n * width * wide,
         given=given,
     )
-    plan = plan_factoring(assuming("solve", options.factored_as), A, FactorOptions(options.panel), facts, around=around)
+    plan = plan_square("solve", options.factored_as, A, FactorOptions(options.panel), facts, around=around)
     words = f"{plan.words}{' in single precision' if mixed else ''}, triangular systems, refinement"
     if given:
         words = f"factors of {inputs.results['factors'].uri}, triangular systems, refinement"

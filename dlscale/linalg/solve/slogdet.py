@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -26,8 +26,10 @@ from dlscale.linalg.panels.products import TriangularProduct, probes, triangular
 from dlscale.linalg.panels.scaling import panels_at_safe_scale, require_safe
 from dlscale.linalg.scaling import scale_words
 from dlscale.linalg.solve.applying import apply
-from dlscale.linalg.solve.factoring import FACTORS, After, Around, FactoringOptions, assuming, factor_orthogonally, plan_factoring
+from dlscale.linalg.solve.block_diagonal import Inertia
+from dlscale.linalg.solve.factoring import FACTORS, After, Around, FactoringOptions, factor_orthogonally, is_symmetric, plan_square
 from dlscale.linalg.solve.stored import diagonal
+from dlscale.linalg.solve.symmetric import factor_symmetric
 from dlscale.storage.matrix import Matrix
 
 
@@ -49,8 +51,8 @@ def plan_slogdet(A: Matrix, options: SlogdetOptions, facts: ClusterFacts) -> Pla
         raise SpecError(f"input.matrix: must be square to have a determinant; got {m} x {n}.")
     product = n * n * A.dtype.itemsize
     more = (Step("right", 4.0 * n * n, product), Step("left", 4.0 * n * n, product))
-    what, around = assuming("slogdet", options.assume), Around(after=lambda grid: After(more))
-    return plan_factoring(what, A, FactorOptions(options.panel), facts, around=around)
+    around = Around(after=lambda grid: After(() if is_symmetric(options.assume) else more))
+    return plan_square("slogdet", options.assume, A, FactorOptions(options.panel), facts, around=around)
 
 
 def compute_slogdet(run: Run, A: Matrix, options: SlogdetOptions, plan: Plan) -> Outcome:
@@ -77,26 +79,27 @@ def _determinant(passes: Passes, A: Matrix, exponent: int, *, options: SlogdetOp
     n, dtype = A.shape[0], A.dtype
     X = probes(n, dtype)
     notes = list(scale_words(exponent))
-    found = (_by_cholesky if options.assume == "pos" else _by_lu)(passes, A, plan, X, watched=not exponent)
+    ways = {"pos": _by_cholesky, "sym": _by_ldl, "her": _by_ldl}
+    found = ways.get(options.assume, _by_lu)(passes, A, plan, X, watched=not exponent)
     if found is None or not found.check.passed:
-        notes.append(
-            "factored once more by QR: the matrix is not Hermitian"
-            if options.assume == "pos"
-            else "factored once more by QR: the entries of LU grew too much"
-        )
+        grown = "the entries of LDL^T grew too much" if is_symmetric(options.assume) else "the entries of LU grew too much"
+        reason = "the matrix is not Hermitian" if options.assume == "pos" else grown
+        notes.append(f"factored once more by QR: {reason}")
         found = _by_qr(passes, A, plan, X)
     logarithm = found.logarithm + n * exponent * float(np.log(2))
     arrays = {"sign": np.array([found.sign], dtype), "logabsdet": np.array([logarithm])}
-    return Outcome(arrays, (), Certificate((found.check,)), notes=tuple(notes))
+    estimates = found.inertia._asdict() if found.inertia else {}
+    return Outcome(arrays, (), Certificate((found.check,)), estimates, tuple(notes))
 
 
 @dataclass(frozen=True)
 class Determinant:
-    """``sign exp(logarithm)``, and the check of the factors that it is from."""
+    """``sign exp(logarithm)``, the check of the factors that it is from, and the inertia where they tell it."""
 
     sign: complex
     logarithm: float
     check: Check
+    inertia: Inertia | None = None
 
     @classmethod
     def of(cls, sign: complex, d: Array, name: str, difference: Array, expected: Array, *, power: int = 1) -> Determinant:
@@ -122,6 +125,13 @@ def _by_cholesky(passes: Passes, A: Matrix, plan: Plan, X: Array, *, watched: bo
     LX = triangular_product(passes, "right", L, columns, TriangularProduct(X, n, lower=True, adjoint=True, n_columns=n))
     LLX = triangular_product(passes, "left", L, columns, TriangularProduct(LX, n, lower=True))
     return Determinant.of(1.0, diagonal(L), "A - LL'", LLX - seen.products, seen.products, power=2)
+
+
+def _by_ldl(passes: Passes, A: Matrix, plan: Plan, X: Array, *, watched: bool) -> Determinant:
+    found = factor_symmetric(passes, A, plan, probes=X, name=FACTORS)
+    difference, factors = found.products - found.factored, found.factors
+    determinant = Determinant.of(1.0, factors.blocks.pivots, "A - LDL'", difference, found.products)
+    return replace(determinant, inertia=factors.inertia)
 
 
 def _by_lu(passes: Passes, A: Matrix, plan: Plan, X: Array, *, watched: bool) -> Determinant | None:

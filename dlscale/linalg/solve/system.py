@@ -23,17 +23,23 @@ from dlscale.linalg.iterative.options import Iterations, Method
 from dlscale.linalg.panels.products import probes, scaled_residual
 from dlscale.linalg.scaling import power_words
 from dlscale.linalg.solve import applying
+from dlscale.linalg.solve.block_diagonal import Inertia
 from dlscale.linalg.solve.condition import SURE, is_sure
-from dlscale.linalg.solve.factoring import FACTORS, Assume, factor, factor_orthogonally, reproduced
+from dlscale.linalg.solve.factoring import FACTORS, Assume, factor, factor_orthogonally, is_symmetric, reproduced
 from dlscale.linalg.solve.factors import CholeskyFactors, Factorization, LUFactors, ScaledFactors, TimesPower
+from dlscale.linalg.solve.precision import computed_in, in_double
 from dlscale.linalg.solve.refinement import Refined, in_range, refine, refine_by_gmres
+from dlscale.linalg.solve.symmetric import LDLFactors
 from dlscale.linalg.solve.triangle import TriangleFactors
 from dlscale.storage.matrix import ArrayMatrix, Matrix
 from dlscale.storage.scaled import scaled
 
 AssumeOfSystem = Annotated[
-    Literal["general", "pos", "sym", "lower", "upper"],
-    Field(description="general, pos (Hermitian positive definite), sym (Hermitian), lower or upper (triangular)"),
+    Literal["general", "pos", "sym", "her", "lower", "upper"],
+    Field(
+        description="general, pos (Hermitian positive definite), sym or her (symmetric, Hermitian where it is complex), lower or "
+        "upper (triangular)"
+    ),
 ]
 Precision = Literal["double", "mixed"]
 Refine = Literal["auto", "never"]
@@ -59,9 +65,10 @@ class SolveOptions(Iterations):
 
     Notes
     -----
-    What is assumed of the matrix must hold (``pos`` takes Cholesky and half of the work, ``sym`` is solved by LU); where it does
-    not, the backward error shows it. ``refine: never`` only measures, and is not for ``mixed``. With ``lower`` and ``upper``
-    nothing is factored; a matrix whose other triangle is not zero is refused, unless ``only_triangle`` says that it is no part of
+    What is assumed of the matrix must hold: ``pos`` takes Cholesky and half of the work, and the backward error shows where it does
+    not hold; ``sym`` takes LDL^T in the memory of one worker, half of the work too, and refuses what is not symmetric.
+    ``refine: never`` only measures, and is not for ``mixed``. With ``lower`` and ``upper`` nothing is factored; a matrix whose
+    other triangle is not zero is refused, unless ``only_triangle`` says that it is no part of
     the matrix, as in the ``lu`` of an LU factorization, whose L has a ``unit_diagonal`` besides.
     """
 
@@ -151,6 +158,7 @@ class System:
         #: How far the matrix of the factors that were given is from A, relative to its size.
         self._distance = 0.0
         self._solved_by_given = False
+        self._inertia: Inertia | None = None
         self._n_residuals = self._n_solves = self._n_conditions = 0
 
     def measure(self) -> None:
@@ -260,11 +268,15 @@ class System:
                 self.notes.append(f"in single precision: {error}")
             self.notes.append("factored again in double precision")
         yield self._own_factors(), DOUBLE_TARGET, f"factored in {self.A.dtype}"
-        self.notes.append("factored once more by QR: the entries of LU grew too much")
+        names = "LDL^T" if is_symmetric(self.options.factored_as) else "LU"
+        self.notes.append(f"factored once more by QR: the entries of {names} grew too much")
         yield factor_orthogonally(self.passes, self.A, self.plan, name=f"{FACTORS}-qr"), DOUBLE_TARGET, "factored by QR"
 
-    def _factor(self, A: Matrix, name: str) -> LUFactors | CholeskyFactors:
-        return factor(self.passes, A, self.plan, self.options.factored_as, name=name)
+    def _factor(self, A: Matrix, name: str) -> LUFactors | CholeskyFactors | LDLFactors:
+        factors = factor(self.passes, A, self.plan, self.options.factored_as, name=name)
+        if isinstance(factors, LDLFactors):
+            self._inertia = factors.inertia
+        return factors
 
     def _own_factors(self) -> Factorization:
         # Square roots of 2 A are no multiples of those of A; of 4 A they are, so that any power of two gives the same bits.
@@ -322,14 +334,14 @@ class System:
         step = f"condition-{self._n_conditions}"
         inverse, x = applying.longest_of_inverse(self.passes.run, step, factors, complex_valued=is_complex, facts=self.plan.cluster)
         number = self.norm * inverse if self.norm and inverse else float("inf")
-        dtype, double = _computed_in(factors), accumulator_dtype(self.A.dtype)
+        dtype, double = computed_in(factors), accumulator_dtype(self.A.dtype)
         if self._solved_by_given and number * self._distance > SURE and is_sure(number, double, n):
             # So ill-conditioned, a matrix within this distance may be singular: what else than rounding it is, nobody knows.
             self.factors, self._solved_by_given = self._own_factors(), False
             return self.condition()
         if not np.isfinite(number) or dtype == double or is_sure(number, dtype, n):
             return number, is_sure(number, dtype, n)
-        approximate = _in_double(factors, double)
+        approximate = in_double(factors, double)
         X = np.ascontiguousarray(x[:, None], double)
         Z = self._apply(approximate, X)
         # What one step of refinement changes is what the factors are wrong about.
@@ -364,23 +376,13 @@ class System:
             "forward_error_bound": bound,
             "refinement_steps": found.n_steps,
             "norm": float(np.ldexp(self.norm, self.exponent)),
+            **self.inertia,
         }
 
-
-def _computed_in(factors: Factorization) -> np.dtype[Any]:
-    """The precision that factors were computed in."""
-    while isinstance(factors, TimesPower | ScaledFactors):
-        factors = factors.factors
-    return factors.dtype
-
-
-def _in_double(factors: Factorization, double: np.dtype[Any]) -> Factorization:
-    """Factors in single precision as approximate ones of a matrix in double precision."""
-    exponent = factors.exponent if isinstance(factors, TimesPower) else 0
-    inner = factors.factors if isinstance(factors, TimesPower) else factors
-    if isinstance(inner, LUFactors | CholeskyFactors):
-        return ScaledFactors(inner, float(np.ldexp(1.0, -exponent)), double)
-    return factors
+    @property
+    def inertia(self) -> dict[str, int]:
+        """Of the last factors that tell it."""
+        return self._inertia._asdict() if self._inertia else {}
 
 
 def times_powers(X: Array, exponents: Sequence[int]) -> Array:
