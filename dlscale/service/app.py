@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dlscale import __version__
-from dlscale.service import facts, jobs, slices, state, streams
+from dlscale.service import facts, jobs, pages, slices, state, streams
 from dlscale.service.desk import Desk
 from dlscale.service.guard import Guard
 from dlscale.service.problems import MEDIA_TYPE, explain_errors
@@ -49,8 +49,8 @@ def make_app(desk: Desk) -> ASGIApp:
         responses={"4XX": _PROBLEM, "5XX": _PROBLEM},
     )
     app.state.desk = desk
-    explain_errors(app)
-    for router in (jobs.router, facts.router, slices.router, streams.router, state.router):
+    explain_errors(app, pages.problem_page)
+    for router in (jobs.router, facts.router, slices.router, streams.router, state.router, pages.router):
         app.include_router(router)
     return _Counted(Guard(app, desk.settings), desk)
 

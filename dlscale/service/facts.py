@@ -46,7 +46,7 @@ def certificate(request: Request, job_id: JobId) -> dict[str, Any]:
 @router.get("/spec", response_class=Response)
 def spec(request: Request, job_id: JobId) -> Response:
     """The job file, with absolute paths."""
-    return Response(_bytes_of(desk_of(request).job(job_id), "spec"), media_type="application/yaml")
+    return Response(bytes_of(desk_of(request).job(job_id), "spec"), media_type="application/yaml")
 
 
 @router.get("/log", response_class=Response)
@@ -109,7 +109,7 @@ async def report(request: Request, job_id: JobId) -> Response:
 
 def _report_of(job: Job) -> bytes:
     if job.read_state().state in ENDED and job.report.exists():
-        return _bytes_of(job, "report")
+        return bytes_of(job, "report")
     return render(read_record(job)).encode()
 
 
@@ -133,7 +133,8 @@ def result_of(job: Job) -> str:
     return state.result
 
 
-def _bytes_of(job: Job, name: str) -> bytes:
+def bytes_of(job: Job, name: str) -> bytes:
+    """A small file of a job (Problem if it is not there)."""
     path = getattr(job, name)
     try:
         return read_bytes(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import http
-import logging
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -16,7 +16,6 @@ from dlscale.service.allowed import NotAllowedError
 from dlscale.showing import shown
 
 MEDIA_TYPE = "application/problem+json"
-_log = logging.getLogger("dlscale.service")
 
 
 class Problem(Exception):
@@ -64,7 +63,6 @@ def problem_of(error: Exception) -> Problem:
             return Problem(504, str(error) or "This took too long.", headers={"Retry-After": "5"})
         case OSError() if error.filename is not None and error.strerror:
             return Problem(500, f"{error.filename} cannot be read or written: {error.strerror}.", exit_code=1)
-    _log.error("A request failed.", exc_info=error)
     return Problem(500, f"The server failed ({type(error).__name__}); its log says more.", exit_code=1)
 
 
@@ -76,20 +74,23 @@ def _argument_fault(error: RequestValidationError) -> Problem:
     return Problem(422, f"{name}: got {str(fault.get('input'))[:100]!r}; {said}.", exit_code=2)
 
 
-def explain_errors(app: FastAPI) -> None:
-    """Let every error of an app be answered as a problem."""
+def explain_errors(app: FastAPI, page_of: Callable[[Request, Problem], Response | None]) -> None:
+    """Let every error of an app be answered as a problem, or as a page where ``page_of`` makes one of it."""
+
+    def told(request: Request, problem: Problem) -> Response:
+        return page_of(request, problem) or problem.response()
 
     async def answer(request: Request, error: Exception) -> Response:
-        return problem_of(error).response()
+        return told(request, problem_of(error))
 
     async def answer_argument(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return _argument_fault(error).response()
+        return told(request, _argument_fault(error))
 
     async def answer_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         detail = f"There is no {request.url.path}." if error.status_code == 404 else f"{error.detail}: {request.method}."
-        return Problem(error.status_code, detail, headers=dict(error.headers or {})).response()
+        return told(request, Problem(error.status_code, detail, headers=dict(error.headers or {})))
 
     for kind in (Problem, DlscaleError, TimeoutError, OSError, Exception):
         app.add_exception_handler(kind, answer)

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -23,6 +23,8 @@ from dlscale.service.rows import Row, RowFile, Stamp, read_row
 _REFRESH_SECONDS = 0.5
 #: Jobs that rest and could go on, compared with their files at each look.
 _N_RESTING = 300
+#: A list of so few jobs is compared with their folder when it is asked for; one of more half a second later.
+_N_AT_ONCE = 5000
 #: A folder that changed so lately may change again within the resolution of its time.
 _SETTLED_SECONDS = 2.0
 #: Rows are written down so many at a time, or when some have waited for so long.
@@ -67,7 +69,9 @@ class Table:
         #: (created, job) of each row, the oldest first.
         self._order: list[tuple[float, str]] = []
         self._counts: Counter[str] = Counter()
-        self._lock = threading.RLock()
+        #: Jobs that somebody works on.
+        self._active: tuple[str, ...] = ()
+        self._lock, self._looking = threading.RLock(), threading.Lock()
         self._file = RowFile(workspace.root / "index.jsonl")
         self._unwritten: dict[str, Row] = {}
         self._wrote = time.monotonic()
@@ -118,6 +122,9 @@ class Table:
         next : str or None
             Where the next page begins; None where there is none.
         """
+        if self.is_loaded and len(self._rows) < _N_AT_ONCE:
+            self._look_for_folders()
+        self._read_again(list(islice(self._active, _N_RESTING)))
         with self._lock:
             found = list(islice(self._passing(filters, after), limit + 1))
         return found[:limit], found[limit - 1].job if len(found) > limit else None
@@ -174,6 +181,9 @@ class Table:
             self._counts[row.state] += 1
             if not row.is_active:
                 self._unwritten[name] = row
+        is_active = row is not None and row.is_active
+        if is_active != (name in self._active):
+            self._active = (*self._active, name) if is_active else tuple(other for other in self._active if other != name)
         self._version += 1
 
     def _keep_up(self) -> None:
@@ -186,19 +196,18 @@ class Table:
 
     def _refresh(self) -> None:
         self._look_for_folders()
-        with self._lock:
-            active = [name for name, row in self._rows.items() if row.is_active] if self._any_active() else []
-        self._read_again(active)
+        self._read_again(self._active)
         self._read_again(self._next_resting())
         with self._lock:
             if len(self._unwritten) >= _N_UNWRITTEN or time.monotonic() - self._wrote > _WRITE_SECONDS:
                 self._write()
         self._loaded.set()
 
-    def _any_active(self) -> bool:
-        return any(n for state, n in self._counts.items() if state not in ("succeeded", "failed", "cancelled", "interrupted"))
-
     def _look_for_folders(self) -> None:
+        with self._looking:
+            self._take_up()
+
+    def _take_up(self) -> None:
         """Take up new jobs, and drop those that are gone."""
         try:
             modified = os.stat(self._workspace.jobs_folder).st_mtime_ns
@@ -234,7 +243,7 @@ class Table:
             part = list(islice(self._resting, _N_RESTING))
         return part
 
-    def _read_again(self, names: list[str]) -> None:
+    def _read_again(self, names: Iterable[str]) -> None:
         for name in names:
             with self._lock:
                 row = self._rows.get(name)
