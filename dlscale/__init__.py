@@ -6,7 +6,7 @@ dlscale.svd(A)                         # exact, tall or wide
 dlscale.qr(A)                          # q, r of a tall matrix
 dlscale.solve(A, b), dlscale.lstsq(A, b), dlscale.inverse(A), dlscale.slogdet(A)
 dlscale.ridge(A, b, penalties=[0.1, 1, 10])
-dlscale.cg(S, b)                       # iterations that end with a residual that was measured
+dlscale.cg(S, b), dlscale.minres(S, b), dlscale.gmres(A, b)  # iterations that end with a residual that was measured
 dlscale.matmul(A, B), dlscale.matmul(A, adjoint_a=True), dlscale.matrix_power(A, 5)
 dlscale.norm(A), dlscale.cond(A), dlscale.matrix_rank(A), dlscale.pinv(A), dlscale.det(A), dlscale.trace(A)
 dlscale.eigh(S), dlscale.eigsh(S, 6)    # of a symmetric matrix, proved to be complete
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from dlscale.linalg.functions import randomized_svd as randomized_svd
     from dlscale.linalg.functions import svd as svd
     from dlscale.linalg.iterative_functions import cg as cg
+    from dlscale.linalg.iterative_functions import gmres as gmres
+    from dlscale.linalg.iterative_functions import minres as minres
     from dlscale.linalg.multiply.exponential import expm as expm
     from dlscale.linalg.multiply.functions import matmul as matmul
     from dlscale.linalg.multiply.functions import matrix_power as matrix_power
@@ -71,6 +73,8 @@ _PLACES = {
     "det": "dlscale.linalg.statistics.functions",
     "trace": "dlscale.linalg.statistics.functions",
     "cg": "dlscale.linalg.iterative_functions",
+    "gmres": "dlscale.linalg.iterative_functions",
+    "minres": "dlscale.linalg.iterative_functions",
     "expm": "dlscale.linalg.multiply.exponential",
     "matmul": "dlscale.linalg.multiply.functions",
     "matrix_power": "dlscale.linalg.multiply.functions",
@@ -92,6 +96,7 @@ __all__ = [
     "eigsh",
     "eigvalsh",
     "expm",
+    "gmres",
     "inverse",
     "jobs",
     "lstsq",
@@ -99,6 +104,7 @@ __all__ = [
     "matmul",
     "matrix_power",
     "matrix_rank",
+    "minres",
     "norm",
     "pinv",
     "qr",

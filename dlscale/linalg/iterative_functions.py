@@ -62,6 +62,56 @@ def cg(A: Any, b: Any, *, rtol: float = 1e-5, maxiter: int | None = None, M: Pre
     return _solved("cg", A, b, rtol, maxiter, M)
 
 
+def minres(A: Any, b: Any, *, rtol: float = 1e-5, maxiter: int | None = None, M: Preconditioner = "none") -> IterativeResult:
+    """Solve ``A x = b`` by minimal residuals, for a symmetric or Hermitian matrix, definite or not.
+
+    Parameters
+    ----------
+    A, b, rtol, maxiter, M
+        As for `cg`; blocks of the preconditioner are taken by the moduli of their eigenvalues.
+
+    Returns
+    -------
+    IterativeResult
+        ``x, info``.
+
+    Raises
+    ------
+    NumericalError, InputError
+        As for `cg`.
+
+    References
+    ----------
+    Paige and Saunders (1975).
+    """
+    return _solved("minres", A, b, rtol, maxiter, M)
+
+
+def gmres(A: Any, b: Any, *, rtol: float = 1e-5, maxiter: int | None = None, M: Preconditioner = "none") -> IterativeResult:
+    """Solve ``A x = b`` by generalized minimal residuals, begun anew after 30 to 100 iterations, for any square matrix.
+
+    Parameters
+    ----------
+    A, b, rtol, maxiter, M
+        As for `cg`; ``maxiter`` counts products, and not how often it is begun anew.
+
+    Returns
+    -------
+    IterativeResult
+        ``x, info``.
+
+    Raises
+    ------
+    NumericalError
+        As for `cg`.
+
+    References
+    ----------
+    Saad and Schultz (1986).
+    """
+    return _solved("gmres", A, b, rtol, maxiter, M)
+
+
 def _solved(method: Method, A: Any, b: Any, rtol: float, maxiter: int | None, M: Preconditioner) -> IterativeResult:
     options = SolveOptions(method=method, tolerance=rtol, max_iterations=maxiter, preconditioner=M)
     return IterativeResult(run_here(KIND, KIND.inputs({"matrix": A, "rhs": b}), options).arrays["x"], 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from eigenproblems import with_eigenvalues
 from helpers import DTYPES, THREADS, Array, eps, gaussian, store, wide_precision
 
 import dlscale
+from dlscale import gallery
 from dlscale.batch.assumed import AssumedMatrix
 from dlscale.declaration.kind import run_here
 from dlscale.engine.clusters import ClusterFacts, open_cluster
@@ -103,6 +105,62 @@ def test_what_does_not_converge_fails_in_a_sentence(A: Array, b: Array | None, w
         computed(A, gaussian(len(A), 1) if b is None else b, method="cg", tolerance=1e-10, max_iterations=200)
 
 
+def hard_systems() -> dict[str, Array]:
+    """Matrices of order 40, most of them hard for one method or another; what for is in their names."""
+    n, rng = 40, np.random.default_rng(5)
+    signs, grades = np.where(np.arange(n) % 2, 1.0, -1.0), np.geomspace(1e-4, 1e4, n)
+    Q, P = (np.linalg.qr(rng.standard_normal((n, n)))[0] for _ in range(2))
+    near = rng.standard_normal((n, n)) / 13 + 2 * np.eye(n)
+    gaps = {f"condition 1e{p}": np.geomspace(10.0**-p, 1, n) for p in (1, 4, 8, 12)}
+    zeros = np.concatenate([np.zeros(6), np.linspace(1, 2, n - 6)])
+    return {
+        **{f"definite, {name}": with_eigenvalues(values) for name, values in gaps.items()},
+        **{f"indefinite, {name}": with_eigenvalues(values * signs) for name, values in gaps.items()},
+        **{f"no symmetry, {name}": (Q * values) @ P.T for name, values in gaps.items()},
+        "few eigenvalues are small": with_eigenvalues(np.concatenate([np.geomspace(1e-8, 1e-6, 6), np.ones(n - 6)])),
+        "second differences": 2 * np.eye(n) - np.eye(n, k=1) - np.eye(n, k=-1),
+        "hilbert": gallery.hilbert(n),
+        "definite, badly scaled": grades[:, None] * with_eigenvalues(np.linspace(1, 2, n)) * grades,
+        "indefinite, badly scaled": grades[:, None] * with_eigenvalues(signs) * grades,
+        "no symmetry, rows badly scaled": grades[:, None] * near,
+        "no symmetry, columns badly scaled": near * grades,
+        "plus and minus one": np.diag(signs),
+        "semidefinite": with_eigenvalues(zeros),
+        "singular and indefinite": with_eigenvalues(zeros * signs),
+        "singular without symmetry": (Q * zeros) @ P.T,
+        "rank one": np.outer(Q[0], Q[0]),
+        "zeros": np.zeros((n, n)),
+        "identity": np.eye(n),
+        "near the identity": near,
+        "a cycle": np.roll(np.eye(n), 1, axis=0),
+        "a Jordan block": np.eye(n) + 0.9 * np.eye(n, k=1),
+        "nilpotent": np.eye(n, k=1),
+        "grcar": np.eye(n) - np.eye(n, k=-1) + sum(np.eye(n, k=k) for k in (1, 2, 3)),
+        "kahan": gallery.kahan(n),
+    }
+
+
+@pytest.mark.parametrize("preconditioner", ["none", "block_jacobi"])
+@pytest.mark.parametrize("method", ["cg", "minres", "gmres"])
+def test_the_true_residual_holds_or_the_job_fails_and_says_how_it_ended(method: Any, preconditioner: Any) -> None:
+    """For right-hand sides that have a solution and for those that may have none; most matrices are solved by one method."""
+    n_solved, matrices = 0, hard_systems()
+    for name, A in matrices.items():
+        for B in (gaussian(len(A), 1), A @ gaussian(len(A), 1, seed=1)):
+            said = ""
+            try:
+                here = computed(A, B, method=method, preconditioner=preconditioner, tolerance=1e-10, max_iterations=50)
+            except (NumericalError, InputError) as error:
+                said = str(error)
+            else:
+                assert relative(A, here.arrays["x"], B) <= 1e-10, name
+                n_solved += 1
+            allowed = "ended .*the true residual is|is not positive definite" + "|must be symmetric" * (method != "gmres")
+            assert not said or re.search(allowed, said), name
+    assert len(matrices) == 32
+    assert n_solved >= {"cg": 10, "minres": 14, "gmres": 16}[method]
+
+
 def test_what_is_not_symmetric_is_refused() -> None:
     A = definite(10)
     A[3, 4] += 1e-6
@@ -132,7 +190,8 @@ def test_options_that_do_not_go_together(options: dict[str, Any], words: str) ->
         ({"assume": "pos"}, 20_000, 8e9, "panels", None),
         ({"assume": "pos", "tolerance": 1e-8}, 20_000, 8e9, "panels", None),
         ({"assume": "pos", "tolerance": 1e-8, "max_iterations": 10}, 20_000, 2e9, "cg", "10 iterations take at most half of"),
-        ({"max_iterations": 10, "tolerance": 1e-8}, 20_000, 2e9, "panels", None),
+        ({"max_iterations": 10, "tolerance": 1e-8}, 20_000, 2e9, "gmres", "10 iterations take"),
+        ({"max_iterations": 10, "tolerance": 1e-8, "assume": "sym"}, 20_000, 2e9, "minres", "10 iterations take"),
         ({"assume": "pos"}, 1_000_000, 2e9, "cg", "a factorization does not fit"),
     ],
 )
@@ -147,9 +206,9 @@ def test_auto_chooses_by_counted_cost_and_says_so(
     assert [why is not None and why in note for note in said] == [True] * (why is not None)
 
 
-def resumed_or_whole(path: Path, rhs: Path, folder: Path | None, *, stop_at: str = "", facts: ClusterFacts = THREADS) -> Any:
+def resumed_or_whole(path: Path, rhs: Path, folder: Path | None, method: Any, *, stop_at: str = "") -> Any:
     """x and the steps that were computed; a run with a checkpoint may be stopped by a disk that is gone."""
-    inputs, options = KIND.inputs({"matrix": str(path), "rhs": str(rhs)}), SolveOptions(method="cg", tolerance=1e-10)
+    inputs, options = KIND.inputs({"matrix": str(path), "rhs": str(rhs)}), SolveOptions(method=method, tolerance=1e-10)
     plan: Plan = KIND.plan(inputs, options, THREADS)
     steps: list[str] = []
 
@@ -159,20 +218,23 @@ def resumed_or_whole(path: Path, rhs: Path, folder: Path | None, *, stop_at: str
             if event.step == stop_at:
                 raise OSError("the disk is gone")
 
-    with open_cluster(facts) as cluster:
+    with open_cluster(THREADS) as cluster:
         run = Run(cluster, checkpoint=folder and Checkpoint(folder), emit=emit)
         outcome = KIND.compute(run, inputs, options, plan)
     return [outcome.arrays[name].tobytes() for name in sorted(outcome.arrays)], steps
 
 
-@pytest.mark.parametrize("stop_at", ["survey", "product-17", "iteration-20"])
-def test_iterations_go_on_to_the_same_bits(stop_at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("method", "stop_at"),
+    [("cg", "survey"), ("cg", "product-17"), ("cg", "iteration-20"), ("minres", "iteration-20"), ("gmres", "iteration-20")],
+)
+def test_iterations_go_on_to_the_same_bits(method: str, stop_at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(systems, "KEPT_FLOPS", 10 * 2.0 * N * N * 2)
     path, rhs = store(tmp_path / "a.zarr", definite(20), chunks=(50, N)), store(tmp_path / "b.zarr", gaussian(N, 2), chunks=(N, 2))
-    whole, every = resumed_or_whole(path, rhs, None)
+    whole, every = resumed_or_whole(path, rhs, None, method)
     with pytest.raises(OSError, match="the disk is gone"):
-        resumed_or_whole(path, rhs, tmp_path / "checkpoint", stop_at=stop_at)
-    again, rest = resumed_or_whole(path, rhs, tmp_path / "checkpoint")
+        resumed_or_whole(path, rhs, tmp_path / "checkpoint", method, stop_at=stop_at)
+    again, rest = resumed_or_whole(path, rhs, tmp_path / "checkpoint", method)
     assert again == whole
     assert len(rest) < len(every) or stop_at == "survey"
 
@@ -198,9 +260,10 @@ def test_a_job_on_worker_processes_has_the_same_bits_and_a_report(tmp_path: Path
 
 def test_a_function_with_the_arguments_of_scipy() -> None:
     A, b = definite(100), gaussian(N, 1)[:, 0]
-    x, info = dlscale.cg(A, b, rtol=1e-9, M="jacobi")
-    assert info == 0
-    assert x.shape == (N,)
-    assert np.linalg.norm(b - wide_precision(A) @ x) <= 1e-9 * np.linalg.norm(b)
+    for solver in (dlscale.cg, dlscale.minres, dlscale.gmres):
+        x, info = solver(A, b, rtol=1e-9, M="jacobi")
+        assert info == 0
+        assert x.shape == (N,)
+        assert np.linalg.norm(b - wide_precision(A) @ x) <= 1e-9 * np.linalg.norm(b)
     with pytest.raises(NumericalError, match="at the limit of 3 iterations"):
         dlscale.cg(A, b, rtol=1e-9, maxiter=3)

@@ -8,6 +8,9 @@ from eigenproblems import with_eigenvalues
 from helpers import Array, gaussian, wide_precision
 
 from dlscale.linalg.iterative.cg import conjugate_gradients
+from dlscale.linalg.iterative.gmres import GMRES
+from dlscale.linalg.iterative.minres import MINRES
+from dlscale.linalg.iterative.recurrence import Limits, Problem, iterate
 
 N = 120
 
@@ -74,3 +77,44 @@ def test_a_singular_system_that_has_a_solution() -> None:
     found = conjugate_gradients(lambda X: A @ X, B, tolerance=1e-10)
     assert found.end == "converged"
     assert (relative(A, found.X, B) <= 1e-10).all()
+
+
+@pytest.mark.parametrize("dtype", ["f8", "c16"])
+def test_minimal_residuals_of_an_indefinite_matrix(dtype: str) -> None:
+    """The residual that the recurrence carries is the true one, with a preconditioner too."""
+    A = with_eigenvalues(np.concatenate([-np.linspace(0.1, 1, N // 2), np.linspace(0.1, 1, N // 2)])).astype(dtype)
+    if dtype == "c16":
+        phases = np.exp(1j * np.arange(N))
+        A = phases[:, None] * A * phases.conj()
+    B, D = gaussian(N, 3, dtype), np.linspace(1, 3, N)[:, None]
+    method = MINRES(lambda R: R / D)
+    state = method.begin(B)
+    for _ in range(30):
+        state = method.advance(state, A @ method.operand(state))
+    np.testing.assert_allclose(B - A @ method.correction(state), state["R"], atol=1e-12)
+    found = iterate(method, Problem(lambda X: A @ X, B), Limits(1e-10, 500))
+    assert found.end == "converged"
+    assert (relative(A, found.X, B) <= 1e-10).all()
+
+
+@pytest.mark.parametrize("dtype", ["f8", "c16"])
+@pytest.mark.parametrize("restart", [10, 200])
+def test_gmres_claims_the_true_residual(dtype: str, restart: int) -> None:
+    A, B = gaussian(N, N, dtype) / np.sqrt(N) + 3 * np.eye(N), gaussian(N, 3, dtype, seed=1)
+    method = GMRES(lambda R: R / np.linspace(1, 3, N)[:, None], restart)
+    state = method.begin(B)
+    for _ in range(9):
+        state = method.advance(state, A @ method.operand(state))
+    np.testing.assert_allclose(np.linalg.norm(B - A @ method.correction(state), axis=0), state["size"], rtol=1e-10)
+    found = iterate(method, Problem(lambda X: A @ X, B), Limits(1e-10, 500))
+    assert found.end == "converged"
+    assert (relative(A, found.X, B) <= 1e-10).all()
+
+
+def test_full_gmres_solves_a_cycle_in_n_steps_and_a_short_one_stagnates() -> None:
+    A, B = np.roll(np.eye(N), 1, axis=0), gaussian(N, 1)
+    problem = Problem(lambda X: A @ X, B)
+    found = iterate(GMRES(None, N), problem, Limits(1e-12, 500))
+    assert (found.end, found.iterations) == ("converged", N)
+    unit = Problem(lambda X: A @ X, np.eye(N)[:, :1])
+    assert iterate(GMRES(None, 10), unit, Limits(1e-12, 500)).end == "stagnated"

@@ -18,6 +18,7 @@ from dlscale.linalg.iterative.recurrence import (
     Map,
     Problem,
     Recurrence,
+    inner,
     iterate,
 )
 
@@ -47,7 +48,7 @@ class CG(Recurrence):
             "D": np.zeros_like(R),
             "R": R,
             "P": Z,
-            "rho": _inner(R, Z),
+            "rho": inner(R, Z),
             "norm": np.zeros(k),
             "size": np.linalg.norm(R, axis=0),
             "code": np.full(k, GOES_ON),
@@ -58,7 +59,7 @@ class CG(Recurrence):
 
     def advance(self, state: State, product: Array) -> State:
         P, rho, code = state["P"], state["rho"], state["code"].copy()
-        curvature, length = _inner(P, product), np.linalg.norm(P, axis=0)
+        curvature, length = inner(P, product), np.linalg.norm(P, axis=0)
         norm = np.maximum(state["norm"], np.linalg.norm(product, axis=0) / length)
         limit = _ROUNDING * len(P) ** 0.5 * float(np.finfo(float).eps) * norm * length**2
         code[~(curvature > 0)] = BROKEN_DOWN
@@ -68,7 +69,7 @@ class CG(Recurrence):
         alpha = np.where(code == GOES_ON, rho / curvature, 0.0)
         D, R = state["D"] + alpha * P, state["R"] - alpha * product
         Z = self._preconditioned(R)
-        new = _inner(R, Z)
+        new = inner(R, Z)
         P = Z + np.where(code == GOES_ON, new / rho, 0.0) * P
         return {"D": D, "R": R, "P": P, "rho": new, "norm": norm, "size": np.linalg.norm(R, axis=0), "code": code}
 
@@ -106,8 +107,3 @@ def conjugate_gradients(
     One product of all columns an iteration, and one or a few for measuring. Columns that have converged are not multiplied.
     """
     return iterate(CG(precondition), Problem(apply, B), Limits(tolerance, max_iterations))
-
-
-def _inner(X: Array, Y: Array) -> Array:
-    """``x'y`` of each column, its real part."""
-    return np.asarray(np.einsum("ij,ij->j", X.conj(), Y).real)

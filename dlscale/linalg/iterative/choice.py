@@ -17,7 +17,7 @@ from dlscale.storage.scaled import promoted
 #: Iterations must win so clearly: at their limit they take at most this part of the time of a factorization.
 CLEARLY = 0.5
 #: The method for what is known of a matrix.
-FOR_ASSUMED: dict[str, Method] = {"pos": "cg"}
+FOR_ASSUMED: dict[str, Method] = {"pos": "cg", "sym": "minres", "her": "minres", "general": "gmres"}
 
 
 def plan_by_method(
@@ -62,7 +62,7 @@ def plan_by_method(
             if iterated.nominal_seconds <= CLEARLY * plan.nominal_seconds:
                 why = f"{options.iterations_for(A.shape[0])} iterations take at most half of the time of a factorization"
                 plan = iterated
-    return replace(plan, notes=(*plan.notes, f"method auto: {NAMES[other].lower()}, since {why}")) if why else plan
+    return replace(plan, notes=(*plan.notes, f"method auto: {NAMES[other]}, since {why}")) if why else plan
 
 
 def is_iterative(plan: Plan) -> bool:

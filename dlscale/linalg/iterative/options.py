@@ -13,9 +13,9 @@ from dlscale.declaration.options import Options
 from dlscale.errors import SpecError
 from dlscale.linalg.iterative.preconditioners import Preconditioner
 
-Method = Literal["cg"]
+Method = Literal["cg", "minres", "gmres"]
 #: What methods are called in words.
-NAMES: Mapping[str, str] = {"cg": "Conjugate gradients"}
+NAMES: Mapping[str, str] = {"cg": "Conjugate gradients", "minres": "Minimal residuals (MINRES)", "gmres": "GMRES"}
 #: Iterations where nothing is said, or ten times the order of a small matrix.
 MAX_ITERATIONS = 1000
 

@@ -47,7 +47,7 @@ def inverse_of_blocks(blocks: Array, *, definite: bool, symmetric: bool) -> Map:
         if definite and not (values > 0).all():
             first = int(np.argwhere(~(values > 0))[0][0]) * w
             rows = f"entry ({first}, {first})" if w == 1 else f"the block of rows {first} to {min(first + w, n) - 1}"
-            raise NumericalError(f"The matrix is not positive definite: {rows} on its diagonal is not. Use method direct.")
+            raise NumericalError(f"The matrix is not positive definite: {rows} on its diagonal is not. Use method minres.")
         inverse = (vectors / _away_from_zero(np.abs(values))[:, None, :]) @ vectors.conj().transpose(0, 2, 1)
     else:
         U, s, Vh = np.linalg.svd(padded)

@@ -128,7 +128,7 @@ class Iterate:
     codes : (k,)
         With which columns left the recurrence; one that claimed convergence has `GOES_ON`.
     reached : (k,)
-        ``||b - A x|| / ||b||`` as measured last.
+        ``||b - A x|| / ||b||`` as it was measured, the smallest.
     live : (j,)
         Columns that the recurrence has.
     best, waited : (j,)
@@ -230,7 +230,7 @@ def _advanced(method: Recurrence, problem: Problem, limits: Limits, it: Iterate,
     state = method.advance(it.recurrence, product)
     sizes, code = state["size"], state["code"]
     goals = CLAIM * limits.tolerance * problem.sizes[it.live]
-    smaller = sizes < it.best
+    smaller = sizes < FALLEN * it.best
     waited = np.where(smaller, 0, it.waited + 1)
     code = np.where((code == GOES_ON) & ~np.isfinite(sizes), BROKEN_DOWN, code)
     code = np.where((code == GOES_ON) & (sizes > GROWTH * it.best), BROKEN_DOWN, code)
@@ -239,11 +239,12 @@ def _advanced(method: Recurrence, problem: Problem, limits: Limits, it: Iterate,
     it = replace(
         it,
         recurrence=state,
-        best=np.fmin(it.best, sizes),
+        best=np.where(smaller, sizes, it.best),
         waited=waited,
         iterations=it.iterations + 1,
         claimed=np.append(it.claimed, claims.max()),
     )
+    code = np.where(sizes <= goals, GOES_ON, code)
     leaves = (code != GOES_ON) | (sizes <= goals)
     return _handed_over(method, it, leaves, code) if leaves.any() else it
 
@@ -282,9 +283,20 @@ def _measured(method: Recurrence, problem: Problem, limits: Limits, it: Iterate,
         ended[(ended == 0) | (stuck & (it.codes == DUE))] = _code("limit")
     reached = np.where(running, reached, it.reached)
     worst = float(reached.max(initial=0.0))
-    it = replace(it, X=X, ended=ended, reached=reached, measured=np.append(it.measured, [[it.iterations, worst]], axis=0))
+    it = replace(
+        it,
+        X=X,
+        ended=ended,
+        reached=np.fmin(reached, it.reached),
+        measured=np.append(it.measured, [[it.iterations, worst]], axis=0),
+    )
     return it if it.finished else _begun(method, it, R)
 
 
 def _code(end: End) -> int:
     return ENDS.index(end) + 1
+
+
+def inner(X: Array, Y: Array) -> Array:
+    """``x'y`` of each column, its real part."""
+    return np.asarray(np.einsum("ij,ij->j", X.conj(), Y).real)

@@ -23,6 +23,8 @@ from dlscale.kernels import accumulator_dtype, largest_part, one_blas_thread, ti
 from dlscale.linalg.eigen.symmetry import limit, refuse
 from dlscale.linalg.folds.least_squares import read_rhs
 from dlscale.linalg.iterative.cg import CG
+from dlscale.linalg.iterative.gmres import GMRES, restart_for
+from dlscale.linalg.iterative.minres import MINRES
 from dlscale.linalg.iterative.options import NAMES, Iterations, Method
 from dlscale.linalg.iterative.preconditioners import block_width, inverse_of_blocks
 from dlscale.linalg.iterative.recurrence import Iterate, Limits, Map, Problem, Recurrence, iterate
@@ -40,8 +42,8 @@ _STEP = "iteration"
 #: Bytes that all threads read from memory in a second: what a product of few columns waits for, where the matrix is held.
 MEMORY_RATE = 1e10
 #: Vectors of a column that the driver has at a time.
-_VECTORS = {"cg": 16}
-_SYMMETRIC = ("cg",)
+_VECTORS = {"cg": 16, "minres": 24, "gmres": 16}
+_SYMMETRIC = ("cg", "minres")
 
 
 def plan_system(A: Matrix, B: Matrix, method: Method, options: Iterations, facts: ClusterFacts) -> Plan:
@@ -57,7 +59,8 @@ def plan_system(A: Matrix, B: Matrix, method: Method, options: Iterations, facts
     n, k = B.shape
     wide, max_iterations = np.result_type(accumulator_dtype(A.dtype), B.dtype), options.iterations_for(n)
     width = k * (2 if wide.kind == "c" and A.dtype.kind != "c" else 1)
-    driver_bytes = _VECTORS[method] * n * k * wide.itemsize
+    restart = restart_for(n * k * wide.itemsize) if method == "gmres" else 0
+    driver_bytes = (_VECTORS[method] + restart) * n * k * wide.itemsize
     blocks = block_width(options.preconditioner, n)
     driver_bytes += 3 * n * blocks * wide.itemsize
     left = replace(facts, memory_bytes=max(1, facts.memory_bytes - driver_bytes))
@@ -84,7 +87,7 @@ def plan_system(A: Matrix, B: Matrix, method: Method, options: Iterations, facts
         cluster=facts,
         rates=measured_rates(A, facts, grid=how.grid),
         notes=tuple(A.notes),
-        choices={"way": how.way},
+        choices={"way": how.way, "restart": restart},
     )
 
 
@@ -168,13 +171,19 @@ def _solve(passes: Passes, A: Matrix, *, rhs: Array, exponents: list[int], optio
         dtype = np.result_type(A.dtype, np.complex64) if wide.kind == "c" else A.dtype
         problem = _StoredProblem(operator, B, squares, dtype)
         limits = Limits(options.tolerance_for(A.dtype), options.iterations_for(n))
-        it = iterate(_method(plan.method, precondition), problem, limits)
+        it = iterate(_method(plan, precondition), problem, limits)
     rounding = float((problem.rounding(it.X) / np.where(problem.sizes > 0, problem.sizes, 1)).max(initial=0.0))
     return Solved(it.X.astype(dtype), it, rounding, 1 + it.iterations + len(it.measured))
 
 
-def _method(name: str, precondition: Map | None) -> Recurrence:
-    return {"cg": CG}[name](precondition)
+def _method(plan: Plan, precondition: Map | None) -> Recurrence:
+    match plan.method:
+        case "cg":
+            return CG(precondition)
+        case "minres":
+            return MINRES(precondition)
+        case _:
+            return GMRES(precondition, plan.choices["restart"])
 
 
 def _surveyed(operator: MatrixOperator, options: Iterations, method: str) -> tuple[Array, Map | None]:
@@ -240,8 +249,9 @@ class _StoredProblem(Problem):
 #: What to do about an end.
 _ADVICE = {
     "stagnated": "Rounding alone may leave {rounding:.1e} of it; raise params.tolerance, take a preconditioner or method direct.",
-    "broken down": "The matrix is singular to working precision; use kind lstsq, or method direct.",
-    "not definite": "The matrix is not positive definite; use method direct.",
+    "broken down": "The matrix is singular to working precision, or the method has met a system that it cannot "
+    "go on with; use method gmres or direct, or kind lstsq where there is no solution.",
+    "not definite": "The matrix is not positive definite; use method minres.",
     "limit": "Raise params.max_iterations or params.tolerance, take a preconditioner or method direct.",
 }
 

@@ -74,7 +74,10 @@ class SolveOptions(Iterations):
 
     method: Annotated[
         Literal["auto", "direct"] | Method,
-        Field(description="auto, direct (a factorization) or cg (conjugate gradients, of a positive definite matrix)"),
+        Field(
+            description="auto, direct (a factorization), or iterations: cg of a positive definite matrix, minres of a symmetric "
+            "one, gmres of any"
+        ),
     ] = "auto"
     assume: AssumeOfSystem = "general"
     transposed: Annotated[
