@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from dlscale import sparse_rows
 from dlscale.arrays import Array
 from dlscale.buffers import workspace
 from dlscale.lapack import add_hermitian_square
+from dlscale.sparse_rows import SparseRows
 
 #: Rows of a tile are chosen so that it stays in a core's share of the cache while it is used twice.
 TILE_BYTES = 5_400_000
@@ -148,6 +150,15 @@ class Moments:
         if self.squares is not None:
             self.squares += sum_of_squares(tile)
 
+    def add_sparse(self, A: SparseRows, centred: SparseRows) -> None:
+        """Take in a block, and what is left of it without its mean."""
+        if self.sums is not None:
+            self.sums += centred.sums()
+        if self.squares is not None:
+            self.squares += centred.squares()
+        if self.probe is not None:
+            self._meet(A.times(self.probe[:, None]).sum().item())
+
     def add_mean(self, A: Array, tile: Array) -> None:
         """Take in what was subtracted from all rows of A, as the first tile shows that it was."""
         if self.probe is not None:
@@ -163,12 +174,15 @@ class Moments:
         self.met = total
 
 
-def add_normal_product(A: Array, W: Array, ZH: Array, *, mean: Array | None = None, moments: Moments | None = None) -> Array:
+def add_normal_product(
+    A: Array | SparseRows, W: Array, ZH: Array, *, mean: Array | None = None, moments: Moments | None = None
+) -> Array:
     """``Z += (A - 1 mean)^H Y`` with ``Y = (A - 1 mean) W``: one step of a power iteration, in one read of A.
 
     Parameters
     ----------
     A : (b, n)
+        Of compressed rows only what is stored is multiplied, in double precision.
     W : (n, l), C order
         Of A's dtype, or of half its precision, in which the products are then made; moments keep A's.
     ZH : (l, n), double precision, updated in place
@@ -186,6 +200,11 @@ def add_normal_product(A: Array, W: Array, ZH: Array, *, mean: Array | None = No
     -----
     4 b n l flops.
     """
+    if isinstance(A, SparseRows):
+        Y, centred = sparse_rows.add_normal_product(A, W, ZH, mean=mean)
+        if moments is not None:
+            moments.add_sparse(A, centred)
+        return Y
     Y = workspace("Y", (A.shape[0], W.shape[1]), W.dtype)
     update = workspace("ZH", ZH.shape, W.dtype)
     for i, tile in tiles(A, mean):

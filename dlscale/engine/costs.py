@@ -13,8 +13,8 @@ import numpy as np
 
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.clusters.facts import BASELINE_BYTES
-from dlscale.engine.grids import RowGrid, plan_grid, reads_pieces
-from dlscale.engine.machine import matmul_rate, read_rate
+from dlscale.engine.grids import RowGrid, plan_grid, plan_sparse_grid, reads_pieces
+from dlscale.engine.machine import matmul_rate, read_rate, sparse_rate, sparse_read_rate
 from dlscale.engine.plan import Need
 from dlscale.errors import DoesNotFitError
 from dlscale.host import n_cores
@@ -89,6 +89,44 @@ def lay_out(
     return Layout(grid, memory, _notes(A, grid))
 
 
+def lay_out_sparse(
+    A: Matrix, facts: ClusterFacts, *, state_bytes: int, operand_bytes: int = 0, width: int = 0, block_rows: int | None = None
+) -> Layout:
+    """As `lay_out`, for passes all of which take compressed rows.
+
+    Parameters
+    ----------
+    A : Matrix
+        One that `is_sparse`.
+    width : int
+        Columns of the product that is made of a block.
+    """
+    if not A.is_sparse:
+        raise ValueError("Only a sparse matrix is laid out by its entries.")
+    threads, wide = facts.threads_per_worker, max(8, np.result_type(A.dtype, np.float64).itemsize)
+    # Two blocks being read and used, in the matrix's own precision, and one in double precision twice; the product and its sum.
+    entry_bytes, row_bytes = 2 * (A.dtype.itemsize + 8) + 3 * wide, 16 + 3 * width * wide
+    held = _Held(2 * threads + N_WAITING_STATES, state_bytes, operand_bytes + 2 * threads * state_bytes)
+    room = facts.work_bytes - held.n_states * state_bytes - held.operand_bytes
+    most = max(room, 0) // threads
+    grid = plan_sparse_grid(A, entry_bytes=entry_bytes, row_bytes=row_bytes, max_block_bytes=max(most, 1), block_rows=block_rows)
+    largest = A.most_entries(grid.block_rows) * entry_bytes + grid.block_rows * row_bytes
+    if largest > most:
+        needed = facts.memory_bytes - room + threads * largest
+        raise DoesNotFitError(
+            f"One worker needs {needed / 1e9:.2f} GB ({held.n_states} partial results of {state_bytes / 1e6:.0f} MB, and {threads} "
+            f"threads with blocks of {grid.block_rows} rows), and has {facts.memory_bytes / 1e9:.2f} GB; raise cluster.memory, use "
+            "fewer threads, or ask for fewer components."
+        )
+    memory = (
+        Need(f"{held.n_states} partial results", held.n_states * state_bytes),
+        Need("what blocks are multiplied by", held.operand_bytes),
+        Need("blocks", int(threads * largest)),
+        *libraries(facts),
+    )
+    return Layout(grid, memory, ())
+
+
 class _Held(NamedTuple):
     """What a worker holds during a pass beside blocks."""
 
@@ -138,7 +176,7 @@ def libraries(facts: ClusterFacts) -> list[Need]:
     return [Need("the program and its libraries", BASELINE_BYTES)] if facts.kind != "threads" else []
 
 
-def measured_rates(A: Matrix, facts: ClusterFacts, *, grid: RowGrid | None = None) -> dict[str, float | None]:
+def measured_rates(A: Matrix, facts: ClusterFacts, *, grid: RowGrid | None = None, sparse: bool = False) -> dict[str, float | None]:
     """Rates of all threads of the cluster together, from short measurements on this machine.
 
     Parameters
@@ -148,12 +186,18 @@ def measured_rates(A: Matrix, facts: ClusterFacts, *, grid: RowGrid | None = Non
     facts : ClusterFacts
     grid : RowGrid, optional
         Of the passes.
+    sparse : bool
+        Whether they take compressed rows, which have other rates.
     """
     # Threads of one machine share its disk.
     together = facts.n_threads if facts.one_host else facts.threads_per_worker
-    read = read_rate(A, n_threads=min(together, n_cores()), block_rows=grid.block_rows if grid else None)
+    if sparse and A.is_sparse and grid:
+        read, rate = sparse_read_rate(A, grid.block_rows), sparse_rate()
+    else:
+        read = read_rate(A, n_threads=min(together, n_cores()), block_rows=grid.block_rows if grid else None)
+        rate = matmul_rate(str(A.dtype))
     return {
-        "matmul_flops_per_second": matmul_rate(str(A.dtype)) * facts.n_threads,
+        "matmul_flops_per_second": rate * facts.n_threads,
         "read_bytes_per_second": read * facts.n_threads / together,
     }
 

@@ -15,6 +15,8 @@ from dlscale.storage.matrix import Matrix
 
 #: Bytes of a block: large enough that reading it is one long disk access, small enough to stay near the caches.
 BLOCK_BYTES = 16 * 2**20
+#: The same of compressed rows, with what is made of them: the operand is read again for each block.
+SPARSE_BLOCK_BYTES = 64 * 2**20
 #: Bytes of a chunk of an output. A thread holds several while it gathers, writes and reads them again, so that they decide
 #: how memory grows with the matrix.
 OUTPUT_BYTES = 4 * 2**20
@@ -86,6 +88,35 @@ def _piece_rows(A: Matrix, target: int, most: int) -> int:
     if A.row_unit <= min(rows, most, m // _N_UNITS):
         return A.row_unit
     return int(2 ** int(math.log2(max(target, min(rows, most, m // _N_BLOCKS)))))
+
+
+def plan_sparse_grid(
+    A: Matrix, *, entry_bytes: int, row_bytes: int, max_block_bytes: int, block_rows: int | None = None
+) -> RowGrid:
+    """Choose the grid of a pass over compressed rows, by how many entries blocks have.
+
+    Parameters
+    ----------
+    A : Matrix (m, n)
+        One that `is_sparse`.
+    entry_bytes, row_bytes : int
+        That an entry takes, and that a row takes beside its entries.
+    max_block_bytes : int
+        What memory allows one block to take.
+    block_rows : int, optional
+        A block height to use as it is.
+    """
+    m = A.shape[0]
+    average = A.n_entries / m * entry_bytes + row_bytes
+    if block_rows is None:
+        block_rows = 2 ** int(math.log2(min(max(1, min(SPARSE_BLOCK_BYTES, max_block_bytes) / average), m)))
+        # Some blocks have more entries than others.
+        while block_rows > 1 and A.most_entries(block_rows) * entry_bytes + block_rows * row_bytes > max_block_bytes:
+            block_rows //= 2
+    block_rows = min(block_rows, m)
+    n_leaves = min(N_LEAVES, max(1, int(m * average / MIN_LEAF_BYTES)))
+    per_leaf = max(1, -(-m // (block_rows * n_leaves)))
+    return RowGrid(m, block_rows, block_rows * per_leaf)
 
 
 def plan_grid(A: Matrix, *, max_block_bytes: int, block_rows: int | None = None) -> RowGrid:

@@ -13,14 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 from threadpoolctl import threadpool_info
 
 from dlscale.buffers import empty_pages
 from dlscale.host import total_bytes
 from dlscale.kernels import one_blas_thread
+from dlscale.sparse_rows import SparseRows, add_normal_product
 from dlscale.storage.matrix import Matrix
 
 _N_MATMUL = 768
+#: Rows, columns, entries a row, and columns of the factor.
+_SPARSE_SAMPLE = (4000, 8000, 40, 64)
 _SAMPLE_BYTES = 48 * 2**20
 _WRITTEN_BYTES = 64 * 2**20
 
@@ -40,6 +44,24 @@ def matmul_rate(dtype: str) -> float:
         np.matmul(A, A, out=C)
         seconds = min(_timed(lambda: np.matmul(A, A, out=C)) for _ in range(3))
     return 2 * _N_MATMUL**3 / seconds
+
+
+@cache
+def sparse_rate() -> float:
+    """Flops per second of a product of compressed rows with a dense matrix, and back, on one core (0.1 s to measure)."""
+    rng, (m, n, per_row, width) = np.random.default_rng(0), _SPARSE_SAMPLE
+    indices = np.sort(rng.integers(0, n, (m, per_row)), axis=1).ravel()
+    rows = scipy.sparse.csr_array((rng.random(m * per_row), indices, np.arange(m + 1) * per_row), shape=(m, n))
+    block, W, ZH = SparseRows(rows), rng.random((n, width)), np.zeros((width, n))
+    seconds = min(_timed(lambda: add_normal_product(block, W, ZH)) for _ in range(2))
+    return 4 * m * per_row * width / seconds
+
+
+def sparse_read_rate(A: Matrix, block_rows: int) -> float:
+    """Stored bytes per second at which one thread reads a block of compressed rows."""
+    rows = min(A.shape[0], block_rows)
+    seconds = _timed(lambda: A.sparse_rows(0, rows))
+    return A.n_stored_bytes * rows / A.shape[0] / max(seconds, 1e-9)
 
 
 def read_rate(A: Matrix, *, n_threads: int = 1, block_rows: int | None = None) -> float:

@@ -18,6 +18,7 @@ from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.errors import NumericalError, OutOfRange
 from dlscale.kernels import largest_part, times_power_of_two
+from dlscale.sparse_rows import SparseRows
 from dlscale.storage.matrix import Matrix
 from dlscale.storage.scaled import scaled
 
@@ -28,6 +29,8 @@ T = TypeVar("T")
 class Largest(Fold):
     """The largest modulus of a real or imaginary part."""
 
+    takes_sparse = True
+
     @property
     def flops_per_row(self) -> float:
         return 0.0
@@ -35,8 +38,9 @@ class Largest(Fold):
     def start(self) -> State:
         return {"largest": np.zeros(1)}
 
-    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
-        np.maximum(state["largest"], largest_part(A), out=state["largest"])
+    def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
+        entries = A.rows.data if isinstance(A, SparseRows) else A
+        np.maximum(state["largest"], largest_part(entries), out=state["largest"])
         return ()
 
     def merge(self, left: State, right: State) -> State:

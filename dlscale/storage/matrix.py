@@ -14,6 +14,7 @@ import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.errors import InputError
+from dlscale.sparse_rows import SparseRows
 from dlscale.storage.arrays import numbers_of, unmasked
 from dlscale.storage.exactness import has_inexact
 from dlscale.storage.signatures import Signature
@@ -58,6 +59,8 @@ class Matrix(ABC):
         Whether neighbours in a column, and not in a row, lie beside each other where it is stored.
     is_vector : bool
         Whether it was given as an array of one dimension; it is read as one column.
+    is_sparse : bool
+        Whether its rows can be had compressed (`sparse_rows`), and should be: few of its entries are stored.
     """
 
     shape: tuple[int, int]
@@ -69,6 +72,7 @@ class Matrix(ABC):
     any_range = False
     by_columns = False
     is_vector = False
+    is_sparse = False
     _is_inexact = False
 
     @property
@@ -86,9 +90,22 @@ class Matrix(ABC):
         return self.shape[0] * self.shape[1] * self.stored_dtype.itemsize
 
     @property
+    def n_entries(self) -> int:
+        """How many entries are stored: what a product has to do with them is counted by it."""
+        return self.shape[0] * self.shape[1]
+
+    def most_entries(self, n_rows: int) -> int:
+        """Of the blocks of so many rows from the top, the most entries that one has."""
+        return n_rows * self.shape[1]
+
+    @property
     def T(self) -> Matrix:
         """The transpose (not conjugated), as a view."""
         return Transposed(self)
+
+    def sparse_rows(self, start: int, stop: int) -> SparseRows:
+        """Rows ``start:stop`` of a matrix that `is_sparse`, compressed."""
+        raise NotImplementedError
 
     @abstractmethod
     def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
@@ -197,6 +214,32 @@ class View(Matrix):
         return self.base.describe()
 
 
+class SameRows(View):
+    """A view of which each row is made of the same row of the other one: compressed rows stay so."""
+
+    @property
+    def is_sparse(self) -> bool:  # type: ignore[override]
+        return self.base.is_sparse
+
+    @property
+    def n_entries(self) -> int:
+        return self.base.n_entries
+
+    def most_entries(self, n_rows: int) -> int:
+        return self.base.most_entries(n_rows)
+
+
+class Dense(View):
+    """The same matrix, of which nothing is had compressed."""
+
+    @property
+    def T(self) -> Matrix:
+        return Dense(self.base.T)
+
+    def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
+        return self.base.region(rows, columns, out)
+
+
 class Transposed(View):
     """The transpose of a matrix: its rows are the other one's columns."""
 
@@ -223,7 +266,7 @@ class Transposed(View):
         return self.base.describe() | {"shape": list(self.shape), "transposed": True}
 
 
-class RowRange(View):
+class RowRange(SameRows):
     """Rows ``start:stop`` of a matrix."""
 
     def __init__(self, base: Matrix, start: int, stop: int) -> None:
@@ -232,6 +275,13 @@ class RowRange(View):
 
     def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
         return self.base.region((rows[0] + self.start, rows[1] + self.start), columns, out)
+
+    @property
+    def n_entries(self) -> int:
+        return self.base.n_entries * self.shape[0] // self.base.shape[0]
+
+    def sparse_rows(self, start: int, stop: int) -> SparseRows:
+        return self.base.sparse_rows(start + self.start, stop + self.start)
 
     def expect(self, start: int, stop: int) -> None:
         self.base.expect(start + self.start, stop + self.start)

@@ -8,10 +8,11 @@ import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.kernels import times_power_of_two
-from dlscale.storage.matrix import Matrix, View
+from dlscale.sparse_rows import SparseRows
+from dlscale.storage.matrix import Matrix, SameRows, View
 
 
-class Scaled(View):
+class Scaled(SameRows):
     """``2^exponent A``: the same digits in a range where products neither overflow nor vanish.
 
     Parameters
@@ -35,13 +36,17 @@ class Scaled(View):
         place = block if out is not None and np.may_share_memory(block, out) else None
         return times_power_of_two(block, self.exponent, out=place)
 
+    def sparse_rows(self, start: int, stop: int) -> SparseRows:
+        block = self.base.sparse_rows(start, stop)
+        return block.with_data(times_power_of_two(block.rows.data, self.exponent))
+
 
 def scaled(A: Matrix, exponent: int) -> Matrix:
     """``2^exponent A``; A itself where the exponent is 0."""
     return Scaled(A, exponent) if exponent else A
 
 
-class Promoted(View):
+class Promoted(SameRows):
     """A matrix in a higher precision, converted while it is read.
 
     Parameters
@@ -74,6 +79,10 @@ class Promoted(View):
             return narrow.astype(self.dtype)
         out[...] = narrow
         return out
+
+    def sparse_rows(self, start: int, stop: int) -> SparseRows:
+        block = self.base.sparse_rows(start, stop)
+        return block.with_data(block.rows.data.astype(self.dtype))
 
     def describe(self) -> dict[str, Any]:
         return self.base.describe() | {"dtype": str(self.dtype), "notes": self.notes}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,15 @@ import scipy.sparse
 from sparse_matrices import anndata_group
 
 import dlscale
-from dlscale.errors import NonFiniteError
+from dlscale.engine.clusters import describe_cluster
+from dlscale.engine.grids import plan_sparse_grid
+from dlscale.errors import DoesNotFitError, NonFiniteError
+from dlscale.linalg.statistics.kind import NormOptions, plan_norm
+from dlscale.linalg.svd import SVDOptions, plan_svd
+from dlscale.storage.matrices import open_matrix
 
 
-def sparse_matrix(m: int = 600, n: int = 40, *, density: float = 0.1, dtype: str = "f8") -> Any:
+def sparse_matrix(m: int = 600, n: int = 40, *, density: float = 0.05, dtype: str = "f8") -> Any:
     rng = np.random.default_rng(0)
     A = scipy.sparse.random_array((m, n), density=density, rng=rng, format="csr", data_sampler=rng.standard_normal)
     return (A @ scipy.sparse.diags_array(0.8 ** np.arange(n))).astype(dtype)
@@ -25,7 +31,10 @@ FUNCTIONS = {
     "svd": lambda A: dlscale.svd(A).s,
     "covariance": lambda A: dlscale.PCA(4, solver="covariance").fit(A).explained_variance_,
     "randomized pca": lambda A: dlscale.PCA(4, solver="randomized").fit(A).explained_variance_,
+    "krylov": lambda A: dlscale.randomized_svd(A, 3, method="krylov").s,
     "scores": lambda A: dlscale.PCA(4).fit_transform(A),
+    "randomized scores": lambda A: np.abs(dlscale.PCA(2, solver="randomized", power_iterations=20).fit_transform(A)),
+    "norms": lambda A: np.array([dlscale.norm(A, ord) for ord in ("fro", 1, -1, np.inf, -np.inf, 2)]),
 }
 
 
@@ -35,7 +44,78 @@ FUNCTIONS = {
 def test_the_answer_of_the_dense_matrix(name: str, wide: bool, form: str) -> None:
     A = sparse_matrix().T if wide else sparse_matrix()
     expected = FUNCTIONS[name](A.toarray())
-    np.testing.assert_allclose(FUNCTIONS[name](A.asformat(form)), expected, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(FUNCTIONS[name](A.asformat(form)), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("form", ["csr", "csc"])
+@pytest.mark.parametrize("shape", [(900, 300), (300, 900), (400, 400)])
+@pytest.mark.parametrize("dtype", ["f4", "f8", "c16"])
+def test_triplets_of_compressed_rows(shape: tuple[int, int], form: str, dtype: str) -> None:
+    A = sparse_matrix(*shape, density=0.03, dtype=dtype)
+    if dtype == "c16":
+        A = A * (1 + 2j)
+    u, s, vh = dlscale.randomized_svd(A.asformat(form), 5, power_iterations=8)
+    eps = float(np.finfo(dtype).eps)
+    np.testing.assert_allclose(s, np.linalg.svd(A.toarray(), compute_uv=False)[:5], rtol=100 * eps + 1e-9)
+    np.testing.assert_allclose(u.conj().T @ u, np.eye(5), atol=100 * eps)
+    np.testing.assert_allclose(A @ vh.conj().T, u * s, atol=100 * eps * s[0] + 1e-6 * s[0])
+
+
+def test_centring_never_subtracts_from_zeros_and_loses_no_digits() -> None:
+    """Columns in which all rows have an entry, with means far above their spread, beside empty and sparse ones."""
+    rng, m = np.random.default_rng(0), 20_000
+    always = (8 + 0.3 * rng.standard_normal((m, 3))).astype("f4")
+    A = scipy.sparse.hstack([scipy.sparse.csr_array(always), sparse_matrix(m, 150, density=0.005, dtype="f4")], format="csr")
+    assert open_matrix(A).is_sparse
+    found = dlscale.PCA(3, solver="randomized", power_iterations=10).fit(A)
+    expected = np.linalg.eigvalsh(np.cov(A.toarray().astype(float), rowvar=False))[::-1]
+    np.testing.assert_allclose(found.explained_variance_, expected[:3], rtol=2e-6)
+    np.testing.assert_allclose(found.mean_, A.toarray().astype(float).mean(axis=0), rtol=1e-6)
+    far = scipy.sparse.hstack(
+        [scipy.sparse.csr_array(1e8 + always.astype(float)), sparse_matrix(m, 150, density=0.005)], format="csr"
+    )
+    expected = np.linalg.eigvalsh(np.cov(far.toarray() - far.toarray()[0], rowvar=False))[::-1]
+    found = dlscale.PCA(3, solver="randomized", power_iterations=10).fit(far)
+    np.testing.assert_allclose(found.explained_variance_, expected[:3], rtol=1e-7)
+
+
+@pytest.mark.parametrize("exponent", [-300, 300])
+def test_any_scale(exponent: int) -> None:
+    A = sparse_matrix(900, 300, density=0.03)
+    s = dlscale.randomized_svd(A, 3).s
+    np.testing.assert_array_equal(dlscale.randomized_svd(A * 2.0**exponent, 3).s, s * 2.0**exponent)
+
+
+def test_the_plan_counts_what_is_stored() -> None:
+    A = sparse_matrix(20_000, 1000, density=0.01)
+    matrix, facts = open_matrix(A), describe_cluster("threads")
+    plan = plan_svd(matrix, SVDOptions(n_components=5), facts)
+    width = SVDOptions(n_components=5).width(1000)
+    step = next(step for step in plan.steps if step.id == "iteration-1")
+    assert (step.flops, step.bytes_read) == (4.0 * A.nnz * width, A.nnz * 12 + 4 * 20_001)
+    assert plan_svd(open_matrix(A.toarray()), SVDOptions(n_components=5), facts).steps[0].flops == 4.0 * 20_000 * 1000 * width
+    norm = plan_norm(matrix, NormOptions(), facts)
+    assert norm.steps[0].flops == 6.0 * A.nnz
+
+
+def test_blocks_are_cut_by_entries() -> None:
+    """Where a few rows hold most entries, blocks are as low as memory for the fullest asks."""
+    counts = np.where(np.arange(4096) < 64, 4000, 4)
+    indptr = np.concatenate([[0], np.cumsum(counts)])
+    indices = np.concatenate([np.arange(count) for count in counts])
+    A = open_matrix(scipy.sparse.csr_array((np.ones(indices.size), indices, indptr), shape=(4096, 4000)))
+    assert A.most_entries(64) == 64 * 4000
+    assert A.most_entries(128) == 64 * 4004
+    grid = plan_sparse_grid(A, entry_bytes=16, row_bytes=8, max_block_bytes=2**21)
+    assert A.most_entries(grid.block_rows) * 16 + grid.block_rows * 8 <= 2**21
+    assert plan_sparse_grid(A, entry_bytes=16, row_bytes=8, max_block_bytes=2**30).block_rows == 4096
+
+
+def test_a_block_that_does_not_fit_is_refused() -> None:
+    A = open_matrix(sparse_matrix(20_000, 1000, density=0.01))
+    facts = replace(describe_cluster("threads"), memory_bytes=2**20)
+    with pytest.raises(DoesNotFitError, match="ask for fewer components"):
+        plan_svd(A, SVDOptions(n_components=50), facts)
 
 
 def test_nan_is_named(tmp_path: Path) -> None:
@@ -43,20 +123,22 @@ def test_nan_is_named(tmp_path: Path) -> None:
     A[417, 3] = np.nan
     A = A.tocsr()
     for source in (A, A.tocsc(), anndata_group(tmp_path / "A.zarr", A, chunks=500)):
-        with pytest.raises(NonFiniteError, match="row 417, column 3"):
-            dlscale.randomized_svd(source, 3)
+        for take in (lambda A: dlscale.randomized_svd(A, 3), lambda A: dlscale.PCA(2).fit(A), dlscale.norm):
+            with pytest.raises(NonFiniteError, match="row 417, column 3"):
+                take(source)
 
 
 def run(source: Path, folder: Path, params: str, cluster: str = "threads") -> dict[str, np.ndarray]:
     (folder / "job.yaml").write_text(f"kind: pca\ninput: {{matrix: {source}}}\nparams: {params}\ncluster: {cluster}\n")
     job = dlscale.run(folder / "job.yaml", workspace=folder / "workspace")
-    return {name: job.open()[name][...] for name in ("components", "mean", "singular_values")}
+    return {name: job.open()[name][...] for name in ("components", "mean", "scores", "singular_values")}
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 def test_same_bits_on_any_number_of_workers(tmp_path: Path, dtype: str) -> None:
     path = anndata_group(tmp_path / "A.zarr", sparse_matrix(3000, dtype=dtype), chunks=999)
-    params = "{n_components: 3, solver: randomized, block_rows: 100}"
+    assert open_matrix(path).is_sparse
+    params = "{n_components: 3, solver: randomized, block_rows: 100, scores: true}"
     first = run(path, tmp_path, params)
     for n_workers in (1, 2):
         again = run(path, tmp_path, params, f"{{workers: {n_workers}, threads: 1}}")

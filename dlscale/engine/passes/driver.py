@@ -21,7 +21,7 @@ from dlscale.engine.grids import RowGrid
 from dlscale.engine.outputs import RowOutput
 from dlscale.engine.passes.fold import Fold
 from dlscale.engine.passes.parcels import opened
-from dlscale.engine.passes.sweep import ADVICE, Sweep, all_finite, bytes_read, held_graph, reduction_tree
+from dlscale.engine.passes.sweep import ADVICE, Sweep, all_finite, bytes_read, flops_per_row, held_graph, reduction_tree
 from dlscale.engine.run import Cost, Keep, Run, State
 from dlscale.errors import OutOfRange
 from dlscale.storage.matrix import Matrix
@@ -100,7 +100,7 @@ class Passes:
         """
         inputs = (A,) if isinstance(A, Matrix) else tuple(A)
         n_bytes = 0 if held else bytes_read(inputs)
-        cost = Cost(fold.flops_per_row * grid.n_rows, n_bytes, sum(output.n_bytes for output in outputs))
+        cost = Cost(flops_per_row(fold, inputs) * grid.n_rows, n_bytes, sum(output.n_bytes for output in outputs))
         written = (*outputs, *fold.concluded())
         writers = [writer for output in written for writer in output.writers]
         state = self.run.step(

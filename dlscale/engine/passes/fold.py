@@ -32,7 +32,15 @@ class Squares(NamedTuple):
 
 
 class Fold(ABC):
-    """What a pass does with each block; picklable, and the same for all tasks."""
+    """What a pass does with each block; picklable, and the same for all tasks.
+
+    Attributes
+    ----------
+    takes_sparse : bool
+        Whether `update` takes compressed rows too (`dlscale.sparse_rows.SparseRows`), which it then gets of a sparse matrix.
+    """
+
+    takes_sparse = False
 
     @property
     def flops_per_row(self) -> float:

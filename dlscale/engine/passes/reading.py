@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
+from typing import Any
 
 import numpy as np
 
@@ -22,8 +23,15 @@ N_STRIPS = 3
 _readers = threading.local()
 
 
-def read_ahead(inputs: Sequence[Matrix], start: int, stop: int, block_rows: int) -> Iterator[tuple[int, list[Array]]]:
+def read_ahead(
+    inputs: Sequence[Matrix], start: int, stop: int, block_rows: int, *, sparse: bool = False
+) -> Iterator[tuple[int, list[Any]]]:
     """Blocks of the same rows of each input, the next ones being read while the caller works on these.
+
+    Parameters
+    ----------
+    sparse : bool
+        Whether those of sparse matrices are wanted compressed.
 
     Yields
     ------
@@ -31,9 +39,11 @@ def read_ahead(inputs: Sequence[Matrix], start: int, stop: int, block_rows: int)
         Those of matrices that are not in memory are workspaces, overwritten by the one after the next.
     """
     spans = list(blocks(start, stop, block_rows))
-    sources = [_source(A, start, stop, block_rows, f"{i}") for i, A in enumerate(inputs)]
+    sources = [
+        A.sparse_rows if sparse and A.is_sparse else _source(A, start, stop, block_rows, f"{i}") for i, A in enumerate(inputs)
+    ]
 
-    def read(span: tuple[int, int]) -> list[Array]:
+    def read(span: tuple[int, int]) -> list[Any]:
         return [source(*span) for source in sources]
 
     # Where there is nothing to read ahead, each change of threads would cost more than a small block.

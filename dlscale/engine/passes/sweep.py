@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -141,7 +141,7 @@ def held_graph(sweep: Sweep, grid: RowGrid, held: Sequence[Any], facts: ClusterF
 def _run_group(shared: Any, first: int, leaves: Sequence[tuple[int, int]], *held: Array) -> _Nodes:
     """Fold some of the leaves, which are held, and merge what the tree merges of them alone."""
     sweep = Sweep.of(shared)
-    meter = Meter(sweep.token, sweep.step, sweep.fold.flops_per_row)
+    meter = Meter(sweep.token, sweep.step, flops_per_row(sweep.fold, sweep.inputs))
     # A block that came from another worker may lie at an odd address; BLAS would be given a copy in another order.
     aligned = (np.require(block, requirements="A") for block in held)
     nodes = {(0, first + i): _fold(sweep, *leaves[first + i], meter, block) for i, block in enumerate(aligned)}
@@ -170,10 +170,20 @@ def _merged(sweep: Sweep, nodes: _Nodes, n_leaves: int) -> _Nodes:
 def run_leaf(shared: Any, start: int, stop: int, *, last: bool = False) -> Any:
     """Fold the rows ``start:stop`` of the matrix, block by block."""
     sweep = Sweep.of(shared)
-    meter = Meter(sweep.token, sweep.step, sweep.fold.flops_per_row)
+    meter = Meter(sweep.token, sweep.step, flops_per_row(sweep.fold, sweep.inputs))
     state = _fold(sweep, start, stop, meter)
     meter.flush()
     return sweep.result(state) if last else state
+
+
+def flops_per_row(fold: Fold, inputs: Sequence[Matrix]) -> float:
+    """On average: of a sparse matrix, only what is stored is multiplied."""
+    A = inputs[0]
+    return fold.flops_per_row * (A.n_entries / (A.shape[0] * A.shape[1]) if fold.takes_sparse and A.is_sparse else 1)
+
+
+def _blocks(sweep: Sweep, start: int, stop: int) -> Iterator[tuple[int, list[Any]]]:
+    return read_ahead(sweep.inputs, start, stop, sweep.block_rows, sparse=sweep.fold.takes_sparse)
 
 
 def _fold(sweep: Sweep, start: int, stop: int, meter: Meter, held: Array | None = None) -> State:
@@ -183,7 +193,7 @@ def _fold(sweep: Sweep, start: int, stop: int, meter: Meter, held: Array | None 
     collectors = [Collector(output, start, stop, sweep.block_rows) for output in sweep.outputs]
     before = time.perf_counter()
     with np.errstate(over="ignore", invalid="ignore"):
-        for first_row, found in read_ahead(sweep.inputs, start, stop, sweep.block_rows) if held is None else [(start, [held])]:
+        for first_row, found in _blocks(sweep, start, stop) if held is None else [(start, [held])]:
             read, n_rows = time.perf_counter(), len(found[0])
             for collector, rows in zip(collectors, fold.update(state, found if several else found[0], first_row), strict=True):
                 collector.add(first_row, rows)
@@ -209,6 +219,11 @@ def _find_non_finite(sweep: Sweep, start: int, stop: int) -> None:
     """Say which entry spoilt the sums of a leaf."""
     for n_before, A in enumerate(sweep.inputs):
         for first, last in blocks(start, stop, sweep.block_rows):
+            if sweep.fold.takes_sparse and A.is_sparse:
+                found = A.sparse_rows(first, last).first_not_finite()
+                if found:
+                    raise NonFiniteError(*A.place(first + found[0], found[1]), found[2])
+                continue
             block = A.read(first, last)
             bad = np.argwhere(~np.isfinite(block))
             if len(bad):

@@ -15,10 +15,11 @@ from dlscale.engine.passes import Fold, State
 from dlscale.engine.passes.row_results import RowsFold, add_rows
 from dlscale.kernels import Moments, accumulator_dtype, tiles
 from dlscale.linalg.folds.products import combine_means, settle_means, shift_rows, start_means
-from dlscale.storage.matrix import Matrix, View
+from dlscale.sparse_rows import SparseRows
+from dlscale.storage.matrix import Matrix, SameRows
 
 
-class Centered(View):
+class Centered(SameRows):
     """``A - 1 (mean + low)`` for known column means; or, for ``mean=None``, every row less its own mean (a transposed matrix).
 
     Parameters
@@ -37,6 +38,15 @@ class Centered(View):
         if mean is not None:
             rest = ((mean - self.mean) + (0.0 if low is None else low)).astype(base.dtype)
             self.mean_low = rest if rest.any() else None
+
+    @property
+    def is_sparse(self) -> bool:  # type: ignore[override]
+        return self.mean is not None and self.base.is_sparse
+
+    def sparse_rows(self, start: int, stop: int) -> SparseRows:
+        assert self.mean is not None
+        mean = self.mean.astype(accumulator_dtype(self.dtype))
+        return self.base.sparse_rows(start, stop).less(mean if self.mean_low is None else mean + self.mean_low)
 
     def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
         block = self.base.region(rows, columns, out)
@@ -136,15 +146,20 @@ class ColumnMeans(Fold):
     dtype: np.dtype[Any]
     probe: Array | None = None
 
+    takes_sparse = True
+
     def start(self) -> State:
         return start_means(self.n, self.dtype)
 
-    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+    def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
         moments, shift = Moments(state["rest"], probe=self.probe), shift_rows(state, A)
-        for i, tile in tiles(A, shift):
-            if shift is not None and i == 0:
-                moments.add_mean(A, tile)
-            moments.add(tile)
+        if isinstance(A, SparseRows):
+            moments.add_sparse(A, A if shift is None else A.less(shift))
+        else:
+            for i, tile in tiles(A, shift):
+                if shift is not None and i == 0:
+                    moments.add_mean(A, tile)
+                moments.add(tile)
         state["met"] += (moments.met, moments.met_low)
         return ()
 

@@ -24,6 +24,7 @@ from dlscale.engine.passes import Passes, State
 from dlscale.engine.passes.fold import Fold, Squares
 from dlscale.kernels import Moments, accumulator_dtype, add_gram, add_normal_product, mirror_upper
 from dlscale.lapack import add_outer_packed, multiply_add, pack_upper, unpack_upper
+from dlscale.sparse_rows import SparseRows
 from dlscale.storage.matrix import Matrix
 
 #: Rows whose mean a leaf subtracts before it takes squares; what that leaves is corrected when the leaf is complete.
@@ -56,7 +57,7 @@ def start_means(n: int, dtype: np.dtype[Any]) -> State:
     }
 
 
-def shift_rows(state: State, A: Array) -> Array | None:
+def shift_rows(state: State, A: Any) -> Array | None:
     """Count a block's rows in; returns what to subtract from them, the same for all of a leaf.
 
     Parameters
@@ -69,6 +70,11 @@ def shift_rows(state: State, A: Array) -> Array | None:
     (n,) or None
         A row near the mean, and equal to it in columns that are constant; None where that is near zero already.
     """
+    if isinstance(A, SparseRows):
+        if state["count"][0] == 0:
+            state["mean"] = A.top(_SHIFT_ROWS).typical_row().astype(state["mean"].dtype)
+        state["count"] += len(A)
+        return state["mean"]
     if state["count"][0] == 0:
         first = A[:_SHIFT_ROWS]
         mean = first.mean(axis=0, dtype=state["mean"].dtype)
@@ -128,6 +134,8 @@ class NormalProduct(Fold):
     halved: bool = False
     probe: Array | None = None
 
+    takes_sparse = True
+
     @property
     def flops_per_row(self) -> float:
         n, w = self.W.shape
@@ -145,7 +153,7 @@ class NormalProduct(Fold):
             state |= start_means(n, self.W.dtype)
         return state
 
-    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+    def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
         shift = shift_rows(state, A) if self.center else None
         moments = Moments(state.get("rest"), 0.0 if self.squares else None, probe=self.probe)
         Y = add_normal_product(A, self.W, state["ZH"], mean=shift, moments=moments)

@@ -40,7 +40,7 @@ from dlscale.linalg.svd.finish import finish
 from dlscale.linalg.svd.kind import Oversampling, PowerIterations, orient, right_subspace
 from dlscale.linalg.svd.subspace import gaussian
 from dlscale.linalg.svd.triplets import LeftOutput, Triplets
-from dlscale.storage.matrix import Matrix
+from dlscale.storage.matrix import Dense, Matrix
 from dlscale.storage.scaled import Scaled
 
 Solver = Literal["auto", "covariance", "randomized", "full"]
@@ -202,11 +202,13 @@ def _plan_full(A: Matrix, options: PCAOptions, facts: ClusterFacts) -> Plan:
 
 
 def _plan_randomized(A: Matrix, options: PCAOptions, facts: ClusterFacts) -> Plan:
-    plan = plan_svd(A, options.svd(), facts)
+    svd = options.svd()
+    # Of a transposed matrix each row is centred by its own mean, for which it is read densely.
+    plan = plan_svd(Dense(A) if orient(A, width=svd.most_columns)[1] else A, svd, facts)
     # Signs are those of the components, which are at hand unless the matrix is wide.
     steps = tuple(step for step in plan.steps if step.id != "signs")
     if plan.transposed or options.power_iterations == 0:
-        steps = (Step("means", 2.0 * A.shape[0] * A.shape[1], A.n_stored_bytes), *steps)
+        steps = (Step("means", 2.0 * A.n_entries, A.n_stored_bytes), *steps)
     return replace(plan, kind="pca", method="randomized", words=f"randomized PCA: {plan.words}", steps=steps)
 
 

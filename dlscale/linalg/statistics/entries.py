@@ -14,6 +14,7 @@ from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.kernels import accumulator_dtype, sum_of_squares, tiles
 from dlscale.linalg.folds.products import squares_of
+from dlscale.sparse_rows import SparseRows
 from dlscale.storage.matrix import Matrix
 
 
@@ -31,6 +32,8 @@ class Entries(Fold):
     n: int
     dtype: np.dtype[Any]
 
+    takes_sparse = True
+
     @property
     def flops_per_row(self) -> float:
         return 6.0 * self.n
@@ -46,18 +49,26 @@ class Entries(Fold):
             "squares": np.zeros(1),
         }
 
-    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+    def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
+        if isinstance(A, SparseRows):
+            sizes = A.with_data(np.abs(A.wide().rows.data))
+            columns, rows = sizes.sums(), sizes.rows.sum(axis=1)
+            self._add(state, columns, rows, A.squares(), sizes.rows.data.max(initial=0.0))
+            return ()
         for _, tile in tiles(A):
             wide = tile.astype(accumulator_dtype(tile.dtype), copy=False)
             sizes = np.abs(wide)
-            of_rows = sizes.sum(axis=1)
-            state["columns"] += sizes.sum(axis=0)
-            state["rows"] += of_rows.sum()
-            state["squares"] += sum_of_squares(wide)
-            for name, value in (("largest_row", of_rows.max()), ("largest", sizes.max())):
-                np.maximum(state[name], value, out=state[name])
-            np.minimum(state["smallest_row"], of_rows.min(), out=state["smallest_row"])
+            self._add(state, sizes.sum(axis=0), sizes.sum(axis=1), sum_of_squares(wide), sizes.max())
         return ()
+
+    @staticmethod
+    def _add(state: State, columns: Array, rows: Array, squares: float, largest: float) -> None:
+        state["columns"] += columns
+        state["rows"] += rows.sum()
+        state["squares"] += squares
+        for name, value in (("largest_row", rows.max()), ("largest", largest)):
+            np.maximum(state[name], value, out=state[name])
+        np.minimum(state["smallest_row"], rows.min(), out=state["smallest_row"])
 
     def squares_in(self, state: State) -> Any:
         return squares_of(float(state["squares"][0]), self.dtype)

@@ -16,7 +16,7 @@ from dlscale.arrays import Array
 from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
 from dlscale.declaration.options import Options
 from dlscale.engine.clusters import ClusterFacts
-from dlscale.engine.costs import lay_out, measured_rates
+from dlscale.engine.costs import lay_out, lay_out_sparse, measured_rates
 from dlscale.engine.passes import Passes
 from dlscale.engine.passes.rows import Rows
 from dlscale.engine.plan import Grids, Plan, Step
@@ -73,18 +73,20 @@ def plan_norm(A: Matrix, options: NormOptions, facts: ClusterFacts) -> Plan:
     """
     if options.ord in SPECTRAL:
         return _plan_spectral(A, options, facts)
-    (m, n), layout = A.shape, lay_out(A, facts, state_bytes=8 * (A.shape[1] + 5))
+    state_bytes = 8 * (A.shape[1] + 5)
+    lay = lay_out_sparse if A.is_sparse else lay_out
+    layout = lay(A, facts, state_bytes=state_bytes)
     return Plan(
         kind="norm",
         method="entries",
         words="sums of moduli and squares, one read",
         matrix=A.describe(),
         grids=Grids(rows=layout.grid),
-        steps=(Step("entries", 6.0 * m * n, A.n_stored_bytes),),
+        steps=(Step("entries", 6.0 * A.n_entries, A.n_stored_bytes),),
         memory=layout.memory,
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
-        rates=measured_rates(A, facts, grid=layout.grid),
+        rates=measured_rates(A, facts, grid=layout.grid, sparse=True),
         notes=(*layout.notes, *A.notes),
     )
 

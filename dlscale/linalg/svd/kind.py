@@ -17,7 +17,7 @@ from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
 from dlscale.declaration.options import Options
 from dlscale.declaration.sections import BlockRows, Seed
 from dlscale.engine.clusters import ClusterFacts
-from dlscale.engine.costs import Layout, bytes_of, lay_out, measured_rates
+from dlscale.engine.costs import Layout, bytes_of, lay_out, lay_out_sparse, measured_rates
 from dlscale.engine.passes import Passes
 from dlscale.engine.passes.rows import Rows
 from dlscale.engine.plan import Grids, Plan, Step
@@ -87,6 +87,13 @@ class SVDOptions(Options):
     def n_iterations(self) -> int:
         return 0 if self.method == "streaming" else self.power_iterations
 
+    @property
+    def most_columns(self) -> int | None:
+        """All columns that are ever iterated; None where the whole space may be."""
+        if self.method == "exact" or self.n_components is None:
+            return None
+        return self.width(2**62) * (self.n_iterations + 1 if self.method == "krylov" else 1)
+
     def width(self, most: int) -> int:
         """Columns that the iterations carry."""
         if self.n_components is None:
@@ -112,7 +119,7 @@ def plan_svd(A: Matrix, options: SVDOptions, facts: ClusterFacts) -> Plan:
     eps = float(np.finfo(A.dtype).eps)
     if options.tolerance is not None and options.tolerance < eps:
         raise SpecError(f"params.tolerance must be at least {eps:.1e}, the precision of {A.dtype}; got {options.tolerance}.")
-    tall, transposed = orient(A)
+    tall, transposed = orient(A, width=options.most_columns)
     passes = _exact_passes if options.method == "exact" else _sketched_passes
     layout, steps = passes(tall, options, facts)
     if transposed and options.method != "exact":
@@ -129,7 +136,7 @@ def plan_svd(A: Matrix, options: SVDOptions, facts: ClusterFacts) -> Plan:
         memory=layout.memory,
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
-        rates=measured_rates(tall, facts, grid=layout.grid),
+        rates=measured_rates(tall, facts, grid=layout.grid, sparse=options.method != "exact"),
         notes=(*layout.notes, *A.notes, *(["passes go over the columns: the matrix is wide"] if transposed else [])),
     )
 
@@ -163,27 +170,36 @@ def _sketched_passes(A: Matrix, options: SVDOptions, facts: ClusterFacts) -> tup
     width = options.width(n)
     columns = min(n, width * (options.n_iterations + 1 if options.method == "krylov" else 1))
     last = columns + (0 if options.n_iterations and columns < n else N_PROBES)
-    layout = lay_out(
-        A,
-        facts,
-        state_bytes=bytes_of(last, n + last, dtype=accumulator_dtype(A.dtype)),
-        operand_bytes=3 * n * last * item,
-        block_factor=2.5 + last / n,
-        block_rows=options.block_rows,
-    )
-    k, final = options.n_components or width, last - N_PROBES
-    steps = [Step(f"iteration-{i + 1}", 4.0 * m * n * width, read) for i in range(options.n_iterations)]
+    state_bytes, operand_bytes = bytes_of(last, n + last, dtype=accumulator_dtype(A.dtype)), 3 * n * last * item
+    if A.is_sparse:
+        layout = lay_out_sparse(
+            A, facts, state_bytes=state_bytes, operand_bytes=operand_bytes, width=last, block_rows=options.block_rows
+        )
+    else:
+        layout = lay_out(
+            A,
+            facts,
+            state_bytes=state_bytes,
+            operand_bytes=operand_bytes,
+            block_factor=2.5 + last / n,
+            block_rows=options.block_rows,
+        )
+    k, final, entries = options.n_components or width, last - N_PROBES, A.n_entries
+    steps = [Step(f"iteration-{i + 1}", 4.0 * entries * width, read) for i in range(options.n_iterations)]
     return layout, [
         *steps,
-        Step("range", m * (4.0 * n * last + last * last), read, m * last * item),
+        Step("range", 4.0 * entries * last + m * float(last * last), read, m * last * item),
         Step("signs", m * (final * final + 2.0 * final * k), m * last * item),
         Step("left", m * (final * final + 2.0 * final * k + k * k), m * last * item, m * k * item),
     ]
 
 
-def orient(A: Matrix) -> tuple[Matrix, bool]:
-    """The matrix or its transpose, whichever is tall."""
-    return (A.T, True) if A.shape[1] > A.shape[0] else (A, False)
+def orient(A: Matrix, *, width: int | None = None) -> tuple[Matrix, bool]:
+    """The matrix or its transpose, whichever is tall; or the one with compressed rows, where few columns are iterated."""
+    T = A.T
+    if width and min(A.shape) >= 2 * width and (A.is_sparse or T.is_sparse):
+        return (A, False) if A.is_sparse else (T, True)
+    return (T, True) if A.shape[1] > A.shape[0] else (A, False)
 
 
 def right_subspace(rows: Rows, options: SVDOptions, *, probe: Array | None = None) -> Subspace:
@@ -206,7 +222,8 @@ def right_subspace(rows: Rows, options: SVDOptions, *, probe: Array | None = Non
         n_iterations=options.n_iterations,
         probe=probe,
         krylov=krylov,
-        halve=not krylov,
+        # Of compressed rows all products are made in double precision.
+        halve=not krylov and not rows.A.is_sparse,
     )
 
 

@@ -1,0 +1,151 @@
+"""A block of compressed rows, less one row of all of them that is never subtracted from what is not stored.
+
+    B = R - 1 s,   B W = R W - 1 (s W),   B^H Y = R^H Y - s^H (1^H Y)
+
+Products are made in double precision, whatever the entries are: SciPy's release the interpreter, so that one thread a task is
+enough. Where all rows have an entry in a column, s is subtracted from these entries themselves, so that no digit is lost beside a
+large mean; elsewhere a column holds zeros, and its mean is no larger than its spread allows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from dlscale.arrays import Array
+
+
+@dataclass(frozen=True)
+class SparseRows:
+    """A block ``R - 1 s`` (b, n).
+
+    Parameters
+    ----------
+    rows : scipy.sparse.csr_array (b, n)
+        R: columns in order, none twice.
+    shift : (n,), optional
+        s, in double precision.
+    """
+
+    rows: Any
+    shift: Array | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return int(self.rows.shape[0]), int(self.rows.shape[1])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        dtype: np.dtype[Any] = self.rows.dtype
+        return dtype
+
+    @cached_property
+    def counts(self) -> Array:
+        """How many entries each column has."""
+        return np.bincount(self.rows.indices, minlength=self.shape[1])
+
+    def with_data(self, data: Array) -> SparseRows:
+        """The same places with other numbers."""
+        rows = self.rows
+        return SparseRows(type(rows)((data, rows.indices, rows.indptr), shape=rows.shape), self.shift)
+
+    def wide(self) -> SparseRows:
+        """The same in double precision."""
+        return self.with_data(self.rows.data.astype(np.result_type(self.dtype, np.float64), copy=False))
+
+    def top(self, n_rows: int) -> SparseRows:
+        """Its first rows."""
+        return SparseRows(self.rows[:n_rows], self.shift)
+
+    def less(self, row: Array) -> SparseRows:
+        """``R - 1 (s + row)``, in double precision."""
+        wide, full = self.wide(), self.counts == len(self)
+        left = row.astype(wide.dtype)
+        if full.any():
+            wide = wide.with_data(wide.rows.data - np.where(full, left, 0)[self.rows.indices])
+            left = np.where(full, 0, left)
+        return SparseRows(wide.rows, left if self.shift is None else self.shift + left)
+
+    def typical_row(self) -> Array:
+        """The mean of the rows, and what stands in all of them where a column is constant; in double precision."""
+        wide, full = self.wide(), self.counts == len(self)
+        mean = wide.sums() / len(self)
+        if full.any():
+            columns = wide.rows[:, full].toarray()
+            mean[full] = np.where((columns == columns[0]).all(axis=0), columns[0], mean[full])
+        return mean
+
+    def times(self, W: Array) -> Array:
+        """``B W`` (b, l) in double precision."""
+        wide = self.wide()
+        W = np.ascontiguousarray(W, np.result_type(wide.dtype, W.dtype))
+        Y: Array = wide.rows @ W
+        if self.shift is not None:
+            Y -= self.shift @ W
+        return Y
+
+    def adjoint_times(self, Y: Array) -> Array:
+        """``Y^H B`` (l, n) in double precision."""
+        wide = self.wide()
+        Y = np.ascontiguousarray(Y.conj(), np.result_type(wide.dtype, Y.dtype))
+        Z: Array = (wide.rows.T @ Y).T
+        if self.shift is not None:
+            Z -= np.multiply.outer(Y.sum(axis=0), self.shift)
+        return Z
+
+    def sums(self) -> Array:
+        """The sums of the columns, in double precision."""
+        wide = self.wide()
+        sums: Array = wide.rows.T @ np.ones(len(self))
+        return sums if self.shift is None else sums - len(self) * self.shift
+
+    def squares(self) -> float:
+        """``||B||_F^2``, no term of which is negative."""
+        data = self.wide().rows.data
+        if self.shift is None:
+            return float(np.vdot(data, data).real)
+        data = data - self.shift[self.rows.indices]
+        beside = (len(self) - self.counts) * np.abs(self.shift) ** 2
+        return float(np.vdot(data, data).real + beside.sum())
+
+    def first_not_finite(self) -> tuple[int, int, Any] | None:
+        """Row, column and number of the first entry that is NaN or infinite."""
+        bad = np.flatnonzero(~np.isfinite(self.rows.data))
+        if not bad.size:
+            return None
+        k = int(bad[0])
+        row = int(np.searchsorted(self.rows.indptr, k, side="right")) - 1
+        return row, int(self.rows.indices[k]), self.rows.data[k].item()
+
+
+def add_normal_product(A: SparseRows, W: Array, ZH: Array, *, mean: Array | None = None) -> tuple[Array, SparseRows]:
+    """``Z += (A - 1 mean)^H Y`` with ``Y = (A - 1 mean) W``: one step of a power iteration.
+
+    Parameters
+    ----------
+    A : SparseRows (b, n)
+    W : (n, l)
+        In whose precision Y is given back, and multiplied; sums are in double precision.
+    ZH : (l, n), double precision, updated in place
+    mean : (n,), optional
+
+    Returns
+    -------
+    Y : (b, l)
+    centred : SparseRows
+        ``A - 1 mean``.
+
+    Notes
+    -----
+    4 nnz l flops.
+    """
+    centred = A.wide() if mean is None else A.less(mean)
+    Y = centred.times(W).astype(W.dtype, copy=False)
+    ZH += centred.adjoint_times(Y)
+    return Y, centred

@@ -1,0 +1,54 @@
+"""Products of compressed rows less a row of all of them: those of the dense block, to rounding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse
+from sparse_matrices import random_sparse
+
+from dlscale.kernels import Moments, add_normal_product
+from dlscale.sparse_rows import SparseRows
+from dlscale.storage.matrices import open_matrix
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_every_product_is_that_of_the_dense_block(seed: int) -> None:
+    A, dense = random_sparse(seed)
+    matrix = open_matrix(A)
+    block, rng = SparseRows(matrix.rows(0, A.shape[0])), np.random.default_rng(seed)
+    (m, n), dtype = A.shape, block.dtype
+    B = dense.astype(np.result_type(dtype, "f8"))
+    size = max(np.abs(B).max(), 1) ** 2 * (m + n)
+    for shift in (None, rng.standard_normal(n) * 3, block.typical_row()):
+        if shift is not None:
+            centred, B = block.less(shift), dense.astype(np.result_type(dtype, "f8")) - shift
+        else:
+            centred = block
+        W, Y = rng.standard_normal((n, 3)).astype(dtype), rng.standard_normal((m, 2)).astype(dtype)
+        tolerance = {"rtol": 1e-6 if dtype in ("f4", "c8") else 1e-12, "atol": size * (1e-6 if dtype in ("f4", "c8") else 1e-12)}
+        np.testing.assert_allclose(centred.times(W), B @ W, **tolerance)
+        np.testing.assert_allclose(centred.adjoint_times(Y), Y.conj().T @ B, **tolerance)
+        np.testing.assert_allclose(centred.sums(), B.sum(axis=0), **tolerance)
+        np.testing.assert_allclose(centred.squares(), np.vdot(B, B).real, **tolerance)
+        ZH, moments = np.zeros((3, n), B.dtype), Moments(np.zeros(n, B.dtype), 0.0, probe=W[:, 0])
+        product = add_normal_product(block, W, ZH, mean=shift, moments=moments)
+        np.testing.assert_allclose(product, B @ W, **tolerance)
+        np.testing.assert_allclose(ZH, product.astype(B.dtype).conj().T @ B, **tolerance)
+        np.testing.assert_allclose(moments.met, (dense.astype(B.dtype) @ W[:, 0]).sum(), **tolerance)
+
+
+def test_constant_columns_leave_zeros() -> None:
+    dense = np.zeros((7, 3))
+    dense[:, 1] = 0.1
+    dense[2, 2] = 5
+    block = SparseRows(open_matrix(scipy.sparse.csr_array(dense)).rows(0, 7))
+    centred = block.less(block.typical_row())
+    np.testing.assert_allclose(centred.squares(), np.sum((dense[:, 2] - 5 / 7) ** 2), rtol=1e-14)
+    assert (centred.adjoint_times(np.ones((7, 1)))[0, :2] == 0).all()
+
+
+def test_the_first_entry_that_is_no_number() -> None:
+    dense = np.zeros((7, 3))
+    dense[5, 1], dense[3, 2] = np.nan, np.inf
+    assert SparseRows(open_matrix(scipy.sparse.csr_array(dense)).rows(0, 7)).first_not_finite() == (3, 2, np.inf)
