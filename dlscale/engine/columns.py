@@ -48,7 +48,7 @@ KEPT_FLOPS = 1e9
 GROUP_FLOPS = 3e11
 #: Slabs of the same size that a task holds for each that it is given: what comes in, what goes out, and what is between.
 SLAB_COPIES = 5
-#: What they take at most of a worker's memory.
+#: What slabs take at most of a worker's memory.
 SLAB_SHARE = 0.5
 _TELL_SECONDS = 0.25
 
@@ -102,14 +102,14 @@ def share_out(
         As of `Applied`.
     facts : ClusterFacts
     slab_bytes : int
-        Of a slab of B or X.
+        That a task holds for a slab.
 
     Returns
     -------
     list
         For each group, for each worker of it: the numbers of its slabs.
     """
-    most = max(1, int(facts.work_bytes * SLAB_SHARE) // max(1, SLAB_COPIES * slab_bytes))
+    most = max(1, int(facts.work_bytes * SLAB_SHARE) // max(1, slab_bytes))
     flops = [cost([slab]).flops for slab in slabs]
     rounds = -(-len(slabs) // facts.n_workers)
     by_time = max(1, int(GROUP_FLOPS * facts.threads_per_worker // max(1.0, max(flops, default=1.0))))
@@ -164,7 +164,7 @@ class Columns:
         width : int
             Columns of a slab.
         column_bytes : int
-            Of a column of what is computed.
+            That a task holds for a column.
         writers : sequence of ArrayWriter
             What tasks write to.
 

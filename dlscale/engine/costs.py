@@ -22,6 +22,8 @@ from dlscale.storage.matrix import Matrix
 
 #: Partial results that wait to be merged, beside one for each thread.
 N_WAITING_STATES = 6
+#: What blocks of a matrix are called in the memory of a plan.
+BLOCKS = "blocks"
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,11 @@ class Layout:
     grid: RowGrid
     memory: tuple[Need, ...]
     notes: tuple[str, ...]
+
+    @property
+    def blocks(self) -> Need:
+        """What threads hold of the matrix, and keep for later passes."""
+        return next(need for need in self.memory if need.what == BLOCKS)
 
     @property
     def peak_bytes(self) -> int:
@@ -83,7 +90,7 @@ def lay_out(
     memory = (
         Need(f"{held.n_states} partial results", held.n_states * state_bytes),
         Need("what blocks are multiplied by", operand_bytes),
-        Need("blocks", int(blocks)),
+        Need(BLOCKS, int(blocks)),
         *libraries(facts),
     )
     return Layout(grid, memory, _notes(A, grid))

@@ -195,8 +195,9 @@ class Plan:
 
     def _seconds(self, matmul: float, read: float, write: float) -> float:
         on_workers = sum(step.seconds(matmul, read, write, self.cluster.n_threads) for step in self.worker_steps)
-        in_driver = sum(step.flops for step in self.steps if step.where == "driver")
-        return on_workers + in_driver / (matmul / self.cluster.n_threads / 2)
+        in_driver = [step for step in self.steps if step.where == "driver"]
+        computing = sum(step.flops for step in in_driver) / (matmul / self.cluster.n_threads / 2)
+        return on_workers + computing + sum(step.bytes_written for step in in_driver) / write
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, with what follows from it for those who only show it."""

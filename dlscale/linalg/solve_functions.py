@@ -18,9 +18,9 @@ from dlscale.linalg.solve.inverse import KIND as INVERSE
 from dlscale.linalg.solve.inverse import InverseOptions
 from dlscale.linalg.solve.kind import KIND as SOLVE
 from dlscale.linalg.solve.kind import Precision, Refine, SolveOptions
+from dlscale.linalg.solve.options import AssumeOfSystem, Transposed
 from dlscale.linalg.solve.slogdet import KIND as SLOGDET
 from dlscale.linalg.solve.slogdet import SlogdetOptions
-from dlscale.linalg.solve.system import AssumeOfSystem, Transposed
 
 _TRANSPOSED: dict[int | str, Transposed] = {0: False, "N": False, 1: True, "T": True, 2: "conjugate", "C": "conjugate"}
 

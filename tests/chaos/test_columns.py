@@ -31,7 +31,7 @@ from victims import (
 
 N, K = 1200, 2000
 #: What the steps of a kind are called in which its factors are applied.
-STEPS = {"solve": "triangular-", "inverse": "inverse-"}
+STEPS = {"solve": "solve-", "inverse": "inverse-"}
 CLUSTER: dict[str, Any] = {"type": "local", "workers": 2, "threads": 1, "memory": "2GB"}
 #: What makes several groups of what would be one.
 SMALL_GROUPS = [sys.executable, str(Path(__file__).with_name("small_groups.py"))]

@@ -101,7 +101,7 @@ def test_every_slab_has_one_worker_and_no_worker_many_more_than_another(n_slabs,
 
 
 def test_slabs_of_a_group_are_no_more_than_memory_holds_and_are_shared_by_what_they_take():
-    most = max(len(share) for group in shares(16, 1, slab_bytes=LOCAL.work_bytes // 40) for share in group)
+    most = max(len(share) for group in shares(16, 1, slab_bytes=LOCAL.work_bytes // 8) for share in group)
     assert most == 4
     (group,) = shares(16, 2, lambda start: 1 + (1 - start / 16) ** 2)
     work = [sum(1 + (1 - i / 16) ** 2 for i in share) for share in group]

@@ -151,7 +151,7 @@ def test_real_matrix_and_complex_right_hand_sides() -> None:
 
 def test_many_right_hand_sides_go_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     A, B = gaussian(50, 50), gaussian(50, 33)
-    monkeypatch.setattr("dlscale.linalg.solve.system.BATCH_BYTES", 50 * 8 * 10)
+    monkeypatch.setattr("dlscale.linalg.solve.options.BATCH_BYTES", 50 * 8 * 10)
     outcome = run(A, B, precision="mixed")
     np.testing.assert_allclose(outcome.arrays["x"], np.linalg.solve(A, B), rtol=1e-9)
     assert outcome.certificate.passed

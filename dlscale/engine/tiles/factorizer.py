@@ -29,12 +29,13 @@ from dlscale.engine.tiles.groups import Group, Key, TaskGraph, memoised
 from dlscale.engine.tiles.methods import Change, Factored, Facts, Method, Seen
 from dlscale.engine.tiles.row_blocks import RowBlocks, place_rows
 from dlscale.engine.tiles.steps import ReversibleSteps, Steps
-from dlscale.engine.tiles.work import Applying, Copying, Factoring, Filling, Placing, Unapplying, Verb, Work, measured
+from dlscale.engine.tiles.work import Applying, Copying, Factoring, Filling, Placing, Unapplying, Verb, Work, Writing, measured
 from dlscale.storage.matrix import Matrix
 
 M = TypeVar("M")
 F = TypeVar("F")
 V = TypeVar("V", bound=Verb)
+W = TypeVar("W", bound=Writing)
 A = TypeVar("A", bound=Applying[Any])
 
 
@@ -135,9 +136,8 @@ class Factorizer:
         width = 2 * factored.grid.row_blocks**2
         self._move(Work(step, factored.matrix, factored.grid, Placing(target, sources)), place_rows, width=width)
 
-    def _move(self, work: Work[V], move: Callable[[TaskGraph[V], int], Sequence[Key]], *, width: int) -> None:
-        grid = work.grid
-        n_bytes = grid.shape[0] * grid.shape[1] * work.A.dtype.itemsize
+    def _move(self, work: Work[W], move: Callable[[TaskGraph[W], int], Sequence[Key]], *, width: int) -> None:
+        grid, n_bytes = work.grid, work.verb.target.n_bytes
         memoised(
             self.run, work, Cost(0.0, n_bytes, n_bytes), range(grid.n_panels), partial(_each_panel, move=move), width=width
         )  # fmt: skip

@@ -39,7 +39,7 @@ from dlscale.linalg.lstsq.panels import by_panels, plan_applying
 from dlscale.linalg.lstsq.pseudo_inverse import PseudoInverse, Solution
 from dlscale.linalg.panels.plan import FactorOptions
 from dlscale.linalg.scaling import Largest, exponent_of, scale_words, scaled_back
-from dlscale.linalg.solve.applying import after
+from dlscale.linalg.solve.applying import Planned, after
 from dlscale.linalg.solve.factoring import After, Around, orthogonally, plan_factoring
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrix import Matrix, RowRange
@@ -89,14 +89,20 @@ def plan_lstsq(inputs: Inputs, options: LstsqOptions, facts: ClusterFacts) -> Pl
     if B.shape[0] != m:
         raise SpecError(f"input.rhs: must have {m} rows like the matrix; got {B.shape[0]}.")
     long, transposed = (A.T, True) if m < n else (A, False)
-    check = Step("check", 4.0 * m * n * k, A.n_stored_bytes + (B.n_stored_bytes if m >= n else 0))
+    if transposed:
+        checks = [
+            Step("check-product", 2.0 * m * n * k, A.n_stored_bytes),
+            Step("check-gradient", 4.0 * m * n * k, A.n_stored_bytes),
+        ]
+    else:
+        checks = [Step("check", 4.0 * m * n * k, A.n_stored_bytes + B.n_stored_bytes)]
     layout = _lay_out_passes(long, k, transposed, options, facts)
     if layout is None:
         factored = A.T if transposed else A
         shape, item = (max(m, n), min(m, n)), A.dtype.itemsize
 
         def more(grid: PanelGrid) -> After:
-            return after(*plan_applying(shape, k, item, facts, grid), more=[check])
+            return after(*plan_applying(shape, k, item, facts, grid, transposed=transposed), *map(Planned, checks))
 
         driver_bytes = (4 * max(m, n) * k) * accumulator_dtype(A.dtype).itemsize
         cut, around = FactorOptions(options.panel, row_blocks=1), Around(after=more, driver_bytes=driver_bytes)
@@ -112,8 +118,7 @@ def plan_lstsq(inputs: Inputs, options: LstsqOptions, facts: ClusterFacts) -> Pl
         ]
     else:
         words = "QR of the matrix and the right-hand sides in one pass (TSQR), singular values of R"
-        width = long_n + min(k, _batch(long_n))
-        n_batches = -(-k // _batch(long_n))
+        width, n_batches = long_n + min(k, _batch(long_n)), -(-k // _batch(long_n))
         costs = [Step("triangle", 2.0 * long_m * width**2, A.n_stored_bytes + B.n_stored_bytes // n_batches)] * n_batches
     return Plan(
         kind="lstsq",
@@ -122,7 +127,7 @@ def plan_lstsq(inputs: Inputs, options: LstsqOptions, facts: ClusterFacts) -> Pl
         matrix=A.describe(),
         grids=Grids(rows=layout.grid),
         transposed=transposed,
-        steps=(*costs, Step("singular-values", 20.0 * long_n**3, where="driver"), check),
+        steps=(*costs, Step("singular-values", 20.0 * long_n**3, where="driver"), *checks),
         memory=layout.memory,
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,

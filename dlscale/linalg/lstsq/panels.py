@@ -85,8 +85,10 @@ def _back_substituted(R: Matrix, B: Array, *, n_threads: int, width: int, tell: 
     return solve_triangular(R, B, lower=False, how=How(B.dtype, n_threads, width, tell))
 
 
-def plan_applying(shape: tuple[int, int], k: int, itemsize: int, facts: ClusterFacts, grid: PanelGrid) -> list[Planned]:
-    """What comes after the factorization of a matrix (m, n), m >= n, of full rank: its condition, and k solutions."""
+def plan_applying(
+    shape: tuple[int, int], k: int, itemsize: int, facts: ClusterFacts, grid: PanelGrid, *, transposed: bool
+) -> list[Planned]:
+    """What comes after the factorization of a matrix (m, n), m >= n, of full rank, or of its transpose."""
     m, n = shape
     chunks = factor_chunks(shape, itemsize, grid)
     way, turn = Substitution.of_chunks(n, chunks, itemsize), rotation(grid, chunks[0], itemsize)
@@ -94,9 +96,14 @@ def plan_applying(shape: tuple[int, int], k: int, itemsize: int, facts: ClusterF
     n_bytes = n * n * itemsize
     condition = TriangleCondition.cost_of(n, itemsize, triangle, loaded=fits(n_bytes, facts))
     step = Step("condition", condition.flops, condition.bytes_read, n_threads=facts.threads_per_worker)
+    back = [
+        plan_columns("rotated", turn, m, k, itemsize, facts),
+        plan_columns("triangular-back", triangle, n, k, itemsize, facts),
+    ]
     return [
         Planned(step, Need("factors in memory", n_bytes if fits(n_bytes, facts) else 0)),
         plan_columns("triangular", turn + triangle, m, k, itemsize, facts),
+        *(back if transposed else []),
     ]
 
 

@@ -146,12 +146,14 @@ def plan_panel_qr(A: Matrix, options: FactorOptions, mode: str, facts: ClusterFa
     m, n = A.shape
     k, item = min(m, n), A.dtype.itemsize
     stored = m * n * item
-    more = [Step("r", 0.0, stored, k * n * item)] if mode != "raw" else []
+    more = [Step("upper", 4.0 * m * n, stored)]
     if mode == "reduced":
         more.append(Step("q", 4.0 * m * k * k - 8.0 * k**3 / 3, stored, m * k * item))
         more.append(Step("check", 24.0 * m * k, m * k * item))
     else:
         more.append(Step("check", 16.0 * m * k, stored, n_threads=facts.threads_per_worker))
+    if mode != "raw":
+        more.append(Step("r", 0.0, k * n * item, k * n * item))
     words = {"reduced": "Q and R", "r": "R", "raw": "reflectors and R, as LAPACK stores them"}[mode]
     what = ByPanels("qr", f"blocked Householder QR: {words}", Ways(ways.whole.steps, ways.in_row_blocks.steps))
     return plan_panels(what, A, options, facts, more=more)

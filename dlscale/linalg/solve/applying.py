@@ -17,10 +17,12 @@ from dlscale.engine.grids import blocks
 from dlscale.engine.passes.reading import N_STRIPS
 from dlscale.engine.plan import Need, Step
 from dlscale.engine.run import Cost, Run, State
+from dlscale.kernels import accumulator_dtype
 from dlscale.linalg.panels.plan import CHUNK_BYTES
 from dlscale.linalg.solve.condition import N_COLUMNS, N_PRODUCTS, longest_image
 from dlscale.linalg.solve.factoring import After
 from dlscale.linalg.solve.factors import Factorization
+from dlscale.storage.matrix import Matrix
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Planned(NamedTuple):
     """What it takes to apply something to columns, and what a worker holds for it."""
 
     step: Step
-    need: Need
+    need: Need = Need("", 0)
 
 
 def planned(
@@ -106,6 +108,7 @@ def planned(
     width : int
         Columns of a slab.
     column_bytes : int
+        That a task holds for a column.
     """
     slabs = list(blocks(0, k, width))
     total, longest, most = Cost(), 0.0, 0
@@ -117,7 +120,7 @@ def planned(
         most = max(most, *(len(share) for share in group))
     n_threads = total.flops / longest * facts.threads_per_worker
     step = Step(name, total.flops, total.bytes_read, total.bytes_written, n_threads=n_threads)
-    return Planned(step, Need("columns that factors are applied to", SLAB_COPIES * most * width * column_bytes))
+    return Planned(step, Need("columns that factors are applied to", most * width * column_bytes))
 
 
 def plan_columns(name: str, one: Cost, n: int, k: int, itemsize: int, facts: ClusterFacts) -> Planned:
@@ -132,7 +135,8 @@ def plan_columns(name: str, one: Cost, n: int, k: int, itemsize: int, facts: Clu
     facts : ClusterFacts
     """
     width = slab_columns(n, k, itemsize)
-    step, need = planned(name, Function(np.asarray, one, width).cost, k, facts, width=width, column_bytes=n * itemsize)
+    held = SLAB_COPIES * n * itemsize
+    step, need = planned(name, Function(np.asarray, one, width).cost, k, facts, width=width, column_bytes=held)
     return Planned(replace(step, bytes_written=n * k * itemsize if step.flops >= KEPT_FLOPS else 0), need)
 
 
@@ -153,12 +157,16 @@ def plan_condition(factors: Cost, stored_bytes: int, facts: ClusterFacts) -> Pla
     return Planned(step, Need("factors in memory", stored_bytes if fitting else 0))
 
 
-def after(*planned: Planned, more: Sequence[Step] = ()) -> After:
+def plan_residual(name: str, A: Matrix, k: int) -> Planned:
+    """What a pass over a matrix for ``B - A X`` with k columns takes; its result is kept."""
+    n = A.shape[1]
+    return Planned(Step(name, 2.0 * n * n * k, A.n_stored_bytes, n * k * accumulator_dtype(A.dtype).itemsize))
+
+
+def after(*planned: Planned) -> After:
     """What comes after a factorization, one thing after the other."""
     pieces = Need("pieces of factors that are read", (N_STRIPS + 1) * CHUNK_BYTES)
-    return After(
-        [*(each.step for each in planned), *more], (max((each.need for each in planned), key=attrgetter("n_bytes")), pieces)
-    )
+    return After([each.step for each in planned], (max((each.need for each in planned), key=attrgetter("n_bytes")), pieces))
 
 
 def apply(run: Run, step: str, function: Callable[..., Array], column_cost: Cost, B: Array, *, facts: ClusterFacts) -> Array:
@@ -180,7 +188,7 @@ def apply(run: Run, step: str, function: Callable[..., Array], column_cost: Cost
     itemsize = max(B.dtype.itemsize, np.dtype(float).itemsize)
     width = slab_columns(n, k, itemsize)
     what = Function(function, column_cost, width)
-    found = Columns(run, facts).apply(step, what, B, n_columns=k, width=width, column_bytes=n * itemsize)
+    found = Columns(run, facts).apply(step, what, B, n_columns=k, width=width, column_bytes=SLAB_COPIES * n * itemsize)
     return found[0]["x"] if len(found) == 1 else np.hstack([state["x"] for state in found])
 
 

@@ -161,7 +161,7 @@ def plan_factoring(what: ByPanels, A: Matrix, options: FactorOptions, facts: Clu
     after = around.after(plan.panels)
     layout = lay_out(A, left, state_bytes=state_bytes, operand_bytes=state_bytes)
     # One after the other.
-    needs = (plan.memory, layout.memory, (*after.memory, *libraries(facts)))
+    needs = (plan.memory, layout.memory, (*after.memory, layout.blocks, *libraries(facts)))
     return replace(
         plan,
         grids=replace(plan.grids, rows=layout.grid),

@@ -13,7 +13,7 @@ from dlscale.arrays import Array
 from dlscale.certificates import Certificate, near_singular_words, scaled
 from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
 from dlscale.engine.clusters import ClusterFacts
-from dlscale.engine.columns import Applied, Columns, Span, Tell, untold
+from dlscale.engine.columns import SLAB_COPIES, Applied, Columns, Span, Tell, untold
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.outputs import RowOutput
 from dlscale.engine.passes import Passes
@@ -26,12 +26,13 @@ from dlscale.kernels import accumulator_dtype, times_power_of_two
 from dlscale.linalg.panels.plan import FactorOptions, factor_chunks
 from dlscale.linalg.panels.products import N_PROBES, probes
 from dlscale.linalg.scaling import power_words, scale_words
-from dlscale.linalg.solve.applying import after, plan_columns, planned
+from dlscale.linalg.solve.applying import after, plan_columns, plan_residual, planned
 from dlscale.linalg.solve.condition import is_sure
 from dlscale.linalg.solve.factoring import After, Around, FactoringOptions, is_symmetric, plan_square
 from dlscale.linalg.solve.factors import Factorization, inverse_by_cholesky, inverse_by_lu, triangles, triangles_of_symmetric
+from dlscale.linalg.solve.options import SolveOptions
 from dlscale.linalg.solve.substitution import Substitution
-from dlscale.linalg.solve.system import SolveOptions, System
+from dlscale.linalg.solve.system import System
 from dlscale.storage.matrix import ArrayMatrix, Matrix
 
 #: Rows of the inverse that are solved for together: enough for products to run at their rate.
@@ -68,8 +69,9 @@ def plan_inverse(A: Matrix, options: InverseOptions, facts: ClusterFacts) -> Pla
         cost = partial(cost_of_rows, of_column, row_bytes=n * item)
         return after(
             plan_columns("triangular-1", one, n, N_PROBES, item, facts),
-            planned("inverse", cost, n, facts, width=rows, column_bytes=n * item),
-            more=[Step("residual", 4.0 * N_PROBES * n * n, 2 * A.n_stored_bytes)],
+            plan_residual("residual-1", A, N_PROBES),
+            planned("inverse", cost, n, facts, width=rows, column_bytes=SLAB_COPIES * n * item),
+            plan_residual("residual-2", A, N_PROBES),
         )
 
     around = Around(before=(Step("norms", 2.0 * n * n, A.n_stored_bytes),), after=more)
@@ -114,7 +116,7 @@ def compute_inverse(run: Run, A: Matrix, options: InverseOptions, plan: Plan) ->
     output = run.output("inverse", (n, n), dtype, RowGrid(n, rows, rows))
     what = InverseRows(factors, output, system.exponent, W)
     found = Columns(run, plan.cluster).apply(
-        "inverse", what, n_columns=n, width=rows, column_bytes=n * dtype.itemsize, writers=output.writers
+        "inverse", what, n_columns=n, width=rows, column_bytes=SLAB_COPIES * n * dtype.itemsize, writers=output.writers
     )
     norm_of_inverse = float(sum((part["sums"] for part in found), np.zeros(n)).max())
     lost = float(sum(part["lost"][0] for part in found))

@@ -21,27 +21,23 @@ from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.engine.tiles.grid import PanelGrid
 from dlscale.errors import InputError, NumericalError, SpecError
-from dlscale.kernels import accumulator_dtype
 from dlscale.linalg.iterative.choice import is_iterative, plan_by_method
 from dlscale.linalg.iterative.systems import compute_system
 from dlscale.linalg.panels.plan import FactorOptions, factor_chunks
 from dlscale.linalg.scaling import scale_words
-from dlscale.linalg.solve.applying import after, plan_columns, plan_condition
 from dlscale.linalg.solve.factoring import After, Around, is_symmetric, plan_square
 from dlscale.linalg.solve.factors import triangles, triangles_of_symmetric
+from dlscale.linalg.solve.options import Precision, Refine, SolveOptions, is_mixed, lower_dtype, solution_dtype, usual_solves
+from dlscale.linalg.solve.planning import Solving
 from dlscale.linalg.solve.stored import stored_factors
 from dlscale.linalg.solve.substitution import Substitution
-from dlscale.linalg.solve.system import Precision, Refine, SolveOptions, System, batch_columns, is_mixed, lower_dtype
+from dlscale.linalg.solve.system import System
 from dlscale.linalg.solve.triangle import Triangle, plan_triangle
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrix import Matrix
 from dlscale.storage.scaled import conjugated, promoted
 
 __all__ = ["Precision", "Refine", "SolveOptions", "compute_solve", "plan_solve"]
-
-
-#: From this order on the growth of LU on random matrices leaves backward errors of a few eps, which one step refines.
-REFINED_ORDER = 1600
 
 
 def plan_solve(inputs: Inputs, options: SolveOptions, facts: ClusterFacts) -> Plan:
@@ -77,28 +73,22 @@ def _plan_direct(inputs: Inputs, options: SolveOptions, facts: ClusterFacts) -> 
             raise InputError("input.factors: must be of a real matrix like input.matrix; they are complex.")
     given = "factors" in inputs.results
     mixed = is_mixed(A, options) and not given
-    wide = accumulator_dtype(A.dtype).itemsize
-    width = min(k, batch_columns(n, A.dtype))
-    n_batches, factored = -(-k // width), lower_dtype(A.dtype) if mixed else A.dtype
-    n_solves = usual_solves(n, options, mixed=mixed)
+    factored = lower_dtype(A.dtype) if mixed else A.dtype
+    solving = Solving(A, k, solution_dtype(A, B), usual_solves(n, options, mixed=mixed))
     if options.triangular:
-        return plan_triangle(A, k, facts, lower=options.lower, width=width, n_solves=n_solves)
+        return plan_triangle(solving, facts, lower=options.lower)
 
     def more(grid: PanelGrid) -> After:
         way = Substitution.of_chunks(n, factor_chunks((n, n), factored.itemsize, grid), factored.itemsize)
-        one, kept = triangles(way, alike=options.assume == "pos"), n * k * wide
+        one = triangles(way, alike=options.assume == "pos")
         one = triangles_of_symmetric(way) if is_symmetric(options.factored_as) else one
-        return after(
-            *[plan_columns(f"triangular-{i + 1}", one, n, k, wide, facts) for i in range(n_solves)],
-            plan_condition(one, n * n * factored.itemsize, facts),
-            more=[Step("residual", 2.0 * n * n * k * n_solves, A.n_stored_bytes * n_solves * n_batches, kept * n_solves)],
-        )
+        return solving.after(one, n * n * factored.itemsize, facts)
 
     around = Around(
         before=(Step("norms", 2.0 * n * n, A.n_stored_bytes),),
         after=more,
-        driver_bytes=(6 * width + 2 * k) * n * wide,
-        state_bytes=n * width * wide,
+        driver_bytes=solving.driver_bytes,
+        state_bytes=solving.state_bytes,
         given=given,
     )
     plan = plan_square("solve", options.factored_as, A, FactorOptions(options.panel), facts, around=around)
@@ -121,13 +111,6 @@ def operands(inputs: Inputs, options: SolveOptions) -> tuple[Matrix, Matrix]:
     if options.triangular:
         A = Triangle(A, lower=options.lower, only=options.only_triangle, unit=options.unit_diagonal)
     return A, B
-
-
-def usual_solves(n: int, options: SolveOptions, *, mixed: bool) -> int:
-    """How often a system is solved, with what refines it; where a matrix is harmless once may be enough."""
-    if options.refine == "never" or options.triangular or (options.assume == "pos" and not mixed):
-        return 1
-    return 6 if mixed else 1 + (n >= REFINED_ORDER)
 
 
 def compute_solve(run: Run, inputs: Inputs, options: SolveOptions, plan: Plan) -> Outcome:

@@ -21,7 +21,7 @@ import numpy as np
 from dlscale.arrays import Array
 from dlscale.errors import OutOfRange
 
-#: Refinement goes on while the backward error at least halves.
+#: Refinement of a column goes on while its backward error at least halves.
 STAGNATION = 0.5
 MAX_STEPS = 20
 #: GMRES corrects one column at a time; beyond so many another factorization is cheaper.
@@ -121,29 +121,32 @@ def refine_by_gmres(start: Refined, product: Map, residual: Map, solve: Map, nor
 def _improve(
     X: Array, residual: Map, correct: Callable[[Array, Array], Array], norm: float, target: float, max_steps: int
 ) -> Refined:
-    """Add corrections until every column is at the target, or no column gets much better."""
+    """Add corrections to each column until it is at the target or gets hardly better, whatever becomes of the others."""
     R, residuals, errors = _measure(X, residual, norm)
-    n_steps = 0
-    while n_steps < max_steps and (errors > target).any() and np.isfinite(residuals).any():
-        worse = errors > target
+    n_steps, improving = 0, errors > target
+    while n_steps < max_steps and improving.any() and np.isfinite(residuals).any():
         with np.errstate(all="ignore"):
-            candidate = X + np.where(worse, correct(R, np.flatnonzero(worse)), 0)
+            candidate = X + _where(improving, correct(R, np.flatnonzero(improving)), 0)
         new_R, new_residuals, new_errors = _measure(candidate, residual, norm)
         n_steps += 1
         better = new_errors < errors
-        halved = better & (new_errors <= STAGNATION * errors)
-        X, R = np.where(better, candidate, X), np.where(better, new_R, R)
+        improving = better & (new_errors <= STAGNATION * errors) & (new_errors > target)
+        X, R = _where(better, candidate, X), _where(better, new_R, R)
         residuals, errors = np.where(better, new_residuals, residuals), np.where(better, new_errors, errors)
-        if not halved.any():
-            break
     return Refined(X, residuals, errors, n_steps)
+
+
+def _where(columns: Array, A: Array, B: Array | int) -> Array:
+    """These columns of A, the others of B; A itself where there are no others, which may be of many gigabytes."""
+    return A if columns.all() else np.where(columns, A, B)
 
 
 def _measure(X: Array, residual: Map, norm: float) -> tuple[Array, Array, Array]:
     """Residuals, their 1-norms, and backward errors; those of columns that are out of range are infinite."""
     finite = in_range(X, norm)
-    R = residual(np.where(finite, X, 0))
-    residuals, sizes = np.abs(R).sum(axis=0), norm * np.abs(np.where(finite, X, 0)).sum(axis=0, dtype=float)
+    inside = _where(finite, X, 0)
+    R = residual(inside)
+    residuals, sizes = np.abs(R).sum(axis=0), norm * np.abs(inside).sum(axis=0, dtype=float)
     with np.errstate(all="ignore"):
         errors = np.where(residuals == 0, 0.0, residuals / sizes)
     lost = ~finite | ~np.isfinite(errors)

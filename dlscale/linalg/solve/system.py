@@ -3,147 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from dlscale.arrays import Array
 from dlscale.certificates import LAPACK_THRESHOLD
-from dlscale.declaration.sections import Panel
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Passes
 from dlscale.engine.plan import Plan
-from dlscale.errors import NumericalError, OutOfRange, SpecError
+from dlscale.errors import NumericalError, OutOfRange
 from dlscale.kernels import accumulator_dtype, largest_part, safe_exponent, times_power_of_two
 from dlscale.linalg.folds.least_squares import read_rhs
 from dlscale.linalg.folds.residuals import Norms, Residual, Rounded, rounding_scale
-from dlscale.linalg.iterative.options import Iterations, Method
 from dlscale.linalg.panels.products import probes, scaled_residual
 from dlscale.linalg.scaling import power_words
 from dlscale.linalg.solve import applying
 from dlscale.linalg.solve.block_diagonal import Inertia
 from dlscale.linalg.solve.condition import SURE, is_sure
-from dlscale.linalg.solve.factoring import FACTORS, Assume, factor, factor_orthogonally, is_symmetric, reproduced
+from dlscale.linalg.solve.factoring import FACTORS, factor, factor_orthogonally, is_symmetric, reproduced
 from dlscale.linalg.solve.factors import CholeskyFactors, Factorization, LUFactors, ScaledFactors, TimesPower
+from dlscale.linalg.solve.options import SolveOptions, batch_columns, is_mixed, solution_dtype, usual_solves
 from dlscale.linalg.solve.precision import computed_in, in_double
-from dlscale.linalg.solve.refinement import Refined, in_range, refine, refine_by_gmres
+from dlscale.linalg.solve.refinement import MAX_GMRES_COLUMNS, MAX_STEPS, Refined, in_range, refine, refine_by_gmres
+from dlscale.linalg.solve.slabs import MANY_COLUMNS, How, solve_refined
 from dlscale.linalg.solve.symmetric import LDLFactors
 from dlscale.linalg.solve.triangle import TriangleFactors
 from dlscale.storage.matrix import ArrayMatrix, Matrix
 from dlscale.storage.scaled import scaled
 
-AssumeOfSystem = Annotated[
-    Literal["general", "pos", "sym", "her", "lower", "upper"],
-    Field(
-        description="general, pos (Hermitian positive definite), sym or her (symmetric, Hermitian where it is complex), lower or "
-        "upper (triangular)"
-    ),
-]
-Precision = Literal["double", "mixed"]
-Refine = Literal["auto", "never"]
-Transposed = bool | Literal["conjugate"]
-
 #: Times eps: the backward error at which factors in single precision are good enough, and that of a solve without refinement.
 MIXED_TARGET = 1.0
 DOUBLE_TARGET = 4.0
-#: Params of a factorization, and of what is solved with it.
-_DIRECT = ("precision", "refine", "panel", "transposed", "only_triangle", "unit_diagonal")
 #: How factors are called that were given.
 STORED = "stored factors"
 #: Parts of a vector that may be wrong for its length to be right: what refinement still changes, and what it leaves.
 SETTLED = 0.25
 LEFT = 0.1
-#: Right-hand sides that are solved together.
-BATCH_BYTES = 2**26
-
-
-@dataclass(frozen=True)
-class SolveOptions(Iterations):
-    """How to solve.
-
-    Notes
-    -----
-    What is assumed of the matrix must hold: ``pos`` takes Cholesky and half of the work, and the backward error shows where it does
-    not hold; ``sym`` takes LDL^T in the memory of one worker, half of the work too, and refuses what is not symmetric.
-    ``refine: never`` only measures, and is not for ``mixed``. With ``lower`` and ``upper`` nothing is factored; a matrix whose
-    other triangle is not zero is refused, unless ``only_triangle`` says that it is no part of
-    the matrix, as in the ``lu`` of an LU factorization, whose L has a ``unit_diagonal`` besides.
-    """
-
-    method: Annotated[
-        Literal["auto", "direct"] | Method,
-        Field(
-            description="auto, direct (a factorization), or iterations: cg of a positive definite matrix, minres of a symmetric "
-            "one, gmres of any"
-        ),
-    ] = "auto"
-    assume: AssumeOfSystem = "general"
-    transposed: Annotated[
-        Transposed, Field(description="false, true (A^T x = b) or conjugate (A^H x = b); lower and upper say what A is")
-    ] = False
-    only_triangle: Annotated[
-        bool, Field(description="true or false: whether what stands beside the triangle is no part of the matrix, and not read")
-    ] = False
-    unit_diagonal: Annotated[
-        bool, Field(description="true or false: whether the diagonal of a triangular matrix counts as ones")
-    ] = False
-    precision: Annotated[Precision, Field(description="double, or mixed (factored in single precision, refined to double)")] = (
-        "double"
-    )
-    refine: Annotated[Refine, Field(description="auto (while the backward error asks for it) or never")] = "auto"
-    panel: Panel = None
-
-    def check(self) -> None:
-        """Check what goes together (SpecError)."""
-        if self.refine == "never" and self.precision == "mixed":
-            raise SpecError("params.refine: must be auto with precision mixed, whose factors alone have 7 digits; got never.")
-        if self.method not in ("auto", "direct"):
-            for name in _DIRECT:
-                if (got := getattr(self, name)) != getattr(SolveOptions, name):
-                    raise SpecError(f"params.{name}: goes with method direct; got {got} with method {self.method}.")
-            if self.triangular:
-                raise SpecError(f"params.assume: {self.assume} goes with method direct; got method {self.method}.")
-        if not self.triangular:
-            if self.only_triangle or self.unit_diagonal:
-                name = "only_triangle" if self.only_triangle else "unit_diagonal"
-                raise SpecError(f"params.{name}: is for assume lower or upper; got true with assume {self.assume}.")
-        elif self.precision == "mixed" or self.panel is not None:
-            name = "panel" if self.panel is not None else "precision: mixed"
-            raise SpecError(f"params.{name} is for what is factored, and with assume {self.assume} nothing is; leave it out.")
-
-    @property
-    def triangular(self) -> bool:
-        return self.assume in ("lower", "upper")
-
-    @property
-    def factored_as(self) -> Assume:
-        """What a factorization assumes; a triangular matrix has none."""
-        match self.assume:
-            case "lower" | "upper":
-                return "general"
-            case assume:
-                return assume
-
-    @property
-    def lower(self) -> bool:
-        """Whether the triangular matrix that systems are solved with, transposed or not, is a lower one."""
-        return (self.assume == "lower") != bool(self.transposed)
-
-
-def is_mixed(A: Matrix, options: SolveOptions) -> bool:
-    """Whether there is a lower precision to factor in."""
-    return options.precision == "mixed" and lower_dtype(A.dtype) != A.dtype
-
-
-def lower_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    return np.dtype(np.complex64 if dtype.kind == "c" else np.float32)
-
-
-def batch_columns(n: int, dtype: np.dtype[Any]) -> int:
-    """Right-hand sides that are solved together."""
-    return max(1, BATCH_BYTES // (n * accumulator_dtype(dtype).itemsize))
 
 
 class System:
@@ -198,7 +95,7 @@ class System:
         """
         n, k = B.shape
         goal = (DOUBLE_TARGET if refined else max(n, DOUBLE_TARGET)) * self._eps
-        dtype = np.result_type(self.A.dtype, self.A.dtype if B.dtype.kind != "c" else np.complex64)
+        dtype = solution_dtype(self.A, B)
         rhs = read_rhs(B, 0, n).astype(dtype, copy=False)
         exponents = [safe_exponent(largest_part(rhs[:, j]), dtype) for j in range(k)]
         self.shifts = [exponent - self.exponent for exponent in exponents]
@@ -209,12 +106,9 @@ class System:
             self.factors = factors
             self._solved_by_given = words == STORED
             unsolved = np.flatnonzero(found.errors > goal)
-            first = self._apply(factors, rhs[:, unsolved]) if len(unsolved) < k else self._apply(factors, rhs)
-            width = batch_columns(n, dtype)
-            for batch in (slice(i, i + width) for i in range(0, len(unsolved), width)):
-                columns, X = unsolved[batch], np.ascontiguousarray(first[:, batch], dtype)
-                part = np.ascontiguousarray(rhs[:, columns])
-                found = _put(found, columns, self._refined(X, part, factors, target * self._eps if refined else None))
+            B_left = rhs if len(unsolved) == k else np.ascontiguousarray(rhs[:, unsolved])
+            for batch, part in self._solved(factors, B_left, target * self._eps if refined else None):
+                found = _put(found, unsolved[batch], part)
             if found.backward_error <= goal or self.options.refine == "never":
                 if found.n_steps:
                     self.notes.append(
@@ -293,6 +187,32 @@ class System:
         step = f"triangular-{self._n_solves}"
         return applying.solve(self.passes.run, step, factors, B, facts=self.plan.cluster)
 
+    def _solved(self, factors: Factorization, B: Array, target: float | None) -> Iterator[tuple[slice, Refined]]:
+        """Solutions of ``A X = B``, refined to a target if there is one, some columns at a time."""
+        n, k = B.shape
+        if k >= MANY_COLUMNS:
+            yield slice(0, k), self._solved_by_slabs(factors, B, target)
+            return
+        first, width = self._apply(factors, B), batch_columns(n, B.dtype)
+        for batch in (slice(i, i + width) for i in range(0, k, width)):
+            X, part = np.ascontiguousarray(first[:, batch], B.dtype), np.ascontiguousarray(B[:, batch])
+            yield batch, self._refined(X, part, factors, target)
+
+    def _solved_by_slabs(self, factors: Factorization, B: Array, target: float | None) -> Refined:
+        self._n_solves += 1
+        if target is None or self.options.refine == "never":
+            how = How(self.norm, 0.0, 0, self.grid.block_rows, 1)
+        else:
+            mixed = isinstance(factors, ScaledFactors) and not self._solved_by_given
+            how = How(self.norm, target, MAX_STEPS, self.grid.block_rows, usual_solves(len(B), self.options, mixed=mixed))
+        step = f"solve-{self._n_solves}"
+        found = solve_refined(self.passes.run, step, factors, self.A, B, how, facts=self.plan.cluster)
+        left = np.flatnonzero(found.errors > DOUBLE_TARGET * self._eps)
+        if target is None or not how.max_steps or not 0 < len(left) <= MAX_GMRES_COLUMNS:
+            return found
+        start = Refined(found.X[:, left], found.residuals[left], found.errors[left], found.n_steps)
+        return _put(found, left, self._by_gmres(start, np.ascontiguousarray(B[:, left]), factors, target))
+
     def _refined(self, X: Array, B: Array, factors: Factorization, target: float | None, *, enough: float | None = None) -> Refined:
         """Refine a first solution X of ``A X = B``."""
         rhs = ArrayMatrix(B)
@@ -308,6 +228,11 @@ class System:
         found = refine(X, residual, solve, self.norm, target=target)
         if found.backward_error <= (enough or DOUBLE_TARGET * self._eps):
             return found
+        return self._by_gmres(found, B, factors, target)
+
+    def _by_gmres(self, found: Refined, B: Array, factors: Factorization, target: float) -> Refined:
+        """Go on where plain refinement stagnated."""
+        rhs = ArrayMatrix(B)
         wide = factors.widened() if isinstance(factors, ScaledFactors) else factors
 
         def product(X: Array) -> Array:
@@ -315,7 +240,9 @@ class System:
                 raise OutOfRange("Vectors of GMRES are out of range.")
             return -self.residual(X)
 
-        return refine_by_gmres(found, product, residual, lambda R: self._apply(wide, R), self.norm, target=target)
+        return refine_by_gmres(
+            found, product, lambda X: self.residual(X, rhs), lambda R: self._apply(wide, R), self.norm, target=target
+        )
 
     def residual(self, X: Array, B: Matrix | None = None) -> Array:
         """``B - A X`` in double precision; one read of A."""
@@ -395,6 +322,8 @@ def times_powers(X: Array, exponents: Sequence[int]) -> Array:
 
 def _put(found: Refined, columns: Array, part: Refined) -> Refined:
     """Keep the better solution of each column."""
+    if len(columns) == len(found.errors) and (part.errors <= found.errors).all():
+        return replace(part, X=np.require(part.X, requirements="W"), n_steps=max(found.n_steps, part.n_steps))
     better = columns[part.errors <= found.errors[columns]]
     chosen = np.isin(columns, better)
     found.X[:, better] = part.X[:, chosen]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,9 +14,8 @@ from dlscale.engine.costs import lay_out, measured_rates
 from dlscale.engine.plan import Grids, Need, Plan, Step
 from dlscale.engine.run import Cost
 from dlscale.errors import InputError, NumericalError
-from dlscale.kernels import accumulator_dtype
-from dlscale.linalg.solve.applying import Planned, after, plan_columns, plan_condition
 from dlscale.linalg.solve.factors import loaded, with_imaginary
+from dlscale.linalg.solve.planning import Solving
 from dlscale.linalg.solve.substitution import Substitution
 from dlscale.linalg.solve.triangular import How, solve_triangular
 from dlscale.storage.matrix import Matrix, View
@@ -143,33 +141,25 @@ class TriangleFactors:
         return solve_triangular(self.T, B, lower=self.lower, op="C" if adjoint else "N", how=how)
 
 
-def plan_triangle(A: Matrix, k: int, facts: ClusterFacts, *, lower: bool, width: int, n_solves: int) -> Plan:
-    """Plan substitutions and the passes that measure them.
+def plan_triangle(solving: Solving, facts: ClusterFacts, *, lower: bool) -> Plan:
+    """Plan substitutions and what measures them.
 
     Parameters
     ----------
-    A : Matrix (n, n)
-        Both triangles of it are read by passes.
-    k : int
-        Right-hand sides, ``width`` of them at a time.
+    solving : Solving
+        With a matrix whose other triangle is read too where residuals are taken.
     facts : ClusterFacts
     lower : bool
-    width, n_solves : int
 
     Raises
     ------
     DoesNotFitError
     """
-    n, wide = A.shape[0], accumulator_dtype(A.dtype).itemsize
-    one, n_batches = Substitution.of(A).cost(lower=lower), -(-k // width)
-    layout = lay_out(A, facts, state_bytes=n * width * wide, operand_bytes=n * width * wide)
-    substituting: Sequence[Planned] = [
-        *(plan_columns(f"triangular-{i + 1}", one, n, k, wide, facts) for i in range(n_solves)),
-        plan_condition(one, A.n_bytes, facts),
-    ]
-    residual = Step("residual", 2.0 * n * n * k * n_solves, A.n_stored_bytes * n_solves * n_batches, n * k * wide * n_solves)
-    then = after(*substituting, more=[residual])
-    memory = max(layout.memory, tuple(then.memory), key=lambda needs: sum(need.n_bytes for need in needs))
+    A, n = solving.A, solving.A.shape[0]
+    layout = lay_out(A, facts, state_bytes=solving.state_bytes, operand_bytes=solving.state_bytes)
+    then = solving.after(Substitution.of(A).cost(lower=lower), A.n_bytes, facts)
+    needs = (layout.memory, (*then.memory, layout.blocks))
+    memory = max(needs, key=lambda needs: sum(need.n_bytes for need in needs))
     return Plan(
         kind="solve",
         method="substitution",
@@ -177,7 +167,7 @@ def plan_triangle(A: Matrix, k: int, facts: ClusterFacts, *, lower: bool, width:
         matrix=A.describe(),
         grids=Grids(rows=layout.grid),
         steps=(Step("norms", 2.0 * n * n, A.n_stored_bytes), *then.steps),
-        memory=(*memory, Need("right-hand sides and solutions", (6 * width + 2 * k) * n * wide)),
+        memory=(*memory, Need("right-hand sides and solutions", solving.driver_bytes)),
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
         rates=measured_rates(A, facts),
