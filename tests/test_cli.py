@@ -282,6 +282,34 @@ def test_the_end_says_the_answer_and_where_none_is_sure(
     assert ("no digit is sure" in page) == ("warning" in said)
 
 
+def test_jobs_are_chosen_counted_and_removed(folder: Path) -> None:
+    for name in ("one", "two", "three"):
+        assert call("run", "job.yaml", "--set", f"name={name}").exit_code == 0
+    ids = {row["job"].split("-")[0]: row["job"] for row in json.loads(call("jobs", "--json").stdout)}
+    for options, names in (
+        (("--name", "t"), {"two", "three"}),
+        (("--state", "succeeded", "--limit", "1"), {"three"}),
+        (("--kind", "pca"), set()),
+        (("--kind", "svd", "--kind", "pca", "--name", "one"), {"one"}),
+    ):
+        assert {row["job"].split("-")[0] for row in json.loads(call("jobs", "--json", *options).stdout)} == names
+    assert "No such jobs" in call("jobs", "--kind", "pca").stdout
+    refused = call("jobs", "--state", "done")
+    assert refused.exit_code == 2
+    assert "succeeded" in refused.stderr
+    looked = call("prune", "--keep", "1")
+    assert "2 jobs" in looked.stdout
+    assert "--yes" in looked.stdout
+    assert len(json.loads(call("jobs", "--json").stdout)) == 3
+    assert "No such jobs" in call("prune", "--older-than", "1").stdout
+    removed = json.loads(call("prune", "--keep", "1", "--yes", "--json").stdout.splitlines()[-1])["removed"]
+    assert set(removed) == {ids["one"], ids["two"]}
+    assert min(removed.values()) > 0
+    assert "1 job" in call("rm", ids["three"]).stdout
+    assert not list(folder.glob("dlscale-workspace/jobs/*"))
+    assert call("rm", "nothing").exit_code == 2
+
+
 def test_info_tells_a_matrix_from_a_result(folder: Path) -> None:
     assert json.loads(call("info", "a.zarr", "--json").stdout)["shape"] == [4000, 60]
     assert call("run", "job.yaml", "--output", "r.zarr").exit_code == 0

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from contextlib import suppress
+from pathlib import Path
 
 from dlscale.batch.queue import Queue
 from dlscale.batch.workspace import RUNNING, Job, Workspace
 from dlscale.errors import SpecError
 from dlscale.storage.files.atomic import hidden
+
+
+def size_of(folder: Path) -> int:
+    """Bytes on the disk of all that is in a folder; links are not followed."""
+    n_bytes = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                n_bytes += os.lstat(os.path.join(place, name)).st_blocks * 512
+    return n_bytes
 
 
 def remove(job: Job, root: Workspace) -> None:

@@ -19,7 +19,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -309,15 +309,24 @@ class Workspace:
             raise SpecError(f"There is no job yet in {self.root}; `dlscale run` and `dlscale submit` make one.")
         raise SpecError(f"There is no job {job_id} in {self.root}; the newest are: {', '.join(job.id for job in jobs[:4])}.")
 
-    def list_jobs(self, limit: int | None = None) -> tuple[list[ListedJob], dict[str, str]]:
+    def list_jobs(
+        self, limit: int | None = None, *, states: Collection[str] = (), kinds: Collection[str] = (), name: str | None = None
+    ) -> tuple[list[ListedJob], dict[str, str]]:
         """The newest jobs, the newest first, and what is damaged: id to message.
 
         Parameters
         ----------
         limit : int, optional
             How many; all when None.
+        states, kinds : collection of str
+            Only jobs of these; of any when empty.
+        name : str, optional
+            Only jobs whose id begins so.
         """
-        names = [job.id for job in itertools.islice(self.jobs(), limit)] if limit is not None else self._names()
+        chosen = bool(states or kinds or name)
+        newest = limit is not None and not chosen
+        names = [job.id for job in itertools.islice(self.jobs(), limit)] if newest else self._names()
+        names = [job_id for job_id in names if job_id.startswith(name or "")]
         listed, faults = [], {}
         for name in names:
             path = f"{self.jobs_folder}/{name}/state.json"
@@ -332,7 +341,8 @@ class Workspace:
             except OSError as error:
                 if os.path.exists(f"{self.jobs_folder}/{name}/spec.yaml"):
                     faults[name] = f"{path} cannot be read: {error.strerror}."
-        return sorted(listed, key=lambda row: row.created, reverse=True), faults
+        wanted = [row for row in listed if (not states or row.state in states) and (not kinds or row.kind in kinds)]
+        return sorted(wanted, key=lambda row: row.created, reverse=True)[:limit], faults
 
     def _names(self) -> list[str]:
         with suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.jobs_folder) as entries:

@@ -17,6 +17,7 @@ from dlscale.cli.options import (
     Command,
     echo,
     follow,
+    job_filters,
     json_option,
     open_console,
     open_workspace,
@@ -188,18 +189,22 @@ def requeue(job_id: str, workspace: str | None) -> None:
 
 @click.command()
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the N newest.")
+@job_filters
 @workspace_option
 @json_option
-def jobs(limit: int | None, workspace: str | None, as_json: bool) -> None:
+def jobs(
+    limit: int | None, states: tuple[str, ...], kinds: tuple[str, ...], name: str | None, workspace: str | None, as_json: bool
+) -> None:
     """List the jobs of the workspace, the newest first, and name those whose files are damaged."""
-    states, faults = open_workspace(workspace).list_jobs(limit)
+    found, faults = open_workspace(workspace).list_jobs(limit, states=states, kinds=kinds, name=name)
     if as_json:
-        listed = [{key: value for key, value in asdict(s).items() if key != "message"} for s in states]
+        listed = [{key: value for key, value in asdict(s).items() if key != "message"} for s in found]
         empty = {"kind": None, "created": None, "seconds": None, "progress": None}
         damaged = [{"job": job, "state": "damaged", **empty, "message": message} for job, message in sorted(faults.items())]
         click.echo(json.dumps(listed + damaged))
         return
-    click.echo("\n".join(_lines(states)) if states else "No jobs yet." if not faults else "No job can be read.")
+    nothing = "No job can be read." if faults else "No such jobs." if states or kinds or name else "No jobs yet."
+    click.echo("\n".join(_lines(found)) if found else nothing)
     for job, message in sorted(faults.items()):
         echo(f"{job}: {message}", prefix=f"{click.style('damaged:', fg='red')} ", err=True)
 

@@ -37,6 +37,7 @@ from dlscale.cli.options import (
     spec_options,
     workspace_option,
 )
+from dlscale.cli.removing import prune, rm
 from dlscale.cli.serving import serve
 from dlscale.errors import DlscaleError, Interrupted
 from dlscale.interrupts import interrupt
@@ -257,7 +258,7 @@ def info(uri: str, as_json: bool) -> None:
     _show_info(uri, as_json=as_json)
 
 
-for command in (*COMMANDS, serve, bench):
+for command in (*COMMANDS, rm, prune, serve, bench):
     commands.add_command(command)
 
 

@@ -41,6 +41,26 @@ def json_option(command: Command) -> Command:
     )
 
 
+def job_filters(command: Command) -> Command:
+    """Which jobs are meant: ``states``, ``kinds`` and ``name``."""
+    for option in (
+        click.option("--name", metavar="NAME", help="Only jobs whose id begins so."),
+        click.option("--kind", "kinds", multiple=True, metavar="KIND", help="Only jobs of this kind; may be given again."),
+        click.option("--state", "states", multiple=True, metavar="STATE", callback=_known_states, help="Only jobs in this state."),
+    ):
+        command = option(command)
+    return command
+
+
+def _known_states(_: click.Context, __: click.Parameter, states: tuple[str, ...]) -> tuple[str, ...]:
+    from dlscale.batch.jobs.states import ENDED, RUNNING
+
+    known = ("submitted", *RUNNING, *ENDED, "lost")
+    if unknown := [state for state in states if state not in known]:
+        raise click.BadParameter(f"{unknown[0]!r} is no state of a job; the states are {', '.join(known)}.")
+    return states
+
+
 def spec_options(command: Command) -> Command:
     for option in (
         click.option("--output", metavar="PATH", help="Where the result goes."),

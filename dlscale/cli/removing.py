@@ -1,0 +1,86 @@
+"""`dlscale rm` and `dlscale prune`: the end of jobs, and how much room they leave."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from dlscale.cli.options import EXIT_FAILED, echo, job_filters, json_option, open_workspace, print_json, workspace_option
+from dlscale.errors import SpecError
+
+if TYPE_CHECKING:
+    from dlscale.batch.workspace import Job, Workspace
+
+
+#: What no `dlscale resume` waits for.
+_DONE = ("succeeded", "failed", "cancelled")
+
+
+@click.command()
+@click.argument("job_ids", metavar="ID...", nargs=-1, required=True)
+@workspace_option
+@json_option
+def rm(job_ids: tuple[str, ...], workspace: str | None, as_json: bool) -> None:
+    """Remove jobs that have ended, with checkpoint, log, report and the result in the job's folder."""
+    root = open_workspace(workspace)
+    found = [root.find(job_id) for job_id in dict.fromkeys(job_ids)]
+    _remove(found, root, as_json=as_json)
+
+
+@click.command()
+@click.option("--older-than", type=click.FloatRange(0), metavar="DAYS", help="Only jobs that began so many days ago.")
+@click.option("--keep", type=click.IntRange(0), metavar="N", default=0, help="Not the N newest of them.")
+@job_filters
+@click.option("--yes", is_flag=True, help="Remove them; without it, they are only listed.")
+@workspace_option
+@json_option
+def prune(
+    older_than: float | None,
+    keep: int,
+    states: tuple[str, ...],
+    kinds: tuple[str, ...],
+    name: str | None,
+    yes: bool,
+    workspace: str | None,
+    as_json: bool,
+) -> None:
+    """Remove all jobs that succeeded, failed or were cancelled, or those that the options choose."""
+    root = open_workspace(workspace)
+    latest = time.time() - 86400.0 * (older_than or 0.0)
+    listed = root.list_jobs(states=states or _DONE, kinds=kinds, name=name)[0]
+    chosen = [row.job for row in listed if row.created <= latest][keep:]
+    _remove([root.job(job_id) for job_id in chosen], root, as_json=as_json, dry=not yes)
+
+
+def _remove(jobs: Sequence[Job], root: Workspace, *, as_json: bool, dry: bool = False) -> None:
+    """Remove each, and say how much room it took; what cannot be removed is named in the end."""
+    from dlscale.batch.removing import remove, size_of
+    from dlscale.report import words
+
+    sizes, refused = {}, {}
+    for job in jobs:
+        size = size_of(job.folder)
+        try:
+            if not dry:
+                remove(job, root)
+        except (SpecError, OSError) as error:
+            refused[job.id] = str(error)
+            continue
+        sizes[job.id] = size
+        if not as_json:
+            echo(f"{job.id}  {words.size(size)}")
+    if as_json:
+        print_json({"removed": {} if dry else sizes, "would_remove": sizes if dry else {}, "refused": refused})
+    elif not jobs:
+        echo("No such jobs.")
+    else:
+        whole = f"{len(sizes)} job{'s' if len(sizes) != 1 else ''}, {words.size(sum(sizes.values()))}"
+        echo(f"{whole}: not removed yet; add --yes." if dry else f"{whole}: removed.")
+    for message in () if as_json else refused.values():
+        echo(message, prefix=f"{click.style('kept:', fg='yellow')} ", err=True)
+    if refused:
+        sys.exit(EXIT_FAILED)
