@@ -94,10 +94,11 @@ class SparseRows:
         """``Y^H B`` (l, n) in double precision."""
         wide = self.wide()
         Y = np.ascontiguousarray(Y.conj(), np.result_type(wide.dtype, Y.dtype))
-        Z: Array = (wide.rows.T @ Y).T
+        Z: Array = wide.rows.T @ Y
         if self.shift is not None:
-            Z -= np.multiply.outer(Y.sum(axis=0), self.shift)
-        return Z
+            # In the order in which Z lies.
+            Z -= np.multiply.outer(self.shift, Y.sum(axis=0))
+        return Z.T
 
     def sums(self) -> Array:
         """The sums of the columns, in double precision."""
@@ -113,6 +114,22 @@ class SparseRows:
         data = data - self.shift[self.rows.indices]
         beside = (len(self) - self.counts) * np.abs(self.shift) ** 2
         return float(np.vdot(data, data).real + beside.sum())
+
+    def column_squares(self) -> Array:
+        """The squared norms of the columns of R, in double precision."""
+        return np.bincount(self.rows.indices, np.abs(self.wide().rows.data) ** 2, minlength=self.shape[1])
+
+    def blocks_beside(self, first_row: int, width: int) -> Array:
+        """The parts (b, width) of the rows in blocks of so many columns on the diagonal, where R begins in this row."""
+        rows = np.repeat(np.arange(len(self)), np.diff(self.rows.indptr))
+        columns = self.rows.indices - (first_row + rows) // max(width, 1) * width
+        inside = (columns >= 0) & (columns < width)
+        blocks = np.zeros((len(self), width), self.dtype)
+        blocks[rows[inside], columns[inside]] = self.rows.data[inside]
+        return blocks
+
+    def __sizeof__(self) -> int:
+        return int(self.rows.data.nbytes + self.rows.indices.nbytes + self.rows.indptr.nbytes)
 
     def first_not_finite(self) -> tuple[int, int, Any] | None:
         """Row, column and number of the first entry that is NaN or infinite."""

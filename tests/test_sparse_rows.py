@@ -38,6 +38,19 @@ def test_every_product_is_that_of_the_dense_block(seed: int) -> None:
         np.testing.assert_allclose(moments.met, (dense.astype(B.dtype) @ W[:, 0]).sum(), **tolerance)
 
 
+@pytest.mark.parametrize("width", [0, 1, 3, 16])
+def test_parts_beside_the_diagonal(width: int) -> None:
+    dense = np.random.default_rng(0).standard_normal((17, 17)) * (np.arange(17) % 3 > 0)
+    block = SparseRows(scipy.sparse.csr_array(dense)[5:12])
+    expected = np.zeros((7, width))
+    for i in range(7):
+        start = (5 + i) // width * width if width else 0
+        part = dense[5 + i, start : start + width]
+        expected[i, : len(part)] = part
+    np.testing.assert_array_equal(block.blocks_beside(5, width), expected)
+    np.testing.assert_allclose(block.column_squares(), (dense[5:12] ** 2).sum(axis=0))
+
+
 def test_constant_columns_leave_zeros() -> None:
     dense = np.zeros((7, 3))
     dense[:, 1] = 0.1

@@ -16,7 +16,7 @@ from dlscale.storage.matrix import Matrix
 #: Bytes of a block: large enough that reading it is one long disk access, small enough to stay near the caches.
 BLOCK_BYTES = 16 * 2**20
 #: The same of compressed rows, with what is made of them: the operand is read again for each block.
-SPARSE_BLOCK_BYTES = 64 * 2**20
+SPARSE_BLOCK_BYTES = 192 * 2**20
 #: Bytes of a chunk of an output. A thread holds several while it gathers, writes and reads them again, so that they decide
 #: how memory grows with the matrix.
 OUTPUT_BYTES = 4 * 2**20
@@ -109,7 +109,8 @@ def plan_sparse_grid(
     m = A.shape[0]
     average = A.n_entries / m * entry_bytes + row_bytes
     if block_rows is None:
-        block_rows = 2 ** int(math.log2(min(max(1, min(SPARSE_BLOCK_BYTES, max_block_bytes) / average), m)))
+        target = min(SPARSE_BLOCK_BYTES, max_block_bytes, max(BLOCK_BYTES, m * average / N_LEAVES))
+        block_rows = 2 ** int(math.log2(min(max(1, target / average), m)))
         # Some blocks have more entries than others.
         while block_rows > 1 and A.most_entries(block_rows) * entry_bytes + block_rows * row_bytes > max_block_bytes:
             block_rows //= 2

@@ -20,6 +20,7 @@ from dlscale.engine.graphs import DataNode, Task, TaskRef
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Fold, Passes, RowOutput, State
 from dlscale.engine.run import Cost
+from dlscale.sparse_rows import SparseRows
 from dlscale.storage.matrix import Matrix
 
 #: Blocks of a matrix: enough for a few workers, few enough that what a task costs (about 1 ms) does not show beside a product.
@@ -30,8 +31,8 @@ MAX_BLOCK_BYTES = 2**28
 
 def resident_grid(A: Matrix) -> RowGrid:
     """One block a leaf; it does not depend on who holds them."""
-    m, n = A.shape
-    n_blocks = max(N_BLOCKS, -(-m * n * A.dtype.itemsize // MAX_BLOCK_BYTES))
+    m = A.shape[0]
+    n_blocks = max(N_BLOCKS, -(-A.n_entries * _entry_bytes(A) // MAX_BLOCK_BYTES))
     rows, unit = -(-m // n_blocks), min(A.row_unit, m)
     if unit <= rows:
         rows = rows // unit * unit
@@ -44,7 +45,12 @@ def resident_grid(A: Matrix) -> RowGrid:
 def resident_bytes(A: Matrix, facts: ClusterFacts) -> int:
     """Bytes of A that one worker holds."""
     grid = resident_grid(A)
-    return -(-grid.n_leaves // facts.n_workers) * grid.leaf_rows * A.shape[1] * A.dtype.itemsize
+    return -(-grid.n_leaves // facts.n_workers) * A.most_entries(grid.leaf_rows) * _entry_bytes(A)
+
+
+def _entry_bytes(A: Matrix) -> int:
+    """Of a block that is held: compressed rows know the column of each entry."""
+    return A.dtype.itemsize + (8 if A.is_sparse else 0)
 
 
 class Resident:
@@ -111,7 +117,9 @@ class Resident:
         self._held = {}
 
 
-def _read_block(A: Matrix, start: int, stop: int) -> Array:
+def _read_block(A: Matrix, start: int, stop: int) -> Array | SparseRows:
+    if A.is_sparse:
+        return A.sparse_rows(start, stop)
     if A.in_memory:
         return A.read(start, stop)
     block: Array = empty_pages((stop - start, A.shape[1]), A.dtype)

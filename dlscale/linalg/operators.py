@@ -15,7 +15,7 @@ import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.engine.clusters import ClusterFacts
-from dlscale.engine.costs import N_WAITING_STATES, bytes_of, lay_out
+from dlscale.engine.costs import N_WAITING_STATES, bytes_of, lay_out, lay_out_sparse
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.resident import Resident, resident_bytes, resident_grid
@@ -106,7 +106,11 @@ def plan_operator(A: Matrix, width: int, facts: ClusterFacts, *, n_products: int
     (m, n), item = A.shape, A.dtype.itemsize
     state = bytes_of(n, width, dtype=accumulator_dtype(A.dtype))
     try:
-        layout = lay_out(A, facts, state_bytes=state, operand_bytes=2 * max(m, n) * width * item)
+        operands = 2 * max(m, n) * width * item
+        if A.is_sparse:
+            layout = lay_out_sparse(A, facts, state_bytes=state, operand_bytes=operands, width=width)
+        else:
+            layout = lay_out(A, facts, state_bytes=state, operand_bytes=operands)
     except DoesNotFitError:
         return _plan_blocks(A, width, facts, f"{n} x {width} numbers of each partial result do not fit a worker")
     if A.in_memory and facts.kind == "threads":

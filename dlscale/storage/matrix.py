@@ -225,6 +225,10 @@ class SameRows(View):
     def n_entries(self) -> int:
         return self.base.n_entries
 
+    @property
+    def n_stored_bytes(self) -> int:
+        return self.base.n_stored_bytes if self.base.is_sparse else super().n_stored_bytes
+
     def most_entries(self, n_rows: int) -> int:
         return self.base.most_entries(n_rows)
 
@@ -279,6 +283,11 @@ class RowRange(SameRows):
     @property
     def n_entries(self) -> int:
         return self.base.n_entries * self.shape[0] // self.base.shape[0]
+
+    @property
+    def n_stored_bytes(self) -> int:
+        whole = super().n_stored_bytes
+        return whole * self.shape[0] // self.base.shape[0] if self.base.is_sparse else whole
 
     def sparse_rows(self, start: int, stop: int) -> SparseRows:
         return self.base.sparse_rows(start + self.start, stop + self.start)

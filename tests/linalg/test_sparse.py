@@ -14,7 +14,7 @@ from sparse_matrices import anndata_group
 import dlscale
 from dlscale.engine.clusters import describe_cluster
 from dlscale.engine.grids import plan_sparse_grid
-from dlscale.errors import DoesNotFitError, NonFiniteError
+from dlscale.errors import DoesNotFitError, NonFiniteError, SpecError
 from dlscale.linalg.statistics.kind import NormOptions, plan_norm
 from dlscale.linalg.svd import SVDOptions, plan_svd
 from dlscale.storage.matrices import open_matrix
@@ -84,6 +84,51 @@ def test_any_scale(exponent: int) -> None:
     A = sparse_matrix(900, 300, density=0.03)
     s = dlscale.randomized_svd(A, 3).s
     np.testing.assert_array_equal(dlscale.randomized_svd(A * 2.0**exponent, 3).s, s * 2.0**exponent)
+
+
+def grid_laplacian(k: int) -> Any:
+    """Of the graph of a k x k grid, plus the identity."""
+    path = scipy.sparse.diags_array([-np.ones(k - 1), np.full(k, 2.0), -np.ones(k - 1)], offsets=[-1, 0, 1])
+    path = path.tolil()
+    path[0, 0] = path[-1, -1] = 1
+    one = scipy.sparse.eye_array(k)
+    return scipy.sparse.csr_array(scipy.sparse.kron(path, one) + scipy.sparse.kron(one, path) + scipy.sparse.eye_array(k * k))
+
+
+@pytest.mark.parametrize("method", ["cg", "minres", "gmres"])
+@pytest.mark.parametrize("preconditioner", ["none", "jacobi", "block_jacobi"])
+@pytest.mark.parametrize("stored", [False, True])
+def test_systems_by_iterations(tmp_path: Path, method: str, preconditioner: str, stored: bool) -> None:
+    A, rng = grid_laplacian(20), np.random.default_rng(0)
+    if method == "gmres":
+        A = A + scipy.sparse.diags_array(rng.uniform(0, 1, 399), offsets=1)
+    b = rng.standard_normal(400)
+    source = anndata_group(tmp_path / "A.zarr", scipy.sparse.csr_array(A), chunks=500) if stored else A
+    assert open_matrix(source).is_sparse
+    x = getattr(dlscale, method)(source, b, rtol=1e-10, M=preconditioner).x
+    np.testing.assert_allclose(A @ x, b, atol=1e-8)
+
+
+def test_eigenpairs_by_iterations(tmp_path: Path) -> None:
+    A = grid_laplacian(20)
+    expected = np.linalg.eigvalsh(A.toarray())
+    values, vectors = dlscale.eigsh(A, 4, which="LA")
+    np.testing.assert_allclose(np.sort(values), expected[-4:], rtol=1e-10)
+    np.testing.assert_allclose(A @ vectors, vectors * values, atol=1e-7)
+    path = anndata_group(tmp_path / "A.zarr", A, chunks=500)
+    params = {"n_components": 3, "method": "iterative", "completeness": "random"}
+    bits = []
+    for cluster in ("threads", {"workers": 1, "threads": 1}, {"workers": 2, "threads": 1}):
+        spec = {"kind": "eigh", "input": {"matrix": str(path)}, "params": params, "cluster": cluster}
+        bits.append(dlscale.run(spec, workspace=tmp_path / "ws").open()["eigenvalues"][...].tobytes())
+    np.testing.assert_allclose(np.sort(np.frombuffer(bits[0])), expected[-3:], rtol=1e-10)
+    assert bits[1:] == bits[:1] * 2
+
+
+@pytest.mark.parametrize(("name", "said"), [("lu", "method cg, minres or gmres"), ("cholesky", "method cg"), ("qr", "kind svd")])
+def test_factors_that_would_fill_are_refused_with_what_to_use(name: str, said: str) -> None:
+    with pytest.raises(SpecError, match=f"is sparse, and the .* would fill with nonzeros; .*{said}"):
+        getattr(dlscale, name)(grid_laplacian(5))
 
 
 def test_the_plan_counts_what_is_stored() -> None:

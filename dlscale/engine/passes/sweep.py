@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from dlscale.arrays import Array
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.graphs import DataNode, Task, TaskRef
 from dlscale.engine.grids import RowGrid, blocks
@@ -23,6 +22,7 @@ from dlscale.engine.passes.reading import read_ahead
 from dlscale.engine.progress import Meter
 from dlscale.engine.run import State
 from dlscale.errors import NonFiniteError, OutOfRange
+from dlscale.sparse_rows import SparseRows
 from dlscale.storage.matrix import Matrix
 
 
@@ -138,15 +138,22 @@ def held_graph(sweep: Sweep, grid: RowGrid, held: Sequence[Any], facts: ClusterF
     return graph, root, {group: i // facts.threads_per_worker for i, group in enumerate(groups)}
 
 
-def _run_group(shared: Any, first: int, leaves: Sequence[tuple[int, int]], *held: Array) -> _Nodes:
+def _run_group(shared: Any, first: int, leaves: Sequence[tuple[int, int]], *held: Any) -> _Nodes:
     """Fold some of the leaves, which are held, and merge what the tree merges of them alone."""
     sweep = Sweep.of(shared)
     meter = Meter(sweep.token, sweep.step, flops_per_row(sweep.fold, sweep.inputs))
     # A block that came from another worker may lie at an odd address; BLAS would be given a copy in another order.
-    aligned = (np.require(block, requirements="A") for block in held)
+    aligned = (_whole(block, sparse=sweep.fold.takes_sparse) for block in held)
     nodes = {(0, first + i): _fold(sweep, *leaves[first + i], meter, block) for i, block in enumerate(aligned)}
     meter.flush()
     return _merged(sweep, nodes, len(leaves))
+
+
+def _whole(block: Any, *, sparse: bool) -> Any:
+    """A block that is held, as the fold takes it."""
+    if not isinstance(block, SparseRows):
+        return np.require(block, requirements="A")
+    return block if sparse else block.rows.toarray()
 
 
 def _total(shared: Any, n_leaves: int, *groups: _Nodes) -> Any:
@@ -186,7 +193,7 @@ def _blocks(sweep: Sweep, start: int, stop: int) -> Iterator[tuple[int, list[Any
     return read_ahead(sweep.inputs, start, stop, sweep.block_rows, sparse=sweep.fold.takes_sparse)
 
 
-def _fold(sweep: Sweep, start: int, stop: int, meter: Meter, held: Array | None = None) -> State:
+def _fold(sweep: Sweep, start: int, stop: int, meter: Meter, held: Any = None) -> State:
     """The partial result of some rows, which are held or read."""
     row_bytes = bytes_read(sweep.inputs) // sweep.inputs[0].shape[0] if held is None else 0
     fold, state, several = sweep.fold, sweep.fold.start(), len(sweep.inputs) > 1

@@ -28,7 +28,7 @@ from dlscale.engine.tiles.whole import WholePanels
 from dlscale.errors import NumericalError, SpecError
 from dlscale.linalg.cholesky.panels import Cholesky
 from dlscale.linalg.cholesky.row_blocks import TiledCholesky
-from dlscale.linalg.panels.plan import ByPanels, FactorOptions, factor_target, plan_panels
+from dlscale.linalg.panels.plan import ByPanels, FactorOptions, factor_target, plan_panels, require_dense
 from dlscale.linalg.panels.products import part_product, probes, scaled_residual
 from dlscale.linalg.panels.scaling import panels_at_safe_scale, place_times, require_safe
 from dlscale.linalg.scaling import scale_words
@@ -57,6 +57,7 @@ def plan_cholesky(A: Matrix, options: CholeskyOptions, facts: ClusterFacts) -> P
     n = A.shape[0]
     if A.shape[1] != n:
         raise SpecError(f"input.matrix: must be square for a Cholesky factorization; got {n} x {A.shape[1]}.")
+    require_dense(A, "the Cholesky factor", "solve with it by iterations (kind solve with method cg)")
     stored = n * n * A.dtype.itemsize
     what = ByPanels("cholesky", "blocked Cholesky of the lower triangle", STEPS)
     more = (Step("adjoint", 4.0 * n * n, stored), Step("lower", 4.0 * n * n, stored))

@@ -10,7 +10,7 @@ import numpy as np
 from dlscale.arrays import Array
 from dlscale.certificates import Check
 from dlscale.engine.clusters import ClusterFacts
-from dlscale.engine.costs import bytes_of, lay_out
+from dlscale.engine.costs import bytes_of, lay_out, lay_out_sparse
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.plan import Need
@@ -78,7 +78,11 @@ def lay_out_reads(A: Matrix, width: int, facts: ClusterFacts) -> Layout:
     """
     n = A.shape[0]
     state = 2 * bytes_of(n, width, dtype=accumulator_dtype(A.dtype))
-    layout = lay_out(A, facts, state_bytes=state, operand_bytes=2 * n * width * A.dtype.itemsize)
+    operands = 2 * n * width * A.dtype.itemsize
+    if A.is_sparse:
+        layout = lay_out_sparse(A, facts, state_bytes=state, operand_bytes=operands, width=width)
+    else:
+        layout = lay_out(A, facts, state_bytes=state, operand_bytes=operands)
     held = resident_bytes(A, facts)
     if A.in_memory and facts.kind == "threads":
         return Layout(layout.grid, False, layout.memory, "the matrix is in memory", layout.notes)
@@ -109,8 +113,7 @@ class Reader:
 
     def keep(self, number: int, width: int) -> Keep:
         """Whether the state after so many reads is kept."""
-        n = self.A.shape[0]
-        return "last" if number % math.ceil(KEPT_FLOPS / (4.0 * n * n * width)) == 0 else "none"
+        return "last" if number % math.ceil(KEPT_FLOPS / (4.0 * self.A.n_entries * width)) == 0 else "none"
 
     def powers(self, step: str, W: Array) -> tuple[Array, Array]:
         """``A W`` and ``A^2 W``."""

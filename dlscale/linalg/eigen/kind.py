@@ -152,7 +152,9 @@ def _plan_iterative(A: Matrix, options: EighOptions, facts: ClusterFacts, rates:
     width = iterative.width_of(n, k)
     layout = iterative.lay_out_reads(A, width, facts)
     once, each = (A.n_stored_bytes, 0) if layout.resident else (0, A.n_stored_bytes)
-    flops = 4.0 * n * n * width
+    flops = 4.0 * A.n_entries * width
+    if A.is_sparse:
+        rates = measured_rates(A, facts, grid=layout.grid, sparse=True)
     reads = [Step("symmetry", flops, each), *(Step(f"read-{i}", flops, each) for i in range(2, options.max_reads + 1))]
     return Plan(
         kind="eigh",
@@ -160,7 +162,7 @@ def _plan_iterative(A: Matrix, options: EighOptions, facts: ClusterFacts, rates:
         words=f"Chebyshev-filtered subspace of {width} columns, at most {options.max_reads} reads ({layout.words})",
         matrix=A.describe(),
         grids=Grids(rows=layout.grid),
-        steps=(*([Step("resident", 0.0, once)] if once else []), *reads, Step("residuals", 2.0 * n * n * k, each)),
+        steps=(*([Step("resident", 0.0, once)] if once else []), *reads, Step("residuals", 2.0 * A.n_entries * k, each)),
         memory=layout.memory,
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
@@ -253,7 +255,7 @@ def _with_completeness(plan: Plan, A: Matrix, options: EighOptions, facts: Clust
     if proof is not None and (needed or proof.nominal_seconds <= soon):
         return _with_proof(plan, proof)
     each = 0 if plan.choices["resident"] else A.n_stored_bytes
-    flops = 4.0 * A.shape[0] ** 2 * iterative.CHECK_COLUMNS
+    flops = 4.0 * A.n_entries * iterative.CHECK_COLUMNS
     names = [*(f"check-0-read-{i + 1}" for i in range(iterative.CHECK_READS)), "check-0-last"]
     checks = tuple(Step(name, flops, each) for name in names)
     words = f"{plan.words}; then random vectors that would show a pair that was missed"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from dlscale.engine.passes.fold import Squares
 from dlscale.engine.passes.row_results import RowsFold, add_rows
 from dlscale.kernels import accumulator_dtype, add_normal_product, sum_of_squares, tiles
 from dlscale.linalg.folds.products import squares_of
+from dlscale.sparse_rows import SparseRows
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Powers(RowsFold):
     W: Array
 
     rows_name = "product"
+    takes_sparse = True
 
     @property
     def flops_per_row(self) -> float:
@@ -57,6 +60,7 @@ class Both(RowsFold):
     X: Array
 
     rows_name = "product"
+    takes_sparse = True
 
     @property
     def flops_per_row(self) -> float:
@@ -71,7 +75,13 @@ class Both(RowsFold):
             "trace": np.zeros(1, wide),
         }
 
-    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+    def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
+        if isinstance(A, SparseRows):
+            add_rows(state, A.times(self.X).astype(self.X.dtype, copy=False))
+            state["ZH"] += A.adjoint_times(self.X[first_row : first_row + len(A)])
+            state["squares"] += A.squares()
+            state["trace"] += A.wide().rows.diagonal(first_row).sum()
+            return ()
         for i, tile in tiles(A):
             rows = slice(first_row + i, first_row + i + len(tile))
             add_rows(state, tile @ self.X)

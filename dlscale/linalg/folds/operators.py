@@ -14,6 +14,7 @@ from dlscale.engine.outputs import RowOutput
 from dlscale.engine.passes import Fold, State
 from dlscale.engine.passes.row_results import RowsFold, add_rows
 from dlscale.kernels import accumulator_dtype, tiles
+from dlscale.sparse_rows import SparseRows
 from dlscale.storage.matrix import Matrix
 
 
@@ -30,6 +31,7 @@ class Product(RowsFold):
     XT: Array
 
     rows_name = "product"
+    takes_sparse = True
 
     @property
     def flops_per_row(self) -> float:
@@ -38,7 +40,10 @@ class Product(RowsFold):
     def start(self) -> State:
         return {"product": np.zeros((0, len(self.XT)), self.XT.dtype)}
 
-    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+    def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
+        if isinstance(A, SparseRows):
+            add_rows(state, A.times(self.XT.T).astype(self.XT.dtype, copy=False))
+            return ()
         if A.dtype == self.XT.dtype:
             add_rows(state, np.ascontiguousarray((self.XT @ A.T).T))
             return ()
@@ -61,6 +66,8 @@ class AdjointProduct(Fold):
     Y: Array
     n: int
 
+    takes_sparse = True
+
     @property
     def flops_per_row(self) -> float:
         return float(2 * self.n * self.Y.shape[1])
@@ -69,7 +76,10 @@ class AdjointProduct(Fold):
         # As its conjugate transpose, so that no product is made of columns.
         return {"ZH": np.zeros((self.Y.shape[1], self.n), accumulator_dtype(self.Y.dtype))}
 
-    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+    def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
+        if isinstance(A, SparseRows):
+            state["ZH"] += A.adjoint_times(self.Y[first_row : first_row + len(A)])
+            return ()
         rows = self.Y[first_row : first_row + len(A)].conj().T
         for i, tile in tiles(A):
             state["ZH"] += rows[:, i : i + len(tile)] @ tile

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from dlscale.engine.passes.fold import Squares
 from dlscale.engine.passes.row_results import RowsFold, add_rows
 from dlscale.kernels import accumulator_dtype, tiles
 from dlscale.linalg.folds.products import squares_of
+from dlscale.sparse_rows import SparseRows
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Survey(RowsFold):
     adjoint: bool = False
 
     rows_name = "rows"
+    takes_sparse = True
 
     @property
     def flops_per_row(self) -> float:
@@ -47,7 +50,13 @@ class Survey(RowsFold):
             state["ZH"] = np.zeros((length, n), wide)
         return state
 
-    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+    def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
+        if isinstance(A, SparseRows):
+            add_rows(state, np.hstack([A.times(self.X), A.wide().blocks_beside(first_row, self.width)]))
+            if self.adjoint:
+                state["ZH"] += A.adjoint_times(self.X[first_row : first_row + len(A)])
+            state["squares"] += A.column_squares()
+            return ()
         wide, n = accumulator_dtype(A.dtype), len(self.X)
         for i, tile in tiles(A):
             rows = slice(first_row + i, first_row + i + len(tile))

@@ -68,9 +68,9 @@ def plan_system(A: Matrix, B: Matrix, method: Method, options: Iterations, facts
     if how.way == "blocks":
         raise DoesNotFitError(f"One worker has no room for rows of {n} columns beside the vectors; raise cluster.memory.")
     once, each = {"resident": (A.n_stored_bytes, 0), "memory": (0, 0)}.get(how.way, (0, A.n_stored_bytes))
-    product = 2.0 * n * n * width
+    product = 2.0 * A.n_entries * width
     steps = [Step("resident", 0.0, once)] if once else []
-    steps.append(Step("survey", (4.0 if method in _SYMMETRIC else 2.0) * n * n * N_PROBES, each))
+    steps.append(Step("survey", (4.0 if method in _SYMMETRIC else 2.0) * A.n_entries * N_PROBES, each))
     # Each iteration multiplies, and the residual is measured at least once.
     threads = 0.0 if each else min(float(facts.n_threads), 2.0 * width / NOMINAL_FLOPS_PER_SECOND * MEMORY_RATE / A.dtype.itemsize)
     steps += [Step(f"product-{i}", product, each, n_threads=threads) for i in range(1, max_iterations + 2)]
@@ -85,7 +85,7 @@ def plan_system(A: Matrix, B: Matrix, method: Method, options: Iterations, facts
         memory=(Need("blocks of the matrix, and partial results", how.peak_bytes), Need("vectors of the iterations", driver_bytes)),
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
-        rates=measured_rates(A, facts, grid=how.grid),
+        rates=measured_rates(A, facts, grid=how.grid, sparse=True),
         notes=tuple(A.notes),
         choices={"way": how.way, "restart": restart},
     )

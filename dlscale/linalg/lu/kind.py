@@ -30,7 +30,7 @@ from dlscale.engine.tiles.whole import WholePanels
 from dlscale.errors import NumericalError
 from dlscale.linalg.lu.panels import LU, Exchanges, RowOrder, row_move
 from dlscale.linalg.lu.row_blocks import Places, TournamentLU
-from dlscale.linalg.panels.plan import ByPanels, FactorOptions, factor_target, plan_panels
+from dlscale.linalg.panels.plan import ByPanels, FactorOptions, factor_target, plan_panels, require_dense
 from dlscale.linalg.panels.products import part_product, probes, scaled_residual
 from dlscale.linalg.panels.scaling import panels_at_safe_scale, place_times, require_safe
 from dlscale.linalg.scaling import scale_words
@@ -77,6 +77,7 @@ def plan_lu(A: Matrix, options: LUOptions, facts: ClusterFacts) -> Plan:
     ------
     SpecError, DoesNotFitError
     """
+    require_dense(A, "the LU factors", "solve with it by iterations (kind solve with method cg, minres or gmres)")
     m, n = A.shape
     stored = m * n * A.dtype.itemsize
     what = ByPanels(

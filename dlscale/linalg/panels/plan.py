@@ -45,6 +45,15 @@ class FactorOptions(Options):
     row_blocks: RowBlocks = None
 
 
+def require_dense(A: Matrix, factors: str, instead: str) -> None:
+    """Refuse a sparse matrix, whose factors would be dense ones (SpecError, which says what to use)."""
+    if "sparse" in A.describe():
+        raise SpecError(
+            f"input.matrix: is sparse, and {factors} of it would fill with nonzeros; {instead}, or give it as a dense matrix "
+            "(import it with sparse: false, or call .toarray())."
+        )
+
+
 @dataclass(frozen=True)
 class ByPanels:
     """A factorization, as plans know it.

@@ -18,7 +18,7 @@ from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.engine.tiles.grid import Ways
 from dlscale.errors import DoesNotFitError, SpecError
-from dlscale.linalg.panels.plan import FactorOptions
+from dlscale.linalg.panels.plan import FactorOptions, require_dense
 from dlscale.linalg.qr import tall as tall_qr
 from dlscale.linalg.qr.panels import QRSteps, WholeQR, compute_panel_qr, plan_panel_qr
 from dlscale.linalg.qr.row_blocks import TiledQR
@@ -72,6 +72,7 @@ def plan_qr(A: Matrix, options: QROptions, facts: ClusterFacts) -> Plan:
     SpecError, DoesNotFitError
     """
     options.check()
+    require_dense(A, "the QR factors", "take its leading singular vectors (kind svd), or solve with it (kind lstsq)")
     m, n = A.shape
     if options.mode != "raw" and not options.by_panels and m >= TALL * n and (n <= MAX_TALL_COLUMNS or options.block_rows):
         try:

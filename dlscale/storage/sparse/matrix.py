@@ -230,23 +230,21 @@ def _canonical(block: Any) -> Any:
 
 
 def in_memory(source: Any) -> Matrix:
-    """A sparse matrix or array of SciPy, of any format, as it is where that is CSR or CSC."""
+    """A sparse matrix or array of SciPy, of any format, as it is where that is CSR."""
     form = getattr(source, "format", "")
     if len(source.shape) != 2:
         raise InputError(f"A matrix has two dimensions (rows, columns); the sparse array has shape {tuple(source.shape)}.")
     compute_dtype(np.dtype(source.dtype))
-    if form not in ("csr", "csc"):
-        source = source.tocsr()
-    # Its products trust what it says of itself.
+    source = source.tocsr()
     parts = Compressed(
         f"sparse array of SciPy ({form})",
         (int(source.shape[0]), int(source.shape[1])),
-        source.format == "csr",
+        True,
         np.asarray(source.data),
         np.asarray(source.indices),
         np.asarray(source.indptr),
     )
-    return oriented(parts)
+    return SparseMatrix(parts)
 
 
 def oriented(parts: Compressed) -> Matrix:
