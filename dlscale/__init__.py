@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from dlscale.linalg.statistics.functions import norm as norm
     from dlscale.linalg.statistics.functions import pinv as pinv
     from dlscale.linalg.statistics.functions import trace as trace
+    from dlscale.service.client import Client as Client
 
 __version__ = "0.1.0"
 
@@ -82,12 +83,14 @@ _PLACES = {
     "eigh": "dlscale.linalg.eigen.functions",
     "eigvalsh": "dlscale.linalg.eigen.functions",
     "eigsh": "dlscale.linalg.eigen.functions",
+    "Client": "dlscale.service.client",
     "jobs": "dlscale.batch.submit",
     "run": "dlscale.batch.run",
     "submit": "dlscale.batch.submit",
 }
 __all__ = [
     "PCA",
+    "Client",
     "cg",
     "cholesky",
     "cond",

@@ -104,6 +104,15 @@ class _Group(click.Group):
             say(Interrupted("stopped by a signal before any work was done; run the command again."))
             ctx.exit(Interrupted.exit_code)
 
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if ctx.params.get("server") is None:
+            return super().get_command(ctx, cmd_name)
+        from dlscale.cli.remote import COMMANDS as REMOTE
+
+        if cmd_name not in REMOTE:
+            raise click.UsageError(f"--server goes with {', '.join(REMOTE)}; got {cmd_name}.", ctx)
+        return REMOTE[cmd_name]
+
 
 def _at_home(option: re.Match[str]) -> str:
     from dlscale.storage.files.locations import expand_home
@@ -113,7 +122,8 @@ def _at_home(option: re.Match[str]) -> str:
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="dlscale")
-def commands() -> None:
+@click.option("--server", metavar="URL", help="Ask a server (`dlscale serve`), with the token in DLSCALE_TOKEN if it needs one.")
+def commands(server: str | None) -> None:
     """Large linear algebra as batch jobs: planned, checkpointed, certified."""
 
 

@@ -13,8 +13,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from web_server import WebServer
 
+from dlscale.service.tokens import add_token
 
-@pytest.fixture(scope="module")
+
+@pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a server runs: a matrix, and a file that no job may read, beside it."""
     place = tmp_path_factory.mktemp("place") / "here"
@@ -25,7 +27,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(folder: Path) -> Iterator[WebServer]:
     with WebServer(folder) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def guarded(folder: Path) -> Iterator[tuple[WebServer, dict[str, str]]]:
+    """A server that is open to the network, and a token of each scope."""
+    path = folder.parent / "tokens"
+    tokens = {scope: add_token(path, f"{scope}er:{scope}") for scope in ("read", "submit", "admin")}
+    with WebServer(folder, "--host", "0.0.0.0", "--token-file", str(path), "--name", "jobs.example") as running:
+        yield running, tokens

@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -55,17 +54,9 @@ def test_the_server_knows_its_own_names(server: WebServer) -> None:
         assert server.http.get("/v1/jobs", headers=own).status_code == 200
 
 
-@pytest.fixture(scope="module")
-def guarded(folder: Path) -> Iterator[tuple[WebServer, dict[str, dict[str, str]]]]:
-    """A server that is open to the network, and the headers of a token of each scope."""
-    path = folder.parent / "tokens"
-    made = {scope: {"Authorization": f"Bearer {add_token(path, f'{scope}er:{scope}')}"} for scope in ("read", "submit", "admin")}
-    with WebServer(folder, "--host", "0.0.0.0", "--token-file", str(path), "--name", "jobs.example") as running:
-        yield running, made
-
-
-def test_each_token_does_what_its_scopes_say(guarded: tuple[WebServer, dict[str, dict[str, str]]], folder: Path) -> None:
-    server, tokens = guarded
+def test_each_token_does_what_its_scopes_say(guarded: tuple[WebServer, dict[str, str]], folder: Path) -> None:
+    server, made = guarded
+    tokens = {scope: {"Authorization": f"Bearer {token}"} for scope, token in made.items()}
     wrong = tokens["read"]["Authorization"][:-1] + "!"
     for headers in ({}, {"Authorization": wrong}, {"Authorization": "Basic eDp5"}, {"Cookie": "dlscale-token=guess"}):
         for method, path in (("GET", "/v1/jobs"), ("POST", "/v1/jobs"), ("DELETE", "/v1/jobs/x"), ("GET", "/schema"), ("GET", "/")):
@@ -77,14 +68,16 @@ def test_each_token_does_what_its_scopes_say(guarded: tuple[WebServer, dict[str,
     assert [server.http.post(**post, headers=tokens[scope]).status_code for scope in tokens] == [403, 200, 200]
     assert [server.http.delete("/v1/jobs/x", headers=tokens[scope]).status_code for scope in tokens] == [403, 403, 404]
     # A browser sends cookies on its own, so the API starts and removes nothing by them.
-    cookie = {"Cookie": f"dlscale-token={tokens['admin']['Authorization'].removeprefix('Bearer ')}"}
+    cookie = {"Cookie": f"dlscale-token={made['admin']}"}
     assert server.http.get("/v1/jobs", headers=cookie).status_code == 200
     assert server.http.delete("/v1/jobs/x", headers=cookie).status_code == 401
     for host, status in (("jobs.example", 200), (socket.gethostname(), 200), ("10.1.2.3:80", 200), ("evil.example", 403)):
         assert server.http.get("/v1/jobs", headers={**tokens["read"], "Host": host}).status_code == status
     path = folder.parent / "tokens"
-    path.write_text("\n".join(line for line in path.read_text().splitlines() if not line.startswith("submiter")) + "\n")
-    assert server.http.post(**post, headers=tokens["submit"]).status_code == 401
+    revoked = {"Authorization": f"Bearer {add_token(path, 'gone:admin')}"}
+    assert server.http.post(**post, headers=revoked).status_code == 200
+    path.write_text("\n".join(line for line in path.read_text().splitlines() if not line.startswith("gone")) + "\n")
+    assert server.http.post(**post, headers=revoked).status_code == 401
     assert server.http.get("/v1/jobs", headers=tokens["read"]).status_code == 200
 
 
@@ -189,7 +182,7 @@ def test_readers_that_read_nothing_do_not_keep_others_out(server: WebServer) -> 
     job = server.submit()
     server.wait_for(job, "succeeded")
     request = f"GET /v1/jobs/{job}/report HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20
-    slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(100)]
+    slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(40)]
     try:
         for connection in slow:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,15 @@ import httpx
 import numpy as np
 import pytest
 import yaml
-from web_server import ENVIRONMENT, LONG, SHORT, WebServer, wait_until
+from click.testing import CliRunner, Result
+from web_server import LONG, SHORT, WebServer, wait_until
+
+from dlscale.cli.main import commands
 
 
-def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "dlscale", *arguments], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=60
-    )
+def command(folder: Path, *arguments: str) -> Result:
+    with chdir(folder):
+        return CliRunner().invoke(commands, arguments)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,22 @@ def test_a_job_is_submitted_and_read(server: WebServer, done: dict[str, Any]) ->
     assert 'dlscale_jobs{state="succeeded"}' in metrics
     assert server.http.get("/schema").json()["title"] == "dlscale job"
     assert "/v1/jobs/{job_id}/events" in server.http.get("/openapi.json").json()["paths"]
+
+
+def test_a_stream_ends_with_its_job_and_goes_on_behind_any_event(server: WebServer, folder: Path, done: dict[str, Any]) -> None:
+    path = f"/v1/jobs/{done['job']}/events"
+    written = [json.loads(line) for line in (folder / "ws" / "jobs" / done["job"] / "events.jsonl").read_text().splitlines()]
+    with server.http.stream("GET", path) as stream:
+        assert stream.headers["content-type"] == "text/event-stream; charset=utf-8"
+        whole = list(events_of(stream))
+    assert [data for _, _, data in whole] == [*written, {"event": "end", "state": "succeeded"}]
+    for n, (number, _, _) in enumerate(whole[:5], 1):
+        with server.http.stream("GET", path, headers={"Last-Event-ID": number}) as stream:
+            assert list(events_of(stream)) == whole[n:]
+    for number in ("9" * 15, str(int(whole[0][0]) - 3)):  # behind the end, within a line
+        with server.http.stream("GET", path, headers={"Last-Event-ID": number}) as stream:
+            assert list(events_of(stream))[-1] == whole[-1]
+    assert server.http.get(path, headers={"Last-Event-ID": "x"}).status_code == 422
 
 
 def test_a_log_is_read_in_parts(server: WebServer, done: dict[str, Any]) -> None:
@@ -98,7 +114,7 @@ def test_faults_are_told_in_the_words_of_the_command_line(server: WebServer, fol
     said = command(folder, "validate", "bad.yaml")
     for query in ("?validate_only", "?plan_only=true", ""):
         answer = server.http.post(f"/v1/jobs{query}", content=text, headers={"Content-Type": "application/yaml"})
-        assert (answer.status_code, answer.json()["exit_code"]) == (422, said.returncode)
+        assert (answer.status_code, answer.json()["exit_code"]) == (422, said.exit_code)
         assert answer.json()["detail"].replace("spec:", "bad.yaml:") == said.stderr.removeprefix("error: ").rstrip()
     valid = server.http.post("/v1/jobs?validate_only", json=server.spec())
     assert (valid.status_code, valid.json()["message"]) == (200, "spec is a valid job of kind svd.")
@@ -138,7 +154,7 @@ def test_a_job_is_cancelled_resumed_and_removed(server: WebServer, folder: Path)
 
 
 def test_pages_of_a_list_hold_every_job_once(server: WebServer, done: dict[str, Any], folder: Path) -> None:
-    assert command(folder, "run", "--workspace", "ws", *spec_file(folder)).returncode == 0
+    assert command(folder, "run", "--workspace", "ws", *spec_file(folder)).exit_code == 0
     wait_until(lambda: "from-a-terminal" in server.http.get("/v1/jobs").text)
     whole = [job["job"] for job in server.http.get("/v1/jobs").json()["jobs"]]
     assert whole[0].startswith("from-a-terminal")
@@ -157,27 +173,3 @@ def spec_file(folder: Path) -> list[str]:
     spec = {**SHORT, "name": "from-a-terminal", "input": {"matrix": str(folder / "a.zarr")}}
     (folder / "terminal.yaml").write_text(yaml.safe_dump(spec))
     return ["terminal.yaml"]
-
-
-def test_a_stream_goes_on_after_the_server_was_killed(folder: Path) -> None:
-    """Each event once, whenever the server and the reader's connection went."""
-    heard: list[tuple[str, str, dict[str, Any]]] = []
-    with WebServer(folder) as first:
-        job = first.submit(LONG)
-        with suppress(httpx.HTTPError), httpx.stream("GET", f"{first.url}/v1/jobs/{job}/events", timeout=30) as stream:
-            for event in events_of(stream):
-                heard.append(event)
-                if len(heard) == 5:
-                    first.kill()
-        assert heard[-1][1] != "end"
-        port = first.port
-    with (
-        WebServer(folder, port=port) as second,
-        httpx.stream("GET", f"{second.url}/v1/jobs/{job}/events", headers={"Last-Event-ID": heard[-1][0]}, timeout=60) as stream,
-    ):
-        heard += events_of(stream)
-        written = [json.loads(line) for line in (folder / "ws" / "jobs" / job / "events.jsonl").read_text().splitlines()]
-        assert [data for _, _, data in heard[:-1]] == written
-        assert heard[-1][1:] == ("end", {"event": "end", "state": "succeeded"})
-        assert second.job(job)["state"] == "succeeded"
-        assert second.http.get("/v1/jobs", params={"limit": 1}).json()["jobs"][0]["job"] == job

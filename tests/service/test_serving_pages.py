@@ -6,19 +6,16 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from web_server import WebServer, wait_until
 
-from dlscale.service.tokens import add_token
-
 JOB = """kind: svd
 name: {name}
 input: {{matrix: a.zarr}}
-params: {{n_components: 4, power_iterations: {n}, block_rows: 100}}
+params: {{n_components: 4, power_iterations: {n}, block_rows: 200}}
 cluster: threads
 """
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -73,22 +70,19 @@ def test_forms_of_other_sessions_do_nothing(server: WebServer, browser: httpx.Cl
     assert "forged" not in server.http.get("/v1/jobs").text
 
 
-def test_a_browser_logs_in_with_a_token(folder: Path) -> None:
-    path = folder.parent / "tokens"
-    token = add_token(path, "anna:read")
-    with WebServer(folder, "--token-file", str(path)) as server:
-        headers = {"Accept": "text/html"}
-        with httpx.Client(base_url=server.url, headers=headers) as browser:
-            assert browser.get("/").headers["location"] == "/login"
-            forgery = {"forgery": fields_of(browser.get("/login").text)["forgery"]}
-            assert browser.post("/login", data=forgery | {"token": "guess"}).status_code == 403
-            entered = browser.post("/login", data=forgery | {"token": token})
-            assert "HttpOnly; Path=/; SameSite=strict" in entered.headers["set-cookie"]
-            assert browser.get("/").status_code == 200
-            form = {**forgery, "spec": JOB.format(name="x", n=1), "do": "submit"}
-            assert "takes one with the scope submit" in browser.post("/new", data=form).text
-            assert browser.post("/logout", data=forgery).status_code == 303
-            assert browser.get("/").status_code == 303
+def test_a_browser_logs_in_with_a_token(guarded: tuple[WebServer, dict[str, str]]) -> None:
+    server, tokens = guarded
+    with httpx.Client(base_url=server.url, headers={"Accept": "text/html"}) as browser:
+        assert browser.get("/").headers["location"] == "/login"
+        forgery = {"forgery": fields_of(browser.get("/login").text)["forgery"]}
+        assert browser.post("/login", data=forgery | {"token": "guess"}).status_code == 403
+        entered = browser.post("/login", data=forgery | {"token": tokens["read"]})
+        assert "HttpOnly; Path=/; SameSite=strict" in entered.headers["set-cookie"]
+        assert browser.get("/").status_code == 200
+        form = {**forgery, "spec": JOB.format(name="x", n=1), "do": "submit"}
+        assert "takes one with the scope submit" in browser.post("/new", data=form).text
+        assert browser.post("/logout", data=forgery).status_code == 303
+        assert browser.get("/").status_code == 303
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")

@@ -22,7 +22,7 @@ ENVIRONMENT = os.environ | {
 }
 
 #: Passes that are many and short: a test has time to look at the job, and to stop it.
-LONG_PARAMS = {"n_components": 5, "power_iterations": 100, "block_rows": 50}
+LONG_PARAMS = {"n_components": 5, "power_iterations": 100, "block_rows": 200}
 LONG = {"kind": "svd", "name": "long", "cluster": "threads", "params": LONG_PARAMS}
 SHORT = {"kind": "svd", "name": "short", "cluster": "threads", "params": {"n_components": 5, "power_iterations": 1}}
 

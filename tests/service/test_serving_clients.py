@@ -1,0 +1,79 @@
+"""`dlscale.Client` and `dlscale --server`: the words and exit codes of the command line, over HTTP."""
+
+from __future__ import annotations
+
+import json
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from web_server import LONG, WebServer, wait_until
+
+import dlscale
+from dlscale.cli.main import commands
+from dlscale.errors import DlscaleError, SpecError
+
+
+def command(server: WebServer, *arguments: str, remote: bool = True) -> Result:
+    with chdir(server.folder):
+        return CliRunner().invoke(commands, [*(("--server", server.url) if remote else ()), *arguments])
+
+
+def test_the_same_words_and_exit_codes_over_http(server: WebServer, folder: Path) -> None:
+    (folder / "job.yaml").write_text(yaml.safe_dump(server.spec()))
+    submitted = command(server, "submit", "job.yaml", "--set", "params.n_components=3")
+    assert submitted.exit_code == 0, submitted.stderr
+    job = submitted.stdout.strip()
+    waited = command(server, "wait", "--json")
+    assert (waited.exit_code, json.loads(waited.stdout)["job"]) == (0, job)
+    here = json.loads(command(server, "status", job, "--workspace", "ws", "--json", remote=False).stdout)
+    assert json.loads(waited.stdout) == here
+    assert command(server, "logs", job, "-f").stdout == (folder / "ws" / "jobs" / job / "log.txt").read_text()
+    assert command(server, "result", job, "s", "--output", "s.npy").exit_code == 0
+    assert np.load(folder / "s.npy").shape == (3,)
+
+    (folder / "wrong.yaml").write_text("kind: svd\ninput: {matrix: a.zarr}\nparams:\n  n_components: none\n")
+    there, here_ = command(server, "submit", "wrong.yaml"), command(server, "submit", "wrong.yaml", remote=False)
+    assert (there.exit_code, there.stderr) == (here_.exit_code, here_.stderr)
+    assert "wrong.yaml:4" in there.stderr
+    ended = command(server, "cancel", job)
+    assert (ended.exit_code, ended.stderr) == (2, f"error: Job {job} has ended already; it is succeeded.\n")
+    assert "--server goes with submit" in command(server, "bench").stderr
+
+
+def test_a_client_follows_a_job_while_its_server_is_started_anew(folder: Path) -> None:
+    heard: list[dict[str, Any]] = []
+    with WebServer(folder) as first, dlscale.Client(first.url) as client:
+        job = client.submit(first.spec(LONG, cluster="threads"))
+        for event in client.events(job):
+            heard.append(event)
+            if len(heard) == 4:
+                first.kill()
+                second = WebServer(folder, port=first.port)
+                second.__enter__()
+        try:
+            assert client.wait(job)["exit_code"] == 0
+            assert heard == [json.loads(line) for line in (folder / "ws" / "jobs" / job / "events.jsonl").read_text().splitlines()]
+            assert next(client.jobs(state="succeeded"))["job"] == job
+            assert client.array(job, "u", rows="5:9").shape == (4, 5)
+            assert client.result(job)["arrays"]["s"]["shape"] == [5]
+            with pytest.raises(DlscaleError, match="has succeeded"):
+                client.resume(job)
+            wait_until(lambda: client.status(job)["state"] == "succeeded")
+            client.delete(job)
+            with pytest.raises(DlscaleError, match="There is no job") as raised:
+                client.status(job)
+            assert raised.value.exit_code == 2
+        finally:
+            second.__exit__(None, None, None)
+
+
+def test_an_address_that_is_none_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DLSCALE_SERVER", raising=False)
+    for url in ("", "localhost:8787", "ftp://x", "http:///x"):
+        with pytest.raises(SpecError, match="must be the address of a server"):
+            dlscale.Client(url)
