@@ -5,8 +5,8 @@ dlscale.randomized_svd(A, 50)          # u, s, vh of a NumPy, Dask or Zarr array
 dlscale.svd(A)                         # exact, tall or wide
 dlscale.qr(A)                          # q, r of a tall matrix
 dlscale.solve(A, b), dlscale.lstsq(A, b), dlscale.inverse(A), dlscale.slogdet(A)
-dlscale.ridge(A, b, penalties=[0.1, 1, 10])
 dlscale.cg(S, b), dlscale.minres(S, b), dlscale.gmres(A, b)  # iterations that end with a residual that was measured
+dlscale.ridge(A, b, penalties=[0.1, 1, 10]), dlscale.kernel_ridge(X, y, penalties=[0.1, 1]).predict(Z)
 dlscale.matmul(A, B), dlscale.matmul(A, adjoint_a=True), dlscale.matrix_power(A, 5)
 dlscale.norm(A), dlscale.cond(A), dlscale.matrix_rank(A), dlscale.pinv(A), dlscale.det(A), dlscale.trace(A)
 dlscale.eigh(S), dlscale.eigsh(S, 6)    # of a symmetric matrix, proved to be complete
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from dlscale.linalg.iterative_functions import cg as cg
     from dlscale.linalg.iterative_functions import gmres as gmres
     from dlscale.linalg.iterative_functions import minres as minres
+    from dlscale.linalg.kernel_ridge.functions import KernelRidgeModel as KernelRidgeModel
+    from dlscale.linalg.kernel_ridge.functions import kernel_ridge as kernel_ridge
     from dlscale.linalg.multiply.exponential import expm as expm
     from dlscale.linalg.multiply.functions import matmul as matmul
     from dlscale.linalg.multiply.functions import matrix_power as matrix_power
@@ -65,6 +67,8 @@ _PLACES = {
     "lstsq": "dlscale.linalg.solve_functions",
     "solve_triangular": "dlscale.linalg.solve_functions",
     "ridge": "dlscale.linalg.ridge.functions",
+    "kernel_ridge": "dlscale.linalg.kernel_ridge.functions",
+    "KernelRidgeModel": "dlscale.linalg.kernel_ridge.functions",
     "inverse": "dlscale.linalg.solve_functions",
     "slogdet": "dlscale.linalg.solve_functions",
     "norm": "dlscale.linalg.statistics.functions",
@@ -91,6 +95,7 @@ _PLACES = {
 __all__ = [
     "PCA",
     "Client",
+    "KernelRidgeModel",
     "cg",
     "cholesky",
     "cond",
@@ -102,6 +107,7 @@ __all__ = [
     "gmres",
     "inverse",
     "jobs",
+    "kernel_ridge",
     "lstsq",
     "lu",
     "matmul",

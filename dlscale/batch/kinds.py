@@ -10,6 +10,7 @@ from dlscale.learn import predict as predicting
 from dlscale.learn import train as training
 from dlscale.linalg.cholesky import kind as cholesky
 from dlscale.linalg.eigen import kind as eigh
+from dlscale.linalg.kernel_ridge import kind as kernel_ridge
 from dlscale.linalg.lstsq import kind as lstsq
 from dlscale.linalg.lu import kind as lu
 from dlscale.linalg.multiply import kind as matmul
@@ -30,6 +31,7 @@ _TABLE = (
     solve.KIND,
     lstsq.KIND,
     ridge.KIND,
+    kernel_ridge.KIND,
     inverse.KIND,
     slogdet.KIND,
     matmul.KIND,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dlscale.report import factors, figures, learning, pictures, products, regressions, spectra, words
+from dlscale.report import factors, figures, learning, pictures, products, spectra, words
 from dlscale.report.kinds import Telling, Tile, array
 from dlscale.report.markup import NOTHING, Markup, div, join, tag
 from dlscale.report.sections import Job, pair, section
@@ -230,6 +230,5 @@ TELLINGS: Mapping[str, Telling] = {
     **factors.TELLINGS,
     **products.TELLINGS,
     **spectra.TELLINGS,
-    **regressions.TELLINGS,
     **learning.TELLINGS,
 }

@@ -1,4 +1,4 @@
-"""What trainings and their uses show: curves, gradients by layer, where the time went, predictions and weights."""
+"""What trainings, their uses and regressions show: curves, gradients by layer, times, predictions, weights, paths of penalties."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ _STYLES = ("s1", "s2", "s3", "s4", "s5", "s6")
 _MOST_POINTS = 400
 #: Weights in a table, the largest.
 _MOST_WEIGHTS = 12
+#: Coefficients that are drawn along the path, the largest.
+_MOST_LINES = 12
 #: A layer whose gradients are so much smaller, or larger, than the largest or smallest of the others.
 _VANISHING, _EXPLODING = 1e-3, 1e2
 
@@ -235,6 +237,80 @@ def row_weights(job: Job) -> Markup | None:
     return section("Weights of the rows", lead, pair(_lines(places, "weights, the largest first", "row")))
 
 
+def _ridge_tiles(job: Job) -> list[Tile]:
+    shown, found = [], job.record.estimates
+    penalties = array(job, "path/penalties")
+    if isinstance(penalty := found.get("penalty"), int | float):
+        below = f"the best of {words.count(len(penalties))}" if penalties is not None and len(penalties) > 1 else ""
+        shown.append(Tile("Penalty", words.number(float(penalty)), below))
+    if isinstance(error := found.get("error"), int | float):
+        shown.append(Tile("Error", words.number(float(error) ** 0.5), f"root mean square of {_left_out(job)}"))
+    if (r2 := found.get("r2")) and len(r2) == 1:
+        shown.append(Tile("R²", words.number(float(r2[0])), "on the rows that were fitted"))
+    if isinstance(products := found.get("iterations"), int):
+        below = f"with {words.count(found.get('n_centers', 0))} columns that precondition"
+        shown.append(Tile("Products", words.count(products), below))
+    if isinstance(freedom := found.get("degrees_of_freedom"), int | float):
+        shown.append(Tile("Degrees of freedom", words.number(float(freedom)), "what the penalty leaves of them"))
+    return shown
+
+
+def _left_out(job: Job) -> str:
+    cv = job.record.params.get("cv") or (5 if job.record.kind == "kernel_ridge" else "loo")
+    return "rows left out one by one" if cv == "loo" else f"the rows of {cv} folds"
+
+
+def penalty_path(job: Job) -> Markup | None:
+    """The error over the penalty, the chosen one marked; and the coefficients of the first target, where they were kept."""
+    penalties, errors = array(job, "path/penalties"), array(job, "path/errors")
+    chosen = job.record.estimates.get("penalty")
+    if penalties is None or len(penalties) < 2 or not isinstance(chosen, int | float):
+        return None
+    drawn = []
+    if errors is not None:
+        total = errors.sum(axis=1)
+        drawn.append(_over_penalty(penalties, total[:, None], float(chosen), "mean squared error", log=True))
+    kept = array(job, "path/coefficients")
+    if kept is not None:
+        first = kept.reshape(len(kept), kept.shape[1], -1)[:, :, 0]
+        lines = np.abs(first) if np.iscomplexobj(first) else first
+        largest = np.argsort(-np.abs(lines).max(axis=0), kind="stable")[:_MOST_LINES]
+        some = "coefficients" if len(largest) == lines.shape[1] else "largest coefficients"
+        drawn.append(_over_penalty(penalties, lines[:, largest], float(chosen), some, log=False))
+    lead = f"What {_left_out(job)} differ from what the other rows say of them, for each penalty; the chosen one is marked."
+    return section("The path of penalties", lead, pair(*drawn)) if drawn else None
+
+
+def _over_penalty(penalties: np.ndarray, values: np.ndarray, chosen: float, title: str, *, log: bool) -> Markup:
+    order = np.argsort(penalties, kind="stable")
+    seen = order[(penalties[order] > 0) & np.isfinite(values[order]).all(axis=1)]
+    x, y = penalties[seen], values[seen]
+    with chart(510, 290, f"{title} over {len(penalties)} penalties") as drawn:
+        axes = drawn.axes(62, 34, 496, 240, title=title, x_label="penalty")
+        if len(x) and x[-1] > x[0]:
+            axes.set_xscale("log")
+        if log and len(y) and y.min() > 0:
+            logarithmic(axes, float(y.min()), float(y.max()))
+        if y.shape[1] > 1:
+            axes.plot(x, y, color=COLOURS["s2"], linewidth=1.3)
+        elif len(x):
+            titles = [f"{words.number(float(a))}: {words.number(float(v))}" for a, v in zip(x, y[:, 0], strict=True)]
+            drawn.tip(axes.plot(x, y[:, 0], "o-", color=COLOURS["s1"], markersize=4.4)[0], *titles)
+        if chosen > 0:
+            axes.axvline(chosen, color=COLOURS["s3"], linewidth=1.6, linestyle="--")
+    return drawn.markup if len(x) else figures.legend([])
+
+
+def convergence(job: Job) -> Markup | None:
+    """What the iterations claimed of the residual, product by product, and what was measured at the end."""
+    claimed, reached = array(job, "history/residual"), job.record.estimates.get("true_residual")
+    if claimed is None or len(claimed) < 2 or not isinstance(reached, int | float):
+        return None
+    drawn = figures.spectrum(claimed, "largest residual that the iterations claimed", "product", style="s4")
+    lead = f"Of the targets. In the end it was measured, all of the kernel matrix made anew: {words.number(float(reached))}."
+    return section("Convergence", lead, pair(drawn))
+
+
 TELLINGS: Mapping[str, Telling] = {
     "train": Telling(_goal, _train_tiles, (curves, coefficients, gradients, times)),
     "predict": Telling(lambda job: "Predictions for the rows", _predict_tiles, ()),
@@ -243,4 +319,6 @@ TELLINGS: Mapping[str, Telling] = {
         _covariate_tiles,
         (row_weights, curves, coefficients, times),
     ),
+    "ridge": Telling(lambda job: "A ridge regression", _ridge_tiles, (penalty_path,)),
+    "kernel_ridge": Telling(lambda job: "A kernel ridge regression", _ridge_tiles, (penalty_path, convergence)),
 }

@@ -48,6 +48,8 @@ class Recurrence(ABC):
 
     #: Times n: iterations without a smaller claim, after which the residual is measured; of claims that never grow.
     patience: float = math.inf
+    #: Which columns of the problem the recurrence is begun for; set before it is.
+    columns: Array
 
     @abstractmethod
     def begin(self, R: Array) -> State:
@@ -218,6 +220,7 @@ def _started(method: Recurrence, problem: Problem) -> Iterate:
 def _begun(method: Recurrence, it: Iterate, R: Array) -> Iterate:
     """With the recurrence begun for the columns that have not ended."""
     live = np.flatnonzero(it.ended == 0)
+    method.columns = live
     state = method.begin(np.ascontiguousarray(R[:, live]))
     codes = it.codes.copy()
     codes[live] = GOES_ON

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,7 +73,7 @@ def ridge(
     ----------
     Golub, Heath, Wahba (1979) for leaving one out.
     """
-    given = penalties if isinstance(penalties, dict) else np.asarray(penalties, float).tolist()
+    given = penalties if isinstance(penalties, Mapping) else np.asarray(penalties, float).tolist()
     options = RidgeOptions(penalties=given, fit_intercept=fit_intercept, cv=cv, path=path)  # type: ignore[arg-type]
     inputs = KIND.inputs({"matrix": A, "rhs": b})
     outcome, arrays = run_here(KIND, inputs, options)

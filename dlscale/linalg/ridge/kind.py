@@ -33,6 +33,7 @@ from dlscale.linalg.ridge.check import Measured, certify, measure_tall, measure_
 from dlscale.linalg.ridge.folds import Contrasts
 from dlscale.linalg.ridge.penalties import DEFAULT, Penalties, path_of
 from dlscale.linalg.ridge.reduced import SAFE_EXPONENT, RidgeProblem
+from dlscale.linalg.ridge.selection import choose, end_of_path
 from dlscale.linalg.ridge.tall import Tall, batch
 from dlscale.linalg.ridge.wide import Wide
 from dlscale.linalg.scaling import Largest, exponent_of, scale_words, scaled_back
@@ -230,7 +231,7 @@ def _solve(problem: RidgeProblem, options: RidgeOptions, exponent: int, powers: 
     A, B, penalties = problem.A, problem.B, path_of(options.penalties)
     reduced = Wide(problem) if problem.plan.transposed else Tall(problem)
     errors = reduced.errors() / A.shape[0] if problem.n_folds else np.zeros((1, B.shape[1]))
-    best = _choose(errors, powers, penalties)
+    best = choose(errors, powers)
     which = range(len(penalties)) if options.path else [best]
     dtype = np.result_type(A.dtype, np.complex64) if B.dtype.kind == "c" else A.dtype
     found = reduced.coefficients(which)
@@ -251,7 +252,7 @@ def _solve(problem: RidgeProblem, options: RidgeOptions, exponent: int, powers: 
     if problem.n_folds:
         told["error"] = float(back.squares(errors)[best].sum())
     told |= _estimates(reduced, measured, penalty, back)
-    notes = (reduced.words, *_notes(best, penalties), *scale_words(exponent))
+    notes = (reduced.words, *end_of_path(best, penalties), *scale_words(exponent))
     return Outcome(arrays, (), certificate, told, notes)
 
 
@@ -280,18 +281,6 @@ class _Back:
             return np.asarray(np.ldexp(values, 2 * np.asarray(self.powers)))
 
 
-def _choose(errors: Array, powers: Sequence[int], penalties: Array) -> int:
-    """The penalty with the least error of all targets together; of equal ones the first, as in scikit-learn."""
-    with np.errstate(under="ignore"):
-        total = np.ldexp(errors, 2 * (np.asarray(powers) - max(powers))).sum(axis=1)
-    if not np.isfinite(total).any():
-        raise NumericalError(
-            "No penalty has an error to choose by: without some row, nothing tells its value. Raise the penalties, or give "
-            "params.cv a number of folds."
-        )
-    return int(np.argmin(total)) if len(penalties) > 1 else 0
-
-
 def _estimates(reduced: Tall | Wide, measured: Measured, penalty: float, back: _Back) -> dict[str, Any]:
     root = float(np.sqrt(penalty))
     smallest, largest = (float(np.hypot(value, root)) for value in (reduced.s[-1], reduced.s[0]))
@@ -301,14 +290,6 @@ def _estimates(reduced: Tall | Wide, measured: Measured, penalty: float, back: _
         "residuals": back.squares(measured.residuals).tolist(),
         "r2": [float(1 - r / b**2) if b > 0 else 1.0 for r, b in zip(measured.residuals, measured.rhs, strict=True)],
     }
-
-
-def _notes(best: int, penalties: Array) -> tuple[str, ...]:
-    """Whether the chosen penalty is at an end of the path."""
-    if len(penalties) == 1 or penalties.min() < penalties[best] < penalties.max():
-        return ()
-    end = "smallest" if penalties[best] == penalties.min() else "largest"
-    return (f"the chosen penalty is the {end} of the path: one beyond it may have a smaller error",)
 
 
 KIND = Kind(

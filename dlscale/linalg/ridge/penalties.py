@@ -37,6 +37,12 @@ Penalties = Annotated[
     Field(description="a number of at least 0, a list of such, or a section with smallest, largest and count; absent: 0.1, 1, 10"),
 ]
 
+PenaltiesAboveZero = Annotated[
+    Any,
+    Takes(AboveZero | Annotated[list[AboveZero], Field(min_length=1)] | PenaltiesSection),
+    Field(description="a number above 0, a list of such, or a section with smallest, largest and count; absent: 1"),
+]
+
 
 def path_of(penalties: Any) -> Array:
     """The penalties, in the order in which they were given; those of a range ascend."""

@@ -10,6 +10,7 @@ from dlscale.arrays import Array
 from dlscale.engine.passes import Passes
 from dlscale.engine.plan import Plan
 from dlscale.errors import OutOfRange
+from dlscale.linalg.ridge.selection import fold_bounds
 from dlscale.linalg.scaling import exponent_of
 from dlscale.storage.matrix import Matrix
 
@@ -46,9 +47,9 @@ class RidgeProblem:
 
     @property
     def bounds(self) -> tuple[int, ...]:
-        """First row of each fold of neighbouring rows, as scikit-learn's `KFold` cuts, and m; of no folds, 0 and m."""
-        m, n_folds = self.A.shape[0], self.n_folds if 0 < self.n_folds < self.A.shape[0] else 1
-        return tuple(i * (m // n_folds) + min(i, m % n_folds) for i in range(n_folds + 1))
+        """First row of each fold, and m; of no folds, 0 and m."""
+        m = self.A.shape[0]
+        return fold_bounds(m, self.n_folds if 0 < self.n_folds < m else 1)
 
     def require_range(self, *sizes: float) -> None:
         """OutOfRange where squares of what has these sizes are not safe, if that is watched."""

@@ -1,0 +1,1 @@
+"""Kernel ridge regression: systems with a kernel matrix that is never stored."""

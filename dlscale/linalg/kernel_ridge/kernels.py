@@ -1,0 +1,105 @@
+"""Kernels of rows: the entries of ``K(X, Y)``, block by block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy.spatial.distance import cdist
+
+from dlscale.arrays import Array
+from dlscale.errors import NumericalError
+
+Name = Literal["rbf", "laplacian", "polynomial", "linear"]
+#: What an exponential takes, in the flops of a product.
+EXP_FLOPS = 40.0
+
+
+class Points(NamedTuple):
+    """Rows, as a kernel takes them on its left and on its right side."""
+
+    left: Array
+    right: Array
+
+    def part(self, start: int, stop: int) -> Points:
+        return Points(self.left[start:stop], self.right[start:stop])
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel, with scikit-learn's names and parameters.
+
+    Parameters
+    ----------
+    name : str
+        ``rbf``: ``exp(-gamma ||x - y||^2)``; ``laplacian``: ``exp(-gamma ||x - y||_1)``; ``polynomial``:
+        ``(gamma x'y + coef0)^degree``; ``linear``: ``x'y``.
+    gamma : float
+    degree : int
+    coef0 : float
+    """
+
+    name: Name
+    gamma: float
+    degree: int
+    coef0: float
+
+    def flops(self, d: int) -> float:
+        """Of one entry."""
+        if self.name == "laplacian":
+            return 12.0 * d + EXP_FLOPS
+        return 2.0 * (d + 2) + {"rbf": EXP_FLOPS, "polynomial": 4.0 * self.degree}.get(self.name, 0.0)
+
+    def prepared(self, X: Array, center: Array) -> Points:
+        """Rows as `block` takes them.
+
+        Parameters
+        ----------
+        X : (b, d), double precision
+        center : (d,)
+            What distances are taken about, so that a large offset costs them no digits; the same for all rows.
+
+        Raises
+        ------
+        NumericalError
+            If squares overflow.
+        """
+        if self.name == "laplacian":
+            return Points(X, X)
+        if self.name != "rbf":
+            return Points(X * self.gamma if self.name == "polynomial" else X, X)
+        with np.errstate(over="ignore", under="ignore"):
+            scaled = (X - center) * np.sqrt(2 * self.gamma)
+            half = np.einsum("ij,ij->i", scaled, scaled)[:, None] / 2
+        if np.isinf(half).any() and np.isfinite(X).all():
+            raise NumericalError("Squares of the features overflow; scale them, or lower params.gamma.")
+        one = np.ones_like(half)
+        # Their product is the exponent itself: -gamma ||x - y||^2 = 2 gamma x'y - gamma ||x||^2 - gamma ||y||^2.
+        return Points(np.hstack([scaled, half, one]), np.hstack([scaled, -one, -half]))
+
+    def block(self, X: Points, Y: Points, *, same: bool = False, out: Array | None = None) -> Array:
+        """``K(X, Y)``; ``same`` says that they are the same rows."""
+        if self.name == "laplacian":
+            E = cdist(X.left, Y.right, "cityblock", out=out)
+            E *= -self.gamma
+        else:
+            E = np.matmul(X.left, Y.right.T, out=out)
+        if self.name == "polynomial":
+            E += self.coef0
+            return np.asarray(np.power(E, self.degree, out=E))
+        if self.name == "linear":
+            return np.asarray(E)
+        # No distance is negative, and none of a row to itself is anything but zero.
+        np.minimum(E, 0, out=E)
+        if same:
+            np.fill_diagonal(E, 0)
+        with np.errstate(under="ignore"):
+            return np.asarray(np.exp(E, out=E))
+
+    def diagonal(self, X: Points) -> Array:
+        """``K(x, x)`` of every row."""
+        if self.name in ("rbf", "laplacian"):
+            return np.ones(len(X.left))
+        products = np.einsum("ij,ij->i", X.left, X.right)
+        return np.asarray((products + self.coef0) ** self.degree if self.name == "polynomial" else products)
