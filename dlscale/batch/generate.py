@@ -25,6 +25,7 @@ from dlscale.gallery import SpectrumMatrix, flat, geometric, power, step
 from dlscale.linalg.synthesis import generate_matrix
 from dlscale.storage.files.durable import require_free_space
 from dlscale.storage.files.locations import local_path
+from dlscale.storage.sparse.random import write_random
 
 _CHUNK_BYTES = 16 * 2**20
 #: Where fewer rows than that make a chunk, as many are made at a time as take so many bytes, and cut in columns: then what a strip
@@ -44,6 +45,12 @@ class GenerateSpec(Section):
     condition: float | None = Field(
         default=None, ge=1, description="a number of at least 1: singular values fall geometrically to 1/condition"
     )
+    density: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="a number above 0 and at most 1: a sparse matrix of normal entries, each there with this probability",
+    )
     rank: Positive | None = Field(default=None, description="an integer of at least 1: singular values that are not zero")
     dtype: Literal["f4", "f8", "c8", "c16"] = Field(default="f8", description="f4, f8, c8 or c16")
     seed: int = Field(default=0, ge=0, description="an integer of at least 0")
@@ -56,7 +63,8 @@ class GenerateSpec(Section):
     @property
     def n_bytes(self) -> int:
         """Size of the matrix."""
-        return self.shape[0] * self.shape[1] * np.dtype(self.dtype).itemsize
+        (m, n), item = self.shape, np.dtype(self.dtype).itemsize
+        return m * n * item if self.density is None else int(m * n * self.density) * (item + 4) + 8 * m
 
 
 def parse_generate(document: Document) -> GenerateSpec:
@@ -66,15 +74,19 @@ def parse_generate(document: Document) -> GenerateSpec:
         spec = GenerateSpec.model_validate(document.data)
     except ValidationError as error:
         raise SpecError(explain(error, model, document.data, where=document.where)) from error
-    if (spec.spectrum is None) == (spec.condition is None):
-        raise SpecError(f"{document.source}: give one of spectrum (such as power:-0.5) and condition (such as 1e8).")
+    if [spec.spectrum, spec.condition, spec.density].count(None) != 2:
+        raise SpecError(
+            f"{document.source}: give one of spectrum (such as power:-0.5), condition (such as 1e8) and density (such as 0.01)."
+        )
+    if spec.density is not None and (spec.rank or spec.offset or spec.chunks):
+        raise SpecError(f"{document.source}: rank, offset and chunks are of dense matrices, and density makes a sparse one.")
     with blame(document, "cluster"):
         require_consent(spec.cluster, document)
     return spec
 
 
 def generate(spec: GenerateSpec, destination: Path, *, emit: Emit = ignore) -> Path:
-    """Write the matrix as a Zarr array, in parallel, its exact singular values in its attributes.
+    """Write the matrix as a Zarr array, in parallel, its exact singular values in its attributes; or a sparse one as a group.
 
     Raises
     ------
@@ -85,10 +97,12 @@ def generate(spec: GenerateSpec, destination: Path, *, emit: Emit = ignore) -> P
     """
     destination = local_path(destination, "The destination")
     dtype = np.dtype(spec.dtype)
-    matrix = SpectrumMatrix(spec.shape, _singular_values(spec), spec.seed, dtype, spec.offset)
-    chunks = spec.chunks or default_chunks(spec.shape, dtype.itemsize)
     check_writable(destination.absolute().parent)
     require_free_space(destination, spec.n_bytes)
+    if spec.density is not None:
+        return write_random(destination, spec.shape, spec.density, dtype=dtype, seed=spec.seed)
+    matrix = SpectrumMatrix(spec.shape, _singular_values(spec), spec.seed, dtype, spec.offset)
+    chunks = spec.chunks or default_chunks(spec.shape, dtype.itemsize)
     with open_cluster(cluster_request(spec.cluster)) as cluster:
         return Path(generate_matrix(Passes(Run(cluster, emit=emit)), matrix, destination, chunks=chunks))
 

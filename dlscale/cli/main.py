@@ -232,6 +232,7 @@ def import_(source: str, destination: Path, chunks: str | None, dtype: str | Non
 @click.option("--shape", metavar="ROWSxCOLUMNS", help="Such as 1000000x2000.")
 @click.option("--spectrum", help="power:-0.5, step:20 or flat.")
 @click.option("--condition", type=float, help="Singular values fall geometrically from 1 to 1/condition.")
+@click.option("--density", type=float, help="A sparse matrix of normal entries, each there with this probability.")
 @click.option("--rank", type=click.IntRange(1), help="How many singular values are not zero [all].")
 @click.option("--dtype", type=click.Choice(["f4", "f8", "c8", "c16"]))
 @click.option("--seed", type=click.IntRange(0))
@@ -239,7 +240,7 @@ def import_(source: str, destination: Path, chunks: str | None, dtype: str | Non
 @click.option("--chunks", metavar="ROWSxCOLUMNS", help="Shape of a stored chunk.")
 @click.option("--cluster", metavar="C", help="local, threads or tcp://host:port.")
 def generate(paths: tuple[str, ...], shape: str | None, chunks: str | None, **options: Any) -> None:
-    """Make a matrix with known singular values at DESTINATION, from a file SPEC or the options."""
+    """Make a matrix with known singular values, or a sparse one, at DESTINATION, from a file SPEC or the options."""
     if len(paths) > 2:
         raise click.UsageError("give one SPEC and one DESTINATION, or DESTINATION and options.")
     from dlscale.batch.document import Document, read_document, set_value
