@@ -335,3 +335,13 @@ def safe_norm(A: Array, axis: int | None = None) -> Any:
             with np.errstate(over="ignore", under="ignore"):
                 return np.ldexp(np.linalg.norm(times_power_of_two(wide, -exponent), axis=axis), exponent)
     return np.linalg.norm(wide, axis=axis)
+
+
+def unit_phases(d: Array) -> Array:
+    """``d / |d|`` entry by entry, 1 where d is zero; the parts are divided one by one, since subnormal numbers have no squares."""
+    size = np.abs(d)
+    divisor = np.where(size > 0, size, 1)
+    units = d.real / divisor
+    if d.dtype.kind == "c":
+        units = units + 1j * (d.imag / divisor)
+    return np.where(size > 0, units, 1).astype(d.dtype, copy=False)

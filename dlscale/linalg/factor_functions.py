@@ -148,7 +148,25 @@ def cholesky(A: Any, *, panel: int | None = None) -> CholeskyResult:
     return CholeskyResult(_run(CHOLESKY, A, CholeskyOptions(panel=panel))["l"])
 
 
-def qr(A: Any, *, mode: Mode = QROptions.mode, panel: int | None = None) -> QRResult | Array | tuple[Array, Array]:
+class PivotedQRResult(NamedTuple):
+    """``A[:, p] = q r``.
+
+    Parameters
+    ----------
+    q : (m, k), orthonormal columns, k = min(m, n)
+    r : (k, n), upper triangular, its diagonal positive and not increasing
+    p : (n,)
+        Column j of ``q r`` is column ``p[j]`` of A, as `scipy.linalg.qr` returns it.
+    """
+
+    q: Array
+    r: Array
+    p: Array
+
+
+def qr(
+    A: Any, *, mode: Mode = QROptions.mode, pivoting: bool = QROptions.pivoting, panel: int | None = None
+) -> QRResult | PivotedQRResult | Array | tuple[Array, Array]:
     """QR factorization of a matrix of any shape, ``A = Q R``.
 
     Parameters
@@ -156,12 +174,14 @@ def qr(A: Any, *, mode: Mode = QROptions.mode, panel: int | None = None) -> QRRe
     A : (m, n) NumPy, Dask or Zarr array, path or URL
     mode : str
         ``reduced`` for Q and R, ``r`` for R alone, ``raw`` for the reflectors as LAPACK's ``geqrt`` stores them.
+    pivoting : bool
+        Exchange columns so that the diagonal of R does not increase, and tells the rank.
     panel : int, optional
         Columns of a panel; a tall matrix then goes by panels too.
 
     Returns
     -------
-    QRResult, the array R, or (qr, t)
+    QRResult, the array R, or (qr, t); PivotedQRResult or (r, p) with pivoting
 
     Raises
     ------
@@ -173,7 +193,10 @@ def qr(A: Any, *, mode: Mode = QROptions.mode, panel: int | None = None) -> QRRe
     Tall matrices (at least 4 times more rows than columns): 2 to 4 reads, 3 m n^2 flops and up. Others: 2 n^2 (m - n / 3)
     flops for R, and as many for Q.
     """
-    arrays = _run(QR, A, QROptions(mode=mode, panel=panel))
+    arrays = _run(QR, A, QROptions(mode=mode, pivoting=pivoting, panel=panel))
+    if pivoting:
+        r, p = arrays["r"], arrays["p"]
+        return PivotedQRResult(arrays["q"], r, p) if mode == "reduced" else (r, p)
     if mode == "reduced":
         return QRResult(arrays["q"], arrays["r"])
     return arrays["r"] if mode == "r" else (arrays["qr"], arrays["t"])

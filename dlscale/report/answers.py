@@ -132,6 +132,9 @@ def _qr_tiles(job: Job) -> list[Tile]:
         shown.append(Tile("Condition of R", f"≥ {words.number(float(r.max() / r.min()))}", "from its diagonal"))
     if r is not None:
         shown.append(Tile("Diagonal of R", words.number(float(r.max())), f"down to {words.number(float(r.min()))}"))
+    rank, tolerance = (job.record.estimates.get(name) for name in ("rank", "rank_tolerance"))
+    if isinstance(rank, int) and isinstance(tolerance, float):
+        shown.append(Tile("Rank", words.count(rank), f"entries above {words.number(tolerance)} of the first"))
     return shown + _error_tiles(job) + factors.rate_tile(job)
 
 

@@ -188,6 +188,8 @@ def test_a_zero_on_the_diagonal_is_named(place: int) -> None:
         ({"unit_diagonal": True, "assume": "pos"}, "params.unit_diagonal: is for assume lower or upper; got true with assume pos"),
         ({"assume": "lower", "panel": 2}, "params.panel is for what is factored"),
         ({"assume": "upper", "precision": "mixed"}, "params.precision: mixed is for what is factored"),
+        ({"assume": "lower", "method": "cg"}, "params.assume: lower goes with method direct; got method cg"),
+        ({"transposed": True, "method": "cg"}, "params.transposed: goes with method direct"),
         ({"transposed": "yes"}, "transposed: got 'yes'"),
     ],
 )

@@ -235,9 +235,9 @@ def cholesky(a: Any, lower: bool = False, **options: Any) -> Any:
 
 def qr(a: Any, overwrite_a: bool = False, lwork: Any = None, mode: str = "full", pivoting: bool = False, **options: Any) -> Any:
     full = mode == "full" and np.asarray(a).ndim == 2 and np.asarray(a).shape[0] <= np.asarray(a).shape[1]
-    if lwork is not None or pivoting or not (full or mode == "economic") or not ours(f"qr {mode}", a):
+    if lwork is not None or not (full or mode == "economic") or not ours(f"qr {mode} {pivoting}", a):
         return scipy.linalg.qr(a, overwrite_a, lwork, mode, pivoting, **options)
-    return tuple(call("qr", a))
+    return tuple(call("qr", a, pivoting=pivoting))
 
 
 def svd(a: Any, full_matrices: bool = True, compute_uv: bool = True, overwrite_a: bool = False, **options: Any) -> Any:

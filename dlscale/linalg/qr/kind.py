@@ -19,6 +19,7 @@ from dlscale.engine.run import Run
 from dlscale.engine.tiles.grid import Ways
 from dlscale.errors import DoesNotFitError, SpecError
 from dlscale.linalg.panels.plan import FactorOptions, require_dense
+from dlscale.linalg.qr import pivoted
 from dlscale.linalg.qr import tall as tall_qr
 from dlscale.linalg.qr.panels import QRSteps, WholeQR, compute_panel_qr, plan_panel_qr
 from dlscale.linalg.qr.row_blocks import TiledQR
@@ -47,6 +48,9 @@ class QROptions(FactorOptions):
     mode: Annotated[Mode, Field(description="reduced (Q and R), r (R alone) or raw (reflectors, as LAPACK stores them)")] = (
         "reduced"
     )
+    pivoting: Annotated[
+        bool, Field(description="true or false: whether columns are exchanged so that R tells the rank; in memory if not tall")
+    ] = False
     block_rows: Annotated[
         Planned,
         Field(description="an integer of at least 1, or auto: rows of a block of a tall matrix; the planner chooses when absent"),
@@ -58,6 +62,9 @@ class QROptions(FactorOptions):
             raise SpecError(
                 "params.block_rows is for tall matrices that go by passes; leave it out, or panel, row_blocks and mode: raw."
             )
+
+        if self.pivoting and (self.by_panels or self.mode == "raw"):
+            raise SpecError("params.pivoting: goes with mode reduced or r, and without panel and row_blocks.")
 
     @property
     def by_panels(self) -> bool:
@@ -82,11 +89,15 @@ def plan_qr(A: Matrix, options: QROptions, facts: ClusterFacts) -> Plan:
                 raise
     if options.block_rows:
         raise SpecError(f"params.block_rows is for matrices with {TALL} times more rows than columns; got {m} x {n}.")
+    if options.pivoting:
+        return pivoted.plan_pivoted(A, options.mode, facts)
     return plan_panel_qr(A, options, options.mode, facts, WAYS)
 
 
 def compute_qr(run: Run, A: Matrix, options: QROptions, plan: Plan) -> Outcome:
-    """Compute by the plan (`tall.compute_tall_qr`, `panels.compute_panel_qr`)."""
+    """Compute by the plan (`tall.compute_tall_qr`, `panels.compute_panel_qr`, `pivoted.compute_pivoted`)."""
+    if plan.method == "pivoted":
+        return pivoted.compute_pivoted(run, A, options.mode, plan)
     if plan.method == "panels":
         return compute_panel_qr(run, A, options.mode, plan, WAYS.of(plan.panels))
     return tall_qr.compute_tall_qr(run, A, _by_passes(options), plan)
@@ -94,14 +105,14 @@ def compute_qr(run: Run, A: Matrix, options: QROptions, plan: Plan) -> Outcome:
 
 def _by_passes(options: QROptions) -> tall_qr.TallQROptions:
     mode: tall_qr.Mode = "r" if options.mode == "r" else "reduced"
-    return tall_qr.TallQROptions(mode=mode, block_rows=options.block_rows)
+    return tall_qr.TallQROptions(mode=mode, pivoting=options.pivoting, block_rows=options.block_rows)
 
 
 KIND = Kind(
     name="qr",
     title="QR factorization",
     words="QR factorization: A = Q R.",
-    arrays="`q` (m, k), `r` (k, n), k = min(m, n); mode raw: `qr`, `t`",
+    arrays="`q` (m, k), `r` (k, n), k = min(m, n), with pivoting `p` (n); mode raw: `qr`, `t`",
     options=QROptions,
     plan=matrix_plan(plan_qr),
     compute=matrix_compute(compute_qr),

@@ -24,6 +24,7 @@ from dlscale.engine.tiles.methods import Change, Factored, largest_modulus
 from dlscale.engine.tiles.products import Part
 from dlscale.engine.tiles.steps import ReversibleSteps, Steps
 from dlscale.engine.tiles.whole import ReversiblePanels
+from dlscale.kernels import unit_phases
 from dlscale.linalg.panels.plan import ByPanels, FactorOptions, factor_target, plan_panels
 from dlscale.linalg.panels.products import part_product, probes, scaled_residual
 from dlscale.linalg.panels.reflectors import Householder
@@ -239,9 +240,7 @@ def diagonal_phases(raw: Matrix, grid: PanelGrid) -> Array:
     """Factors of modulus 1, (k,), that make the diagonal of R positive; R is read panel by panel."""
     k = min(raw.shape)
     spans = [(first, min(stop, k)) for first, stop in map(grid.columns, range(grid.n_steps))]
-    d = np.concatenate([np.diagonal(raw.region(span, span)) for span in spans])
-    size = np.abs(d)
-    return np.where(size > 0, d / np.where(size > 0, size, 1), 1).astype(d.dtype, copy=False)
+    return unit_phases(np.concatenate([np.diagonal(raw.region(span, span)) for span in spans]))
 
 
 def stacked_triangles(factored: Factored) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -23,6 +23,7 @@ from dlscale.errors import SpecError
 from dlscale.kernels import accumulator_dtype, one_blas_thread
 from dlscale.linalg.folds.orthogonal import find_basis
 from dlscale.linalg.folds.products import sweep_gram
+from dlscale.linalg.qr import pivoted
 from dlscale.linalg.scaling import at_safe_scale, scale_words, scaled_back
 from dlscale.linalg.svd.left_factor import LeftFactor
 from dlscale.linalg.svd.subspace import gaussian
@@ -37,6 +38,7 @@ class TallQROptions(Options):
     """What to compute. R alone also takes Q, block by block, which certifies it."""
 
     mode: Annotated[Mode, Field(description="reduced (Q and R) or r (R alone)")] = "reduced"
+    pivoting: Annotated[bool, Field(description="true or false: whether columns are exchanged so that R tells the rank")] = False
     block_rows: BlockRows = None
 
     def check(self, shape: tuple[int, int]) -> None:
@@ -71,15 +73,18 @@ def plan_tall_qr(A: Matrix, options: TallQROptions, facts: ClusterFacts) -> Plan
         block_rows=options.block_rows,
     )
     written = m * n * item if options.mode == "reduced" else 0
+    pivoting = (Step("pivoting", pivoted.flops(n, n), where="driver"),) if options.pivoting else ()
     return Plan(
         kind="qr",
         method="passes",
-        words="Cholesky QR in as many rounds as the measured condition asks for, or TSQR where it is too large",
+        words="Cholesky QR in as many rounds as the measured condition asks for, or TSQR where it is too large"
+        + ("; then R by column pivoting" if options.pivoting else ""),
         matrix=A.describe(),
         grids=Grids(rows=layout.grid),
         steps=(
             Step("gram", float(m) * n * n, read),
             Step("basis-round-2", 2.0 * m * n * n, read),
+            *pivoting,
             Step("q", 3.0 * m * n * n, read, written),
         ),
         memory=layout.memory,
@@ -96,28 +101,30 @@ def compute_tall_qr(run: Run, A: Matrix, options: TallQROptions, plan: Plan) -> 
     Returns
     -------
     Outcome
-        With ``r`` (n, n).
+        With ``r`` (n, n), and with pivoting ``p`` (n,).
 
     Notes
     -----
     2 to 4 reads of A, or 3 with TSQR; each round of Cholesky QR costs 2 m n^2 flops.
     """
     passes = Passes(run)
-    found, exponent = at_safe_scale(passes, A, plan.rows, partial(_factor, grid=plan.rows, keep=options.mode == "reduced"))
+    found, exponent = at_safe_scale(passes, A, plan.rows, partial(_factor, grid=plan.rows, options=options))
     r = scaled_back(found.arrays["r"], exponent, A.dtype, what="The entries of R")
-    return replace(found, arrays={"r": r}, notes=found.notes + scale_words(exponent))
+    return replace(found, arrays=found.arrays | {"r": r}, notes=found.notes + scale_words(exponent))
 
 
-def _factor(passes: Passes, A: Matrix, *, grid: RowGrid, keep: bool) -> Outcome:
+def _factor(passes: Passes, A: Matrix, *, grid: RowGrid, options: TallQROptions) -> Outcome:
     m, n = A.shape
-    dtype = A.dtype
+    dtype, keep = A.dtype, options.mode == "reduced"
     gram = sweep_gram(passes, A, grid)
     basis, how = find_basis(passes, A, grid, gram, step="basis")
     probes = gaussian(n, _N_PROBES, 0, dtype).astype(dtype)
     with one_blas_thread():
         R = np.triu(basis.R)
-        expected = R @ probes
-    fold = LeftFactor(basis.rotated(np.eye(n)), n, probes, np.ascontiguousarray(expected, dtype), keep_U=keep)
+    Q, R, p = pivoted.pivot_triangle(R) if options.pivoting else pivoted.Pivoted(np.eye(n), R, np.arange(n))
+    with one_blas_thread():
+        expected = R @ probes[p]
+    fold = LeftFactor(basis.rotated(Q), n, probes, np.ascontiguousarray(expected, dtype), keep_U=keep)
     outputs = [passes.run.output("q", (m, n), dtype, grid)] if keep else []
     measured = passes.sweep("q", A, fold, grid, outputs=outputs)
     eps = float(np.finfo(dtype).eps)
@@ -134,5 +141,7 @@ def _factor(passes: Passes, A: Matrix, *, grid: RowGrid, keep: bool) -> Outcome:
         )
     )
     s = np.linalg.svd(R, compute_uv=False).astype(float)
-    estimates = {"condition": float(s[0] / s[-1]) if s[-1] > s[0] * np.finfo(float).tiny else float("inf")}
-    return Outcome({"r": R}, ("q",) if keep else (), certificate, estimates, (how,))
+    estimates: dict[str, Any] = {"condition": float(s[0] / s[-1]) if s[-1] > s[0] * np.finfo(float).tiny else float("inf")}
+    if options.pivoting:
+        estimates |= pivoted.rank_of(np.diagonal(R), A.shape, dtype)
+    return Outcome({"r": R} | ({"p": p} if options.pivoting else {}), ("q",) if keep else (), certificate, estimates, (how,))

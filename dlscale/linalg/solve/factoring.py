@@ -23,6 +23,7 @@ from dlscale.engine.tiles.whole import WholePanels
 from dlscale.errors import DoesNotFitError, NumericalError, SpecError
 from dlscale.lapack import interchanges
 from dlscale.linalg.cholesky import kind as cholesky
+from dlscale.linalg.in_memory import WORK_BYTES, n_blas_threads
 from dlscale.linalg.lu import kind as lu
 from dlscale.linalg.panels.plan import ByPanels, FactorOptions, factor_target, plan_panels
 from dlscale.linalg.panels.products import TriangularProduct, triangular_product
@@ -96,7 +97,7 @@ def plan_square(kind: str, assume: Assume, A: Matrix, options: FactorOptions, fa
     n, panel = A.shape[0], options.panel or choose_panel(A.shape)
     if not 1 <= panel <= n:
         raise SpecError(f"params.panel must be from 1 to the {n} columns of the matrix; got {panel}.")
-    needed = A.n_bytes + symmetric.WORK_BYTES + around.driver_bytes
+    needed = A.n_bytes + WORK_BYTES + around.driver_bytes
     if n > symmetric.LARGEST or needed > facts.work_bytes:
         has = f"has {facts.memory_bytes / 1e9:.2f} GB" if n <= symmetric.LARGEST else f"LAPACK takes {symmetric.LARGEST} rows"
         raise DoesNotFitError(
@@ -108,11 +109,11 @@ def plan_square(kind: str, assume: Assume, A: Matrix, options: FactorOptions, fa
     after = around.after(grid)
     layout = lay_out(A, facts, state_bytes=around.state_bytes, operand_bytes=around.state_bytes)
     needs = (
-        (Need("the matrix, factored in its place", A.n_bytes), Need("what is read", symmetric.WORK_BYTES), *libraries(facts)),
+        (Need("the matrix, factored in its place", A.n_bytes), Need("what is read", WORK_BYTES), *libraries(facts)),
         (*after.memory, *libraries(facts)),
         layout.memory,
     )
-    n_threads = symmetric.n_blas_threads(n, facts)
+    n_threads = n_blas_threads(n, facts)
     factoring = Step(f"{FACTORS}-1", symmetric.flops(n), A.n_stored_bytes, A.n_bytes, n_threads=n_threads * symmetric.EFFICIENCY)
     return Plan(
         kind=kind,

@@ -10,8 +10,7 @@ Bunch and Kaufman (1977); Higham (2002), section 11.1; LAPACK ``sytrf``, ``hetrf
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,17 +19,17 @@ import numpy as np
 from scipy.linalg import cython_lapack
 
 from dlscale.arrays import Array
-from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.columns import SLAB_COLUMNS, Applied, Columns, Span, Tell, untold
 from dlscale.engine.passes import Passes
 from dlscale.engine.plan import Plan
 from dlscale.engine.run import Cost, State
 from dlscale.engine.targets import Target
 from dlscale.engine.tiles.grid import PanelGrid
-from dlscale.errors import NonFiniteError, NumericalError
+from dlscale.errors import NumericalError
 from dlscale.kernels import blas_threads, largest_part, safe_exponent
 from dlscale.lapack import call, multiply_triangular
 from dlscale.linalg.eigen.symmetry import require_symmetric
+from dlscale.linalg.in_memory import n_blas_threads, patiently, read_all
 from dlscale.linalg.panels.plan import factor_target
 from dlscale.linalg.panels.scaling import require_safe
 from dlscale.linalg.solve.block_diagonal import Blocks, Inertia, inertia_of
@@ -41,16 +40,10 @@ from dlscale.storage.matrix import Matrix
 
 #: 32-bit LAPACK: an index of the matrix goes up to n^2.
 LARGEST = 46_340
-#: BLAS on several threads is faster from this order on.
-MANY_THREADS_FROM = 2000
 #: Columns that LAPACK takes at a time.
 _BLOCK = 64
-_STRIP_BYTES = 2**25
-#: Beside the matrix: strips that are read, and what LAPACK and the check of symmetry work in.
-WORK_BYTES = 2**28
 #: The part of the rate of a product at which LAPACK factors.
 EFFICIENCY = 0.6
-_TICK_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -141,7 +134,7 @@ class FactorSymmetric(Applied):
     def apply(self, B: Array | None, slabs: Sequence[Span], tell: Tell) -> list[State]:
         n, X = self.A.shape[0], self.probes
         M = self.target.room((0, n), (0, n), self.A.dtype)
-        _read(self.A, M, tell)
+        read_all(self.A, M, tell)
         largest = largest_part(M)
         if safe_exponent(largest, M.dtype):
             # It is to be scaled first.
@@ -149,7 +142,7 @@ class FactorSymmetric(Applied):
         require_symmetric(M)
         with blas_threads(self.n_threads):
             products = M @ X
-            ipiv, e, info = _patiently(tell, lambda: factor_in_place(M))
+            ipiv, e, info = patiently(tell, lambda: factor_in_place(M))
             d = np.diagonal(M).real.copy()
             if not (np.isfinite(d).all() and np.isfinite(e).all()):
                 raise NumericalError(f"The matrix is finite, but its LDL^T factors overflow {M.dtype}; use assume: general.")
@@ -255,32 +248,5 @@ def order_of(ipiv: Array) -> Array:
     return order
 
 
-def n_blas_threads(n: int, facts: ClusterFacts) -> int:
-    """Threads of BLAS in the one task."""
-    return 1 if n < MANY_THREADS_FROM else facts.threads_per_worker
-
-
 def flops(n: int) -> float:
     return n**3 / 3
-
-
-def _read(A: Matrix, M: Array, tell: Tell) -> None:
-    """All of a matrix, all of it finite (NonFiniteError)."""
-    n = len(M)
-    rows = max(1, _STRIP_BYTES // (n * A.dtype.itemsize) // A.row_unit) * A.row_unit
-    for i in range(0, n, rows):
-        strip = A.read(i, min(i + rows, n))
-        tell(0.0, strip.size * A.stored_dtype.itemsize)
-        if not np.isfinite(strip).all():
-            row, column = (int(index) for index in np.argwhere(~np.isfinite(strip))[0])
-            raise NonFiniteError(*A.place(i + row, column), strip[row, column].item())
-        M[i : i + len(strip)] = strip
-
-
-def _patiently(tell: Tell, work: Callable[[], tuple[Array, Array, int]]) -> tuple[Array, Array, int]:
-    """Work in a thread of its own, while this one, to which the messages of the task belong, says that it goes on."""
-    with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(work)
-        while not wait([ahead], timeout=_TICK_SECONDS).done:
-            tell(0.0, 0)
-        return ahead.result()
