@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Literal, get_args
 
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.plan import Plan
 from dlscale.errors import DoesNotFitError, SpecError
-from dlscale.linalg.iterative.options import NAMES, Iterations, Method
+from dlscale.linalg.iterative.options import NAMES, Iterations, LeastSquaresMethod, Method
 from dlscale.linalg.iterative.systems import plan_system
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.scaled import promoted
@@ -49,22 +51,45 @@ def plan_by_method(
         if "factors" in inputs.results:
             raise SpecError(f"input.factors: goes with method direct; got method {method}.")
         return plan_system(A, B, method, options, facts)
-    other, why = FOR_ASSUMED.get(assume), ""
+    other = FOR_ASSUMED.get(assume)
     if other is None or "factors" in inputs.results:
         return direct()
+    return sooner_done(direct, partial(plan_system, A, B, other, options, facts), options, A.shape[0])
+
+
+def sooner_done(direct: Callable[[], Plan], iterated: Callable[[], Plan], options: Iterations, n: int) -> Plan:
+    """The plan of iterations where they are chosen as `plan_by_method` says, or else the direct one.
+
+    Parameters
+    ----------
+    direct, iterated : callable
+        Make the plans.
+    options : Iterations
+    n : int
+        The order of what is solved.
+
+    Raises
+    ------
+    DoesNotFitError
+        If neither fits.
+    """
     try:
         plan = direct()
     except DoesNotFitError as error:
-        plan, why = plan_system(A, B, other, options, facts), f"a factorization does not fit: {error}"
-    else:
-        if options.tolerance is not None:
-            iterated = plan_system(A, B, other, options, facts)
-            if iterated.nominal_seconds <= CLEARLY * plan.nominal_seconds:
-                why = f"{options.iterations_for(A.shape[0])} iterations take at most half of the time of a factorization"
-                plan = iterated
-    return replace(plan, notes=(*plan.notes, f"method auto: {NAMES[other]}, since {why}")) if why else plan
+        return _because(iterated(), f"a factorization does not fit: {error}")
+    if options.tolerance is None:
+        return plan
+    with suppress(DoesNotFitError):
+        other = iterated()
+        if other.nominal_seconds <= CLEARLY * plan.nominal_seconds:
+            return _because(other, f"{options.iterations_for(n)} iterations take at most half of the time of a factorization")
+    return plan
+
+
+def _because(plan: Plan, why: str) -> Plan:
+    return replace(plan, notes=(*plan.notes, f"method auto: {NAMES[plan.method]}, since {why}"))
 
 
 def is_iterative(plan: Plan) -> bool:
     """Whether a plan is of an iterative method."""
-    return plan.method in get_args(Method)
+    return plan.method in (*get_args(Method), *get_args(LeastSquaresMethod))

@@ -14,8 +14,9 @@ from dlscale.errors import SpecError
 from dlscale.linalg.iterative.preconditioners import Preconditioner
 
 Method = Literal["cg", "minres", "gmres"]
+LeastSquaresMethod = Literal["cgls"]
 #: What methods are called in words.
-NAMES: Mapping[str, str] = {"cg": "Conjugate gradients", "minres": "Minimal residuals (MINRES)", "gmres": "GMRES"}
+NAMES: Mapping[str, str] = {"cg": "Conjugate gradients", "minres": "Minimal residuals (MINRES)", "gmres": "GMRES", "cgls": "CGLS"}
 #: Iterations where nothing is said, or ten times the order of a small matrix.
 MAX_ITERATIONS = 1000
 

@@ -43,7 +43,7 @@ Map = Callable[[Array], Array]
 class Recurrence(ABC):
     """A method, whose state is arrays with the columns last.
 
-    Every state has ``size`` (k,), the norm of the residual as the recurrence claims it, and ``code`` (k,).
+    Every state has ``size`` (k,), what it claims of what `Problem.reached` measures times `Problem.sizes`, and ``code`` (k,).
     """
 
     #: Times n: iterations without a smaller claim, after which the residual is measured; of claims that never grow.
@@ -91,11 +91,25 @@ class Problem:
     apply : callable
         ``A X`` (n, k) of X (n, k).
     B : (n, k)
+
+    Attributes
+    ----------
+    sizes : (k,)
+        What claims are relative to; 0 of columns that need no iteration.
     """
 
     def __init__(self, apply: Map, B: Array) -> None:
         self.apply, self.B = apply, B
         self.sizes: Array = safe_norm(B, axis=0)
+
+    def residual(self, X: Array) -> Array:
+        """``B - A X``, from one more product."""
+        return np.asarray(self.B - self.apply(X))
+
+    def reached(self, R: Array, X: Array) -> tuple[Array, Array]:
+        """The residual of each column as it is held against the tolerance, and what rounding may hide of it."""
+        sizes = np.where(self.sizes > 0, self.sizes, 1)
+        return np.where(self.sizes > 0, safe_norm(R, axis=0) / sizes, 0.0), self.rounding(X) / sizes
 
     def handed_out(self, X: Array) -> Array:
         """Solutions as they will be handed out, which is what is measured."""
@@ -193,7 +207,7 @@ def iterate(method: Recurrence, problem: Problem, limits: Limits) -> Iterate:
         goes_on = len(it.live) > 0 and it.iterations < limits.max_iterations
         with one_blas_thread():
             operand = method.operand(it.recurrence) if goes_on else problem.handed_out(_handed_over(method, it).X)
-        product = problem.apply(operand)
+        product = problem.apply(operand) if goes_on else problem.residual(operand)
 
         def compute(it: Iterate = it, goes_on: bool = goes_on, operand: Array = operand, product: Array = product) -> State:
             with one_blas_thread(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
@@ -266,13 +280,9 @@ def _handed_over(method: Recurrence, it: Iterate, leaves: Array | None = None, c
     return replace(it, X=X, codes=codes, live=it.live[~leaves], best=it.best[~leaves], waited=it.waited[~leaves], recurrence=rest)
 
 
-def _measured(method: Recurrence, problem: Problem, limits: Limits, it: Iterate, X: Array, AX: Array) -> Iterate:
-    """With the residuals ``B - A X`` measured: what they came to, or the recurrence begun anew from them."""
-    R = problem.B - AX
-    with np.errstate(divide="ignore", invalid="ignore"):
-        sizes = safe_norm(R, axis=0)
-        reached = np.where(problem.sizes > 0, sizes / problem.sizes, 0.0)
-        hidden = np.where(problem.sizes > 0, problem.rounding(X) / problem.sizes, 0.0)
+def _measured(method: Recurrence, problem: Problem, limits: Limits, it: Iterate, X: Array, R: Array) -> Iterate:
+    """With the residuals measured: what they came to, or the recurrence begun anew from them."""
+    reached, hidden = problem.reached(R, X)
     running = it.ended == 0
     ended = it.ended.copy()
     ended[running & (reached + hidden <= limits.tolerance)] = _code("converged")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,11 +12,10 @@ from dlscale.arrays import Array
 from dlscale.certificates import Certificate, Check
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import measured_rates
-from dlscale.engine.kept import State
 from dlscale.engine.passes import Passes
-from dlscale.engine.plan import NOMINAL_FLOPS_PER_SECOND, Grids, Need, Plan, Step
+from dlscale.engine.plan import Grids, Need, Plan, Step
 from dlscale.engine.ranks.outcome import Outcome
-from dlscale.engine.run import Cost, Run
+from dlscale.engine.run import Run
 from dlscale.errors import DoesNotFitError, NumericalError, SpecError
 from dlscale.kernels import accumulator_dtype, largest_part, one_blas_thread, times_power_of_two
 from dlscale.linalg.eigen.symmetry import limit, refuse
@@ -28,6 +26,7 @@ from dlscale.linalg.iterative.minres import MINRES
 from dlscale.linalg.iterative.options import NAMES, Iterations, Method
 from dlscale.linalg.iterative.preconditioners import block_width, inverse_of_blocks
 from dlscale.linalg.iterative.recurrence import Iterate, Limits, Map, Problem, Recurrence, iterate
+from dlscale.linalg.iterative.stored import Stored, by_parts, threads_of_held_products
 from dlscale.linalg.iterative.survey import Survey
 from dlscale.linalg.operators import MatrixOperator, OperatorPlan, plan_operator
 from dlscale.linalg.scaling import at_safe_scale, exponent_of, scale_words, scaled_back
@@ -36,11 +35,6 @@ from dlscale.storage.matrix import Matrix
 
 #: Random vectors that symmetry is measured with.
 N_PROBES = 4
-#: Work that is sooner done again than its result kept, as flops of products.
-KEPT_FLOPS = 5e9
-_STEP = "iteration"
-#: Bytes that all threads read from memory in a second: what a product of few columns waits for, where the matrix is held.
-MEMORY_RATE = 1e10
 #: Vectors of a column that the driver has at a time.
 _VECTORS = {"cg": 16, "minres": 24, "gmres": 16}
 _SYMMETRIC = ("cg", "minres")
@@ -72,7 +66,7 @@ def plan_system(A: Matrix, B: Matrix, method: Method, options: Iterations, facts
     steps = [Step("resident", 0.0, once)] if once else []
     steps.append(Step("survey", (4.0 if method in _SYMMETRIC else 2.0) * A.n_entries * N_PROBES, each))
     # Each iteration multiplies, and the residual is measured at least once.
-    threads = 0.0 if each else min(float(facts.n_threads), 2.0 * width / NOMINAL_FLOPS_PER_SECOND * MEMORY_RATE / A.dtype.itemsize)
+    threads = 0.0 if each else threads_of_held_products(A.dtype, 2.0 * width, facts)
     steps += [Step(f"product-{i}", product, each, n_threads=threads) for i in range(1, max_iterations + 2)]
     by = "" if options.preconditioner == "none" else f", preconditioner {options.preconditioner}"
     return Plan(
@@ -169,7 +163,7 @@ def _solve(passes: Passes, A: Matrix, *, rhs: Array, exponents: list[int], optio
         squares, precondition = _surveyed(operator, options, plan.method)
         B = np.stack([times_power_of_two(rhs[:, j].astype(wide), -e) for j, e in enumerate(exponents)], axis=1)
         dtype = np.result_type(A.dtype, np.complex64) if wide.kind == "c" else A.dtype
-        problem = _StoredProblem(operator, B, squares, dtype)
+        problem = _StoredSystem(operator, B, squares, dtype)
         limits = Limits(options.tolerance_for(A.dtype), options.iterations_for(n))
         it = iterate(_method(plan, precondition), problem, limits)
     rounding = float((problem.rounding(it.X) / np.where(problem.sizes > 0, problem.sizes, 1)).max(initial=0.0))
@@ -205,7 +199,7 @@ def _surveyed(operator: MatrixOperator, options: Iterations, method: str) -> tup
         return state["squares"], inverse_of_blocks(blocks, definite=method == "cg", symmetric=symmetric)
 
 
-class _StoredProblem(Problem):
+class _StoredSystem(Stored, Problem):
     """A system with a stored matrix: its products are reads, its states go to the checkpoint.
 
     Parameters
@@ -219,31 +213,16 @@ class _StoredProblem(Problem):
     """
 
     def __init__(self, operator: MatrixOperator, B: Array, squares: Array, dtype: np.dtype[Any]) -> None:
-        super().__init__(self._product, B)
-        self.operator, self.squares, self.dtype = operator, squares, dtype
-        self.run = operator.passes.run
-        self._every = max(1, int(KEPT_FLOPS / (2.0 * len(B) ** 2 * B.shape[1])))
+        Problem.__init__(self, self._product, B)
+        Stored.__init__(self, operator, 2.0 * len(B) ** 2 * B.shape[1], dtype)
+        self.squares = squares
 
     def _product(self, X: Array) -> Array:
-        if X.dtype.kind == "c" and self.operator.dtype.kind != "c":
-            Y = self.operator.apply(np.hstack([X.real, X.imag]))
-            return np.asarray(Y[:, : X.shape[1]] + 1j * Y[:, X.shape[1] :])
-        return self.operator.apply(X)
-
-    def handed_out(self, X: Array) -> Array:
-        return X.astype(self.dtype).astype(X.dtype)
+        return by_parts(self.operator.apply, X, self.operator.dtype)
 
     def rounding(self, X: Array) -> Array:
         """``eps (sum_j ||a_j||^2 |x_j|^2)^(1/2)``: of rounding errors that are independent, of a sum of products by BLAS."""
         return np.asarray(float(np.finfo(float).eps) * np.sqrt(self.squares @ np.abs(X) ** 2))
-
-    def newest(self) -> tuple[int, State] | None:
-        return self.run.newest(_STEP)
-
-    def keep(self, number: int, compute: Callable[[], State]) -> State:
-        if number % self._every:
-            return compute()
-        return self.run.step(f"{_STEP}-{number}", Cost(), lambda _: compute(), keep="last")
 
 
 #: What to do about an end.

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from dlscale.declaration.kind import RHS, Kind, Role
-from dlscale.declaration.options import Options
 from dlscale.declaration.sections import BlockRows, Panel
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.costs import Layout, bytes_of, lay_out, measured_rates
@@ -34,6 +34,9 @@ from dlscale.kernels import accumulator_dtype, safe_norm
 from dlscale.linalg.folds.least_squares import AugmentedQR, ColumnsTimesPowers, LargestOfColumns, Rotation, read_rhs
 from dlscale.linalg.folds.orthogonal import find_basis
 from dlscale.linalg.folds.products import sweep_gram
+from dlscale.linalg.iterative.choice import is_iterative, sooner_done
+from dlscale.linalg.iterative.least_squares import compute_least_squares, plan_least_squares
+from dlscale.linalg.iterative.options import Iterations, LeastSquaresMethod
 from dlscale.linalg.lstsq.check import check
 from dlscale.linalg.lstsq.panels import by_panels, plan_applying
 from dlscale.linalg.lstsq.pseudo_inverse import PseudoInverse, Solution
@@ -55,9 +58,19 @@ RHS_ROWS = 8192
 
 
 @dataclass(frozen=True)
-class LstsqOptions(Options):
-    """How to solve a least squares problem. Without ``rcond``, singular values up to eps max(m, n) of the largest count as zero."""
+class LstsqOptions(Iterations):
+    """How to solve a least squares problem. Without ``rcond``, singular values up to eps max(m, n) of the largest count as zero.
 
+    Notes
+    -----
+    ``cgls`` multiplies with ``A^H A``, in one read an iteration, until ``||A^H r|| / (||A|| ||r||)`` or ``||r|| / ||b||`` is at
+    most ``tolerance``; it finds no rank. With preconditioner ``jacobi`` columns count as of the same length.
+    """
+
+    method: Annotated[
+        Literal["auto", "direct"] | LeastSquaresMethod,
+        Field(description="auto, direct (orthogonal), or cgls (iterations)"),
+    ] = "auto"
     rcond: Annotated[
         float | None,
         Field(
@@ -69,13 +82,22 @@ class LstsqOptions(Options):
     panel: Panel = None
     block_rows: BlockRows = None
 
+    def check(self) -> None:
+        """Check what goes together (SpecError)."""
+        if self.method == "direct":
+            self.require_direct()
+        if self.method == "cgls":
+            for name in ("rcond", "panel", "block_rows"):
+                if getattr(self, name) is not None:
+                    raise SpecError(f"params.{name}: goes with method direct; got method {self.method}.")
+
     def cutoff(self, A: Matrix) -> float:
         """The relative size at which a singular value counts as zero."""
         return float(np.finfo(A.dtype).eps) * max(A.shape) if self.rcond is None else self.rcond
 
 
 def plan_lstsq(inputs: Inputs, options: LstsqOptions, facts: ClusterFacts) -> Plan:
-    """Plan a least squares problem.
+    """Plan a least squares problem, by orthogonal transformations or by iterations.
 
     Raises
     ------
@@ -83,8 +105,17 @@ def plan_lstsq(inputs: Inputs, options: LstsqOptions, facts: ClusterFacts) -> Pl
         If the right-hand sides do not suit the matrix.
     DoesNotFitError
     """
+    options.check()
     B = inputs["rhs"]
     A = promoted(inputs["matrix"], B.dtype)
+    direct = partial(_plan_direct, A, B, options, facts)
+    iterated = partial(plan_least_squares, A, B, options, facts)
+    if options.method == "cgls":
+        return iterated()
+    return direct() if options.method == "direct" else sooner_done(direct, iterated, options, min(A.shape))
+
+
+def _plan_direct(A: Matrix, B: Matrix, options: LstsqOptions, facts: ClusterFacts) -> Plan:
     (m, n), k = A.shape, B.shape[1]
     if B.shape[0] != m:
         raise SpecError(f"input.rhs: must have {m} rows like the matrix; got {B.shape[0]}.")
@@ -190,6 +221,8 @@ def compute_lstsq(run: Run, inputs: Inputs, options: LstsqOptions, plan: Plan) -
     passes = Passes(run)
     B = inputs["rhs"]
     A = promoted(inputs["matrix"], B.dtype)
+    if is_iterative(plan):
+        return compute_least_squares(run, A, B, options, plan)
     cutoff, shifts, exponent = options.cutoff(A), [0] * B.shape[1], 0
     try:
         outcome = _solve(passes.watching_range(), A, B, plan, cutoff, watched=True)
