@@ -177,7 +177,9 @@ async def login(request: Request) -> Response:
     if tokens is None or tokens.grant(token) is None:
         return page(request, "login.html", 403, wrong=True)
     response = RedirectResponse("/", 303)
-    response.set_cookie(TOKEN_COOKIE, token, httponly=True, samesite="strict", path="/", secure=request.url.scheme == "https")
+    # A proxy may speak TLS for this server.
+    secure = request.headers.get("origin", "").startswith("https:")
+    response.set_cookie(TOKEN_COOKIE, token, httponly=True, samesite="strict", path="/", secure=secure)
     return response
 
 

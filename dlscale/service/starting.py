@@ -133,8 +133,10 @@ class Starter:
         kept = _kept(path)
         if kept is not None and kept.digest != digest:
             raise Problem(409, "This Idempotency-Key was sent with another job file; use a new key for a new job.", exit_code=2)
-        if kept is not None and self._workspace.job(kept.job).folder.exists():
-            return self._workspace.job(kept.job), False
+        if kept is not None and (job := self._workspace.job(kept.job)).folder.exists():
+            if job.stored_state().state == "submitted" and job.read_state().state == "lost":
+                self.resume(job)  # the server was killed before it had handed the job over
+            return job, False
         prepared = self._prepare(document)
         job = self._workspace.job(kept.job) if kept else self._workspace.new_job(prepared.name)
         # Written down before it is done: a server that is killed in between finds out which job was meant.
