@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from dlscale.linalg.iterative_functions import cg as cg
     from dlscale.linalg.iterative_functions import gmres as gmres
     from dlscale.linalg.iterative_functions import minres as minres
-    from dlscale.linalg.kernel_ridge.functions import KernelRidgeModel as KernelRidgeModel
     from dlscale.linalg.kernel_ridge.functions import kernel_ridge as kernel_ridge
+    from dlscale.linalg.kernel_ridge.model import KernelRidgeModel as KernelRidgeModel
     from dlscale.linalg.multiply.exponential import expm as expm
     from dlscale.linalg.multiply.functions import matmul as matmul
     from dlscale.linalg.multiply.functions import matrix_power as matrix_power
@@ -68,7 +68,7 @@ _PLACES = {
     "solve_triangular": "dlscale.linalg.solve_functions",
     "ridge": "dlscale.linalg.ridge.functions",
     "kernel_ridge": "dlscale.linalg.kernel_ridge.functions",
-    "KernelRidgeModel": "dlscale.linalg.kernel_ridge.functions",
+    "KernelRidgeModel": "dlscale.linalg.kernel_ridge.model",
     "inverse": "dlscale.linalg.solve_functions",
     "slogdet": "dlscale.linalg.solve_functions",
     "norm": "dlscale.linalg.statistics.functions",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from dlscale.batch import predicting
 from dlscale.declaration.kind import Kind
 from dlscale.learn import covariate
-from dlscale.learn import predict as predicting
 from dlscale.learn import train as training
 from dlscale.linalg.cholesky import kind as cholesky
 from dlscale.linalg.eigen import kind as eigh

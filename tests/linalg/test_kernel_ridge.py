@@ -19,7 +19,7 @@ from dlscale.engine.clusters import ClusterFacts, open_cluster
 from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.errors import DoesNotFitError, InputError, NonFiniteError, NumericalError, SpecError
-from dlscale.linalg.kernel_ridge import folds, functions, kind
+from dlscale.linalg.kernel_ridge import folds, kind, model
 from dlscale.linalg.kernel_ridge.centers import Nystrom, partial_cholesky
 from dlscale.linalg.kernel_ridge.kernels import Kernel
 from dlscale.linalg.kernel_ridge.kind import KernelRidgeOptions, compute_kernel_ridge, plan_kernel_ridge
@@ -39,7 +39,7 @@ KERNELS: list[dict[str, Any]] = [
 @pytest.fixture
 def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 32 rows, so that a few hundred rows are many tiles."""
-    for module in (folds, functions, kind):
+    for module in (folds, kind, model):
         monkeypatch.setattr(module, "TILE", 32)
 
 

@@ -47,6 +47,18 @@ class Rows:
         """Rows as the kernel takes them."""
         return self.kernel.prepared(rows.astype(_DOUBLE, copy=False), self.center)
 
+    def product(self, A: Array, P: Array, first_row: int | None = None) -> Array:
+        """``K(A, X) P`` of rows A, which are those of X from a row on where that is given."""
+        Y = np.zeros((len(A), P.shape[1]))
+        for start in range(0, len(A), TILE):
+            mine = self.of(A[start : start + TILE])
+            for j in range(0, len(P), TILE):
+                other = self.points.part(j, j + TILE)
+                K = workspace("kernel", (len(mine.left), len(other.left)), _DOUBLE)
+                same = first_row is not None and first_row + start == j
+                Y[start : start + TILE] += self.kernel.block(mine, other, same=same, out=K) @ P[j : j + TILE]
+        return Y
+
 
 @dataclass(frozen=True)
 class SymmetricProduct(Fold):
@@ -120,14 +132,7 @@ class RowProduct(Fold):
         return {"residual": np.zeros(c), "fit": np.zeros(c), "total": np.zeros(c)}
 
     def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
-        points, n, Y = self.rows.points, len(self.P), np.zeros((len(A), self.P.shape[1]))
-        for start in range(0, len(A), TILE):
-            mine = self.rows.of(A[start : start + TILE])
-            for j in range(0, n, TILE):
-                other = points.part(j, j + TILE)
-                K = workspace("kernel", (len(mine.left), len(other.left)), _DOUBLE)
-                same = self.B is not None and first_row + start == j
-                Y[start : start + TILE] += self.rows.kernel.block(mine, other, same=same, out=K) @ self.P[j : j + TILE]
+        Y = self.rows.product(A, self.P, first_row if self.B is not None else None)
         state["total"] += Y.sum(axis=0)
         if self.B is None:
             return (Y,)
