@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from dlscale.arrays import Array
 from dlscale.certificates import Certificate, Check
 from dlscale.declaration.kind import MATRIX, Kind, Role
 from dlscale.declaration.options import Options
@@ -29,7 +28,7 @@ from dlscale.learn.training.checking import check_features
 from dlscale.learn.training.sections import Sync
 from dlscale.learn.training.task import Recipe, TrainOptions
 from dlscale.storage.inputs import Inputs
-from dlscale.storage.matrix import ArrayMatrix, Matrix
+from dlscale.storage.matrix import ArrayMatrix, Stacked
 
 
 @dataclass(frozen=True)
@@ -40,31 +39,6 @@ class CovariateOptions(Options):
     l2: Annotated[float, Field(ge=0, description="a number of at least 0: penalty of the domain classifier")] = 1e-4
     iterations: Annotated[int, Field(ge=1, description="an integer of at least 1: iterations of the domain classifier")] = 200
     sync: Sync = "auto"
-
-
-class Stacked(Matrix):
-    """Two matrices, one above the other."""
-
-    any_range = True
-
-    def __init__(self, above: Matrix, below: Matrix) -> None:
-        self.above, self.below = above, below
-        self.shape = (above.shape[0] + below.shape[0], above.shape[1])
-        self.stored_dtype = np.result_type(above.dtype, below.dtype)
-        self.uri = f"{above.uri} above {below.uri}"
-        self.any_range = above.any_range and below.any_range
-        self.row_unit = max(above.row_unit, below.row_unit)
-
-    def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
-        start, stop = rows
-        edge = self.above.shape[0]
-        if out is None:
-            out = np.empty((stop - start, columns[1] - columns[0]), self.dtype)
-        if start < edge:
-            out[: min(stop, edge) - start] = self.above.region((start, min(stop, edge)), columns)
-        if stop > edge:
-            out[max(edge - start, 0) :] = self.below.region((max(start - edge, 0), stop - edge), columns)
-        return out
 
 
 def _domains(inputs: Inputs) -> Inputs:

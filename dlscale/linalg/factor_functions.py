@@ -17,8 +17,10 @@ from dlscale.linalg.lu.kind import KIND as LU
 from dlscale.linalg.lu.kind import LUOptions
 from dlscale.linalg.qr.kind import KIND as QR
 from dlscale.linalg.qr.kind import Mode, QROptions
+from dlscale.linalg.qr.update import MoreRows
 from dlscale.linalg.solve.factors import CholeskyFactors, LUFactors
 from dlscale.linalg.solve.stored import singular_words, zero_pivot
+from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.matrix import ArrayMatrix
 
@@ -76,6 +78,11 @@ class CholeskyResult(NamedTuple):
         """Solve ``A x = b`` for b (n,) or (n, k); as `LUResult.solve`."""
         return _solve(CholeskyFactors(ArrayMatrix(self.l), n_cores()), b)
 
+    def with_rows(self, W: Any) -> CholeskyResult:
+        """The factor of ``A + W^H W`` for W (p, n), by the QR factorization of L^H above W, which is backward stable."""
+        r = _with_rows(self.l.conj().T, W, "r")["r"]
+        return CholeskyResult(np.ascontiguousarray(r.conj().T))
+
 
 class QRResult(NamedTuple):
     """``A = q r``.
@@ -88,6 +95,11 @@ class QRResult(NamedTuple):
 
     q: Array
     r: Array
+
+    def with_rows(self, W: Any) -> QRResult:
+        """The factors of A above W for W (p, n), by the QR factorization of R above W, which is backward stable."""
+        arrays, k = _with_rows(self.r, W, "reduced"), len(self.r)
+        return QRResult(np.concatenate([self.q @ arrays["q"][:k], arrays["q"][k:]]), arrays["r"])
 
 
 def lu(A: Any, *, panel: int | None = None) -> LUResult:
@@ -200,6 +212,14 @@ def qr(
     if mode == "reduced":
         return QRResult(arrays["q"], arrays["r"])
     return arrays["r"] if mode == "r" else (arrays["qr"], arrays["t"])
+
+
+def _with_rows(R: Array, W: Any, mode: Mode) -> dict[str, Array]:
+    """The factors of R above W."""
+    rows = open_matrix(W)
+    if rows.shape[1] != R.shape[1]:
+        raise SpecError(f"The rows must have {R.shape[1]} columns like the matrix that was factored; got {rows.shape[1]}.")
+    return run_here(QR, Inputs({"matrix": MoreRows(ArrayMatrix(R), rows)}), QROptions(mode=mode)).arrays
 
 
 def _run(kind: Kind, A: Any, options: Any) -> dict[str, Array]:

@@ -5,12 +5,13 @@ A panel is one block of columns (`panels`), or, where it is too tall for one wor
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import Field
 
-from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
+from dlscale.declaration.kind import Kind, Role
 from dlscale.declaration.sections import Planned
 from dlscale.engine.clusters.facts import ClusterFacts
 from dlscale.engine.plan import Plan
@@ -23,6 +24,8 @@ from dlscale.linalg.qr import pivoted
 from dlscale.linalg.qr import tall as tall_qr
 from dlscale.linalg.qr.panels import QRSteps, WholeQR, compute_panel_qr, plan_panel_qr
 from dlscale.linalg.qr.row_blocks import TiledQR
+from dlscale.linalg.qr.update import is_cholesky, with_rows
+from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrix import Matrix
 
 Mode = Literal["reduced", "r", "raw"]
@@ -94,6 +97,36 @@ def plan_qr(A: Matrix, options: QROptions, facts: ClusterFacts) -> Plan:
     return plan_panel_qr(A, options, options.mode, facts, WAYS)
 
 
+def plan_with_rows(inputs: Inputs, options: QROptions, facts: ClusterFacts) -> Plan:
+    """Plan the factorization of a matrix, or the triangle of one that was factored with more rows.
+
+    Raises
+    ------
+    SpecError, InputError, DoesNotFitError
+    """
+    A, factors = inputs["matrix"], inputs.results.get("factors")
+    if factors is None:
+        return plan_qr(A, options, facts)
+    options.check()
+    if options.mode != "r" or options.pivoting or options.by_panels:
+        raise SpecError(
+            "params: with input.factors must be mode: r, without pivoting, panel and row_blocks: the triangle has no room for more."
+        )
+    plan = tall_qr.plan_tall_qr(with_rows(factors, A), _by_passes(options), facts)
+    return replace(plan, words=f"the triangle of {factors.uri} and {A.shape[0]} more rows: {plan.words}")
+
+
+def compute_with_rows(run: Run, inputs: Inputs, options: QROptions, plan: Plan) -> Outcome:
+    """Compute by the plan; of a Cholesky factor with more rows, ``l``."""
+    A, factors = inputs["matrix"], inputs.results.get("factors")
+    if factors is None:
+        return compute_qr(run, A, options, plan)
+    outcome = tall_qr.compute_tall_qr(run, with_rows(factors, A), _by_passes(options), plan)
+    if is_cholesky(factors):
+        return replace(outcome, arrays={"l": np.ascontiguousarray(outcome.arrays["r"].conj().T)})
+    return outcome
+
+
 def compute_qr(run: Run, A: Matrix, options: QROptions, plan: Plan) -> Outcome:
     """Compute by the plan (`tall.compute_tall_qr`, `panels.compute_panel_qr`, `pivoted.compute_pivoted`)."""
     if plan.method == "pivoted":
@@ -112,9 +145,18 @@ KIND = Kind(
     name="qr",
     title="QR factorization",
     words="QR factorization: A = Q R.",
-    arrays="`q` (m, k), `r` (k, n), k = min(m, n), with pivoting `p` (n); mode raw: `qr`, `t`",
+    arrays="`q` (m, k), `r` (k, n), k = min(m, n), with pivoting `p` (n); `l` where `factors` are of cholesky; mode raw: `qr`, `t`",
     options=QROptions,
-    plan=matrix_plan(plan_qr),
-    compute=matrix_compute(compute_qr),
+    plan=plan_with_rows,
+    compute=compute_with_rows,
     example="{kind: qr, input: {matrix: a.zarr}, params: {mode: r}}",
+    roles=(
+        Role("matrix"),
+        Role(
+            "factors",
+            "path of the result of a qr or cholesky job, to whose triangle the rows of the matrix are added (mode: r)",
+            optional=True,
+            result_of=("qr", "cholesky"),
+        ),
+    ),
 )
