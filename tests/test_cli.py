@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ from dlscale.report.words import duration
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}
 
-#: Many short passes, so that a signal always meets one.
-MANY_PASSES = ("--set", "params.power_iterations=24", "--set", "params.block_rows=500")
+#: Many passes with a pause before each, so that a signal always meets one.
+SLOWLY = (sys.executable, str(ROOT / "tests" / "chaos" / "slowly.py"))
+MANY_PASSES = ("--set", "params.power_iterations=16", "--set", "params.block_rows=500")
 
 
 @pytest.fixture
@@ -51,9 +52,9 @@ def call(*arguments: str) -> Result:
     return CliRunner().invoke(commands, arguments)
 
 
-def spawn(*arguments: str) -> subprocess.Popen[str]:
-    """A command in a process group of its own, as a shell starts it."""
-    command = [sys.executable, "-m", "dlscale", *arguments]
+def spawn(*arguments: str, under: Sequence[str] = ()) -> subprocess.Popen[str]:
+    """A command in a process group of its own, as a shell starts it; ``under`` another one."""
+    command = [*under, sys.executable, "-m", "dlscale", *arguments]
     return subprocess.Popen(
         command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -131,7 +132,7 @@ def test_usage_errors_have_exit_code_2(folder: Path) -> None:
 
 def test_a_run_is_quiet_and_its_last_line_is_json(folder: Path) -> None:
     process = spawn("run", "job.yaml", "--json", "--cluster", "local", "--output", "r.zarr")
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     record = json.loads(out.splitlines()[-1])
     assert set(record) == {"job", "state", "kind", "result", "seconds", "certificate", "plan"}
@@ -158,14 +159,14 @@ def finished_passes(folder: Path) -> int:
 
 def stop_in_the_middle(folder: Path, cluster: str, stop: Callable[[int], None]) -> tuple[int, str, str]:
     """Run the job of many passes, stop it after a few, and give its exit code, its id and what it said."""
-    process = spawn("run", "job.yaml", *MANY_PASSES, "--cluster", cluster)
+    process = spawn("run", "job.yaml", *MANY_PASSES, "--cluster", cluster, under=SLOWLY)
     deadline = time.monotonic() + 60
     while finished_passes(folder) < 4:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.005)
     stop(process.pid)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     return process.returncode, next(folder.glob("dlscale-workspace/jobs/*-*")).name, err
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from dlscale import kernels
 from dlscale.buffers import workspace
@@ -123,15 +123,16 @@ def blas_threads() -> int:
 
 def test_one_blas_thread_holds_for_all_threads_until_the_last_leaves() -> None:
     """Entered by the thread that starts the work, it holds in every thread, and inner uses do not lift it."""
-    before, switch_seconds = blas_threads(), sys.getswitchinterval()
+    switch_seconds = sys.getswitchinterval()
     seen: list[int] = []
-    with one_blas_thread():
+    with threadpool_limits(2, user_api="blas"):
         with one_blas_thread():
+            with one_blas_thread():
+                assert blas_threads() == 1
+                assert sys.getswitchinterval() < switch_seconds
+            thread = threading.Thread(target=lambda: seen.append(blas_threads()))
+            thread.start()
+            thread.join()
             assert blas_threads() == 1
-            assert sys.getswitchinterval() < switch_seconds
-        thread = threading.Thread(target=lambda: seen.append(blas_threads()))
-        thread.start()
-        thread.join()
-        assert blas_threads() == 1
-    assert seen == [1]
-    assert (blas_threads(), sys.getswitchinterval()) == (before, switch_seconds)
+        assert seen == [1]
+        assert (blas_threads(), sys.getswitchinterval()) == (2, switch_seconds)

@@ -18,7 +18,7 @@ import pytest
 import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from victims import ENVIRONMENT, refuse
+from victims import ENVIRONMENT, ask
 
 import dlscale
 from dlscale.batch.driver import wait_for_turn
@@ -74,16 +74,16 @@ def check_commands(name: str, damage: str, job: Job) -> None:
         # To draw a report takes longer than all the others.
         reported = [("report", job.id)] if damage in ("cut", "a list") or name == "state.json" else []
         for command in (("status", job.id), ("logs", job.id), ("verify", job.id), ("resume", job.id), *reported):
-            ended = refuse(*command, *ws, cwd=workspace_of(job))
+            ended = ask(*command, *ws, cwd=workspace_of(job))
             assert ended.code in (0, 1, 2), ended
             assert ended.code != 2 or str(path) in ended.err or "has succeeded" in ended.err, (command, ended.err)
-        listed = refuse("jobs", *ws, cwd=workspace_of(job))
+        listed = ask("jobs", *ws, cwd=workspace_of(job))
         assert listed.code == 0
         assert "one-" in listed.out
         assert "three-" in listed.out
         assert (job.id in listed.out) != (job.id in listed.err)
         assert name != "state.json" or damage == "other types" or str(path) in listed.err
-        refuse("info", job.result, cwd=workspace_of(job))
+        ask("info", job.result, cwd=workspace_of(job))
     finally:
         if before is None:
             path.unlink()
@@ -98,10 +98,10 @@ def test_without_one_of_its_files_a_job_is_still_found_and_listed(name: str, job
     path.unlink()
     try:
         for command in ("status", "logs", "resume", "report"):
-            ended = refuse(command, job.id, "--workspace", workspace_of(job), cwd=workspace_of(job))
+            ended = ask(command, job.id, "--workspace", workspace_of(job), cwd=workspace_of(job))
             assert ended.code in (0, 1, 2), ended
             assert ended.code != 2 or str(path) in ended.err or "has succeeded" in ended.err, (command, ended.err)
-        listed = refuse("jobs", "--workspace", workspace_of(job), cwd=workspace_of(job))
+        listed = ask("jobs", "--workspace", workspace_of(job), cwd=workspace_of(job))
         assert listed.code == 0
         assert job.id in listed.out + listed.err
     finally:
@@ -122,7 +122,7 @@ def test_a_pipe_or_a_device_in_place_of_a_file_holds_no_command(name: str, job: 
         plant(path)
         try:
             asked = [command if command[0] == "info" else (*command, "--workspace", ws) for command in (*commands, *more)]
-            ended = [refuse(*command, cwd=ws) for command in asked]
+            ended = [ask(*command, cwd=ws) for command in asked]
         finally:
             path.unlink()
             path.write_bytes(before)
@@ -136,7 +136,7 @@ def test_what_is_no_lock_in_its_place_is_told_at_once(plant: Callable[[Path], No
     """By `cancel`, which leaves nothing that would cancel the job later, and by the process that was to take the job."""
     waiting = waiting_job(tmp_path / "ws")
     plant(waiting.lock)
-    refused = refuse("cancel", waiting.id, "--workspace", tmp_path / "ws", cwd=tmp_path)
+    refused = ask("cancel", waiting.id, "--workspace", tmp_path / "ws", cwd=tmp_path)
     assert (refused.code, refused.err.count("\n")) == (2, 1)
     assert str(waiting.lock) in refused.err
     assert refused.seconds < 10
@@ -187,7 +187,7 @@ def test_any_json_in_place_of_a_part_of_the_state(job: Job, data: st.DataObject)
     try:
         commands = [("jobs",), ("jobs", "--json"), ("status", job.id), ("wait", job.id), ("verify", job.id)]
         for command in commands + ([("report", job.id)] if data.draw(st.booleans()) else []):
-            refuse(*command, "--workspace", workspace_of(job), cwd=workspace_of(job))
+            ask(*command, "--workspace", workspace_of(job), cwd=workspace_of(job))
     finally:
         job.state.write_bytes(before)
 
@@ -201,7 +201,7 @@ def test_a_damaged_plan_or_spec_is_not_gone_on_with(job: Job) -> None:
             before = path.read_bytes()
             assert digits[0] in before or path == job.plan
             path.write_bytes(before.replace(*digits) if digits[0] in before else before.replace(b"60", b"61", 1))
-            refused = refuse("resume", job.id, "--workspace", workspace_of(job), cwd=workspace_of(job))
+            refused = ask("resume", job.id, "--workspace", workspace_of(job), cwd=workspace_of(job))
             path.write_bytes(before)
             assert refused.code == 2
             assert f"{path} is damaged" in refused.err

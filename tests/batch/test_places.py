@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from victims import ENVIRONMENT, call, kill_tree, killed_at_the_end, leftovers, spawn, wait_for
+from victims import ENVIRONMENT, ask, kill_tree, killed_at_the_end, leftovers, spawn, wait_for
 
 from dlscale.batch.main_guard import _is_guarded
 
@@ -64,7 +64,7 @@ def test_what_counts_as_a_guard(source: str, line: int, guarded: bool) -> None:
 
 def test_generating_where_nothing_can_be_written(tmp_path: Path) -> None:
     for place in ("/proc/x.zarr", "/proc/deeper/x.zarr"):
-        ended = call("generate", "--shape", "10x5", "--spectrum", "flat", place, cwd=tmp_path)
+        ended = ask("generate", "--shape", "10x5", "--spectrum", "flat", place, cwd=tmp_path)
         assert ended.code == 2
         assert "nothing can be written" in ended.err
         assert "free" not in ended.err
@@ -77,6 +77,6 @@ def test_the_next_import_removes_what_a_killed_one_left(tmp_path: Path) -> None:
         kill_tree(process)
     assert leftovers(tmp_path)
     np.save(tmp_path / "a.npy", np.ones((40, 3)))
-    ended = call("import", "a.npy", "a.zarr", cwd=tmp_path)
+    ended = ask("import", "a.npy", "a.zarr", cwd=tmp_path)
     assert ended.code == 0, ended.err
     assert {path.name for path in tmp_path.iterdir()} == {"a.npy", "a.zarr"}

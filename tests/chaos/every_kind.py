@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 import zarr
-from victims import call, job_folder
+from victims import ask, job_folder
 
 import dlscale
 from dlscale.batch.kinds import KINDS
@@ -107,7 +107,7 @@ def on_the_local_cluster(inputs: Path, folder_of: Callable[[str], Path]) -> Whol
         if kind not in known:
             folder = folder_of(kind)
             write_job(folder, kind, inputs)
-            ended = call("run", "job.yaml", "--cluster", "local", cwd=folder)
+            ended = ask("run", "job.yaml", "--cluster", "local", cwd=folder)
             assert ended.code == 0, ended.err
             known[kind] = arrays_of(job_folder(folder) / "result.zarr")
         return known[kind]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import socket
+import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from victims import ENVIRONMENT
+from victims import ENVIRONMENT, wait_for
 
 
 class RealCluster:
@@ -23,11 +23,11 @@ class RealCluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(exist_ok=True)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self.address = f"tcp://127.0.0.1:{port}"
-        self.scheduler = self._spawn("scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard", "--no-show")
+        # A port that the scheduler chooses: one that was found free may be taken when it comes up.
+        told = folder / "scheduler.json"
+        options = ("--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(told), "--no-dashboard", "--no-show")
+        self.scheduler = self._spawn("scheduler", *options)
+        self.address = str(wait_for(lambda: _address_in(told)))
         self.workers: list[subprocess.Popen[bytes]] = []
 
     def with_workers(self, n: int = 2) -> RealCluster:
@@ -37,7 +37,7 @@ class RealCluster:
         self.workers = [worker for worker in self.workers if worker.poll() is None]
         options = ("--nthreads", "1", "--memory-limit", "2GB", "--no-nanny", "--no-dashboard")
         self.workers += [self._spawn("worker", self.address, *options) for _ in range(n - len(self.workers))]
-        with Client(self.address, timeout="30s", set_as_default=False) as client:
+        with Client(self.address, timeout="60s", set_as_default=False) as client:
             client.wait_for_workers(n, timeout=60)
         return self
 
@@ -50,3 +50,11 @@ class RealCluster:
         for process in (self.scheduler, *self.workers):
             process.kill()
             process.wait()
+
+
+def _address_in(told: Path) -> str | None:
+    """What a scheduler has written of itself, once it is whole."""
+    try:
+        return str(json.loads(told.read_text())["address"])
+    except (FileNotFoundError, ValueError):
+        return None

@@ -15,7 +15,7 @@ import zarr
 from victims import (
     RUNS,
     SEED,
-    call,
+    ask,
     events,
     fault,
     fingerprint,
@@ -59,7 +59,7 @@ def whole(inputs: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> d
     for kind in STEPS:
         folder = tmp_path_factory.mktemp(kind)
         write_spec(folder, kind, inputs, n_workers=1)
-        ended = call("run", "job.yaml", "--json", cwd=folder)
+        ended = ask("run", "job.yaml", "--json", cwd=folder)
         assert ended.code == 0, ended.err
         told = events(job_folder(folder))
         done, needed = (sum(e["flops"] for e in told if e["event"] == event) for event in ("blocks", "pass_finished"))

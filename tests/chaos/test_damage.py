@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from victims import (
+    ask,
     at_night,
-    call,
     events,
     fault,
     fingerprint,
@@ -19,7 +19,6 @@ from victims import (
     kill_tree,
     killed_at_the_end,
     make_matrix,
-    refuse,
     spawn,
     wait_for,
     write_spec,
@@ -52,7 +51,7 @@ def test_a_damaged_input_is_refused_before_work(layout: str, damage: Callable[[P
     damage(matrix / "c" / "2" / "0")
     fault("damaged input")
     spec = write_spec(tmp_path / "job.yaml", "svd", matrix, cluster="threads")
-    ended = refuse("run", spec, "--workspace", tmp_path / "ws", cwd=tmp_path)
+    ended = ask("run", spec, "--workspace", tmp_path / "ws", cwd=tmp_path)
     assert ended.code == 2
     assert "input.matrix" in ended.err
     assert "c/2/0" in ended.err
@@ -99,13 +98,13 @@ def check_damage(victim: str, folder: Path) -> None:
     step, name, damage = VICTIMS[victim]
     matrix = make_matrix(folder / "a.zarr", (6000, 40))
     write_spec(folder / "job.yaml", "svd", matrix, cluster="threads")
-    whole = call("run", "job.yaml", "--output", "whole.zarr", "--workspace", "other", "--json", cwd=folder)
+    whole = ask("run", "job.yaml", "--output", "whole.zarr", "--workspace", "other", "--json", cwd=folder)
     assert whole.code == 0, whole.err
     job = kill_after(step, folder)
     assert (job / name).exists(), sorted(str(path.relative_to(job)) for path in job.rglob("*"))
     damage(job / name)
     fault(f"damaged {victim}")
-    resumed = call("resume", job.name, "--json", cwd=folder)
+    resumed = ask("resume", job.name, "--json", cwd=folder)
     assert resumed.code == 0, resumed.err
     assert fingerprint(resumed.record["result"]) == fingerprint(folder / "whole.zarr")
     warnings = [event["message"] for event in events(job) if event["event"] == "warning"]

@@ -16,7 +16,7 @@ from victims import (
     MPIRUN,
     RUNS,
     SEED,
-    call,
+    ask,
     events,
     fault,
     finish,
@@ -57,7 +57,7 @@ def wait_for_work(kind: str, folder: Path) -> None:
 def check_resumed(kind: str, folder: Path, expected: Arrays) -> None:
     """Whether or not the job had ended when its victim died, `resume` ends with the right answer."""
     job = job_folder(folder)
-    ended = call("resume", job.name, "--cluster", "local", "--json", cwd=folder)
+    ended = ask("resume", job.name, "--cluster", "local", "--json", cwd=folder)
     assert ended.code == 0 or "has succeeded" in ended.err, ended.err
     check_same(kind, arrays_of(job / "result.zarr"), expected)
     assert ended.code or leftovers(folder) == set()
@@ -100,8 +100,8 @@ def kill_local(victim: str, kind: str, folder: Path, moment: float, expected: Ar
             fault(f"{victim} of {kind}")
         if victim == "driver":
             process.kill()
-            process.wait(30)
-            wait_for(lambda: not any(worker.is_running() for worker in workers), seconds=30)
+            process.wait(60)
+            wait_for(lambda: not any(worker.is_running() for worker in workers))
         else:
             kill_tree(process)
     check_resumed(kind, folder, expected)
@@ -116,13 +116,13 @@ def kill_rank(kind: str, folder: Path, moment: float, expected: Arrays) -> None:
         found = ranks_of(process)
         time.sleep(moment)
         rank = found[int(moment * 1000) % 2]
-        killed = process.poll() is None and rank.is_running() and not list(folder.rglob("report.html"))
+        killed = process.poll() is None and rank.is_running() and not (job_folder(folder) / "report.html").exists()
         if killed:
             rank.kill()
             fault(f"rank of {kind}")
-        ended = finish(process, timeout=30)
+        ended = finish(process)
         assert not killed or ended.code != 0
-    wait_for(lambda: not any(rank.is_running() for rank in found), seconds=30)
+    wait_for(lambda: not any(rank.is_running() for rank in found))
     check_resumed(kind, folder, expected)
 
 
@@ -133,13 +133,13 @@ def kill_client(kind: str, folder: Path, expected: Arrays) -> None:
         job = client.stdout.readline().strip()
         kill_tree(client)
         fault(f"client of {kind}")
-    assert call("wait", job, cwd=folder).code == 0
+    assert ask("wait", job, cwd=folder).code == 0
     check_same(kind, arrays_of(job_folder(folder) / "result.zarr"), expected)
 
 
 def kill_on(cluster: RealCluster, victim: str, kind: str, folder: Path, moment: float, expected: Arrays) -> None:
     """A job that was submitted to a running cluster goes on by itself, unless the cluster is gone."""
-    submitted = call("submit", "job.yaml", "--cluster", cluster.address, cwd=folder)
+    submitted = ask("submit", "job.yaml", "--cluster", cluster.address, cwd=folder)
     assert submitted.code == 0, submitted.err
     wait_for_work(kind, folder)
     driver = psutil.Process(Job(job_folder(folder)).read_state().heartbeat.pid)
@@ -153,7 +153,7 @@ def kill_on(cluster: RealCluster, victim: str, kind: str, folder: Path, moment: 
         driver.kill()
     if not ended:
         fault(f"{victim} of {kind}")
-    waited = call("wait", cwd=folder)
+    waited = ask("wait", cwd=folder)
     if victim == "scheduler":
         check_resumed(kind, folder, expected)
         return

@@ -21,7 +21,7 @@ from victims import (
     RUNS,
     SEED,
     Ended,
-    call,
+    ask,
     fault,
     finish,
     job_folder,
@@ -97,7 +97,7 @@ class Case:
         return job_folder(self.folder).name
 
     def resume(self, job: str) -> Ended:
-        return quiet(call("resume", job, "--cluster", "threads", cwd=self.folder, timeout=DEADLINE_SECONDS))
+        return quiet(ask("resume", job, "--cluster", "threads", cwd=self.folder))
 
     def check(self, ended: Ended) -> None:
         """The job has succeeded, with the right answer, and its result is as it was written."""
@@ -105,7 +105,7 @@ class Case:
         job = job_folder(self.folder)
         check_same(self.kind, arrays_of(job / "result.zarr"), self.expected)
         assert leftovers(self.folder) == set()
-        verified = quiet(call("verify", job / "result.zarr", cwd=self.folder, timeout=DEADLINE_SECONDS))
+        verified = quiet(ask("verify", job / "result.zarr", cwd=self.folder))
         assert verified.code == 0, verified
 
 
@@ -184,13 +184,13 @@ def damage(case: Case) -> None:
     ended = case.resume(job)
     published = (job_folder(case.folder) / "result.zarr").exists() and "result.zarr" in path.parts
     if published:  # it had ended: nothing but `verify` looks at it again
-        assert call("verify", job_folder(case.folder) / "result.zarr", cwd=case.folder).code == 1 or path.name == "zarr.json"
+        assert ask("verify", job_folder(case.folder) / "result.zarr", cwd=case.folder).code == 1 or path.name == "zarr.json"
         return
     if ended.code == 2 and "has succeeded" not in ended.err:
         unfinished = path.parent.name == ".result.zarr.partial"
         assert unfinished or path.name in ("state.json", "spec.yaml", "plan.json", "inputs.json"), (path, ended)
         assert path.name in ended.err or "not the folder of a job" in ended.err, ended
-        listed = quiet(call("jobs", cwd=case.folder))
+        listed = quiet(ask("jobs", cwd=case.folder))
         assert listed.code == 0
         return
     case.check(ended)
@@ -241,7 +241,7 @@ def clock_step(case: Case) -> None:
         case.note("clock step")
         time.sleep(case.moment)
         if process.poll() is None:
-            listed = quiet(call("jobs", "--json", cwd=case.folder))
+            listed = quiet(ask("jobs", "--json", cwd=case.folder))
             assert listed.record[0]["state"] not in ("lost", "damaged"), listed
         case.check(quiet(finish(process, DEADLINE_SECONDS)))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from every_kind import Whole, arrays_of, check_same, write_job
 from hosts import ADDRESSES, SCHEDULER, cluster, two_hosts
-from victims import at_night, call, fault, finish, finished, job_folder, kill_tree, killed_at_the_end, spawn, wait_for
+from victims import ask, at_night, fault, finish, finished, job_folder, kill_tree, killed_at_the_end, spawn, wait_for
 
 pytestmark = at_night
 
@@ -35,6 +35,6 @@ def test_a_broken_connection(seconds: float | None, inputs: Path, whole: Whole, 
             assert ended.code == 1, ended.err
             assert "No progress for 20 s" in ended.err
             assert ADDRESSES[1] in ended.err
-            ended = call("resume", job_folder(folder).name, "--cluster", "local", cwd=folder)
+            ended = ask("resume", job_folder(folder).name, "--cluster", "local", cwd=folder)
         assert ended.code == 0, ended.err
     check_same("svd", arrays_of(job_folder(folder) / "result.zarr"), expected)

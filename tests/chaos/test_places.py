@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 from victims import (
-    call,
+    ask,
     fault,
     fingerprint,
     finish,
     killed_at_the_end,
     leftovers,
     make_matrix,
-    refuse,
     spawn,
     system,
     wait_for,
@@ -37,7 +36,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_disk_that_is_too_small_is_refused(small_disk: Path, tmp_path: Path) -> None:
     write_spec(tmp_path / "job.yaml", "qr", make_matrix(tmp_path / "a.zarr", (80_000, 40)), cluster="threads")
-    refused = refuse("run", "job.yaml", "--workspace", small_disk / "ws", cwd=tmp_path)
+    refused = ask("run", "job.yaml", "--workspace", small_disk / "ws", cwd=tmp_path)
     assert refused.code == 2
     assert "free disk" in refused.err
     assert list(small_disk.iterdir()) == []
@@ -46,7 +45,7 @@ def test_a_disk_that_is_too_small_is_refused(small_disk: Path, tmp_path: Path) -
 def test_a_disk_that_fills_up_meanwhile(small_disk: Path, tmp_path: Path) -> None:
     """The job stops with a message, and goes on when there is room again."""
     write_spec(tmp_path / "job.yaml", "qr", make_matrix(tmp_path / "a.zarr"), cluster="threads")
-    whole = call("run", "job.yaml", "--json", cwd=tmp_path)
+    whole = ask("run", "job.yaml", "--json", cwd=tmp_path)
     ballast = small_disk / "ballast"
     with killed_at_the_end(spawn("run", "job.yaml", "--json", "--workspace", small_disk / "ws", cwd=tmp_path)) as process:
         (job,) = wait_for(lambda: list(small_disk.glob("ws/jobs/[!.]*")), alive=process)
@@ -61,7 +60,7 @@ def test_a_disk_that_fills_up_meanwhile(small_disk: Path, tmp_path: Path) -> Non
     assert "Traceback" not in ended.err
     assert "No space left" in ended.err
     ballast.unlink()
-    resumed = call("resume", job.name, "--json", "--workspace", small_disk / "ws", cwd=tmp_path)
+    resumed = ask("resume", job.name, "--json", "--workspace", small_disk / "ws", cwd=tmp_path)
     assert resumed.code == 0, resumed.err
     assert fingerprint(resumed.record["result"]) == fingerprint(whole.record["result"])
 
@@ -80,7 +79,7 @@ def test_two_jobs_side_by_side(tmp_path: Path) -> None:
         killed_at_the_end(spawn("run", "pca.yaml", "--json", cwd=folder)) as second,
     ):
         wait_for(lambda: (folder / ".svd r.zarr.partial").exists(), alive=first)
-        refused = call("run", "svd.yaml", "--workspace", "another", cwd=folder)
+        refused = ask("run", "svd.yaml", "--workspace", "another", cwd=folder)
         ends = [finish(first), finish(second)]
     assert [end.code for end in ends] == [0, 0]
     assert refused.code == 2
@@ -93,7 +92,7 @@ def test_two_jobs_side_by_side(tmp_path: Path) -> None:
 def test_an_output_in_the_input_is_refused(tmp_path: Path) -> None:
     write_spec(tmp_path / "job.yaml", "svd", make_matrix(tmp_path / "a.zarr", (400, 20)), cluster="threads")
     before = sorted(path.name for path in (tmp_path / "a.zarr").iterdir())
-    refused = refuse("run", "job.yaml", "--output", "a.zarr/r.zarr", cwd=tmp_path)
+    refused = ask("run", "job.yaml", "--output", "a.zarr/r.zarr", cwd=tmp_path)
     assert refused.code == 2
     assert "lies in the input matrix" in refused.err
     assert sorted(path.name for path in (tmp_path / "a.zarr").iterdir()) == before

@@ -10,6 +10,7 @@ import pytest
 from real_cluster import RealCluster
 from victims import (
     RUNS,
+    ask,
     at_night,
     call,
     fault,
@@ -38,7 +39,7 @@ def cluster(tmp_path: Path) -> Iterator[RealCluster]:
 def whole(kind: str, folder: Path) -> dict[str, str]:
     """The arrays of a run in one process."""
     write_spec(folder / f"{kind}.yaml", kind, folder / "a.zarr", cluster="threads")
-    ended = call("run", f"{kind}.yaml", "--json", "--workspace", "local", cwd=folder)
+    ended = ask("run", f"{kind}.yaml", "--json", "--workspace", "local", cwd=folder)
     assert ended.code == 0, ended.err
     return fingerprint(ended.record["result"])
 
@@ -68,10 +69,10 @@ def test_a_cluster_that_dies(cluster: RealCluster, tmp_path: Path) -> None:
     assert ended.record["state"] == "lost"
     assert "scheduler" in ended.err
     job = job_folder(tmp_path).name
-    refused = call("resume", job, cwd=tmp_path)
+    refused = ask("resume", job, cwd=tmp_path)
     assert refused.code == 2
     assert "nothing answers" in refused.err
-    resumed = call("resume", job, "--cluster", "threads", "--json", cwd=tmp_path)
+    resumed = ask("resume", job, "--cluster", "threads", "--json", cwd=tmp_path)
     assert resumed.code == 0, resumed.err
     assert fingerprint(resumed.record["result"]) == expected
 
@@ -90,4 +91,4 @@ def test_a_job_that_stands_still_is_ended(tmp_path: Path) -> None:
     assert "No progress for 2 s" in ended.err
     assert "Traceback" not in ended.err
     wait_for(lambda: not any(worker.is_running() for worker in workers), seconds=30)
-    assert call("resume", job_folder(tmp_path).name, cwd=tmp_path).code == 0
+    assert ask("resume", job_folder(tmp_path).name, cwd=tmp_path).code == 0

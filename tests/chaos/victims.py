@@ -47,16 +47,19 @@ MPIRUN = shutil.which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}
 
 _NOT_ALLOWED = re.compile("permission denied|not permitted|superuser|only root|not supported|unknown device type", re.IGNORECASE)
 
+#: For `spawn`: so that a job still runs when a test is ready to stop it.
+SLOWLY = [sys.executable, str(Path(__file__).with_name("slowly.py"))]
+
 #: What was done to jobs so far in the test that runs.
 FAULTS: list[str] = []
 
 N_ROWS, N_COLUMNS = 30_000, 40
 
-#: Many short passes of many blocks, so that a kill meets each part of a job.
+#: Many short passes of some blocks, so that a kill meets each part of a job.
 PARAMS: Mapping[str, Mapping[str, Any]] = {
-    "svd": {"n_components": 6, "power_iterations": 8, "block_rows": 500},
-    "pca": {"n_components": 5, "solver": "randomized", "power_iterations": 5, "scores": True, "block_rows": 500},
-    "qr": {"block_rows": 500},
+    "svd": {"n_components": 6, "power_iterations": 8, "block_rows": 1500},
+    "pca": {"n_components": 5, "solver": "randomized", "power_iterations": 5, "scores": True, "block_rows": 1500},
+    "qr": {"block_rows": 1500},
 }
 
 
@@ -127,8 +130,8 @@ def call(*arguments: str | Path, cwd: Path, timeout: float = 120.0, **environmen
     return finish(spawn(*arguments, cwd=cwd, **environment), timeout)
 
 
-def refuse(*arguments: str | Path, cwd: Path) -> Ended:
-    """Run a command that starts nothing, in this process."""
+def ask(*arguments: str | Path, cwd: Path) -> Ended:
+    """Run a command to its end in this process, which costs a tenth of a process of its own."""
     from click.testing import CliRunner
 
     from dlscale.cli.main import commands

@@ -30,7 +30,7 @@ def job_file(folder: Path, **more: Any) -> Path:
     if not matrix.exists():
         A = np.random.default_rng(0).standard_normal((20_000, 40)) * np.arange(1, 41) ** -0.5
         zarr.create_array(matrix, shape=A.shape, dtype="f8", chunks=(1000, 40), compressors=None)[:] = A
-    params = {"n_components": 6, "power_iterations": 24, "block_rows": 500}
+    params = {"n_components": 6, "power_iterations": 24, "block_rows": 2500}
     spec = {"kind": "svd", "input": {"matrix": str(matrix)}, "params": params, **more}
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump(spec))

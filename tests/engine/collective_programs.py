@@ -43,7 +43,7 @@ def collectives(folder: Path) -> None:
         assert (table == [[rank, 1] for rank in range(comm.size)]).all()
         comm.barrier("g")
         if comm.rank == 1:
-            time.sleep(0.5)
+            time.sleep(1.5)
         late = comm.start_allreduce(np.ones(10), name="h")
         late.wait()
         # The time for a rank that is late is not that of the reduction.

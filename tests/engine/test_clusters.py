@@ -252,7 +252,7 @@ def test_a_worker_killed_while_it_starts_is_started_again() -> None:
         with kill_new_workers(1) as killed, dask.config.set({"distributed.deploy.lost-worker-timeout": "10ms"}):
             (running,) = cluster.client.run(os.getpid).values()
             os.kill(running, signal.SIGKILL)
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 60
             while not cluster.workers() - first:
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
@@ -352,7 +352,7 @@ def test_results_that_are_released_leave_the_workers_at_once(clusters: Any) -> N
         handles = cluster.hold({key: Task(key, wait_and_make, 2.5)}, [key], {}, Wishes({}, {}), watch)
         assert held()
         cluster.release(handles.values())
-        ended = time.monotonic() + 10
+        ended = time.monotonic() + 60
         while held():
             assert time.monotonic() < ended
             time.sleep(0.02)
@@ -365,13 +365,27 @@ def wait_and_make(seconds: float) -> Array:
     return np.zeros(1000)
 
 
+@dataclass(frozen=True)
+class Stuck(Fold):
+    """A pass of which no block ends before a file is there."""
+
+    free: Path
+
+    def start(self) -> State:
+        return {"sum": np.zeros(50)}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        while not self.free.exists():
+            time.sleep(0.02)
+        return ()
+
+
 def test_a_pass_without_progress_ends(clusters: Any, matrices: dict[str, Path], tmp_path: Path) -> None:
     A = open_matrix(matrices["row strips"])
     passes = Passes(Run(clusters(2), stall_seconds=1.0))
-    started = time.monotonic()
     with pytest.raises(StalledError, match=r"No progress for 1 s.*Waiting for"):
-        passes.sweep("stuck", A, Slow(3.0, tmp_path), RowGrid(2000, 1000, 1000))
-    assert time.monotonic() - started < 2.9
+        passes.sweep("stuck", A, Stuck(tmp_path / "free"), RowGrid(2000, 1000, 1000))
+    (tmp_path / "free").touch()
 
 
 @pytest.mark.parametrize(

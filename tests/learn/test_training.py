@@ -139,7 +139,7 @@ def test_stopped_on_four_ranks_and_resumed_on_two_and_three(on_ranks, alone):
 def test_a_fault_ends_all_ranks_and_resuming_completes(tmp_path, alone, fault, moment, victim):
     started = time.monotonic()
     done = mpirun(4, "fault", tmp_path, fault, moment, victim)
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 90
     assert (tmp_path / "struck").exists()
     assert done.returncode != 0
     run_here(train, (programs.task(tmp_path),), token="t")

@@ -271,7 +271,7 @@ def test_sigkill_at_random_moments(tmp_path: Path, savers: subprocess.Popen[str]
         savers.stdin.flush()
         child = int(savers.stdout.readline())
         before = acknowledged.stat().st_size if acknowledged.exists() else 0
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         # Two saves first, so that there is a state to lose; then any moment of the next few saves.
         while not acknowledged.exists() or acknowledged.read_bytes()[before:].count(b"\n") < 2:
             assert time.monotonic() < deadline

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from dlscale.errors import SpecError
@@ -203,7 +204,8 @@ def test_a_process_is_known_by_its_start(tmp_path: Path) -> None:
     assert not owner._replace(started=owner.started - 100).is_alive
     assert not owner._replace(machine="another boot").is_near
     with subprocess.Popen([sys.executable, "-c", "pass"]) as process:
-        time.sleep(0.5)  # it has ended, and nobody has waited for it
+        while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:  # it has ended, and nobody has waited for it
+            time.sleep(0.01)
         assert not owner._replace(pid=process.pid).is_alive
 
 

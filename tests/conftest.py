@@ -1,0 +1,39 @@
+"""What holds for all tests: the order of modules, and what the processes of tests are told before they start."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from threadpoolctl import threadpool_limits
+
+# Several processes share the cores: threads of BLAS that wait for a core take more time than they save.
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+# For the BLAS that a plugin of pytest has loaded already.
+threadpool_limits(1, user_api="blas")
+# Of the many commands that are started, the first compiles the package for all of them, as it does for users.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+#: Long modules, so that none of them is left for the end, when there is nothing to do beside it.
+FIRST = (
+    "chaos",
+    "deploy",
+    "batch/test_rivals.py",
+    "batch/test_submit.py",
+    "engine/test_mpi.py",
+    "test_cli.py",
+    "peers",
+    "batch",
+    "engine",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    root = Path(__file__).parent
+    turn = {root / name: i for i, name in enumerate(FIRST)}
+
+    def key(item: pytest.Item) -> int:
+        return min(turn.get(place, len(turn)) for place in (item.path, *item.path.parents))
+
+    items.sort(key=key)
