@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from threadpoolctl import threadpool_limits
 
 # Several processes share the cores: threads of BLAS that wait for a core take more time than they save.
@@ -14,6 +15,10 @@ os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 threadpool_limits(1, user_api="blas")
 # Of the many commands that are started, the first compiles the package for all of them, as it does for users.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("dlscale", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("dlscale")
 
 #: Long modules, so that none of them is left for the end, when there is nothing to do beside it.
 FIRST = (

@@ -108,7 +108,7 @@ def test_without_one_of_its_files_a_job_is_still_found_and_listed(name: str, job
         path.write_bytes(before)
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     "name",
     ["spec.yaml", "state.json", "plan.json", "events.jsonl", "log.txt", "result.zarr/zarr.json", "result.zarr/s/c/0"],
@@ -130,7 +130,7 @@ def test_a_pipe_or_a_device_in_place_of_a_file_holds_no_command(name: str, job: 
         assert any(str(path) in one.err + one.out for one in ended), ended
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("plant", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
 def test_what_is_no_lock_in_its_place_is_told_at_once(plant: Callable[[Path], None], job: Job, tmp_path: Path) -> None:
     """By `cancel`, which leaves nothing that would cancel the job later, and by the process that was to take the job."""
@@ -156,7 +156,7 @@ def waiting_job(workspace: Path) -> Job:
     return job
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("plant", [os.mkfifo, lambda place: os.symlink("/dev/zero", place)], ids=["pipe", "device"])
 @pytest.mark.parametrize("name", ["manifests/pass.json", "steps/pass/a/c/0", "steps/pass/a/zarr.json", "scratch/b/c/0"])
 def test_a_pipe_in_a_checkpoint_is_damage_and_holds_nobody(name: str, plant: Callable[[Path], None], tmp_path: Path) -> None:

@@ -70,14 +70,14 @@ def test_mutated_job_files_are_taken_or_refused_in_words(tmp_path: Path) -> None
     for index in range(N_FILES):
         text = mutate(source.choice(texts), source)
         path.write_bytes(text.encode("utf-8", "surrogatepass"))
-        began = time.monotonic()
+        began = time.process_time()
         try:
             load_spec(path)
             said, taken = "taken", taken + 1
         except DlscaleError as error:
             said = str(error)
         assert said.strip(), index
-        assert time.monotonic() - began < SECONDS, (index, text[:500])
+        assert time.process_time() - began < SECONDS, (index, text[:500])
     assert 0 < taken < N_FILES
     print(f"{N_FILES} files: {taken} taken, {N_FILES - taken} refused in words")
 
@@ -121,7 +121,7 @@ def test_any_piece_as_a_value_is_taken_or_refused(text: str) -> None:
     ],
 )
 def test_a_megabyte_of_anything_is_refused_soon(text: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(SpecError):
         load_spec(text + "\n")
-    assert time.monotonic() - began < 30.0  # on a busy machine
+    assert time.process_time() - began < 30.0

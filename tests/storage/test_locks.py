@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,6 +107,20 @@ def test_one_process_has_a_lock_until_it_is_killed(kept: str, tmp_path: Path) ->
     assert take(path) is None
     lock.release(remove=True)
     assert [entry.name for entry in tmp_path.iterdir() if "lock" in entry.name] == []
+
+
+def test_who_asks_and_is_held_up_meanwhile_is_no_owner(tmp_path: Path) -> None:
+    (tmp_path / "lock").touch()
+    with open(tmp_path / "lock") as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)
+        later = threading.Timer(0.3, fcntl.flock, (asking, fcntl.LOCK_UN))
+        later.start()
+        lock = take(tmp_path / "lock")
+        later.join()
+        assert lock is not None
+        lock.check()
+        assert take(tmp_path / "lock") is None
+        lock.release()
 
 
 def test_two_threads_of_a_process_exclude_each_other(kept: str, tmp_path: Path) -> None:

@@ -31,8 +31,10 @@ from dlscale.storage.files.processes import Owner
 BEAT_SECONDS, LEASE_SECONDS = 5.0, 30.0
 
 _POLL_SECONDS = 0.1
-#: Whoever only asks whether a lock is held has it for a moment.
+#: Whoever finds that the file was removed, and is no lock any more, has it for a moment.
 _N_TRIES, _MOMENT_SECONDS = 4, 0.01
+#: Whoever only asks whether a lock is held shares it for a moment, which is long where the processor is busy.
+_ASKING_SECONDS = 30.0
 _NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 
 
@@ -241,11 +243,13 @@ def _open(path: Path, flags: int) -> int:
 
 def _lock(descriptor: int, path: Path) -> tuple[bool, Lease | None]:
     """Whether the lock was free, and the lease where the kernel cannot keep it."""
-    for _ in range(_N_TRIES):
+    n_tries, deadline = _N_TRIES, time.monotonic() + _ASKING_SECONDS
+    while n_tries:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True, None
         except BlockingIOError:
+            n_tries -= _has_owner(descriptor) or time.monotonic() > deadline
             time.sleep(_MOMENT_SECONDS)
         except OSError as error:
             if error.errno not in _NO_FLOCK:
@@ -260,6 +264,16 @@ def _note(path: Path) -> str:
         f"The file system of {path.parent} has no flock: leases that are touched every {BEAT_SECONDS:.0f} s stand in for locks, "
         f"and one that was not for {LEASE_SECONDS:.0f} s is taken over."
     )
+
+
+def _has_owner(descriptor: int) -> bool:
+    """Whether one has the lock for itself, rather than some who share it since they ask (`is_held`)."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    return False
 
 
 def _lease_of(path: Path) -> Path:
