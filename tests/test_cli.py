@@ -132,7 +132,7 @@ def test_usage_errors_have_exit_code_2(folder: Path) -> None:
 
 def test_a_run_is_quiet_and_its_last_line_is_json(folder: Path) -> None:
     process = spawn("run", "job.yaml", "--json", "--cluster", "local", "--output", "r.zarr")
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     record = json.loads(out.splitlines()[-1])
     assert set(record) == {"job", "state", "kind", "result", "seconds", "certificate", "plan"}
@@ -160,13 +160,13 @@ def finished_passes(folder: Path) -> int:
 def stop_in_the_middle(folder: Path, cluster: str, stop: Callable[[int], None]) -> tuple[int, str, str]:
     """Run the job of many passes, stop it after a few, and give its exit code, its id and what it said."""
     process = spawn("run", "job.yaml", *MANY_PASSES, "--cluster", cluster, under=SLOWLY)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while finished_passes(folder) < 4:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.005)
     stop(process.pid)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=240)
     return process.returncode, next(folder.glob("dlscale-workspace/jobs/*-*")).name, err
 
 

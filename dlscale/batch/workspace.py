@@ -113,10 +113,11 @@ class Job:
         return state
 
     def _is_driven(self, beat: Heartbeat) -> bool:
-        if beat.owner.is_near:
-            return beat.alive
+        # A killed process is a zombie when its first thread has gone, and has its lock, which keeps others out, until the last one.
         if beat.alive or locks.is_held(self.lock):
             return True
+        if beat.owner.is_near:
+            return False
         # The clock of either machine may have been set; that of the file system counts for both.
         with suppress(OSError):
             return abs(locks.age_of(self.state)) < LOST_SECONDS
@@ -131,7 +132,9 @@ class Job:
             if handed.scheduler:
                 return True
             beat = handed.driver or beat
-        return beat.alive if beat.owner.is_near else abs(time.time() - beat.time) < HAND_OVER_SECONDS
+        if beat.owner.is_near:
+            return beat.alive or locks.is_held(self.lock)
+        return abs(time.time() - beat.time) < HAND_OVER_SECONDS
 
     def write_state(self, state: JobState, *, fsync: bool = True) -> None:
         """Replace state.json as one step."""

@@ -29,7 +29,7 @@ def run_script(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
     array[:] = np.arange(200.0).reshape(50, 4) % 7 + 1
     (folder / "script.py").write_text(text)
     command = [sys.executable, "script.py"]
-    return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False)
 
 
 def test_a_script_without_a_guard_is_told_what_to_write(tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ def test_waiting_ends_when_the_cluster_that_was_to_take_the_job_is_gone(tmp_path
     job.write_state(JobState(job.id, "x", "svd", "submitted", time.time(), Heartbeat.now()))
     job.handed_over.write_text(json.dumps({"scheduler": "tcp://127.0.0.1:1"}))
     assert job.read_state().state == "submitted"
-    ended = wait(job, timeout_seconds=60)
+    ended = wait(job, timeout_seconds=240)
     assert (ended.state, ended.exit_code) == ("lost", 1)
     assert "does not answer" in ended.message
 
@@ -260,7 +260,7 @@ def test_submitting_from_python(folder: Path, data: tuple[Path, dict[str, str]],
     job: SubmittedJob = dlscale.submit(spec, workspace=folder / "ws")
     with pytest.raises(TimeoutError, match="after 0 s"):
         job.wait(timeout_seconds=0)
-    assert job.wait(timeout_seconds=120) == "succeeded"
+    assert job.wait(timeout_seconds=240) == "succeeded"
     assert job.open()["s"].shape == (3,)
     assert json.loads((job.folder / "state.json").read_text())["heartbeat"][1] != os.getpid()
 
@@ -271,6 +271,6 @@ def test_a_submitted_job_that_cannot_join_the_queue_says_why(folder: Path) -> No
     (folder / "somebodys").write_text("precious")
     (queue / "lock").symlink_to(folder / "somebodys")
     job = dlscale.submit(folder / "job.yaml", ["cluster=threads"], workspace=folder / "ws")
-    assert job.wait(timeout_seconds=120) == "failed"
+    assert job.wait(timeout_seconds=240) == "failed"
     assert f"{queue / 'lock'} must be a lock file" in Job(job.folder).read_state().message
     assert (folder / "somebodys").read_text() == "precious"

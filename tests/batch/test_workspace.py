@@ -16,6 +16,7 @@ import pytest
 from dlscale.batch.workspace import Heartbeat, Job, JobState, Workspace
 from dlscale.engine.events import StateChanged
 from dlscale.errors import SpecError
+from dlscale.storage.files.locks import held
 from dlscale.storage.files.processes import start_of
 
 
@@ -47,6 +48,15 @@ def test_a_job_whose_process_vanished_is_lost(tmp_path: Path) -> None:
     assert state.state == "lost"
     assert state.resumable
     assert str(process.pid) in state.message
+
+
+@pytest.mark.parametrize("state", ["running", "submitted"])
+def test_a_job_is_not_lost_before_its_lock_is_free(state: str, tmp_path: Path) -> None:
+    """Threads of a killed process end one after the other; nobody can go on with its job before the last of them."""
+    job = make_job(Workspace(tmp_path), state=state, heartbeat=replace_heartbeat(started=1.0))
+    with held(job.lock):
+        assert job.read_state().state == state
+    assert job.read_state().state == "lost"
 
 
 def replace_heartbeat(**changes: object) -> Heartbeat:

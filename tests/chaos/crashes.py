@@ -15,7 +15,7 @@ from typing import Any
 #: Calls that change which files there are; the bytes within them are written under names that nobody reads.
 CHANGES = ("replace", "rename", "unlink", "rmdir", "mkdir")
 
-_SECONDS = 60
+_SECONDS = 240
 
 
 def run_until(change: int | None, arguments: list[str], cwd: Path, *, after: bool = False) -> tuple[int, int]:

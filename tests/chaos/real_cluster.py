@@ -37,8 +37,8 @@ class RealCluster:
         self.workers = [worker for worker in self.workers if worker.poll() is None]
         options = ("--nthreads", "1", "--memory-limit", "2GB", "--no-nanny", "--no-dashboard")
         self.workers += [self._spawn("worker", self.address, *options) for _ in range(n - len(self.workers))]
-        with Client(self.address, timeout="60s", set_as_default=False) as client:
-            client.wait_for_workers(n, timeout=60)
+        with Client(self.address, timeout="120s", set_as_default=False) as client:
+            client.wait_for_workers(n, timeout=120)
         return self
 
     def _spawn(self, *arguments: str) -> subprocess.Popen[bytes]:

@@ -38,7 +38,7 @@ from victims import (
 from dlscale.batch.kinds import KINDS
 
 #: No command takes longer, whatever happened to its job.
-DEADLINE_SECONDS = 120.0
+DEADLINE_SECONDS = 240.0
 
 #: Changes the time of day of a process after a while, as NTP does.
 STEP = """

@@ -205,7 +205,7 @@ def test_a_signal_stops_within_seconds(
             kill_tree(process, number)
             time.sleep(0.1)
         fault(f"{signal.Signals(number).name} to svd")
-        ended = finish(process, timeout=60)
+        ended = finish(process, timeout=240)
     assert ended.code == 75, ended.err
     assert ended.seconds < 30.0
     assert f"dlscale resume {job_folder(tmp_path).name}" in ended.err
@@ -227,7 +227,7 @@ def test_a_signal_before_the_job_exists_leaves_nothing(delay: float, tmp_path: P
         time.sleep(delay)
         kill_tree(process, signal.SIGTERM)
         fault("SIGTERM to an import")
-        ended = finish(process, timeout=60)
+        ended = finish(process, timeout=240)
     assert ended.code == 75, ended.err
     assert "run the command again" in ended.err
     assert ended.seconds < 30.0

@@ -106,7 +106,7 @@ def kill_tree(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> N
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
     if number == signal.SIGKILL:
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Ended:
         return found
 
 
-def call(*arguments: str | Path, cwd: Path, timeout: float = 120.0, **environment: str) -> Ended:
+def call(*arguments: str | Path, cwd: Path, timeout: float = 240.0, **environment: str) -> Ended:
     """Run a command to its end; one that hangs is killed with its children and fails the test."""
     return finish(spawn(*arguments, cwd=cwd, **environment), timeout)
 
@@ -143,7 +143,7 @@ def ask(*arguments: str | Path, cwd: Path) -> Ended:
     return Ended(result.exit_code, result.stdout, result.stderr, time.monotonic() - started)
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 120.0) -> Ended:
+def finish(process: subprocess.Popen[str], timeout: float = 240.0) -> Ended:
     started = time.monotonic()
     try:
         out, err = process.communicate(timeout=timeout)
@@ -177,7 +177,7 @@ def killed_at_the_end(process: subprocess.Popen[str]) -> Iterator[subprocess.Pop
                 pipe.close()
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 60.0, *, alive: subprocess.Popen[str] | None = None) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 120.0, *, alive: subprocess.Popen[str] | None = None) -> Any:
     """Poll until a condition holds; its value."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):

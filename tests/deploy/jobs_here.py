@@ -37,7 +37,7 @@ def job_file(folder: Path, **more: Any) -> Path:
     return path
 
 
-def command(*arguments: str | Path, cwd: Path, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+def command(*arguments: str | Path, cwd: Path, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
     return subprocess.run(
         [*map(str, arguments)], env=ENVIRONMENT | environment, cwd=cwd, capture_output=True, text=True, timeout=timeout

@@ -55,7 +55,7 @@ def mpirun(n_ranks: int, *command: object) -> tuple[int, str, str]:
     """Exit code, standard output and standard error."""
     process = start(n_ranks, *command)
     try:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=240)
     except subprocess.TimeoutExpired:
         process.kill()
         raise
@@ -122,7 +122,7 @@ def test_a_killed_rank_is_the_recorded_cause(matrix: Path, tmp_path: Path) -> No
         wait_for(lambda: any("pass_finished" in log.read_text() for log in tmp_path.glob("w/jobs/*/events.jsonl")))
         victim = next(rank for rank in ranks_of(process) if rank.environ().get("OMPI_COMM_WORLD_RANK") == "1")
         victim.send_signal(signal.SIGKILL)
-        assert process.wait(90) != 0
+        assert process.wait(240) != 0
     [job] = (tmp_path / "w" / "jobs").iterdir()
     state = json.loads((job / "state.json").read_text())
     assert state["state"] == "failed"
@@ -136,7 +136,7 @@ def test_one_rank_ends_all(how: str, rank: int, n_ranks: int) -> None:
     started = time.monotonic()
     code, out, err = mpirun(n_ranks, PROGRAMS, "misbehave", how, rank)
     assert code != 0
-    assert time.monotonic() - started < 90
+    assert time.monotonic() - started < 180
     cause = "ZeroDivisionError: of all things" if how == "raise" else f"Rank {rank}: the process ended without a word"
     assert cause in out + err
 
@@ -148,7 +148,7 @@ def test_a_signal_stops_all_ranks_at_the_same_step(tmp_path: Path, number: signa
     with running(start(2, PROGRAMS, "until_stopped", tmp_path)) as process:
         wait_for((tmp_path / "running-1").exists)
         process.send_signal(number)
-        code = process.wait(90)
+        code = process.wait(240)
     assert (tmp_path / "stopped-0").read_text() == (tmp_path / "stopped-1").read_text()
     assert code == 75 if number == signal.SIGUSR1 else code != 0
 
@@ -158,7 +158,7 @@ def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def wait_for(condition: Any) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -18,7 +18,7 @@ from dlscale.errors import SpecError
 PROGRAMS = Path(__file__).with_name("collective_programs.py")
 
 
-def mpirun(n_ranks: int, *arguments: object, timeout: float = 120) -> subprocess.CompletedProcess:
+def mpirun(n_ranks: int, *arguments: object, timeout: float = 240) -> subprocess.CompletedProcess:
     pytest.importorskip("mpi4py", reason="mpi4py is not installed")
     command = [str(Path(sys.executable).with_name("mpirun")), "--oversubscribe", "-n", str(n_ranks), sys.executable]
     environment = os.environ | {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
@@ -50,7 +50,7 @@ def test_collectives(tmp_path, n_ranks):
 def test_one_rank_ends_all_and_the_cause_is_kept(tmp_path, kind, victim, cause):
     started = time.monotonic()
     done = mpirun(4, PROGRAMS, "fault", tmp_path, kind, victim)
-    assert time.monotonic() - started < 90
+    assert time.monotonic() - started < 180
     assert done.returncode != 0
     records = [json.loads(path.read_text()) for path in tmp_path.glob("failure-*.json")]
     assert records
