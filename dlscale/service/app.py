@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dlscale import __version__
-from dlscale.service import facts, jobs, pages, slices, state, streams
+from dlscale.service import facts, jobs, pages, slices, state, stored, streams
 from dlscale.service.desk import Desk
 from dlscale.service.guard import Guard
 from dlscale.service.problems import MEDIA_TYPE, explain_errors
@@ -50,7 +50,7 @@ def make_app(desk: Desk) -> ASGIApp:
     )
     app.state.desk = desk
     explain_errors(app, pages.problem_page)
-    for router in (jobs.router, facts.router, slices.router, streams.router, state.router, pages.router):
+    for router in (jobs.router, facts.router, slices.router, stored.router, streams.router, state.router, pages.router):
         app.include_router(router)
     return _Counted(Guard(app, desk.settings), desk)
 

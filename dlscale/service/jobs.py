@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from pydantic import BeforeValidator
 
+from dlscale.batch.kinds import KINDS
 from dlscale.batch.recorder import plain
 from dlscale.batch.workspace import Job
 from dlscale.service.desk import desk_of, grant_of, read_bounded
@@ -23,11 +24,12 @@ Flag = Annotated[bool, BeforeValidator(lambda value: True if value == "" else va
 
 #: How a job file is sent; text without a word on what it is, is YAML, of which JSON is nearly a part.
 _YAML_TYPES = ("", "application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml", "text/plain")
+_JOB = {"type": "object", "required": ["kind", "input"], "properties": {"kind": {"enum": list(KINDS)}, "input": {"type": "object"}}}
 _BODY = {
     "requestBody": {
         "required": True,
-        "description": "A job file.",
-        "content": {"application/json": {"schema": {"type": "object"}}, "application/yaml": {"schema": {"type": "string"}}},
+        "description": "A job file, as /schema describes it.",
+        "content": {"application/json": {"schema": _JOB}, "application/yaml": {"schema": {"type": "string"}}},
     }
 }
 
@@ -59,7 +61,7 @@ async def submit(
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     is_json = kind == "application/json" or kind.endswith("+json")
     if not is_json and kind not in _YAML_TYPES:
-        raise Problem(415, f"A job file is application/json or application/yaml; got {kind}.", exit_code=2)
+        raise Problem(415, f"A job file is sent with Content-Type: application/yaml, or application/json; got {kind}.", exit_code=2)
     body = await read_bounded(request)
     document = read_body(body, is_json=is_json)
     if validate_only:

@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.routing import compile_path
 
 from dlscale.errors import DlscaleError, InputError, SpecError
 from dlscale.service.allowed import NotAllowedError
@@ -74,6 +75,12 @@ def _argument_fault(error: RequestValidationError) -> Problem:
     return Problem(422, f"{name}: got {str(fault.get('input'))[:100]!r}; {said}.", exit_code=2)
 
 
+def _methods_of(app: FastAPI, path: str) -> list[str]:
+    """What may be asked of a path, by the description of the API: a path has a route for each."""
+    described = app.openapi()["paths"].items()
+    return sorted(method.upper() for known, methods in described if compile_path(known)[0].match(path) for method in methods)
+
+
 def explain_errors(app: FastAPI, page_of: Callable[[Request, Problem], Response | None]) -> None:
     """Let every error of an app be answered as a problem, or as a page where ``page_of`` makes one of it."""
 
@@ -90,7 +97,10 @@ def explain_errors(app: FastAPI, page_of: Callable[[Request, Problem], Response 
     async def answer_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         detail = f"There is no {request.url.path}." if error.status_code == 404 else f"{error.detail}: {request.method}."
-        return told(request, Problem(error.status_code, detail, headers=dict(error.headers or {})))
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(_methods_of(app, request.url.path)) or headers.get("allow", "GET")
+        return told(request, Problem(error.status_code, detail, headers=headers))
 
     for kind in (Problem, DlscaleError, TimeoutError, OSError, Exception):
         app.add_exception_handler(kind, answer)

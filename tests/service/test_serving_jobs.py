@@ -13,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 import yaml
+import zarr
 from click.testing import CliRunner, Result
 from web_server import LONG, SHORT, WebServer, wait_until
 
@@ -106,6 +107,38 @@ def test_parts_of_a_result(server: WebServer, done: dict[str, Any]) -> None:
         answer = server.http.get(f"{base}/{name}", params=query)
         assert answer.status_code in (404, 422), answer.text
         assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_a_result_is_read_as_the_zarr_group_that_it_is(server: WebServer, done: dict[str, Any], folder: Path) -> None:
+    base, place = f"/v1/jobs/{done['job']}/zarr", Path(done["result"])
+    files = {str(path.relative_to(place)): path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    fetched = {key: server.http.get(f"{base}/{key}") for key in files}
+    assert {key: answer.content for key, answer in fetched.items()} == files
+    copy = folder.parent / "copy.zarr"
+    for key, answer in fetched.items():
+        (copy / key).parent.mkdir(parents=True, exist_ok=True)
+        (copy / key).write_bytes(answer.content)
+    assert np.array_equal(zarr.open_group(copy, mode="r")["s"][:], zarr.open_group(place, mode="r")["s"][:])
+    chunk = next(key for key in files if key.startswith("u/c/"))
+    part = server.http.get(f"{base}/{chunk}", headers={"Range": "bytes=3-10"})
+    assert (part.status_code, part.content) == (206, files[chunk][3:11])
+    assert server.http.head(f"{base}/{chunk}").headers["content-length"] == str(len(files[chunk]))
+    (place / "link").symlink_to(folder)
+    (place / ".hidden").write_text("x")
+    for key in (
+        "",
+        "s",
+        "nothing",
+        "../state.json",
+        "..%2fstate.json",
+        "link/a.zarr/zarr.json",
+        ".hidden",
+        "s//zarr.json",
+        "/etc/passwd",
+    ):
+        assert server.http.get(f"{base}/{key}").status_code == 404
+    (place / "link").unlink()
+    (place / ".hidden").unlink()
 
 
 def test_faults_are_told_in_the_words_of_the_command_line(server: WebServer, folder: Path) -> None:
