@@ -20,7 +20,7 @@ from dlscale.engine.columns import FEW_COLUMNS, MIN_SLABS, Applied, Columns, Spa
 from dlscale.engine.grids import blocks
 from dlscale.engine.passes.reading import read_ahead
 from dlscale.engine.run import Cost, Run, State
-from dlscale.kernels import accumulator_dtype, one_blas_thread, tiles
+from dlscale.kernels import accumulator_dtype, one_blas_thread
 from dlscale.linalg.solve.applying import Planned, planned
 from dlscale.linalg.solve.factors import Factorization
 from dlscale.linalg.solve.refinement import Refined, refine
@@ -31,6 +31,8 @@ from dlscale.storage.matrix import Matrix
 MANY_COLUMNS = MIN_SLABS * FEW_COLUMNS
 #: Slabs of the same size that a task holds for each: right-hand sides, solutions and residuals, before and after a step.
 REFINED_COPIES = 8
+#: Rows of the matrix that are multiplied at once: with fewer, products are slower.
+PIECE_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -105,16 +107,20 @@ class RefinedSlabs(Applied):
         row_bytes = self.A.n_stored_bytes // n
         slabs = [slice(*span) for span in blocks(0, k, self.width)]
 
-        def part(tile: Array, first: int, columns: slice) -> None:
+        def part(piece: Array, first: int, columns: slice) -> None:
             """Slab by slab, so that no bit depends on others."""
-            rows, tile = slice(first, first + len(tile)), tile.astype(accumulator_dtype(tile.dtype), copy=False)
-            product = workspace("product", (len(tile), columns.stop - columns.start), wide)
-            np.subtract(B[rows, columns], np.matmul(tile, X[:, columns], out=product), out=R[rows, columns])
+            at, piece = slice(first, first + len(piece)), piece.astype(accumulator_dtype(piece.dtype), copy=False)
+            product = workspace("product", (len(piece), columns.stop - columns.start), wide)
+            np.subtract(B[at, columns], np.matmul(piece, X[:, columns], out=product), out=R[at, columns])
 
         with np.errstate(all="ignore"), one_blas_thread(), sharing(self.n_threads) as share:
-            for first, (block,) in read_ahead([self.A], 0, n, self.how.block_rows):
-                share([partial(part, tile, first + i, columns) for i, tile in tiles(block) for columns in slabs])
-                tell(2.0 * block.size * k, len(block) * row_bytes)
+            # A block for each thread; no bit depends on how many there are, since blocks are cut alike.
+            for top, (rows,) in read_ahead([self.A], 0, n, self.how.block_rows * self.n_threads):
+                pieces = [
+                    piece for block in blocks(0, len(rows), self.how.block_rows) for piece in blocks(*block, PIECE_ROWS)
+                ]  # fmt: skip
+                share([partial(part, rows[a:b], top + a, columns) for a, b in pieces for columns in slabs])
+                tell(2.0 * rows.size * k, len(rows) * row_bytes)
         return R
 
 
