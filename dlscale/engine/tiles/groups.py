@@ -94,9 +94,13 @@ class Group(Generic[V]):
             return False  # the scheduler is gone, which is said elsewhere
 
     def at(self, i: int, k: int) -> int:
-        """The worker of a tile: those of a row block share a row of workers, so that a tile travels along that row only."""
+        """The worker of a tile: those of a row block share a row of workers, so that a tile travels along that row only.
+
+        Later panels have more to do, so that they are dealt out to and fro.
+        """
         across = max(1, self.run.cluster.facts.n_workers // self.grid.row_blocks)
-        return i * across + k % across
+        turn, place = divmod(k, across)
+        return i * across + (across - 1 - place if turn % 2 else place)
 
     def graph(self, steps: Sequence[int] = ()) -> TaskGraph[V]:
         """A new graph, which carries the facts of these finished panels alone: a scheduler keeps it as long as what it led to."""

@@ -30,27 +30,27 @@ class WholePanels(Steps[P, Key], Generic[P]):
     def load(self, graph: TaskGraph[Factoring[P]]) -> None:
         group = graph.group
         for number, run in enumerate(load_runs(graph.work.A, group.grid, group.panels)):
-            # A run of several panels is one worker's, and the next run is the next one's.
-            place = run.start if len(run) == 1 else number
+            # A run of several panels is one worker's, and the next run is the next one's. Each panel of it travels on its own.
+            place = group.at(0, run.start) if len(run) == 1 else number
             loaded = graph.add(("load", run.start), tasks.load_panels, run.start, run.stop, priority=run.start, worker=place)
             group.seen[run.start] = graph.add(("products", run.start), tasks.seen_of, loaded, priority=run.start, worker=place)
             for i, k in enumerate(run):
-                group.tiles[0, k] = graph.add(("panel", k, 0), tasks.panel_of, loaded, i, priority=k, worker=k)
+                group.tiles[0, k] = graph.add(("panel", k, 0), tasks.panel_of, loaded, i, priority=k, worker=place)
 
     def fetch(self, graph: TaskGraph[Applying[P]], j: int, *, priority: float) -> Key:
-        return graph.add(("fetch", j), tasks.fetch_panel, j, priority=priority, worker=j)
+        return graph.add(("fetch", j), tasks.fetch_panel, j, priority=priority, worker=graph.group.at(0, j))
 
     def factor(self, graph: TaskGraph[Factoring[P]], j: int, *, priority: float) -> Key:
-        group = graph.group
-        factored = graph.add(("factor", j), tasks.factor_panel, j, group.tiles[0, j], priority=priority, worker=j)
-        group.tiles[0, j] = graph.add(("panel", j, "factored"), tasks.factored_panel, factored, priority=priority, worker=j)
-        group.facts[j] = graph.add(("facts", j), tasks.facts_of, factored, priority=priority, worker=j)
-        return graph.add(("transform", j), tasks.transform_of, factored, j, priority=priority, worker=j)
+        group, worker = graph.group, graph.group.at(0, j)
+        factored = graph.add(("factor", j), tasks.factor_panel, j, group.tiles[0, j], priority=priority, worker=worker)
+        group.tiles[0, j] = graph.add(("panel", j, "factored"), tasks.factored_panel, factored, priority=priority, worker=worker)
+        group.facts[j] = graph.add(("facts", j), tasks.facts_of, factored, priority=priority, worker=worker)
+        return graph.add(("transform", j), tasks.transform_of, factored, j, priority=priority, worker=worker)
 
     def apply(self, graph: TaskGraph[Applying[P]], transform: Key, j: int, k: int, *, priority: float) -> None:
         tiles = graph.group.tiles
         tiles[0, k] = graph.add(
-            ("panel", k, j + 1), tasks.apply_panel, transform, k, tiles[0, k], priority=priority, worker=k
+            ("panel", k, j + 1), tasks.apply_panel, transform, k, tiles[0, k], priority=priority, worker=graph.group.at(0, k)
         )  # fmt: skip
 
     def write(self, graph: TaskGraph[Filling[P]], facts: Sequence[Facts]) -> tuple[list[Key], list[Facts]]:
@@ -58,7 +58,7 @@ class WholePanels(Steps[P, Key], Generic[P]):
         settled = self.method.settle(facts, group.panels.start, group.grid)
         moves = [move for move, _ in settled] + [None] * (len(group.panels) - len(settled))
         written = [
-            graph.add(("write", k), tasks.write_panel, k, group.tiles[0, k], move, priority=k, worker=k)
+            graph.add(("write", k), tasks.write_panel, k, group.tiles[0, k], move, priority=k, worker=group.at(0, k))
             for k, move in zip(group.panels, moves, strict=True)
         ]
         return written, [fact for _, fact in settled]
@@ -92,7 +92,7 @@ class ReversiblePanels(WholePanels[Reversible], ReversibleSteps[Reversible, Key]
         tiles = graph.group.tiles
         before = tiles.get((0, k))
         how = (tasks.form_panel, transform, k) if before is None else (tasks.unapply_panel, transform, k, before)
-        tiles[0, k] = graph.add(("panel", k, j), *how, priority=priority, worker=k)
+        tiles[0, k] = graph.add(("panel", k, j), *how, priority=priority, worker=graph.group.at(0, k))
 
 
 def load_runs(A: Matrix, grid: PanelGrid, panels: range) -> list[range]:
