@@ -8,10 +8,11 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dlscale import __version__
-from dlscale.service import facts, jobs, pages, slices, state, stored, streams
 from dlscale.service.desk import Desk
 from dlscale.service.guard import Guard
+from dlscale.service.pages import routes as pages
 from dlscale.service.problems import MEDIA_TYPE, explain_errors
+from dlscale.service.routes import facts, jobs, slices, state, stored, streams
 
 _PROBLEM = {
     "description": "Why not, as the command line says it.",

@@ -15,8 +15,8 @@ from dlscale.batch.reporting import read_record
 from dlscale.batch.workspace import ENDED, Job
 from dlscale.report.html import render
 from dlscale.service.desk import desk_of
-from dlscale.service.jobs import JobId
 from dlscale.service.problems import Problem
+from dlscale.service.routes.jobs import JobId
 from dlscale.service.settings import MAX_LOG_BYTES
 from dlscale.storage.files.atomic import open_at_once
 from dlscale.storage.groups import open_arrays, result_attributes

@@ -15,12 +15,12 @@ from dlscale.batch.kinds import KINDS
 from dlscale.batch.workspace import RUNNING, Job
 from dlscale.errors import DlscaleError
 from dlscale.report import words
-from dlscale.service import forms, telling
 from dlscale.service.desk import Desk, desk_of, grant_of
-from dlscale.service.facts import bytes_of
 from dlscale.service.guard import TOKEN_COOKIE
-from dlscale.service.jobs import JobId
+from dlscale.service.pages import forms, telling
 from dlscale.service.problems import Problem, problem_of
+from dlscale.service.routes.facts import bytes_of
+from dlscale.service.routes.jobs import JobId
 from dlscale.service.starting import read_body
 from dlscale.service.table import Filters
 

@@ -12,9 +12,9 @@ from fastapi import Path as PathParameter
 from starlette.responses import FileResponse, Response
 
 from dlscale.service.desk import desk_of
-from dlscale.service.facts import result_of
-from dlscale.service.jobs import JobId
 from dlscale.service.problems import Problem
+from dlscale.service.routes.facts import result_of
+from dlscale.service.routes.jobs import JobId
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["of a job"])
 

@@ -15,8 +15,8 @@ from starlette.types import Receive, Scope, Send
 
 from dlscale.batch.workspace import RUNNING, Job
 from dlscale.service.desk import Desk, desk_of
-from dlscale.service.jobs import JobId
 from dlscale.service.problems import Problem
+from dlscale.service.routes.jobs import JobId
 from dlscale.storage.files import locks
 from dlscale.storage.files.atomic import open_at_once
 

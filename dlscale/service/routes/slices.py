@@ -15,9 +15,9 @@ from starlette.responses import JSONResponse, Response
 from dlscale.arrays import Array
 from dlscale.batch.recorder import plain
 from dlscale.service.desk import desk_of
-from dlscale.service.facts import result_of
-from dlscale.service.jobs import JobId
 from dlscale.service.problems import Problem
+from dlscale.service.routes.facts import result_of
+from dlscale.service.routes.jobs import JobId
 from dlscale.storage.groups import open_arrays
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["of a job"])
