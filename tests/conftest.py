@@ -29,6 +29,7 @@ FIRST = (
     "engine/test_mpi.py",
     "test_cli.py",
     "peers",
+    "service",
     "batch",
     "engine",
 )

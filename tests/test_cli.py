@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +34,21 @@ MANY_PASSES = ("--set", "params.power_iterations=16", "--set", "params.block_row
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A current folder with a matrix of 4000 x 60, a wide one, and a job."""
+    """Made by `make_folder`, and current."""
     monkeypatch.chdir(tmp_path)
+    return make_folder(tmp_path)
+
+
+def make_folder(folder: Path) -> Path:
+    """A folder with a matrix of 4000 x 60, a wide one, and a job."""
     rng = np.random.default_rng(0)
     for name, shape in (("a.zarr", (4000, 60)), ("wide.zarr", (60, 400))):
-        array = zarr.create_array(tmp_path / name, shape=shape, chunks=(500, shape[1]), dtype="f8")
+        array = zarr.create_array(folder / name, shape=shape, chunks=(500, shape[1]), dtype="f8")
         array[:] = rng.standard_normal(shape)
-    zarr.create_array(tmp_path / "line.zarr", shape=(10,), dtype="f8")[:] = 1.0
-    (tmp_path / "file.txt").write_text("not a folder")
-    (tmp_path / "job.yaml").write_text(
-        "kind: svd\nname: try\ninput: {matrix: a.zarr}\nparams: {n_components: 5}\ncluster: threads\n"
-    )
-    return tmp_path
+    zarr.create_array(folder / "line.zarr", shape=(10,), dtype="f8")[:] = 1.0
+    (folder / "file.txt").write_text("not a folder")
+    (folder / "job.yaml").write_text("kind: svd\nname: try\ninput: {matrix: a.zarr}\nparams: {n_components: 5}\ncluster: threads\n")
+    return folder
 
 
 def call(*arguments: str) -> Result:
@@ -174,13 +178,21 @@ def answer(path: str | Path) -> dict[str, Any]:
     return {name: np.asarray(array) for name, array in zarr.open_group(path, mode="r").arrays()}
 
 
-def check_resumed(folder: Path, job_id: str) -> None:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the job of many passes finds where nothing stops it."""
+    folder = make_folder(tmp_path_factory.mktemp("whole"))
+    with chdir(folder):
+        assert call("run", "job.yaml", *MANY_PASSES, "--output", "whole.zarr").exit_code == 0
+    return answer(folder / "whole.zarr")
+
+
+def check_resumed(folder: Path, job_id: str, whole: dict[str, Any]) -> None:
     """Resume, and compare each bit with an uninterrupted run."""
     resumed = call("resume", job_id, "--json")
     assert resumed.exit_code == 0, resumed.output
     record = json.loads(resumed.stdout.splitlines()[-1])
-    assert call("run", "job.yaml", *MANY_PASSES, "--output", "whole.zarr").exit_code == 0
-    whole, stopped = answer("whole.zarr"), answer(record["result"])
+    stopped = answer(record["result"])
     assert whole.keys() == stopped.keys() == {"u", "s", "vh"}
     for name in whole:
         np.testing.assert_array_equal(stopped[name], whole[name])
@@ -193,16 +205,18 @@ def check_resumed(folder: Path, job_id: str) -> None:
     ("number", "cluster"),
     [(signal.SIGINT, "threads"), (signal.SIGTERM, "threads"), (signal.SIGINT, "local"), (signal.SIGTERM, "local")],
 )
-def test_a_signal_ends_in_a_checkpoint_and_resume_in_the_same_bits(number: int, cluster: str, folder: Path) -> None:
+def test_a_signal_ends_in_a_checkpoint_and_resume_in_the_same_bits(
+    number: int, cluster: str, folder: Path, whole: dict[str, Any]
+) -> None:
     code, job_id, err = stop_in_the_middle(folder, cluster, lambda group: os.killpg(group, number))
     assert code == 75
     assert f"dlscale resume {job_id}" in err
     assert "Traceback" not in err
     assert json.loads(call("status", job_id, "--json").stdout)["state"] == "interrupted"
-    check_resumed(folder, job_id)
+    check_resumed(folder, job_id, whole)
 
 
-def test_a_second_ctrl_c_is_safe(folder: Path) -> None:
+def test_a_second_ctrl_c_is_safe(folder: Path, whole: dict[str, Any]) -> None:
     def twice(pid: int) -> None:
         for _ in range(3):
             os.kill(pid, signal.SIGINT)
@@ -211,14 +225,14 @@ def test_a_second_ctrl_c_is_safe(folder: Path) -> None:
     code, job_id, err = stop_in_the_middle(folder, "local", twice)
     assert code == 75
     assert "Traceback" not in err
-    check_resumed(folder, job_id)
+    check_resumed(folder, job_id, whole)
 
 
-def test_a_killed_job_is_lost_and_can_be_resumed(folder: Path) -> None:
+def test_a_killed_job_is_lost_and_can_be_resumed(folder: Path, whole: dict[str, Any]) -> None:
     code, job_id, _ = stop_in_the_middle(folder, "local", lambda group: os.killpg(group, signal.SIGKILL))
     assert code == -signal.SIGKILL
     assert json.loads(call("status", job_id, "--json").stdout)["state"] == "lost"
-    check_resumed(folder, job_id)
+    check_resumed(folder, job_id, whole)
 
 
 def test_a_running_job_is_not_resumed(folder: Path) -> None:
