@@ -123,6 +123,45 @@ def dlscale_tall(bench: Bench) -> None:
     judge_gradient(bench, A, b, found.arrays["x"])
 
 
+SKETCHED = "least squares of 1,000 columns in memory"
+
+
+def ill_conditioned(bench: Bench) -> tuple[np.ndarray, np.ndarray]:
+    """Columns that depend on each other more and more, to condition numbers near 1e12."""
+    m, n = bench.pick(full=(1_000_000, 1000), quick=(20_000, 100))
+    bench.fact(m=m, n=n)
+    rng = np.random.default_rng(4)
+    A = rng.standard_normal((m, n))
+    A *= np.geomspace(1e-12, 1, n)
+    for i in range(0, m, 2**14):
+        A[i : i + 2**14] @= np.linalg.qr(np.random.default_rng(5).standard_normal((n, n)))[0]
+    return A, rng.standard_normal(m)
+
+
+def _lstsq(bench: Bench, method: str) -> None:
+    from dlscale.declaration.kind import run_here
+    from dlscale.linalg.lstsq.kind import KIND, LstsqOptions
+
+    A, b = ill_conditioned(bench)
+    inputs = KIND.inputs({"matrix": A, "rhs": b})
+    x = bench.time(lambda: run_here(KIND, inputs, LstsqOptions(method=method))).arrays["x"]  # type: ignore[arg-type]
+    # Karlson and Walden's estimate, by the singular values of a triangle of A.
+    r = b - A @ x
+    _, s, Vh = np.linalg.svd(np.linalg.qr(A, mode="r"))
+    mu, size = float(np.linalg.norm(r) / np.linalg.norm(x)), float(np.linalg.norm(x) * np.linalg.norm(s))
+    bench.check("backward error / eps", float(np.linalg.norm(Vh @ (A.T @ r) / np.hypot(s, mu)) / size / np.finfo(float).eps), 100)
+
+
+@case(SKETCHED, "dlscale sketch")
+def dlscale_sketch(bench: Bench) -> None:
+    _lstsq(bench, "sketch")
+
+
+@case(SKETCHED, "dlscale direct")
+def dlscale_direct(bench: Bench) -> None:
+    _lstsq(bench, "direct")
+
+
 @case(TALL, "scipy lsqr")
 def scipy_tall(bench: Bench) -> None:
     from scipy.sparse.linalg import lsqr

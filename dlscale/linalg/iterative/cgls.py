@@ -26,7 +26,7 @@ class CGLS(Recurrence):
     Parameters
     ----------
     relative : callable
-        From the norms of ``A^H r`` and of r, and the numbers of their columns, to what is held against the tolerance.
+        From ``A^H r``, the norms of r, and the numbers of their columns, to what is held against the tolerance.
     residuals : callable
         ``||b - A x||`` of all columns, as measured last.
     precondition : callable, optional
@@ -52,8 +52,8 @@ class CGLS(Recurrence):
             "squares": norms**2,
             "column": columns,
             "first_squares": norms**2,
-            "first_slope": np.linalg.norm(R, axis=0),
-            "size": self.relative(np.linalg.norm(R, axis=0), norms, columns),
+            "first_rho": inner(R, Z),
+            "size": self.relative(R, norms, columns),
             "code": np.full(R.shape[1], GOES_ON),
         }
 
@@ -69,10 +69,9 @@ class CGLS(Recurrence):
         Z = self._preconditioned(S)
         new, squares = inner(S, Z), np.maximum(state["squares"] - alpha * rho, 0)
         P = Z + np.where(code == GOES_ON, new / np.where(rho > 0, rho, 1), 0.0) * P
-        slope, length = np.linalg.norm(S, axis=0), np.sqrt(squares)
-        lost = (slope <= _DIGITS * state["first_slope"]) | (squares <= _DIGITS**2 * state["first_squares"])
+        lost = (new <= _DIGITS**2 * state["first_rho"]) | (squares <= _DIGITS**2 * state["first_squares"])
         code[(code == GOES_ON) & lost] = DUE
-        size, D = self.relative(slope, length, state["column"]), state["D"] + alpha * state["P"]
+        size, D = self.relative(S, np.sqrt(squares), state["column"]), state["D"] + alpha * state["P"]
         return state | {"D": D, "S": S, "P": P, "rho": new, "squares": squares, "size": size, "code": code}
 
     def correction(self, state: State) -> Array:

@@ -14,9 +14,15 @@ from dlscale.errors import SpecError
 from dlscale.linalg.iterative.preconditioners import Preconditioner
 
 Method = Literal["cg", "minres", "gmres"]
-LeastSquaresMethod = Literal["cgls"]
+LeastSquaresMethod = Literal["cgls", "sketch"]
 #: What methods are called in words.
-NAMES: Mapping[str, str] = {"cg": "Conjugate gradients", "minres": "Minimal residuals (MINRES)", "gmres": "GMRES", "cgls": "CGLS"}
+NAMES: Mapping[str, str] = {
+    "cg": "Conjugate gradients",
+    "minres": "Minimal residuals (MINRES)",
+    "gmres": "GMRES",
+    "cgls": "CGLS",
+    "sketch": "Sketch and precondition",
+}
 #: Iterations where nothing is said, or ten times the order of a small matrix.
 MAX_ITERATIONS = 1000
 

@@ -102,6 +102,10 @@ class Problem:
         self.apply, self.B = apply, B
         self.sizes: Array = safe_norm(B, axis=0)
 
+    def first(self) -> tuple[Array, Array]:
+        """What X is begun with, and its residual."""
+        return np.zeros_like(self.B), self.B
+
     def residual(self, X: Array) -> Array:
         """``B - A X``, from one more product."""
         return np.asarray(self.B - self.apply(X))
@@ -224,11 +228,12 @@ def iterate(method: Recurrence, problem: Problem, limits: Limits) -> Iterate:
 def _started(method: Recurrence, problem: Problem) -> Iterate:
     k = problem.B.shape[1]
     ended = (problem.sizes == 0).astype(np.int64)
+    X, R = problem.first()
     it = Iterate(
-        np.zeros_like(problem.B), ended, np.zeros(k, np.int64), np.where(ended, 0.0, 1.0), np.zeros(0, np.int64),
+        X, ended, np.zeros(k, np.int64), np.where(ended, 0.0, 1.0), np.zeros(0, np.int64),
         np.zeros(0), np.zeros(0, np.int64), 0, np.zeros(0), np.zeros((0, 2)), {},
     )  # fmt: skip
-    return it if it.finished else _begun(method, it, problem.B)
+    return it if it.finished else _begun(method, it, R)
 
 
 def _begun(method: Recurrence, it: Iterate, R: Array) -> Iterate:

@@ -37,6 +37,7 @@ from dlscale.linalg.folds.products import sweep_gram
 from dlscale.linalg.iterative.choice import is_iterative, sooner_done
 from dlscale.linalg.iterative.least_squares import compute_least_squares, plan_least_squares
 from dlscale.linalg.iterative.options import Iterations, LeastSquaresMethod
+from dlscale.linalg.iterative.sketched import plan_sketched
 from dlscale.linalg.lstsq.check import check
 from dlscale.linalg.lstsq.panels import by_panels, plan_applying
 from dlscale.linalg.lstsq.pseudo_inverse import PseudoInverse, Solution
@@ -69,7 +70,7 @@ class LstsqOptions(Iterations):
 
     method: Annotated[
         Literal["auto", "direct"] | LeastSquaresMethod,
-        Field(description="auto, direct (orthogonal), or cgls (iterations)"),
+        Field(description="auto, direct (orthogonal), cgls (iterations), or sketch (for many rows; backward stable)"),
     ] = "auto"
     rcond: Annotated[
         float | None,
@@ -86,7 +87,7 @@ class LstsqOptions(Iterations):
         """Check what goes together (SpecError)."""
         if self.method == "direct":
             self.require_direct()
-        if self.method == "cgls":
+        if self.method in ("cgls", "sketch"):
             for name in ("rcond", "panel", "block_rows"):
                 if getattr(self, name) is not None:
                     raise SpecError(f"params.{name}: goes with method direct; got method {self.method}.")
@@ -110,6 +111,8 @@ def plan_lstsq(inputs: Inputs, options: LstsqOptions, facts: ClusterFacts) -> Pl
     A = promoted(inputs["matrix"], B.dtype)
     direct = partial(_plan_direct, A, B, options, facts)
     iterated = partial(plan_least_squares, A, B, options, facts)
+    if options.method == "sketch":
+        return plan_sketched(A, B, options, facts)
     if options.method == "cgls":
         return iterated()
     return direct() if options.method == "direct" else sooner_done(direct, iterated, options, min(A.shape))

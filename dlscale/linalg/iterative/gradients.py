@@ -1,0 +1,105 @@
+"""What iterations on a least squares problem measure of a stored matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dlscale.arrays import Array
+from dlscale.engine.passes import Fold, State
+from dlscale.engine.passes.fold import Squares
+from dlscale.kernels import accumulator_dtype, safe_norm, tiles
+from dlscale.linalg.folds.products import squares_of
+from dlscale.linalg.iterative.recurrence import Problem
+from dlscale.linalg.iterative.stored import Stored, by_parts
+from dlscale.linalg.operators import MatrixOperator
+
+
+@dataclass(frozen=True)
+class Gradient(Fold):
+    """``A^H R`` with ``R = B - A X``, and the squares of R and of the columns of A.
+
+    Parameters
+    ----------
+    X : (n, k), double precision
+    B : (m, k), double precision
+    """
+
+    X: Array
+    B: Array
+
+    @property
+    def flops_per_row(self) -> float:
+        return 4.0 * self.X.size
+
+    def start(self) -> State:
+        n, k = self.X.shape
+        return {"gradient": np.zeros((n, k), self.X.dtype), "residuals": np.zeros(k), "squares": np.zeros(n)}
+
+    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+        for i, tile in tiles(A):
+            tile = tile.astype(accumulator_dtype(tile.dtype), copy=False)
+            R = self.B[first_row + i : first_row + i + len(tile)] - tile @ self.X
+            state["gradient"] += tile.conj().T @ R
+            state["residuals"] += (np.abs(R) ** 2).sum(axis=0)
+            state["squares"] += np.einsum("ij,ij->j", tile, tile.conj()).real
+        return ()
+
+    def squares_in(self, state: State) -> Squares | None:
+        return squares_of(float(state["squares"].sum()), self.X.dtype)
+
+
+class StoredLeastSquares(Stored, Problem):
+    """A least squares problem with a stored matrix.
+
+    What is held against the tolerance is ``||A^H r|| / (||A|| ||r||)``, or ``||r|| / ||b||`` where that is less.
+
+    Parameters
+    ----------
+    operator : MatrixOperator (m, n)
+    rhs : (m, k), double precision
+    dtype : numpy.dtype
+        In which solutions are handed out.
+    start : (n, k), optional
+        What X is begun with; zeros by default.
+    """
+
+    def __init__(self, operator: MatrixOperator, rhs: Array, dtype: np.dtype[Any], start: Array | None = None) -> None:
+        (_, n), k = operator.shape, rhs.shape[1]
+        self.rhs, self.lengths, self.n_measured = rhs, safe_norm(rhs, axis=0), 0
+        Stored.__init__(self, operator, 4.0 * operator.shape[0] * n * k, dtype)
+        self.start = np.zeros((n, k), rhs.dtype) if start is None else start
+        gradient = self.residual(self.start)
+        Problem.__init__(self, self._product, gradient)
+        self.sizes = (self.sizes > 0).astype(float)
+
+    def first(self) -> tuple[Array, Array]:
+        return self.start, self.B
+
+    def _product(self, X: Array) -> Array:
+        return by_parts(self.operator.normal, X, self.operator.dtype)
+
+    def residual(self, X: Array) -> Array:
+        """``A^H (b - A x)``."""
+        self.n_measured += 1
+        state = self.operator.read(Gradient(np.ascontiguousarray(X), self.rhs), f"gradient-{self.n_measured}")
+        self.residuals, self.squares = np.sqrt(state["residuals"]), state["squares"]
+        self.norm = float(np.sqrt(self.squares.sum()))
+        return np.asarray(state["gradient"])
+
+    def relative(self, S: Array, residuals: Array, columns: Array) -> Array:
+        """Of columns with the gradient S what is held against the tolerance."""
+        slopes = safe_norm(S, axis=0)
+        lengths, reach = self.lengths[columns], self.norm * residuals
+        return np.asarray(np.fmin(slopes / np.where(reach > 0, reach, np.inf), residuals / np.where(lengths > 0, lengths, 1)))
+
+    def reached(self, R: Array, X: Array) -> tuple[Array, Array]:
+        columns = np.arange(X.shape[1])
+        found = self.relative(R, self.residuals, columns)
+        # Where the residual is small beside the right-hand side, rounding errors of A x are part of it.
+        hidden = float(np.finfo(float).eps) * np.sqrt(self.squares @ np.abs(X) ** 2) / np.where(self.lengths > 0, self.lengths, 1)
+        by_length = found >= self.residuals / np.where(self.lengths > 0, self.lengths, 1)
+        return found * self.sizes, np.where(by_length, hidden, 0.0)
