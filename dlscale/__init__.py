@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from dlscale.linalg.factor_functions import qr as qr
     from dlscale.linalg.functions import randomized_svd as randomized_svd
     from dlscale.linalg.functions import svd as svd
+    from dlscale.linalg.given_operators import Operator as Operator
     from dlscale.linalg.iterative_functions import cg as cg
     from dlscale.linalg.iterative_functions import gmres as gmres
     from dlscale.linalg.iterative_functions import minres as minres
@@ -83,6 +84,7 @@ _PLACES = {
     "expm": "dlscale.linalg.multiply.exponential",
     "matmul": "dlscale.linalg.multiply.functions",
     "matrix_power": "dlscale.linalg.multiply.functions",
+    "Operator": "dlscale.linalg.given_operators",
     "PCA": "dlscale.linalg.pca.estimator",
     "eigh": "dlscale.linalg.eigen.functions",
     "eigvalsh": "dlscale.linalg.eigen.functions",
@@ -96,6 +98,7 @@ __all__ = [
     "PCA",
     "Client",
     "KernelRidgeModel",
+    "Operator",
     "cg",
     "cholesky",
     "cond",

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from dlscale.arrays import Array
 from dlscale.declaration.kind import run_here
+from dlscale.linalg.given_operators import as_operator
+from dlscale.linalg.iterative.given import solve_with_operator
 from dlscale.linalg.iterative.options import Method
 from dlscale.linalg.iterative.preconditioners import Preconditioner
 from dlscale.linalg.solve.kind import KIND, SolveOptions
@@ -30,8 +32,8 @@ def cg(A: Any, b: Any, *, rtol: float = 1e-5, maxiter: int | None = None, M: Pre
 
     Parameters
     ----------
-    A : (n, n) NumPy, Dask or Zarr array, path or URL
-    b : (n,) or (n, k), the same
+    A : (n, n) NumPy, Dask or Zarr array, path or URL; or an operator, `dlscale.Operator` or SciPy's LinearOperator
+    b : (n,) or (n, k) NumPy, Dask or Zarr array, path or URL
     rtol : float
         ``||b - A x|| / ||b||`` is at most this, of every column, as a product with x measures it.
     maxiter : int, optional
@@ -114,4 +116,7 @@ def gmres(A: Any, b: Any, *, rtol: float = 1e-5, maxiter: int | None = None, M: 
 
 def _solved(method: Method, A: Any, b: Any, rtol: float, maxiter: int | None, M: Preconditioner) -> IterativeResult:
     options = SolveOptions(method=method, tolerance=rtol, max_iterations=maxiter, preconditioner=M)
+    operator = as_operator(A)
+    if operator is not None:
+        return IterativeResult(solve_with_operator(operator, b, method, options), 0)
     return IterativeResult(run_here(KIND, KIND.inputs({"matrix": A, "rhs": b}), options).arrays["x"], 0)

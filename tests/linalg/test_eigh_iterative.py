@@ -228,7 +228,7 @@ def test_a_pair_that_is_left_out_is_found_again_or_fails_the_proof() -> None:
         aim = Aim(K, "largest", N * eps(A))
         it = Iterate(A[:, :0], A[:, :0], V[:, left], w[left], np.zeros(0), low=0.0, norm=1.0, cycle=9, finished=1)
         with planned_here(KIND, inputs, EighOptions(n_components=K, method="iterative", completeness="random")) as (run, plan):
-            search = iterative.Search(aim, start, 200, plan.rows, False, True)
+            search = iterative.Search(aim, start, 200, sampled=True)
             with iterative.Reader(Passes(run), inputs["matrix"], plan.rows, resident=False) as reader:
                 found, again = iterative._sampled(Passes(run), reader, it, search)
         assert found is None

@@ -7,8 +7,10 @@ from typing import Any, Literal, NamedTuple
 from dlscale.arrays import Array
 from dlscale.declaration.kind import run_here
 from dlscale.errors import SpecError
+from dlscale.linalg.eigen.given import pairs_of_operator
 from dlscale.linalg.eigen.kind import KIND, EighOptions
 from dlscale.linalg.eigen.pairs import Which
+from dlscale.linalg.given_operators import Operator, as_operator
 
 _SIDES: dict[str, Which] = {"LA": "largest", "SA": "smallest", "LM": "magnitude"}
 
@@ -75,7 +77,7 @@ def eigsh(
 
     Parameters
     ----------
-    A : (n, n) NumPy, Dask or Zarr array, path or URL
+    A : (n, n) NumPy, Dask or Zarr array, path or URL; or an operator, `dlscale.Operator` or SciPy's LinearOperator
     k : int
     which : str
         ``LM``, ``LA`` or ``SA``, as in SciPy.
@@ -98,7 +100,9 @@ def eigsh(
     """
     if which not in _SIDES:
         raise SpecError(f"which must be LM, LA or SA; got {which!r}.")
-    found = _compute(A, EighOptions(n_components=k, which=_SIDES[which], tolerance=tol or None, seed=seed))
+    options = EighOptions(n_components=k, which=_SIDES[which], tolerance=tol or None, seed=seed)
+    operator = as_operator(A)
+    found = _compute(A, options) if operator is None else _of_operator(operator, options)
     return found if return_eigenvectors else found.eigenvalues
 
 
@@ -110,6 +114,11 @@ def _pairs(a: Any, b: Any, subset: tuple[int, int] | None) -> EighResult:
     if not 0 <= first <= last < n or (first > 0 and last < n - 1):
         raise SpecError(f"subset_by_index must be (0, last) or (first, {n - 1}) for a matrix of {n} rows; got {tuple(subset)}.")
     return _compute(a, EighOptions(n_components=last - first + 1, which="smallest" if first == 0 else "largest"), b)
+
+
+def _of_operator(A: Operator, options: EighOptions) -> EighResult:
+    k, tolerance = options.count(A.shape[0]), options.tolerance
+    return EighResult(*pairs_of_operator(A, k, options.which, tolerance=tolerance, max_reads=options.max_reads, seed=options.seed))
 
 
 def _compute(a: Any, options: EighOptions, b: Any = None) -> EighResult:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -33,6 +34,7 @@ from dlscale.linalg.eigen.pairs import Pairs
 from dlscale.linalg.eigen.powers import Both, Powers
 from dlscale.linalg.eigen.symmetry import limit, refuse
 from dlscale.linalg.folds.operators import Product
+from dlscale.linalg.operators import Operator
 from dlscale.linalg.svd.subspace import gaussian, orthonormal
 from dlscale.storage.matrix import Matrix
 
@@ -92,6 +94,44 @@ def lay_out_reads(A: Matrix, width: int, facts: ClusterFacts) -> Layout:
     return Layout(layout.grid, False, layout.memory, "read from its store each time", layout.notes)
 
 
+class First(NamedTuple):
+    """What the first product tells.
+
+    Parameters
+    ----------
+    product : (n, l), double precision
+        Of the matrix and the random vectors.
+    skew, size : float
+        ``||A - A^H||_F`` and ``||A||_F``.
+    mean : float
+        Of the eigenvalues.
+    """
+
+    product: Array
+    skew: float
+    size: float
+    mean: float
+
+
+class Products(Protocol):
+    """What pairs are found with: products of a matrix, or of an operator."""
+
+    @property
+    def A(self) -> Matrix | Operator: ...
+
+    def first(self, X: Array) -> First: ...
+
+    def powers(self, step: str, W: Array) -> tuple[Array, Array]:
+        """``A W`` and ``A^2 W``."""
+        ...
+
+    def product(self, V: Array) -> Array: ...
+
+    def keep(self, number: int, width: int) -> Keep:
+        """Whether the state after so many reads is kept."""
+        ...
+
+
 class Reader:
     """Reads a matrix for folds that are not kept."""
 
@@ -114,6 +154,16 @@ class Reader:
     def keep(self, number: int, width: int) -> Keep:
         """Whether the state after so many reads is kept."""
         return "last" if number % math.ceil(KEPT_FLOPS / (4.0 * self.A.n_entries * width)) == 0 else "none"
+
+    def first(self, X: Array) -> First:
+        state = self.read("symmetry", Both(X))
+        Y = state["product"].astype(state["ZH"].dtype)
+        # Of a normal X the mean of the columns of ||M X||^2 is ||M||_F^2, twice that of a complex one.
+        skew = float(np.linalg.norm(Y - state["ZH"].conj().T)) / math.sqrt(X.shape[1] * (2 if self.A.dtype.kind == "c" else 1))
+        return First(Y, skew, math.sqrt(float(state["squares"][0])), complex(state["trace"][0]).real / len(X))
+
+    def product(self, V: Array) -> Array:
+        return self.read("residuals", Product(np.ascontiguousarray(V.T)))["product"]
 
     def powers(self, step: str, W: Array) -> tuple[Array, Array]:
         """``A W`` and ``A^2 W``."""
@@ -139,8 +189,6 @@ class Search:
     aim: Aim
     seed: int
     max_reads: int
-    grid: RowGrid
-    resident: bool
     sampled: bool
 
 
@@ -164,7 +212,7 @@ class Found:
     check: Check | None
 
 
-def find_some(passes: Passes, A: Matrix, *, search: Search) -> Found:
+def find_some(passes: Passes, A: Matrix, *, search: Search, grid: RowGrid, resident: bool) -> Found:
     """The wanted pairs.
 
     Raises
@@ -174,24 +222,29 @@ def find_some(passes: Passes, A: Matrix, *, search: Search) -> Found:
     NumericalError
         If they do not converge in so many reads.
     """
-    with Reader(passes, A, search.grid, resident=search.resident) as reader:
-        number, it = _begin(passes, reader, search)
-        check = None
-        while check is None:
-            while not it.finished:
-                if number >= search.max_reads:
-                    raise NumericalError(_not_converged(it, search))
-                AW, AAW = reader.powers(f"read-{number + 1}", it.W)
-                number, it = number + 1, _advanced(passes, reader, number + 1, it, (AW, AAW), search.aim)
-            if not search.sampled or it.V.shape[1] == A.shape[0]:
-                break
-            check, missed = _sampled(passes, reader, it, search)
-            if check is None:
-                it = missed
-        return _concluded(reader, it, search.aim, number, check)
+    with Reader(passes, A, grid, resident=resident) as reader:
+        return find(passes, reader, search)
 
 
-def _begin(passes: Passes, reader: Reader, search: Search) -> tuple[int, Iterate]:
+def find(passes: Passes, reader: Products, search: Search) -> Found:
+    """The wanted pairs by products; see `find_some`."""
+    number, it = _begin(passes, reader, search)
+    check = None
+    while check is None:
+        while not it.finished:
+            if number >= search.max_reads:
+                raise NumericalError(_not_converged(it, search))
+            AW, AAW = reader.powers(f"read-{number + 1}", it.W)
+            number, it = number + 1, _advanced(passes, reader, number + 1, it, (AW, AAW), search.aim)
+        if not search.sampled or it.V.shape[1] == reader.A.shape[0]:
+            break
+        check, missed = _sampled(passes, reader, it, search)
+        if check is None:
+            it = missed
+    return _concluded(reader, it, search.aim, number, check)
+
+
+def _begin(passes: Passes, reader: Products, search: Search) -> tuple[int, Iterate]:
     """The newest state, or the first one: a random block, on which the symmetry of the matrix is measured."""
     if (newest := passes.run.newest(_STEP)) is not None:
         return newest[0], Iterate.from_state(newest[1])
@@ -200,14 +253,9 @@ def _begin(passes: Passes, reader: Reader, search: Search) -> tuple[int, Iterate
     X = np.ascontiguousarray(gaussian(n, width_of(n, search.aim.k), search.seed, A.dtype), A.dtype)
 
     def begin(_: str) -> State:
-        state = reader.read("symmetry", Both(X))
-        Y = state["product"].astype(state["ZH"].dtype)
-        # Of a normal X the mean of the columns of ||M X||^2 is ||M||_F^2, twice that of a complex one.
-        skew = float(np.linalg.norm(Y - state["ZH"].conj().T)) / math.sqrt(X.shape[1] * (2 if A.dtype.kind == "c" else 1))
-        size = math.sqrt(float(state["squares"][0]))
+        Y, skew, size, mean = reader.first(X)
         if not skew <= limit(A.dtype) * size:
             raise refuse(skew / size, A.dtype)
-        mean = complex(state["trace"][0]).real / n
         with one_blas_thread():
             W = orthonormal(Y - mean * X).astype(A.dtype)
         return started(W, np.zeros((n, 0), Y.dtype), np.zeros(0)).to_state()
@@ -215,7 +263,7 @@ def _begin(passes: Passes, reader: Reader, search: Search) -> tuple[int, Iterate
     return 1, Iterate.from_state(passes.run.step(f"{_STEP}-1", Cost(), begin, keep=reader.keep(1, X.shape[1])))
 
 
-def _advanced(passes: Passes, reader: Reader, number: int, it: Iterate, products: tuple[Array, Array], aim: Aim) -> Iterate:
+def _advanced(passes: Passes, reader: Products, number: int, it: Iterate, products: tuple[Array, Array], aim: Aim) -> Iterate:
     if reader.keep(number, it.W.shape[1]) == "none":
         return advance(it, *products, aim)
     step = f"{_STEP}-{number}"
@@ -231,14 +279,14 @@ def _not_converged(it: Iterate, search: Search) -> str:
     )
 
 
-def _concluded(reader: Reader, it: Iterate, aim: Aim, n_reads: int, check: Check | None) -> Found:
+def _concluded(reader: Products, it: Iterate, aim: Aim, n_reads: int, check: Check | None) -> Found:
     """The k most wanted of the locked pairs, measured on the matrix once more; one read."""
     order = aim.order(it.values)
     chosen, others = order[: aim.k], np.concatenate([it.values[order[aim.k :]], it.active])
     with one_blas_thread():
         # In this order columns change least.
         V = np.linalg.qr(it.V[:, chosen]).Q.astype(reader.A.dtype)
-    AV = reader.read("residuals", Product(np.ascontiguousarray(V.T)))["product"]
+    AV = reader.product(V)
     with one_blas_thread():
         wide, AV = V.astype(it.V.dtype), AV.astype(it.V.dtype)
         gram = wide.conj().T @ wide
@@ -253,7 +301,7 @@ def _concluded(reader: Reader, it: Iterate, aim: Aim, n_reads: int, check: Check
     )
 
 
-def _sampled(passes: Passes, reader: Reader, it: Iterate, search: Search) -> tuple[Check | None, Iterate]:
+def _sampled(passes: Passes, reader: Products, it: Iterate, search: Search) -> tuple[Check | None, Iterate]:
     """Look for a pair that was missed, among filtered random vectors that are orthogonal to all that were found.
 
     Returns

@@ -309,8 +309,10 @@ def compute_eigh(run: Run, A: Matrix, options: EighOptions, plan: Plan) -> Outco
         return conclude(run, A, pairs, V, options, plan)
     aim = Aim(k, options.which, options.tolerance or n * float(np.finfo(A.dtype).eps))
     proved, resident = plan.grids.panels is not None, bool(plan.choices["resident"])
-    search = iterative.Search(aim, options.seed, options.max_reads, plan.rows, resident, sampled=not proved)
-    found, exponent = at_safe_scale(Passes(run), A, plan.rows, partial(iterative.find_some, search=search))
+    search = iterative.Search(aim, options.seed, options.max_reads, sampled=not proved)
+    found, exponent = at_safe_scale(
+        Passes(run), A, plan.rows, partial(iterative.find_some, search=search, grid=plan.rows, resident=resident)
+    )
     outcome = conclude(run, A, replace(found.pairs, exponent=exponent), ArrayMatrix(found.V), options, plan)
     certificate, estimates = outcome.certificate, outcome.estimates | {"reads": found.n_reads}
     if found.check is not None:

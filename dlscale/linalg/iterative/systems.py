@@ -37,7 +37,7 @@ from dlscale.storage.matrix import Matrix
 N_PROBES = 4
 #: Vectors of a column that the driver has at a time.
 _VECTORS = {"cg": 16, "minres": 24, "gmres": 16}
-_SYMMETRIC = ("cg", "minres")
+SYMMETRIC = ("cg", "minres")
 
 
 def plan_system(A: Matrix, B: Matrix, method: Method, options: Iterations, facts: ClusterFacts) -> Plan:
@@ -64,7 +64,7 @@ def plan_system(A: Matrix, B: Matrix, method: Method, options: Iterations, facts
     once, each = {"resident": (A.n_stored_bytes, 0), "memory": (0, 0)}.get(how.way, (0, A.n_stored_bytes))
     product = 2.0 * A.n_entries * width
     steps = [Step("resident", 0.0, once)] if once else []
-    steps.append(Step("survey", (4.0 if method in _SYMMETRIC else 2.0) * A.n_entries * N_PROBES, each))
+    steps.append(Step("survey", (4.0 if method in SYMMETRIC else 2.0) * A.n_entries * N_PROBES, each))
     # Each iteration multiplies, and the residual is measured at least once.
     threads = 0.0 if each else threads_of_held_products(A.dtype, 2.0 * width, facts)
     steps += [Step(f"product-{i}", product, each, n_threads=threads) for i in range(1, max_iterations + 2)]
@@ -140,7 +140,7 @@ def compute_system(run: Run, A: Matrix, B: Matrix, options: Iterations, plan: Pl
     found, exponent = at_safe_scale(Passes(run), A, plan.rows, solve)
     it, tolerance = found.it, options.tolerance_for(A.dtype)
     if it.end != "converged":
-        raise NumericalError(_ended(found, plan.method, tolerance, options.iterations_for(n)))
+        raise NumericalError(ended_words(found, plan.method, tolerance, options.iterations_for(n)))
     columns = [scaled_back(found.X[:, j], e - exponent, found.X.dtype, what="The entries of x") for j, e in enumerate(exponents)]
     X = np.stack(columns, axis=1)
     true = float(it.reached.max(initial=0.0))
@@ -165,25 +165,26 @@ def _solve(passes: Passes, A: Matrix, *, rhs: Array, exponents: list[int], optio
         dtype = np.result_type(A.dtype, np.complex64) if wide.kind == "c" else A.dtype
         problem = _StoredSystem(operator, B, squares, dtype)
         limits = Limits(options.tolerance_for(A.dtype), options.iterations_for(n))
-        it = iterate(_method(plan, precondition), problem, limits)
+        it = iterate(method_of(plan.method, plan.choices["restart"], precondition), problem, limits)
     rounding = float((problem.rounding(it.X) / np.where(problem.sizes > 0, problem.sizes, 1)).max(initial=0.0))
     return Solved(it.X.astype(dtype), it, rounding, 1 + it.iterations + len(it.measured))
 
 
-def _method(plan: Plan, precondition: Map | None) -> Recurrence:
-    match plan.method:
+def method_of(name: str, restart: int, precondition: Map | None) -> Recurrence:
+    """The recurrence of a method."""
+    match name:
         case "cg":
             return CG(precondition)
         case "minres":
             return MINRES(precondition)
         case _:
-            return GMRES(precondition, plan.choices["restart"])
+            return GMRES(precondition, restart)
 
 
 def _surveyed(operator: MatrixOperator, options: Iterations, method: str) -> tuple[Array, Map | None]:
     """The squared norms of the columns, and the preconditioner; that the matrix is symmetric where the method needs it."""
     n, dtype = operator.shape[0], operator.dtype
-    symmetric, width = method in _SYMMETRIC, block_width(options.preconditioner, n)
+    symmetric, width = method in SYMMETRIC, block_width(options.preconditioner, n)
     X = np.ascontiguousarray(gaussian(n, N_PROBES, 0, dtype), dtype)
     state = operator.read(Survey(X, width, symmetric), "survey")
     with one_blas_thread():
@@ -235,7 +236,8 @@ _ADVICE = {
 }
 
 
-def _ended(found: Solved, method: str, tolerance: float, max_iterations: int) -> str:
+def ended_words(found: Solved, method: str, tolerance: float, max_iterations: int) -> str:
+    """How iterations ended that have not converged, and what to do about it."""
     it = found.it
     n = it.iterations
     end = f"at the limit of {max_iterations} iterations" if it.end == "limit" else f"{it.end} after {n} iteration{'s' * (n != 1)}"

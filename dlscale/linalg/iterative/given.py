@@ -1,0 +1,89 @@
+"""Systems with an operator that a user gives, by iterations in this process."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from dlscale.arrays import Array
+from dlscale.errors import InputError, NumericalError, SpecError
+from dlscale.kernels import accumulator_dtype, largest_part, times_power_of_two
+from dlscale.linalg.eigen.symmetry import limit
+from dlscale.linalg.folds.least_squares import read_rhs
+from dlscale.linalg.given_operators import Measured, Operator, measure
+from dlscale.linalg.iterative.gmres import restart_for
+from dlscale.linalg.iterative.options import Iterations, Method
+from dlscale.linalg.iterative.recurrence import Limits, Problem, iterate
+from dlscale.linalg.iterative.stored import by_parts
+from dlscale.linalg.iterative.systems import N_PROBES, SYMMETRIC, Solved, ended_words, method_of
+from dlscale.linalg.scaling import exponent_of, scaled_back
+from dlscale.linalg.svd.subspace import gaussian
+from dlscale.storage.matrices import open_matrix
+
+
+class _System(Problem):
+    """A system with an operator, near size 1.
+
+    Parameters
+    ----------
+    found : Measured
+    B : (n, k), double precision
+    dtype : numpy.dtype
+        In which solutions are handed out.
+    """
+
+    def __init__(self, found: Measured, B: Array, dtype: np.dtype[Any]) -> None:
+        super().__init__(partial(_product, found.A), B)
+        self.size, self.dtype = found.size, dtype
+
+    def handed_out(self, X: Array) -> Array:
+        return X.astype(self.dtype).astype(X.dtype)
+
+    def rounding(self, X: Array) -> Array:
+        return np.asarray(float(np.finfo(float).eps) * self.size * np.linalg.norm(X, axis=0))
+
+
+def solve_with_operator(A: Operator, b: Any, method: Method, options: Iterations) -> Array:
+    """Solve ``A x = b`` for b (n,) or (n, k), by products with an operator; the true residual is one of them.
+
+    Raises
+    ------
+    SpecError
+        If the shapes do not suit, or a preconditioner is asked for, which needs entries.
+    InputError
+        If the method needs a symmetric operator and this one is not.
+    NumericalError
+        If the iterations end otherwise than converged, saying how.
+    """
+    (m, n), rhs = A.shape, open_matrix(b, vectors=True)
+    if m != n:
+        raise SpecError(f"A must be square to be solved with; got {m} x {n}.")
+    if rhs.shape[0] != n:
+        raise SpecError(f"b must have {n} rows like A; got {rhs.shape[0]}.")
+    if options.preconditioner != "none":
+        raise SpecError(f"M must be none with an operator, whose entries are not known; got {options.preconditioner}.")
+    found = measure(A, np.ascontiguousarray(gaussian(n, N_PROBES, 0, A.dtype), A.dtype))
+    if method in SYMMETRIC and not found.skew <= limit(A.dtype) * found.size:
+        word = "Hermitian" if A.dtype.kind == "c" else "symmetric"
+        raise InputError(
+            f"A must be {word} for {method}; A - A' is about {found.skew / found.size:.1e} of A in the Frobenius norm."
+        )
+    B = read_rhs(rhs, 0, n)
+    wide, k = np.result_type(accumulator_dtype(A.dtype), B.dtype), B.shape[1]
+    dtype = np.result_type(A.dtype, np.complex64) if wide.kind == "c" else A.dtype
+    exponents = [exponent_of(largest_part(B[:, j])) for j in range(k)]
+    scaled = np.stack([times_power_of_two(B[:, j].astype(wide), -e) for j, e in enumerate(exponents)], axis=1)
+    problem, tolerance = _System(found, scaled, dtype), options.tolerance_for(A.dtype)
+    limits = Limits(tolerance, options.iterations_for(n))
+    it = iterate(method_of(method, restart_for(n * k * wide.itemsize), None), problem, limits)
+    if it.end != "converged":
+        rounding = float((problem.rounding(it.X) / np.where(problem.sizes > 0, problem.sizes, 1)).max(initial=0.0))
+        raise NumericalError(ended_words(Solved(it.X, it, rounding, 0), method, tolerance, limits.max_iterations))
+    columns = [scaled_back(it.X[:, j], e - found.exponent, dtype, what="The entries of x") for j, e in enumerate(exponents)]
+    return columns[0] if rhs.is_vector else np.stack(columns, axis=1)
+
+
+def _product(A: Operator, X: Array) -> Array:
+    return by_parts(A.apply, X, A.dtype)
