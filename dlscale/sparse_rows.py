@@ -18,6 +18,10 @@ import numpy as np
 from dlscale.arrays import Array
 
 
+#: Rows that are transposed at a time.
+_TURNED_ROWS = 512
+
+
 @dataclass(frozen=True)
 class SparseRows:
     """A block ``R - 1 s`` (b, n).
@@ -92,13 +96,21 @@ class SparseRows:
 
     def adjoint_times(self, Y: Array) -> Array:
         """``Y^H B`` (l, n) in double precision."""
-        wide = self.wide()
+        ZH: Array = np.zeros((Y.shape[1], self.shape[1]), np.result_type(self.dtype, Y.dtype, np.float64))
+        self.add_adjoint(Y, ZH)
+        return ZH
+
+    def add_adjoint(self, Y: Array, ZH: Array) -> None:
+        """``Z^H += Y^H B``, of double precision (l, n)."""
+        wide, n = self.wide(), self.shape[1]
         Y = np.ascontiguousarray(Y.conj(), np.result_type(wide.dtype, Y.dtype))
-        Z: Array = wide.rows.T @ Y
-        if self.shift is not None:
-            # In the order in which Z lies.
-            Z -= np.multiply.outer(self.shift, Y.sum(axis=0))
-        return Z.T
+        Z, total = wide.rows.T @ Y, Y.sum(axis=0)
+        # Turned piece by piece, in the cache.
+        for start in range(0, n, _TURNED_ROWS):
+            piece = slice(start, min(start + _TURNED_ROWS, n))
+            ZH[:, piece] += Z[piece].T
+            if self.shift is not None:
+                ZH[:, piece] -= np.multiply.outer(total, self.shift[piece])
 
     def sums(self) -> Array:
         """The sums of the columns, in double precision."""
@@ -164,5 +176,5 @@ def add_normal_product(A: SparseRows, W: Array, ZH: Array, *, mean: Array | None
     """
     centred = A.wide() if mean is None else A.less(mean)
     Y = centred.times(W).astype(W.dtype, copy=False)
-    ZH += centred.adjoint_times(Y)
+    centred.add_adjoint(Y, ZH)
     return Y, centred

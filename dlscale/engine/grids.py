@@ -109,7 +109,7 @@ def plan_sparse_grid(
     m = A.shape[0]
     average = A.n_entries / m * entry_bytes + row_bytes
     if block_rows is None:
-        target = min(SPARSE_BLOCK_BYTES, max_block_bytes, max(BLOCK_BYTES, m * average / N_LEAVES))
+        target = min(SPARSE_BLOCK_BYTES, max_block_bytes, max(BLOCK_BYTES, 2 * m * average / N_LEAVES))
         block_rows = 2 ** int(math.log2(min(max(1, target / average), m)))
         # Some blocks have more entries than others.
         while block_rows > 1 and A.most_entries(block_rows) * entry_bytes + block_rows * row_bytes > max_block_bytes:
