@@ -17,7 +17,6 @@ import numpy as np
 
 from dlscale.arrays import Array
 
-
 #: Rows that are transposed at a time.
 _TURNED_ROWS = 512
 

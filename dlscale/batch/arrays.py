@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from dlscale.batch.jobs.places import only_importer
+from dlscale.batch.jobs.places import OPTIONS, only_importer
 from dlscale.batch.workspace import Workspace
 from dlscale.errors import InexactNote
 from dlscale.storage.exactness import inexact_words
@@ -39,7 +39,8 @@ def with_arrays_stored(spec: Any, workspace: Workspace) -> Any:
     inputs = spec.get("input") if isinstance(spec, Mapping) else None
     if not isinstance(inputs, Mapping):
         return spec
-    return {**spec, "input": {role: _stored(value, workspace) if _is_array(value) else value for role, value in inputs.items()}}
+    arrays = {key: _stored(value, workspace) for key, value in inputs.items() if key not in OPTIONS and _is_array(value)}
+    return {**spec, "input": {**inputs, **arrays}}
 
 
 def _is_array(value: Any) -> bool:

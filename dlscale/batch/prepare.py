@@ -32,6 +32,7 @@ from dlscale.storage.inputs import Inputs, StoredResult
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.matrix import Matrix
 from dlscale.storage.signatures import Signature, Stamp, source_version
+from dlscale.storage.sparse.transforms import transformed
 
 Progress = Callable[[int, int], None]
 
@@ -183,7 +184,17 @@ def _open_inputs(
             missing = spec.input.missing_chunks
             matrices[role] = matrix = open_matrix(location, vectors=known.vector, missing_chunks=missing)
             signatures[role] = matrix.check()
+    _transform(spec, matrices, document)
     return Inputs(matrices, results, {role: signature for role, signature in signatures.items() if signature})
+
+
+def _transform(spec: JobSpec, matrices: dict[str, Matrix], document: Document) -> None:
+    """Let the first matrix be read as the spec's transforms say."""
+    if spec.input.transforms:
+        with blame(document, "input", "transforms"):
+            if (first := KINDS[spec.kind].roles[0].name) not in matrices:
+                raise SpecError(f"are of a matrix, and input.{first} is the result of a job; leave them out.")
+            matrices[first] = transformed(matrices[first], [step.step() for step in spec.input.transforms])
 
 
 def _imported(data: dict[str, Any], request: ImportSpec, workspace: Workspace, progress: Progress | None) -> Path:

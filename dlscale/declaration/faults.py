@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
@@ -62,12 +62,17 @@ def explain(error: ValidationError, model: type[BaseModel], data: Any, *, where:
 def _locate(loc: tuple[int | str, ...], model: type[BaseModel], *, unknown_key: bool) -> tuple[KeyPath, type[BaseModel]]:
     """The key path of a fault, without the names that pydantic gives to union members, and the model of its section."""
     path: list[int | str] = []
-    section, inner = model, model
+    section, inner, listed = model, model, False
     for step in loc:
+        if listed and isinstance(step, int):
+            path.append(step)
         annotations = {field.alias or name: field.annotation for name, field in inner.model_fields.items()}
         if step in annotations:
             path.append(step)
-            section, inner = inner, _model_in(annotations[step]) or inner
+            found = _model_in(annotations[step])
+            # A list of sections: which one it is comes next.
+            listed = found is not None and get_origin(annotations[step]) is list
+            section, inner = inner, found or inner
     if unknown_key:
         path.append(loc[-1])
         section = inner
@@ -82,7 +87,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 def _sentence(fault: str, path: KeyPath, section: type[BaseModel], data: Any) -> str:
     allowed = {field.alias or name: field.description for name, field in section.model_fields.items()}
-    key = str(path[-1])
+    key = next(step for step in reversed(path) if isinstance(step, str))
     if fault == "extra_forbidden":
         close = difflib.get_close_matches(key, allowed, n=1)
         hint = f"did you mean {close[0]}? " if close else ""

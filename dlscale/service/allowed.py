@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from dlscale.batch.document import Document
+from dlscale.batch.jobs.places import OPTIONS
 from dlscale.errors import SpecError
 from dlscale.storage.files.locations import local_path
 
@@ -95,7 +96,7 @@ class Allowed:
 def _locations(data: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str, bool]]:
     """Every path and URL of a spec: its key, where it leads, and whether it is written to."""
     for role, source in data["input"].items():
-        if role == "missing_chunks" or source is None:
+        if role in OPTIONS or source is None:
             continue
         yield ("input", role), source["import"] if isinstance(source, dict) else source, False
     if data.get("output") is not None:

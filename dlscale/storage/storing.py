@@ -10,11 +10,13 @@ import numpy as np
 from dlscale.storage.files.durable import require_free_space
 from dlscale.storage.importers.strips import default_chunks
 from dlscale.storage.matrix import Matrix
+from dlscale.storage.sparse.matrix import PIECE_NONZEROS, SparseMatrix
+from dlscale.storage.sparse.writing import CompressedWriter
 from dlscale.storage.writers import Layout, create_array
 
 
 def store_matrix(A: Matrix, path: Path) -> str:
-    """Write a matrix as a Zarr array that can be read by any range of rows, one strip of it in memory at a time.
+    """Write a matrix as a Zarr array, or a sparse one as a group, that can be read by any range of rows, a strip of it at a time.
 
     Parameters
     ----------
@@ -33,6 +35,8 @@ def store_matrix(A: Matrix, path: Path) -> str:
     DoesNotFitError
         If the disk has no room.
     """
+    if isinstance(A, SparseMatrix):
+        return _store_sparse(A, path)
     (m, n), dtype = A.shape, A.dtype
     require_free_space(path.parent.parent, m * n * dtype.itemsize)
     rows, columns = default_chunks(n, dtype.itemsize)
@@ -45,4 +49,16 @@ def store_matrix(A: Matrix, path: Path) -> str:
         content.update(block.data)
         writer.write(start, block[:, 0] if A.is_vector else block)
     writer.flush()
+    return content.hexdigest()
+
+
+def _store_sparse(A: SparseMatrix, path: Path) -> str:
+    m, n = A.shape
+    require_free_space(path.parent.parent, A.nnz * (A.stored_dtype.itemsize + 8) + 8 * m)
+    dtype = np.dtype(np.uint8) if A.stored_dtype.kind == "b" else A.stored_dtype.newbyteorder("=")
+    writer = CompressedWriter(path, n, dtype=dtype, by_rows=A.parts.by_rows, attributes={"dlscale": {"source": A.uri}})
+    for start, stop in A.spans(0, m, PIECE_NONZEROS):
+        writer.append(A.stored_rows(start, stop))
+    content = hashlib.blake2b(repr((A.shape, dtype.str)).encode(), digest_size=16)
+    content.update(writer.finish().encode())
     return content.hexdigest()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.sparse
+import scipy.sparse.linalg
 from sparse_matrices import anndata_group
 
 import dlscale
@@ -129,6 +130,15 @@ def test_eigenpairs_by_iterations(tmp_path: Path) -> None:
 def test_factors_that_would_fill_are_refused_with_what_to_use(name: str, said: str) -> None:
     with pytest.raises(SpecError, match=f"is sparse, and the .* would fill with nonzeros; .*{said}"):
         getattr(dlscale, name)(grid_laplacian(5))
+
+
+def test_a_sparse_array_of_a_program_is_the_input_of_a_job(tmp_path: Path) -> None:
+    A = sparse_matrix(density=0.05)
+    spec = {"kind": "norm", "input": {"matrix": A}, "cluster": "threads"}
+    found = dlscale.run(spec, workspace=tmp_path / "ws")
+    np.testing.assert_allclose(found.open()["norm"][0], scipy.sparse.linalg.norm(A))
+    (copy,) = (tmp_path / "ws" / "imports").glob("array-*.zarr")
+    assert open_matrix(copy).describe()["nonzeros"] == A.nnz
 
 
 def test_the_plan_counts_what_is_stored() -> None:

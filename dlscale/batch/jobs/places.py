@@ -29,6 +29,10 @@ def is_result_of(path: Path, job: str) -> bool:
     return False
 
 
+#: Keys of an input that are no roles.
+OPTIONS = ("missing_chunks", "transforms")
+
+
 def check_output(data: Mapping[str, Any], *, overwrite: bool, job: str) -> Path | None:
     """The output that a spec asks for, if the job may write there (SpecError if not); None is the job's own folder."""
     location = data.get("output")
@@ -38,11 +42,7 @@ def check_output(data: Mapping[str, Any], *, overwrite: bool, job: str) -> Path 
     if "://" in location and not location.startswith("file://"):
         raise SpecError(f"got {location}; allowed: a path on a file system of this machine.")
     for role, source in data["input"].items():
-        if (
-            role != "missing_chunks"
-            and isinstance(source, str)
-            and (within := _nested(output, Path(source.removeprefix("file://"))))
-        ):
+        if role not in OPTIONS and isinstance(source, str) and (within := _nested(output, Path(source.removeprefix("file://")))):
             raise SpecError(f"{output} {within} the input {role} {source}; choose a path beside it.")
     check_name_length(output)
     check_place(output)

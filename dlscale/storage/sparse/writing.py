@@ -82,8 +82,8 @@ class CompressedWriter:
             )
         return values
 
-    def finish(self, notes: Sequence[str] = ()) -> None:
-        """Write what is left, and last of all the description, with what is to be said of the source and a digest."""
+    def finish(self, notes: Sequence[str] = ()) -> str:
+        """Write what is left, and last of all the description, with what is to be said of the source; returns a digest."""
         if not self.n_rows:
             raise InputError(f"{self._source} holds no rows; a matrix needs at least one.")
         content = hashlib.blake2b("".join(array.finish() for array in self._arrays).encode(), digest_size=16).hexdigest()
@@ -104,6 +104,7 @@ class CompressedWriter:
             for name, other in zip(ANNDATA_NAMES, BINSPARSE_NAMES, strict=True):
                 os.symlink(name, self._path / other)
         (self._path / "zarr.json").write_bytes(group_metadata(attributes))
+        return content
 
 
 class Growing:
