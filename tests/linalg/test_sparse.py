@@ -13,11 +13,14 @@ import scipy.sparse.linalg
 from sparse_matrices import anndata_group
 
 import dlscale
-from dlscale.engine.clusters import describe_cluster
+from dlscale.engine.clusters import describe_cluster, open_cluster
 from dlscale.engine.grids import plan_sparse_grid
+from dlscale.engine.run import Run
 from dlscale.errors import DoesNotFitError, NonFiniteError, SpecError
 from dlscale.linalg.statistics.kind import NormOptions, plan_norm
 from dlscale.linalg.svd import SVDOptions, plan_svd
+from dlscale.linalg.svd.kind import KIND
+from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.matrices import open_matrix
 
 
@@ -130,6 +133,33 @@ def test_eigenpairs_by_iterations(tmp_path: Path) -> None:
 def test_factors_that_would_fill_are_refused_with_what_to_use(name: str, said: str) -> None:
     with pytest.raises(SpecError, match=f"is sparse, and the .* would fill with nonzeros; .*{said}"):
         getattr(dlscale, name)(grid_laplacian(5))
+
+
+def factors(path: Path, checkpoint: Checkpoint | None, stop_at: str = "") -> tuple[bytes, list[str]]:
+    """The bits of an SVD and the passes that were made for it; of one that fails when a pass has ended, none."""
+    told: list[str] = []
+
+    def listen(event: Any) -> None:
+        if type(event).__name__ == "StepFinished" and not event.resumed:
+            told.append(event.step)
+            if event.step == stop_at:
+                raise OSError("the disk is gone")
+
+    inputs, options, facts = KIND.inputs({"matrix": str(path)}), SVDOptions(n_components=4), describe_cluster("threads")
+    with open_cluster(facts) as cluster:
+        outcome = KIND.compute(Run(cluster, checkpoint=checkpoint, emit=listen), inputs, options, KIND.plan(inputs, options, facts))
+    return outcome.arrays["s"].tobytes() + outcome.arrays["vh"].tobytes(), told
+
+
+def test_an_svd_goes_on_where_it_was_stopped_to_the_same_bits(tmp_path: Path) -> None:
+    path = anndata_group(tmp_path / "A.zarr", sparse_matrix(3000, 100), chunks=999)
+    whole, every = factors(path, None)
+    for i, stop_at in enumerate(("iteration-1", "iteration-4")):
+        with pytest.raises(OSError, match="the disk is gone"):
+            factors(path, Checkpoint(tmp_path / f"{i}"), stop_at)
+        again, rest = factors(path, Checkpoint(tmp_path / f"{i}"))
+        assert again == whole
+        assert len(rest) < len(every)
 
 
 def test_a_sparse_array_of_a_program_is_the_input_of_a_job(tmp_path: Path) -> None:
