@@ -94,6 +94,8 @@ class SparseMatrix(Matrix):
         large = max((vector.chunk_bytes for vector in vectors), default=0)
         said = self.attributes.get("notes", [])
         notes = [*super().notes, *(note for note in (said if isinstance(said, list) else []) if isinstance(note, str))]
+        if not self.parts.by_rows:
+            notes.append("columns are compressed: whatever takes rows reads all of it for each block, and is faster where rows are")
         if large > _LARGE_CHUNK_BYTES:
             notes.append(f"each thread keeps a decoded chunk of {large / 1e9:.1f} GB; smaller ones take less memory")
         return notes
