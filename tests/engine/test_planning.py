@@ -103,6 +103,8 @@ def test_expected_seconds_are_those_of_the_slower_of_reading_and_computing() -> 
     assert seconds(read, compute) == pytest.approx(8.0)
     assert seconds(alone) == pytest.approx(2.0)  # one thread of two
     assert seconds(serial) == pytest.approx(2.0)  # one thread, at half the rate of a product
+    kept = Step("kept", 0.0, bytes_written=GB, where="driver")
+    assert seconds(kept, rates=rates | {"write_bytes_per_second": 2e8}) == pytest.approx(5.0)
     assert seconds(read, rates={"matmul_flops_per_second": 2e10, "read_bytes_per_second": None}) < 1e-3
     writing = Step("writing", 2e10 * PRODUCT_EFFICIENCY * 3, bytes_written=GB)
     assert seconds(writing) == pytest.approx(3.0)  # the rate is not known

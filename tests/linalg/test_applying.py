@@ -49,7 +49,7 @@ def test_a_step_of_one_task_takes_as_long_on_many_workers():
     alone, together = (
         replace(
             plan,
-            steps=tuple(step for step in plan.steps if step.id == "condition"),
+            steps=tuple(step for step in plan.steps if step.id == "condition-1"),
             rates={name: rate * plan.cluster.n_threads for name, rate in RATES.items()},
         )
         for plan in (one, many)
@@ -105,6 +105,7 @@ def test_workers_apply_factors_with_the_bits_of_one_process(kind, tmp_path, monk
         finished = [event for event in told if isinstance(event, StepFinished)]
         needed = sum(event.flops for event in finished)
         assert needed == pytest.approx(plan.flops, rel=0.05)
+        assert [event.step for event in finished] == [step.id for step in plan.worker_steps]
         assert sum(event.flops for event in blocks) == pytest.approx(needed, rel=0.05)
         applied = [step for step in plan.steps if step.id.startswith(APPLIED)]
         assert sum(event.bytes_read for event in finished if event.step.startswith(APPLIED)) == sum(s.bytes_read for s in applied)

@@ -140,11 +140,12 @@ def plan_columns(name: str, one: Cost, n: int, k: int, itemsize: int, facts: Clu
     return Planned(replace(step, bytes_written=n * k * itemsize if step.flops >= KEPT_FLOPS else 0), need)
 
 
-def plan_condition(factors: Cost, stored_bytes: int, facts: ClusterFacts) -> Planned:
+def plan_condition(name: str, factors: Cost, stored_bytes: int, facts: ClusterFacts) -> Planned:
     """What the estimate of the condition number of a factored matrix takes; it is one task.
 
     Parameters
     ----------
+    name : str
     factors : Cost
         Of a solve with one column.
     stored_bytes : int
@@ -153,7 +154,7 @@ def plan_condition(factors: Cost, stored_bytes: int, facts: ClusterFacts) -> Pla
     """
     fitting = fits(stored_bytes, facts)
     n_bytes = stored_bytes if fitting else factors.bytes_read * N_PRODUCTS
-    step = Step("condition", factors.flops * N_PRODUCTS * N_COLUMNS, n_bytes, n_threads=facts.threads_per_worker)
+    step = Step(name, factors.flops * N_PRODUCTS * N_COLUMNS, n_bytes, n_threads=facts.threads_per_worker)
     return Planned(step, Need("factors in memory", stored_bytes if fitting else 0))
 
 

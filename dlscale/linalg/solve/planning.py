@@ -63,10 +63,11 @@ class Solving:
         """
         n, k = self.A.shape[0], self.k
         found = Planned(Step("x", 0.0, 0, n * k * self.dtype.itemsize, where="driver"))
+        condition = plan_condition("condition-1", one, stored_bytes, facts)
         if self._many:
             slabs = plan_refined("solve-1", one, self.A, k, facts, dtype=self.dtype, n_solves=self.n_solves)
-            return after(slabs, plan_condition(one, stored_bytes, facts), found)
-        return after(*self._batches(one, facts), plan_condition(one, stored_bytes, facts), found)
+            return after(slabs, condition, found)
+        return after(*self._batches(one, facts), condition, found)
 
     def _batches(self, one: Cost, facts: ClusterFacts) -> Iterator[Planned]:
         """Solving for a few columns together, and refining them batch by batch with passes over the rows of the matrix."""
