@@ -281,7 +281,8 @@ def _handed_over(method: Recurrence, it: Iterate, leaves: Array | None = None, c
     # What is out of range helps nobody; the solution stays as it was.
     X[:, columns] += np.where(np.isfinite(D).all(axis=0), D, 0)
     codes[columns] = DUE if code is None else code[leaves]
-    rest = {name: value[..., ~leaves] for name, value in it.recurrence.items()}
+    # In the order in which a kept state is read again: sums of another one have other bits.
+    rest = {name: np.ascontiguousarray(value[..., ~leaves]) for name, value in it.recurrence.items()}
     return replace(it, X=X, codes=codes, live=it.live[~leaves], best=it.best[~leaves], waited=it.waited[~leaves], recurrence=rest)
 
 

@@ -206,8 +206,10 @@ class _Work:
 
     def multiply(self, step: str, P: Array) -> Array:
         """``K P``."""
-        fold = SymmetricProduct(self.rows, P)
-        return np.asarray(self.passes.sweep(step, self.X, fold, self.plan.rows, keep="none")["product"])
+        # In one order whoever multiplies: a worker that gets it at an odd address would copy it to rows.
+        fold = SymmetricProduct(self.rows, np.ascontiguousarray(P))
+        # What comes from another process may lie at an odd address, where sums are made in another order.
+        return np.require(self.passes.sweep(step, self.X, fold, self.plan.rows, keep="none")["product"], requirements="A")
 
     def solve(self, name: str, systems: Systems, tolerance: float) -> Iterate:
         problem = PathProblem(self.passes, name, systems, self.multiply)
@@ -222,10 +224,10 @@ class _Work:
         squares, width = np.zeros((len(penalties), k)), int(self.plan.choices["columns"])
         for first in range(0, len(folds), width):
             some = slice(first, first + width)
-            systems = Systems(self.Y[:, targets[some]], penalties[which[some]], folds[some], self.bounds)
+            systems = Systems(np.ascontiguousarray(self.Y[:, targets[some]]), penalties[which[some]], folds[some], self.bounds)
             systems.leave_out(systems.B, np.arange(systems.B.shape[1]))
             it = self.solve(f"folds-{first}", systems, max(self.options.tolerance, CHOOSING))
-            told = self.passes.sweep(f"held-out-{first}", self.X, SymmetricProduct(self.rows, it.X), self.plan.rows)["product"]
+            told = self.multiply(f"held-out-{first}", it.X)
             for j, (fold, i, target) in enumerate(zip(folds[some], which[some], targets[some], strict=True)):
                 held = slice(self.bounds[fold], self.bounds[fold + 1])
                 squares[i, target] += ((self.Y[held, target] - told[held, j]) ** 2).sum()
@@ -267,7 +269,7 @@ def compute_kernel_ridge(run: Run, inputs: Inputs, options: KernelRidgeOptions, 
     systems = Systems(Y, np.full(k, penalty), np.full(k, -1), work.bounds)
     it = work.solve("fit", systems, options.tolerance)
     kept = run.output("features", X.shape, _DOUBLE, plan.rows)
-    fold = RowProduct(work.rows, it.X, Y, penalty, keeps_rows=True)
+    fold = RowProduct(work.rows, np.ascontiguousarray(it.X), Y, penalty, keeps_rows=True)
     seen = work.passes.sweep("check", X, fold, plan.rows, outputs=[kept])
     certificate, residual = _certify(seen["residual"], Y, options.tolerance)
     dual = np.stack([times_power_of_two(column, power) for column, power in zip(it.X.T, powers, strict=True)], axis=1)

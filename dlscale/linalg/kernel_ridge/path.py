@@ -87,7 +87,7 @@ class PathProblem(Problem):
         # With a row more, the columns say which they are; measured are all.
         own = len(X) > len(self.B)
         columns = X[-1].astype(np.int64) if own else np.arange(X.shape[1])
-        P = np.ascontiguousarray(X[:-1] if own else X)
+        P = X[:-1] if own else X
         self._n_products += 1
         Y = self.multiply(f"{self.name}-product-{self._n_products}", P)
         Y += self.systems.penalties[columns] * P
