@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Iterator
@@ -159,13 +160,21 @@ def test_faults_are_told_in_the_words_of_the_command_line(server: WebServer, fol
     assert server.http.post("/v1/jobs", data={"kind": "svd"}).status_code == 415
 
 
-def test_a_key_makes_one_job(server: WebServer) -> None:
-    first = server.http.post("/v1/jobs", json=server.spec(), headers={"Idempotency-Key": "one/../two"})
-    again = server.http.post("/v1/jobs", json=server.spec(), headers={"Idempotency-Key": "one/../two"})
-    assert (first.json()["job"], again.status_code) == (again.json()["job"], 201)
-    other = server.http.post("/v1/jobs", json=server.spec(name="other"), headers={"Idempotency-Key": "one/../two"})
-    assert other.status_code == 409
-    server.wait_for(first.json()["job"], "succeeded")
+def test_a_key_makes_one_job(server: WebServer, folder: Path) -> None:
+    """Also where a server was killed when it had written down which job it was going to make."""
+    body, key = json.dumps(server.spec()).encode(), "one/../two"
+    meant = "short-20260101-000000-abcd"
+    keys = folder / "ws" / "service" / "keys"
+    keys.mkdir(parents=True, exist_ok=True)
+    kept = {"digest": hashlib.sha256(body).hexdigest(), "job": meant}
+    (keys / hashlib.sha256(f"\n{key}".encode()).hexdigest()).write_text(json.dumps(kept))
+    sent: dict[str, Any] = {"headers": {"Idempotency-Key": key, "Content-Type": "application/json"}}
+    first, again = (server.http.post("/v1/jobs", content=body, **sent) for _ in range(2))
+    assert (first.status_code, first.json()["job"]) == (201, meant)
+    assert (again.status_code, again.json()["job"], again.headers["idempotency-replayed"]) == (201, meant, "true")
+    other = server.http.post("/v1/jobs", content=body + b" ", **sent)
+    assert (other.status_code, "with another job file" in other.json()["detail"]) == (409, True)
+    server.wait_for(meant, "succeeded")
 
 
 def test_a_job_is_cancelled_resumed_and_removed(server: WebServer, folder: Path) -> None:
