@@ -69,6 +69,8 @@ class Table:
         #: (created, job) of each row, the oldest first.
         self._order: list[tuple[float, str]] = []
         self._counts: Counter[str] = Counter()
+        self._kinds: Counter[str] = Counter()
+        self._names: Counter[str] = Counter()
         #: Jobs that somebody works on.
         self._active: tuple[str, ...] = ()
         self._lock, self._looking = threading.RLock(), threading.Lock()
@@ -104,7 +106,7 @@ class Table:
     def counts(self) -> dict[str, int]:
         """How many jobs are in each state."""
         with self._lock:
-            return {state: n for state, n in sorted(self._counts.items()) if n}
+            return dict(sorted(self._counts.items()))
 
     def page(self, filters: Filters, *, limit: int, after: str | None = None) -> tuple[list[Row], str | None]:
         """So many jobs, the newest first.
@@ -142,13 +144,18 @@ class Table:
             known = self._rows.get(after)
             created = known.created if known else _time_in(after)
             end = bisect.bisect_left(self._order, (created, after))
-        if filters.state is not None and not self._counts[filters.state]:
-            return
         rows, kind, state, part = self._rows, filters.kind, filters.state, filters.name
+        names = None if part is None else {name for name in self._names if part in name}
+        if (state is not None and not self._counts[state]) or (kind is not None and not self._kinds[kind]) or names == set():
+            return
         for position in range(end - 1, -1, -1):
             row = rows[self._order[position][1]]
             # Written out: a call for each of a hundred thousand rows would take longer than all else.
-            if (kind is None or row.kind == kind) and (state is None or row.state == state) and (part is None or part in row.name):
+            if (
+                (kind is None or row.kind == kind)
+                and (state is None or row.state == state)
+                and (names is None or row.name in names)
+            ):
                 current = self._current(row)
                 if current is not None and filters.pass_(current):
                     yield current
@@ -167,8 +174,8 @@ class Table:
         before = self._rows.get(name)
         if row == before:
             return
-        if before is not None:
-            self._counts[before.state] -= 1
+        self._count(before, -1)
+        self._count(row, 1)
         if before is not None and (row is None or row.created != before.created):
             del self._order[bisect.bisect_left(self._order, (before.created, name))]
             before = None
@@ -178,13 +185,20 @@ class Table:
             if before is None:
                 bisect.insort(self._order, (row.created, name))
             self._rows[name] = row
-            self._counts[row.state] += 1
             if not row.is_active:
                 self._unwritten[name] = row
         is_active = row is not None and row.is_active
         if is_active != (name in self._active):
             self._active = (*self._active, name) if is_active else tuple(other for other in self._active if other != name)
         self._version += 1
+
+    def _count(self, row: Row | None, step: int) -> None:
+        if row is None:
+            return
+        for counter, key in ((self._counts, row.state), (self._kinds, row.kind), (self._names, row.name)):
+            counter[key] += step
+            if not counter[key]:
+                del counter[key]
 
     def _keep_up(self) -> None:
         while not self._stopped.is_set():
