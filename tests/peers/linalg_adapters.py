@@ -237,7 +237,8 @@ def qr(a: Any, overwrite_a: bool = False, lwork: Any = None, mode: str = "full",
     full = mode == "full" and np.asarray(a).ndim == 2 and np.asarray(a).shape[0] <= np.asarray(a).shape[1]
     if lwork is not None or not (full or mode == "economic") or not ours(f"qr {mode} {pivoting}", a):
         return scipy.linalg.qr(a, overwrite_a, lwork, mode, pivoting, **options)
-    return tuple(call("qr", a, pivoting=pivoting))
+    q, r, *p = call("qr", a, pivoting=pivoting)
+    return (q, r, *(order.astype(np.int32) for order in p))
 
 
 def svd(a: Any, full_matrices: bool = True, compute_uv: bool = True, overwrite_a: bool = False, **options: Any) -> Any:
