@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import time
 from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
@@ -64,10 +65,10 @@ def test_a_job_is_submitted_and_read(server: WebServer, done: dict[str, Any]) ->
 
 def test_a_stream_ends_with_its_job_and_goes_on_behind_any_event(server: WebServer, folder: Path, done: dict[str, Any]) -> None:
     path = f"/v1/jobs/{done['job']}/events"
-    written = [json.loads(line) for line in (folder / "ws" / "jobs" / done["job"] / "events.jsonl").read_text().splitlines()]
     with server.http.stream("GET", path) as stream:
         assert stream.headers["content-type"] == "text/event-stream; charset=utf-8"
         whole = list(events_of(stream))
+    written = [json.loads(line) for line in (folder / "ws" / "jobs" / done["job"] / "events.jsonl").read_text().splitlines()]
     assert [data for _, _, data in whole] == [*written, {"event": "end", "state": "succeeded"}]
     for n, (number, _, _) in enumerate(whole[:5], 1):
         with server.http.stream("GET", path, headers={"Last-Event-ID": number}) as stream:
@@ -193,6 +194,17 @@ def test_a_job_is_cancelled_resumed_and_removed(server: WebServer, folder: Path)
     assert not (folder / "ws" / "jobs" / job).exists()
     assert server.http.get(f"/v1/jobs/{job}").status_code == 404
     assert job not in server.http.get("/v1/jobs").text
+
+
+def test_an_answer_leaves_at_once(server: WebServer) -> None:
+    """And does not wait for an acknowledgement, which comes after 40 ms."""
+
+    def seconds() -> float:
+        began = time.perf_counter()
+        assert server.http.get("/health").status_code == 200
+        return time.perf_counter() - began
+
+    assert min(seconds() for _ in range(30)) < 0.03
 
 
 def test_pages_of_a_list_hold_every_job_once(server: WebServer, done: dict[str, Any], folder: Path) -> None:
