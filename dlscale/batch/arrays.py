@@ -13,8 +13,8 @@ from dlscale.batch.workspace import Workspace
 from dlscale.errors import InexactNote
 from dlscale.storage.exactness import inexact_words
 from dlscale.storage.files.durable import PARTIAL
+from dlscale.storage.importers.held import store_matrix
 from dlscale.storage.matrices import open_matrix
-from dlscale.storage.storing import store_matrix
 from dlscale.storage.zarr_stores import local_root
 
 

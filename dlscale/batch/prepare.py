@@ -132,9 +132,8 @@ def prepare(
     with blame(document):
         check_writable(workspace.root)
     with blame(document, "cluster"):
-        if assumed and assumed.facts:
-            facts = assumed.facts
-        else:
+        facts = assumed.facts if assumed else None
+        if facts is None:
             require_consent(spec.cluster, document, only_looks=only_looks)
             facts = describe_cluster(cluster_request(spec.cluster))
     inputs = assumed.inputs(spec) if assumed and assumed.shape else _open_inputs(spec, data, document, workspace, progress)

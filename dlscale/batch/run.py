@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -36,6 +35,7 @@ from dlscale.batch.spec import parse_spec
 from dlscale.batch.spec.secrets import restore_secrets
 from dlscale.batch.workspace import Heartbeat, Job, JobState, Workspace
 from dlscale.engine.clusters import open_cluster
+from dlscale.engine.clusters.client import answers
 from dlscale.engine.clusters.launchers import lost_rank
 from dlscale.engine.events import Emit, Event, Warned, WorkDone, ignore
 from dlscale.engine.machine import describe_machine
@@ -164,10 +164,7 @@ def run(
     prepared = prepare(parse_spec(document), document, root)
     if prepared.facts.kind == "local":
         require_main_guard("dlscale.run")
-    if listener is None:
-        tell: Emit = notebook_progress(prepared) or ignore
-    else:
-        tell = lambda event: listener(event.to_dict())  # noqa: E731
+    tell: Emit = (lambda event: listener(event.to_dict())) if listener else notebook_progress(prepared) or ignore
     return _checked(start(root.new_job(prepared.name), prepared, listener=tell))
 
 
@@ -376,16 +373,6 @@ def _failed(reason: BaseException, job: Job, prepared: Prepared, output: Path, r
     code = getattr(error, "exit_code", DlscaleError.exit_code)
     recorder.change("lost" if gone else "failed", _message(error), final=final, failure_code=code)
     return error
-
-
-def answers(address: str) -> bool:
-    """Whether a scheduler's port takes connections."""
-    host, _, port = address.split("://")[-1].rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
-    except OSError:
-        return False
-    return True
 
 
 def _result_group(job: Job, prepared: Prepared, output: Path) -> ResultGroup:

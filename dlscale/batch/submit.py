@@ -26,12 +26,12 @@ from dlscale.batch.notebooks import ReportPage, card, report_page
 from dlscale.batch.prepare import Prepared, prepare
 from dlscale.batch.queue import Queue, Ticket
 from dlscale.batch.recorder import plain
-from dlscale.batch.run import answers, create
+from dlscale.batch.run import create
 from dlscale.batch.slurm import ENDED_IN_SLURM, goes_on_in_slurm, slurm_number, slurm_state
 from dlscale.batch.spec import parse_spec
 from dlscale.batch.spec.secrets import secret_environment
 from dlscale.batch.workspace import ENDED, HandOver, Heartbeat, Job, JobState, Workspace
-from dlscale.engine.clusters.client import connect
+from dlscale.engine.clusters.client import answers, connect
 from dlscale.errors import InputError, SpecError
 from dlscale.storage.files import locks
 from dlscale.storage.files.atomic import write_atomically

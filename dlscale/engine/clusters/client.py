@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from typing import Any
 
 from dlscale.errors import SpecError
@@ -19,6 +20,16 @@ def connect(address: str, security: Any = None) -> Any:
         return Client(address, timeout="10s", set_as_default=False, security=security)  # type: ignore[no-untyped-call]
     except (OSError, TimeoutError, ValueError) as error:
         raise SpecError(f"cluster: nothing answers at {address} ({error}); start a scheduler, or use `cluster: local`.") from error
+
+
+def answers(address: str) -> bool:
+    """Whether a scheduler's port takes connections."""
+    host, _, port = address.split("://")[-1].rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
+    except OSError:
+        return False
+    return True
 
 
 def list_workers(client: Any) -> dict[str, Any]:
