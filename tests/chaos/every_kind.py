@@ -32,6 +32,8 @@ _OWN: Mapping[str, dict[str, Any]] = {
     "cholesky": _SQUARE,
     "solve": {"input": {"matrix": "square", "rhs": "right"}},
     "lstsq": {"params": {}},
+    # A penalty of which a few products are enough.
+    "kernel_ridge": {"params": {"penalties": 100.0, "n_centers": 128, "tolerance": 1e-6}},
     "inverse": _SQUARE,
     "slogdet": _SQUARE,
     "norm": {"params": {"ord": 2}},
