@@ -65,7 +65,7 @@ class Compressed(NamedTuple):
     def checked(self) -> Compressed:
         """The same, after its counts were compared (InputError)."""
         major, nnz = self.shape[0 if self.by_rows else 1], len(self.indices)
-        wanted = 1 if self.iso and nnz else 2 * nnz if self.pairs else nnz
+        wanted = (1 if self.iso and nnz else nnz) * (2 if self.pairs else 1)
         if not (self.iso and not nnz) and len(self.data) != wanted:
             raise InputError(f"{self.uri} is damaged: it has {nnz} indices and {len(self.data)} values; write it anew.")
         if len(self.indptr) != major + 1:

@@ -156,7 +156,7 @@ class SparseMatrix(Matrix):
 
     def stored_rows(self, start: int, stop: int) -> Any:
         """As `rows`, with numbers as they are stored (InputError if they do not hold the sum of what stands at one place)."""
-        block = self._block(start, stop, lambda first, last: np.asarray(self.parts.data[first:last]))
+        block = self._block(start, stop, self._stored)
         if block.has_canonical_format:
             return block
         stored = block.dtype
@@ -183,13 +183,18 @@ class SparseMatrix(Matrix):
         entries, local = values(first, last), (pointers - first).astype(index)
         return scipy.sparse.csr_array((entries, columns.astype(index, copy=False), local), shape=(stop - start, self.shape[1]))
 
-    def _values(self, first: int, last: int) -> Array:
+    def _stored(self, first: int, last: int) -> Array:
+        """Entries as they are stored, each with a number of its own."""
+        n_times, step = last - first, 2 if self.parts.pairs else 1
         if self.parts.iso:
-            return np.full(last - first, np.asarray(self.parts.data[0:1])[0] if last > first else 0).astype(self.dtype)
+            first, last = 0, min(n_times, 1)
+        found = np.ascontiguousarray(self.parts.data[step * first : step * last])
         if self.parts.pairs:
-            parts = np.ascontiguousarray(self.parts.data[2 * first : 2 * last])
-            return parts.view(self.stored_dtype).astype(self.dtype, copy=False)
-        return self.converted(np.asarray(self.parts.data[first:last])).astype(self.dtype, copy=False)
+            found = found.view(self.stored_dtype)
+        return np.repeat(found, n_times) if self.parts.iso else found
+
+    def _values(self, first: int, last: int) -> Array:
+        return self.converted(self._stored(first, last)).astype(self.dtype, copy=False)
 
     def _check_columns(self, columns: Array, pointers: Array, start: int) -> None:
         if columns.size and not (int(columns.min()) >= 0 and int(columns.max()) < self.shape[1]):
