@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import csv
-from typing import Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
+
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any]
+else:  # generic since click 8.4
+    _ParamType = click.ParamType
 
 
 class ImportCommand(click.Command):
@@ -41,7 +46,7 @@ def _click_type(member: Any) -> tuple[click.ParamType[Any], str | None]:
     return (click.FLOAT, "X") if member is float else (click.STRING, "TEXT")
 
 
-class _YesNo(click.ParamType[Any]):
+class _YesNo(_ParamType):
     name = "yes|no|auto"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bool | None:
@@ -51,7 +56,7 @@ class _YesNo(click.ParamType[Any]):
         return words[str(value).lower()]
 
 
-class _List(click.ParamType[Any]):
+class _List(_ParamType):
     name = "list"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
