@@ -193,6 +193,7 @@ def test_options_that_do_not_go_together(options: dict[str, Any], words: str) ->
         ({"max_iterations": 10, "tolerance": 1e-8}, 20_000, 2e9, "gmres", "10 iterations take"),
         ({"max_iterations": 10, "tolerance": 1e-8, "assume": "sym"}, 20_000, 16e9, "minres", "10 iterations take"),
         ({"assume": "pos"}, 1_000_000, 2e9, "cg", "a factorization does not fit"),
+        ({"tolerance": 1e-8}, 1_000_000, 2e9, "gmres", "a factorization does not fit"),
     ],
 )
 def test_auto_chooses_by_counted_cost_and_says_so(

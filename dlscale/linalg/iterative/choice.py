@@ -35,8 +35,9 @@ def plan_by_method(
 
     Notes
     -----
-    Iterations are chosen where factors do not fit, or where a tolerance was given and all iterations that are allowed take less
-    than half of the time of a factorization, both counted at fixed rates.
+    Iterations are chosen where factors do not fit and the matrix is said to be definite or a tolerance was given; and where
+    a tolerance was given and all iterations that are allowed take less than half of the time of a factorization, both counted at
+    fixed rates.
 
     Raises
     ------
@@ -54,10 +55,13 @@ def plan_by_method(
     other = FOR_ASSUMED.get(assume)
     if other is None or "factors" in inputs.results:
         return direct()
-    return sooner_done(direct, partial(plan_system, A, B, other, options, facts), options, A.shape[0])
+    iterated = partial(plan_system, A, B, other, options, facts)
+    return sooner_done(direct, iterated, options, A.shape[0], where_it_fits=assume == "pos")
 
 
-def sooner_done(direct: Callable[[], Plan], iterated: Callable[[], Plan], options: Iterations, n: int) -> Plan:
+def sooner_done(
+    direct: Callable[[], Plan], iterated: Callable[[], Plan], options: Iterations, n: int, *, where_it_fits: bool = False
+) -> Plan:
     """The plan of iterations where they are chosen as `plan_by_method` says, or else the direct one.
 
     Parameters
@@ -67,6 +71,8 @@ def sooner_done(direct: Callable[[], Plan], iterated: Callable[[], Plan], option
     options : Iterations
     n : int
         The order of what is solved.
+    where_it_fits : bool
+        Whether iterations take the place of factors that do not fit though no tolerance was given.
 
     Raises
     ------
@@ -76,6 +82,8 @@ def sooner_done(direct: Callable[[], Plan], iterated: Callable[[], Plan], option
     try:
         plan = direct()
     except DoesNotFitError as error:
+        if options.tolerance is None and not where_it_fits:
+            raise
         return _because(iterated(), f"a factorization does not fit: {error}")
     if options.tolerance is None:
         return plan
