@@ -166,13 +166,16 @@ def singular_values(job: Job) -> Markup | None:
     if s is None:
         return None
     given = job.record.estimates.get("singular_value_errors")
-    errors = np.nan_to_num(np.asarray(given, dtype=float)) if given is not None and len(given) == len(s) else None
+    errors = np.asarray(given, dtype=float) if given is not None and len(given) == len(s) else None
     drawn = [figures.spectrum(s, "singular values", "number", errors=errors, style="s3")]
     lead = "The singular values on a logarithmic axis."
     if errors is not None:
         relative = np.divide(errors, s, out=np.full(len(s), np.nan), where=s > 0)
         drawn.append(figures.spectrum(relative, "estimated error of each, relative to its value", "number", style="s4"))
         lead = "The singular values on a logarithmic axis, with the error that this run estimated for each of them."
+        if n_missing := int(np.isnan(errors).sum()):
+            which = "one of them" if n_missing == 1 else f"{n_missing:,} of them"
+            lead += f" That of {which} is not determined by what was read: it has no bar; one more power iteration tells more."
     return section("Singular values", lead, pair(*drawn))
 
 

@@ -60,6 +60,8 @@ def _norm(job: Job) -> str:
 def _norm_tiles(job: Job) -> list[Tile]:
     norm, error = array(job, "norm"), job.record.estimates.get("error")
     below = f"± {words.number(float(error))}" if isinstance(error, int | float) else ""
+    if error is None and "error" in job.record.estimates:
+        below = "its error is not determined by what was read"
     return [] if norm is None else [Tile(words.sentence(_norm(job)).rstrip("."), words.number(float(norm[0])), below)]
 
 

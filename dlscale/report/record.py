@@ -35,7 +35,8 @@ class JobRecord:
     certificate : mapping or None
         ``Certificate.to_dict()``; None when the job did not get so far.
     estimates : mapping
-        Error estimates, such as ``frobenius_error``, ``spectral_error``, ``singular_value_errors`` (absolute, one a value).
+        Error estimates, such as ``frobenius_error``, ``spectral_error``, ``singular_value_errors`` (absolute, one a
+        value, None where it is not determined).
     notes : sequence of str
         What the job wants its reader to know.
     seconds : float or None

@@ -77,27 +77,41 @@ def test_errors_in_other_dtypes(name: str, dtype: str) -> None:
 @pytest.mark.parametrize("name", ["slow decay", "faster decay", "a step", "fast decay"])
 @pytest.mark.parametrize("n", [N, 300])
 def test_errors_of_singular_values(n: int, name: str, options: dict[str, Any], seed: int) -> None:
-    """Never more than 3 times below the truth; above, what rounding allows."""
+    """Never more than 3 times below the truth; above, what rounding allows; most are given."""
     s = {"slow decay": gallery.power(n), "faster decay": gallery.power(n, 1.0), "a step": gallery.step(n, 8, small=0.3)}
     A = spectrum(s.get(name, gallery.geometric(n, 1e6)), 1000, n)
     estimates, _, _, true = estimated_and_true(A, n_components=10, seed=seed, **options)
-    estimated = np.array(estimates["singular_value_errors"])
-    assert (true <= 3 * estimated).all(), true / estimated
+    estimated = np.array(estimates["singular_value_errors"], float)
+    given = ~np.isnan(estimated)
+    assert given.mean() >= 0.7
+    assert (true <= 3 * estimated)[given].all(), true / estimated
     # On the whole they are no alarm either.
-    assert np.median(estimated) <= 10 * np.median(true) + 1e-12
+    assert np.median(estimated[given]) <= 10 * np.median(true[given]) + 1e-12
 
 
 @pytest.mark.parametrize("options", [{"method": "streaming"}, {"power_iterations": 0}, {"power_iterations": 1}], ids=str)
 @pytest.mark.parametrize("n", [N, 130])
 def test_errors_of_singular_values_on_three_levels(n: int, options: dict[str, Any]) -> None:
-    """Small singular values of the sketch are cut off or divided by: nearly all are told within 3 and 10 times."""
-    judged = []
+    """Small singular values of the sketch are cut off or divided by: of what is given, nearly all is within 3 and 10 times."""
+    judged: list[bool] = []
     for seed in range(6):
         A = spectrum(np.repeat([1.0, 1e-3, 1e-7], [3, 12, n - 15]), 300, n)
         estimates, _, _, true = estimated_and_true(A, n_components=20, seed=seed, **options)
-        estimated, floor = np.array(estimates["singular_value_errors"]), 10 * np.sqrt(300) * np.finfo(float).eps
-        judged.append((true <= 3 * estimated + floor) & (estimated <= 10 * true + floor))
-    assert np.mean(judged) > 0.9
+        estimated, floor = np.array(estimates["singular_value_errors"], float), 10 * np.sqrt(300) * np.finfo(float).eps
+        given = ~np.isnan(estimated)
+        judged += list(((true <= 3 * estimated + floor) & (estimated <= 10 * true + floor))[given])
+    assert np.mean(judged) > 0.95
+
+
+def test_errors_that_are_not_determined_are_absent_and_said_so() -> None:
+    """A random basis tells little of values seven decades below the first; a note names those without an error."""
+    A = spectrum(np.repeat([1.0, 1e-3, 1e-7], [3, 12, N - 15]), 300, N)
+    outcome, _, _ = compute(plan_svd, compute_svd, A, SVDOptions(n_components=20, power_iterations=0))
+    missing = [i + 1 for i, error in enumerate(outcome.estimates["singular_value_errors"]) if error is None]
+    notes = [note for note in outcome.notes if "not determined by what was read" in note]
+    assert missing
+    assert len(notes) == 1
+    assert f" {missing[0]}" in notes[0]
 
 
 def test_estimates_go_with_the_matrix() -> None:

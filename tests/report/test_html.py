@@ -69,6 +69,9 @@ def records() -> dict[str, JobRecord]:
         "svd, one value": svd_record(
             arrays={"s": np.array([2.0]), "vh": np.ones((1, 1))}, estimates={"singular_value_errors": [0.1]}
         ),
+        "svd, one error not determined": svd_record(
+            arrays={"s": np.array([2.0, 1.0]), "vh": np.eye(2)}, estimates={"singular_value_errors": [0.1, None]}
+        ),
         "svd, all zero": svd_record(arrays={"s": np.zeros(3), "vh": np.eye(3)}, estimates={"singular_value_errors": [0.0] * 3}),
         "svd, a thousand": svd_record(arrays={"s": np.geomspace(1, 1e-12, 1000), "vh": np.ones((3, 5000))}, estimates={}),
         "qr": qr_record(),

@@ -81,9 +81,10 @@ def norm(x: Any, ord: Any = None) -> Any:  # NumPy's name of the argument
         what = "a vector" if A.is_vector else "a matrix"
         raise SpecError(f"ord: got {ord!r:.40}; norms of {what} here: {', '.join(map(str, known))}.") from None
     outcome, arrays = run_here(KIND, KIND.inputs({"matrix": A}), NormOptions(ord=name))  # type: ignore[arg-type]
-    value, error = float(arrays["norm"][0]), float(outcome.estimates.get("error", 0.0))
-    if error > _TOLD * value and "s" not in arrays and np.dtype(A.dtype).itemsize >= 8:
-        warnings.warn(f"The 2-norm is an estimate, off by about {error:.1e}.", RuntimeWarning, stacklevel=2)
+    value, error = float(arrays["norm"][0]), outcome.estimates.get("error", 0.0)
+    if (error is None or error > _TOLD * value) and "s" not in arrays and np.dtype(A.dtype).itemsize >= 8:
+        off = "by more than what was read determines" if error is None else f"by about {error:.1e}"
+        warnings.warn(f"The 2-norm is an estimate, off {off}.", RuntimeWarning, stacklevel=2)
     return _in_precision_of(A, value, "The norm")
 
 

@@ -141,7 +141,13 @@ def compute_norm(run: Run, A: Matrix, options: NormOptions, plan: Plan) -> Outco
     arrays = {"norm": _times_power(np.array([value]), exponent)}
     if plan.method == "exact":
         arrays["s"] = _times_power(s, exponent)
-    return Outcome(arrays, (), found.certificate, {"error": float(off_by)}, (*found.notes, *scale_words(exponent)))
+    return Outcome(
+        arrays,
+        (),
+        found.certificate,
+        {"error": None if np.isnan(off_by) else float(off_by)},
+        (*found.notes, *scale_words(exponent)),
+    )
 
 
 def _triplets(passes: Passes, tall: Matrix, *, plan: Plan) -> Triplets:

@@ -95,13 +95,15 @@ def _triplets(rows: Rows, seen: Sketch, k: int, *, tolerance: float | None, rest
     with one_blas_thread():
         residual, inside = measured["residual"], measured["met"][:, -p:]
         behind, both = residual[-2 * p : -p, -2 * p : -p], residual[-p:, -p:]
-        error = estimate_errors(seen, k, behind, both, inside, eps=float(np.finfo(dtype).eps))
+        missed = measured["met"][:, :n_checks] - expected[:, :n_checks]
+        error = estimate_errors(seen, k, behind, both, inside, missed, eps=float(np.finfo(dtype).eps))
         certificate = _certify(V, measured, expected, n_checks, s, A, found.resolution)
         if tolerance is not None:
-            missed = np.linalg.norm(measured["met"][:, :n_checks] - expected[:, :n_checks]) / np.sqrt(n_checks)
             next_s = float(found.s[k]) if k < width else 0.0
-            certificate = certificate.also(within_tolerance(s, next_s, rest, float(missed), tolerance, dtype))
-    return Triplets(s, V, error, certificate, seen.squares, (seen.how, found.note))
+            certificate = certificate.also(
+                within_tolerance(s, next_s, rest, float(np.linalg.norm(missed) / np.sqrt(n_checks)), tolerance, dtype)
+            )
+    return Triplets(s, V, error, certificate, seen.squares, (seen.how, found.note, *error.words()))
 
 
 def _checks(found: Projection, s: Array, V: Array, phases: Array, seen: Sketch, seed: int) -> tuple[Array, Array, int]:

@@ -47,6 +47,8 @@ class Sketch:
         ``||A||_F^2``.
     rest_map : (l + p, p)
         What turns Y into ``E probes``, where ``E = A - U S V^H`` is what all l triplets leave of A.
+    n_iterations : int
+        Power iterations that W has seen.
     """
 
     Y: Matrix
@@ -59,6 +61,7 @@ class Sketch:
     Z_probes: Array
     squares: float
     rest_map: Array
+    n_iterations: int
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def sketch(rows: Rows, space: Subspace, *, seed: int, step: str = "range", toler
         resolution = _FINER * (tolerance or np.inf)
         found = project(basis, basis_W, Z[:, :width], gram, dtype, n_iterations=space.n_iterations, resolution=resolution)
         rest_map = np.vstack([-found.coefficients(basis, basis_W, probes), np.eye(N_PROBES)]).astype(dtype)
-    return Sketch(Y, Y_grid, basis, how, found, basis_W, probes, Z[:, width:], squares, rest_map)
+    return Sketch(Y, Y_grid, basis, how, found, basis_W, probes, Z[:, width:], squares, rest_map, space.n_iterations)
 
 
 def widen(rows: Rows, space: Subspace, *, seed: int) -> Subspace:

@@ -1,7 +1,8 @@
 """How far single singular values of a truncated decomposition are from those of the matrix.
 
 What is left of the matrix lifts each of them by its coupling with it; rounding moves them; and what is found below the norm
-of what is left may not be the value of its number at all.
+of what is left may not be the value of its number at all. What was measured brackets each error; where the bracket is too wide
+for an estimate that is right within a factor, none is given.
 """
 
 from __future__ import annotations
@@ -13,25 +14,43 @@ from scipy.ndimage import median_filter
 
 from dlscale.arrays import Array
 from dlscale.kernels import accumulator_dtype
+from dlscale.linalg.svd.lifts import bracket_of_lifts, ordered
 from dlscale.linalg.svd.projection import Projection
 from dlscale.linalg.svd.sketch import Sketch, unit_probes
 
-#: Neighbouring values whose means of what is left are compared, and on each side those that share their errors.
-_WINDOW, _SHARING = 5, 3
-#: The larger bound of an error may itself be so much too low, as the probes tell of it; the smaller one may be so far below.
-_LUCK, _FAR = 3.0, 10.0
+#: On each side, neighbours that share their errors.
+_SHARING = 3
+#: None is larger than so many times those before it.
+_LUCK = 3.0
 #: Four probes tell norms too low by about this factor where they have bad luck.
 _PROBE_SAFETY = 2.5
+#: What is left has a norm that its estimate may be off by.
+_NORM_LUCK = 1.1
+#: An error is estimated where the larger bound of it is at most so many times the smaller one.
+_DETERMINED = 15.0
+#: Of the geometric mean of the bounds, and of the smaller one at most, what lies well between a tenth and three times the truth.
+_MIDDLE, _AT_MOST = 1.6, 6.0
+#: Likewise behind the projection on W.
+_MIDDLE_ON_W = 1.4
+#: Neighbours that share their errors and would raise one by more than this tell that it is not known.
+_AGREED = 1.2
+#: Errors of equal values that differ by more than this tell likewise.
+_ASTRAY = 4.0
 #: Values that differ by less than this part are taken for equal; those above this part of the norm of what is left are near it.
 _NEAR, _BESIDE = 0.01, 0.85
-#: Rounding error of a singular value, in eps s_1; of one that is divided by R, in ``eps ||A||_F n^-1/2`` times what the division
-#: multiplies rounding by; and by how much more where the inverse is formed and sums are in the precision of the matrix.
-_ROUNDING, _DIVIDED, _FORMED = 4.0, 1.0, 3.0
+#: Values below this part of the norm of what is left may have been overtaken by one that was missed.
+_OVERTAKEN = 0.95
+#: Times ``(max(m, n))^1/2 eps s_1``: what is no more than rounding.
+_FLOOR = 10.0
+#: Rounding error of a singular value, in eps s_1, and of ``A^H A v``, in eps s_1^2.
+_ROUNDING, _ROUNDING_OF_COUPLING = 4.0, 5.0
+#: By how much more rounding is where an inverse is formed and sums are in the precision of the matrix.
+_FORMED = 3.0
 _TINY = float(np.finfo(float).tiny)
 
 
-def value_errors(seen: Sketch, k: int, rest: Array, inside: Array, *, outside: float, eps: float) -> Array:
-    """Errors of the leading k singular values (k,).
+def value_errors(seen: Sketch, k: int, rest: Array, inside: Array, missed: Array, *, outside: float, eps: float) -> Array:
+    """Errors of the leading k singular values (k,); NaN where what was measured does not determine one.
 
     Parameters
     ----------
@@ -42,17 +61,98 @@ def value_errors(seen: Sketch, k: int, rest: Array, inside: Array, *, outside: f
         ``(E probes)^H (E probes)`` of what all l triplets leave, summed row by row.
     inside : (k, p)
         ``U^H E probes``.
+    missed : (k, p)
+        ``U^H A probes - S V^H probes``, behind the projection on the range: rounding.
     outside : float
         An estimate of ``||E||_2``.
     eps : float
+
+    Notes
+    -----
+    Given errors are meant to be within a factor 3 below and 10 above the truth, beside rounding of
+    ``10 max(m, n)^1/2 eps s_1``.
     """
+    s = np.minimum.accumulate(seen.found.s[:k].astype(float))
+    floor = _FLOOR * float(np.sqrt(max(seen.Y.shape[0], len(seen.W)))) * eps * s[0]
     if seen.found.coordinates is None:
-        return _behind_range(seen, outside, eps)[:k]
-    s = seen.found.s[:k].astype(float)
-    errors = np.minimum(_coupled(seen.found, k, outside), outside**2 / (np.hypot(s, outside) + s + _TINY))
+        return _behind_range(seen, s, missed, outside=outside, eps=eps, floor=floor)
     unit = unit_probes(seen.probes)
-    errors = _shared(s, np.minimum(errors, _on_probes(s, rest / unit, inside / np.sqrt(unit))), outside)
-    return np.asarray(errors + _ROUNDING * eps * s[0])
+    on_probes = _on_probes(s, rest / unit, inside / np.sqrt(unit))
+    return _behind_w(seen.found, s, on_probes, outside=outside, eps=eps, floor=floor)
+
+
+def _behind_w(found: Projection, s: Array, on_probes: Array, *, outside: float, eps: float, floor: float) -> Array:
+    """Errors behind the projection on W, where ``A^H A V`` is known.
+
+    Notes
+    -----
+    They go with the distance of each value to the norm of what is left, which is bracketed by what its estimate may be off by.
+    Those far below that norm are told by the probes alone. Where ``A^H A v`` is ``s^2 v`` to working precision, s is a singular
+    value.
+    """
+    k, top = len(s), _most(s, outside)
+    smaller, likely, larger = (_coupled(found, k, outside * luck) for luck in (1 / _NORM_LUCK, 1.0, _NORM_LUCK))
+    errors = np.minimum(np.minimum(likely, top), on_probes)
+    errors = _MIDDLE_ON_W * (_shared(s, errors, outside) + _ROUNDING * eps * s[0])
+    coupling = np.linalg.norm(found.normal[:, :k] - found.V[:, :k] * found.s[:k] ** 2, axis=0)
+    resolved = coupling > _ROUNDING_OF_COUPLING * eps * s[0] ** 2
+    low = ordered(s, np.where(resolved, np.minimum(smaller, on_probes), 0.0))
+    high = ordered(s, np.minimum(np.minimum(larger, _NORM_LUCK**2 * top), on_probes))
+    determined = (high <= _DETERMINED * low) | (resolved & (s < outside / _NORM_LUCK))
+    rounding = (errors <= floor) & (np.minimum(high, coupling / np.maximum(s, _TINY)) <= floor)
+    return np.asarray(np.where(determined | rounding, errors, np.nan))
+
+
+def _behind_range(seen: Sketch, s: Array, missed: Array, *, outside: float, eps: float, floor: float) -> Array:
+    """Errors behind the projection on the range of A W.
+
+    Notes
+    -----
+    Rounding in ``Z = A^H A W`` goes with the columns of ``A W = Q R`` and is multiplied by ``R^-1``: ``U^H A`` is ``S V^H`` but for
+    what the probes miss, of which ``n^-1/2`` is met by v. Where small singular values of R are cut off, the projection is that on
+    the range of a part of W, and what A does on the other part tells of the values that are missing: a random subspace of
+    dimension ``l - r`` of the ``n - r`` dimensions that are left meets the j-th of them with about ``(l - r - j) / (n - r)`` of its
+    square.
+    """
+    found, W, k = seen.found, seen.W, len(s)
+    n, width = W.shape
+    R = np.asarray(seen.basis.R, np.result_type(seen.basis.R, float))
+    rank = width
+    if found.cut:
+        values, rows = np.linalg.svd(R)[1:]
+        rank = int((values > found.cut * values[0]).sum())
+        W = W @ rows[:rank].conj().T
+    by_probes = (np.abs(missed) ** 2).mean(axis=1) / unit_probes(seen.probes)
+    rounding = np.maximum(np.sqrt(by_probes / n), _divided(seen, R, k, eps))
+    lifts = bracket_of_lifts(seen, W, by_probes, outside=outside, norm_luck=_NORM_LUCK, eps=eps)
+    own = np.minimum(np.minimum(_MIDDLE * np.sqrt(lifts.low * lifts.high), _AT_MOST * lifts.low), _most(s, outside))
+    errors = _shared(s, own, outside)
+    # Equal values near the norm of what is left have like errors.
+    astray = (s < _NORM_LUCK * outside) & (own > _ASTRAY * median_filter(own, 2 * _SHARING + 1))
+    determined = (lifts.high <= _DETERMINED * lifts.low) & lifts.resolved & (s > _OVERTAKEN * outside) & ~astray
+    determined &= (errors <= _AGREED * own) & (rounding <= lifts.low)
+    errors = errors + _ROUNDING * eps * s[0] + rounding
+    determined |= np.maximum(lifts.likely, errors) + rounding <= floor
+    if rank < k:
+        missing = found.before[rank:] * np.sqrt((n - rank) / np.arange(width - rank, 0, -1))
+        errors[rank:] = (np.minimum(_PROBE_SAFETY * missing, outside) + _ROUNDING * eps * s[0])[: k - rank]
+        determined[rank:] = True
+    return np.asarray(np.where(determined, errors, np.nan))
+
+
+def _divided(seen: Sketch, R: Array, k: int, eps: float) -> Array:
+    """Rounding in ``Z = A^H A W`` that is divided by R, of k singular values."""
+    found, n = seen.found, len(seen.W)
+    X = found.X[:, :k]
+    amplified = np.linalg.pinv(R, rcond=found.cut) @ X if found.cut else np.linalg.solve(R, X)
+    rounding = eps * float(np.sqrt(seen.squares / n)) * np.linalg.norm(np.linalg.norm(R, axis=0)[:, None] * amplified, axis=0)
+    formed = bool(found.cut) and accumulator_dtype(seen.probes.dtype) == seen.probes.dtype
+    return np.asarray(rounding * (_FORMED if formed else 1.0))
+
+
+def _most(s: Array, outside: float) -> Array:
+    """``(s^2 + ||E||^2)^1/2 - s``, which no error is above."""
+    return np.asarray(outside**2 / (np.hypot(s, outside) + s + _TINY))
 
 
 def _on_probes(s: Array, rest: Array, inside: Array) -> Array:
@@ -70,78 +170,6 @@ def _on_probes(s: Array, rest: Array, inside: Array) -> Array:
     beside = 2 * np.sqrt(np.maximum(left, 0.0) / np.arange(p, 0, -1))
     everything = np.sort(np.concatenate([rows, beside[:-1], np.full(k, beside[-1])]))[::-1]
     return np.asarray(np.maximum(everything[:k] - s, 0.0))
-
-
-def _behind_range(seen: Sketch, outside: float, eps: float) -> Array:
-    """Errors of all l singular values behind the projection on the range of A W.
-
-    Notes
-    -----
-    The product ``Z = A^H A W`` has rounding errors that go with the columns of ``A W = Q R``; the triplet of ``Q x_i`` meets them
-    multiplied by ``R^-1 x_i``. Where small singular values of R are cut off, the projection is that on the range of a part of
-    W, and what A does on the other part tells of the values that are missing: a random subspace of dimension ``l - r`` of the
-    ``n - r`` dimensions that are left meets the j-th of them with about ``(l - r - j) / (n - r)`` of its square.
-    """
-    found, W = seen.found, seen.W
-    s, (n, width) = found.s.astype(float), W.shape
-    R = np.asarray(seen.basis.R, np.result_type(seen.basis.R, float))
-    rank = width
-    if found.cut:
-        values, rows = np.linalg.svd(R)[1:]
-        rank = int((values > found.cut * values[0]).sum())
-        W, amplified = W @ rows[:rank].conj().T, np.linalg.pinv(R, rcond=found.cut) @ found.X
-    else:
-        amplified = np.linalg.solve(R, found.X)
-    amplified = np.linalg.norm(np.linalg.norm(R, axis=0)[:, None] * amplified, axis=0)
-    divided = _DIVIDED * float(np.sqrt(seen.squares / n))
-    if found.cut and accumulator_dtype(seen.probes.dtype) == seen.probes.dtype:
-        divided *= _FORMED
-    rounding = eps * (_ROUNDING * s[0] + divided * amplified)
-    errors = np.minimum(_lifted(seen, W, outside), outside**2 / (np.hypot(s, outside) + s + _TINY))
-    errors = _shared(s, errors, outside) + rounding
-    missing = found.before[rank:] * np.sqrt((n - rank) / np.arange(width - rank, 0, -1))
-    errors[rank:] = np.minimum(_PROBE_SAFETY * missing, outside) + _ROUNDING * eps * s[0]
-    return np.asarray(errors)
-
-
-def _lifted(seen: Sketch, W: Array, outside: float) -> Array:
-    """By how much what is left lifts the singular values behind the projection on the range of A W.
-
-    Notes
-    -----
-    E is zero on W. So ``E v_i = E c_i``, where ``c_i = (I - W W^H) v_i`` is known. To second order ``sigma_i^2`` is
-    ``s_i^2 + sum_j s_i^2 t_j |u_j^H c_i|^2 / (s_i^2 - t_j)``, with the eigenpairs ``t_j, u_j`` of ``E^H E``, which are at most
-    ``T = ||E||^2``; where that is more than s_i^2, which the iterations would have found, it is taken for that. Of the terms of
-    the sum three moments are known: ``m_0 = ||c_i||^2``; ``m_2 = ||E^H E c_i||^2`` on the probes, whose luck
-    is evened out over neighbours by the median of ``m_2 / m_0``; and ``m_1 = ||E c_i||^2`` between ``m_2 / T`` and
-    ``(m_0 m_2)^1/2``. ``v_i^H H (probes^H H)^-1 H^H v_i`` with ``H = E^H E probes`` (Nystrom) is at most m_1 too, and equal where E
-    is of low rank. The sum is convex in t: it is least, L, with all of m_1 at its mean ``m_2 / m_1``, largest, U, with
-    m_1 shared out between 0 and T, or with all of m_0 at T. With L and 3 U as bounds of the truth, what is above a third of it
-    and below ten times of it lies between U and 10 L: their geometric mean.
-    """
-    found, probes = seen.found, seen.probes
-    # In double precision, whose range holds these products.
-    s = found.s.astype(float)
-    theta = np.maximum(s**2, _TINY)
-    T = np.minimum(max(outside**2, _TINY), theta)
-    H = found.residual_on(probes, seen.Z_probes, len(s))
-    H = H.astype(np.result_type(H, float))
-    c = found.V - W @ (W.conj().T @ found.V)
-    m_0 = np.maximum(np.linalg.norm(c, axis=0).astype(float) ** 2, _TINY)
-    met = found.V.conj().T @ H
-    squares = (np.abs(met) ** 2).mean(axis=1) / unit_probes(probes)
-    m_2 = m_0 * median_filter(np.minimum(squares, T**2 * m_0) / m_0, _WINDOW)
-    first = probes.conj().T @ H
-    values, vectors = np.linalg.eigh((first + first.conj().T) / 2)
-    keep = values > max(values[-1] * 1e-10, _TINY)
-    nystrom = (np.abs(met @ (vectors[:, keep] / np.sqrt(values[keep]))) ** 2).sum(axis=1)
-    least = np.minimum(np.maximum(nystrom, m_2 / T), T * m_0)
-    most = np.maximum(np.sqrt(m_0 * m_2), least)
-    low = _lift(theta, least, np.minimum(m_2 / np.maximum(least, _TINY), T))
-    share = np.minimum(m_2 / np.maximum(most * T, _TINY), 1.0)
-    high = _lift(theta, most * (1 - share), np.zeros_like(T)) + _lift(theta, most * share, T)
-    low, high = (lift / (np.sqrt(theta + lift) + s) for lift in (low, np.maximum(np.minimum(high, _lift(theta, T * m_0, T)), low)))
-    return np.asarray(np.minimum(np.sqrt(_FAR * low) * np.sqrt(high), _LUCK * high))
 
 
 def _shared(s: Array, errors: Array, outside: float) -> Array:
@@ -162,14 +190,6 @@ def _shared(s: Array, errors: Array, outside: float) -> Array:
             span[one] = np.maximum(span[one], near * distances)
     errors = np.where(s < outside / _BESIDE, np.maximum(errors, np.minimum(sums / counts, span)), errors)
     return np.asarray(np.minimum(errors, np.minimum.accumulate(s + _LUCK * errors) - s))
-
-
-def _lift(theta: Array, moment: Array, t: Array) -> Array:
-    """By how much the larger eigenvalue of ``[[theta, c], [c, t]]`` is above theta, where ``c^2 = theta moment``."""
-    half, c = (theta - t) / 2, np.sqrt(theta * moment)
-    root = np.hypot(half, c)
-    # The same number twice; each is without cancellation on its side.
-    return np.asarray(np.where(half > 0, c * (c / (np.maximum(half, 0.0) + root + _TINY)), root - half))
 
 
 def _coupled(found: Projection, k: int, outside: float) -> Array:
