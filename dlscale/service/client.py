@@ -154,7 +154,7 @@ class Client:
         """The events of a job from its first one, as they happen, each once, until the job rests."""
         last = ""
 
-        def heard() -> Iterator[tuple[str, dict[str, Any]]]:
+        def heard() -> Iterator[tuple[str, str, dict[str, Any]]]:
             with self._http.stream("GET", _path(job, "/events"), headers={"Last-Event-ID": last} if last else {}) as stream:
                 if stream.status_code != 200:
                     stream.read()
@@ -164,9 +164,9 @@ class Client:
         away = time.monotonic()
         while True:
             try:
-                for number, event in heard():
+                for number, name, event in heard():
                     last, away = number, time.monotonic()
-                    if event["event"] == "end":
+                    if name == "end":
                         return
                     yield event
             except httpx.TransportError as error:
@@ -244,8 +244,8 @@ def _refusal(answer: httpx.Response) -> RefusedError:
         return RefusedError(f"{answer.url} answers {answer.status_code}; is it `dlscale serve`?", answer.status_code, 1)
 
 
-def _events_of(lines: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Id and data of each event of a stream."""
+def _events_of(lines: Iterable[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Id, name and data of each event of a stream."""
     fields: dict[str, str] = {}
     for line in lines:
         if line:
@@ -253,5 +253,5 @@ def _events_of(lines: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
             fields[name] = value
         else:
             if "data" in fields:
-                yield fields["id"], json.loads(fields["data"])
+                yield fields["id"], fields.get("event", ""), json.loads(fields["data"])
             fields = {}

@@ -96,7 +96,11 @@ def command(name: str, *arguments: Any) -> int:
         with open_cluster("mpi") as cluster:
             cluster.on_every_rank(globals()[name], *arguments)
     except DlscaleError as error:
-        print(error, *getattr(error, "__notes__", ()), sep="\n", flush=True)
+        said = "\n".join([str(error), *getattr(error, "__notes__", ())])
+        print(said, flush=True)
+        # Launchers may drop what is written in the moment in which a rank dies.
+        if place := os.environ.get("SAID"):
+            Path(place).write_text(said)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", flush=True)
