@@ -244,6 +244,12 @@ def _adapter(kind: type[Event]) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
+def word_of(record: object) -> str:
+    """The word for the kind of an event that is written as a mapping, of a later version too; empty of anything else."""
+    word = record.get("event") if isinstance(record, Mapping) else None
+    return word if isinstance(word, str) and word.isidentifier() else ""
+
+
 def event_of(record: Any) -> Event | None:
     """The event of a mapping that `Event.to_dict` made, here or in another version; None of a kind that is not known here.
 

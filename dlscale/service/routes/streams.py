@@ -14,6 +14,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from dlscale.batch.workspace import RUNNING, Job
+from dlscale.engine.events import word_of
 from dlscale.service.desk import Desk, desk_of
 from dlscale.service.problems import Problem
 from dlscale.service.routes.jobs import JobId
@@ -75,7 +76,7 @@ async def _follow(job: Job, offset: int, desk: Desk) -> AsyncIterator[bytes]:
         if found:
             yield b"".join(found)
         elif state:
-            yield _event(offset, "end", json.dumps({"event": "end", "state": state}).encode())
+            yield _event(offset, "end", json.dumps({"state": state}).encode())
             return
         else:
             if time.monotonic() - spoke > _KEEP_ALIVE_SECONDS:
@@ -126,10 +127,10 @@ def _told(data: bytes, offset: int) -> Iterator[bytes]:
     for line in data.splitlines(keepends=True):
         offset += len(line)
         try:
-            word = json.loads(line)["event"]
-        except (ValueError, TypeError, KeyError, RecursionError):
+            word = word_of(json.loads(line))
+        except (ValueError, RecursionError):
             continue  # torn by a kill
-        if isinstance(word, str) and word.isidentifier():
+        if word:
             yield _event(offset, word, line.strip())
 
 
