@@ -39,7 +39,7 @@ def ill_conditioned(n: int, condition: float, dtype: str, *, small: int = 1, see
 
 
 @pytest.mark.parametrize("small", [1, 5])
-@pytest.mark.parametrize("condition", [1e2, 1e5, 1e7, 1e9, 1e11, 1e13])
+@pytest.mark.parametrize("condition", [1e2, 1e5, 1e7, 3e7, 3e8, 1e9, 1e11, 1e13])
 @pytest.mark.parametrize(("dtype", "precision"), [("f8", "double"), ("f8", "mixed"), ("f4", "double")])
 def test_conditions_and_bounds_are_true(dtype: str, precision: Any, condition: float, small: int) -> None:
     A = ill_conditioned(120, condition, dtype, small=small)

@@ -84,11 +84,15 @@ def longest_image(
     return estimate, longest
 
 
+def random_signs(n: int, k: int, *, seed: int = 0) -> Array:
+    """k vectors (n, k) of 1 and -1."""
+    return np.random.default_rng(seed).integers(0, 2, (n, k)) * 2.0 - 1
+
+
 def _first_vectors(n: int, t: int, seed: int) -> Array:
     """A constant one, t - 1 of random signs, and one that finds what these may miss by cancellation."""
-    rng = np.random.default_rng(seed)
     X = np.ones((n, t + 1))
-    X[:, 1:t] = rng.integers(0, 2, (n, t - 1)) * 2.0 - 1
+    X[:, 1:t] = random_signs(n, t - 1, seed=seed)
     X[:, :t] /= n
     X[:, t] = np.where(np.arange(n) % 2, -1, 1) * (1 + np.arange(n) / max(n - 1, 1)) / (1.5 * n)
     return X

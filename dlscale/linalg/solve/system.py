@@ -21,7 +21,7 @@ from dlscale.linalg.panels.products import probes, scaled_residual
 from dlscale.linalg.scaling import power_words
 from dlscale.linalg.solve import applying
 from dlscale.linalg.solve.block_diagonal import Inertia
-from dlscale.linalg.solve.condition import SURE, is_sure
+from dlscale.linalg.solve.condition import SURE, is_sure, random_signs
 from dlscale.linalg.solve.factoring import FACTORS, factor, factor_orthogonally, is_symmetric, reproduced
 from dlscale.linalg.solve.factors import CholeskyFactors, Factorization, LUFactors, ScaledFactors, TimesPower
 from dlscale.linalg.solve.options import SolveOptions, batch_columns, is_mixed, solution_dtype, usual_solves
@@ -41,6 +41,10 @@ STORED = "stored factors"
 #: Parts of a vector that may be wrong for its length to be right: what refinement still changes, and what it leaves.
 SETTLED = 0.25
 LEFT = 0.1
+#: Times 1/eps: condition numbers that factors in lower precision may tell where refinement changes little of several vectors.
+FAR = 100
+#: Random vectors that are asked beside the longest one.
+N_WITNESSES = 2
 
 
 class System:
@@ -255,7 +259,8 @@ class System:
         """Estimate of ``||A||_1 ||A^-1||_1`` by the last factors, and whether it is sure.
 
         Where A is better known than its factors, they are asked for the vector x that ``A^-1`` stretches most, and A whether they
-        are right about it, in one read: one step of refinement hardly changes ``F^-1 x``, or the refined vector is taken.
+        are right about it, in one read: one step of refinement hardly changes ``F^-1 x``, or the refined vector is taken. Factors
+        in lower precision must be right about random vectors as well, or are replaced.
         """
         factors, n = self.factors, self.A.shape[0]
         assert factors is not None
@@ -271,15 +276,16 @@ class System:
             return self.condition()
         if not np.isfinite(number) or dtype == double or is_sure(number, dtype, n):
             return number, is_sure(number, dtype, n)
-        approximate = in_double(factors, double)
+        approximate, lower = in_double(factors, double), dtype != self.A.dtype
         X = np.ascontiguousarray(x[:, None], double)
+        if lower:
+            # Where they are wrong about other small singular values, these vectors have parts along them.
+            X = np.hstack([X, random_signs(n, N_WITNESSES)])
         Z = self._apply(approximate, X)
         # What one step of refinement changes is what the factors are wrong about.
         change = self._apply(approximate, self.residual(Z, ArrayMatrix(X)))
-        settled = np.abs(change).sum() <= SETTLED * np.abs(Z).sum()
-        lower = dtype != self.A.dtype
-        if lower and not (settled and number * float(np.finfo(dtype).eps) <= 1):
-            # Several small singular values lead lower precision to other vectors than the one that matters.
+        settled = bool((np.abs(change).sum(axis=0) <= SETTLED * np.abs(Z).sum(axis=0)).all())
+        if lower and not (settled and number * float(np.finfo(dtype).eps) <= FAR):
             self.factors, self._solved_by_given = self._own_factors(), False
             return self.condition()
         if settled:
