@@ -158,6 +158,8 @@ class Moments:
             self.squares += centred.squares()
         if self.probe is not None:
             self._meet(A.times(self.probe[:, None]).sum().item())
+            if self.probed is not None:
+                self.probed += centred.adjoint_times(centred.times(self.probe[:, None]))[0]
 
     def add_mean(self, A: Array, tile: Array) -> None:
         """Take in what was subtracted from all rows of A, as the first tile shows that it was."""
@@ -223,12 +225,13 @@ def add_normal_product(
     return Y
 
 
-def add_gram(A: Array, G: Array, *, mean: Array | None = None, moments: Moments | None = None) -> None:
+def add_gram(A: Array | SparseRows, G: Array, *, mean: Array | None = None, moments: Moments | None = None) -> None:
     """The upper triangle of ``G += (A - 1 mean)^H (A - 1 mean)``; `mirror_upper` gives the lower one when all is added.
 
     Parameters
     ----------
     A : (b, n)
+        Of compressed rows products are made in double precision too.
     G : (n, n), double precision, upper triangle updated in place
     mean : (n,), optional
     moments : Moments, optional
@@ -238,6 +241,11 @@ def add_gram(A: Array, G: Array, *, mean: Array | None = None, moments: Moments 
     -----
     b n^2 flops (b n (n + 1) multiplications and additions). Sums within a tile are in A's precision, between tiles in G's.
     """
+    if isinstance(A, SparseRows):
+        centred = sparse_rows.add_gram(A, G, mean=mean)
+        if moments is not None:
+            moments.add_sparse(A, centred)
+        return
     n, same = len(G), G.dtype == A.dtype
     update = G if same else workspace("G", G.shape, A.dtype)
     if not same:

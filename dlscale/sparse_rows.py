@@ -16,9 +16,14 @@ from typing import Any
 import numpy as np
 
 from dlscale.arrays import Array
+from dlscale.lapack import add_hermitian_square, multiply_add
 
 #: Rows that are transposed at a time.
 _TURNED_ROWS = 512
+#: Up to this density ``R^H R`` is faster from what is stored: 1.2e8 products a second, 4e10 flops of dense tiles.
+_SPARSE_GRAM_UNTIL = 0.05
+#: Bytes of what is made of it at a time: a strip of ``R^H R``, or a tile of R.
+_GRAM_BYTES = 2**23
 
 
 @dataclass(frozen=True)
@@ -177,3 +182,40 @@ def add_normal_product(A: SparseRows, W: Array, ZH: Array, *, mean: Array | None
     Y = centred.times(W).astype(W.dtype, copy=False)
     centred.add_adjoint(Y, ZH)
     return Y, centred
+
+
+def add_gram(A: SparseRows, G: Array, *, mean: Array | None = None) -> SparseRows:
+    """At least the upper triangle of ``G += (A - 1 mean)^H (A - 1 mean)``.
+
+    Parameters
+    ----------
+    A : SparseRows (b, n)
+    G : (n, n), double precision, updated in place
+    mean : (n,), optional
+
+    Returns
+    -------
+    centred : SparseRows
+        ``A - 1 mean``.
+
+    Notes
+    -----
+    The products of the entries of each row with each other, or b n^2 flops where they are many.
+    """
+    centred = A.wide() if mean is None else A.less(mean)
+    R, s, (b, n) = centred.rows, centred.shift, centred.shape
+    if R.nnz <= _SPARSE_GRAM_UNTIL * b * n:
+        RH = R.T.conj().tocsr()
+        height = max(1, _GRAM_BYTES // (2 * n * G.itemsize))
+        for i in range(0, n, height):
+            G[i : i + height] += (RH[i : i + height] @ R).toarray()
+    else:
+        height = max(64, _GRAM_BYTES // (n * G.itemsize))
+        for i in range(0, b, height):
+            add_hermitian_square(R[i : i + height].toarray(), G)
+    if s is not None:
+        # B^H B = R^H R - (1^H R)^H s - s^H (1^H R) + b s^H s
+        total = R.T @ np.ones(b)
+        half = (total - (b / 2) * s).conj()
+        multiply_add(np.stack([half, s.conj()], axis=1), np.stack([s, half.conj()]), G, alpha=-1.0)
+    return centred

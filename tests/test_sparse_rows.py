@@ -7,13 +7,14 @@ import pytest
 import scipy.sparse
 from sparse_matrices import random_sparse
 
-from dlscale.kernels import Moments, add_normal_product
+from dlscale import sparse_rows
+from dlscale.kernels import Moments, add_gram, add_normal_product
 from dlscale.sparse_rows import SparseRows
 from dlscale.storage.matrices import open_matrix
 
 
 @pytest.mark.parametrize("seed", range(200))
-def test_every_product_is_that_of_the_dense_block(seed: int) -> None:
+def test_every_product_is_that_of_the_dense_block(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     A, dense = random_sparse(seed)
     matrix = open_matrix(A)
     block, rng = SparseRows(matrix.rows(0, A.shape[0])), np.random.default_rng(seed)
@@ -36,6 +37,11 @@ def test_every_product_is_that_of_the_dense_block(seed: int) -> None:
         np.testing.assert_allclose(product, B @ W, **tolerance)
         np.testing.assert_allclose(ZH, product.astype(B.dtype).conj().T @ B, **tolerance)
         np.testing.assert_allclose(moments.met, (dense.astype(B.dtype) @ W[:, 0]).sum(), **tolerance)
+        monkeypatch.setattr(sparse_rows, "_SPARSE_GRAM_UNTIL", seed % 2)
+        G, moments = np.zeros((n, n), B.dtype), Moments(probe=W[:, 0], probed=np.zeros(n, B.dtype))
+        add_gram(block, G, mean=shift, moments=moments)
+        np.testing.assert_allclose(np.triu(G), np.triu(B.conj().T @ B), **tolerance)
+        np.testing.assert_allclose(moments.probed, (B @ W[:, 0]).conj() @ B, **tolerance)
 
 
 @pytest.mark.parametrize("width", [0, 1, 3, 16])

@@ -65,21 +65,31 @@ def test_triplets_of_compressed_rows(shape: tuple[int, int], form: str, dtype: s
     np.testing.assert_allclose(A @ vh.conj().T, u * s, atol=100 * eps * s[0] + 1e-6 * s[0])
 
 
-def test_centring_never_subtracts_from_zeros_and_loses_no_digits() -> None:
-    """Columns in which all rows have an entry, with means far above their spread, beside empty and sparse ones."""
-    rng, m = np.random.default_rng(0), 20_000
-    always = (8 + 0.3 * rng.standard_normal((m, 3))).astype("f4")
-    A = scipy.sparse.hstack([scipy.sparse.csr_array(always), sparse_matrix(m, 150, density=0.005, dtype="f4")], format="csr")
+def always_on(m: int, n: int, dtype: str) -> Any:
+    """Three columns in which all rows have an entry, with a mean far above their spread, beside sparse and empty ones."""
+    always = (8 + 0.3 * np.random.default_rng(0).standard_normal((m, 3))).astype(dtype)
+    return scipy.sparse.hstack([scipy.sparse.csr_array(always), sparse_matrix(m, n, density=0.005, dtype=dtype)], format="csr")
+
+
+@pytest.mark.parametrize("solver", ["covariance", "randomized", "full"])
+def test_centring_never_subtracts_from_zeros_and_loses_no_digits(solver: Any) -> None:
+    """Components of columns that are always on, and of others with a thousandth of their variance."""
+    A = always_on(20_000, 100, "f4")
     assert open_matrix(A).is_sparse
-    found = dlscale.PCA(3, solver="randomized", power_iterations=10).fit(A)
-    expected = np.linalg.eigvalsh(np.cov(A.toarray().astype(float), rowvar=False))[::-1]
-    np.testing.assert_allclose(found.explained_variance_, expected[:3], rtol=2e-6)
-    np.testing.assert_allclose(found.mean_, A.toarray().astype(float).mean(axis=0), rtol=1e-6)
-    far = scipy.sparse.hstack(
-        [scipy.sparse.csr_array(1e8 + always.astype(float)), sparse_matrix(m, 150, density=0.005)], format="csr"
-    )
+    dense = A.toarray().astype(float)
+    found = dlscale.PCA(12, solver=solver).fit(A)
+    expected = np.linalg.eigvalsh(np.cov(dense, rowvar=False))[::-1][:12]
+    np.testing.assert_allclose(found.explained_variance_, expected, rtol=4e-7)
+    np.testing.assert_allclose(found.mean_, dense.mean(axis=0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("solver", ["covariance", "randomized"])
+def test_centring_beside_a_mean_of_a_hundred_million(solver: Any) -> None:
+    A = always_on(20_000, 150, "f8")
+    shift = scipy.sparse.csr_array(np.outer(np.ones(20_000), np.where(np.arange(153) < 3, 1e8, 0)))
+    far = A + shift
     expected = np.linalg.eigvalsh(np.cov(far.toarray() - far.toarray()[0], rowvar=False))[::-1]
-    found = dlscale.PCA(3, solver="randomized", power_iterations=10).fit(far)
+    found = dlscale.PCA(3, solver=solver).fit(far)
     np.testing.assert_allclose(found.explained_variance_, expected[:3], rtol=1e-7)
 
 
@@ -219,11 +229,11 @@ def run(source: Path, folder: Path, params: str, cluster: str = "threads") -> di
     return {name: job.open()[name][...] for name in ("components", "mean", "scores", "singular_values")}
 
 
-@pytest.mark.parametrize("dtype", ["f4", "f8"])
-def test_same_bits_on_any_number_of_workers(tmp_path: Path, dtype: str) -> None:
+@pytest.mark.parametrize(("dtype", "solver"), [("f4", "randomized"), ("f8", "covariance")])
+def test_same_bits_on_any_number_of_workers(tmp_path: Path, dtype: str, solver: str) -> None:
     path = anndata_group(tmp_path / "A.zarr", sparse_matrix(3000, dtype=dtype), chunks=999)
     assert open_matrix(path).is_sparse
-    params = "{n_components: 3, solver: randomized, block_rows: 100, scores: true}"
+    params = f"{{n_components: 3, solver: {solver}, block_rows: 100, scores: true}}"
     first = run(path, tmp_path, params)
     for n_workers in (1, 2):
         again = run(path, tmp_path, params, f"{{workers: {n_workers}, threads: 1}}")

@@ -191,7 +191,8 @@ def scaled_condition(gram: Array, eps: float) -> float:
     -----
     Column scaling does not change how well Cholesky QR does (van der Sluis): only the scaled condition matters.
     """
-    lengths = np.sqrt(np.diag(gram).real)
+    # Rounding may leave less than nothing of a column that is constant.
+    lengths = np.sqrt(np.maximum(np.diag(gram).real, 0.0))
     if not (lengths > 0).all():
         return float("inf")
     eigenvalues = np.linalg.eigvalsh(gram / np.outer(lengths, lengths))

@@ -212,6 +212,8 @@ class Gram(Fold):
     center: bool = False
     probe: Array | None = None
 
+    takes_sparse = True
+
     @property
     def flops_per_row(self) -> float:
         return float(self.n) * self.n + (4.0 * self.n if self.probe is not None else 0.0)
@@ -225,7 +227,7 @@ class Gram(Fold):
             state |= start_means(self.n, self.dtype)
         return state
 
-    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+    def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
         shift = shift_rows(state, A) if self.center else None
         moments = Moments(state.get("rest"), probe=self.probe, probed=state.get("probed"))
         add_gram(A, state["gram"], mean=shift, moments=moments)

@@ -20,6 +20,7 @@ from dlscale.kernels import accumulator_dtype, times_power_of_two
 from dlscale.linalg.svd.estimates import ErrorEstimate
 from dlscale.linalg.svd.left_factor import largest_entries, phases_of
 from dlscale.linalg.svd.triplets import LeftOutput, Triplets
+from dlscale.sparse_rows import SparseRows
 from dlscale.storage.matrix import Matrix
 
 #: Variances below this part of the largest are noise in a covariance matrix, by the bits of the numbers whose products it sums:
@@ -28,9 +29,9 @@ COVARIANCE_LIMIT = {32: 1e-4, 64: 1e-11}
 UNRESOLVED = "the smallest variances asked for are below the resolution of a covariance matrix"
 
 
-def resolves(values: Array, k: int, dtype: np.dtype[Any]) -> bool:
-    """Whether the first k eigenvalues, decreasing, of a covariance matrix are above its noise."""
-    return bool(values[k - 1] > COVARIANCE_LIMIT[np.finfo(dtype).bits] * values[0] or values[0] == 0)
+def resolves(values: Array, k: int, products: np.dtype[Any]) -> bool:
+    """Whether the first k eigenvalues, decreasing, of a covariance matrix are above the noise of products in a dtype."""
+    return bool(values[k - 1] > COVARIANCE_LIMIT[np.finfo(products).bits] * values[0] or values[0] == 0)
 
 
 def whitening(s: Array, n_rows: int) -> Array:
@@ -48,6 +49,8 @@ class Scores(Fold):
     scale: Array | None = None
     exponent: int = 0
 
+    takes_sparse = True
+
     @property
     def flops_per_row(self) -> float:
         return float(2 * self.V.size + self.V.shape[1] ** 2)
@@ -56,8 +59,8 @@ class Scores(Fold):
         k = self.V.shape[1]
         return {"gram": np.zeros((k, k), accumulator_dtype(self.V.dtype))}
 
-    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
-        T = A @ self.V
+    def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
+        T = A.times(self.V).astype(self.V.dtype, copy=False) if isinstance(A, SparseRows) else A @ self.V
         T_wide = T.astype(state["gram"].dtype, copy=False)
         state["gram"] += T_wide.conj().T @ T_wide
         if self.scale is not None:
@@ -77,6 +80,8 @@ class Covariance:
         A random vector, and ``(A_c^H (A_c probe))^*``.
     eigenvalues, vectors : (k or more,) and (n, k or more)
         Decreasing; noise may make the smallest negative.
+    products : numpy.dtype
+        In which the products were made that the matrix sums.
     """
 
     gram: Array
@@ -84,6 +89,7 @@ class Covariance:
     probed: Array
     eigenvalues: Array
     vectors: Array
+    products: np.dtype[Any]
 
     @property
     def values(self) -> Array:
@@ -118,7 +124,7 @@ class Covariance:
             math.sqrt(max(total - float(self.values[:k].sum()), first)) if k < n else float(rounding.max()),
             rounding,
         )
-        notes = () if resolves(self.values, k, dtype) else (UNRESOLVED,)
+        notes = () if resolves(self.values, k, self.products) else (UNRESOLVED,)
         return Triplets(s, V, error, Certificate(tuple(checks)), total, notes)
 
     def _checks(self, V: Array, size: float, eps: float) -> list[Check]:

@@ -169,13 +169,16 @@ def _plan_covariance(A: Matrix, options: PCAOptions, facts: ClusterFacts, solver
     # The columns of a wide matrix are centred by its rows, so that its Gram matrix is singular: one more round finds a basis.
     n_rounds = 2 if transposed else 1 if solver == "full" else 0
     costs = [Step("means", 2.0 * m * n, read)] if transposed else []
-    costs.append(Step("covariance", float(m) * n * n, read))
+    # Of compressed rows what is stored is multiplied, with all else that its row holds.
+    sparse = solver == "covariance" and tall.is_sparse
+    costs.append(Step("covariance", float(tall.n_entries if sparse else m * n) * n, read))
     costs += [Step(f"basis-round-{i + 2}", 2.0 * m * n * n, read) for i in range(n_rounds)]
     if transposed:
         costs.append(Step("signs", 2.0 * m * n * k, read))
     if long_output or n_rounds:
-        costs.append(Step("left", m * n * (2.0 * k + (n if n_rounds else 0)), read, m * k * item if long_output else 0))
-    rates = measured_rates(tall, facts, grid=layout.grid)
+        entries = tall.n_entries if sparse else m * n
+        costs.append(Step("left", entries * (2.0 * k + (n if n_rounds else 0)), read, m * k * item if long_output else 0))
+    rates = measured_rates(tall, facts, grid=layout.grid, sparse=sparse)
     words = {
         "covariance": "eigenvectors of the covariance matrix, summed in one read",
         "full": "exact SVD of the centred matrix (Cholesky QR, or TSQR where the condition asks for it)",
@@ -310,11 +313,12 @@ def _exact(
     n_pairs = min(n, wanted + 1) if isinstance(wanted, int) else n
     with one_blas_thread():
         values, vectors = largest_eigenpairs(gram, n_pairs)
-    covariance = Covariance(gram, probe, state["probed"], values, vectors)
+    products = accumulator_dtype(dtype) if tall.is_sparse else dtype
+    covariance = Covariance(gram, probe, state["probed"], values, vectors, products)
     k = count(covariance.values)
     # The likelihood of a dimension depends on all variances.
     decisive = min(n, tall.shape[0] - 1) if wanted == "mle" else k
-    if options.solver == "covariance" or resolves(covariance.values, decisive, dtype):
+    if options.solver == "covariance" or resolves(covariance.values, decisive, products):
         return covariance.triplets(passes, tall, plan.rows, n_components=k, left=left), state
     found = exact_svd(passes, tall, plan.rows, n_components=lambda s: count(s**2), left=left, gram=gram)
     return replace(found, notes=(*found.notes, f"{UNRESOLVED}: exact SVD instead")), state
