@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy.optimize import nnls
+import scipy
 
 from dlscale.bench.simulation import SimulatedJob, SimulatedTask, Stage
 from dlscale.engine.clusters import describe_cluster
@@ -142,7 +142,7 @@ class Trace:
         """What a graph takes beside its tasks, and a task beside its own time: the line through all graphs."""
         waited = [graph.ended - graph.started - sum(graph.seconds.values()) for graph in self.graphs]
         counts = [[1.0, float(len(graph.seconds))] for graph in self.graphs]
-        graph_seconds, between_seconds = nnls(np.array(counts), np.array(waited))[0]
+        graph_seconds, between_seconds = scipy.optimize.nnls(np.array(counts), np.array(waited))[0]
         return float(graph_seconds), float(between_seconds)
 
 

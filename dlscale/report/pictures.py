@@ -76,6 +76,6 @@ def _coloured(part: np.ndarray, stops: np.ndarray) -> np.ndarray:
 
 def _img(pixels: np.ndarray[Any, Any], alt: str) -> Markup:
     buffer = io.BytesIO()
-    Image.fromarray(pixels.astype(np.uint8)).save(buffer, format="PNG", optimize=True)
+    Image.fromarray(pixels.astype(np.uint8)).save(buffer, format="PNG")
     source = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
     return tag("img", {"src": source, "alt": alt})

@@ -30,8 +30,8 @@ def throughput(timeline: Timeline, read_limit: float | None, flops_limit: float 
         _pass_bars(drawn, timeline, per)
         _draw_rate(drawn, timeline, _Rate("reading", "B/s", timeline.read_rate, read_limit, "s1"), 96)
         last = _draw_rate(drawn, timeline, _Rate("computing", "FLOP/s", timeline.flop_rate, flops_limit, "s2"), 248)
+        last.xaxis.set_visible(True)
         last.set_xlabel(unit)
-        last.tick_params(labelbottom=True, bottom=True)
         free = -np.inf
         for at, left_out in timeline.pauses:
             # The line goes up through the axes above, to the top of the passes.
@@ -98,6 +98,8 @@ _LEAST_LABEL = 28.0
 
 
 def _pass_bars(drawn: Chart, timeline: Timeline, per: float) -> None:
+    from matplotlib.patches import Rectangle
+
     axes = drawn.axes(LEFT, 22, RIGHT, 62, title="passes")
     axes.set(xlim=(0, timeline.seconds / per), ylim=(0, 40))
     axes.set_axis_off()
@@ -106,8 +108,8 @@ def _pass_bars(drawn: Chart, timeline: Timeline, per: float) -> None:
     for i, run in enumerate(timeline.passes):
         width = max(run.seconds / pixel - 1.5, 1.0)
         shade, alpha = ("bad", 0.75) if run.outcome == "cut" else ("s3", 0.78 if i % 2 else 1.0)
-        bar = axes.barh(26, width * pixel / per, 28, left=run.start / per, color=COLOURS[shade], alpha=alpha)
-        drawn.tip(bar.patches[0], _pass_title(run))
+        bar = Rectangle((run.start / per, 12), width * pixel / per, 28, facecolor=COLOURS[shade], alpha=alpha)
+        drawn.tip(axes.add_patch(bar), _pass_title(run))
         timed = f"{run.step}\u2002{words.duration(run.seconds)}"
         # Measuring a text opens its font: not for bars where nothing fits.
         texts = (timed, run.step) if width > _LEAST_LABEL else ()
@@ -154,7 +156,7 @@ def _draw_rate(drawn: Chart, timeline: Timeline, rate: _Rate, top: float) -> Axe
     axes = drawn.axes(LEFT, top, RIGHT, top + 110, title=f"{rate.title}, {unit_prefix}{rate.unit}{far}")
     axes.set(xlim=(0, timeline.seconds / per), ylim=(0, high * 1.15 / scale))
     axes.locator_params(axis="y", nbins=4)
-    axes.tick_params(labelbottom=False, bottom=False)
+    axes.xaxis.set_visible(False)
     axes.stairs(values / scale, timeline.edges / per, fill=True, color=COLOURS[rate.style], alpha=0.16, linewidth=0)
     axes.stairs(values / scale, timeline.edges / per, color=COLOURS[rate.style], linewidth=1.8)
     if shown:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from scipy.special import expit, ndtr
+import scipy
 
 from dlscale.arrays import Array
 from dlscale.buffers import workspace
@@ -63,7 +63,7 @@ class Sigmoid(Activation):
     """``1 / (1 + exp(-z))``, without overflow."""
 
     def apply(self, Z: Array, slope: Array | None) -> None:
-        expit(Z, out=Z)
+        scipy.special.expit(Z, out=Z)
 
     def backpropagate(self, G: Array, H: Array, slope: Array | None) -> None:
         work = np.subtract(1, H, out=workspace("learn/slope", H.shape, H.dtype))
@@ -128,7 +128,7 @@ def _upper_tail(a: Array, e: Array, q: Array) -> None:
     """
     if a.dtype != np.float32:
         np.negative(a, out=a)
-        ndtr(a, out=q)
+        scipy.special.ndtr(a, out=q)
         return
     a *= 0.5 * math.sqrt(0.5)
     a += 1

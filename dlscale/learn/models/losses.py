@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
+import scipy
 from pydantic import Field
-from scipy.special import expit
 
 from dlscale.arrays import Array
 from dlscale.declaration.options import Options
@@ -152,7 +152,7 @@ class CrossEntropy(_Classification):
             losses = np.log1p(np.exp(-np.abs(score)))
             losses += np.maximum(score, 0)
             losses -= score * label
-            expit(score, out=score)
+            scipy.special.expit(score, out=score)
             score -= label
             return losses
         rows, labels = np.arange(len(S)), y.reshape(-1).astype(np.intp, copy=False)
@@ -166,7 +166,7 @@ class CrossEntropy(_Classification):
 
     def link(self, S: Array) -> Array:
         if S.shape[1] == 1:
-            return np.asarray(expit(S, out=S))
+            return np.asarray(scipy.special.expit(S, out=S))
         S -= S.max(axis=1, keepdims=True)
         np.exp(S, out=S)
         S /= S.sum(axis=1, keepdims=True)

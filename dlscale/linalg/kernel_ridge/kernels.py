@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy.spatial.distance import cdist
+import scipy
 
 from dlscale.arrays import Array
 from dlscale.errors import NumericalError
@@ -81,7 +81,7 @@ class Kernel:
     def block(self, X: Points, Y: Points, *, same: bool = False, out: Array | None = None) -> Array:
         """``K(X, Y)``; ``same`` says that they are the same rows."""
         if self.name == "laplacian":
-            E = cdist(X.left, Y.right, "cityblock", out=out)
+            E = scipy.spatial.distance.cdist(X.left, Y.right, "cityblock", out=out)
             E *= -self.gamma
         else:
             E = np.matmul(X.left, Y.right.T, out=out)

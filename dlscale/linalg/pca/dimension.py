@@ -8,7 +8,7 @@ Minka (2000), Automatic choice of dimensionality for PCA, equation 77 (``n_compo
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import gammaln
+import scipy
 
 from dlscale.arrays import Array
 
@@ -36,7 +36,7 @@ def most_likely_dimension(variances: Array, n_samples: int) -> int:
     tail = np.maximum((spectrum.sum() - np.cumsum(spectrum)[:-1]) / (n - k), _FLOOR)
     log_spectrum = np.cumsum(np.log(spectrum))[:-1]
     rest = (n - k + 1) / 2
-    prior = -k * np.log(2) + np.cumsum(gammaln(rest) - np.log(np.pi) * rest)
+    prior = -k * np.log(2) + np.cumsum(scipy.special.gammaln(rest) - np.log(np.pi) * rest)
     free = n * k - k * (k + 1) / 2
     evidence = prior - n_samples / 2 * (log_spectrum + (n - k) * np.log(tail)) + np.log(2 * np.pi) * (free + k) / 2
     evidence -= (_log_curvature(spectrum, tail) + free * np.log(n_samples) + k * np.log(n_samples)) / 2

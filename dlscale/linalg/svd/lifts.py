@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import median_filter
+import scipy
 
 from dlscale.arrays import Array
 from dlscale.linalg.svd.sketch import Sketch, unit_probes
@@ -109,7 +109,7 @@ def _moments(seen: Sketch, W: Array, by_rounding: Array, T: Array, eps: float) -
     m_2 = (np.abs(met) ** 2).mean(axis=1) / unit
     noise = (_ROUNDING * eps * seen.squares) ** 2 / len(V) + found.s[:k].astype(float) ** 2 * by_rounding
     own = np.minimum(m_2, T**2 * m_0)
-    even = m_0 * median_filter(own / m_0, _WINDOW)
+    even = m_0 * scipy.ndimage.median_filter(own / m_0, _WINDOW)
     first = probes.conj().T @ H
     values, vectors = np.linalg.eigh((first + first.conj().T) / 2)
     keep = values > max(values[-1] * 1e-10, _TINY)

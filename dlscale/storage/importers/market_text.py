@@ -12,7 +12,7 @@ import re
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.io
+import scipy
 
 from dlscale.arrays import Array
 from dlscale.errors import InputError
