@@ -1,12 +1,8 @@
-"""The life of a job on the command line: submit, wait, cancel, resume; jobs, status, logs, report."""
+"""The life of a job on the command line: submit, cancel, resume; report and verify what it left."""
 
 from __future__ import annotations
 
-import json
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +13,6 @@ from dlscale.cli.options import (
     Command,
     echo,
     follow,
-    job_filters,
     json_option,
     open_console,
     open_workspace,
@@ -28,15 +23,10 @@ from dlscale.cli.options import (
     spec_options,
     workspace_option,
 )
-from dlscale.errors import Interrupted, SpecError
+from dlscale.errors import Interrupted
 
 if TYPE_CHECKING:
-    from dlscale.batch.jobs.progress import Progress
-    from dlscale.batch.workspace import Job, JobState, ListedJob
-
-_MAX_LINE_BYTES = 2**20
-#: `wait` says so often how far a job is.
-_SAID_SECONDS = 10.0
+    from dlscale.batch.workspace import Job
 
 
 def _slurm_options(command: Command) -> Command:
@@ -96,46 +86,6 @@ def submit(
 
 
 @click.command()
-@click.argument("job_id", metavar="[ID]", required=False)
-@click.option("--timeout", type=click.FloatRange(0), metavar="SECONDS", help="Fail if the job has not ended by then.")
-@click.option("--quiet", "-q", is_flag=True, help="Do not say now and then how far it is.")
-@workspace_option
-@json_option
-def wait(job_id: str | None, timeout: float | None, quiet: bool, workspace: str | None, as_json: bool) -> None:
-    """Wait for the end of the job ID (by default the newest), and end with its exit code."""
-    from dlscale.batch.submit import wait as wait_for
-
-    job = open_workspace(workspace).find(job_id)
-    state = wait_for(job, timeout_seconds=timeout, watch=_ignored if quiet else _Saying())
-    if as_json:
-        print_json(_state_record(state))
-    else:
-        echo(f"{job.id} {state.state}{': ' if state.message else ''}{state.message}")
-    sys.exit(state.exit_code)
-
-
-def _ignored(state: JobState) -> None:
-    """Nothing is said of how far a job is."""
-
-
-class _Saying:
-    """Says on standard error how far a job is, when that has changed, and not too often."""
-
-    def __init__(self) -> None:
-        self._said, self._at = "", time.monotonic()
-
-    def __call__(self, state: JobState) -> None:
-        from dlscale.batch.jobs.progress import progress_words
-        from dlscale.batch.workspace import RUNNING
-
-        if state.state not in RUNNING or state.progress is None or time.monotonic() - self._at < _SAID_SECONDS:
-            return
-        if (said := progress_words(state.progress, runs=True)) != self._said:
-            self._said, self._at = said, time.monotonic()
-            echo(f"{state.job} {state.state}: {said}", err=True)
-
-
-@click.command()
 @click.argument("job_id", metavar="ID")
 @workspace_option
 def cancel(job_id: str, workspace: str | None) -> None:
@@ -188,81 +138,6 @@ def requeue(job_id: str, workspace: str | None) -> None:
 
 
 @click.command()
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the N newest.")
-@job_filters
-@workspace_option
-@json_option
-def jobs(
-    limit: int | None, states: tuple[str, ...], kinds: tuple[str, ...], name: str | None, workspace: str | None, as_json: bool
-) -> None:
-    """List the jobs of the workspace, the newest first, and name those whose files are damaged."""
-    found, faults = open_workspace(workspace).list_jobs(limit, states=states, kinds=kinds, name=name)
-    if as_json:
-        listed = [{key: value for key, value in asdict(s).items() if key != "message"} for s in found]
-        empty = {"kind": None, "created": None, "seconds": None, "progress": None}
-        damaged = [{"job": job, "state": "damaged", **empty, "message": message} for job, message in sorted(faults.items())]
-        click.echo(json.dumps(listed + damaged))
-        return
-    nothing = "No job can be read." if faults else "No such jobs." if states or kinds or name else "No jobs yet."
-    click.echo("\n".join(_lines(found)) if found else nothing)
-    for job, message in sorted(faults.items()):
-        echo(f"{job}: {message}", prefix=f"{click.style('damaged:', fg='red')} ", err=True)
-
-
-@click.command()
-@click.argument("job_id", metavar="[ID]", required=False)
-@workspace_option
-@json_option
-def status(job_id: str | None, workspace: str | None, as_json: bool) -> None:
-    """Show how far the job ID (by default the newest) is."""
-    job = open_workspace(workspace).find(job_id)
-    state = job.read_state()
-    if as_json:
-        print_json(_state_record(state))
-        return
-    from dlscale.cli.terminal import status_rows
-
-    console = open_console()
-    console.print(job.id, style="bold", highlight=False)
-    console.print(status_rows(job, state))
-
-
-@click.command()
-@click.argument("job_id", metavar="[ID]", required=False)
-@click.option("-f", "--follow", is_flag=True, help="Go on until the job ends.")
-@workspace_option
-def logs(job_id: str | None, follow: bool, workspace: str | None) -> None:
-    """Print the log of the job ID (by default the newest)."""
-    from dlscale.batch.workspace import RUNNING
-
-    job = open_workspace(workspace).find(job_id)
-    offset = 0
-    while True:
-        running = job.read_state().state in (*RUNNING, "submitted")
-        for line in _lines_from(job.log, offset):
-            offset += len(line)
-            echo(line.decode(errors="replace"), nl=False)
-        if not (follow and running):
-            return
-        time.sleep(0.5)
-
-
-def _lines_from(path: Path, offset: int) -> Iterator[bytes]:
-    """The lines of a log from a place on, long ones in pieces; none where it is not there."""
-    from dlscale.storage.files.atomic import open_at_once
-
-    try:
-        with open(path, "rb", opener=open_at_once) as log:
-            log.seek(offset)
-            while line := log.readline(_MAX_LINE_BYTES):
-                yield line
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise SpecError(f"{path} cannot be read: {error.strerror}.") from error
-
-
-@click.command()
 @click.argument("job_id", metavar="[ID]", required=False)
 @click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Where it goes [report.html of the job].")
 @click.option("--open", "show", is_flag=True, help="Open it in the browser.")
@@ -275,37 +150,6 @@ def report(job_id: str | None, output: Path | None, show: bool, workspace: str |
     echo(str(path))
     if show:
         click.launch(str(path))
-
-
-def _lines(states: Sequence[ListedJob]) -> Iterator[str]:
-    """A table of jobs as plain lines: thousands of them take a blink, and an id stays whole in a narrow terminal."""
-    from dlscale.batch.jobs.progress import progress_words
-    from dlscale.batch.workspace import RUNNING
-    from dlscale.report import words
-
-    table = [("job", "kind", "state", "started", "time", "message")]
-    for s in states:
-        message = s.message or (progress_words(s.progress, runs=True) if s.progress and s.state in RUNNING else "")
-        cells = (s.job, s.kind, s.state, words.moment(s.created), words.duration(s.seconds), message)
-        table.append(cells if "".join(cells).isprintable() else tuple(map(_printable, cells)))  # type: ignore[arg-type]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)][:-1]
-    for number, row in enumerate(table):
-        line = "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
-        color = words.STATE_COLORS.get(row[2], "cyan") if number else None
-        yield line.replace(f" {row[2]} ", f" {click.style(row[2], fg=color)} ", 1) if color else click.style(line, dim=True)
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in text)
-
-
-def _state_record(state: JobState) -> dict[str, Any]:
-    record = {"job": state.job, "state": state.state, "kind": state.kind, "result": state.result, "seconds": state.seconds}
-    return record | {"message": state.message, "heartbeat": state.heartbeat._asdict(), "progress": _told(state.progress)}
-
-
-def _told(progress: Progress | None) -> dict[str, Any] | None:
-    return None if progress is None else asdict(progress)
 
 
 def _show_submitted(job: Job, as_json: bool) -> None:
@@ -349,4 +193,4 @@ def verify(target: str, workspace: str | None, as_json: bool) -> None:
         sys.exit(EXIT_FAILED)
 
 
-COMMANDS = (submit, wait, cancel, resume, requeue, jobs, status, logs, report, verify)
+COMMANDS = (submit, cancel, resume, requeue, report, verify)

@@ -20,8 +20,8 @@ from typing import Any
 import click
 
 from dlscale.bench.commands import bench
+from dlscale.cli import jobs, looking
 from dlscale.cli.imports import ImportCommand
-from dlscale.cli.jobs import COMMANDS
 from dlscale.cli.options import (
     EXIT_FAILED,
     echo,
@@ -125,6 +125,8 @@ def _at_home(option: re.Match[str]) -> str:
 @click.option("--server", metavar="URL", help="Ask a server (`dlscale serve`), with the token in DLSCALE_TOKEN if it needs one.")
 def commands(server: str | None) -> None:
     """Large linear algebra as batch jobs: planned, checkpointed, certified."""
+    if os.environ.get("NO_COLOR"):
+        click.get_current_context().color = False
 
 
 @commands.command()
@@ -269,7 +271,7 @@ def info(uri: str, as_json: bool) -> None:
     _show_info(uri, as_json=as_json)
 
 
-for command in (*COMMANDS, rm, prune, serve, bench):
+for command in (*jobs.COMMANDS, *looking.COMMANDS, rm, prune, serve, bench):
     commands.add_command(command)
 
 

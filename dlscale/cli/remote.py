@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from dlscale.cli.options import echo, json_option, open_console, print_json, refusal_as_json, spec_options
-from dlscale.errors import SpecError
-
-if TYPE_CHECKING:
-    from dlscale.service.client import Client
-
-_SAID_SECONDS = 10.0
-_STATE_KEYS = ("job", "state", "kind", "result", "seconds", "message", "heartbeat", "progress")
-
-
-def _client() -> Client:
-    from dlscale.service.client import Client
-
-    return Client(click.get_current_context().find_root().params["server"])
+from dlscale.cli import remote_looking
+from dlscale.cli.options import (
+    EXIT_FAILED,
+    echo,
+    job_filters,
+    json_option,
+    open_console,
+    print_json,
+    refusal_as_json,
+    spec_options,
+)
+from dlscale.cli.remote_looking import how_it_ended, known_id, listed_jobs, open_client
+from dlscale.cli.removing import DONE, prune_options
+from dlscale.errors import DlscaleError
 
 
 @click.command()
@@ -32,9 +31,8 @@ def _client() -> Client:
 @json_option
 def submit(spec: Path, overrides: tuple[str, ...], cluster: str | None, output: str | None, priority: int, as_json: bool) -> None:
     """Hand the job of the file SPEC over to the server and print its ID; paths in it are the server's."""
-    given = [*overrides, *(f"{key}={value}" for key, value in (("cluster", cluster), ("output", output)) if value is not None)]
-    with _client() as client, refusal_as_json(as_json):
-        job = client.submit(spec, given, priority=priority)
+    with open_client() as client, refusal_as_json(as_json):
+        job = client.submit(spec, _given(overrides, cluster, output), priority=priority)
         if as_json:
             print_json({"job": job, "state": client.status(job)["state"], "folder": None})
         else:
@@ -42,71 +40,48 @@ def submit(spec: Path, overrides: tuple[str, ...], cluster: str | None, output: 
 
 
 @click.command()
-@click.argument("job_id", metavar="[ID]", required=False)
+@spec_options
 @json_option
-def status(job_id: str | None, as_json: bool) -> None:
-    """Show how far the job ID (by default the newest) is."""
-    with _client() as client:
-        record = client.status(_known(client, job_id))
+def plan(spec: Path, overrides: tuple[str, ...], cluster: str | None, output: str | None, as_json: bool) -> None:
+    """Show what the job of the file SPEC would do and take on the server; compute nothing."""
+    with open_client() as client, refusal_as_json(as_json):
+        planned = client.plan(spec, _given(overrides, cluster, output))
     if as_json:
-        print_json({key: record[key] for key in _STATE_KEYS})
+        print_json(planned)
         return
-    from dlscale.batch.workspace import RUNNING
-    from dlscale.cli.terminal import rows
-    from dlscale.report import words
+    from dlscale.cli.terminal import plan_panel
 
-    pairs = [("state", record["state"]), ("kind", record["kind"])]
-    pairs += [("started", words.moment(record["created"])), ("time", words.duration(record["seconds"]))]
-    if record["progress"] is not None and record["state"] != "succeeded":
-        pairs.append(("progress", _far(record, runs=record["state"] in RUNNING)))
-    pairs += [(label, record[key]) for label, key in (("reason", "message"), ("result", "result")) if record[key]]
-    if record["resumable"]:
-        pairs.append(("go on", f"dlscale --server {client.url} resume {record['job']}"))
-    console = open_console()
-    console.print(record["job"], style="bold", highlight=False)
-    console.print(rows(pairs))
+    open_console().print(plan_panel(spec.stem, planned))
 
 
 @click.command()
-@click.argument("job_id", metavar="[ID]", required=False)
-@click.option("-f", "--follow", is_flag=True, help="Go on until the job ends.")
-def logs(job_id: str | None, follow: bool) -> None:
-    """Print the log of the job ID (by default the newest)."""
-    with _client() as client:
-        for part in client.log(_known(client, job_id), follow=follow):
-            echo(part, nl=False)
+@spec_options
+def validate(spec: Path, overrides: tuple[str, ...], cluster: str | None, output: str | None) -> None:
+    """Check the file SPEC: keys, types, ranges, and that the server allows what it names."""
+    with open_client() as client:
+        kind = client.validate(spec, _given(overrides, cluster, output))
+    echo(f"{spec} is a valid job of kind {kind}.")
 
 
-@click.command()
-@click.argument("job_id", metavar="[ID]", required=False)
-@click.option("--timeout", type=click.FloatRange(0), metavar="SECONDS", help="Fail if the job has not ended by then.")
-@click.option("--quiet", "-q", is_flag=True, help="Do not say now and then how far it is.")
-@json_option
-def wait(job_id: str | None, timeout: float | None, quiet: bool, as_json: bool) -> None:
-    """Wait for the end of the job ID (by default the newest), and end with its exit code."""
-    with _client() as client:
-        record = client.wait(_known(client, job_id), timeout_seconds=timeout, watch=_ignored if quiet else _saying())
-    if as_json:
-        print_json({key: record[key] for key in _STATE_KEYS})
-    else:
-        echo(_end(record))
-    sys.exit(record["exit_code"])
+def _given(overrides: tuple[str, ...], cluster: str | None, output: str | None) -> list[str]:
+    more = (("cluster", cluster), ("output", output))
+    return [*overrides, *(f"{key}={value}" for key, value in more if value is not None)]
 
 
 @click.command()
 @click.argument("job_id", metavar="ID")
 def cancel(job_id: str) -> None:
     """Stop the job ID; its checkpoint stays."""
-    with _client() as client:
-        echo(_end(client.cancel(job_id)))
+    with open_client() as client:
+        echo(how_it_ended(client.cancel(known_id(client, job_id))))
 
 
 @click.command()
 @click.argument("job_id", metavar="ID")
 def resume(job_id: str) -> None:
     """Let the interrupted, cancelled, lost or failed job ID go on from its last checkpoint."""
-    with _client() as client:
-        echo(str(client.resume(job_id)["job"]))
+    with open_client() as client:
+        echo(str(client.resume(known_id(client, job_id))["job"]))
 
 
 @click.command()
@@ -120,11 +95,12 @@ def result(job_id: str, array: str | None, rows: str, columns: str, output: Path
     """Show what the result of the job ID is, or fetch a part of its ARRAY."""
     if array is None and (rows or columns or output):
         raise click.UsageError("--rows, --columns and --output go with an ARRAY.")
-    with _client() as client:
+    with open_client() as client:
+        job = known_id(client, job_id)
         if array is None:
-            _show_facts(client.result(job_id), as_json)
+            _show_facts(client.result(job), as_json)
             return
-        values = client.array(job_id, array, rows=rows, columns=columns)
+        values = client.array(job, array, rows=rows, columns=columns)
     if output is not None:
         import numpy as np
 
@@ -135,14 +111,6 @@ def result(job_id: str, array: str | None, rows: str, columns: str, output: Path
     else:
         for row in values if values.ndim else [values]:
             echo("  ".join(f"{value:.8g}" for value in (row if row.ndim else [row])))
-
-
-def _known(client: Client, job_id: str | None) -> str:
-    """A job's id, or that of the newest."""
-    newest = None if job_id else next(client.jobs(), None)
-    if not job_id and newest is None:
-        raise SpecError(f"There is no job yet on {client.url}.")
-    return job_id or str(newest and newest["job"])
 
 
 def _show_facts(facts: dict[str, Any], as_json: bool) -> None:
@@ -160,35 +128,81 @@ def _show_facts(facts: dict[str, Any], as_json: bool) -> None:
     open_console().print(facts_rows(shown))
 
 
-def _end(record: dict[str, Any]) -> str:
-    return f"{record['job']} {record['state']}{': ' if record['message'] else ''}{record['message']}"
+@click.command()
+@click.argument("job_id", metavar="[ID]", required=False)
+@click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Where it goes [ID.html].")
+@click.option("--open", "show", is_flag=True, help="Open it in the browser.")
+def report(job_id: str | None, output: Path | None, show: bool) -> None:
+    """Fetch the report of the job ID (by default the newest), and print its path."""
+    from dlscale.storage.files.atomic import write_atomically
+
+    with open_client() as client:
+        job = known_id(client, job_id)
+        path = output or Path(f"{job}.html")
+        write_atomically(path, client.report(job).encode(), fsync=False)
+    echo(str(path))
+    if show:
+        click.launch(str(path))
 
 
-def _far(record: dict[str, Any], *, runs: bool) -> str:
-    from dlscale.batch.jobs.progress import Progress, progress_words
-
-    return progress_words(Progress(**record["progress"]), runs=runs)
-
-
-def _ignored(record: dict[str, Any]) -> None:
-    """Nothing is said of how far a job is."""
-
-
-def _saying() -> Callable[[dict[str, Any]], None]:
-    """Says on standard error how far a job is, when that has changed, and not too often."""
-    said, at = "", time.monotonic()
-
-    def say(record: dict[str, Any]) -> None:
-        nonlocal said, at
-        from dlscale.batch.workspace import RUNNING
-
-        if record["state"] not in RUNNING or record["progress"] is None or time.monotonic() - at < _SAID_SECONDS:
-            return
-        if (far := _far(record, runs=True)) != said:
-            said, at = far, time.monotonic()
-            echo(f"{record['job']} {record['state']}: {said}", err=True)
-
-    return say
+@click.command()
+@click.argument("job_ids", metavar="ID...", nargs=-1, required=True)
+@json_option
+def rm(job_ids: tuple[str, ...], as_json: bool) -> None:
+    """Remove jobs that have ended, with checkpoint, log, report and the result in the job's folder."""
+    with open_client() as client:
+        found = [known_id(client, job_id) for job_id in dict.fromkeys(job_ids)]
+    _remove(found, as_json=as_json)
 
 
-COMMANDS = {str(command.name): command for command in (submit, status, logs, wait, cancel, resume, result)}
+@click.command()
+@prune_options
+@job_filters
+@click.option("--yes", is_flag=True, help="Remove them; without it, they are only listed.")
+@json_option
+def prune(
+    older_than: float | None,
+    keep: int,
+    states: tuple[str, ...],
+    kinds: tuple[str, ...],
+    name: str | None,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Remove all jobs that succeeded, failed or were cancelled, or those that the options choose."""
+    latest = time.time() - 86400.0 * (older_than or 0.0)
+    with open_client() as client:
+        listed = listed_jobs(client, None, states=states or DONE, kinds=kinds, name=name)[0]
+    _remove([row.job for row in listed if row.created <= latest][keep:], as_json=as_json, dry=not yes)
+
+
+def _remove(jobs: list[str], *, as_json: bool, dry: bool = False) -> None:
+    removed, refused = [], {}
+    with open_client() as client:
+        for job in jobs:
+            try:
+                if not dry:
+                    client.delete(job)
+            except DlscaleError as error:
+                refused[job] = str(error)
+                continue
+            removed.append(job)
+            if not as_json:
+                echo(job)
+    if as_json:
+        print_json({"removed": [] if dry else removed, "would_remove": removed if dry else [], "refused": refused})
+    elif not jobs:
+        echo("No such jobs.")
+    else:
+        whole = f"{len(removed)} job{'s' if len(removed) != 1 else ''}"
+        echo(f"{whole}: not removed yet; add --yes." if dry else f"{whole}: removed.")
+    for message in () if as_json else refused.values():
+        echo(message, prefix=f"{click.style('kept:', fg='yellow')} ", err=True)
+    if refused:
+        sys.exit(EXIT_FAILED)
+
+
+COMMANDS = {
+    str(command.name): command
+    for command in (submit, plan, validate, *remote_looking.COMMANDS, cancel, resume, result, report, rm, prune)
+}

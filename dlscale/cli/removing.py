@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dlscale.cli.options import EXIT_FAILED, echo, job_filters, json_option, open_workspace, print_json, workspace_option
+from dlscale.cli.options import EXIT_FAILED, Command, echo, job_filters, json_option, open_workspace, print_json, workspace_option
 from dlscale.errors import SpecError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 #: What no `dlscale resume` waits for.
-_DONE = ("succeeded", "failed", "cancelled")
+DONE = ("succeeded", "failed", "cancelled")
 
 
 @click.command()
@@ -31,9 +31,16 @@ def rm(job_ids: tuple[str, ...], workspace: str | None, as_json: bool) -> None:
     _remove(found, root, as_json=as_json)
 
 
+def prune_options(command: Command) -> Command:
+    """``older_than`` and ``keep``."""
+    command = click.option("--keep", type=click.IntRange(0), metavar="N", default=0, help="Not the N newest of them.")(command)
+    return click.option("--older-than", type=click.FloatRange(0), metavar="DAYS", help="Only jobs that began so many days ago.")(
+        command
+    )
+
+
 @click.command()
-@click.option("--older-than", type=click.FloatRange(0), metavar="DAYS", help="Only jobs that began so many days ago.")
-@click.option("--keep", type=click.IntRange(0), metavar="N", default=0, help="Not the N newest of them.")
+@prune_options
 @job_filters
 @click.option("--yes", is_flag=True, help="Remove them; without it, they are only listed.")
 @workspace_option
@@ -51,7 +58,7 @@ def prune(
     """Remove all jobs that succeeded, failed or were cancelled, or those that the options choose."""
     root = open_workspace(workspace)
     latest = time.time() - 86400.0 * (older_than or 0.0)
-    listed = root.list_jobs(states=states or _DONE, kinds=kinds, name=name)[0]
+    listed = root.list_jobs(states=states or DONE, kinds=kinds, name=name)[0]
     chosen = [row.job for row in listed if row.created <= latest][keep:]
     _remove([root.job(job_id) for job_id in chosen], root, as_json=as_json, dry=not yes)
 

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, DownloadColumn, TaskProgressColumn, TextColumn, TransferSpeedColumn
 from rich.progress import Progress as Bars
+from rich.progress_bar import ProgressBar
 from rich.segment import Segment
 from rich.table import Table
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _TELLING = {"explained_variance_ratio": "variance explained", "s": "singular values"}
 _N_VALUES = 6
 _N_PASSES = 10
+_BAR_WIDTH = 40
 
 
 class SafeConsole(Console):
@@ -252,6 +254,22 @@ def status_rows(job: Job, state: JobState) -> Table:
         pairs.append(("go on", f"dlscale resume {job.id}"))
     pairs.append(("files", shown_path(str(job.folder))))
     return rows(pairs)
+
+
+def watched_rows(state: JobState) -> Table:
+    """One job while it is watched: what `status_rows` says, as far as its state tells it, and a bar."""
+    from dlscale.batch.workspace import RUNNING
+
+    runs = state.state in RUNNING
+    pairs = [("state", state.state), ("kind", state.kind), ("time", words.duration(state.seconds))]
+    if state.progress is not None and state.state != "succeeded":
+        pairs.append(("progress", progress_words(state.progress, runs=runs)))
+    pairs += [("reason", state.message)] if state.message else []
+    pairs += [("result", shown_path(state.result))] if state.result else []
+    table = rows(pairs)
+    if runs:
+        table.add_row("", ProgressBar(total=1.0, completed=state.progress.fraction if state.progress else 0.0, width=_BAR_WIDTH))
+    return table
 
 
 def facts_rows(facts: Mapping[str, Any]) -> Table:

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -92,14 +92,37 @@ class Client:
         """What a job would do and take there."""
         return self._send(spec, overrides, {"plan_only": True}, {})
 
-    def jobs(self, *, state: str | None = None, kind: str | None = None, name: str | None = None) -> Iterator[dict[str, Any]]:
-        """The jobs, the newest first, fetched as they are asked for."""
-        query = {key: value for key, value in (("state", state), ("kind", kind), ("name", name)) if value is not None}
+    def validate(self, spec: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> str:
+        """Check a job file there, as `dlscale validate` does; the kind of its job."""
+        return str(self._send(spec, overrides, {"validate_only": True}, {})["kind"])
+
+    def jobs(
+        self,
+        *,
+        state: str | Sequence[str] = (),
+        kind: str | Sequence[str] = (),
+        name: str = "",
+        begins: str = "",
+        page: int = 50,
+    ) -> Iterator[dict[str, Any]]:
+        """The jobs, the newest first, fetched as they are asked for, a page at a time.
+
+        Parameters
+        ----------
+        state, kind : str or sequence of str
+            Only these.
+        name, begins : str
+            Only jobs whose name holds this; whose id begins so.
+        page : int
+            How many are fetched at once, of at most 1000.
+        """
+        asked: dict[str, Any] = {"state": state, "kind": kind, "name": name, "begins": begins}
+        query = {key: value for key, value in asked.items() if value} | {"limit": page}
         after: str | None = ""
         while after is not None:
-            page = self._ask("GET", "/v1/jobs", params=query | ({"after": after} if after else {})).json()
-            yield from page["jobs"]
-            after = page["next"]
+            answer = self._ask("GET", "/v1/jobs", params=query | ({"after": after} if after else {})).json()
+            yield from answer["jobs"]
+            after = answer["next"]
 
     def status(self, job: str) -> dict[str, Any]:
         """How far a job is, how it ended."""

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -34,24 +34,28 @@ _log = logging.getLogger("dlscale.service")
 
 @dataclass(frozen=True)
 class Filters:
-    """Which jobs: all that are None let every job pass.
+    """Which jobs: what is empty lets every job pass.
 
     Parameters
     ----------
-    state, kind : str, optional
-    name : str, optional
+    states, kinds : collection of str
+    name : str
         The name holds this.
+    begins : str
+        The id begins so.
     """
 
-    state: str | None = None
-    kind: str | None = None
-    name: str | None = None
+    states: Collection[str] = ()
+    kinds: Collection[str] = ()
+    name: str = ""
+    begins: str = ""
 
     def pass_(self, row: Row) -> bool:
         return (
-            (self.state is None or row.state == self.state)
-            and (self.kind is None or row.kind == self.kind)
-            and (self.name is None or self.name in row.name)
+            (not self.states or row.state in self.states)
+            and (not self.kinds or row.kind in self.kinds)
+            and self.name in row.name
+            and row.job.startswith(self.begins)
         )
 
 
@@ -144,17 +148,19 @@ class Table:
             known = self._rows.get(after)
             created = known.created if known else _time_in(after)
             end = bisect.bisect_left(self._order, (created, after))
-        rows, kind, state, part = self._rows, filters.kind, filters.state, filters.name
-        names = None if part is None else {name for name in self._names if part in name}
-        if (state is not None and not self._counts[state]) or (kind is not None and not self._kinds[kind]) or names == set():
+        rows, kinds, states, begins = self._rows, filters.kinds, filters.states, filters.begins
+        names = {name for name in self._names if filters.name in name} if filters.name else None
+        none_of = (states and not any(map(self._counts.get, states))) or (kinds and not any(map(self._kinds.get, kinds)))
+        if none_of or names == set():
             return
         for position in range(end - 1, -1, -1):
             row = rows[self._order[position][1]]
             # Written out: a call for each of a hundred thousand rows would take longer than all else.
             if (
-                (kind is None or row.kind == kind)
-                and (state is None or row.state == state)
+                (not kinds or row.kind in kinds)
+                and (not states or row.state in states)
                 and (names is None or row.name in names)
+                and (not begins or row.job.startswith(begins))
             ):
                 current = self._current(row)
                 if current is not None and filters.pass_(current):

@@ -45,6 +45,45 @@ def test_the_same_words_and_exit_codes_over_http(server: WebServer, folder: Path
     assert "--server goes with submit" in command(server, "bench").stderr
 
 
+def test_all_that_is_asked_of_jobs_here_is_asked_of_a_server(server: WebServer, folder: Path) -> None:
+    (folder / "many.yaml").write_text(yaml.safe_dump(server.spec(name="many")))
+
+    def both(*arguments: str) -> tuple[Result, Result]:
+        return command(server, *arguments), command(server, *arguments, "--workspace", "ws", remote=False)
+
+    there, here = (command(server, "validate", "many.yaml", remote=remote) for remote in (True, False))
+    assert (there.exit_code, there.stdout) == (0, here.stdout)
+    planned, here = both("plan", "many.yaml", "--json")
+    assert {**json.loads(planned.stdout), "rates": 0, "expected_seconds": 0} == {
+        **json.loads(here.stdout), "rates": 0, "expected_seconds": 0,
+    }  # fmt: skip
+    assert "randomized SVD" in command(server, "plan", "many.yaml").stdout
+    ids = [command(server, "submit", "many.yaml").stdout.strip() for _ in range(3)]
+    watched = command(server, "jobs", "--watch", "--name", "many")
+    assert (watched.exit_code, watched.stdout.count(" succeeded")) == (0, 3)
+    assert command(server, "status", "--watch", ids[0]).stdout == f"{ids[0]} succeeded\n"
+    for options in (
+        ("--name", "many", "--limit", "2"),
+        ("--name", "many", "--state", "failed", "--state", "succeeded"),
+        ("--name", "any"),
+    ):
+        there, here = both("jobs", *options)
+        assert there.stdout == here.stdout
+        assert json.loads(both("jobs", *options, "--json")[0].stdout) == json.loads(both("jobs", *options, "--json")[1].stdout)
+    # An id may be shortened to what is unique.
+    there, here = both("status", "many")
+    assert (there.exit_code, there.stderr) == (here.exit_code, here.stderr) == (2, there.stderr)
+    assert "is the beginning of 3 jobs" in there.stderr
+    assert command(server, "status", ids[0][:-1], "--json").exit_code == 0
+    assert "There is no job" in command(server, "status", "nothing").stderr
+    fetched = command(server, "report", ids[0][:-1], "--output", "r.html")
+    assert (fetched.stdout, "<html" in (folder / "r.html").read_text()) == ("r.html\n", True)
+    assert command(server, "rm", ids[0]).stdout == f"{ids[0]}\n1 job: removed.\n"
+    assert "2 jobs: not removed yet; add --yes." in command(server, "prune", "--name", "many").stdout
+    removed = json.loads(command(server, "prune", "--name", "many", "--keep", "1", "--yes", "--json").stdout)
+    assert removed == {"removed": [ids[1]], "would_remove": [], "refused": {}}
+
+
 def test_a_client_follows_a_job_while_its_server_is_started_anew(folder: Path) -> None:
     heard: list[dict[str, Any]] = []
     with WebServer(folder) as first, dlscale.Client(first.url) as client:

@@ -86,7 +86,8 @@ def jobs(
 ) -> Response:
     """The table of jobs."""
     table = desk_of(request).table
-    rows, following = table.page(Filters(state or None, kind or None, name or None), limit=_N_ROWS, after=after or None)
+    filters = Filters((state,) if state else (), (kind,) if kind else (), name)
+    rows, following = table.page(filters, limit=_N_ROWS, after=after or None)
     asked = {"state": state, "kind": kind, "name": name}
     query = {key: value for key, value in asked.items() if value}
     values: dict[str, Any] = {"rows": rows, "counts": table.counts(), "loaded": table.is_loaded, "after": after, "asked": asked}

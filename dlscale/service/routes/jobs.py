@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, StringConstraints
 
 from dlscale.batch.kinds import KINDS
 from dlscale.batch.recorder import plain
@@ -19,6 +19,8 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 MAX_LIMIT = 1000
 JobId = Annotated[str, Path(max_length=200, description="The id of a job.")]
+Word = Annotated[str, StringConstraints(max_length=64)]
+_ANY: list[str] = []
 #: ``?plan_only`` alone says yes.
 Flag = Annotated[bool, BeforeValidator(lambda value: True if value == "" else value)]
 
@@ -82,14 +84,16 @@ async def submit(
 @router.get("")
 def list_jobs(
     request: Request,
-    state: Annotated[str | None, Query(max_length=20, description="Only jobs in this state.")] = None,
-    kind: Annotated[str | None, Query(max_length=64, description="Only jobs of this kind.")] = None,
-    name: Annotated[str | None, Query(max_length=64, description="Only jobs whose name holds this.")] = None,
+    state: Annotated[list[Word], Query(max_length=20, description="Only jobs in this state; may be given again.")] = _ANY,
+    kind: Annotated[list[Word], Query(max_length=64, description="Only jobs of this kind; may be given again.")] = _ANY,
+    name: Annotated[str, Query(max_length=64, description="Only jobs whose name holds this.")] = "",
+    begins: Annotated[str, Query(max_length=200, description="Only jobs whose id begins so.")] = "",
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="How many at most.")] = 50,
     after: Annotated[str | None, Query(max_length=200, description="The id of the job behind which the list begins.")] = None,
 ) -> dict[str, Any]:
     """The jobs, the newest first."""
-    rows, following = desk_of(request).table.page(Filters(state or None, kind or None, name or None), limit=limit, after=after)
+    filters = Filters(tuple(filter(None, state)), tuple(filter(None, kind)), name, begins)
+    rows, following = desk_of(request).table.page(filters, limit=limit, after=after)
     return {"jobs": [row.to_dict() for row in rows], "next": following}
 
 

@@ -1,0 +1,74 @@
+"""Jobs as lines of a table: thousands of them take a blink, and an id stays whole in a narrow terminal."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from dlscale.batch.workspace import ListedJob
+
+_HEAD = ("job", "kind", "state", "started", "time", "message")
+_STATE, _MESSAGE = 2, 5
+#: What goes first where a terminal is narrow: started, time, kind.
+_DROPPED = (3, 4, 1)
+#: Of a message, fewer characters say nothing.
+_MESSAGE_CHARACTERS = 16
+
+
+def terminal_width() -> int | None:
+    """Of standard output; None where it is no terminal, and nothing is cut."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def table_lines(jobs: Sequence[ListedJob], *, width: int | None = None) -> Iterator[str]:
+    """A line of heads, and one a job.
+
+    Parameters
+    ----------
+    jobs : sequence of ListedJob
+    width : int, optional
+        Of the terminal: where it does not hold all columns, some are left out, and messages are cut.
+    """
+    from dlscale.report import words
+
+    table = [_HEAD, *map(_cells, jobs)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    columns = list(range(len(_HEAD)))
+    left = widths[_MESSAGE]
+    if width is not None:
+        longest = max((len(row[_MESSAGE]) for row in table[1:]), default=0)
+        for dropped in _DROPPED:
+            if _taken(widths, columns) + min(longest, _MESSAGE_CHARACTERS) <= width:
+                break
+            columns.remove(dropped)
+        left = width - _taken(widths, columns)
+    for number, row in enumerate(table):
+        message = row[_MESSAGE] if len(row[_MESSAGE]) <= left else f"{row[_MESSAGE][: max(left - 1, 0)]}…"[: max(left, 0)]
+        line = "  ".join([*(row[column].ljust(widths[column]) for column in columns[:-1]), message]).rstrip()
+        state = row[_STATE]
+        color = words.STATE_COLORS.get(state, "cyan") if number else None
+        yield line.replace(f"  {state}", f"  {click.style(state, fg=color)}", 1) if color else click.style(line, dim=True)
+
+
+def _cells(job: ListedJob) -> tuple[str, ...]:
+    from dlscale.batch.jobs.progress import progress_words
+    from dlscale.batch.workspace import RUNNING
+    from dlscale.report import words
+
+    message = job.message or (progress_words(job.progress, runs=True) if job.progress and job.state in RUNNING else "")
+    cells = (job.job, job.kind, job.state, words.moment(job.created), words.duration(job.seconds), message)
+    return cells if "".join(cells).isprintable() else tuple(map(_printable, cells))
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def _taken(widths: Sequence[int], columns: Sequence[int]) -> int:
+    """By all columns but the message, with the gaps."""
+    return sum(widths[column] + 2 for column in columns if column != _MESSAGE)

@@ -1,0 +1,209 @@
+"""How jobs are, on the command line: jobs, status, logs, wait."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dlscale.cli.options import (
+    Command,
+    echo,
+    job_filters,
+    json_option,
+    open_console,
+    open_workspace,
+    print_json,
+    workspace_option,
+)
+from dlscale.cli.watching import Lines, Look, drawing, goes_on, is_live, until_ctrl_c, watch_jobs
+from dlscale.errors import SpecError
+
+if TYPE_CHECKING:
+    from dlscale.batch.workspace import Job, JobState, ListedJob
+
+_MAX_LINE_BYTES = 2**20
+
+
+def watch_options(what: str) -> Callable[[Command], Command]:
+    """``watch`` and ``quiet``."""
+
+    def decorate(command: Command) -> Command:
+        command = click.option("--quiet", "-q", is_flag=True, help="With --watch: only say how they end.")(command)
+        return click.option("--watch", "-w", is_flag=True, help=what)(command)
+
+    return decorate
+
+
+def require_watch(watch: bool, quiet: bool) -> None:
+    if quiet and not watch:
+        raise click.UsageError("--quiet goes with --watch.")
+
+
+@click.command()
+@click.argument("job_id", metavar="[ID]", required=False)
+@click.option("--timeout", type=click.FloatRange(0), metavar="SECONDS", help="Fail if the job has not ended by then.")
+@click.option("--quiet", "-q", is_flag=True, help="Do not say now and then how far it is.")
+@workspace_option
+@json_option
+def wait(job_id: str | None, timeout: float | None, quiet: bool, workspace: str | None, as_json: bool) -> None:
+    """Wait for the end of the job ID (by default the newest), and end with its exit code."""
+    from dlscale.batch.submit import wait as wait_for
+
+    job, lines = open_workspace(workspace).find(job_id), Lines(states=False, quiet=quiet, err=True)
+    with until_ctrl_c(goes_on(job.id)):
+        state = wait_for(job, timeout_seconds=timeout, watch=lambda state: lines(Look.of(state)))
+    if as_json:
+        print_json(_state_record(state))
+    else:
+        echo(f"{job.id} {state.state}{': ' if state.message else ''}{state.message}")
+    sys.exit(state.exit_code)
+
+
+@click.command()
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the N newest.")
+@job_filters
+@watch_options("Show them anew until none of them runs or waits.")
+@workspace_option
+@json_option
+def jobs(
+    limit: int | None,
+    states: tuple[str, ...],
+    kinds: tuple[str, ...],
+    name: str | None,
+    watch: bool,
+    quiet: bool,
+    workspace: str | None,
+    as_json: bool,
+) -> None:
+    """List the jobs of the workspace, the newest first, and name those whose files are damaged."""
+    require_watch(watch, quiet)
+    root = open_workspace(workspace)
+
+    def listed() -> tuple[list[ListedJob], dict[str, str]]:
+        return root.list_jobs(limit, states=states, kinds=kinds, name=name)
+
+    if watch:
+        with until_ctrl_c("\nThe jobs go on."):
+            watch_jobs(lambda: listed()[0], quiet=quiet, err=as_json)
+        if not as_json:
+            return
+    found, faults = listed()
+    show_jobs(found, faults, chosen=bool(states or kinds or name), as_json=as_json)
+
+
+def show_jobs(found: list[ListedJob], faults: dict[str, str], *, chosen: bool, as_json: bool) -> None:
+    """A table of jobs, or a JSON list; and what is damaged, by id."""
+    if as_json:
+        listed = [{key: value for key, value in asdict(s).items() if key != "message"} for s in found]
+        empty = {"kind": None, "created": None, "seconds": None, "progress": None}
+        damaged = [{"job": job, "state": "damaged", **empty, "message": message} for job, message in sorted(faults.items())]
+        click.echo(json.dumps(listed + damaged))
+        return
+    from dlscale.cli.listing import table_lines, terminal_width
+
+    nothing = "No job can be read." if faults else "No such jobs." if chosen else "No jobs yet."
+    click.echo("\n".join(table_lines(found, width=terminal_width())) if found else nothing)
+    for job, message in sorted(faults.items()):
+        echo(f"{job}: {message}", prefix=f"{click.style('damaged:', fg='red')} ", err=True)
+
+
+@click.command()
+@click.argument("job_id", metavar="[ID]", required=False)
+@watch_options("Show it anew until the job has ended.")
+@workspace_option
+@json_option
+def status(job_id: str | None, watch: bool, quiet: bool, workspace: str | None, as_json: bool) -> None:
+    """Show how far the job ID (by default the newest) is."""
+    require_watch(watch, quiet)
+    root = open_workspace(workspace)
+    job = root.find(job_id)
+    state = _watched(job, quiet=quiet, err=as_json) if watch else job.read_state()
+    if as_json:
+        print_json(_state_record(state))
+    elif not watch:
+        from dlscale.cli.terminal import status_rows
+
+        console = open_console()
+        console.print(job.id, style="bold", highlight=False)
+        console.print(status_rows(job, state))
+
+
+def _watched(job: Job, *, quiet: bool, err: bool) -> JobState:
+    """Show a job until it has ended; its state then."""
+    from dlscale.batch.submit import wait as wait_for
+
+    console = open_console(err)
+    with until_ctrl_c(goes_on(job.id)):
+        if quiet or not is_live(console):
+            lines = Lines(quiet=quiet, err=err)
+            return wait_for(job, watch=lambda state: lines(Look.of(state)))
+        from dlscale.cli.terminal import watched_rows
+
+        console.print(job.id, style="bold", highlight=False)
+        with drawing(console) as draw:
+            return wait_for(job, watch=lambda state: draw(lambda: watched_rows(state)))
+
+
+@click.command()
+@click.argument("job_id", metavar="[ID]", required=False)
+@click.option("-f", "--follow", is_flag=True, help="Go on until the job ends.")
+@workspace_option
+def logs(job_id: str | None, follow: bool, workspace: str | None) -> None:
+    """Print the log of the job ID (by default the newest)."""
+    job = open_workspace(workspace).find(job_id)
+    if not follow:
+        _print_log(job, 0)
+        return
+    with until_ctrl_c(goes_on(job.id)):
+        _follow_log(job)
+
+
+def _follow_log(job: Job) -> None:
+    from dlscale.batch.workspace import RUNNING
+
+    offset = 0
+    while True:
+        running = job.read_state().state in (*RUNNING, "submitted")
+        offset = _print_log(job, offset)
+        if not running:
+            return
+        time.sleep(0.5)
+
+
+def _print_log(job: Job, offset: int) -> int:
+    """Print a log from a place on; the place behind it."""
+    for line in _lines_from(job.log, offset):
+        offset += len(line)
+        echo(line.decode(errors="replace"), nl=False)
+    return offset
+
+
+def _lines_from(path: Path, offset: int) -> Iterator[bytes]:
+    """The lines of a log from a place on, long ones in pieces; none where it is not there."""
+    from dlscale.storage.files.atomic import open_at_once
+
+    try:
+        with open(path, "rb", opener=open_at_once) as log:
+            log.seek(offset)
+            while line := log.readline(_MAX_LINE_BYTES):
+                yield line
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise SpecError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _state_record(state: JobState) -> dict[str, Any]:
+    record = {"job": state.job, "state": state.state, "kind": state.kind, "result": state.result, "seconds": state.seconds}
+    progress = None if state.progress is None else asdict(state.progress)
+    return record | {"message": state.message, "heartbeat": state.heartbeat._asdict(), "progress": progress}
+
+
+COMMANDS = (wait, jobs, status, logs)

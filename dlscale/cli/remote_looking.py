@@ -1,0 +1,180 @@
+"""`dlscale --server URL jobs | status | logs | wait`: how the jobs of a server are."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dlscale.cli.looking import require_watch, show_jobs, watch_options
+from dlscale.cli.options import echo, job_filters, json_option, open_console, print_json
+from dlscale.cli.watching import Lines, Look, drawing, goes_on, is_live, until_ctrl_c, watch_jobs
+from dlscale.errors import SpecError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from dlscale.batch.workspace import ListedJob
+    from dlscale.service.client import Client
+
+_STATE_KEYS = ("job", "state", "kind", "result", "seconds", "message", "heartbeat", "progress")
+_WHOLE_ID = re.compile(r".+-\d{8}-\d{6}-[0-9a-f]{4}")
+#: Rows of a list, fetched at once; and named of those of which an id is the beginning.
+_N_ROWS, _N_NAMED = 1000, 4
+
+
+@contextmanager
+def open_client() -> Iterator[Client]:
+    """The client of the server that the command line names."""
+    from dlscale.service.client import Client
+
+    with Client(click.get_current_context().find_root().params["server"]) as client:
+        yield client
+
+
+def known_id(client: Client, job_id: str | None) -> str:
+    """A job's id, from what it begins with; that of the newest job when None (SpecError)."""
+    if job_id is None:
+        newest = next(client.jobs(page=1), None)
+        if newest is None:
+            raise SpecError(f"There is no job yet on {client.url}.")
+        return str(newest["job"])
+    if _WHOLE_ID.fullmatch(job_id):
+        return job_id
+    found = [row["job"] for row in islice(client.jobs(begins=job_id), 50)]
+    if len(found) > 1 and job_id not in found:
+        shown = ", ".join(found[:_N_NAMED])
+        raise SpecError(
+            f"{job_id!r} is the beginning of {'50 or more' if len(found) == 50 else len(found)} jobs: {shown}; give more of it."
+        )
+    return job_id if job_id in found or not found else str(found[0])
+
+
+def listed_jobs(
+    client: Client, limit: int | None, *, states: tuple[str, ...], kinds: tuple[str, ...], name: str | None
+) -> tuple[list[ListedJob], dict[str, str]]:
+    """As `Workspace.list_jobs`."""
+    from dlscale.batch.workspace import ListedJob
+
+    rows = list(islice(client.jobs(state=states, kind=kinds, begins=name or "", page=min(limit or _N_ROWS, _N_ROWS)), limit))
+    faults = {row["job"]: row["message"] for row in rows if row["state"] == "damaged"}
+    looks = [(row, Look.of_record(row)) for row in rows if row["job"] not in faults]
+    found = [
+        ListedJob(look.job, row["kind"], look.state, row["created"], row["seconds"], look.message, look.progress)
+        for row, look in looks
+    ]
+    return found, faults
+
+
+@click.command()
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the N newest.")
+@job_filters
+@watch_options("Show them anew until none of them runs or waits.")
+@json_option
+def jobs(
+    limit: int | None,
+    states: tuple[str, ...],
+    kinds: tuple[str, ...],
+    name: str | None,
+    watch: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """List the jobs of the server, the newest first."""
+    require_watch(watch, quiet)
+    with open_client() as client:
+        if watch:
+            with until_ctrl_c("\nThe jobs go on."):
+                watch_jobs(lambda: listed_jobs(client, limit, states=states, kinds=kinds, name=name)[0], quiet=quiet, err=as_json)
+            if not as_json:
+                return
+        found, faults = listed_jobs(client, limit, states=states, kinds=kinds, name=name)
+    show_jobs(found, faults, chosen=bool(states or kinds or name), as_json=as_json)
+
+
+@click.command()
+@click.argument("job_id", metavar="[ID]", required=False)
+@watch_options("Show it anew until the job has ended.")
+@json_option
+def status(job_id: str | None, watch: bool, quiet: bool, as_json: bool) -> None:
+    """Show how far the job ID (by default the newest) is."""
+    require_watch(watch, quiet)
+    with open_client() as client:
+        job = known_id(client, job_id)
+        record = _watched(client, job, quiet=quiet, err=as_json) if watch else client.status(job)
+    if as_json:
+        print_json({key: record[key] for key in _STATE_KEYS})
+    elif not watch:
+        console = open_console()
+        console.print(record["job"], style="bold", highlight=False)
+        console.print(_rows(record, client.url))
+
+
+def _watched(client: Client, job: str, *, quiet: bool, err: bool) -> dict[str, Any]:
+    console = open_console(err)
+    with until_ctrl_c(goes_on(job, client.url)):
+        if quiet or not is_live(console):
+            lines = Lines(quiet=quiet, err=err)
+            return client.wait(job, watch=lambda record: lines(Look.of_record(record)))
+        console.print(job, style="bold", highlight=False)
+        with drawing(console) as draw:
+            return client.wait(job, watch=lambda record: draw(lambda: _rows(record, client.url)))
+
+
+def _rows(record: dict[str, Any], url: str) -> Table:
+    from dlscale.batch.jobs.progress import progress_words
+    from dlscale.cli.terminal import rows
+    from dlscale.report import words
+
+    look = Look.of_record(record)
+    pairs = [("state", look.state), ("kind", record["kind"])]
+    pairs += [("started", words.moment(record["created"])), ("time", words.duration(record["seconds"]))]
+    if look.progress is not None and look.state != "succeeded":
+        pairs.append(("progress", progress_words(look.progress, runs=look.runs)))
+    pairs += [(label, record[key]) for label, key in (("reason", "message"), ("result", "result")) if record[key]]
+    if record["resumable"]:
+        pairs.append(("go on", f"dlscale --server {url} resume {look.job}"))
+    return rows(pairs)
+
+
+@click.command()
+@click.argument("job_id", metavar="[ID]", required=False)
+@click.option("-f", "--follow", is_flag=True, help="Go on until the job ends.")
+def logs(job_id: str | None, follow: bool) -> None:
+    """Print the log of the job ID (by default the newest)."""
+    with open_client() as client:
+        job = known_id(client, job_id)
+        with until_ctrl_c(goes_on(job, client.url) if follow else ""):
+            for part in client.log(job, follow=follow):
+                echo(part, nl=False)
+
+
+@click.command()
+@click.argument("job_id", metavar="[ID]", required=False)
+@click.option("--timeout", type=click.FloatRange(0), metavar="SECONDS", help="Fail if the job has not ended by then.")
+@click.option("--quiet", "-q", is_flag=True, help="Do not say now and then how far it is.")
+@json_option
+def wait(job_id: str | None, timeout: float | None, quiet: bool, as_json: bool) -> None:
+    """Wait for the end of the job ID (by default the newest), and end with its exit code."""
+    lines = Lines(states=False, quiet=quiet, err=True)
+    with open_client() as client:
+        job = known_id(client, job_id)
+        with until_ctrl_c(goes_on(job, client.url)):
+            record = client.wait(job, timeout_seconds=timeout, watch=lambda record: lines(Look.of_record(record)))
+    if as_json:
+        print_json({key: record[key] for key in _STATE_KEYS})
+    else:
+        echo(how_it_ended(record))
+    sys.exit(record["exit_code"])
+
+
+def how_it_ended(record: dict[str, Any]) -> str:
+    return f"{record['job']} {record['state']}{': ' if record['message'] else ''}{record['message']}"
+
+
+COMMANDS = (jobs, status, logs, wait)

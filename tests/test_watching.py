@@ -1,0 +1,163 @@
+"""Watching jobs: live on a terminal, lines elsewhere, and what Ctrl-C does."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
+from test_terminal import on_a_terminal
+
+from dlscale.batch.jobs.progress import Progress
+from dlscale.batch.workspace import Heartbeat, Job, JobState, ListedJob, Workspace
+from dlscale.cli.listing import table_lines
+from dlscale.cli.main import commands
+
+FAR = Progress(0.42, "iteration-2", 2, 12, 5e9, 1e8, 30.0)
+
+
+def make_job(root: Path, name: str = "one", state: str = "running") -> Job:
+    """A job that this process seems to work on."""
+    job = Workspace(root / "ws").new_job(name)
+    job.folder.mkdir(parents=True)
+    job.spec.write_text("kind: svd\n")
+    job.log.write_text("begun\n")
+    job.write_state(JobState(job.id, name, "svd", state, time.time(), Heartbeat.now(), progress=FAR), fsync=False)
+    return job
+
+
+def change(job: Job, **changes: object) -> None:
+    job.write_state(replace(job.stored_state(), **changes), fsync=False)  # type: ignore[arg-type]
+
+
+def watched(root: Path, *arguments: str, meanwhile: Callable[[], None]) -> Result:
+    """What a command says while something happens."""
+    import_module("dlscale.batch.submit")  # before the clock of what happens runs
+    thread = threading.Thread(target=meanwhile)
+    thread.start()
+    result = CliRunner().invoke(commands, [*arguments, "--workspace", str(root / "ws")])
+    thread.join()
+    return result
+
+
+def watching(*arguments: str, cwd: Path, to: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "dlscale", *arguments, "--workspace", "ws"]
+    return subprocess.Popen(command, cwd=cwd, env=os.environ | {"TERM": "xterm"}, stdout=to, stderr=subprocess.PIPE)
+
+
+@pytest.mark.parametrize(
+    ("options", "states"), [((), ["queued: waits", "running", "failed: it broke"]), (("-q",), ["failed: it broke"])]
+)
+def test_a_job_is_watched_in_lines(options: tuple[str, ...], states: list[str], tmp_path: Path) -> None:
+    job = make_job(tmp_path, state="queued")
+    change(job, message="waits")
+
+    def live() -> None:
+        for state, message in (("running", ""), ("failed", "it broke")):
+            time.sleep(0.5)
+            change(job, state=state, message=message)
+
+    said = watched(tmp_path, "status", job.id[:5], "--watch", *options, meanwhile=live)
+    lines = said.stdout.splitlines()
+    assert said.exit_code == 0
+    assert len(lines) == len(states)
+    for line, state in zip(lines, states, strict=True):
+        assert line.startswith(f"{job.id} {state}")
+    assert "\x1b" not in said.output
+
+
+def test_jobs_are_watched_until_all_rest(tmp_path: Path) -> None:
+    done, job = make_job(tmp_path, "done", "succeeded"), make_job(tmp_path)
+    late: list[Job] = []
+
+    def live() -> None:
+        time.sleep(0.3)
+        late.append(make_job(tmp_path, "late"))
+        change(job, state="succeeded")
+        time.sleep(1.5)
+        change(late[0], state="cancelled", message="cancelled")
+
+    lines = watched(tmp_path, "jobs", "--watch", meanwhile=live).stdout.splitlines()
+    assert [line for line in lines if done.id in line] == []
+    assert lines[0] == f"{job.id} running: 42%, step 3 of 12 (iteration-2), 5.00 GFLOP/s, 100 MB/s, 30 s left"
+    assert f"{job.id} succeeded" in lines
+    assert lines[-1] == f"{late[0].id} cancelled: cancelled"
+
+
+def test_ctrl_c_ends_the_watching_and_no_job(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    before = job.state.read_bytes()
+    kinds = [("wait",), ("status", "--watch"), ("logs", "-f"), ("jobs", "--watch")]
+    leader, follower = pty.openpty()
+    started = [watching(*kind, cwd=tmp_path) for kind in kinds]
+    on_terminal = watching("status", "--watch", cwd=tmp_path, to=follower)
+    os.close(follower)
+    # Each says something at first, but for `wait`, which began before the others.
+    assert all(started[i].stdout.readline() for i in (1, 2, 3))
+    drawn = ""
+    while "step 3 of 12" not in drawn:
+        drawn += os.read(leader, 2**16).decode()
+    started.append(on_terminal)
+    for process in started:
+        process.send_signal(signal.SIGINT)
+    said = [process.communicate(timeout=60) for process in started]
+    assert [process.returncode for process in started] == [130] * len(started), said
+    for _, err in said:
+        assert re.search(rb"goes on; `dlscale cancel one-[\w-]+` stops it|The jobs go on", err)
+        assert b"Traceback" not in err
+    assert "\x1b[" in drawn
+    os.close(leader)
+    assert job.state.read_bytes() == before
+
+
+@pytest.mark.parametrize("command", [("jobs",), ("status",), ("status", "--watch"), ("jobs", "--watch")])
+def test_without_colours_where_they_are_not_wanted(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(tmp_path, state="succeeded")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    said = on_a_terminal(*command, "--workspace", "ws", cwd=tmp_path)
+    assert job.id in said
+    assert not re.search(r"\x1b\[[\d;]*[34]\dm", said)
+
+
+def test_quiet_goes_with_watch(tmp_path: Path) -> None:
+    make_job(tmp_path)
+    for command in ("status", "jobs"):
+        refused = CliRunner().invoke(commands, [command, "--quiet", "--workspace", str(tmp_path / "ws")])
+        assert (refused.exit_code, "--quiet goes with --watch" in refused.stderr) == (2, True)
+
+
+rows = st.builds(
+    ListedJob,
+    st.from_regex(r"[a-z]{1,12}-20261126-120000-[0-9a-f]{4}", fullmatch=True),
+    st.sampled_from(["svd", "kernel-ridge"]),
+    st.sampled_from(["running", "succeeded", "interrupted"]),
+    st.floats(0, 2e9),
+    st.floats(0, 1e6),
+    st.text(st.characters(categories=["L", "N", "Zs"]), max_size=120),
+)
+
+
+@given(st.lists(rows, min_size=1, max_size=4), st.integers(60, 200))
+def test_a_table_fits_its_terminal(jobs: list[ListedJob], width: int) -> None:
+    plain = [re.sub(r"\x1b\[\d*m", "", line) for line in table_lines(jobs, width=width)]
+    assert len(plain) == len(jobs) + 1
+    assert max(map(len, plain)) <= width
+    for job, line in zip(jobs, plain[1:], strict=True):
+        assert line.startswith(job.job)
+        assert job.state in line
