@@ -217,7 +217,7 @@ class System:
         start = Refined(found.X[:, left], found.residuals[left], found.errors[left], found.n_steps)
         return _put(found, left, self._by_gmres(start, np.ascontiguousarray(B[:, left]), factors, target))
 
-    def _refined(self, X: Array, B: Array, factors: Factorization, target: float | None, *, enough: float | None = None) -> Refined:
+    def _refined(self, X: Array, B: Array, factors: Factorization, target: float | None) -> Refined:
         """Refine a first solution X of ``A X = B``."""
         rhs = ArrayMatrix(B)
 
@@ -230,7 +230,7 @@ class System:
         if target is None or self.options.refine == "never":
             return refine(X, residual, solve, self.norm, target=0.0, max_steps=0)
         found = refine(X, residual, solve, self.norm, target=target)
-        if found.backward_error <= (enough or DOUBLE_TARGET * self._eps):
+        if found.backward_error <= DOUBLE_TARGET * self._eps:
             return found
         return self._by_gmres(found, B, factors, target)
 
@@ -259,8 +259,9 @@ class System:
         """Estimate of ``||A||_1 ||A^-1||_1`` by the last factors, and whether it is sure.
 
         Where A is better known than its factors, they are asked for the vector x that ``A^-1`` stretches most, and A whether they
-        are right about it, in one read: one step of refinement hardly changes ``F^-1 x``, or the refined vector is taken. Factors
-        in lower precision must be right about random vectors as well, or are replaced.
+        are right about it, in one read: one step of refinement hardly changes ``F^-1 x``, or the vector is solved for with A, and
+        what is told is then no more than the truth. Factors in lower precision must be right about random vectors as well, or are
+        replaced.
         """
         factors, n = self.factors, self.A.shape[0]
         assert factors is not None
@@ -290,9 +291,11 @@ class System:
             return self.condition()
         if settled:
             return number, is_sure(number, double, n)
-        target = MIXED_TARGET * float(np.finfo(double).eps)
-        found = self._refined(Z.astype(X.dtype, copy=False), X, approximate, target, enough=DOUBLE_TARGET * target)
-        number = max(number, self.norm * float(np.abs(found.X).sum() / np.abs(X).sum()))
+        # From nothing: what such factors make of the vector is wrong in all that matters.
+        size = np.abs(X).sum(axis=0)
+        found = self._by_gmres(Refined(np.zeros_like(X), size, np.full(1, np.inf), 0), X, approximate, float(np.finfo(double).eps))
+        stretched = float((np.abs(found.X).sum(axis=0) / (size + found.residuals))[0])
+        number = self.norm * stretched if stretched > 0 else number
         return number, found.backward_error * number <= LEFT and is_sure(number, double, n)
 
     def estimates(self, found: Refined) -> dict[str, Any]:
