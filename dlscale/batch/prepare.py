@@ -19,16 +19,19 @@ from dlscale.batch.spec import to_data
 from dlscale.batch.spec.consent import require_consent
 from dlscale.batch.spec.models import absolute
 from dlscale.batch.spec.sections import ClusterSpec, ImportSpec, JobSpec
-from dlscale.batch.workspace import Workspace
+from dlscale.batch.workspace import Job, Workspace
 from dlscale.declaration.faults import KeyPath
 from dlscale.declaration.kind import Kind
 from dlscale.engine.clusters import ClusterFacts, describe_cluster
+from dlscale.engine.events import WorkDone
 from dlscale.engine.plan import Plan
 from dlscale.errors import DlscaleError, DoesNotFitError, InputError, SpecError
+from dlscale.storage.exactness import inexact_words
 from dlscale.storage.files.durable import PARTIAL, require_free_space
 from dlscale.storage.files.nodes import attributes_of, remove_node
 from dlscale.storage.importers import import_matrix
 from dlscale.storage.inputs import Inputs, StoredResult
+from dlscale.storage.labels.names import Labels
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.matrix import Matrix
 from dlscale.storage.signatures import Signature, Stamp, source_version
@@ -88,6 +91,19 @@ class Prepared:
     @property
     def name(self) -> str:
         return self.spec.name or self.spec.kind
+
+    @property
+    def labels(self) -> Labels:
+        """What the rows and columns of the first matrix are called."""
+        first = self.inputs.get(KINDS[self.spec.kind].roles[0].name)
+        return Labels() if first is None else first.labels
+
+    def inexact_notes(self, job: Job) -> list[str]:
+        """A note on each input of which integers were rounded: as this process saw, or workers said, before a stop too."""
+        uris = set(self.inputs.inexact())
+        with suppress(SpecError):
+            uris.update(uri for event in job.read_events() if isinstance(event, WorkDone) for uri in event.inexact)
+        return [inexact_words(uri) for uri in sorted(uris)]
 
     def describe_plan(self) -> dict[str, Any]:
         """The plan and what each input is: what plan.json and the result's attributes hold."""

@@ -37,14 +37,13 @@ from dlscale.batch.workspace import Heartbeat, Job, JobState, Workspace
 from dlscale.engine.clusters import open_cluster
 from dlscale.engine.clusters.client import answers
 from dlscale.engine.clusters.launchers import lost_rank
-from dlscale.engine.events import Emit, Event, Warned, WorkDone, ignore
+from dlscale.engine.events import Emit, Event, Warned, ignore
 from dlscale.engine.machine import describe_machine
 from dlscale.engine.plan import Plan
 from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.errors import CertificateError, DlscaleError, InputError, Interrupted, NumericalError, RankError, SpecError
 from dlscale.report import words
-from dlscale.storage.exactness import inexact_words
 from dlscale.storage.files import locks
 from dlscale.storage.files.atomic import fsync_path, hidden, write_atomically
 from dlscale.storage.files.locks import LockLostError
@@ -345,20 +344,13 @@ def _compute(job: Job, prepared: Prepared, group: ResultGroup, recorder: Recorde
         for problem in (*checkpoint.problems, *losses):
             recorder.emit(Warned(problem))
     prepared.inputs.require_unchanged()
-    outcome = replace(outcome, notes=(*outcome.notes, *_inexact(job, prepared)))
+    outcome = replace(outcome, notes=(*outcome.notes, *prepared.inexact_notes(job)))
     recorder.change("certifying", summary=_summary(outcome))
     outcome.certificate.require()
     for name, array in outcome.arrays.items():
         group.put(name, array)
+    group.name_axes(prepared.labels)
     return outcome
-
-
-def _inexact(job: Job, prepared: Prepared) -> list[str]:
-    """A note on each input of which integers were rounded: as this process saw, or workers said, before a stop too."""
-    uris = set(prepared.inputs.inexact())
-    with suppress(SpecError):
-        uris.update(uri for event in job.read_events() if isinstance(event, WorkDone) for uri in event.inexact)
-    return [inexact_words(uri) for uri in sorted(uris)]
 
 
 def _failed(reason: BaseException, job: Job, prepared: Prepared, output: Path, recorder: Recorder) -> Exception:
@@ -376,7 +368,8 @@ def _failed(reason: BaseException, job: Job, prepared: Prepared, output: Path, r
 
 
 def _result_group(job: Job, prepared: Prepared, output: Path) -> ResultGroup:
-    return ResultGroup(output, overwrite=prepared.spec.overwrite, fsync=not prepared.facts.one_host, owner=job.id)
+    shared, dimensions = not prepared.facts.one_host, KINDS[prepared.spec.kind].dimensions
+    return ResultGroup(output, overwrite=prepared.spec.overwrite, fsync=shared, owner=job.id, dimensions=dimensions)
 
 
 def _summary(outcome: Outcome) -> dict[str, Any]:

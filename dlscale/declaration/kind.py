@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from dlscale.arrays import Array
@@ -81,6 +81,9 @@ class Kind:
         Fields of the options that stand beside the params, as sections of their own.
     rule : callable, optional
         From the roles that were given to what is wrong with them together, if anything is.
+    dimensions : mapping of str to tuple of str
+        What the first axes of arrays of the result go along: ``row`` or ``column`` of the first matrix, whose names they then
+        have, ``component`` and the like.
     collective : bool
         Whether its workers wait for each other (allreduce): it then needs all of them at once, and runs alone on a cluster.
     """
@@ -96,6 +99,7 @@ class Kind:
     roles: tuple[Role, ...] = (Role("matrix"),)
     sections: tuple[str, ...] = ()
     rule: Callable[[Collection[str]], str | None] | None = None
+    dimensions: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     collective: bool = False
 
     def inputs(self, sources: Mapping[str, Any]) -> Inputs:

@@ -118,6 +118,7 @@ KIND = Kind(
     options=CovariateOptions,
     plan=plan_covariate,
     compute=compute_covariate,
+    dimensions={"weights": ("row",), "classifier/layer-0/weight": ("column",)},
     example="{kind: covariate_weights, input: {features: x.zarr, target_features: z.zarr}}",
     roles=(
         Role("features", f"{MATRIX}: the rows that get weights"),

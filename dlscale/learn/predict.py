@@ -200,6 +200,7 @@ KIND = Kind(
     options=PredictOptions,
     plan=plan_predict,
     compute=compute_predict,
+    dimensions={"predictions": ("row",), "labels": ("row",)},
     example="{kind: predict, input: {features: x.zarr, model: results/model.zarr}}",
     roles=(
         Role("features"),

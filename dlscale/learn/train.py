@@ -241,6 +241,7 @@ KIND = Kind(
     options=TrainOptions,
     plan=plan_train,
     compute=compute_train,
+    dimensions={"parameters/layer-0/weight": ("column",)},
     example="{kind: train, input: {features: x.zarr, targets: y.zarr}, model: {type: softmax}, params: {epochs: 20}}",
     roles=(
         Role("features"),

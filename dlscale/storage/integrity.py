@@ -75,11 +75,18 @@ def check_chunks(array: Any, uri: str, *, missing_chunks: MissingChunks = "refus
 
 def holds_numbers(array: Any) -> bool:
     """Whether an array is of plain numbers: decoding objects, such as pickles, could run what a stranger wrote into them."""
-    metadata = array.metadata
+    return np.dtype(array.dtype).kind in "biufc" and not _is_pickled(array)
+
+
+def holds_text(array: Any) -> bool:
+    """Whether an array is of plain text, as names are."""
+    return np.dtype(array.dtype).kind in "TU" and not _is_pickled(array)
+
+
+def _is_pickled(array: Any) -> bool:
     names = ("filters", "codecs", "compressor")
-    codecs = [codec for name in names for codec in _listed(getattr(metadata, name, None))]
-    pickled = any("pickle" in str(getattr(codec, "codec_id", type(codec).__name__)).lower() for codec in codecs)
-    return np.dtype(array.dtype).kind in "biufc" and not pickled
+    codecs = [codec for name in names for codec in _listed(getattr(array.metadata, name, None))]
+    return any("pickle" in str(getattr(codec, "codec_id", type(codec).__name__)).lower() for codec in codecs)
 
 
 def _listed(value: Any) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ from dlscale.errors import InputError
 from dlscale.storage.arrays import plain_array
 from dlscale.storage.files.locations import expand_home
 from dlscale.storage.integrity import MissingChunks
+from dlscale.storage.labels.names import labels_of
 from dlscale.storage.matrix import ArrayMatrix, DaskMatrix, Matrix, compute_dtype
 from dlscale.storage.sparse.groups import compressed_in, sparse_names
 from dlscale.storage.sparse.matrix import in_memory, oriented
@@ -49,9 +50,10 @@ def open_matrix(source: Any, *, vectors: bool = False, missing_chunks: MissingCh
     if isinstance(source, str | os.PathLike):
         matrix = _at(expand_home(source).removeprefix("file://"), vectors=vectors, missing_chunks=missing_chunks)
     elif type(source).__module__.startswith("dask."):
+        labels = labels_of(source)
         if hasattr(source, "to_dask_array"):  # a data frame
             source = source.to_dask_array(lengths=True)
-        matrix = DaskMatrix(_two_dimensional(source, "The Dask array", vectors))
+        matrix = DaskMatrix(_two_dimensional(source, "The Dask array", vectors), labels)
         matrix.is_vector = source.ndim == 1
     elif type(source).__module__.startswith("zarr.") and hasattr(source, "shape"):
         matrix = ZarrMatrix.wrap(source, vectors=vectors, missing_chunks=missing_chunks)
@@ -61,7 +63,7 @@ def open_matrix(source: Any, *, vectors: bool = False, missing_chunks: MissingCh
         matrix = in_memory(source)
     else:
         array = plain_array(source)
-        matrix = ArrayMatrix(_two_dimensional(array, "The array", vectors))
+        matrix = ArrayMatrix(_two_dimensional(array, "The array", vectors), labels_of(source))
         matrix.is_vector = array.ndim == 1
     compute_dtype(matrix.stored_dtype)
     if 0 in matrix.shape:

@@ -17,7 +17,10 @@ from dlscale.errors import InputError
 from dlscale.sparse_rows import SparseRows
 from dlscale.storage.arrays import numbers_of, unmasked
 from dlscale.storage.exactness import has_inexact
+from dlscale.storage.labels.names import Labels
 from dlscale.storage.signatures import Signature
+
+_UNNAMED = Labels()
 
 
 def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -164,6 +167,11 @@ class Matrix(ABC):
         return {}
 
     @property
+    def labels(self) -> Labels:
+        """What its rows and columns are called; looked up where it is stored whenever it is asked for."""
+        return Labels()
+
+    @property
     def notes(self) -> list[str]:
         """What a user should know before computing on it."""
         if self.dtype == self.stored_dtype:
@@ -200,6 +208,10 @@ class View(Matrix):
     @property
     def attributes(self) -> dict[str, Any]:
         return self.base.attributes
+
+    @property
+    def labels(self) -> Labels:
+        return self.base.labels.fitting(self.shape)
 
     def expect(self, start: int, stop: int) -> None:
         self.base.expect(start, stop)
@@ -255,6 +267,10 @@ class Transposed(View):
     @property
     def T(self) -> Matrix:
         return self.base
+
+    @property
+    def labels(self) -> Labels:
+        return self.base.labels.T
 
     def expect(self, start: int, stop: int) -> None:
         """Nothing: these rows are columns of the other one."""
@@ -330,11 +346,15 @@ class ArrayMatrix(Matrix):
     in_memory = True
     any_range = True
 
-    def __init__(self, array: Array) -> None:
-        self.array = array
+    def __init__(self, array: Array, labels: Labels = _UNNAMED) -> None:
+        self.array, self._labels = array, labels
         self.shape = (array.shape[0], array.shape[1])
         self.stored_dtype = array.dtype
         self.uri = "NumPy array"
+
+    @property
+    def labels(self) -> Labels:
+        return self._labels
 
     def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
         return self.converted(self.array[slice(*rows), slice(*columns)]).astype(self.dtype, copy=False)
@@ -343,14 +363,18 @@ class ArrayMatrix(Matrix):
 class DaskMatrix(Matrix):
     """A Dask array; each read computes just its rows, in the calling thread."""
 
-    def __init__(self, array: Any) -> None:
+    def __init__(self, array: Any, labels: Labels = _UNNAMED) -> None:
         if any(np.isnan(length) for length in array.shape):
             raise InputError("The Dask array has unknown chunk sizes; call array.compute_chunk_sizes() first.")
-        self.array = array
+        self.array, self._labels = array, labels
         self.shape = (int(array.shape[0]), int(array.shape[1]))
         self.stored_dtype = array.dtype
         self.uri = f"Dask array {array.name}"
         self.row_unit, self.column_unit = array.chunksize
+
+    @property
+    def labels(self) -> Labels:
+        return self._labels
 
     def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
         block = self.array[slice(*rows), slice(*columns)].compute(scheduler="synchronous")

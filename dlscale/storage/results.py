@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ from dlscale.errors import SpecError
 from dlscale.storage.files import locks
 from dlscale.storage.files.atomic import PARTIAL, exchange, fsync_path, hidden, is_own_folder, make_folder, write_atomically
 from dlscale.storage.files.durable import Stamp, fsync_tree
-from dlscale.storage.files.nodes import find_node, group_metadata, place_node
+from dlscale.storage.files.nodes import find_node, group_metadata, place_node, remove_node
+from dlscale.storage.labels.names import AXES, Labels
+from dlscale.storage.labels.writing import write_names
 from dlscale.storage.seals import SEAL, make_seal
 from dlscale.storage.writers import ArrayWriter, Layout, Shape, create_array, put_array, reopen_array
 
@@ -50,6 +52,8 @@ class ResultGroup:
         See `ArrayWriter`.
     owner : str
         Who writes; what another owner left in the hidden folder is removed.
+    dimensions : mapping of str to tuple of str, optional
+        What the first axes of an array are called, by its name; others are called after their array.
 
     Raises
     ------
@@ -58,7 +62,15 @@ class ResultGroup:
         writing there.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False, fsync: bool = False, owner: str = "") -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        fsync: bool = False,
+        owner: str = "",
+        dimensions: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> None:
         place = os.fspath(path).removeprefix("file://")
         if "://" in place:
             raise SpecError(f"A result must go to a path on a file system of this machine, got {place}; copy it there afterwards.")
@@ -67,6 +79,7 @@ class ResultGroup:
         self._overwrite, self._fsync = overwrite, fsync
         self._writers: dict[str, ArrayWriter] = {}
         self._owner = owner
+        self._dimensions, self._lengths = dimensions or {}, dict[str, int]()
         self._check_final()
         with self._writable():
             make_folder(self.path.parent)
@@ -89,14 +102,35 @@ class ResultGroup:
         self._lock.check()
         path = place_node(self.partial, name)
         make = create_array if name in self._writers else reopen_array
-        writer = make(path, Layout(shape, dtype, chunks, shards), name=name, fsync=self._fsync)
+        layout = Layout(shape, dtype, chunks, shards, self._dimensions_of(name, shape))
+        writer = make(path, layout, name=name, fsync=self._fsync)
         return self._writers.setdefault(name, writer)
 
     def put(self, name: str, array: NDArray[Any]) -> None:
         """Write a small array whole, replacing the one of that name."""
         self._lock.check()
         self._writers.pop(name, None)
-        put_array(place_node(self.partial, name), np.asarray(array), name=name)
+        array = np.asarray(array)
+        put_array(place_node(self.partial, name), array, name=name, dimensions=self._dimensions_of(name, array.shape))
+
+    def name_axes(self, labels: Labels) -> None:
+        """Write the names of rows and columns, where an array has such, beside the arrays, as xarray does."""
+        self._lock.check()
+        for axis, names in zip(AXES, labels, strict=True):
+            if names is not None and self._lengths.get(axis) == len(names):
+                path = place_node(self.partial, axis)
+                remove_node(path)
+                write_names(path, axis, names)
+
+    def _dimensions_of(self, name: str, shape: Shape) -> tuple[str, ...]:
+        """What the axes of an array are called."""
+        known, own = self._dimensions.get(name, ()), name.rpartition("/")[2]
+        called = []
+        for axis, length in enumerate(shape):
+            # xarray refuses a group in which two lengths have one name.
+            fits = axis < len(known) and self._lengths.setdefault(known[axis], length) == length
+            called.append(known[axis] if fits else f"{own}_{axis}")
+        return tuple(called)
 
     def publish(self, attributes: dict[str, Any]) -> Path:
         """Flush everything to the disk and rename the group to its final path.

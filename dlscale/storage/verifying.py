@@ -18,7 +18,8 @@ from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.files.atomic import read_plain
 from dlscale.storage.files.durable import check_chunk, crc32c
 from dlscale.storage.groups import open_array, open_arrays, result_attributes
-from dlscale.storage.integrity import check_chunks, holds_numbers
+from dlscale.storage.integrity import check_chunks, holds_numbers, holds_text
+from dlscale.storage.labels.writing import FOLDER
 from dlscale.storage.seals import SEAL, description_crc, displaced
 
 #: The array that holds the factor of which a check of orthogonality speaks, and whether its rows are the vectors.
@@ -81,6 +82,9 @@ def verify(path: str, findings: Findings | None = None) -> Findings:
     except InputError as error:
         if local is None or not (local / "zarr.json").exists() or _is_array(local):
             _verify_array(open_array(path), path, local, findings)
+            if local is not None and (local / FOLDER).is_dir():
+                for name, names in sorted(open_arrays(f"{path}/{FOLDER}").items()):
+                    _verify_array(names, f"{path}/{FOLDER}/{name}", local / FOLDER / name, findings)
             return findings
         findings.damage.append(str(error))
         arrays = _arrays_one_by_one(local, findings)
@@ -152,7 +156,7 @@ def _verify_array(array: Any, uri: str, root: Path | None, findings: Findings, *
         check_chunks(array, uri)
     except MissingChunkError as error:
         findings.damage.append(str(error))
-    if not holds_numbers(array):
+    if not (holds_numbers(array) or holds_text(array)):
         findings.notes.append(f"{uri} holds no plain numbers; nothing of it was decoded.")
         return
     checked, own = _checksums(array)

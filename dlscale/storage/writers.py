@@ -61,12 +61,15 @@ class Layout:
         Boolean, integer, float or complex, as NumPy names them.
     chunks, shards : tuple of int
         Chunks longer than the array are cut to its length, unless it is sharded.
+    dimensions : tuple of str, optional
+        What its axes are called.
     """
 
     shape: Shape
     dtype: DTypeLike
     chunks: Shape
     shards: Shape | None = None
+    dimensions: tuple[str, ...] | None = None
 
     def checked(self, path: Path) -> tuple[Shape, np.dtype[Any], Shape, Shape | None]:
         """Shape, dtype, chunks and shards as they are stored (SpecError where they are not possible)."""
@@ -99,9 +102,7 @@ class ArrayWriter:
         For messages.
     path : Path
         The array's folder.
-    shape, chunks : tuple of int
-    dtype : numpy.dtype
-    shards : tuple of int or None
+    shape, chunks, dtype, shards : see `Layout`
     fsync : bool
         Flush each chunk file to the disk as it is written, in the process that writes it. `flush` does it later and for
         less, but only for what this machine's kernel holds; on a file system shared by several machines, use True.
@@ -306,11 +307,9 @@ def create_array(
     ----------
     path : str or path
         Its folder; without ``parents`` it is made in one that is there.
-    layout : Layout
     name : str, optional
         For messages; by default the last part of the path.
-    fsync, checksum : bool
-        See `ArrayWriter`.
+    fsync, checksum : see `ArrayWriter`
     overwrite : bool
         Remove the Zarr array or group that is there first, whatever its layout.
 
@@ -321,7 +320,7 @@ def create_array(
     """
     path = Path(path).absolute()  # a writer is pickled to processes with other working folders
     writer = ArrayWriter(name or path.name, path, *layout.checked(path), fsync, checksum)
-    wanted = _array_metadata(writer)
+    wanted = _array_metadata(writer, layout.dimensions)
     if overwrite:
         remove_node(path)
     found = find_node(path)
@@ -351,7 +350,9 @@ def reopen_array(path: Path, layout: Layout, *, name: str, fsync: bool) -> Array
         return create_array(path, layout, name=name, fsync=fsync)
 
 
-def put_array(path: Path, array: NDArray[Any], *, name: str | None = None) -> tuple[ArrayWriter, dict[str, int]]:
+def put_array(
+    path: Path, array: NDArray[Any], *, name: str | None = None, dimensions: tuple[str, ...] | None = None
+) -> tuple[ArrayWriter, dict[str, int]]:
     """Write a small array whole into a folder that is there, in place of a Zarr node of its name; `fsync_tree` is the caller's.
 
     Returns
@@ -364,7 +365,8 @@ def put_array(path: Path, array: NDArray[Any], *, name: str | None = None) -> tu
     row_bytes = array.nbytes // max(1, len(array)) if array.ndim else array.nbytes
     rows = max(1, _CHUNK_BYTES // max(1, row_bytes))
     chunks = tuple(max(1, min(n, rows) if axis == 0 else n) for axis, n in enumerate(array.shape))
-    writer = create_array(path, Layout(array.shape, array.dtype, chunks), name=name, overwrite=True, parents=False)
+    layout = Layout(array.shape, array.dtype, chunks, dimensions=dimensions)
+    writer = create_array(path, layout, name=name, overwrite=True, parents=False)
     array = array.astype(writer.dtype, copy=False)
     crcs = {}
     if array.size:
@@ -383,7 +385,7 @@ def publish_array(writer: ArrayWriter, destination: Path, attributes: dict[str, 
     return destination
 
 
-def _array_metadata(writer: ArrayWriter) -> bytes:
+def _array_metadata(writer: ArrayWriter, dimensions: tuple[str, ...] | None) -> bytes:
     array = zarr.create_array(
         store={},
         shape=writer.shape,
@@ -393,5 +395,6 @@ def _array_metadata(writer: ArrayWriter) -> bytes:
         filters=None,
         compressors=[Crc32cCodec()] if writer.checksum else None,
         fill_value=0,
+        dimension_names=dimensions,
     )
     return array.metadata.to_buffer_dict(default_buffer_prototype())["zarr.json"].to_bytes()

@@ -21,6 +21,8 @@ from dlscale.errors import CorruptionError, InputError, MissingChunkError
 from dlscale.host import total_bytes
 from dlscale.storage.chunk_files import Window, read_together, read_window
 from dlscale.storage.integrity import MissingChunks, check_chunks, require_numbers
+from dlscale.storage.labels.names import Labels
+from dlscale.storage.labels.stored import labels_at
 from dlscale.storage.matrix import Matrix
 from dlscale.storage.packing import Packing
 from dlscale.storage.signatures import Signature
@@ -101,6 +103,11 @@ class ZarrMatrix(Matrix):
     def attributes(self) -> dict[str, Any]:
         found = dict(self.array.attrs).get("dlscale")
         return found if isinstance(found, dict) else {}
+
+    @property
+    def labels(self) -> Labels:
+        named = getattr(self.array.metadata, "dimension_names", None) or dict(self.array.attrs).get("_ARRAY_DIMENSIONS")
+        return labels_at(self.uri, self.shape, named if isinstance(named, list | tuple) else None)
 
     @property
     def notes(self) -> list[str]:

@@ -362,6 +362,7 @@ KIND = Kind(
     options=EighOptions,
     plan=_plan,
     compute=_compute,
+    dimensions={"eigenvalues": ("pair",), "eigenvectors": ("column", "pair"), "residuals": ("pair",)},
     example="{kind: eigh, input: {matrix: a.zarr}, params: {n_components: 20}}",
     roles=(Role("matrix"), Role("b", "as the matrix, positive definite: of A x = lambda B x", optional=True)),
 )

@@ -321,6 +321,7 @@ KIND = Kind(
     options=LstsqOptions,
     plan=plan_lstsq,
     compute=compute_lstsq,
+    dimensions={"x": ("column",)},
     example="{kind: lstsq, input: {matrix: a.zarr, rhs: b.zarr}}",
     roles=(Role("matrix"), RHS),
 )

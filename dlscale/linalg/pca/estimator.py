@@ -46,6 +46,8 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
     mean_ : (n,)
     noise_variance_ : float
     n_components_, n_samples_, n_features_in_ : int
+    feature_names_in_ : (n,) of str
+        Where the columns have names.
     notes_ : tuple of str
         Decisions taken on the way, and what to know of the answer.
 
@@ -309,6 +311,7 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
             matrix = open_matrix(X)
             if not reset and matrix.shape[1] != self.n_features_in_:
                 raise SpecError(f"X must have {self.n_features_in_} columns, as in fit; got {matrix.shape[1]}.")
+            self._name_features(matrix, reset=reset)
             return matrix
         if isinstance(X, np.ma.MaskedArray):
             X = unmasked(X)
@@ -328,6 +331,19 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
             ensure_all_finite=False,
         )
         return open_matrix(X)
+
+    def _name_features(self, A: Matrix, *, reset: bool) -> None:
+        """Take over, or compare, the names of the columns of a matrix that is stored, as scikit-learn does of a data frame."""
+        names = A.labels.column
+        fitted = getattr(self, "feature_names_in_", None)
+        if reset and names is not None:
+            self.feature_names_in_ = np.array(names[:], object)
+        elif reset and fitted is not None:
+            del self.feature_names_in_
+        elif names is not None and fitted is not None:
+            for j in np.flatnonzero(np.array(names[:], object) != fitted)[:1].tolist():
+                found = names[j : j + 1][0]
+                raise SpecError(f"X must have the columns of fit, in their order; column {j} is {found!r}, not {fitted[j]!r}.")
 
     @property
     def _n_features_out(self) -> int:

@@ -348,5 +348,13 @@ KIND = Kind(
     options=PCAOptions,
     plan=matrix_plan(plan_pca),
     compute=matrix_compute(compute_pca),
+    dimensions={
+        "components": ("component", "column"),
+        "explained_variance": ("component",),
+        "explained_variance_ratio": ("component",),
+        "singular_values": ("component",),
+        "mean": ("column",),
+        "scores": ("row", "component"),
+    },
     example="{kind: pca, input: {matrix: a.zarr}, params: {n_components: 0.95}}",
 )

@@ -301,6 +301,7 @@ KIND = Kind(
     options=RidgeOptions,
     plan=plan_ridge,
     compute=compute_ridge,
+    dimensions={"coefficients": ("column",)},
     example="{kind: ridge, input: {matrix: a.zarr, rhs: b.zarr}, params: {penalties: [0.1, 1, 10]}}",
     roles=(Role("matrix"), RHS),
 )

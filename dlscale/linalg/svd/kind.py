@@ -278,5 +278,6 @@ KIND = Kind(
     options=SVDOptions,
     plan=matrix_plan(plan_svd),
     compute=matrix_compute(compute_svd),
+    dimensions={"u": ("row", "component"), "s": ("component",), "vh": ("component", "column")},
     example="{kind: svd, input: {matrix: a.zarr}, params: {n_components: 50}}",
 )

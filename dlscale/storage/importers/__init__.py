@@ -32,6 +32,7 @@ from dlscale.storage.importers.parquet import PARQUET_SUFFIXES, read_parquet
 from dlscale.storage.importers.samples import is_sample, read_sample
 from dlscale.storage.importers.strips import StripWriter
 from dlscale.storage.importers.tables import KEPT_DTYPES, Reader, Request, Table, is_url
+from dlscale.storage.labels.writing import LabelsWriter
 from dlscale.storage.sparse.writing import CompressedWriter
 
 __all__ = ["FORMATS", "ReadOptions", "import_matrix"]
@@ -162,19 +163,22 @@ def _copy(
         dtype = _final_dtype(table, request)
         row_bytes = table.n_columns * dtype.itemsize
         _require_room(table, dtype, request=request)
-        writer = _writer(path, table, dtype, request, chunks=chunks)
+        writer, labels = _writer(path, table, dtype, request, chunks=chunks), LabelsWriter(path)
         while True:
             with _explained(source):
                 block = next(blocks, None)
             if block is None:
                 break
             writer.append(block)
+            labels.append("row", table.row_names)
+            table.row_names.clear()
             if progress is not None:
                 progress(*(table.position() if table.position else (writer.n_rows * row_bytes, (table.n_rows or 0) * row_bytes)))
         with _explained(source):
+            labels.copy(table.labels)
             reading.close()
         notes = [*table.notes, *([inexact_words(without_secrets(source))] if writer.is_inexact else [])]
-        writer.finish(notes)
+        writer.finish(notes, labels.finish())
     return notes
 
 

@@ -73,6 +73,7 @@ class Columns:
     numbers: set[int] = field(default_factory=set)  # columns with another number than 0 and 1 in the first piece
     settled: bool = False  # by the first piece
     count: float | None = None  # the last number of a row that the first column held, which is left out; -1 before the first
+    row_names: list[str] | None = None  # what the first column held, which is left out, of the rows of the last block
 
     def continued_by(self, numbers: Array) -> bool:
         """Whether these number the rows on, from 0 or 1; if so, they count."""
@@ -96,6 +97,8 @@ def read_cells(piece: Piece, dialect: Dialect, columns: Columns, *, dtype: np.dt
             if not cells or (len(cells) == 1 and not cells[0].strip() and len(columns.names) > 1):
                 continue
             rows.append(_row(cells, dialect, columns, dtype=dtype, where=where))
+            if columns.row_names is not None:
+                columns.row_names.append(cells[0].strip())
             if len(rows) * len(columns.chosen) >= CELLS_PER_BLOCK:
                 yield np.array(rows, dtype)
                 rows = []

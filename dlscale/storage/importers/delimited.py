@@ -12,9 +12,10 @@ import numpy as np
 from dlscale.arrays import Array
 from dlscale.errors import InputError, SpecError
 from dlscale.storage.importers.cells import Columns, read_cells
-from dlscale.storage.importers.dialect import INDEX_NAMES, Head, read_head
+from dlscale.storage.importers.dialect import INDEX_NAMES, WORDS_OF_ROWS, Head, read_head
 from dlscale.storage.importers.records import Piece, record_pieces, without_comments, without_runs
 from dlscale.storage.importers.tables import Blocks, Request, Table, need, open_text
+from dlscale.storage.labels.names import Labels
 
 PIECE_BYTES = 8 << 20  # of text at a time; it takes about 15 times that while parsed, and less is slow with many columns
 LEAST_COUNT = 3  # of rows that a column of numbers counts by no accident
@@ -49,9 +50,11 @@ def read_delimited(request: Request) -> Iterator[Table]:
         reader = _Reader(request, head, columns, dtype)
         rest = itertools.chain([head.rest], map(reader.prepared, pieces))
         blocks = (block for piece in rest for block in reader.blocks(piece))
-        if request.columns is None and request.index is None and len(columns.chosen) > 1:
+        if request.columns is None and request.index is None and columns.row_names is None and len(columns.chosen) > 1:
             blocks = _noting_counts(blocks, columns.names[columns.chosen[0]], source=request.source, notes=notes)
-        yield Table(None, len(columns.chosen), dtype, blocks, position=position, notes=notes)
+        named = Labels(column=[columns.names[j] for j in columns.chosen]) if head.named else Labels()
+        rows = [] if columns.row_names is None else columns.row_names
+        yield Table(None, len(columns.chosen), dtype, blocks, position=position, notes=notes, labels=named, row_names=rows)
 
 
 def _noting_counts(blocks: Blocks, name: str, *, source: str, notes: list[str]) -> Blocks:
@@ -107,18 +110,24 @@ def _columns(request: Request, head: Head) -> tuple[Columns, list[str]]:
         raise SpecError(
             f"{request.source}: its first columns have no names, as numbers of rows have none. Leave them out with drop: ['']."
         )
-    unnamed = head.named and names[0] in INDEX_NAMES and len(names) > 1
-    if request.columns is None and chosen[:1] == [0] and (request.index or (request.index is None and unnamed)):
-        columns.chosen = chosen[1:]
-        what = "names"
-        if request.index is None and _begins_with_number(head):
-            columns.count, what = -1, "numbers"
-        notes = [
-            f"{request.source}: the first column ({names[0]!r}) holds the rows' {what} and is left out; index: false keeps it."
-        ]
+    counts = request.index is None and _begins_with_number(head)
+    # Of columns that were named, none is left out.
+    is_free = 0 in chosen if request.columns is None else 0 not in chosen and not counts
+    if is_free and len(names) > 1 and (_names_rows(head) if request.index is None else request.index):
+        columns.chosen = [j for j in chosen if j != 0]
+        columns.count, columns.row_names = (-1, None) if counts else (None, [])
+        what = f"the first column ({names[0]!r}) holds the rows' {'numbers' if counts else 'names'}"
+        notes = [f"{request.source}: {what} and is left out; index: false keeps it."]
     if not columns.chosen:
         raise SpecError(f"{request.source}: no column is left; its columns are: {', '.join(names[:20])}.")
     return columns, notes[: request.index is None]
+
+
+def _names_rows(head: Head) -> bool:
+    """Whether the first column is called as an index is; words there are names of rows under other names, too."""
+    if not head.named:
+        return False
+    return head.names[0] in INDEX_NAMES or (head.names[0].lower() in WORDS_OF_ROWS and not _begins_with_number(head))
 
 
 def _begins_with_number(head: Head) -> bool:
@@ -166,12 +175,12 @@ class _Reader:
         table = self._csv.read_csv(
             self._arrow.BufferReader(text), read_options=read, parse_options=parse, convert_options=self._convert()
         )
-        index = None if columns.count is None else table.columns[-1].to_numpy()
-        if index is not None and not columns.continued_by(index):
+        if columns.count is not None and not columns.continued_by(table.columns[-1].to_numpy()):
             return None
-        return np.stack([self._filled(column) for column in table.columns[: len(columns.chosen)]], axis=1).astype(
-            self._dtype, copy=False
-        )
+        block = np.stack([self._filled(column) for column in table.columns[: len(columns.chosen)]], axis=1)
+        if columns.row_names is not None:
+            columns.row_names += map(str.strip, table.columns[-1].to_pylist())
+        return block.astype(self._dtype, copy=False)
 
     def _parsed_wide(self, text: bytes) -> Array | None:
         """By Arrow, all cells as one column; None if some line has another number of them, or a cell may hold several words."""
@@ -181,6 +190,10 @@ class _Reader:
         lines, n_columns = [line for line in text.split(b"\n") if line.strip()], len(columns.names)
         if any(line.count(delimiter) != n_columns - 1 for line in lines):
             return None
+        names: list[str] = []
+        if columns.row_names is not None:
+            parted = [line.partition(delimiter) for line in lines]
+            names, lines = [name.decode().strip() for name, _, _ in parted], [b"0" + delimiter + rest for _, _, rest in parted]
         cells = b"\n".join(lines).replace(delimiter, b"\n")
         read = self._csv.ReadOptions(block_size=len(cells) + 2, column_names=["0"], use_threads=False)
         parse = self._csv.ParseOptions(delimiter="\x1f", quote_char=False, ignore_empty_lines=False)
@@ -189,6 +202,8 @@ class _Reader:
         block = self._filled(table.columns[0]).reshape(len(lines), n_columns)
         if columns.count is not None and not columns.continued_by(block[:, 0]):
             return None
+        if columns.row_names is not None:
+            columns.row_names += names
         return block if columns.chosen == list(range(n_columns)) else block[:, columns.chosen]
 
     def _filled(self, column: Any) -> Array:
@@ -207,10 +222,14 @@ class _Reader:
 
     def _convert_options(self, booleans: list[str], chosen: list[str]) -> Any:
         types = dict.fromkeys(chosen, self._arrow.from_numpy_dtype(self._dtype)) | dict.fromkeys(booleans, self._arrow.bool_())
-        counted = ["0"] if self._columns.count is not None and chosen != ["0"] else []
+        columns, beside = self._columns, {}
+        if chosen != ["0"] and columns.count is not None:
+            beside = {"0": self._arrow.float64()}
+        elif chosen != ["0"] and columns.row_names is not None:
+            beside = {"0": self._arrow.string()}
         return self._csv.ConvertOptions(
-            column_types=types | dict.fromkeys(counted, self._arrow.float64()),
-            include_columns=chosen + counted,
+            column_types=types | beside,
+            include_columns=[*chosen, *beside],
             null_values=sorted(self._dialect.missing),
             strings_can_be_null=False,
             true_values=[*self._dialect.words[1], "1"],

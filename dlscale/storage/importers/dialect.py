@@ -17,6 +17,8 @@ from dlscale.storage.importers.records import Piece, without_runs
 MISSING = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "None")
 DELIMITERS = {"tab": "\t", "blank": " "}
 INDEX_NAMES = ("", "Unnamed: 0", "__index_level_0__")  # pandas writes these over the names of rows
+#: What people write over names of rows.
+WORDS_OF_ROWS = ("index", "id", "name", "names", "row", "rows", "rowname", "rownames", "row.names", "sample", "sample_id")
 _DOUBLE = np.dtype(np.float64)
 _SAMPLE_BYTES = 1 << 20
 _PLAIN = re.compile(r"[+-]?(\d+)(?:,(\d+))?(?:[eE][+-]?\d+)?")

@@ -26,6 +26,7 @@ from dlscale.storage.importers.tables import (
     open_binary,
     row_ranges,
 )
+from dlscale.storage.labels.hdf5 import labels_of_dataset, labels_of_group
 from dlscale.storage.packing import PACKING_KEYS, Packing
 from dlscale.storage.signatures import Stamp
 
@@ -63,7 +64,7 @@ def read_hdf5(request: Request) -> Iterator[Table]:
         if packing is not None:
             dtype = np.dtype(np.float64) if dtype.kind in "iu" or dtype.itemsize == 2 else dtype
             blocks = _unpacked(blocks, packing, dtype=dtype, what=what)
-        yield Table(m, n, dtype, blocks, attributes, notes=turned)
+        yield Table(m, n, dtype, blocks, attributes, notes=turned, labels=labels_of_dataset(h5py, store, dataset, (m, n)))
 
 
 def _dataset(h5py: Any, store: Any, request: Request) -> Any:
@@ -113,7 +114,8 @@ def _sparse_table(h5py: Any, store: Any, group: Any, request: Request) -> Table:
             f"{request.source}: {group.name!r} is a sparse matrix in three arrays that do not say its shape, as those of AnnData, "
             "10x and MATLAB do; write it by scipy.sparse.save_npz or scipy.io.mmwrite. (Name one of its arrays to import that.)"
         )
-    return replace(compressed_table(found[0], request, notes=found[1]), attributes=_read_also(others))
+    labels = labels_of_group(h5py, store, group, found[0].shape)
+    return replace(compressed_table(found[0], request, notes=found[1]), attributes=_read_also(others), labels=labels)
 
 
 def _read_also(others: set[Path]) -> dict[str, Any]:

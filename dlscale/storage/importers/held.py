@@ -9,6 +9,7 @@ import numpy as np
 
 from dlscale.storage.files.durable import require_free_space
 from dlscale.storage.importers.strips import default_chunks
+from dlscale.storage.labels.writing import write_labels
 from dlscale.storage.matrix import Matrix
 from dlscale.storage.sparse.matrix import PIECE_NONZEROS, SparseMatrix
 from dlscale.storage.sparse.writing import CompressedWriter
@@ -49,6 +50,7 @@ def store_matrix(A: Matrix, path: Path) -> str:
         content.update(block.data)
         writer.write(start, block[:, 0] if A.is_vector else block)
     writer.flush()
+    content.update(write_labels(path, A.labels).encode())
     return content.hexdigest()
 
 
@@ -61,4 +63,5 @@ def _store_sparse(A: SparseMatrix, path: Path) -> str:
         writer.append(A.stored_rows(start, stop))
     content = hashlib.blake2b(repr((A.shape, dtype.str)).encode(), digest_size=16)
     content.update(writer.finish().encode())
+    content.update(write_labels(path, A.labels if A.parts.by_rows else A.labels.T).encode())
     return content.hexdigest()

@@ -13,6 +13,7 @@ from dlscale.arrays import Array
 from dlscale.errors import InputError, SpecError
 from dlscale.storage.importers.folders import parts_of
 from dlscale.storage.importers.tables import Blocks, Request, Table, need, rows_per_block
+from dlscale.storage.labels.names import Labels, text_of
 
 PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
 READ_BUFFER_BYTES = 1 << 20  # of each column, in place of a whole column of a row group
@@ -24,6 +25,11 @@ class Column(NamedTuple):
     name: str
     width: int
     dtype: np.dtype[Any]
+
+    @property
+    def names(self) -> list[str]:
+        """What its columns of the matrix are called."""
+        return [self.name] if self.width == 1 else [f"{self.name}[{k}]" for k in range(self.width)]
 
 
 @contextmanager
@@ -49,11 +55,13 @@ def read_parquet(request: Request) -> Iterator[Table]:
         _check_equal(layouts, path)
     if not layouts:
         raise InputError(f"{request.source} holds no rows in files that end in {' or '.join(PARQUET_SUFFIXES)}.")
-    notes = [f"{', '.join(map(repr, left_out))} is the index that pandas wrote, and no column; ask for it by name"]
+    notes = [f"{', '.join(map(repr, left_out))} is the index that pandas wrote, and names the rows; ask for it to be a column"]
     columns = next(iter(layouts.values()))
     dtype = np.result_type(*(column.dtype for layout in layouts.values() for column in layout))
-    blocks = _blocks(files, list(layouts), columns=columns, dtype=dtype)
-    yield Table(n_rows, sum(column.width for column in columns), dtype, blocks, notes=notes if left_out else [])
+    rows: list[str] = []
+    blocks = _blocks(files, list(layouts), columns=columns, dtype=dtype, index=list(left_out), row_names=rows)
+    labels = Labels(column=[name for column in columns for name in column.names])
+    yield Table(n_rows, len(labels.column or ()), dtype, blocks, notes=notes if left_out else [], labels=labels, row_names=rows)
 
 
 @contextmanager
@@ -133,18 +141,23 @@ def _refuse_partitions(request: Request, folders: list[str]) -> None:
         )
 
 
-def _blocks(files: Any, paths: list[str], *, columns: list[Column], dtype: np.dtype[Any]) -> Blocks:
+def _blocks(
+    files: Any, paths: list[str], *, columns: list[Column], dtype: np.dtype[Any], index: list[str], row_names: list[str]
+) -> Blocks:
     n = sum(column.width for column in columns)
     step = min(rows_per_block(n, dtype.itemsize), 1 << 16)
     names = [column.name for column in columns]
     for path in paths:
         start = 0
         with _opened(files, path) as part:
-            for batch in part.iter_batches(batch_size=step, columns=names, use_threads=False):
+            for batch in part.iter_batches(batch_size=step, columns=[*names, *index], use_threads=False):
                 block, j = np.empty((batch.num_rows, n), dtype), 0
                 for column in columns:
                     block[:, j : j + column.width] = _numbers(batch.column(column.name), column, path=path, start=start)
                     j += column.width
+                if index:
+                    told = [batch.column(name).to_pylist() for name in index]
+                    row_names += map(text_of, told[0] if len(told) == 1 else zip(*told, strict=True))
                 yield block
                 start += batch.num_rows
 

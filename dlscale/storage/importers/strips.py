@@ -15,6 +15,7 @@ from dlscale.arrays import Array
 from dlscale.errors import InputError, SpecError
 from dlscale.storage.exactness import has_inexact
 from dlscale.storage.importers.tables import rows_per_block
+from dlscale.storage.labels.names import AXES
 
 MAX_CHUNK_BYTES = 64 << 20
 MAX_STRIP_BYTES = 1 << 30  # a strip of whole chunks is gathered in memory before it is written
@@ -122,14 +123,22 @@ class StripWriter:
             f"{self._dtype}. Ask for a wider dtype, or scale the numbers."
         )
 
-    def finish(self, notes: Sequence[str] = ()) -> None:
-        """Write the last strip, whose chunks may reach below the last row, what is to be said of the source, and a digest."""
+    def finish(self, notes: Sequence[str] = (), labels: str = "") -> None:
+        """Write the last strip, whose chunks may reach below the last row, what is to be said of the source, and a digest.
+
+        Parameters
+        ----------
+        notes : sequence of str
+        labels : str
+            A digest of the names of rows and columns, if there are any.
+        """
         if not self.n_rows:
             raise InputError(f"{self._source} holds no rows; a matrix needs at least one.")
         if self._fill and self._strip is not None:
             self._write(self._strip[: self._fill])
         if self._array is not None:
             said = {"notes": list(notes)} if notes else {}
+            self._content.update(labels.encode())
             told = {**self._attributes["dlscale"], **said, "content": self._content.hexdigest()}
             self._array.update_attributes({"dlscale": told})
 
@@ -144,6 +153,7 @@ class StripWriter:
                 filters=None,
                 fill_value=0,
                 zarr_format=3,
+                dimension_names=AXES,
                 attributes=self._attributes,
                 config={"write_empty_chunks": True},  # a chunk of zeros must exist: an absent one means a lost one
             )

@@ -19,6 +19,7 @@ from dlscale.arrays import Array
 from dlscale.errors import InputError, SpecError
 from dlscale.storage.files.locations import named
 from dlscale.storage.importers.options import ReadOptions
+from dlscale.storage.labels.names import Labels
 
 Blocks = Generator[Array, None, None]
 
@@ -44,7 +45,8 @@ class Table:
 
     `n_rows` is None when only reading to the end tells. `position` gives (bytes read, bytes in all) of the source where
     that says more about progress than rows do. Blocks of a `sparse` one are compressed rows, `n_entries` in all as far as is
-    known; where not `by_rows`, its rows are the columns of the matrix.
+    known; where not `by_rows`, its rows are the columns of the matrix. `labels` are those of the matrix that are known before it is
+    read; of rows that are named in the file, the names since the last block but one are in `row_names`.
     """
 
     n_rows: int | None
@@ -57,6 +59,8 @@ class Table:
     sparse: bool = False
     by_rows: bool = True
     n_entries: int | None = None
+    labels: Labels = field(default_factory=Labels)
+    row_names: list[str] = field(default_factory=list)
 
 
 Reader = Callable[[Request], AbstractContextManager[Table]]

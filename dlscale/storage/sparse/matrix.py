@@ -16,6 +16,8 @@ from dlscale.arrays import Array
 from dlscale.errors import InputError
 from dlscale.sparse_rows import SparseRows
 from dlscale.storage.integrity import check_chunks
+from dlscale.storage.labels.names import Labels
+from dlscale.storage.labels.stored import labels_at
 from dlscale.storage.matrix import Matrix, compute_dtype
 from dlscale.storage.signatures import Signature
 from dlscale.storage.sparse.groups import Compressed
@@ -87,6 +89,12 @@ class SparseMatrix(Matrix):
     @property
     def attributes(self) -> dict[str, Any]:
         return dict(self.parts.attributes)
+
+    @property
+    def labels(self) -> Labels:
+        shape = self.parts.shape
+        found = labels_at(self.uri, shape) if isinstance(self.parts.data, StoredVector) else Labels()
+        return found if self.parts.by_rows else found.T
 
     @property
     def notes(self) -> list[str]:

@@ -82,11 +82,19 @@ class CompressedWriter:
             )
         return values
 
-    def finish(self, notes: Sequence[str] = ()) -> str:
-        """Write what is left, and last of all the description, with what is to be said of the source; returns a digest."""
+    def finish(self, notes: Sequence[str] = (), labels: str = "") -> str:
+        """Write what is left, and last of all the description, with what is to be said of the source; returns a digest.
+
+        Parameters
+        ----------
+        notes : sequence of str
+        labels : str
+            A digest of the names of rows and columns, if there are any.
+        """
         if not self.n_rows:
             raise InputError(f"{self._source} holds no rows; a matrix needs at least one.")
-        content = hashlib.blake2b("".join(array.finish() for array in self._arrays).encode(), digest_size=16).hexdigest()
+        parts = "".join([*(array.finish() for array in self._arrays), labels])
+        content = hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
         told = {**self._attributes["dlscale"], **({"notes": list(notes)} if notes else {}), "content": content}
         rows, columns = (self.n_rows, self._n_columns)[:: 1 if self._by_rows else -1]
         form = "csr" if self._by_rows else "csc"

@@ -1,0 +1,77 @@
+"""Names of rows and columns: text for each, read by ranges, and where data frames keep it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+AXES = ("row", "column")
+#: Names of a chunk, and of what is in memory at a time.
+CHUNK = 1 << 16
+
+
+class Names(Protocol):
+    """Text for each row, or each column: ``names[start:stop]`` is a list of str."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> Sequence[str]: ...
+
+
+class Labels(NamedTuple):
+    """What the rows and the columns of a matrix are called; None where nobody says."""
+
+    row: Names | None = None
+    column: Names | None = None
+
+    @property
+    def T(self) -> Labels:
+        """Those of the transpose."""
+        return Labels(self.column, self.row)
+
+    def fitting(self, shape: tuple[int, int]) -> Labels:
+        """Those that a matrix of this shape has one of for each row, or column."""
+        row, column = (names if names is not None and len(names) == n else None for names, n in zip(self, shape, strict=True))
+        return Labels(row, column)
+
+
+def text_of(name: Any) -> str:
+    """A name as text: bytes are UTF-8, and parts of one that has several are parted by commas."""
+    if isinstance(name, bytes):
+        return name.decode("utf-8", "replace")
+    return ", ".join(map(text_of, name)) if isinstance(name, tuple) else str(name)
+
+
+def pieces(names: Names) -> Iterator[Sequence[str]]:
+    """All names, some at a time."""
+    for start in range(0, len(names), CHUNK):
+        yield names[start : start + CHUNK]
+
+
+def counts(array: Any) -> bool:
+    """Whether a stored vector seems to count from 0, as what names nothing does."""
+    n = int(array.shape[0])
+    return n == 0 or (np.dtype(array.dtype).kind in "iu" and int(array[0]) == 0 and int(array[n - 1]) == n - 1)
+
+
+def labels_of(source: Any) -> Labels:
+    """What a data frame, or an array with coordinates, calls its rows and columns; numbers that merely count are no names."""
+    if hasattr(source, "dims") and hasattr(source, "coords"):
+        axes = [source.coords[name].values if name in source.coords else None for name in source.dims]
+        axes = axes if len(axes) == len(AXES) else [None, None]
+    else:
+        columns = getattr(source, "column_names", getattr(source, "columns", None))
+        axes = [getattr(source, "index", None), columns]
+    return Labels(*map(_told, axes))
+
+
+def _told(axis: Any) -> Names | None:
+    """Names of an axis, where it holds such."""
+    if axis is None or callable(axis) or type(axis).__name__ == "RangeIndex" or type(axis).__module__.startswith("dask"):
+        return None
+    if isinstance(axis, np.ndarray) and axis.dtype.kind == "M":
+        axis = np.datetime_as_string(axis)
+    names = axis.tolist() if hasattr(axis, "tolist") else list(axis)
+    return None if names == list(range(len(names))) else list(map(text_of, names))
