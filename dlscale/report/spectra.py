@@ -16,6 +16,12 @@ def _goal(job: Job) -> str:
     n = job.record.params.get("n_components")
     if n is None:
         return "All eigenvalues and eigenvectors"
+    if (sigma := job.record.params.get("sigma")) is not None:
+        return (
+            f"The {words.count(n)} eigenvalues nearest to {sigma:g}, and their vectors,"
+            if n != 1
+            else f"The eigenvalue nearest to {sigma:g}"
+        )
     ends = {"smallest": "smallest", "magnitude": "largest in modulus"}
     end = ends.get(str(job.record.params.get("which")), "largest")
     return f"The {words.count(n)} eigenvalues that are {end}, and their vectors," if n != 1 else f"The eigenvalue that is {end}"

@@ -20,15 +20,17 @@ from dlscale.errors import NonFiniteError, NumericalError
 from dlscale.kernels import accumulator_dtype, blas_threads, largest_part, times_power_of_two
 from dlscale.lapack import eigenpairs
 from dlscale.linalg.eigen.pairs import Pairs, Which, rank
-from dlscale.linalg.eigen.symmetry import require_symmetric
 from dlscale.linalg.scaling import exponent_of
 from dlscale.linalg.svd.subspace import gaussian
+from dlscale.linalg.symmetry import require_symmetric
 from dlscale.storage.matrix import Matrix
 
 Routine = Literal["evd", "evr"]
 
 #: 32-bit LAPACK: the work of ``evd`` has 1 + 6n + 2n^2 entries, and an index of the matrix goes up to n^2.
 LARGEST_EVD, LARGEST = 32_766, 46_340
+#: The part of the rate of a product at which LAPACK finds eigenpairs.
+EFFICIENCY = 0.4
 #: Bisection finds one pair in so many faster than divide and conquer finds all.
 FEW = 8
 #: BLAS on several threads is faster from this order on.

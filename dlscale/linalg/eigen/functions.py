@@ -68,21 +68,28 @@ def eigsh(
     A: Any,
     k: int = 6,
     *,
+    M: Any = None,
+    sigma: float | None = None,
     which: Literal["LM", "LA", "SA"] = "LM",
     tol: float = 0.0,
     return_eigenvectors: bool = True,
     seed: int = EighOptions.seed,
 ) -> EighResult | Array:
-    """The k eigenpairs of largest modulus, or the k largest or smallest, of a symmetric or Hermitian matrix.
+    """The k eigenpairs of largest modulus, the largest or smallest ones, or those nearest to sigma, of a Hermitian matrix.
 
     Parameters
     ----------
     A : (n, n) NumPy, Dask or Zarr array, path or URL; or an operator, `dlscale.Operator` or SciPy's LinearOperator
     k : int
+    M : (n, n), optional
+        Positive definite, of ``A x = lambda M x``; the vectors are then orthonormal with respect to it.
+    sigma : float, optional
+        The eigenvalues nearest to it are wanted; which is then LM, as in SciPy. A is factored in memory, and no operator.
     which : str
         ``LM``, ``LA`` or ``SA``, as in SciPy.
     tol : float
-        Residuals, beside the norm of A, with which an iteration ends; 0: working precision, by LAPACK where that is quicker.
+        Residuals, beside the norm of A, with which an iteration ends; 0: working precision, by LAPACK where that is quicker,
+        and always with M or sigma.
     return_eigenvectors : bool
     seed : int
         Of random vectors.
@@ -100,9 +107,16 @@ def eigsh(
     """
     if which not in _SIDES:
         raise SpecError(f"which must be LM, LA or SA; got {which!r}.")
-    options = EighOptions(n_components=k, which=_SIDES[which], tolerance=tol or None, seed=seed)
     operator = as_operator(A)
-    found = _compute(A, options) if operator is None else _of_operator(operator, options)
+    if operator is not None and (sigma is not None or M is not None):
+        raise SpecError("sigma and M go with a matrix, which is factored; A is an operator.")
+    if sigma is None:
+        options = EighOptions(n_components=k, which=_SIDES[which], tolerance=(tol or None) if M is None else None, seed=seed)
+    elif which != "LM":
+        raise SpecError(f"which must be LM with sigma; got {which}.")
+    else:
+        options = EighOptions(n_components=k, sigma=sigma, seed=seed)
+    found = _compute(A, options, M) if operator is None else _of_operator(operator, options)
     return found if return_eigenvectors else found.eigenvalues
 
 

@@ -8,7 +8,7 @@ All pairs are found and measured, on A and B as they are stored, and those that 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -16,17 +16,19 @@ from dlscale.arrays import Array
 from dlscale.certificates import Check, scaled
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.columns import Applied, Columns, Span, Tell
+from dlscale.engine.costs import libraries, measured_rates
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.outputs import RowOutput
+from dlscale.engine.plan import Grids, Need, Plan, Step
 from dlscale.engine.run import Cost, Run, State
-from dlscale.errors import NumericalError
+from dlscale.errors import DoesNotFitError, NumericalError
 from dlscale.kernels import accumulator_dtype, blas_threads, times_power_of_two
 from dlscale.lapack import factor_cholesky, solve_lower, solve_right
 from dlscale.linalg.eigen import direct
-from dlscale.linalg.eigen.direct import N_PROBES, SAFETY, Choice
+from dlscale.linalg.eigen.direct import EFFICIENCY, N_PROBES, SAFETY, Choice
 from dlscale.linalg.eigen.pairs import Pairs, Which, rank
-from dlscale.linalg.eigen.symmetry import require_symmetric
 from dlscale.linalg.svd.subspace import gaussian
+from dlscale.linalg.symmetry import require_symmetric
 from dlscale.storage.matrix import Matrix
 
 
@@ -135,6 +137,44 @@ def find_generalized(
         ),
     )
     return pairs, checks
+
+
+def plan_generalized(A: Matrix, B: Matrix, k: int, facts: ClusterFacts) -> Plan:
+    """Plan k pairs of a pencil.
+
+    Raises
+    ------
+    DoesNotFitError
+    """
+    n = A.shape[0]
+    choice = choose(n, A.dtype, facts)
+    square = n * n * A.dtype.itemsize
+    if choice is None:
+        needed = (3 * square + facts.memory_bytes - facts.work_bytes) / 1e9
+        raise DoesNotFitError(
+            f"One worker needs {needed:.2f} GB for two matrices of {n} rows and the eigenvectors, and has "
+            f"{facts.memory_bytes / 1e9:.2f} GB; raise cluster.memory, or use fewer workers."
+        )
+    return Plan(
+        kind="eigh",
+        method="generalized",
+        words=f"Cholesky of B, then LAPACK ({choice.routine}), in one task; BLAS threads: {choice.n_threads}",
+        matrix=A.describe(),
+        grids=Grids(),
+        steps=(
+            Step("eigenpairs", flops(n), n_bytes_read(A, B), n * k * A.dtype.itemsize, n_threads=choice.n_threads * EFFICIENCY),
+        ),
+        memory=(
+            Need("both matrices, read and overwritten", 2 * square),
+            Need("vectors, and what LAPACK works in", choice.n_bytes - 2 * square),
+            *libraries(facts),
+        ),
+        memory_limit_bytes=facts.memory_bytes,
+        cluster=facts,
+        rates=measured_rates(A, facts),
+        notes=tuple(A.notes),
+        choices=asdict(choice),
+    )
 
 
 def choose(n: int, dtype: np.dtype[np.generic], facts: ClusterFacts) -> Choice | None:

@@ -15,9 +15,9 @@ from dlscale.errors import InputError, SpecError
 from dlscale.linalg.eigen.filtered import Aim
 from dlscale.linalg.eigen.iterative import First, Search, find
 from dlscale.linalg.eigen.pairs import Which
-from dlscale.linalg.eigen.symmetry import limit
 from dlscale.linalg.given_operators import Operator, measure
 from dlscale.linalg.scaling import scaled_back
+from dlscale.linalg.symmetry import limit
 
 
 class Products:

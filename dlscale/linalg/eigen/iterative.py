@@ -32,10 +32,10 @@ from dlscale.linalg.eigen.filtered import (
 )
 from dlscale.linalg.eigen.pairs import Pairs
 from dlscale.linalg.eigen.powers import Both, Powers
-from dlscale.linalg.eigen.symmetry import limit, refuse
 from dlscale.linalg.folds.operators import Product
 from dlscale.linalg.operators import Operator
 from dlscale.linalg.svd.subspace import gaussian, orthonormal
+from dlscale.linalg.symmetry import limit, refuse
 from dlscale.storage.matrix import Matrix
 
 #: Columns of the check that no pair was missed, its reads, and how probable it is that it misses one.

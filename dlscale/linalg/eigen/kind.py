@@ -24,14 +24,14 @@ from dlscale.errors import DoesNotFitError, SpecError
 from dlscale.linalg.eigen import direct, generalized, iterative
 from dlscale.linalg.eigen.completeness import plan_proof, prove
 from dlscale.linalg.eigen.filtered import Aim
+from dlscale.linalg.eigen.nearest import find_nearest, plan_nearest
 from dlscale.linalg.eigen.pairs import Pairs, Which
+from dlscale.linalg.eigen.shifted import Pencil
 from dlscale.linalg.scaling import at_safe_scale, power_words, scale_words, scaled_back
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrix import ArrayMatrix, Matrix
 from dlscale.storage.scaled import promoted
 
-#: The part of the rate of a product at which LAPACK finds eigenpairs.
-_EFFICIENCY = 0.4
 #: What takes no longer is done at once.
 QUICK_SECONDS = 10.0
 #: The proof may take so long, or as long as the iterations.
@@ -47,17 +47,22 @@ Completeness = Literal["auto", "cholesky", "random"]
 
 @dataclass(frozen=True)
 class EighOptions(Options):
-    """What to compute: all eigenpairs, or those of the k largest or smallest eigenvalues, or of the largest moduli.
+    """What to compute: all eigenpairs, or k: of the largest or smallest eigenvalues, the largest moduli, or nearest to sigma.
 
     Notes
     -----
     ``direct`` is LAPACK in the memory of one worker; ``iterative`` multiplies, for some pairs, reading the matrix at most
     ``max_reads`` times, until residuals are at most ``tolerance`` of its norm (n eps where that is absent). That none of the pairs
     was missed is shown by a Cholesky factorization, n^3 / 3 flops, or by random vectors, with a probability.
+    With ``sigma``, the shifted matrix is factored in the memory of one worker, and two more factorizations count what is nearer.
     """
 
     n_components: Annotated[int | None, Field(ge=1, description="an integer of at least 1: eigenpairs wanted; absent: all")] = None
     which: Annotated[Which, Field(description="largest, smallest or magnitude: the eigenvalues that are wanted first")] = "largest"
+    sigma: Annotated[
+        float | None,
+        Field(allow_inf_nan=False, description="a number, with n_components: those nearest to it are wanted"),
+    ] = None
     method: Annotated[Method, Field(description="auto, direct or iterative")] = "auto"
     tolerance: Annotated[
         float | None, Field(gt=0, lt=1, description="a number between 0 and 1: residuals that iterations end with, of the norm")
@@ -82,6 +87,12 @@ class EighOptions(Options):
         if self.n_components is not None and self.n_components > n:
             raise SpecError(f"params.n_components must be between 1 and {n} for a {n} x {n} matrix; got {self.n_components}.")
 
+        if self.sigma is not None:
+            if self.n_components is None:
+                raise SpecError("params.sigma: finds some eigenpairs; give params.n_components.")
+            for name in ("which", "method", "tolerance", "completeness"):
+                if getattr(self, name) != getattr(type(self), name):
+                    raise SpecError(f"params.{name}: is left out with sigma; got {getattr(self, name)}.")
         if self.method == "iterative" and self.n_components is None:
             raise SpecError("params.method: iterative finds some eigenpairs; give params.n_components.")
         if self.tolerance is not None and (self.n_components is None or self.method == "direct"):
@@ -133,7 +144,7 @@ def _plan_direct(A: Matrix, k: int, options: EighOptions, choice: direct.Choice,
         words=f"LAPACK in one task with {n_threads} thread{'s' * (n_threads > 1)}: tridiagonal reduction, {names[choice.routine]}",
         matrix=A.describe(),
         grids=Grids(),
-        steps=(Step("eigenpairs", flops, A.n_stored_bytes, n * k * item, n_threads=n_threads * _EFFICIENCY),),
+        steps=(Step("eigenpairs", flops, A.n_stored_bytes, n * k * item, n_threads=n_threads * direct.EFFICIENCY),),
         memory=(
             Need("the matrix, read and overwritten", square),
             Need("vectors, and what LAPACK works in", choice.n_bytes - square),
@@ -172,62 +183,32 @@ def _plan_iterative(A: Matrix, options: EighOptions, facts: ClusterFacts, rates:
     )
 
 
-def _plan_generalized(A: Matrix, B: Matrix, options: EighOptions, facts: ClusterFacts) -> Plan:
-    """Plan the pairs of a pencil.
-
-    Raises
-    ------
-    SpecError
-        If an option or the shapes do not suit.
-    DoesNotFitError
-    """
+def _plan(inputs: Inputs, options: EighOptions, facts: ClusterFacts) -> Plan:
+    A, B = inputs["matrix"], inputs.get("b")
     options.check(A.shape)
     n = A.shape[0]
-    if B.shape != A.shape:
+    if B is not None and B.shape != A.shape:
         raise SpecError(f"input.b: must have the shape of input.matrix, {n} x {n}; got {B.shape[0]} x {B.shape[1]}.")
+    if options.sigma is not None:
+        return plan_nearest(_pencil(inputs), options.count(n), facts)
+    if B is None:
+        return plan_eigh(A, options, facts)
     if options.method == "iterative" or options.tolerance is not None or options.completeness == "random":
         raise SpecError(
             "params: with input.b all pairs are found in memory; method iterative, tolerance and random have no place there."
         )
-    choice = generalized.choose(n, A.dtype, facts)
-    square = n * n * A.dtype.itemsize
-    if choice is None:
-        needed = (3 * square + facts.memory_bytes - facts.work_bytes) / 1e9
-        raise DoesNotFitError(
-            f"One worker needs {needed:.2f} GB for two matrices of {n} rows and the eigenvectors, and has "
-            f"{facts.memory_bytes / 1e9:.2f} GB; raise cluster.memory, or use fewer workers."
-        )
-    k, flops = options.count(n), generalized.flops(n)
-    n_bytes = generalized.n_bytes_read(A, B)
-    return Plan(
-        kind="eigh",
-        method="generalized",
-        words=f"Cholesky of B, then LAPACK ({choice.routine}), in one task; BLAS threads: {choice.n_threads}",
-        matrix=A.describe(),
-        grids=Grids(),
-        steps=(Step("eigenpairs", flops, n_bytes, n * k * A.dtype.itemsize, n_threads=choice.n_threads * _EFFICIENCY),),
-        memory=(
-            Need("both matrices, read and overwritten", 2 * square),
-            Need("vectors, and what LAPACK works in", choice.n_bytes - 2 * square),
-            *libraries(facts),
-        ),
-        memory_limit_bytes=facts.memory_bytes,
-        cluster=facts,
-        rates=measured_rates(A, facts),
-        notes=tuple(A.notes),
-        choices=asdict(choice),
-    )
+    return generalized.plan_generalized(promoted(A, B.dtype), promoted(B, A.dtype), options.count(n), facts)
 
 
-def _plan(inputs: Inputs, options: EighOptions, facts: ClusterFacts) -> Plan:
+def _pencil(inputs: Inputs) -> Pencil:
     A, B = inputs["matrix"], inputs.get("b")
-    return (
-        plan_eigh(A, options, facts) if B is None else _plan_generalized(promoted(A, B.dtype), promoted(B, A.dtype), options, facts)
-    )
+    return Pencil(A, None) if B is None else Pencil(promoted(A, B.dtype), promoted(B, A.dtype))
 
 
 def _compute(run: Run, inputs: Inputs, options: EighOptions, plan: Plan) -> Outcome:
     A, B = inputs["matrix"], inputs.get("b")
+    if options.sigma is not None:
+        return _compute_nearest(run, _pencil(inputs), options, plan)
     if B is None:
         return compute_eigh(run, A, options, plan)
     A, B = promoted(A, B.dtype), promoted(B, A.dtype)
@@ -235,6 +216,19 @@ def _compute(run: Run, inputs: Inputs, options: EighOptions, plan: Plan) -> Outc
     pairs, checks = generalized.find_generalized(run, A, B, k=k, which=options.which, choice=choice, seed=options.seed)
     notes = _beyond(pairs, float(pairs.residuals.max()), options.which)
     return Outcome(_arrays(pairs, A.dtype), ("eigenvectors",), Certificate(checks), {"complete": True}, tuple(notes))
+
+
+def _compute_nearest(run: Run, pencil: Pencil, options: EighOptions, plan: Plan) -> Outcome:
+    n, sigma = pencil.n, options.sigma
+    assert sigma is not None
+    found = find_nearest(run, pencil, options.count(n), sigma, plan, seed=options.seed)
+    certificate, proof, notes = Certificate(found.checks), found.proof, list(found.notes)
+    if proof is not None:
+        certificate = certificate.also(proof.check)
+        notes += _beyond(found.pairs, proof.margin, "sigma", found.target)
+    complete = len(found.pairs.values) == n or (proof is not None and proof.complete)
+    estimates = {"complete": complete, "norm": float(np.ldexp(found.pairs.norm, found.pairs.exponent)), **found.estimates}
+    return Outcome(_arrays(found.pairs, pencil.A.dtype), ("eigenvectors",), certificate, estimates, tuple(notes))
 
 
 def _with_completeness(plan: Plan, A: Matrix, options: EighOptions, facts: ClusterFacts) -> Plan:
@@ -341,15 +335,19 @@ def _arrays(pairs: Pairs, dtype: np.dtype[Any]) -> dict[str, Array]:
     return {"eigenvalues": values, "residuals": np.ldexp(pairs.residuals, pairs.exponent)}
 
 
-def _beyond(pairs: Pairs, margin: float, which: Which) -> list[str]:
+def _beyond(pairs: Pairs, margin: float, which: Which | Literal["sigma"], target: float = 0.0) -> list[str]:
     """That the set of eigenvalues is not the only one, where the next one is as near as can be told."""
     if pairs.nearest is None:
         return []
-    last = {"largest": pairs.values[0], "smallest": pairs.values[-1], "magnitude": np.abs(pairs.values).min()}[which]
-    distance = abs(float(last) - (abs(pairs.nearest) if which == "magnitude" else pairs.nearest))
+    if which in ("largest", "smallest"):
+        distance = abs(float(pairs.values[0] if which == "largest" else pairs.values[-1]) - pairs.nearest)
+    else:
+        sizes = np.abs(pairs.values.astype(float) - target)
+        distance = abs(float(sizes.max() if which == "sigma" else sizes.min()) - abs(pairs.nearest - target))
     if distance > margin:
         return []
     near = f"within {power_words(margin, pairs.exponent)} of the last"
+    near += ", counted from sigma" if which == "sigma" else ""
     said = f"a cluster goes on beyond the {len(pairs.values)} eigenvalues: the next one is {near}"
     return [f"{said}, so the set, and the vectors of that cluster, are not the only ones"]
 

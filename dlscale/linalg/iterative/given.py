@@ -10,7 +10,6 @@ import numpy as np
 from dlscale.arrays import Array
 from dlscale.errors import InputError, NumericalError, SpecError
 from dlscale.kernels import accumulator_dtype, largest_part, times_power_of_two
-from dlscale.linalg.eigen.symmetry import limit
 from dlscale.linalg.folds.least_squares import read_rhs
 from dlscale.linalg.given_operators import Measured, Operator, measure
 from dlscale.linalg.iterative.gmres import restart_for
@@ -20,6 +19,7 @@ from dlscale.linalg.iterative.stored import by_parts
 from dlscale.linalg.iterative.systems import N_PROBES, SYMMETRIC, Solved, ended_words, method_of
 from dlscale.linalg.scaling import exponent_of, scaled_back
 from dlscale.linalg.svd.subspace import gaussian
+from dlscale.linalg.symmetry import limit
 from dlscale.storage.matrices import open_matrix
 
 

@@ -18,7 +18,6 @@ from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.errors import DoesNotFitError, NumericalError, SpecError
 from dlscale.kernels import accumulator_dtype, largest_part, one_blas_thread, times_power_of_two
-from dlscale.linalg.eigen.symmetry import limit, refuse
 from dlscale.linalg.folds.least_squares import read_rhs
 from dlscale.linalg.iterative.cg import CG
 from dlscale.linalg.iterative.gmres import GMRES, restart_for
@@ -31,6 +30,7 @@ from dlscale.linalg.iterative.survey import Survey
 from dlscale.linalg.operators import MatrixOperator, OperatorPlan, plan_operator
 from dlscale.linalg.scaling import at_safe_scale, exponent_of, scale_words, scaled_back
 from dlscale.linalg.svd.subspace import gaussian
+from dlscale.linalg.symmetry import limit, refuse
 from dlscale.storage.matrix import Matrix
 
 #: Random vectors that symmetry is measured with.

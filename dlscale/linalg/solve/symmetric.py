@@ -28,7 +28,6 @@ from dlscale.engine.tiles.grid import PanelGrid
 from dlscale.errors import NumericalError
 from dlscale.kernels import blas_threads, largest_part, safe_exponent
 from dlscale.lapack import call, multiply_triangular
-from dlscale.linalg.eigen.symmetry import require_symmetric
 from dlscale.linalg.in_memory import n_blas_threads, patiently, read_all
 from dlscale.linalg.panels.plan import factor_target
 from dlscale.linalg.panels.scaling import require_safe
@@ -36,6 +35,7 @@ from dlscale.linalg.solve.block_diagonal import Blocks, Inertia, inertia_of
 from dlscale.linalg.solve.factors import loaded, triangles_of_symmetric, with_imaginary
 from dlscale.linalg.solve.substitution import Substitution
 from dlscale.linalg.solve.triangular import How, solve_triangular
+from dlscale.linalg.symmetry import require_symmetric
 from dlscale.storage.matrix import Matrix
 
 #: 32-bit LAPACK: an index of the matrix goes up to n^2.
@@ -140,26 +140,70 @@ class FactorSymmetric(Applied):
             # It is to be scaled first.
             return [{"largest": np.array([largest])}]
         require_symmetric(M)
-        with blas_threads(self.n_threads):
-            products = M @ X
-            ipiv, e, info = patiently(tell, lambda: factor_in_place(M))
-            d = np.diagonal(M).real.copy()
-            if not (np.isfinite(d).all() and np.isfinite(e).all()):
-                raise NumericalError(f"The matrix is finite, but its LDL^T factors overflow {M.dtype}; use assume: general.")
-            blocks, order = Blocks(d, e), order_of(ipiv)
-            Y = np.ascontiguousarray(X[order])
-            multiply_triangular(M, Y, uplo="U", unit=True)
-            Y = np.ascontiguousarray(blocks.times(Y))
-            multiply_triangular(M, Y, uplo="U", op="C", unit=True)
-            inertia = inertia_of(M, blocks, largest)
-        found = np.empty_like(Y)
-        found[order] = Y
+        found = factor_measured(M, X, largest, self.n_threads, tell)
         for k in range(self.grid.n_panels):
             left, right = self.grid.columns(k)
             self.target.write(0, M[:, left:right] if self.target.in_memory else np.ascontiguousarray(M[:, left:right]), left)
         tell(flops(n), 0)
-        state = {"d": d, "e": e, "order": order, "products": products, "factored": found}
-        return [state | {"inertia": np.array(inertia), "singular": np.array([info]), "largest": np.array([largest])}]
+        state = {"d": found.blocks.d, "e": found.blocks.e, "order": found.order, "products": found.products}
+        state |= {"factored": found.factored, "inertia": np.array(found.inertia), "singular": np.array([found.singular])}
+        return [state | {"largest": np.array([largest])}]
+
+
+class InPlace(NamedTuple):
+    """What factors in the place of their matrix are made of, and what was measured of them.
+
+    Parameters
+    ----------
+    blocks : Blocks
+    order : (n,)
+    inertia : Inertia
+    singular : int
+    products, factored : (n, k)
+        See `Factorized`.
+    """
+
+    blocks: Blocks
+    order: Array
+    inertia: Inertia
+    singular: int
+    products: Array
+    factored: Array
+
+
+def factor_measured(M: Array, X: Array, largest: float, n_threads: int, tell: Tell) -> InPlace:
+    """Factor a Hermitian matrix (n, n) in its place, and measure what its factors make of X (n, k).
+
+    Parameters
+    ----------
+    M : (n, n), overwritten
+    X : (n, k)
+    largest : float
+        The largest entry of M.
+    n_threads : int
+        Of BLAS, which decide the order of sums.
+    tell : callable
+
+    Raises
+    ------
+    NumericalError
+        If the factors overflow.
+    """
+    with blas_threads(n_threads):
+        products = M @ X
+        ipiv, e, info = patiently(tell, lambda: factor_in_place(M))
+        d = np.diagonal(M).real.copy()
+        if not (np.isfinite(d).all() and np.isfinite(e).all()):
+            raise NumericalError(f"The matrix is finite, but its LDL^T factors overflow {M.dtype}; use assume: general.")
+        blocks, order = Blocks(d, e), order_of(ipiv)
+        Y = np.ascontiguousarray(X[order])
+        multiply_triangular(M, Y, uplo="U", unit=True)
+        Y = np.ascontiguousarray(blocks.times(Y))
+        multiply_triangular(M, Y, uplo="U", op="C", unit=True)
+        inertia = inertia_of(M, blocks, largest)
+    found = np.empty_like(Y)
+    found[order] = Y
+    return InPlace(blocks, order, inertia, info, products, found)
 
 
 class Factorized(NamedTuple):

@@ -15,8 +15,8 @@ TOLERANCE = 100.0
 _TILE = 512
 
 
-def require_symmetric(A: Array, role: str = "input.matrix") -> None:
-    """Require that a matrix in memory (n, n) is Hermitian up to rounding; 2 n^2 entries are read.
+def require_symmetric(A: Array, role: str = "input.matrix", *, stored: np.dtype[Any] | None = None) -> None:
+    """Require that a matrix in memory (n, n) is Hermitian up to rounding, of the dtype it was stored in; 2 n^2 entries are read.
 
     Raises
     ------
@@ -25,7 +25,7 @@ def require_symmetric(A: Array, role: str = "input.matrix") -> None:
     """
     n, skew, squares = len(A), 0.0, 0.0
     worst: tuple[float, int, int] = (0.0, 0, 0)
-    wide = accumulator_dtype(A.dtype)
+    wide, stored = accumulator_dtype(A.dtype), stored or A.dtype
     for i in range(0, n, _TILE):
         for j in range(0, i + 1, _TILE):
             here = A[i : i + _TILE, j : j + _TILE].astype(wide, copy=False)
@@ -39,7 +39,7 @@ def require_symmetric(A: Array, role: str = "input.matrix") -> None:
                     i + int(difference.argmax()) // len(difference[0]),
                     j + int(difference.argmax()) % len(difference[0]),
                 )
-    if not skew**0.5 <= limit(A.dtype) * squares**0.5:
+    if not skew**0.5 <= limit(stored) * squares**0.5:
         _, row, column = worst
         raise InputError(
             f"{role}: must be {_word(A.dtype)}; its entries ({row}, {column}) and ({column}, {row}) differ most, by "
