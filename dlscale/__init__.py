@@ -10,6 +10,7 @@ dlscale.ridge(A, b, penalties=[0.1, 1, 10]), dlscale.kernel_ridge(X, y, penaltie
 dlscale.matmul(A, B), dlscale.matmul(A, adjoint_a=True), dlscale.matrix_power(A, 5)
 dlscale.norm(A), dlscale.cond(A), dlscale.matrix_rank(A), dlscale.pinv(A), dlscale.det(A), dlscale.trace(A)
 dlscale.eigh(S), dlscale.eigsh(S, 6)    # of a symmetric matrix, proved to be complete
+dlscale.polar(A)                       # the nearest matrix with orthonormal columns, and the Hermitian factor
 dlscale.PCA(20).fit(A)                 # scikit-learn's estimator contract
 dlscale.run("jobs/photo-pca.yaml")     # a job, as `dlscale run` would
 dlscale.submit("jobs/photo-pca.yaml")  # the same without waiting for it, as `dlscale submit` would
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from dlscale.linalg.multiply.functions import matmul as matmul
     from dlscale.linalg.multiply.functions import matrix_power as matrix_power
     from dlscale.linalg.pca.estimator import PCA as PCA
+    from dlscale.linalg.polar.functions import polar as polar
     from dlscale.linalg.ridge.functions import ridge as ridge
     from dlscale.linalg.solve_functions import inverse as inverse
     from dlscale.linalg.solve_functions import lstsq as lstsq
@@ -89,6 +91,7 @@ _PLACES = {
     "eigh": "dlscale.linalg.eigen.functions",
     "eigvalsh": "dlscale.linalg.eigen.functions",
     "eigsh": "dlscale.linalg.eigen.functions",
+    "polar": "dlscale.linalg.polar.functions",
     "Client": "dlscale.service.client",
     "jobs": "dlscale.batch.submit",
     "run": "dlscale.batch.run",
@@ -119,6 +122,7 @@ __all__ = [
     "minres",
     "norm",
     "pinv",
+    "polar",
     "qr",
     "randomized_svd",
     "ridge",

@@ -15,6 +15,7 @@ from dlscale.linalg.lstsq import kind as lstsq
 from dlscale.linalg.lu import kind as lu
 from dlscale.linalg.multiply import kind as matmul
 from dlscale.linalg.pca import kind as pca
+from dlscale.linalg.polar import kind as polar
 from dlscale.linalg.qr import kind as qr
 from dlscale.linalg.ridge import kind as ridge
 from dlscale.linalg.solve import inverse, slogdet
@@ -37,6 +38,7 @@ _TABLE = (
     matmul.KIND,
     norm.KIND,
     eigh.KIND,
+    polar.KIND,
     training.KIND,
     predicting.KIND,
     covariate.KIND,

@@ -154,6 +154,11 @@ class Run:
         """The number and the result of the last whole step ``<iteration>-<number>`` that was kept."""
         return self._kept.newest(self.prefix + iteration) if self._kept else None
 
+    def forget(self, name: str) -> None:
+        """Remove a scratch array that is read no more, and the steps that wrote it: of its name, or ``<name>-<number>``."""
+        if self.checkpoint is not None:
+            self.checkpoint.forget(self.prefix + name)
+
     def scratch(self, name: str, shape: tuple[int, int], dtype: np.dtype[Any], grid: RowGrid) -> RowOutput:
         """An array for the outputs of a pass that later passes read."""
         if self.checkpoint is None:

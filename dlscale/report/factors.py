@@ -168,11 +168,31 @@ def _magnitudes(job: Job, name: str, what: str) -> list[Markup]:
     return [join([div("triangle", image), tag("figcaption", None, said)])]
 
 
+def _polar_tiles(job: Job) -> list[Tile]:
+    shown = []
+    for name, title, below in (
+        ("distance", "Distance", "of U from the matrix, in the Frobenius norm"),
+        ("iterations", "Iterations", "of Newton, to the unitary factor"),
+    ):
+        value = job.record.estimates.get(name)
+        if isinstance(value, int | float):
+            shown.append(Tile(title, words.number(float(value)) if name == "distance" else words.count(int(value)), below))
+    return shown + condition_tile(job, "largest over smallest singular value") + rate_tile(job)
+
+
+def polar_factors(job: Job) -> Markup | None:
+    """The Hermitian factor by orders of magnitude."""
+    drawn = _magnitudes(job, "p", "P")
+    lead = "How the columns depend on each other: where they are orthonormal, P is the identity."
+    return section("The Hermitian factor", lead, pair(*drawn)) if drawn else None
+
+
 TELLINGS: Mapping[str, Telling] = {
     "lu": Telling(lambda job: "The LU factorization with partial pivoting", _lu_tiles, (pivots,)),
     "cholesky": Telling(lambda job: "The Cholesky factorization", rate_tile, (cholesky_factor,)),
     "solve": Telling(lambda job: "The solution of linear systems with the matrix", _solve_tiles, (convergence, solution)),
     "lstsq": Telling(lambda job: "The least squares solution of minimum norm", _lstsq_tiles, (convergence, solution)),
     "inverse": Telling(lambda job: "The inverse", lambda job: condition_tile(job, "in the 1-norm") + rate_tile(job), ()),
+    "polar": Telling(lambda job: "The polar decomposition", _polar_tiles, (polar_factors,)),
     "slogdet": Telling(lambda job: "Sign and logarithm of the determinant", _slogdet_tiles, ()),
 }

@@ -163,6 +163,17 @@ class Checkpoint:
         for folder in (step, step + _OTHER):
             _remove(self._steps / folder)
 
+    def forget(self, name: str) -> None:
+        """Drop the step of this name and its parts ``<name>-<number>``, and remove the scratch array of this name.
+
+        The steps go first, so that none counts whose array is gone.
+        """
+        for step in self.steps():
+            rest = step.removeprefix(name)
+            if rest == "" or (rest != step and rest[0] == "-" and rest[1:].isdecimal()):
+                self.drop(step)
+        _remove(self.directory / "scratch" / check_name(name))
+
     def discard(self) -> None:
         """Remove all steps and scratch arrays."""
         _remove(self._manifests)  # first, so that a kill in between leaves nothing that seems to count

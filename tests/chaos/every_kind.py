@@ -37,6 +37,7 @@ _OWN: Mapping[str, dict[str, Any]] = {
     "inverse": _SQUARE,
     "slogdet": _SQUARE,
     "norm": {"params": {"ord": 2}},
+    "polar": {"input": {"matrix": "square"}, "params": {"panel": 128}},
     "matmul": {"input": {"a": "square", "b": "square"}, "params": {"tile": 128}},
     "eigh": {**_SQUARE, "params": {"n_components": 20, "method": "iterative"}},
     "train": {"model": {"type": "mlp", "hidden": [32]}, "loss": {"type": "squared"}, "params": {"epochs": 6, "batch_size": 256}},

@@ -44,6 +44,13 @@ RECORDS = {
         "exactly singular",
         "0.6000 +0.8000 i",
     ),
+    "polar": (
+        of_kind("polar", {"distance": 3.5, "condition": 22.0, "iterations": 7}, {"p": np.eye(30)}),
+        "The polar decomposition of",
+        "3.50",
+        "The Hermitian factor",
+        "yellow is the largest entry",
+    ),
     "norm": (
         of_kind("norm", {"error": 1e-15}, {"norm": np.array([7.98])}, spec={"kind": "norm", "params": {"ord": 2}}),
         "The 2-norm of",

@@ -40,6 +40,8 @@ class Tiles(Applied):
     exponent : int
     n_threads : int
         That multiply.
+    one_operand : bool
+        Whether, where C is Hermitian, A is the adjoint of B, so that one strip is both of them on the diagonal.
     """
 
     a: Operand
@@ -48,11 +50,15 @@ class Tiles(Applied):
     output: Target
     exponent: int = 0
     n_threads: int = 1
+    one_operand: bool = True
 
     def cost(self, slabs: Sequence[Span]) -> Cost:
         tiling, share = self.tiling, sum(stop - start for start, stop in slabs) / len(self.tiling.tiles)
         n_bytes = tiling.m * tiling.n * self.a.dtype.itemsize
-        return Cost(tiling.flops * share, round(tiling.bytes_read(self.a, self.b) * share), round(n_bytes * share))
+        n_read = tiling.bytes_read(self.a, self.b)
+        if tiling.symmetric and not self.one_operand:
+            n_read += self.a.bytes_read(tiling.row_spans, tiling.strips_a)
+        return Cost(tiling.flops * share, round(n_read * share), round(n_bytes * share))
 
     def apply(self, B: Array | None, slabs: Sequence[Span], tell: Tell) -> list[State]:
         return [self._apply(number, tell) for number, _ in slabs]
@@ -126,7 +132,8 @@ class _Tile:
         tiling, a, b = self.tiling, self.work.a, self.work.b
         begins_a, begins_b = ({strip[0]: strip for strip in strips} for strips in (tiling.strips_a, tiling.strips_b))
         for start, _ in tiling.steps:
-            if start in begins_a and not self.diagonal:  # else the strip of B is that of A too, being its adjoint
+            # On the diagonal the strip of B is that of A too, where one is the adjoint of the other.
+            if start in begins_a and not (self.diagonal and self.work.one_operand):
                 yield _Strip("a", a, begins_a[start], (self.rows, begins_a[start]))
             if start in begins_b:
                 yield _Strip("b", b, begins_b[start], (begins_b[start], self.columns))

@@ -1,0 +1,298 @@
+"""Newton's iteration for the unitary polar factor of a triangle that no worker holds: X <- (z X + X^-H / z) / 2.
+
+The singular values of an iterate lie in an interval that is known, from 1 to a bound. With ``z = bound^-1/2`` the next one is the
+smallest that can be (Byers and Xu): nine iterations in double precision, whatever the condition. From the first iteration on no
+singular value is below 1, so that only the triangle, whose inverse takes no factors, is ever ill conditioned.
+
+An iterate is an array of its own in the scratch space, and a step of the run; what the next ones do not read is removed.
+
+References
+----------
+Higham (2008), Functions of Matrices, sections 8.3 to 8.6; Byers and Xu (2008), A new scaling for Newton's iteration for the polar
+decomposition and its backward stability; Nakatsukasa and Higham (2012) for its stability.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from dlscale.arrays import Array
+from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.columns import SLAB_COLUMNS, SLAB_SHARE, Applied, Columns, Span, Tell
+from dlscale.engine.passes import Passes
+from dlscale.engine.passes.reading import N_STRIPS
+from dlscale.engine.run import Cost, Run, State
+from dlscale.engine.targets import Target
+from dlscale.engine.tiles.grid import PanelGrid
+from dlscale.errors import NumericalError
+from dlscale.linalg.lu import kind as lu
+from dlscale.linalg.panels.plan import CHUNK_BYTES, factor_target
+from dlscale.linalg.polar.start import Start
+from dlscale.linalg.solve.factors import Factorization, LUFactors, QRFactors
+from dlscale.linalg.solve.inverse import adjoint_rows
+from dlscale.storage.matrix import Matrix
+
+#: Slabs of the same size that a task holds for each: columns of the identity, of the inverse and of the iterate, and between.
+COPIES = 8
+#: Pieces of factors that are read by a substitution.
+PIECES_BYTES = (N_STRIPS + 1) * CHUNK_BYTES
+#: With the bound of Byers and Xu the eleventh iteration is at 1, from any condition that double precision knows.
+MOST = 12
+
+
+class Iterated(NamedTuple):
+    """Where the iteration ended.
+
+    Parameters
+    ----------
+    X : Matrix (n, n)
+        Unitary.
+    n_iterations : int
+    singular : bool
+        Whether it started beside the triangle, which is singular to working precision.
+    """
+
+    X: Matrix
+    n_iterations: int
+    singular: bool
+
+
+@dataclass(frozen=True)
+class NewtonStep(Applied):
+    """Columns of ``(z X + X^-H / z) / 2``, written where they belong, or, without a place for them, what they are to be made of.
+
+    Parameters
+    ----------
+    factors : Factorization
+        Of X.
+    X : Matrix (n, n)
+    z : float
+    output : Target (n, n), optional
+    """
+
+    factors: Factorization
+    X: Matrix
+    z: float = 1.0
+    output: Target | None = None
+
+    def cost(self, slabs: Sequence[Span]) -> Cost:
+        return step_cost(self.factors.inverse_cost, self.X.shape[0], self.X.dtype.itemsize, written=self.output is not None)(slabs)
+
+    def apply(self, B: Array | None, slabs: Sequence[Span], tell: Tell) -> list[State]:
+        inverse = adjoint_rows(self.factors, slabs, self.X.dtype, tell=tell)
+        ends = np.cumsum([stop - start for start, stop in slabs])
+        return [self._finish(slab, part) for slab, part in zip(slabs, np.split(inverse, ends[:-1], axis=1), strict=True)]
+
+    def _finish(self, slab: Span, inverse: Array) -> State:
+        """The squares of X and its inverse; with a place to write to, of what is between ``z X`` and ``X^-H / z``."""
+        X = self.X.region((0, self.X.shape[0]), slab)
+        if self.output is None:
+            return {"squares": _squares(X), "inverse": _squares(inverse)}
+        real = X.real.dtype.type
+        X, inverse = X * real(self.z), inverse / real(self.z)
+        between = _squares(X - inverse)
+        X += inverse
+        X *= real(0.5)
+        self.output.write(0, np.ascontiguousarray(X), slab[0])
+        return {"between": between}
+
+
+def _squares(A: Array) -> Array:
+    return np.array([np.linalg.norm(A.astype(np.result_type(A.dtype, float), copy=False)) ** 2])
+
+
+def step_cost(of_column: Callable[[int], Cost], n: int, itemsize: int, *, written: bool = True) -> Callable[[Sequence[Span]], Cost]:
+    """What some slabs of a step take, from what columns of the inverse take (`Factorization.inverse_cost`)."""
+
+    def cost(slabs: Sequence[Span]) -> Cost:
+        flops = sum(of_column(start).flops * (stop - start) for start, stop in slabs)
+        n_bytes = n * itemsize * sum(stop - start for start, stop in slabs)
+        return Cost(flops, of_column(min(slabs)[0]).bytes_read + n_bytes, n_bytes if written else 0)
+
+    return cost
+
+
+def slab_width(rows: int, panel: int, itemsize: int, facts: ClusterFacts) -> int:
+    """Columns of a slab of an iterate: whole panels, as many as memory and speed ask for."""
+    room = int(facts.work_bytes * SLAB_SHARE) // (COPIES * rows * itemsize)
+    return panel * max(1, min(SLAB_COLUMNS, room) // panel)
+
+
+def beside(facts: ClusterFacts, n_bytes: int) -> ClusterFacts:
+    """A cluster of which slabs may take what is beside pieces of factors that are read."""
+    return replace(facts, memory_bytes=max(1, facts.memory_bytes - n_bytes))
+
+
+def beside_panels(shape: tuple[int, int], panel: int, itemsize: int, facts: ClusterFacts) -> ClusterFacts:
+    """The same where what is read are whole panels of Q, two at a time."""
+    return beside(facts, 2 * shape[0] * panel * itemsize)
+
+
+def iterate(passes: Passes, factored: QRFactors, grid: PanelGrid, facts: ClusterFacts) -> Iterated:
+    """The unitary polar factor of the triangle of a QR factorization.
+
+    Parameters
+    ----------
+    passes : Passes
+    factored : QRFactors (m, n)
+    grid : PanelGrid
+        Of an iterate (n, n).
+    facts : ClusterFacts
+        Of the plan.
+
+    Raises
+    ------
+    NumericalError
+        If the iteration does not end.
+
+    Notes
+    -----
+    2 n^3 flops for each iteration but the first.
+    """
+    return _Iteration(passes, factored.triangle, grid, facts).go()
+
+
+class _Iteration:
+    """The iteration while it goes on."""
+
+    def __init__(self, passes: Passes, R: Matrix, grid: PanelGrid, facts: ClusterFacts) -> None:
+        self.passes, self.run, self.R, self.grid, self.facts = passes, passes.run, R, grid, beside(facts, PIECES_BYTES)
+        self.n, self.dtype = R.shape[0], R.dtype
+        self.width = slab_width(self.n, grid.panel, self.dtype.itemsize, self.facts)
+        self.eps = float(np.finfo(self.dtype).eps)
+
+    def go(self) -> Iterated:
+        newest = self.run.newest("iterate")
+        if newest is None:
+            X, state = self._first()
+            number = 1
+        else:
+            number, state = newest
+            X = self._target(number).matrix()
+        while float(state["bound"][0]) - 1.0 > self.eps:
+            if number >= MOST:
+                raise NumericalError(
+                    f"Newton's iteration for the polar factor did not end after {number} iterations: its singular values are "
+                    f"between 1 and {float(state['bound'][0]):.3g}."
+                )
+            number += 1
+            bound = float(state["bound"][0])
+            factors = self._factors(X, number)
+            X, state = self._step(number, factors, X, bound**-0.5, _halved(bound**0.5), singular=bool(state["singular"]))
+        return Iterated(X, number, bool(state["singular"]))
+
+    def _first(self) -> tuple[Matrix, State]:
+        """The iteration from the triangle, or from beside it."""
+        X: Matrix = Start(self.R)
+        factors = self._of_triangle(X)
+        size, inverse = self._norms("norms", factors, X)
+        singular = not size * inverse < 1 / self.eps
+        if size == 0:
+            X, size, inverse = Start(self.R, ridge=1.0), self.n**0.5, self.n**0.5
+            factors = self._of_triangle(X)
+        elif singular:
+            X = Start(self.R, noise=self.eps * size / (4 * self.n**0.5))
+            factors = self._factors(X, 1)
+            size, inverse = self._norms("norms-beside", factors, X)
+            if not np.isfinite(inverse):
+                raise NumericalError("The matrix is singular to working precision, and so is what is beside it up to rounding.")
+        z = (inverse / size) ** 0.5
+        return self._step(1, factors, X, z, _halved((size * inverse) ** 0.5), singular=singular)
+
+    def _of_triangle(self, X: Matrix) -> LUFactors:
+        """An upper triangle has itself as U."""
+        return LUFactors(X, np.arange(self.n), self.facts.threads_per_worker)
+
+    def _factors(self, X: Matrix, number: int) -> LUFactors:
+        zeros = np.zeros((self.n, 1), self.dtype)
+        packed, pivots, *_ = lu.factor_panels(self.passes, X, self.grid, probes=zeros, step=f"lu-{number}", keep=False)
+        return LUFactors(packed, pivots, self.facts.threads_per_worker)
+
+    def _norms(self, step: str, factors: LUFactors, X: Matrix) -> tuple[float, float]:
+        """``||X||_F`` and ``||X^-1||_F``, which may be infinite."""
+        found = self._apply(step, NewtonStep(factors, X))
+        size, inverse = (float(sum(state[name][0] for state in found)) ** 0.5 for name in ("squares", "inverse"))
+        return size, inverse if np.isfinite(inverse) else float("inf")
+
+    def _step(self, number: int, factors: LUFactors, X: Matrix, z: float, bound: float, *, singular: bool) -> tuple[Matrix, State]:
+        """One iteration: the next iterate, and the bound of its singular values."""
+        output = self._target(number)
+        found = self._apply(f"newton-{number}", NewtonStep(factors, X, z, output))
+        between = float(sum(state["between"][0] for state in found)) ** 0.5
+        # s - 1/s is at most what is between, for each singular value s of z X.
+        measured = _halved((between + (between * between + 4.0) ** 0.5) / 2)
+        state = {"bound": np.array([np.fmin(bound, measured)]), "singular": np.array(singular)}
+        self.run.step(f"iterate-{number}", Cost(), lambda name: state, flushed=output.writers, keep="last")
+        for name in (f"newton-{number}", f"lu-{number}", f"lu-{number}-rows", f"iterate-{number - 1}"):
+            self.run.forget(name)
+        return output.matrix(), state
+
+    def _apply(self, step: str, what: NewtonStep) -> list[State]:
+        writers = what.output.writers if what.output else ()
+        held = COPIES * self.n * self.dtype.itemsize
+        return Columns(self.run, self.facts).apply(
+            step, what, n_columns=self.n, width=self.width, column_bytes=held, writers=writers
+        )
+
+    def _target(self, number: int) -> Target:
+        return factor_target(self.run, f"iterate-{number}", (self.n, self.n), self.dtype, self.grid, scratch=True)
+
+
+def _halved(s: float) -> float:
+    """What becomes of the singular values from ``1/s`` to s: at most this, and at least 1."""
+    return (s + 1 / s) / 2
+
+
+def rotated(run: Run, factors: QRFactors, X: Matrix, output: Target, *, adjoint: bool, facts: ClusterFacts) -> None:
+    """Write ``Q X`` (m, n), or its adjoint, by slabs of columns of X."""
+    (m, n), panel = factors.shape, factors.factored.grid.panel
+    item = X.dtype.itemsize
+    facts = beside_panels((m, n), panel, item, facts)
+    what = Rotation(factors, X, output, adjoint)
+    Columns(run, facts).apply(
+        "u", what, n_columns=n, width=slab_width(m, panel, item, facts), column_bytes=COPIES * m * item, writers=output.writers
+    )
+
+
+@dataclass(frozen=True)
+class Rotation(Applied):
+    """Columns of ``Q X``, written where they belong.
+
+    Parameters
+    ----------
+    factors : QRFactors (m, n)
+    X : Matrix (n, n)
+    output : Target
+        (m, n), or (n, m) for the adjoint.
+    adjoint : bool
+    """
+
+    factors: QRFactors
+    X: Matrix
+    output: Target
+    adjoint: bool
+
+    def cost(self, slabs: Sequence[Span]) -> Cost:
+        (m, n), k = self.factors.shape, sum(stop - start for start, stop in slabs)
+        one, item = self.factors.rotation_cost, self.X.dtype.itemsize
+        return Cost(one.flops * k, one.bytes_read + n * k * item, m * k * item)
+
+    def apply(self, B: Array | None, slabs: Sequence[Span], tell: Tell) -> list[State]:
+        m, n = self.factors.shape
+        width = slabs[0][1] - slabs[0][0]
+        C = np.zeros((m, sum(stop - start for start, stop in slabs)), self.X.dtype)
+        ends = np.cumsum([0, *(stop - start for start, stop in slabs)])
+        for at, slab in zip(ends, slabs, strict=False):
+            C[:n, at : at + slab[1] - slab[0]] = self.X.region((0, n), slab)
+        U = self.factors.unrotated(C, width=width, tell=tell)
+        for at, (start, stop) in zip(ends, slabs, strict=False):
+            block: Array = U[:, at : at + stop - start]
+            if self.adjoint:
+                self.output.write(start, np.ascontiguousarray(block.conj().T))
+            else:
+                self.output.write(0, np.ascontiguousarray(block), start)
+        return [{} for _ in slabs]
