@@ -217,4 +217,4 @@ def test_a_triangle_that_no_worker_holds_and_a_job_that_is_stopped(tmp_path: Pat
 
 def test_u_alone(tmp_path: Path) -> None:
     result = jobs.run(job_of(tmp_path, gaussian(60, 40), params={"mode": "u", "panel": 16}), workspace=tmp_path)
-    assert sorted(result.open().array_keys()) == ["u"]
+    assert sorted(result.open()) == ["u"]

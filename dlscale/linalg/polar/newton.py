@@ -172,6 +172,7 @@ class _Iteration:
             number = 1
         else:
             number, state = newest
+            self._forget(number)
             X = self._target(number).matrix()
         while float(state["bound"][0]) - 1.0 > self.eps:
             if number >= MOST:
@@ -227,9 +228,13 @@ class _Iteration:
         measured = _halved((between + (between * between + 4.0) ** 0.5) / 2)
         state = {"bound": np.array([np.fmin(bound, measured)]), "singular": np.array(singular)}
         self.run.step(f"iterate-{number}", Cost(), lambda name: state, flushed=output.writers, keep="last")
+        self._forget(number)
+        return output.matrix(), state
+
+    def _forget(self, number: int) -> None:
+        """What was read for an iterate that is kept, and is no more."""
         for name in (f"newton-{number}", f"lu-{number}", f"lu-{number}-rows", f"iterate-{number - 1}"):
             self.run.forget(name)
-        return output.matrix(), state
 
     def _apply(self, step: str, what: NewtonStep) -> list[State]:
         writers = what.output.writers if what.output else ()
