@@ -26,7 +26,7 @@ class ImportCommand(click.Command):
 
 def _option(name: str, field: Any) -> click.Option:
     members = [member for member in get_args(field.annotation) or (field.annotation,) if member is not type(None)]
-    kind, metavar = _click_type(members[0])
+    kind, metavar = _click_type(members[0]) if len(members) == 1 else (_NumberOr(get_args(members[1])), "X|WORD")
     return click.Option([f"--{name}"], type=kind, metavar=metavar, help=field.title)
 
 
@@ -54,6 +54,23 @@ class _YesNo(_ParamType):
         if str(value).lower() not in words:
             self.fail(f"{value!r} is not one of yes, no, auto.", param, ctx)
         return words[str(value).lower()]
+
+
+class _NumberOr(_ParamType):
+    """A number, or one of some words."""
+
+    name = "number or word"
+
+    def __init__(self, words: tuple[str, ...]) -> None:
+        self._words = words
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
+        if value in self._words:
+            return str(value)
+        try:
+            return float(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor {' or '.join(self._words)}.", param, ctx)
 
 
 class _List(_ParamType):

@@ -21,6 +21,7 @@ from dlscale.showing import without_secrets
 from dlscale.storage.exactness import inexact_words
 from dlscale.storage.files.durable import require_free_space
 from dlscale.storage.files.locations import expand_home, local_path, named
+from dlscale.storage.importers.columns.filling import is_statistic, with_statistics
 from dlscale.storage.importers.delimited import read_delimited
 from dlscale.storage.importers.folders import parts_of
 from dlscale.storage.importers.hdf5 import read_hdf5
@@ -53,13 +54,14 @@ MAX_WORDS = 400  # of what a library says of a damaged file, which may quote it
 MAX_ENTRIES = 1 << 60
 SAMPLE_PHOTOS = "sample:photos"
 _TEXT = ("delimiter", "decimal", "thousands", "comment", "quote", "booleans", "fill", "missing", "encoding")
-_TABLES = Format(read_delimited, ("columns", "drop", "header", "index", *_TEXT))
+_TABLES = Format(read_delimited, ("columns", "drop", "numeric", "header", "index", *_TEXT))
+_PARQUET = Format(read_parquet, ("columns", "drop", "numeric", "fill"))
 _IMAGES = Format(read_images, ("patches", "stride"))
 FORMATS: dict[str, Format] = {
     ".npy": Format(read_npy),
     ".npz": Format(read_npz, ("dataset",)),
     **dict.fromkeys((".csv", ".csv.gz", ".tsv", ".tsv.gz"), _TABLES),
-    ".parquet": Format(read_parquet, ("columns",)),
+    ".parquet": _PARQUET,
     **dict.fromkeys((".h5", ".hdf5", ".h5ad"), Format(read_hdf5, ("dataset",))),
     ".mtx": Format(read_matrix_market),
     ".mtx.gz": Format(read_matrix_market),
@@ -157,6 +159,8 @@ def _copy(
     with ExitStack() as reading:
         with _explained(source):
             table = reading.enter_context(read(request))
+            if is_statistic(request.fill):
+                table = with_statistics(table, request)
             blocks = reading.enter_context(closing(table.blocks))
         if table.n_columns < 1 or table.n_rows == 0:
             raise InputError(f"{source} is a matrix without entries; it needs at least one row and one column.")
@@ -251,7 +255,7 @@ def _format(source: str) -> Format:
     if suffix:
         return FORMATS[suffix]
     if files.isdir(path):
-        return Format(read_parquet, ("columns",)) if parts_of(source, PARQUET_SUFFIXES).paths else _IMAGES
+        return _PARQUET if parts_of(source, PARQUET_SUFFIXES).paths else _IMAGES
     known = " ".join(FORMATS)
     raise SpecError(
         f"The end of the name of {source} must tell its format; known are {known}, and folders of images or of Parquet parts."

@@ -143,13 +143,13 @@ def _row(cells: list[str], dialect: Dialect, columns: Columns, *, dtype: np.dtyp
 
 def _fault(text: str, dialect: Dialect, dtype: np.dtype[Any]) -> str:
     if not text:
-        return "the cell is empty. Correct or fill it (fill: 0 fills all), or choose other columns."
+        return "the cell is empty. Correct or fill it (fill: 0 fills all; mean or median of the column), or choose other columns."
     if text in dialect.missing:
-        return f"{text!r} stands for a missing value. Set fill to the number that it shall be, or choose other columns."
+        return f"{text!r} stands for a missing value. Set fill to a number, mean or median, or choose other columns."
     shown = repr(text[:_SHOWN])
     if dtype.kind == "f" and _NUMBER.fullmatch(dialect.plain(text)):
         return f"{shown} is infinite in {dtype}. Ask for a wider dtype, or scale the numbers."
-    advice = "Correct or fill it, or choose other columns."
+    advice = "Correct or fill it, or choose other columns; numeric: true leaves out those of words."
     if "," in text and dialect.decimal == ".":
         advice = "If the comma is a decimal point or separates thousands, set decimal or thousands."
     elif "." in text and dialect.decimal == ",":

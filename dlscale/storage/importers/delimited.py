@@ -12,6 +12,8 @@ import numpy as np
 from dlscale.arrays import Array
 from dlscale.errors import InputError, SpecError
 from dlscale.storage.importers.cells import Columns, read_cells
+from dlscale.storage.importers.columns.filling import filled_dtype
+from dlscale.storage.importers.columns.numeric import numbers_among, shortened
 from dlscale.storage.importers.dialect import INDEX_NAMES, WORDS_OF_ROWS, Head, read_head
 from dlscale.storage.importers.records import Piece, record_pieces, without_comments, without_runs
 from dlscale.storage.importers.tables import Blocks, Request, Table, need, open_text
@@ -32,8 +34,7 @@ def read_delimited(request: Request) -> Iterator[Table]:
     dtype = np.dtype(np.float64)
     if request.dtype is not None and request.dtype.kind in "iuf" and request.dtype != np.float16:
         dtype = request.dtype
-    if request.fill is not None and dtype.kind in "iu" and not request.fill.is_integer():
-        raise SpecError(f"fill: {request.fill} is not a number of dtype {dtype}.")
+    filled_dtype(dtype, request)
     with open_text(request.source) as (stream, position):
         delimiter = (request.delimiter or "").encode() if len(request.delimiter or "") == 1 else b""
         pieces = record_pieces(
@@ -118,9 +119,16 @@ def _columns(request: Request, head: Head) -> tuple[Columns, list[str]]:
         columns.count, columns.row_names = (-1, None) if counts else (None, [])
         what = f"the first column ({names[0]!r}) holds the rows' {'numbers' if counts else 'names'}"
         notes = [f"{request.source}: {what} and is left out; index: false keeps it."]
+    notes = notes[: request.index is None]
+    if request.numeric:
+        kept = numbers_among(columns.chosen, head)
+        left_out = [repr(names[j]) for j in columns.chosen if j not in kept]
+        columns.chosen = [j for j in columns.chosen if j in kept]
+        if left_out:
+            notes.append(f"{request.source}: left out, as they hold no numbers: {shortened(left_out)}.")
     if not columns.chosen:
         raise SpecError(f"{request.source}: no column is left; its columns are: {', '.join(names[:20])}.")
-    return columns, notes[: request.index is None]
+    return columns, notes
 
 
 def _names_rows(head: Head) -> bool:

@@ -132,7 +132,7 @@ def _dialect(sample: str, delimiter: str, options: ReadOptions, *, where: str) -
     zero, one = ([], []) if options.booleans is None else ([options.booleans[0]], [options.booleans[1]])
     missing = () if options.fill is None else MISSING if options.missing is None else options.missing
     words = (*FALSE, *zero), (*TRUE, *one)
-    return Dialect(delimiter, options.quote, decimal, thousands, words, frozenset(missing), options.fill)
+    return Dialect(delimiter, options.quote, decimal, thousands, words, frozenset(missing), options.mark)
 
 
 def _marks(sample: str, delimiter: str, *, where: str) -> tuple[str, str | None]:

@@ -62,6 +62,11 @@ class ReadOptions(BaseModel):
         title="Which columns of a table to leave out.",
         description="a list of column names of a table, at least one",
     )
+    numeric: bool | None = Field(
+        default=None,
+        title="Leave out the columns of a table that hold no numbers [they are refused].",
+        description="true or false: whether columns of a table that hold no numbers are left out",
+    )
     header: bool | None = Field(
         default=None,
         title="Whether the first line of a table names the columns [auto: it does if it holds no number].",
@@ -102,10 +107,10 @@ class ReadOptions(BaseModel):
         title="Words for 0 and 1, besides false and true.",
         description="a list of two words: the one that stands for 0 and the one for 1, besides false and true",
     )
-    fill: float | None = Field(
+    fill: float | Literal["mean", "median"] | None = Field(
         default=None,
-        title="What missing values of a table become [they are refused].",
-        description="a number: what missing values of a table become",
+        title="What missing values of a table become: a number, or mean or median of their column [they are refused].",
+        description="a number, or mean or median of their column: what missing values of a table become",
     )
     missing: Annotated[list[str], Field(min_length=1, strict=False)] | None = Field(
         default=None,
@@ -117,6 +122,11 @@ class ReadOptions(BaseModel):
         title="Of a text [utf-8, or what its first bytes say].",
         description="the name of an encoding that Python knows, such as latin-1 or utf-16",
     )
+
+    @property
+    def mark(self) -> float | None:
+        """What stands for a missing value while a table is read: the number that it becomes, or NaN until that is known."""
+        return float("nan") if isinstance(self.fill, str) else self.fill
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

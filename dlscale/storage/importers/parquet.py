@@ -11,6 +11,8 @@ import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.errors import InputError, SpecError
+from dlscale.storage.importers.columns.filling import filled_dtype
+from dlscale.storage.importers.columns.numeric import shortened
 from dlscale.storage.importers.folders import parts_of
 from dlscale.storage.importers.tables import Blocks, Request, Table, need, rows_per_block
 from dlscale.storage.labels.names import Labels, text_of
@@ -43,6 +45,7 @@ def read_parquet(request: Request) -> Iterator[Table]:
     _refuse_partitions(request, folders)
     layouts: dict[str, list[Column]] = {}
     left_out: dict[str, None] = {}
+    words: dict[str, None] = {}
     n_rows = 0
     for path in paths:
         with _opened(files, path) as part:
@@ -50,18 +53,43 @@ def read_parquet(request: Request) -> Iterator[Table]:
                 continue
             names, index = _names(request, path, part.schema_arrow)
             left_out |= dict.fromkeys(index)
+            if request.numeric:
+                words |= dict.fromkeys(name for name in names if not _is_number(part.schema_arrow.field(name).type))
+                names = [name for name in names if name not in words]
             layouts[path] = [_column(part, path, name) for name in names]
             n_rows += part.metadata.num_rows
         _check_equal(layouts, path)
     if not layouts:
         raise InputError(f"{request.source} holds no rows in files that end in {' or '.join(PARQUET_SUFFIXES)}.")
-    notes = [f"{', '.join(map(repr, left_out))} is the index that pandas wrote, and names the rows; ask for it to be a column"]
+    if not next(iter(layouts.values())):
+        raise InputError(f"{request.source}: no column of numbers is left; it has {shortened([repr(name) for name in words])}.")
+    told = {
+        f"{', '.join(map(repr, left_out))} is the index that pandas wrote, and names the rows; ask for it to be a column": left_out,
+        f"left out, as they hold no numbers: {shortened([repr(name) for name in words])}": words,
+    }
     columns = next(iter(layouts.values()))
-    dtype = np.result_type(*(column.dtype for layout in layouts.values() for column in layout))
-    rows: list[str] = []
-    blocks = _blocks(files, list(layouts), columns=columns, dtype=dtype, index=list(left_out), row_names=rows)
+    dtype = filled_dtype(np.result_type(*(column.dtype for layout in layouts.values() for column in layout)), request)
+    how = _How(columns, dtype, request.mark, list(left_out), [])
     labels = Labels(column=[name for column in columns for name in column.names])
-    yield Table(n_rows, len(labels.column or ()), dtype, blocks, notes=notes if left_out else [], labels=labels, row_names=rows)
+    yield Table(
+        n_rows,
+        len(labels.column or ()),
+        dtype,
+        _blocks(files, list(layouts), how),
+        notes=[note for note, about in told.items() if about],
+        labels=labels,
+        row_names=how.row_names,
+    )
+
+
+class _How(NamedTuple):
+    """How batches become blocks: what a missing value becomes, and the columns that name rows, with the names of the last block."""
+
+    columns: list[Column]
+    dtype: np.dtype[Any]
+    fill: float | None
+    names_of_rows: list[str]
+    row_names: list[str]
 
 
 @contextmanager
@@ -76,6 +104,10 @@ def _names(request: Request, path: str, schema: Any) -> tuple[list[str], list[st
     """The columns to read, and those that are left out because they are an index of pandas."""
     index = _index_columns(schema) if request.columns is None else []
     names = list(request.columns) if request.columns is not None else [name for name in schema.names if name not in index]
+    for name in request.drop or ():
+        if name not in schema.names:
+            raise SpecError(f"{path} has no column {name!r}; its columns are: {shortened(schema.names)}.")
+    names = [name for name in names if name not in (request.drop or ())]
     for name in names:
         if len(schema.get_all_field_indices(name)) != 1:
             shown = ", ".join(schema.names[:20]) + (", ..." if len(schema.names) > 20 else "")
@@ -92,6 +124,14 @@ def _index_columns(schema: Any) -> list[str]:
         return [name for name in told if isinstance(name, str) and name in schema.names]
     except (KeyError, ValueError, TypeError):
         return []
+
+
+def _is_number(kind: Any) -> bool:
+    """Whether a type of Arrow is one of numbers, or of vectors of such."""
+    types = need("pyarrow.types", "a Parquet file")
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        kind = kind.value_type
+    return any(is_kind(kind) for is_kind in (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal))
 
 
 def _column(part: Any, path: str, name: str) -> Column:
@@ -141,9 +181,8 @@ def _refuse_partitions(request: Request, folders: list[str]) -> None:
         )
 
 
-def _blocks(
-    files: Any, paths: list[str], *, columns: list[Column], dtype: np.dtype[Any], index: list[str], row_names: list[str]
-) -> Blocks:
+def _blocks(files: Any, paths: list[str], how: _How) -> Blocks:
+    columns, dtype, fill, index, row_names = how
     n = sum(column.width for column in columns)
     step = min(rows_per_block(n, dtype.itemsize), 1 << 16)
     names = [column.name for column in columns]
@@ -153,7 +192,8 @@ def _blocks(
             for batch in part.iter_batches(batch_size=step, columns=[*names, *index], use_threads=False):
                 block, j = np.empty((batch.num_rows, n), dtype), 0
                 for column in columns:
-                    block[:, j : j + column.width] = _numbers(batch.column(column.name), column, path=path, start=start)
+                    part_of_it = _numbers(batch.column(column.name), column, fill=fill, path=path, start=start)
+                    block[:, j : j + column.width] = part_of_it
                     j += column.width
                 if index:
                     told = [batch.column(name).to_pylist() for name in index]
@@ -162,13 +202,11 @@ def _blocks(
                 start += batch.num_rows
 
 
-def _numbers(values: Any, column: Column, *, path: str, start: int) -> Array:
-    """A column of a batch as (rows, width)."""
+def _numbers(values: Any, column: Column, *, fill: float | None, path: str, start: int) -> Array:
+    """A column of a batch as (rows, width), missing values as a number that was asked for, or NaN."""
     types, n_rows = need("pyarrow.types", path), len(values)
-    rows = f"rows {start} to {start + n_rows - 1}"
-    missing = InputError(f"{path}: column {column.name!r} has missing values among {rows}. Fill or drop them.")
-    if values.null_count:
-        raise missing
+    if values.null_count and (fill is None or types.is_nested(values.type)):
+        raise _missing(values, column, 1, path=path, start=start)
     if types.is_nested(values.type):
         if not types.is_fixed_size_list(values.type):
             lengths = values.value_lengths().to_numpy(zero_copy_only=False)
@@ -179,10 +217,24 @@ def _numbers(values: Any, column: Column, *, path: str, start: int) -> Array:
                     f"{column.width} before; all must have one length."
                 )
         values = values.flatten()
-        if values.null_count:
-            raise missing
+        if values.null_count and fill is None:
+            raise _missing(values, column, column.width, path=path, start=start)
     if types.is_decimal(values.type):
         # By way of their digits, since only the parser of text rounds each to the nearest float64.
         values = values.cast("string").cast("float64")
+    if values.null_count:
+        # Whole numbers stay such where what they are filled with is one, too.
+        whole = types.is_integer(values.type) and float(fill or 0).is_integer()
+        values = values.fill_null(int(fill or 0)) if whole else values.cast("float64").fill_null(fill)
     array: Array = values.to_numpy(zero_copy_only=False)
+    if fill is not None and array.dtype.kind == "f" and (gaps := np.isnan(array)).any():
+        array = np.where(gaps, array.dtype.type(fill), array)
     return array.reshape(n_rows, column.width)
+
+
+def _missing(values: Any, column: Column, width: int, *, path: str, start: int) -> InputError:
+    row = start + int(np.argmax(values.is_null().to_numpy(zero_copy_only=False))) // width
+    return InputError(
+        f"{path}: column {column.name!r} has missing values, the first in row {row} (counted from 0). Set fill to a number, mean "
+        "or median, or drop the column."
+    )

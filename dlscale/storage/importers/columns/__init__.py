@@ -1,0 +1,1 @@
+"""Columns of tables: which of them are numbers, and what their missing values become."""
