@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 from threadpoolctl import threadpool_limits
+
+from dlscale.engine.clusters import Cluster, ClusterFacts, open_cluster
 
 # Several processes share the cores: threads of BLAS that wait for a core take more time than they save.
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -43,3 +46,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return min(turn.get(place, len(turn)) for place in (item.path, *item.path.parents))
 
     items.sort(key=key)
+
+
+@pytest.fixture(scope="session")
+def shared_cluster() -> Iterator[Cluster]:
+    """Two worker processes of one thread, which take two seconds to start; tests ask for `two_workers`."""
+    cluster = open_cluster(ClusterFacts("local", 2, 1, 2**31))
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def two_workers(shared_cluster: Cluster) -> Cluster:
+    """The same for all tests of this process; both are there, also where a test before has killed one."""
+    shared_cluster.client.wait_for_workers(2)  # type: ignore[attr-defined]
+    shared_cluster.losses.clear()
+    return shared_cluster

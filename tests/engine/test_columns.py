@@ -138,27 +138,25 @@ def test_columns_that_are_known_by_their_numbers_need_not_be_given():
     np.testing.assert_array_equal(np.hstack([state["x"] for state in found]), T[:, :20])
 
 
-def test_two_workers_share_a_group_and_give_the_bits_of_one_process(tmp_path):
+def test_two_workers_share_a_group_and_give_the_bits_of_one_process(two_workers, tmp_path):
     # Large enough for files.
     T, B = data(n=70_000 // 8, k=16)
     T = T[:, :100]
     what, B = Times(np.ascontiguousarray(T), seconds=0.2), np.ascontiguousarray(B[:100])
     with open_cluster(THREADS) as cluster:
         expected = product(run_of(cluster), what, B)
-    with open_cluster(LOCAL) as cluster:
-        events: list[Event] = []
-        run = run_of(cluster, tmp_path, events)
-        found = Columns(run, LOCAL).apply("times", what, B, n_columns=16, width=8)
-        np.testing.assert_array_equal(np.hstack([state["x"] for state in found]), expected)
-        assert len({int(state["pid"]) for state in found} - {os.getpid()}) == 2
-        assert len({e.worker for e in events if isinstance(e, WorkDone)}) == 2
-        assert not (tmp_path / "checkpoint.zarr" / "parcels").exists()
+    events: list[Event] = []
+    run = run_of(two_workers, tmp_path, events)
+    found = Columns(run, LOCAL).apply("times", what, B, n_columns=16, width=8)
+    np.testing.assert_array_equal(np.hstack([state["x"] for state in found]), expected)
+    assert len({int(state["pid"]) for state in found} - {os.getpid()}) == 2
+    assert len({e.worker for e in events if isinstance(e, WorkDone)}) == 2
+    assert not (tmp_path / "checkpoint.zarr" / "parcels").exists()
 
 
-def test_a_slab_whose_worker_dies_is_computed_again(tmp_path):
+def test_a_slab_whose_worker_dies_is_computed_again(two_workers, tmp_path):
     T, B = data()
-    with open_cluster(LOCAL) as cluster:
-        X = product(run_of(cluster, tmp_path), Times(T, fatal=tmp_path / "died"), B, n_workers=2)
+    X = product(run_of(two_workers, tmp_path), Times(T, fatal=tmp_path / "died"), B, n_workers=2)
     assert (tmp_path / "died").exists()
     np.testing.assert_array_equal(X, np.hstack([T @ B[:, i : i + 8] for i in range(0, 30, 8)]))
 

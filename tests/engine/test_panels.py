@@ -41,6 +41,11 @@ MATRICES: dict[str, Callable[[], Array]] = {
 @pytest.fixture(scope="module", params=[(1, 2), (2, 1), (4, 1)], ids=lambda p: f"{p[0]} workers")
 def workers(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     n_workers, threads = request.param
+    if n_workers == 2:
+        cluster: Cluster = request.getfixturevalue("shared_cluster")
+        cluster.client.wait_for_workers(2)  # type: ignore[attr-defined]
+        yield cluster
+        return
     with open_cluster(ClusterFacts("local", n_workers, threads, 2**30)) as cluster:
         yield cluster
 
@@ -264,23 +269,22 @@ def test_the_planner_cuts_any_matrix(shape: tuple[int, int]) -> None:
         assert outcome.certificate.passed
 
 
-def test_a_worker_that_is_lost_when_the_others_went_on(tmp_path: Path) -> None:
+def test_a_worker_that_is_lost_when_the_others_went_on(two_workers: Cluster, tmp_path: Path) -> None:
     """Its panels need what the others had before they went on, and changed in place: the group starts again."""
     kind = "qr"
     path = store(tmp_path / "a.zarr", MATRICES[kind](), chunks=(64, 32), compressors=None)
-    with open_cluster(ClusterFacts("local", 2, 1, 2**30)) as cluster:
-        lost: list[int] = []
-        warnings: list[str] = []
+    lost: list[int] = []
+    warnings: list[str] = []
 
-        def emit(event: Event) -> None:
-            if isinstance(event, Warned):
-                warnings.append(event.message)
-            if not lost and isinstance(event, WorkDone) and (event.task, event.panel) == ("factor", 2 * GROUP - 1):
-                nannies = {nanny.worker_address: nanny for nanny in cluster.local.workers.values()}
-                lost.append(nannies[min(nannies)].pid)
-                os.kill(lost[0], signal.SIGKILL)
+    def emit(event: Event) -> None:
+        if isinstance(event, Warned):
+            warnings.append(event.message)
+        if not lost and isinstance(event, WorkDone) and (event.task, event.panel) == ("factor", 2 * GROUP - 1):
+            nannies = {nanny.worker_address: nanny for nanny in two_workers.local.workers.values()}
+            lost.append(nannies[min(nannies)].pid)
+            os.kill(lost[0], signal.SIGKILL)
 
-        arrays = factor_in_files(kind, path, tmp_path, cluster, panel=PANEL, group=GROUP, emit=emit)
+    arrays = factor_in_files(kind, path, tmp_path, two_workers, panel=PANEL, group=GROUP, emit=emit)
     assert lost
     assert any("starts again" in said for said in warnings)
     assert_same_bits(arrays, expected(kind))

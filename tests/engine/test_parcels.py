@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dlscale.engine.clusters import ClusterFacts, open_cluster
+from dlscale.engine.clusters import Cluster, ClusterFacts, open_cluster
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Passes, parcels
 from dlscale.engine.passes.parcels import Parcel, pack
@@ -81,15 +81,14 @@ def test_a_file_that_is_gone_or_damaged_is_told(tmp_path: Path) -> None:
         parcel.open()
 
 
-def test_a_pass_with_a_large_operand_and_a_large_result_gives_the_bits_of_one_process(tmp_path: Path) -> None:
+def test_a_pass_with_a_large_operand_and_a_large_result_gives_the_bits_of_one_process(two_workers: Cluster, tmp_path: Path) -> None:
     """On two workers, whose operands and result are files while the pass runs."""
     n, width = 40_000, 16
     A, W = gaussian(64, n), gaussian(n, width, seed=1)
     assert W.nbytes > parcels.LARGE_BYTES
     found = []
-    for facts in (ClusterFacts("threads", 1, 2, 2**31), ClusterFacts("local", 2, 1, 2**31)):
-        with open_cluster(facts) as cluster:
-            passes = Passes(Run(cluster, checkpoint=Checkpoint(tmp_path / facts.kind)))
-            found.append(passes.sweep("product", open_matrix(A), NormalProduct(W), RowGrid(64, 8, 8))["ZH"])
+    for cluster in (open_cluster(ClusterFacts("threads", 1, 2, 2**31)), two_workers):
+        passes = Passes(Run(cluster, checkpoint=Checkpoint(tmp_path / cluster.facts.kind)))
+        found.append(passes.sweep("product", open_matrix(A), NormalProduct(W), RowGrid(64, 8, 8))["ZH"])
     assert found[0].tobytes() == found[1].tobytes()
     assert not (tmp_path / "local" / "parcels").exists()

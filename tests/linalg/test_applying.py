@@ -27,7 +27,6 @@ from dlscale.storage.matrices import open_matrix
 from dlscale.storage.results import ResultGroup
 from tests.helpers import THREADS
 
-LOCAL = ClusterFacts("local", 2, 1, 2**31)
 RATES = {"matmul_flops_per_second": 1e10, "read_bytes_per_second": 1e12}
 
 
@@ -84,22 +83,21 @@ KINDS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_workers_apply_factors_with_the_bits_of_one_process(kind, tmp_path, monkeypatch):
+def test_workers_apply_factors_with_the_bits_of_one_process(kind, two_workers, tmp_path, monkeypatch):
     monkeypatch.setattr("dlscale.linalg.lstsq.kind.PASS_COLUMNS", 100)
     monkeypatch.setattr("dlscale.linalg.lstsq.kind.CLEARLY_LONG", 100)
     plan_of, compute, options, arrays = KINDS[kind]
     inputs = Inputs({name: open_matrix(array) for name, array in arrays.items()})
     found: list[dict[str, Array]] = []
-    for facts in (THREADS, LOCAL):
+    for cluster in (open_cluster(THREADS), two_workers):
         told: list[Event] = []
-        plan, folder = plan_of(inputs, options, facts), tmp_path / facts.kind
-        with open_cluster(facts) as cluster:
-            group = ResultGroup(folder / "result.zarr")
-            run = Run(cluster, checkpoint=Checkpoint(folder / "checkpoint.zarr"), result=group, emit=told.append)
-            outcome = compute(run, inputs, options, plan)
-            outcome.certificate.require()
-            stored = zarr.open_group(group.publish({}), mode="r")
-            group.close()
+        plan, folder = plan_of(inputs, options, cluster.facts), tmp_path / cluster.facts.kind
+        group = ResultGroup(folder / "result.zarr")
+        run = Run(cluster, checkpoint=Checkpoint(folder / "checkpoint.zarr"), result=group, emit=told.append)
+        outcome = compute(run, inputs, options, plan)
+        outcome.certificate.require()
+        stored = zarr.open_group(group.publish({}), mode="r")
+        group.close()
         found.append(outcome.arrays | {name: np.asarray(stored[name]) for name in outcome.stored})
         blocks = [event for event in told if isinstance(event, WorkDone)]
         finished = [event for event in told if isinstance(event, StepFinished)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,6 @@ from dlscale.storage.matrix import Matrix, View
 
 M, N, K = 300, 170, 5
 THREADS = ClusterFacts("threads", 1, 2, 2**31)
-LOCAL = ClusterFacts("local", 2, 1, 2**31)
-
-
-@pytest.fixture(scope="module")
-def workers() -> Iterator[Cluster]:
-    with open_cluster(LOCAL) as cluster:
-        yield cluster
 
 
 class Counting(View):
@@ -67,12 +59,12 @@ def test_every_way_gives_the_products(tmp_path: Path, way: Way, dtype: str) -> N
         np.testing.assert_allclose(operator.normal(X), A.conj().T @ (A @ X), atol=M * tolerance)
 
 
-def test_a_held_matrix_is_read_once_and_gives_the_bits_of_one_that_is_read(tmp_path: Path, workers: Cluster) -> None:
+def test_a_held_matrix_is_read_once_and_gives_the_bits_of_one_that_is_read(tmp_path: Path, two_workers: Cluster) -> None:
     """On threads, and on two workers that hold a half each."""
     path = store(tmp_path / "A.zarr", gaussian(M, N), chunks=(50, N))
     X, Y = gaussian(N, K, seed=1), gaussian(M, K, seed=2)
     found, reads = [], []
-    for cluster in (open_cluster(THREADS), workers):
+    for cluster in (open_cluster(THREADS), two_workers):
         for way in ("strips", "resident"):
             counting, events = Counting(open_matrix(path)), []
             source = counting if cluster.shares_memory else open_matrix(path)
@@ -125,14 +117,14 @@ def test_operands_and_products_at_rest(tmp_path: Path, m: int, n: int, panel_row
             operator.apply(X)
 
 
-def test_products_at_rest_have_the_same_bits_on_two_workers(tmp_path: Path, workers: Cluster) -> None:
+def test_products_at_rest_have_the_same_bits_on_two_workers(tmp_path: Path, two_workers: Cluster) -> None:
     source, X, Y = (
         open_matrix(store(tmp_path / name, gaussian(*shape), chunks=(40, shape[1])))
         for name, shape in (("A", (M, N)), ("X", (N, K)), ("Y", (M, K)))
     )
     blocks = OperatorPlan("blocks", RowGrid(N, 16, 32), 64, "blocks", 0)
     found = []
-    for name, cluster in (("threads", open_cluster(THREADS)), ("workers", workers)):
+    for name, cluster in (("threads", open_cluster(THREADS)), ("workers", two_workers)):
         run = Run(cluster, checkpoint=Checkpoint(tmp_path / name))
         operator = MatrixOperator(Passes(run), source, blocks)
         found.append([operator.apply_at_rest(X, "AX").read(0, M).tobytes(), operator.adjoint_at_rest(Y, "Z").read(0, N).tobytes()])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,6 @@ def expected(matrices: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
         return {kind: factor_in_files(kind, matrices[kind], tmp_path_factory.mktemp(kind), cluster, **CUT) for kind in MATRICES}
 
 
-@pytest.fixture(scope="module")
-def workers() -> Iterator[Cluster]:
-    with open_cluster(ClusterFacts("local", 2, 1, 2**30)) as cluster:
-        yield cluster
-
-
 def assert_same_bits(arrays: dict[str, Array], others: dict[str, Array]) -> None:
     assert arrays.keys() == others.keys()
     for name, array in arrays.items():
@@ -54,9 +48,9 @@ def assert_same_bits(arrays: dict[str, Array], others: dict[str, Array]) -> None
 
 @pytest.mark.parametrize("kind", MATRICES)
 def test_the_same_bits_on_two_workers(
-    kind: str, workers: Cluster, matrices: dict[str, Path], expected: dict[str, dict[str, Array]], tmp_path: Path
+    kind: str, two_workers: Cluster, matrices: dict[str, Path], expected: dict[str, dict[str, Array]], tmp_path: Path
 ) -> None:
-    assert_same_bits(factor_in_files(kind, matrices[kind], tmp_path, workers, **CUT), expected[kind])
+    assert_same_bits(factor_in_files(kind, matrices[kind], tmp_path, two_workers, **CUT), expected[kind])
 
 
 def test_the_same_bits_on_one_worker(matrices: dict[str, Path], expected: dict[str, dict[str, Array]], tmp_path: Path) -> None:
@@ -67,7 +61,7 @@ def test_the_same_bits_on_one_worker(matrices: dict[str, Path], expected: dict[s
 
 @pytest.mark.parametrize("kind", MATRICES)
 def test_a_worker_that_is_killed_in_the_middle(
-    kind: str, workers: Cluster, matrices: dict[str, Path], expected: dict[str, dict[str, Array]], tmp_path: Path
+    kind: str, two_workers: Cluster, matrices: dict[str, Path], expected: dict[str, dict[str, Array]], tmp_path: Path
 ) -> None:
     """While it has tiles of the second group, which the others have changed in place since: the group starts again."""
     killed: list[int] = []
@@ -77,11 +71,11 @@ def test_a_worker_that_is_killed_in_the_middle(
         if isinstance(event, Warned):
             said.append(event.message)
         if not killed and isinstance(event, WorkDone) and (event.task, event.panel) == ("factor", 3):
-            nannies = {nanny.worker_address: nanny for nanny in workers.local.workers.values()}
+            nannies = {nanny.worker_address: nanny for nanny in two_workers.local.workers.values()}
             killed.append(nannies[min(nannies)].pid)
             os.kill(killed[0], signal.SIGKILL)
 
-    arrays = factor_in_files(kind, matrices[kind], tmp_path, workers, emit=emit, **CUT)
+    arrays = factor_in_files(kind, matrices[kind], tmp_path, two_workers, emit=emit, **CUT)
     assert killed
     assert any("starts again" in message for message in said)
     assert_same_bits(arrays, expected[kind])
