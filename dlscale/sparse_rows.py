@@ -59,9 +59,24 @@ class SparseRows:
         return np.bincount(self.rows.indices, minlength=self.shape[1])
 
     def with_data(self, data: Array) -> SparseRows:
-        """The same places with other numbers."""
+        """The same places with other numbers, less the same row."""
         rows = self.rows
         return SparseRows(type(rows)((data, rows.indices, rows.indptr), shape=rows.shape), self.shift)
+
+    def entries(self) -> Array:
+        """What of B stands where R has entries, in their order and in double precision."""
+        data: Array = self.wide().rows.data
+        return data if self.shift is None else data - self.shift[self.rows.indices]
+
+    def beside(self) -> Array:
+        """What of B stands in each column where R has no entry; nothing does in a column that is full (n,)."""
+        shift = np.zeros(self.shape[1]) if self.shift is None else self.shift
+        return np.where(self.counts < len(self), -shift, 0)
+
+    def toarray(self) -> Array:
+        """B as a dense array."""
+        dense: Array = self.rows.toarray()
+        return dense if self.shift is None else dense - self.shift
 
     def wide(self) -> SparseRows:
         """The same in double precision."""
@@ -124,25 +139,48 @@ class SparseRows:
 
     def squares(self) -> float:
         """``||B||_F^2``, no term of which is negative."""
-        data = self.wide().rows.data
+        data = self.entries()
         if self.shift is None:
             return float(np.vdot(data, data).real)
-        data = data - self.shift[self.rows.indices]
         beside = (len(self) - self.counts) * np.abs(self.shift) ** 2
         return float(np.vdot(data, data).real + beside.sum())
 
     def column_squares(self) -> Array:
-        """The squared norms of the columns of R, in double precision."""
-        return np.bincount(self.rows.indices, np.abs(self.wide().rows.data) ** 2, minlength=self.shape[1])
+        """The squared norms of the columns, in double precision."""
+        squares = np.bincount(self.rows.indices, np.abs(self.entries()) ** 2, minlength=self.shape[1])
+        return squares if self.shift is None else squares + (len(self) - self.counts) * np.abs(self.shift) ** 2
+
+    def column_statistics(self) -> tuple[Array, Array, Array, Array, Array]:
+        """Of real columns: means, sums of squares beside them, counts of what is not zero, smallest and largest entries."""
+        (b, n), columns, data, absent = self.shape, self.rows.indices, self.entries(), self.beside()
+        n_absent = b - self.counts
+        mean = (np.bincount(columns, data, minlength=n) + n_absent * absent) / b
+        left = data - mean[columns]
+        rest = np.bincount(columns, left, minlength=n) + n_absent * (absent - mean)
+        squares = np.bincount(columns, left**2, minlength=n) + n_absent * (absent - mean) ** 2 - rest**2 / b
+        nonzeros = np.bincount(columns, data != 0, minlength=n) + n_absent * (absent != 0)
+        smallest, largest = (np.where(n_absent > 0, absent, sign * np.inf) for sign in (1, -1))
+        np.minimum.at(smallest, columns, data)
+        np.maximum.at(largest, columns, data)
+        return mean + rest / b, squares, nonzeros, smallest, largest
 
     def blocks_beside(self, first_row: int, width: int) -> Array:
-        """The parts (b, width) of the rows in blocks of so many columns on the diagonal, where R begins in this row."""
-        rows = np.repeat(np.arange(len(self)), np.diff(self.rows.indptr))
+        """The parts (b, width) of the rows in blocks of so many columns on the diagonal, where B begins in this row."""
+        b, n = self.shape
+        rows = np.repeat(np.arange(b), np.diff(self.rows.indptr))
         columns = self.rows.indices - (first_row + rows) // max(width, 1) * width
         inside = (columns >= 0) & (columns < width)
-        blocks = np.zeros((len(self), width), self.dtype)
+        blocks = np.zeros((b, width), self.dtype)
         blocks[rows[inside], columns[inside]] = self.rows.data[inside]
+        if self.shift is not None and width:
+            places = (first_row + np.arange(b))[:, None] // width * width + np.arange(width)
+            blocks = blocks - np.where(places < n, self.shift[np.minimum(places, n - 1)], 0)
         return blocks
+
+    def trace(self, first_row: int) -> Any:
+        """The sum of the diagonal, where B begins in this row, in double precision."""
+        total = self.wide().rows.diagonal(first_row).sum()
+        return total if self.shift is None else total - self.shift[first_row : first_row + len(self)].sum()
 
     def __sizeof__(self) -> int:
         return int(self.rows.data.nbytes + self.rows.indices.nbytes + self.rows.indptr.nbytes)

@@ -25,7 +25,8 @@ from dlscale.declaration.kind import Kind
 from dlscale.engine.clusters import ClusterFacts, describe_cluster
 from dlscale.engine.events import WorkDone
 from dlscale.engine.plan import Plan
-from dlscale.errors import DlscaleError, DoesNotFitError, InputError, SpecError
+from dlscale.errors import DlscaleError, DoesNotFitError, InputError, NonFiniteError, SpecError
+from dlscale.linalg.fitting import plan_with_fits, require_same, transforms_of
 from dlscale.storage.exactness import inexact_words
 from dlscale.storage.files.durable import PARTIAL, require_free_space
 from dlscale.storage.files.nodes import attributes_of, remove_node
@@ -153,6 +154,7 @@ def prepare(
             require_consent(spec.cluster, document, only_looks=only_looks)
             facts = describe_cluster(cluster_request(spec.cluster))
     inputs = assumed.inputs(spec) if assumed and assumed.shape else _open_inputs(spec, data, document, workspace, progress)
+    inputs = _transformed(spec, inputs, document)
     kind = KINDS[spec.kind]
     options = kind.options(**spec.option_values())
     if earlier is not None:
@@ -162,7 +164,7 @@ def prepare(
             _check_fits(plan, facts)
     else:
         with _blame_key(document, spec):
-            plan = kind.plan(inputs, options, facts)
+            plan = plan_with_fits(kind, inputs, options, facts)
         plan = replace(plan, notes=(*plan.notes, *facts.notes))
         if assumed:
             return Prepared(spec, data, inputs, facts, options, assumed.plan(plan), output)
@@ -199,17 +201,28 @@ def _open_inputs(
             missing = spec.input.missing_chunks
             matrices[role] = matrix = open_matrix(location, vectors=known.vector, missing_chunks=missing)
             signatures[role] = matrix.check()
-    _transform(spec, matrices, document)
     return Inputs(matrices, results, {role: signature for role, signature in signatures.items() if signature})
 
 
-def _transform(spec: JobSpec, matrices: dict[str, Matrix], document: Document) -> None:
-    """Let the first matrix be read as the spec's transforms say."""
-    if spec.input.transforms:
+def _transformed(spec: JobSpec, inputs: Inputs, document: Document) -> Inputs:
+    """The inputs, the first one being read as the spec's transforms say, or those that a model was made with."""
+    roles, matrices, steps = KINDS[spec.kind].roles, dict(inputs), [step.step() for step in spec.input.transforms]
+    first = roles[0].name
+    for result in (inputs.results[role.name] for role in roles if role.carries_transforms and role.name in inputs.results):
+        with blame(document, "input", first):
+            matrices[first] = transforms_of(result, matrices[first])
         with blame(document, "input", "transforms"):
-            if (first := KINDS[spec.kind].roles[0].name) not in matrices:
-                raise SpecError(f"are of a matrix, and input.{first} is the result of a job; leave them out.")
-            matrices[first] = transformed(matrices[first], [step.step() for step in spec.input.transforms])
+            require_same(result, steps)
+        return Inputs(matrices, inputs.results, inputs.signatures)
+    if not steps:
+        return inputs
+    with blame(document, "input", "transforms"):
+        if first not in matrices:
+            raise SpecError(f"are of a matrix, and input.{first} is the result of a job; leave them out.")
+        for name in [role.name for role in roles if role.name == first or role.transformed]:
+            if name in matrices:
+                matrices[name] = transformed(matrices[name], steps)
+    return Inputs(matrices, inputs.results, inputs.signatures)
 
 
 def _imported(data: dict[str, Any], request: ImportSpec, workspace: Workspace, progress: Progress | None) -> Path:
@@ -309,5 +322,7 @@ def _named_key(error: DlscaleError, kind: Kind) -> KeyPath:
 
 def _placed(error: DlscaleError, document: Document, path: KeyPath) -> DlscaleError:
     key = ".".join(map(str, path)) or "--workspace"
+    if isinstance(error, NonFiniteError):
+        return NonFiniteError(error.row, error.column, error.value, f"{document.where(path)}: {key}: {error.matrix}")
     message = str(error).removeprefix(f"{key}:").removeprefix(key).lstrip()
     return type(error)(f"{document.where(path)}: {key}: {message}")

@@ -43,6 +43,7 @@ from dlscale.engine.plan import Plan
 from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.errors import CertificateError, DlscaleError, InputError, Interrupted, NumericalError, RankError, SpecError
+from dlscale.linalg.fitting import compute_with_fits
 from dlscale.report import words
 from dlscale.storage.files import locks
 from dlscale.storage.files.atomic import fsync_path, hidden, write_atomically
@@ -329,10 +330,9 @@ def _compute(job: Job, prepared: Prepared, group: ResultGroup, recorder: Recorde
     losses: list[str] = []
     try:
         with open_cluster(prepared.facts) as cluster:
-            losses = cluster.losses
-            stall = prepared.spec.stall
-            run = Run(cluster, checkpoint=checkpoint, result=group, emit=emit, stall_seconds=stall, rows_folder=job.rows)
-            outcome = KINDS[prepared.spec.kind].compute(run, prepared.inputs, prepared.options, prepared.plan)
+            losses, stall, rows = cluster.losses, prepared.spec.stall, job.rows
+            run = Run(cluster, checkpoint=checkpoint, result=group, emit=emit, stall_seconds=stall, rows_folder=rows)
+            outcome = compute_with_fits(KINDS[prepared.spec.kind], run, prepared.inputs, prepared.options, prepared.plan)
     except Stop:
         checkpoint.flush()
         raise

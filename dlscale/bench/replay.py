@@ -24,6 +24,7 @@ from dlscale.bench.training import predict_training
 from dlscale.bench.workloads import Scale, make_job, workload
 from dlscale.engine.run import Run
 from dlscale.errors import DlscaleError
+from dlscale.linalg.fitting import compute_with_fits
 from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.results import ResultGroup
 
@@ -61,7 +62,7 @@ def _run(kind: str, folder: Path, size: float, cluster: TracingCluster) -> tuple
         group = ResultGroup(root / "result.zarr", fsync=False)
         run = Run(cluster, checkpoint=Checkpoint(root / "checkpoint.zarr"), result=group)
         with closing(group):
-            KINDS[kind].compute(run, prepared.inputs, prepared.options, prepared.plan)
+            compute_with_fits(KINDS[kind], run, prepared.inputs, prepared.options, prepared.plan)
             ended = cluster.clock()
     return float(prepared.plan.flops), ended
 

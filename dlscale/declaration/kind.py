@@ -40,6 +40,10 @@ class Role:
         It takes no matrix but the result of an earlier job, of one of these kinds.
     like_first : bool
         Whether it is as large as the first input where a plan assumes the shape of that; else one column.
+    transformed : bool
+        Whether it is read with the transforms of the first matrix, of whose columns it has more rows.
+    carries_transforms : bool
+        Whether the first matrix is read with the transforms of this result, as what it was made of.
     """
 
     name: str
@@ -48,6 +52,8 @@ class Role:
     vector: bool = False
     result_of: tuple[str, ...] = ()
     like_first: bool = False
+    transformed: bool = False
+    carries_transforms: bool = False
 
 
 #: Right-hand sides of a system with the matrix.

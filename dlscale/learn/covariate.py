@@ -122,7 +122,7 @@ KIND = Kind(
     example="{kind: covariate_weights, input: {features: x.zarr, target_features: z.zarr}}",
     roles=(
         Role("features", f"{MATRIX}: the rows that get weights"),
-        Role("target_features", f"{MATRIX}: rows of the population that the weighted ones shall resemble"),
+        Role("target_features", f"{MATRIX}: rows of the population that the weighted ones shall resemble", transformed=True),
     ),
     collective=True,
 )

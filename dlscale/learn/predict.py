@@ -204,7 +204,7 @@ KIND = Kind(
     example="{kind: predict, input: {features: x.zarr, model: results/model.zarr}}",
     roles=(
         Role("features"),
-        Role("model", "path or URL of the result of a train job", result_of=("train",)),
+        Role("model", "path or URL of the result of a train job", result_of=("train",), carries_transforms=True),
         Role("targets", f"{MATRIX}: what is known, to judge the predictions", optional=True, vector=True),
     ),
 )

@@ -247,7 +247,7 @@ KIND = Kind(
         Role("features"),
         Role("targets", f"{MATRIX}: labels 0, 1, ... or numbers, one row for each row of the features", vector=True),
         Role("weights", f"{MATRIX}: one number for each row", optional=True, vector=True),
-        Role("validation_features", optional=True),
+        Role("validation_features", optional=True, transformed=True),
         Role("validation_targets", optional=True, vector=True),
     ),
     sections=("model", "loss", "regularization", "optimizer", "schedule", "early_stopping"),

@@ -39,8 +39,8 @@ class Largest(Fold):
         return {"largest": np.zeros(1)}
 
     def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
-        entries = A.rows.data if isinstance(A, SparseRows) else A
-        np.maximum(state["largest"], largest_part(entries), out=state["largest"])
+        for entries in [A] if not isinstance(A, SparseRows) else [A.rows.data] if A.shift is None else [A.entries(), A.beside()]:
+            np.maximum(state["largest"], largest_part(entries), out=state["largest"])
         return ()
 
     def merge(self, left: State, right: State) -> State:

@@ -99,7 +99,9 @@ def certificate(job: Job) -> Markup | None:
         return None
     n_passed = sum(bool(check["passed"]) for check in checks)
     if n_passed == len(checks):
-        lead = "After the work was done, the answer was measured against the matrix itself. Every check passed."
+        steps = record.matrix.get("transforms")
+        what = f"as it is transformed ({', then '.join(map(str, steps))})" if steps else "itself"
+        lead = f"After the work was done, the answer was measured against the matrix {what}. Every check passed."
     else:
         lead = f"{len(checks) - n_passed} of {len(checks)} checks failed. The answer must not be used, and it was not published."
     rows = [_check(check) for check in checks]

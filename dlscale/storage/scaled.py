@@ -38,7 +38,8 @@ class Scaled(SameRows):
 
     def sparse_rows(self, start: int, stop: int) -> SparseRows:
         block = self.base.sparse_rows(start, stop)
-        return block.with_data(times_power_of_two(block.rows.data, self.exponent))
+        shift = None if block.shift is None else times_power_of_two(block.shift, self.exponent)
+        return SparseRows(block.with_data(times_power_of_two(block.rows.data, self.exponent)).rows, shift)
 
 
 def scaled(A: Matrix, exponent: int) -> Matrix:

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from dlscale.declaration.sections import Positive, Section
+from dlscale.declaration.transforms import TRANSFORMS_WORDS, Transforms
 from dlscale.engine.clusters.started import ADDRESS, OPTIONS, TIME_LIMIT, WORD
 from dlscale.errors import SpecError
 from dlscale.storage.importers.options import ReadOptions
-from dlscale.storage.sparse.transforms import Map, Step
 
 SIZE_UNITS: Mapping[str, int] = {
     "": 1,
@@ -81,29 +80,6 @@ MatrixSource = Annotated[str, Field(min_length=1)] | ImportSpec
 ResultSource = Annotated[str, Field(min_length=1)]
 
 
-class ScaleRows(Section):
-    """Rows are scaled to one sum."""
-
-    to: Annotated[float, Field(gt=0, description="a number above 0: what each row sums to")]
-
-
-class TransformSpec(Section):
-    """One step of what is done to each row as it is read."""
-
-    scale_rows: ScaleRows | None = Field(default=None, description="a section with the key to: what each row is scaled to sum to")
-    map: Map | None = Field(default=None, description="log1p, sqrt or binary: what becomes of each entry")
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if (self.scale_rows is None) == (self.map is None):
-            raise PydanticCustomError("rule", "a transform has one of the keys scale_rows and map")
-        return self
-
-    def step(self) -> Step:
-        """The step that it asks for."""
-        return Step(None if self.scale_rows is None else self.scale_rows.to, self.map)
-
-
 class InputSection(Section):
     """Base of a kind's input: every other field is a role."""
 
@@ -112,10 +88,7 @@ class InputSection(Section):
         description="refuse, or fill: chunks that Zarr left out because they hold nothing but the fill value are meant so",
     )
 
-    transforms: Annotated[list[TransformSpec], Field(max_length=16)] = Field(
-        default_factory=list,
-        description="a list of steps, {scale_rows: {to: 10000}} or {map: log1p}: done to rows of the first matrix as they are read",
-    )
+    transforms: Transforms = Field(default_factory=list, description=TRANSFORMS_WORDS)
 
     def roles(self) -> dict[str, str | ImportSpec]:
         """What was given, by role."""

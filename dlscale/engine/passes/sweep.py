@@ -153,7 +153,7 @@ def _whole(block: Any, *, sparse: bool) -> Any:
     """A block that is held, as the fold takes it."""
     if not isinstance(block, SparseRows):
         return np.require(block, requirements="A")
-    return block if sparse else block.rows.toarray()
+    return block if sparse else block.toarray()
 
 
 def _total(shared: Any, n_leaves: int, *groups: _Nodes) -> Any:

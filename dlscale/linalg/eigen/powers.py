@@ -80,7 +80,7 @@ class Both(RowsFold):
             add_rows(state, A.times(self.X).astype(self.X.dtype, copy=False))
             state["ZH"] += A.adjoint_times(self.X[first_row : first_row + len(A)])
             state["squares"] += A.squares()
-            state["trace"] += A.wide().rows.diagonal(first_row).sum()
+            state["trace"] += A.trace(first_row)
             return ()
         for i, tile in tiles(A):
             rows = slice(first_row + i, first_row + i + len(tile))

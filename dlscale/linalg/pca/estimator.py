@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -13,15 +15,20 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from dlscale.arrays import Array
 from dlscale.declaration.kind import planned_here
+from dlscale.declaration.transforms import steps_of
 from dlscale.engine.grids import BLOCK_BYTES, blocks
 from dlscale.engine.passes import Passes
 from dlscale.errors import NonFiniteError, NumericalError, SpecError
+from dlscale.linalg.fitting import fitted, plan_with_fits
 from dlscale.linalg.pca.covariance import whitening
 from dlscale.linalg.pca.kind import KIND, Method, PCAOptions, Solver, principal_components
 from dlscale.storage.arrays import unmasked
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.matrix import Matrix
+from dlscale.storage.sparse.transforms import Transformed, transformed
+
+_KIND = replace(KIND, plan=partial(plan_with_fits, KIND))
 
 
 class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -38,16 +45,23 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
         Scale the transformed data to unit variance.
     oversampling, power_iterations, method, seed
         Of the randomized solver (`dlscale.linalg.svd.kind.SVDOptions`).
+    transforms : list of dict, optional
+        What is done to rows as they are read, as ``input.transforms`` of a job, such as
+        ``[{"scale_rows": {"to": 1e4}}, {"map": "log1p"}]``. What a step takes from the columns is found in `fit`, and is the same
+        in `transform`.
 
     Attributes
     ----------
     components_ : (k, n), orthonormal rows
+        n counts the columns that the transforms leave.
     explained_variance_, explained_variance_ratio_, singular_values_ : (k,)
     mean_ : (n,)
     noise_variance_ : float
     n_components_, n_samples_, n_features_in_ : int
     feature_names_in_ : (n,) of str
         Where the columns have names.
+    transforms_ : tuple
+        The steps that new rows are read through, and the parameter of each, which `fit` found.
     notes_ : tuple of str
         Decisions taken on the way, and what to know of the answer.
 
@@ -67,6 +81,7 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
         power_iterations: int = PCAOptions.power_iterations,
         method: Method = PCAOptions.method,
         seed: int = PCAOptions.seed,
+        transforms: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         self.n_components = n_components
         self.solver = solver
@@ -75,13 +90,14 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
         self.power_iterations = power_iterations
         self.method = method
         self.seed = seed
+        self.transforms = transforms
 
     def fit(self, X: Any, y: None = None) -> Self:
         """Find the components.
 
         Parameters
         ----------
-        X : (m, n) NumPy, Dask or Zarr array, list, data frame, sparse array of SciPy, path or URL
+        X : (m, n or more) NumPy, Dask or Zarr array, list, data frame, sparse array of SciPy, path or URL
         y : ignored
 
         Returns
@@ -112,8 +128,11 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
             method=self.method,
             seed=self.seed,
         )
-        with planned_here(KIND, Inputs({"matrix": A}), options) as (run, plan):
-            found = principal_components(Passes(run), A, options, plan)
+        rows = transformed(A, steps_of(self.transforms or []))
+        with planned_here(_KIND, Inputs({"matrix": rows}), options) as (run, plan):
+            rows = fitted(Passes(run), rows, plan)
+            found = principal_components(Passes(run), rows, options, plan)
+        self.transforms_ = (rows.steps, rows.parameters) if isinstance(rows, Transformed) else ((), ())
         outcome = found.outcome()
         outcome.certificate.require()
         arrays = outcome.arrays | run.outputs
@@ -147,7 +166,7 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
             Naming the row and column of a NaN or infinity.
         """
         check_is_fitted(self)
-        A = self._matrix(X, reset=False)
+        A = transformed(self._matrix(X, reset=False), *self.transforms_)
         V = self.components_.conj().T
         weights = whitening(self.singular_values_, self.n_samples_) if self.whiten else None
         T = np.empty((A.shape[0], V.shape[1]), np.result_type(A.dtype, V.dtype))
@@ -171,7 +190,7 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
         return self._fit(X, y, scores=True)["scores"]
 
     def inverse_transform(self, X: Array) -> Array:
-        """Rows from their projections, less what the components leave out.
+        """Rows, as they are transformed, from their projections, less what the components leave out.
 
         Parameters
         ----------
@@ -243,7 +262,7 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
         Tipping and Bishop (1999), section 3.2; scikit-learn's ``PCA.score_samples``.
         """
         variances, noise = self._likelihood_variances()
-        A = self._matrix(X, reset=False)
+        A = transformed(self._matrix(X, reset=False), *self.transforms_)
         n, k = A.shape[1], self.n_components_
         V = self.components_.conj().T.astype(np.result_type(self.components_.dtype, np.float64))
         log_determinant = float(np.log(variances).sum()) + (n - k) * math.log(noise or 1.0)
@@ -272,7 +291,7 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
     def _likelihood_variances(self) -> tuple[Array, float]:
         """The variances along the components, and the one of all else, 0 where there is nothing else (NumericalError if 0)."""
         check_is_fitted(self)
-        left_out = self.n_features_in_ - self.n_components_
+        left_out = self.components_.shape[1] - self.n_components_
         noise = self.noise_variance_ if left_out else 0.0
         variances = np.maximum(self.explained_variance_.astype(np.float64), noise)
         if not variances.all() or (left_out and not noise):

@@ -51,9 +51,12 @@ class Entries(Fold):
 
     def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
         if isinstance(A, SparseRows):
-            sizes = A.with_data(np.abs(A.wide().rows.data))
-            columns, rows = sizes.sums(), sizes.rows.sum(axis=1)
-            self._add(state, columns, rows, A.squares(), sizes.rows.data.max(initial=0.0))
+            # What stands where nothing is stored, and how much more or less what is stored is.
+            beside = np.abs(A.beside())
+            stored = np.abs(A.entries())
+            more = A.with_data(stored - beside[A.rows.indices]).rows
+            columns, rows = more.T @ np.ones(len(A)) + len(A) * beside, more.sum(axis=1) + beside.sum()
+            self._add(state, columns, rows, A.squares(), max(stored.max(initial=0.0), beside.max(initial=0.0)))
             return ()
         for _, tile in tiles(A):
             wide = tile.astype(accumulator_dtype(tile.dtype), copy=False)

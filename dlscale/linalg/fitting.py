@@ -1,0 +1,136 @@
+"""Transforms whose steps have parameters: the passes that fit them are part of a plan, and what they found of its result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from dlscale.arrays import Array
+from dlscale.declaration.kind import Kind
+from dlscale.declaration.transforms import steps_of
+from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.costs import lay_out, lay_out_sparse
+from dlscale.engine.grids import RowGrid
+from dlscale.engine.passes import Passes
+from dlscale.engine.plan import Plan, Step
+from dlscale.engine.ranks.outcome import Outcome
+from dlscale.engine.run import Run
+from dlscale.errors import InputError, SpecError
+from dlscale.linalg.statistics.columns import ColumnStatistics, moments_of
+from dlscale.storage.inputs import Inputs, StoredResult
+from dlscale.storage.matrix import Matrix
+from dlscale.storage.sparse.steps import Moments, n_fits
+from dlscale.storage.sparse.transforms import Transformed, transformed
+
+#: Where a plan has the grid of these passes, and a result their parameters.
+_NAME = "transforms"
+
+
+def plan_with_fits(kind: Kind, inputs: Inputs, options: Any, facts: ClusterFacts) -> Plan:
+    """The plan of a kind, with the passes that fit the transforms of its inputs."""
+    plan = kind.plan(inputs, options, facts)
+    A = _to_fit(inputs.values())
+    if A is None:
+        return plan
+    base, n = A.base, A.base.shape[1]
+    layout = (lay_out_sparse if base.is_sparse else lay_out)(base, facts, state_bytes=8 * (5 * n + 1), operand_bytes=8 * 6 * n)
+    cost = ColumnStatistics(n).flops_per_row / n * base.n_entries
+    steps = [Step(f"{_NAME}-{i + 1}", cost, base.n_stored_bytes) for i in range(n_fits(A.steps))]
+    grid = {"block_rows": layout.grid.block_rows, "leaf_rows": layout.grid.leaf_rows}
+    return replace(
+        plan,
+        steps=(*steps, *plan.steps),
+        memory=max(plan.memory, layout.memory, key=lambda needs: sum(need.n_bytes for need in needs)),
+        choices=plan.choices | {_NAME: grid},
+    )
+
+
+def compute_with_fits(kind: Kind, run: Run, inputs: Inputs, options: Any, plan: Plan) -> Outcome:
+    """What a kind computes of inputs that are read as their transforms say, once these are fitted."""
+    views = {role: A for role, A in inputs.items() if isinstance(A, Transformed)}
+    if not views:
+        return kind.compute(run, inputs, options, plan)
+    # The first input is among them; the others have the same columns.
+    first = fitted(Passes(run), next(iter(views.values())), plan)
+    assert isinstance(first, Transformed)
+    read = {role: Transformed(A.base, first.steps, first.parameters) for role, A in views.items()}
+    outcome = kind.compute(run, Inputs({**inputs, **read}, inputs.results, inputs.signatures), options, plan)
+    note = f"all of this, the certificate too, is about the matrix as it is transformed: {first.words}"
+    return replace(outcome, arrays=outcome.arrays | _stored(first), notes=(*outcome.notes, note))
+
+
+def fitted(passes: Passes, A: Matrix, plan: Plan) -> Matrix:
+    """A matrix with the parameters of its transforms; A itself where there is nothing to fit."""
+    if not isinstance(A, Transformed) or A.fitted:
+        return A
+    return Transformed(A.base, A.steps, _parameters(passes, A, plan))
+
+
+def _parameters(passes: Passes, A: Transformed, plan: Plan) -> list[Array | None]:
+    """The parameters of a matrix's steps, by the passes of a plan."""
+    grid = RowGrid(A.shape[0], **plan.choices[_NAME])
+    found: list[Array | None] = []
+    moments: Moments | None = None
+    n_passes = 0
+    for i, step in enumerate(A.steps):
+        if step.parameter and moments is None:
+            n_passes, before = n_passes + 1, transformed(A.base, A.steps[:i], found)
+            moments = moments_of(passes.sweep(f"{_NAME}-{n_passes}", before, ColumnStatistics(before.shape[1]), grid))
+        parameter = step.fit(moments) if step.parameter and moments else None
+        moments = step.after(moments, parameter) if moments else None
+        found.append(parameter)
+    return found
+
+
+def transforms_of(result: StoredResult, A: Matrix) -> Matrix:
+    """New rows, read as those were that a result is about.
+
+    Raises
+    ------
+    SpecError
+        If they have another number of columns.
+    InputError
+        If the result has lost a parameter.
+    """
+    given = _spec_of(result)
+    if not given:
+        return A
+    told = (result.attributes.get("plan") or {}).get("matrix") or {}
+    made_of = (told.get("source_shape") or told.get("shape") or [0, A.shape[1]])[1]
+    if made_of != A.shape[1]:
+        raise InputError(f"must have {made_of} columns, like the rows that {result.uri} was made of; got {A.shape[1]}.")
+    steps, n, parameters = steps_of(given), A.shape[1], []
+    for i, step in enumerate(steps):
+        parameter = result.read(_name(i, step.parameter)) if step.parameter else None
+        n_left = step.n_columns(n)
+        if parameter is not None and parameter.shape not in ((n,), (n_left,)):
+            raise InputError(f"{result.uri}/{_name(i, step.parameter)} must have {n_left} numbers; run its job anew.")
+        parameters.append(parameter)
+        n = n_left
+    return transformed(A, steps, parameters)
+
+
+def require_same(result: StoredResult, given: Sequence[Any]) -> None:
+    """Refuse steps other than those that a result was made with (SpecError); none are those."""
+    if given and list(given) != steps_of(_spec_of(result)):
+        raise SpecError("are those that the model was made with, and applied by themselves; leave them out.")
+
+
+def _spec_of(result: StoredResult) -> list[Mapping[str, Any]]:
+    spec = result.attributes.get("spec") or {}
+    return list((spec.get("input") or {}).get("transforms") or [])
+
+
+def _to_fit(matrices: Iterable[Matrix]) -> Transformed | None:
+    """The first matrix whose transforms are not fitted."""
+    return next((A for A in matrices if isinstance(A, Transformed) and not A.fitted), None)
+
+
+def _stored(A: Transformed) -> dict[str, Array]:
+    pairs = enumerate(zip(A.steps, A.parameters, strict=True))
+    return {_name(i, step.parameter): found for i, (step, found) in pairs if step.parameter}
+
+
+def _name(i: int, parameter: str) -> str:
+    return f"{_NAME}/{i + 1}-{parameter}"
