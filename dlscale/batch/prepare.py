@@ -153,9 +153,8 @@ def prepare(
         if facts is None:
             require_consent(spec.cluster, document, only_looks=only_looks)
             facts = describe_cluster(cluster_request(spec.cluster))
-    inputs = assumed.inputs(spec) if assumed and assumed.shape else _open_inputs(spec, data, document, workspace, progress)
-    inputs = _transformed(spec, inputs, document)
-    kind = KINDS[spec.kind]
+    found = assumed.inputs(spec) if assumed and assumed.shape else _open_inputs(spec, data, document, workspace, progress)
+    inputs, kind = _transformed(spec, found, document), KINDS[spec.kind]
     options = kind.options(**spec.option_values())
     if earlier is not None:
         plan = earlier.plan
