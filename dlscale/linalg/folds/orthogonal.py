@@ -52,8 +52,8 @@ class Basis(Protocol):
         """The pieces of a block that `apply` takes: (offset, rows)."""
         ...
 
-    def apply(self, A: Array, first_row: int) -> Array:
-        """Rows of Q for a piece of A; may be a workspace."""
+    def apply(self, A: Array, first_row: int, *, out: Array | None = None) -> Array:
+        """Rows of Q for a piece of A, in ``out`` where that saves a copy; may be a workspace."""
         ...
 
 
@@ -91,14 +91,16 @@ class TriangularBasis:
     def pieces(self, A: Array) -> Iterator[tuple[int, Array]]:
         return tiles(A, rows=max(2 * A.shape[1], tile_rows(A.shape[1], A.itemsize)))
 
-    def apply(self, A: Array, first_row: int) -> Array:
+    def apply(self, A: Array, first_row: int, *, out: Array | None = None) -> Array:
         Q = A
         if self.factors:
             Q = workspace("Q", A.shape, self.dtype)
             np.copyto(Q, A)
         for factor in self.factors:
             solve_right(Q, np.ascontiguousarray(factor, self.dtype), uplo="U")
-        return Q if self.last is None else np.matmul(Q, self.last, out=workspace("U", (len(A), self.last.shape[1]), self.dtype))
+        if self.last is None:
+            return Q
+        return np.matmul(Q, self.last, out=workspace("U", (len(A), self.last.shape[1]), self.dtype) if out is None else out)
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class TreeBasis:
         # The coefficients belong to whole blocks.
         yield 0, A
 
-    def apply(self, A: Array, first_row: int) -> Array:
+    def apply(self, A: Array, first_row: int, *, out: Array | None = None) -> Array:
         Q = np.linalg.qr(A).Q
         first = first_row // self.block_rows * min(self.block_rows, A.shape[1])
         return np.asarray(Q @ self.coefficients[first : first + Q.shape[1]].astype(A.dtype))

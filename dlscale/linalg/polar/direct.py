@@ -116,7 +116,7 @@ def _factor(passes: Passes, A: Matrix, *, grid: RowGrid, transposed: bool) -> Ou
         shift = Shift.of(n, norm, trace, dtype)
         definite = _is_definite(P, shift.size)
     output = passes.run.output("u", (m, n), dtype, grid, transposed=transposed)
-    measured = passes.sweep("u", A, LeftFactor(basis.rotated(W), n, Y, PY), grid, outputs=[output])
+    measured = passes.sweep("u", A, LeftFactor(basis.rotated(W), n, Y, PY, met=False), grid, outputs=[output])
     eps, lines = float(np.finfo(dtype).eps), "rows" if transposed else "columns"
     size = max(norm, np.finfo(float).tiny)
     residual = float(np.sqrt(np.trace(measured["residual"]).real) / size / (np.linalg.norm(Y) * n * eps)) * np.sqrt(n)

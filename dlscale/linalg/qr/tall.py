@@ -124,7 +124,7 @@ def _factor(passes: Passes, A: Matrix, *, grid: RowGrid, options: TallQROptions)
     Q, R, p = pivoted.pivot_triangle(R) if options.pivoting else pivoted.Pivoted(np.eye(n), R, np.arange(n))
     with one_blas_thread():
         expected = R @ probes[p]
-    fold = LeftFactor(basis.rotated(Q), n, probes, np.ascontiguousarray(expected, dtype), keep_U=keep)
+    fold = LeftFactor(basis.rotated(Q), n, probes, np.ascontiguousarray(expected, dtype), keep_U=keep, met=False)
     outputs = [passes.run.output("q", (m, n), dtype, grid)] if keep else []
     measured = passes.sweep("q", A, fold, grid, outputs=outputs)
     eps = float(np.finfo(dtype).eps)

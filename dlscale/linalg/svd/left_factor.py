@@ -89,6 +89,8 @@ class LeftFactor(Fold):
         Written is ``U scale`` (the scores of a PCA); U itself where it is None.
     keep_U : bool
         Whether the pass has an output.
+    met : bool
+        Whether ``met`` is wanted.
 
     Notes
     -----
@@ -101,6 +103,7 @@ class LeftFactor(Fold):
     expected: Array
     scale: Array | None = None
     keep_U: bool = True
+    met: bool = True
 
     @property
     def flops_per_row(self) -> float:
@@ -116,13 +119,15 @@ class LeftFactor(Fold):
         dtype = self.expected.dtype
         rows = workspace("left", (len(A), self.expected.shape[0]), dtype)
         for i, tile in self.basis.pieces(A):
-            U = self.basis.apply(tile[:, : self.n_columns], first_row + i)
+            place = rows[i : i + len(tile)] if self.keep_U and self.scale is None else None
+            U = self.basis.apply(tile[:, : self.n_columns], first_row + i, out=place)
             probes = tile[:, self.n_columns :] if self.probe_map is None else tile @ self.probe_map
             U_wide = U.astype(state["gram"].dtype, copy=False)
             state["gram"] += U_wide.conj().T @ U_wide
-            state["met"] += U_wide.conj().T @ probes
+            if self.met:
+                state["met"] += U_wide.conj().T @ probes
             rest = (probes - U @ self.expected).astype(state["gram"].dtype, copy=False)
             state["residual"] += rest.conj().T @ rest
-            if self.keep_U:
+            if self.keep_U and U is not place:
                 np.multiply(U, 1 if self.scale is None else self.scale, out=rows[i : i + len(tile)])
         return (rows,) if self.keep_U else ()
