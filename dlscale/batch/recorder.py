@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from dlscale.batch.jobs.in_slurm import begun
 from dlscale.batch.jobs.progress import Follower
 from dlscale.batch.workspace import ENDED, HEARTBEAT_SECONDS, Heartbeat, Job, JobState
 from dlscale.engine.events import Emit, Event, Saved, StateChanged, StepFinished, StepStarted, Warned
@@ -71,6 +72,7 @@ class Recorder:
 
     def _begin(self) -> Recorder:
         self.job.remove_leftovers()
+        begun(self.job)
         os.close(_open_to_append(self.job.log))
         self._events = _open_to_append(self.job.events)
         self._handler = _QuietFileHandler(self.job.log, encoding="utf-8")

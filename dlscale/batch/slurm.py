@@ -18,9 +18,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 from dlscale.batch.jobs import records
+from dlscale.batch.jobs.in_slurm import slurm_number
 from dlscale.batch.prepare import Prepared
 from dlscale.batch.run import create
 from dlscale.batch.spec.secrets import secret_environment
@@ -32,9 +34,6 @@ from dlscale.storage.files.durable import write_atomically
 
 #: Starts in a row that end without anything new in the checkpoint before the job is given up: its time limit is too short.
 N_FRUITLESS_STARTS = 3
-
-#: States of a job in Slurm that it will not leave.
-ENDED_IN_SLURM = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT")
 
 
 @dataclass(frozen=True)
@@ -235,14 +234,6 @@ def _starts(job: Job) -> records.StartsRecord:
         return {"saved": 0, "fruitless": 0}
 
 
-def slurm_number(job: Job) -> str | None:
-    """Slurm's number of a job that was submitted to it."""
-    try:
-        return records.read(job.slurm, records.SlurmRecord)["job"]
-    except FileNotFoundError:
-        return None
-
-
 def slurm_state(number: str) -> str | None:
     """What Slurm says of a job: PENDING, RUNNING, COMPLETING, ...; None when it has forgotten it."""
     try:
@@ -251,15 +242,11 @@ def slurm_state(number: str) -> str | None:
         return None
 
 
-def goes_on_in_slurm(job: Job) -> bool:
-    """Whether Slurm has a job that it will start again, or is about to."""
-    number = slurm_number(job)
-    return number is not None and slurm_state(number) in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED")
-
-
-def cancel_in_slurm(number: str) -> None:
-    """Take a job out of Slurm's queue, or stop it: a running one checkpoints, and has half a minute for it."""
-    _slurm("scancel", number)
+def leave_the_queue(job: Job) -> None:
+    """Take a job that was cancelled out of Slurm's queue, where it has not begun (any more)."""
+    if number := slurm_number(job):
+        with suppress(DlscaleError, OSError, subprocess.SubprocessError):  # if it starts there, it ends at once
+            _slurm("scancel", "--state=PENDING", number)
 
 
 def _slurm(program: str, *arguments: str, environment: Mapping[str, str] | None = None) -> str:

@@ -19,6 +19,7 @@ import yaml
 from dlscale.batch.arrays import with_arrays_stored
 from dlscale.batch.document import read_document
 from dlscale.batch.driver import detach, drive_on_worker, mark_cancelled
+from dlscale.batch.jobs.in_slurm import begun
 from dlscale.batch.jobs.places import writable
 from dlscale.batch.jobs.records import checksum, read
 from dlscale.batch.kinds import KINDS
@@ -27,7 +28,7 @@ from dlscale.batch.prepare import Prepared, prepare
 from dlscale.batch.queue import Queue, Ticket
 from dlscale.batch.recorder import plain
 from dlscale.batch.run import create
-from dlscale.batch.slurm import ENDED_IN_SLURM, goes_on_in_slurm, slurm_number, slurm_state
+from dlscale.batch.slurm import leave_the_queue
 from dlscale.batch.spec import parse_spec
 from dlscale.batch.spec.secrets import secret_environment
 from dlscale.batch.workspace import ENDED, HandOver, Heartbeat, Job, JobState, Workspace
@@ -191,6 +192,7 @@ def resubmit(job: Job, root: Workspace, prepared: Prepared, *, priority: int = 0
     """Hand a stopped job over again, to go on from its checkpoint; ``prepared`` is from `reopen`."""
     _check_place(prepared)
     before = job.read_state()
+    begun(job)
     job.cancel.unlink(missing_ok=True)
     if prepared.facts.kind == "tcp":
         _check_workers_see(prepared.facts.address, job)
@@ -232,8 +234,7 @@ def wait(job: Job, *, timeout_seconds: float | None = None, watch: Callable[[Job
         watch(state)
         lost = (lost or now) if state.state == "lost" else 0.0
         for_good = lost and (now - lost > GRACE_SECONDS or job.stored_state().state == "lost")
-        ended = state.state in ENDED and not (state.state == "interrupted" and goes_on_in_slurm(job))
-        if ended or for_good:
+        if state.state in ENDED or for_good:
             _until_free(job)
             return state
         if timeout_seconds is not None and now - started > timeout_seconds:
@@ -242,10 +243,7 @@ def wait(job: Job, *, timeout_seconds: float | None = None, watch: Callable[[Job
 
 
 def _gone(job: Job) -> str:
-    """Why whoever was to take a submitted job never will; empty while it may."""
-    if number := slurm_number(job):
-        said = slurm_state(number)
-        return f"Slurm ended its job {number} before it began ({said})" if said in ENDED_IN_SLURM else ""
+    """Why the cluster that was to take a submitted job never will; empty while it may."""
     with suppress(OSError, SpecError):
         scheduler = read(job.handed_over, HandOver).scheduler
         if scheduler and not answers(scheduler):
@@ -287,6 +285,7 @@ def _cancelled_here(job: Job, root: Workspace) -> bool:
         if lock is not None:
             with lock:
                 mark_cancelled(job, Queue(root))
+            leave_the_queue(job)
     except SpecError:
         job.cancel.unlink(missing_ok=True)
         raise

@@ -2,7 +2,8 @@
 
     <root>/jobs/<name>-<YYYYmmdd-HHMMSS>-<4 hex>/   spec.yaml state.json plan.json events.jsonl log.txt
                                                     checkpoint.zarr/ result.zarr/ report.html lock cancel
-                                                    handed-over.json slurm.json slurm.sh slurm-starts.json (of submitted jobs)
+                                                    handed-over.json slurm.json slurm.sh slurm-starts.json slurm-end.json (of
+                                                    submitted jobs)
                                                     rows/ (of trainings that write down which rows they used)
     <root>/queue/                                   tickets of the submitted jobs that wait or run (see queue.py)
     <root>/imports/<hash>.zarr                      matrices that were imported for a job
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from dlscale.batch.jobs import records
+from dlscale.batch.jobs.seeing import seen
 from dlscale.batch.jobs.states import (
     ENDED,
     HAND_OVER_SECONDS,
@@ -82,6 +84,7 @@ class Job:
         self.slurm = folder / "slurm.json"
         self.slurm_script = folder / "slurm.sh"
         self.slurm_starts = folder / "slurm-starts.json"
+        self.slurm_end = folder / "slurm-end.json"
 
     def stored_state(self) -> JobState:
         """What state.json says (SpecError if the folder holds no job, or the file is damaged)."""
@@ -104,37 +107,7 @@ class Job:
 
     def seen(self, state: JobState) -> JobState:
         """A stored state as a reader should see it."""
-        beat = state.heartbeat
-        where = f"(pid {beat.pid} on {beat.host})"
-        if state.state in RUNNING and not self._is_driven(beat):
-            return replace(state, state="lost", message=f"its process {where} vanished")
-        if state.state == "submitted" and not self._is_on_its_way(beat):
-            return replace(state, state="lost", message=f"the process {where} that was to take it, or to hand it over, vanished")
-        return state
-
-    def _is_driven(self, beat: Heartbeat) -> bool:
-        # A killed process is a zombie when its first thread has gone, and has its lock, which keeps others out, until the last one.
-        if beat.alive or locks.is_held(self.lock):
-            return True
-        if beat.owner.is_near:
-            return False
-        # The clock of either machine may have been set; that of the file system counts for both.
-        with suppress(OSError):
-            return abs(locks.age_of(self.state)) < LOST_SECONDS
-        return False
-
-    def _is_on_its_way(self, beat: Heartbeat) -> bool:
-        """Whether a submitted job has somebody who will take it: a batch system, a cluster, a process, or its client still."""
-        if self.slurm.exists():
-            return True
-        with suppress(OSError, SpecError):
-            handed = records.read(self.handed_over, HandOver)
-            if handed.scheduler:
-                return True
-            beat = handed.driver or beat
-        if beat.owner.is_near:
-            return beat.alive or locks.is_held(self.lock)
-        return abs(time.time() - beat.time) < HAND_OVER_SECONDS
+        return seen(self, state)
 
     def write_state(self, state: JobState, *, fsync: bool = True) -> None:
         """Replace state.json as one step."""
@@ -335,7 +308,7 @@ class Workspace:
             path = f"{self.jobs_folder}/{name}/state.json"
             try:
                 row = records.parse(records.read_bytes(path), ListedJob, path)
-                if row.state in RUNNING or row.state == "submitted":
+                if row.state in RUNNING or row.state in ("submitted", "interrupted"):
                     seen = self.job(name).read_state()
                     row = replace(row, state=seen.state, message=seen.message, progress=seen.progress)
                 listed.append(row)

@@ -75,11 +75,12 @@ def submit(
     with refusal_as_json(as_json):
         prepared = plan_job(read_job_file(spec, overrides, cluster, output), root, console)
         from dlscale.batch import slurm as slurm_jobs
+        from dlscale.batch.jobs.in_slurm import slurm_number
         from dlscale.batch.submit import submit_prepared
 
         if slurm:
             job = slurm_jobs.submit_prepared(root, prepared, slurm_jobs.SlurmRequest(**request))
-            click.echo(f"Slurm's number is {slurm_jobs.slurm_number(job)}.", err=True)
+            click.echo(f"Slurm's number is {slurm_number(job)}.", err=True)
         else:
             job = submit_prepared(root, prepared, priority=priority, concurrency=concurrency)
     _show_submitted(job, as_json)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,11 +59,20 @@ def wait(job_id: str | None, timeout: float | None, quiet: bool, workspace: str 
     job, lines = open_workspace(workspace).find(job_id), Lines(states=False, quiet=quiet, err=True)
     with until_ctrl_c(goes_on(job.id)):
         state = wait_for(job, timeout_seconds=timeout, watch=lambda state: lines(Look.of(state)))
+    record = _state_record(job, state)
     if as_json:
-        print_json(_state_record(state))
+        print_json(record)
     else:
+        echo_last_lines(record)
         echo(f"{job.id} {state.state}{': ' if state.message else ''}{state.message}")
     sys.exit(state.exit_code)
+
+
+def echo_last_lines(record: Mapping[str, Any]) -> None:
+    """Of a job that Slurm ended, on standard error."""
+    if record["state"] != "succeeded" and record["slurm"] is not None:
+        for line in record["slurm"]["last_lines"]:
+            echo(line, err=True)
 
 
 @click.command()
@@ -126,13 +135,15 @@ def status(job_id: str | None, watch: bool, quiet: bool, workspace: str | None, 
     job = root.find(job_id)
     state = _watched(job, quiet=quiet, err=as_json) if watch else job.read_state()
     if as_json:
-        print_json(_state_record(state))
+        print_json(_state_record(job, state))
     elif not watch:
         from dlscale.cli.terminal import status_rows
 
         console = open_console()
         console.print(job.id, style="bold", highlight=False)
         console.print(status_rows(job, state))
+    else:
+        echo_last_lines(_state_record(job, state))
 
 
 def _watched(job: Job, *, quiet: bool, err: bool) -> JobState:
@@ -200,10 +211,13 @@ def _lines_from(path: Path, offset: int) -> Iterator[bytes]:
         raise SpecError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def _state_record(state: JobState) -> dict[str, Any]:
-    record = {"job": state.job, "state": state.state, "kind": state.kind, "result": state.result, "seconds": state.seconds}
+def _state_record(job: Job, state: JobState) -> dict[str, Any]:
+    from dlscale.batch.jobs.in_slurm import slurm_facts
+
+    record: dict[str, Any] = {key: getattr(state, key) for key in ("job", "state", "kind", "result", "seconds")}
     progress = None if state.progress is None else asdict(state.progress)
-    return record | {"message": state.message, "heartbeat": state.heartbeat._asdict(), "progress": progress}
+    record |= {"message": state.message, "heartbeat": state.heartbeat._asdict(), "progress": progress}
+    return record | {"slurm": slurm_facts(job)}
 
 
 COMMANDS = (wait, jobs, status, logs)

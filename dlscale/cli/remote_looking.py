@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dlscale.cli.looking import require_watch, show_jobs, watch_options
+from dlscale.cli.looking import echo_last_lines, require_watch, show_jobs, watch_options
 from dlscale.cli.options import echo, job_filters, json_option, open_console, print_json
 from dlscale.cli.watching import Lines, Look, drawing, goes_on, is_live, until_ctrl_c, watch_jobs
 from dlscale.errors import SpecError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dlscale.batch.workspace import ListedJob
     from dlscale.service.client import Client
 
-_STATE_KEYS = ("job", "state", "kind", "result", "seconds", "message", "heartbeat", "progress")
+_STATE_KEYS = ("job", "state", "kind", "result", "seconds", "message", "heartbeat", "progress", "slurm")
 _WHOLE_ID = re.compile(r".+-\d{8}-\d{6}-[0-9a-f]{4}")
 #: Rows of a list, fetched at once; and named of those of which an id is the beginning.
 _N_ROWS, _N_NAMED = 1000, 4
@@ -113,6 +113,8 @@ def status(job_id: str | None, watch: bool, quiet: bool, as_json: bool) -> None:
         console = open_console()
         console.print(record["job"], style="bold", highlight=False)
         console.print(_rows(record, client.url))
+    else:
+        echo_last_lines(record)
 
 
 def _watched(client: Client, job: str, *, quiet: bool, err: bool) -> dict[str, Any]:
@@ -128,7 +130,7 @@ def _watched(client: Client, job: str, *, quiet: bool, err: bool) -> dict[str, A
 
 def _rows(record: dict[str, Any], url: str) -> Table:
     from dlscale.batch.jobs.progress import progress_words
-    from dlscale.cli.terminal import rows
+    from dlscale.cli.terminal import rows, slurm_rows
     from dlscale.report import words
 
     look = Look.of_record(record)
@@ -136,6 +138,7 @@ def _rows(record: dict[str, Any], url: str) -> Table:
     pairs += [("started", words.moment(record["created"])), ("time", words.duration(record["seconds"]))]
     if look.progress is not None and look.state != "succeeded":
         pairs.append(("progress", progress_words(look.progress, runs=look.runs)))
+    pairs += slurm_rows(record["slurm"])
     pairs += [(label, record[key]) for label, key in (("reason", "message"), ("result", "result")) if record[key]]
     if record["resumable"]:
         pairs.append(("go on", f"dlscale --server {url} resume {look.job}"))
@@ -169,6 +172,7 @@ def wait(job_id: str | None, timeout: float | None, quiet: bool, as_json: bool) 
     if as_json:
         print_json({key: record[key] for key in _STATE_KEYS})
     else:
+        echo_last_lines(record)
         echo(how_it_ended(record))
     sys.exit(record["exit_code"])
 

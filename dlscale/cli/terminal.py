@@ -18,6 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.segment import Segment
 from rich.table import Table
 
+from dlscale.batch.jobs.in_slurm import slurm_facts, slurm_words
 from dlscale.batch.jobs.progress import Follower, progress_words, rates_of
 from dlscale.certificates import leaves_no_digit
 from dlscale.engine.events import Event, StateChanged, StepFinished, StepStarted, Warned, WorkDone
@@ -246,6 +247,7 @@ def status_rows(job: Job, state: JobState) -> Table:
         pairs.append(("passes", f"{len(finished)} finished of {len(planned)} planned"))
     except SpecError as error:
         pairs.append(("damaged", str(error)))
+    pairs += slurm_rows(slurm_facts(job))
     if state.message:
         pairs.append(("reason", state.message))
     if state.result:
@@ -254,6 +256,14 @@ def status_rows(job: Job, state: JobState) -> Table:
         pairs.append(("go on", f"dlscale resume {job.id}"))
     pairs.append(("files", shown_path(str(job.folder))))
     return rows(pairs)
+
+
+def slurm_rows(said: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Where a job is in Slurm's queue, or what it said last where Slurm ended it."""
+    if said is None:
+        return []
+    labels = ["last lines", *[""] * len(said["last_lines"])]
+    return [("slurm", slurm_words(said)), *zip(labels, said["last_lines"], strict=False)]
 
 
 def watched_rows(state: JobState) -> Table:

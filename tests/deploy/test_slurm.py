@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import os
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,9 +15,11 @@ from slurm_cluster import SlurmCluster
 
 import dlscale
 from dlscale.batch.document import read_document
+from dlscale.batch.jobs.in_slurm import slurm_facts, slurm_number
 from dlscale.batch.prepare import prepare
-from dlscale.batch.slurm import N_FRUITLESS_STARTS, SlurmRequest, batch_script, requeue, slurm_number, submit_prepared
+from dlscale.batch.slurm import N_FRUITLESS_STARTS, SlurmRequest, batch_script, requeue, submit_prepared
 from dlscale.batch.spec import parse_spec
+from dlscale.batch.submit import wait
 from dlscale.batch.workspace import Heartbeat, Job, JobState, Workspace
 from dlscale.engine.events import StepFinished
 from dlscale.errors import SpecError
@@ -39,7 +43,7 @@ def submit(folder: Path, **request: object) -> tuple[Job, str]:
     """Queue the job of a folder; Slurm's number of it."""
     document = read_document(job_file(folder, cluster=ONE_THREAD))
     root = Workspace(folder / "workspace")
-    job = submit_prepared(root, prepare(parse_spec(document), document, root), SlurmRequest(time="10", **request))
+    job = submit_prepared(root, prepare(parse_spec(document), document, root), SlurmRequest(**{"time": "10", **request}))
     number = slurm_number(job)
     assert number is not None
     return job, number
@@ -136,17 +140,73 @@ def the_ready_script(slurm: SlurmCluster, folder: Path) -> None:
     assert jobs[0].read_state().state == "succeeded"
 
 
-SCENARIOS = (stopped_again_and_again, ranks_of_srun, queued_by_the_command, the_ready_script)
+def killed(slurm: SlurmCluster, folder: Path) -> None:
+    job, number = submit(folder)
+    until_saved(job, 2)
+    os.kill(job.read_state().heartbeat.pid, signal.SIGKILL)
+    check_end(slurm, job, "failed", f"Slurm's job {number} was killed (signal 9).")
+
+
+def cancelled(slurm: SlurmCluster, folder: Path) -> None:
+    job, number = submit(folder)
+    until_saved(job, 3)
+    slurm.command("scancel", number)
+    check_end(slurm, job, "cancelled", f"Slurm's job {number} was cancelled; what was finished is in the checkpoint.")
+    assert slurm.facts(number)["Restarts"] == "0"
+    assert n_saved(job) >= 3
+
+
+def cancelled_before_it_began(slurm: SlurmCluster, folder: Path) -> None:
+    job, number = submit(folder, partition="closed")
+    slurm.wait(number, "PENDING")
+    state = job.read_state()
+    assert (state.state, state.message) == ("submitted", f"Slurm's job {number}, PENDING (PartitionDown).")
+    slurm.command("scancel", number)
+    check_end(slurm, job, "cancelled", f"Slurm's job {number} was cancelled; what was finished is in the checkpoint.")
+
+
+def out_of_memory(slurm: SlurmCluster, folder: Path) -> None:
+    job, number = submit(folder, memory="50M")
+    check_end(slurm, job, "failed", f"Slurm's job {number} ran out of memory; submit the job with more --memory.")
+
+
+def gone_with_its_time(slurm: SlurmCluster, folder: Path) -> None:
+    """It does not hear that it is to stop."""
+    job, number = submit(folder, time="1")
+    until_saved(job, 2)
+    os.kill(job.read_state().heartbeat.pid, signal.SIGSTOP)
+    slurm.wait(number, "TIMEOUT", seconds=300)
+    check_end(slurm, job, "interrupted", f"Slurm's job {number} reached its time limit; what was finished is in the checkpoint.")
+
+
+def check_end(slurm: SlurmCluster, job: Job, state: str, message: str) -> None:
+    """The end is told within 10 s of it, with the last lines, and kept for when Slurm has forgotten it."""
+    slurm.wait(slurm_number(job), "FAILED", "OUT_OF_MEMORY", "CANCELLED", "TIMEOUT")
+    ended = wait(job, timeout_seconds=10)
+    assert (ended.state, ended.message, ended.exit_code) == (state, message, {"failed": 1}.get(state, 75))
+    assert bool(slurm_facts(job)["last_lines"]) == (ended.progress is not None or state == "failed")
+    assert json.loads(job.slurm_end.read_text())["job"] == slurm_number(job)
+
+
+GOES_ON = (stopped_again_and_again, ranks_of_srun, queued_by_the_command, the_ready_script)
+ENDS = (killed, cancelled, cancelled_before_it_began, out_of_memory, *((gone_with_its_time,) if NIGHT else ()))
+SCENARIOS = (*GOES_ON, *ENDS)
 
 
 @pytest.fixture(scope="module")
 def ends(slurm: SlurmCluster, environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[None]]]:
-    """Jobs that are stopped and go on, all at the same time: mostly they wait for Slurm to queue them again."""
+    """Jobs that are stopped and go on, or end, all at the same time: mostly they wait for Slurm to queue them again."""
     with ThreadPoolExecutor(len(SCENARIOS)) as pool:
         yield {each.__name__: pool.submit(each, slurm, tmp_path_factory.mktemp(each.__name__)) for each in SCENARIOS}
 
 
-@pytest.mark.parametrize("scenario", [each.__name__ for each in SCENARIOS])
+@pytest.mark.parametrize("scenario", [each.__name__ for each in ENDS])
+@pytest.mark.timeout(900)
+def test_what_ended_in_slurm_ends_as_such(ends: dict[str, Future[None]], scenario: str) -> None:
+    ends[scenario].result()
+
+
+@pytest.mark.parametrize("scenario", [each.__name__ for each in GOES_ON])
 def test_a_job_that_is_stopped_goes_on_to_the_same_bits(
     ends: dict[str, Future[None]], slurm: SlurmCluster, scenario: str, tmp_path: Path
 ) -> None:
@@ -174,21 +234,14 @@ def test_a_time_limit_shorter_than_the_work(slurm, environment, tmp_path):
     assert arrays(job.result) == arrays(Path(alone.result))
 
 
-@pytest.mark.parametrize("by", ["slurm", "dlscale"])
-def test_a_cancelled_job_keeps_its_checkpoint_and_is_not_queued_again(slurm, environment, tmp_path, by):
+def test_a_cancelled_job_keeps_its_checkpoint_and_is_not_queued_again(slurm, environment, tmp_path):
     job, number = submit(tmp_path)
     slurm.wait(number, "RUNNING")
     until_saved(job, 3)
-    if by == "slurm":
-        slurm.command("scancel", number)
-    else:
-        job.cancel.touch()
+    job.cancel.touch()
     facts = slurm.wait(number, "CANCELLED", "FAILED", "COMPLETED")
     assert facts["Restarts"] == "0"
-    end = time.monotonic() + 20
-    while (state := job.read_state().state) not in ("interrupted", "cancelled") and time.monotonic() < end:
-        time.sleep(0.1)
-    assert state == ("interrupted" if by == "slurm" else "cancelled")
+    assert wait(job, timeout_seconds=20).state == "cancelled"
     assert n_saved(job) >= 3
 
 

@@ -66,6 +66,15 @@ class SlurmRecord(TypedDict):
     job: str
 
 
+class SlurmEndRecord(TypedDict):
+    """The last word of Slurm on a job; the exit status as wait(2) gives it."""
+
+    job: str
+    state: str
+    reason: str
+    exit_status: int
+
+
 class StartsRecord(TypedDict):
     """Of a job under Slurm: how much was saved when it was interrupted last, and how many starts in a row saved nothing new."""
 

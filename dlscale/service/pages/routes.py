@@ -11,6 +11,7 @@ import jinja2
 from fastapi import APIRouter, Query, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
+from dlscale.batch.jobs.in_slurm import slurm_facts, slurm_words
 from dlscale.batch.kinds import KINDS
 from dlscale.batch.workspace import RUNNING, Job
 from dlscale.errors import DlscaleError
@@ -46,6 +47,7 @@ _templates = jinja2.Environment(
     lstrip_blocks=True,
 )
 _templates.globals.update(tone=telling.tone, percent=telling.percent, left=telling.left, how_far=telling.how_far)
+_templates.globals.update(slurm_words=slurm_words)
 _templates.filters.update(duration=words.duration, moment=words.moment)
 
 
@@ -143,6 +145,7 @@ def _facts(job: Job) -> dict[str, Any]:
         "job": job,
         "state": state,
         "active": active,
+        "slurm": slurm_facts(job),
         "checks": telling.checks_of(state.certificate),
         "plan": telling.plan_facts(job.read_plan()),
         "log": telling.end_of_log(job),

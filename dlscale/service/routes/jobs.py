@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from pydantic import BeforeValidator, StringConstraints
 
+from dlscale.batch.jobs.in_slurm import slurm_facts
 from dlscale.batch.kinds import KINDS
 from dlscale.batch.recorder import plain
 from dlscale.batch.workspace import Job
@@ -42,6 +43,7 @@ def facts_of(job: Job) -> dict[str, Any]:
     record = {"job": state.job, "name": state.name, "kind": state.kind, "state": state.state, "created": state.created}
     record |= {"seconds": state.seconds, "message": state.message, "result": state.result, "resumable": state.resumable}
     record |= {"exit_code": state.exit_code, "heartbeat": state.heartbeat._asdict(), "progress": vars_of(state.progress)}
+    record["slurm"] = slurm_facts(job)
     return plain({**record, "certificate": state.certificate, "estimates": state.summary.get("estimates")})  # type: ignore[no-any-return]
 
 

@@ -10,12 +10,12 @@
     if (!answer.ok) return;
     const focused = document.activeElement && part.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
     const open = part.querySelector("details[open]");
-    const log = part.querySelector("pre");
+    const log = part.querySelector("#log");
     const scrolled = log ? { top: log.scrollTop, end: log.scrollHeight - log.scrollTop - log.clientHeight < 30 } : null;
     if (open) return; // somebody is about to press a button
     part.innerHTML = await answer.text();
     if (focused) part.querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus();
-    const fresh = part.querySelector("pre");
+    const fresh = part.querySelector("#log");
     if (fresh && scrolled) fresh.scrollTop = scrolled.end ? fresh.scrollHeight : scrolled.top;
   };
 
@@ -34,7 +34,7 @@
     for (const word of ["state", "pass_started", "blocks", "pass_finished", "epoch", "warning", "checkpoint"]) source.addEventListener(word, soon);
     source.addEventListener("end", () => { source.close(); soon(); });
   }
-  const log = part?.querySelector("pre");
+  const log = part?.querySelector("#log");
   if (log) log.scrollTop = log.scrollHeight;
 
   const form = document.getElementById("new");
