@@ -84,9 +84,9 @@ class Lines:
         self._state, self._said, self._at = known, "", time.monotonic()
 
     def __call__(self, look: Look) -> None:
-        if look.state != self._state:
+        if self._states and look.state != self._state:
             self._state = look.state
-            if self._states and not (self._quiet and (look.runs or look.waits)):
+            if not (self._quiet and (look.runs or look.waits)):
                 self._say(look, look.message or look.how_far)
             return
         if self._quiet or time.monotonic() - self._at < _SAID_SECONDS or look.how_far in ("", self._said):

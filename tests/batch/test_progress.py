@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from helpers import gaussian
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dlscale.batch import run as jobs
 from dlscale.batch.jobs.progress import Follower, Progress, progress_words
 from dlscale.batch.workspace import Heartbeat, JobState, Workspace
-from dlscale.cli import jobs as job_commands
+from dlscale.cli import watching
 from dlscale.cli.main import commands
 from dlscale.engine.events import EpochFinished, Event, Saved, StateChanged, StepFinished, StepStarted, WorkDone
 
@@ -60,6 +60,7 @@ def test_a_run_begins_anew() -> None:
 
 
 @given(st.lists(EVENTS))
+@example([WorkDone("a", "0", bytes=0, flops=5e-324)])
 def test_whatever_happens_it_fits_the_state_file(events: list[Event]) -> None:
     found = after(events)
     assert 0 <= found.fraction <= 1
@@ -112,10 +113,10 @@ def test_lists_and_waits_say_how_far_a_running_job_is(tmp_path: Path, monkeypatc
     job.write_state(state)
     call = CliRunner().invoke
     assert "50%, step 1 of 2 (gram), 1.00 GFLOP/s, 12 s left" in call(commands, ["jobs", "--workspace", str(tmp_path)]).stdout
-    monkeypatch.setattr(job_commands, "_SAID_SECONDS", -1.0)
-    say = job_commands._Saying()
+    monkeypatch.setattr(watching, "_SAID_SECONDS", -1.0)
+    say = watching.Lines(states=False, err=True)
     for fraction in (0.5, 0.5, 0.75):
-        say(replace(state, progress=replace(state.progress, fraction=fraction)))
-    say(replace(state, state="succeeded"))
+        say(watching.Look.of(replace(state, progress=replace(state.progress, fraction=fraction))))
+    say(watching.Look.of(replace(state, state="succeeded")))
     said = capsys.readouterr().err.splitlines()
     assert [line.partition("%")[0] for line in said] == [f"{job.id} running: {percent}" for percent in (50, 75)]

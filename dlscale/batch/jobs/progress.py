@@ -103,7 +103,8 @@ class Follower:
             if done > self._resumed:
                 seconds = max(time.monotonic() - self._began, 1e-3)
                 rate, bytes_per_second = (done - self._resumed) / seconds, self._n_bytes / seconds
-                seconds_left = max(self.total - done, 0.0) / rate
+                left = max(self.total - done, 0.0) / rate if rate else math.inf
+                seconds_left = left if math.isfinite(left) else None
             loss = self._loss if self._loss is not None and math.isfinite(self._loss) else None
             return Progress(
                 min(done / self.total, 1.0), self._step, self._n_done, self.n_steps, rate, bytes_per_second, seconds_left,
