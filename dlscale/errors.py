@@ -7,6 +7,7 @@ DlscaleError
 │   ├── MissingChunkError   a chunk that the metadata promises is absent or truncated
 │   └── NonFiniteError      a NaN or an infinity, with its row and column
 ├── CorruptionError         stored data fails its checksum (exit code 1)
+├── StoreError              an object store refuses, or does not answer (exit code 1)
 ├── NumericalError          the mathematics cannot be completed as asked; also a numpy.linalg.LinAlgError (exit code 1)
 │   └── OutOfRange          at this scale; another one is tried
 ├── CertificateError        the answer was computed and failed its own check (exit code 1)
@@ -87,6 +88,10 @@ class InexactNote(UserWarning):
 
 class CorruptionError(DlscaleError):
     """Stored data fails its checksum."""
+
+
+class StoreError(DlscaleError):
+    """An object store refuses what is asked of it, or does not answer after several tries; what is there already stays."""
 
 
 class NumericalError(DlscaleError, LinAlgError, ArithmeticError):

@@ -19,6 +19,9 @@ import numpy as np
 from dlscale.arrays import Array
 from dlscale.buffers import O_DIRECT, PAGE_BYTES, workspace
 from dlscale.errors import CorruptionError, MissingChunkError
+from dlscale.storage.objects.address import Address
+from dlscale.storage.objects.requests import exists, helpers
+from dlscale.storage.objects.windows import read_object_window
 
 _CRC_BYTES = 4
 
@@ -40,9 +43,14 @@ _SHORT_BYTES = 2**21
 class Window(NamedTuple):
     """A rectangle of one chunk, rows ``r0:r1`` and columns ``c0:c1`` of it, and where it goes."""
 
-    path: Path
+    path: Path | Address
     rectangle: tuple[int, int, int, int]
     out: Array
+
+
+def is_there(chunk: Path | Address) -> bool:
+    """Whether a chunk has a file or an object."""
+    return exists(chunk) if isinstance(chunk, Address) else chunk.exists()
 
 
 def read_together(read: Callable[[Window], None], windows: Sequence[Window]) -> None:
@@ -52,6 +60,9 @@ def read_together(read: Callable[[Window], None], windows: Sequence[Window]) -> 
         for window in some:
             read(window)
 
+    if len(windows) > 1 and isinstance(windows[0].path, Address):
+        list(helpers().map(read, windows))
+        return
     if len(windows) < _MANY or sum(window.out.nbytes for window in windows) > _SHORT_BYTES * len(windows):
         read_all(windows)
         return
@@ -85,7 +96,11 @@ def read_window(window: Window, chunk: tuple[int, int], *, checksum: bool, direc
     CorruptionError
         If the checksum does not match.
     """
-    (height, width), (path, (r0, r1, c0, c1), out) = chunk, window
+    path, (r0, r1, c0, c1), out = window
+    if isinstance(path, Address):
+        read_object_window(path, window.rectangle, out, chunk, checksum=checksum)
+        return
+    height, width = chunk
     item = out.dtype.itemsize
     whole_rows = c0 == 0 and c1 == width and out.flags.c_contiguous
     done = 0

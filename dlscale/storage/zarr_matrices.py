@@ -17,22 +17,23 @@ import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.buffers import empty_pages, workspace
-from dlscale.errors import CorruptionError, InputError, MissingChunkError
+from dlscale.errors import CorruptionError, InputError, MissingChunkError, StoreError
 from dlscale.host import total_bytes
-from dlscale.storage.chunk_files import Window, read_together, read_window
+from dlscale.storage.chunk_files import Window, is_there, read_together, read_window
 from dlscale.storage.integrity import MissingChunks, check_chunks, require_numbers
 from dlscale.storage.labels.names import Labels
 from dlscale.storage.labels.stored import labels_at
 from dlscale.storage.matrix import Matrix
+from dlscale.storage.objects.address import Address
 from dlscale.storage.packing import Packing
 from dlscale.storage.signatures import Signature
-from dlscale.storage.zarr_stores import local_root, open_array, refusing
+from dlscale.storage.zarr_stores import local_root, open_array, plain_root, refusing
 
 
 class RawLayout(NamedTuple):
     """An array whose chunk files hold nothing but its elements in C order, with or without a crc32c behind them."""
 
-    root: Path
+    root: Path | Address
     checksum: bool
 
 
@@ -131,7 +132,7 @@ class ZarrMatrix(Matrix):
             "compression": ", ".join(type(codec).__name__.removesuffix("Codec").lower() for codec in compressors) or "none",
             "n_chunks": int(array.nchunks),
             "zarr_format": int(array.metadata.zarr_format),
-            "reader": "positioned reads" if self.raw else "zarr-python",
+            "reader": _reader(self.raw),
         }
 
     def check(self) -> Signature:
@@ -155,7 +156,7 @@ class ZarrMatrix(Matrix):
         return out
 
     def expect(self, start: int, stop: int) -> None:
-        if self.raw is None or self.past_cache or not hasattr(os, "posix_fadvise"):
+        if self.raw is None or not isinstance(self.raw.root, Path) or self.past_cache or not hasattr(os, "posix_fadvise"):
             return
         height, width = self.array.chunks[0], (self.array.chunks[1] if len(self.array.chunks) > 1 else 1)
         for i in range(start // height, -(-stop // height)):
@@ -174,7 +175,7 @@ class ZarrMatrix(Matrix):
         selection = (slice(*rows), slice(*columns))
         try:
             self.array.get_basic_selection(selection, out=default_buffer_prototype().nd_buffer.from_numpy_array(out))
-        except MissingChunkError:
+        except (MissingChunkError, StoreError):
             raise
         except Exception as error:  # each codec library raises its own exception type for damaged bytes
             raise CorruptionError(
@@ -196,7 +197,7 @@ class ZarrMatrix(Matrix):
             try:
                 read_window(window, chunk, checksum=raw.checksum, direct=self.past_cache)
             except MissingChunkError:
-                if self.missing_chunks == "refuse" or window.path.exists():
+                if self.missing_chunks == "refuse" or is_there(window.path):
                     raise
                 window.out[...] = self.array.fill_value or 0
 
@@ -225,12 +226,18 @@ class ZarrVector(ZarrMatrix):
     def _read_decoded(self, rows: tuple[int, int], columns: tuple[int, int], out: Array) -> None:
         try:
             out[...] = self.array[slice(*rows)][:, None][:, slice(*columns)]
-        except MissingChunkError:
+        except (MissingChunkError, StoreError):
             raise
         except Exception as error:  # as above
             raise CorruptionError(
                 f"Rows {rows[0]} to {rows[1]} of {self.uri} cannot be decoded ({type(error).__name__}: {error}); restore the chunk."
             ) from error
+
+
+def _reader(raw: RawLayout | None) -> str:
+    if raw is None:
+        return "zarr-python"
+    return "ranges of objects" if isinstance(raw.root, Address) else "positioned reads"
 
 
 def _packing(array: Any, uri: str) -> Packing | None:
@@ -246,7 +253,7 @@ def raw_layout(array: Any) -> RawLayout | None:
     """How plain the chunk files of an array are; None where something has to be decoded."""
     from zarr.codecs import BytesCodec, Crc32cCodec, Endian
 
-    root, metadata = local_root(array), array.metadata
+    root, metadata = plain_root(array), array.metadata
     if root is None or np.dtype(array.dtype) != np.dtype(array.dtype).newbyteorder("<"):
         return None
     if metadata.zarr_format == 2:

@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from zarr.storage import LocalStore, WrapperStore
 
-from dlscale.errors import InputError, MissingChunkError
+from dlscale.errors import InputError, MissingChunkError, SpecError, StoreError
+from dlscale.storage.objects.address import Address, has_driver, is_object_url
+from dlscale.storage.objects.requests import first_look
+from dlscale.storage.objects.zarr_store import BucketStore
 from dlscale.storage.signatures import Stamp, local_stamps
 
 if TYPE_CHECKING:
@@ -50,6 +53,8 @@ class PlainStore(LocalStore):
 def place_of(uri: str) -> Any:
     """What zarr-python opens for a path or URL."""
     path = uri.removeprefix("file://")
+    if is_object_url(uri) and has_driver():
+        return BucketStore(Address.of(uri))
     return uri if "://" in path else PlainStore(path, read_only=True)
 
 
@@ -101,6 +106,8 @@ def open_node(uri: str) -> Any:
         raise InputError(f"There is no matrix at {uri}: no such file or directory.")
     if "://" not in uri and archive is None and Path(uri).is_file():
         raise InputError(f"{uri} is a file, and a matrix is a Zarr array; convert it with `dlscale import {uri} NAME.zarr`.")
+    if is_object_url(uri):
+        reach(uri)
     try:
         if archive is None:
             node = zarr.open(place_of(uri), mode="r")
@@ -110,10 +117,20 @@ def open_node(uri: str) -> Any:
         if isinstance(node, zarr.Group):
             sorted(node.members())  # whose descriptions may be damaged
     except ImportError as error:
-        raise InputError(f"{uri} needs a package that is not installed: {error}") from error
+        advice = " (or better: pip install 'dlscale[cloud]')" if is_object_url(uri) else ""
+        raise InputError(f"{uri} needs a package that is not installed: {error}{advice}") from error
     except Exception as error:  # whatever a file system, an archive or damaged metadata end in
         raise InputError(f"There is no Zarr array at {uri} ({type(error).__name__}: {error}).") from error
     return node if isinstance(node, zarr.Group) else understood(node, uri)
+
+
+def reach(url: str) -> None:
+    """Look whether an object store can be asked for what is at a URL (InputError)."""
+    try:
+        if has_driver():
+            first_look(Address.of(url))
+    except (SpecError, StoreError) as error:
+        raise InputError(str(error)) from error
 
 
 def understood(array: Any, uri: str) -> Any:
@@ -134,6 +151,12 @@ def store_of(array: Any) -> Any:
     """The store that holds an array."""
     store = array.store_path.store
     return store._store if isinstance(store, CompleteStore) else store
+
+
+def plain_root(array: Any) -> Path | Address | None:
+    """The folder of an array whose chunks are read without zarr-python: in a local store, or in an object store."""
+    store = store_of(array)
+    return store.address / array.store_path.path if isinstance(store, BucketStore) else local_root(array)
 
 
 def local_root(array: Any) -> Path | None:
@@ -161,8 +184,10 @@ def stamps(array: Any) -> dict[str, Stamp]:
     root = local_root(array)
     if root is not None:
         return local_stamps(root)
-    path = array.store_path.path
-    found: dict[str, Stamp] = sync(_remote_stamps(store_of(array), f"{path}/" if path else ""))
+    path, store = array.store_path.path, store_of(array)
+    if isinstance(store, BucketStore):
+        return store.stamps(path)
+    found: dict[str, Stamp] = sync(_remote_stamps(store, f"{path}/" if path else ""))
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dlscale.arrays import Array
-from dlscale.errors import CorruptionError, MissingChunkError
+from dlscale.errors import CorruptionError, MissingChunkError, StoreError
 from dlscale.storage.chunk_files import Window, read_window
 from dlscale.storage.integrity import MissingChunks
 from dlscale.storage.zarr_matrices import RawLayout, raw_layout
@@ -84,7 +84,7 @@ class StoredVector:
             return np.asarray(chunk)
         try:
             chunk = np.asarray(self.array[i * width : min((i + 1) * width, self.length)])
-        except MissingChunkError:
+        except (MissingChunkError, StoreError):
             raise
         except Exception as error:  # each codec library raises its own exception type for damaged bytes
             raise CorruptionError(

@@ -1,0 +1,168 @@
+"""A real S3 server in a process of its own, and a proxy before it that fails as networks and servers do."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+SECRET = "wJalrXUtnFEMIK7MDENGbPxRfiCYplanted"
+_START_SECONDS = 60.0
+
+
+@contextmanager
+def s3_server() -> Iterator[int]:
+    """The port of a server on this machine, which holds its objects in memory."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    run = f"from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])"
+    server = subprocess.Popen([sys.executable, "-W", "ignore", "-c", run], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + _START_SECONDS
+        while not _listens(port):
+            assert server.poll() is None, "the server ended"
+            assert time.monotonic() < deadline, "the server does not listen"
+            time.sleep(0.05)
+        yield port
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def make_bucket(port: int, name: str) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("PUT", f"/{name}")
+    assert connection.getresponse().status == 200
+    connection.close()
+
+
+def environment(port: int) -> dict[str, str]:
+    """What reaches a server on this machine."""
+    return {
+        "AWS_ACCESS_KEY_ID": "AKIAPLANTED",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+    }
+
+
+class Faults:
+    """What goes wrong between a client and the server; nothing until it is asked for.
+
+    Attributes
+    ----------
+    failing : float
+        The fraction of requests that are answered by 503.
+    torn : float
+        The fraction of answers to GET that break off in the middle.
+    frozen_until : float
+        Of `time.monotonic`: nothing is answered before.
+    counts : dict
+        How often each happened, and how many requests there were.
+    """
+
+    def __init__(self) -> None:
+        self.failing = self.torn = self.frozen_until = 0.0
+        self.counts = {"requests": 0, "failing": 0, "torn": 0, "frozen": 0}
+        self.log: list[str] = []
+        self._due = {"failing": 0.5, "torn": 0.5}
+        self._lock = threading.Lock()
+
+    def draw(self, name: str) -> bool:
+        with self._lock:
+            self._due[name] += getattr(self, name)
+            drawn = self._due[name] >= 1.0
+            self._due[name] -= drawn
+            self.counts[name] += drawn
+        return drawn
+
+    def wait(self) -> None:
+        if (left := self.frozen_until - time.monotonic()) > 0:
+            self.counts["frozen"] += 1
+            time.sleep(left)
+
+
+@contextmanager
+def faulty_proxy(port: int) -> Iterator[tuple[int, Faults]]:
+    """The port of a proxy before a server, and what it does to requests."""
+    faults = Faults()
+
+    class Proxy(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def _pass_on(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            faults.counts["requests"] += 1
+            faults.log.append(f"{self.command} {self.path}")
+            faults.wait()
+            if faults.draw("failing"):
+                self._answer(503, [], b"<Error><Code>SlowDown</Code></Error>")
+                return
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            for name, value in self.headers.items():
+                connection.putheader(name, value)
+            connection.endheaders(body)
+            answer = connection.getresponse()
+            data = answer.read()
+            connection.close()
+            left_out = ("transfer-encoding", "connection", "content-length")
+            headers = [(name, value) for name, value in answer.getheaders() if name.lower() not in left_out]
+            length = int(answer.getheader("Content-Length") or len(data))
+            if self.command == "GET" and len(data) > 1 and faults.draw("torn"):
+                self._answer(answer.status, headers, data[: len(data) // 2], length=length)
+                self.close_connection = True
+                return
+            self._answer(answer.status, headers, data, length=length)
+
+        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass_on
+
+        def _answer(self, status: int, headers: list[tuple[str, str]], data: bytes, *, length: int | None = None) -> None:
+            self.send_response_only(status)
+            for name, value in headers:
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(data) if length is None else length))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(data)
+
+        def log_message(self, *_: Any) -> None:
+            """Nothing."""
+
+        def handle(self) -> None:
+            with suppress(OSError):  # of a client that waited no longer
+                super().handle()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        yield int(server.server_address[1]), faults
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+_numbers = itertools.count()
+
+
+def new_bucket(port: int) -> str:
+    """The name of an empty bucket."""
+    name = f"bucket-{os.getpid()}-{next(_numbers)}"
+    make_bucket(port, name)
+    return name

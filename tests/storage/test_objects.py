@@ -1,0 +1,224 @@
+"""Matrices in an object store: every layout reads back as from a disk, faults leave no trace, and what is missing is said."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import M, N, gaussian, store
+from object_server import SECRET, Faults, environment, faulty_proxy, new_bucket, s3_server
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from dlscale.errors import InputError, MissingChunkError, SpecError, StoreError
+from dlscale.storage.matrices import open_matrix
+from dlscale.storage.objects import address, requests
+from dlscale.storage.objects.address import Address, forget_clients
+
+RANGES = [((0, M), (0, N)), ((13, 501), (0, N)), ((0, 1), (0, 1)), ((M - 1, M), (N - 1, N)), ((99, 101), (3, 38))]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[int]:
+    with s3_server() as port:
+        yield port
+
+
+@pytest.fixture
+def bucket(server: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Address]:
+    """An empty bucket that this process reaches."""
+    for name, value in environment(server).items():
+        monkeypatch.setenv(name, value)
+    forget_clients()
+    yield Address("s3", new_bucket(server))
+    forget_clients()
+
+
+@pytest.fixture
+def faults(server: int, bucket: Address, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
+    """The same, by way of a proxy."""
+    with faulty_proxy(server) as (port, faults):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        forget_clients()
+        yield faults
+
+
+def upload(folder: Path, to: Address) -> str:
+    """Put a folder into a bucket as it is."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    list(requests.helpers().map(lambda path: requests.put(to / path.relative_to(folder).as_posix(), path.read_bytes()), files))
+    return str(to)
+
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "plain": {"chunks": (300, 32), "compressors": None},
+    "crc32c": {"chunks": (300, 32), "compressors": Crc32cCodec()},
+    "zstd": {"chunks": (300, 32), "compressors": ZstdCodec(level=1)},
+    "sharded": {"chunks": (50, 8), "shards": (400, 40)},
+    "format 2 by columns": {"chunks": (300, 32), "zarr_format": 2, "order": "F"},
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_any_rectangle_of_any_layout(bucket: Address, tmp_path: Path, name: str) -> None:
+    """A plan follows from how a matrix can be read, and the bits of an answer from the plan: both are those of the disk."""
+    local = open_matrix(store(tmp_path / "A.zarr", gaussian(M, N), **LAYOUTS[name]))
+    A = open_matrix(upload(tmp_path / "A.zarr", bucket / "in/A.zarr"))
+    assert A.check().n_bytes == local.check().n_bytes  # type: ignore[union-attr]
+    same = ("shape", "dtype", "stored_dtype", "row_unit", "column_unit", "any_range", "by_columns", "is_vector", "attributes")
+    assert [getattr(A, key) for key in same] == [getattr(local, key) for key in same]
+    for rows, columns in RANGES:
+        np.testing.assert_array_equal(A.region(rows, columns), local.region(rows, columns))
+        np.testing.assert_array_equal(A.T.region(columns, rows), local.T.region(columns, rows))
+    again = pickle.loads(pickle.dumps(A))
+    np.testing.assert_array_equal(again.read(95, 104), local.read(95, 104))
+    assert SECRET not in str(pickle.dumps(A))
+
+
+def test_pieces_of_a_wide_row_are_ranges(bucket: Address, faults: Faults, tmp_path: Path) -> None:
+    """A few columns of rows of 3 MB are not read with all the others; a chunk of many megabytes comes by several requests."""
+    wide = np.random.default_rng(0).standard_normal((8, 400_000)).astype("f8")
+    A = open_matrix(upload(store(tmp_path / "A.zarr", wide, chunks=wide.shape, compressors=None), bucket / "A.zarr"))
+    faults.log.clear()
+    np.testing.assert_array_equal(A.region((2, 5), (1000, 1100)), wide[2:5, 1000:1100])
+    assert len(faults.log) == 3
+    faults.log.clear()
+    np.testing.assert_array_equal(A.read(0, 8), wide)
+    assert 1 <= len(faults.log) <= 4
+
+
+def test_bytes_in_flight_are_bounded(bucket: Address, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "IN_FLIGHT_BYTES", 1000)
+    monkeypatch.setattr(requests, "_room", [1000])
+    most: list[int] = []
+
+    def work() -> None:
+        with requests.in_flight(400):
+            most.append(1000 - requests._room[0])
+            time.sleep(0.01)
+
+    threads = [threading.Thread(target=work) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(most) == 800
+    assert requests._room == [1000]
+
+
+def test_faults_change_nothing(bucket: Address, faults: Faults, tmp_path: Path) -> None:
+    """One request in five fails, one answer in five breaks off."""
+    expected = gaussian(M, N)
+    url = upload(store(tmp_path / "A.zarr", expected, chunks=(100, N)), bucket / "A.zarr")
+    faults.failing = faults.torn = 0.2
+    A = open_matrix(url)
+    A.check()
+    np.testing.assert_array_equal(A.read(0, M), expected)
+    assert faults.counts["failing"] > 0
+    assert faults.counts["torn"] > 0
+
+
+def test_a_missing_chunk_is_found_by_one_listing(bucket: Address, faults: Faults, tmp_path: Path) -> None:
+    url = upload(store(tmp_path / "A.zarr", gaussian(M, N), **LAYOUTS["plain"]), bucket / "A.zarr")
+    A = open_matrix(url)
+    faults.log.clear()
+    before = A.check()
+    assert len(faults.log) == 1
+    assert "list-type=2" in faults.log[0]
+    requests.remove_object(bucket / "A.zarr/c/1/0")
+    with pytest.raises(MissingChunkError, match=r"chunk c/1/0 is missing"):
+        A.check()
+    with pytest.raises(MissingChunkError, match=r"A\.zarr/c/1/0 is missing"):
+        A.read(0, M)
+    requests.put(bucket / "A.zarr/c/1/0", bytes(10))
+    with pytest.raises(MissingChunkError, match="truncated"):
+        A.check()
+    assert before is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, r"cannot be reached: no connection to http://127\.0\.0\.1:1, .*_ENDPOINT_URL"),
+        ({"AWS_SECRET_ACCESS_KEY": None}, "needs credentials, and this process has none: set AWS_ACCESS_KEY_ID"),
+        ({"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None, "AWS_METADATA_ENDPOINT": "http://127.0.0.1:1"},
+         "needs credentials, and this process has none: set AWS_ACCESS_KEY_ID"),
+    ],
+)  # fmt: skip
+def test_what_the_environment_lacks_is_one_sentence(
+    bucket: Address, monkeypatch: pytest.MonkeyPatch, change: dict[str, str | None], said: str
+) -> None:
+    for name, value in change.items():
+        monkeypatch.setenv(name, value) if value is not None else monkeypatch.delenv(name)
+    forget_clients()
+    with pytest.raises(InputError, match=rf"^{bucket}/A\.zarr {said}") as told:
+        open_matrix(f"{bucket}/A.zarr")
+    assert SECRET not in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_what_is_not_there_is_one_sentence(bucket: Address, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="there is no bucket 'nowhere' there"):
+        open_matrix("s3://nowhere/A.zarr")
+    with pytest.raises(InputError, match=f"There is no Zarr array at {bucket}/A.zarr"):
+        open_matrix(f"{bucket}/A.zarr")
+    monkeypatch.setattr(address, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"needs a package .*dlscale\[cloud\]"):
+        open_matrix(f"{bucket}/A.zarr")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"s3://me:{SECRET}@bucket/a",
+        f"s3://bucket/a?X-Amz-Signature={SECRET}",
+        "s3:///a",
+        "gs://b/a#x",
+        "az://b/../c",
+        "s3://b/a//c",
+    ],
+)
+def test_an_address_is_a_place_and_nothing_else(url: str) -> None:
+    with pytest.raises(SpecError) as told:
+        Address.of(url)
+    assert SECRET not in str(told.value)
+
+
+def test_addresses() -> None:
+    place = Address.of("S3://bucket//a/b/")
+    assert (str(place), place.name, str(place.parent), str(place / "c/0")) == (
+        "s3://bucket/a/b", "b", "s3://bucket/a", "s3://bucket/a/b/c/0"
+    )  # fmt: skip
+    assert place.holds(place / "c")
+    assert not place.holds(Address.of("s3://bucket/a/bc"))
+
+
+def test_a_condition_is_one_step(bucket: Address, faults: Faults) -> None:
+    place = bucket / "commit"
+    assert requests.put_new(place, b"one")
+    assert requests.put_new(place, b"one"), "an answer that was lost is no rival"
+    assert not requests.put_new(place, b"two")
+    assert requests.get(place) == b"one"
+    faults.failing = 1.0
+    with pytest.raises(StoreError, match="cannot be reached"):
+        requests.asked(place, lambda client: __import__("obstore").head(client, place.key), first=True)
+
+
+def test_many_objects(bucket: Address) -> None:
+    for k in range(5):
+        requests.put(bucket / f"a/c/{k}", bytes([k]))
+    requests.put(bucket / "a/zarr.json", b"{}")
+    requests.put(bucket / "ab/c", b"other")
+    assert sorted(requests.listing(bucket / "a")) == [*(f"c/{k}" for k in range(5)), "zarr.json"]
+    requests.copy((bucket / f"a/c/{k}", bucket / f"b/{k}") for k in range(5))
+    assert {key: stamp.size for key, stamp in requests.listing(bucket / "b").items()} == {str(k): 1 for k in range(5)}
+    requests.remove(bucket / "a", first=["zarr.json"])
+    assert requests.listing(bucket / "a") == {}
+    requests.remove_object(bucket / "a/none")
+    found: Any = requests.listing(bucket)
+    assert "ab/c" in found
