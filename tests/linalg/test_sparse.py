@@ -13,10 +13,13 @@ import scipy.sparse.linalg
 from sparse_matrices import anndata_group
 
 import dlscale
+from dlscale.declaration.kind import run_here
 from dlscale.engine.clusters import describe_cluster, open_cluster
 from dlscale.engine.grids import plan_sparse_grid
 from dlscale.engine.run import Run
 from dlscale.errors import DoesNotFitError, NonFiniteError, SpecError
+from dlscale.linalg.lstsq.kind import KIND as LSTSQ
+from dlscale.linalg.lstsq.kind import LstsqOptions
 from dlscale.linalg.statistics.kind import NormOptions, plan_norm
 from dlscale.linalg.svd import SVDOptions, plan_svd
 from dlscale.linalg.svd.kind import KIND
@@ -121,6 +124,26 @@ def test_systems_by_iterations(tmp_path: Path, method: str, preconditioner: str,
     assert open_matrix(source).is_sparse
     x = getattr(dlscale, method)(source, b, rtol=1e-10, M=preconditioner).x
     np.testing.assert_allclose(A @ x, b, atol=1e-8)
+
+
+@pytest.mark.parametrize("method", ["cgls", "sketch"])
+@pytest.mark.parametrize("dtype", ["f4", "f8", "c16"])
+def test_least_squares_by_iterations(tmp_path: Path, method: Any, dtype: str) -> None:
+    """What is stored is multiplied; blocks are those of a sparse matrix, and are never made dense."""
+    A, rng = sparse_matrix(2000, 40, density=0.08, dtype="f8"), np.random.default_rng(0)
+    A = (A @ scipy.sparse.diags_array(0.8 ** -np.arange(40.0))).astype(dtype)
+    if dtype == "c16":
+        A = A * (1 + 2j)
+    B = rng.standard_normal((2000, 2)).astype(dtype)
+    path = anndata_group(tmp_path / "A.zarr", scipy.sparse.csr_array(A), chunks=500)
+    assert open_matrix(path).is_sparse
+    expected = np.linalg.lstsq(A.toarray().astype(complex), B, rcond=None)[0]
+    tolerance = None if method == "sketch" else 1e-5 if dtype == "f4" else 1e-12
+    for source in (path, A):
+        found = run_here(
+            LSTSQ, LSTSQ.inputs({"matrix": source, "rhs": B}), LstsqOptions(method=method, tolerance=tolerance)
+        ).arrays["x"]
+        np.testing.assert_allclose(found, expected, atol=1e-4 if dtype == "f4" else 1e-9)
 
 
 def test_eigenpairs_by_iterations(tmp_path: Path) -> None:

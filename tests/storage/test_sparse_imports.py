@@ -20,6 +20,7 @@ from dlscale.storage.importers import import_matrix
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.matrix import Matrix
 from dlscale.storage.sparse.matrix import SparseMatrix
+from dlscale.storage.verifying import verify
 
 
 def imported(source: Path, **options: Any) -> Matrix:
@@ -187,6 +188,7 @@ def test_the_group_has_the_names_of_anndata_and_of_binsparse(tmp_path: Path, dty
     assert (group.attrs["encoding-type"], group.attrs["shape"]) == ("csr_matrix", [60, 33])
     ours = scipy.sparse.csr_array(tuple(group[name][...] for name in ("data", "indices", "indptr")), shape=(60, 33))
     np.testing.assert_array_equal(ours.toarray(), A.toarray())
+    assert verify(str(tmp_path / "out" / "x.zarr")).n_arrays == 3  # second names are no arrays of their own
     assert ("binsparse" in group.attrs) == (dtype != "c16")
     if dtype != "c16":
         header = group.attrs["binsparse"]["binsparse"]

@@ -16,6 +16,7 @@ from dlscale.linalg.folds.products import squares_of
 from dlscale.linalg.iterative.recurrence import Problem
 from dlscale.linalg.iterative.stored import Stored, by_parts
 from dlscale.linalg.operators import MatrixOperator
+from dlscale.sparse_rows import SparseRows
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Gradient(Fold):
     X: Array
     B: Array
 
+    takes_sparse = True
+
     @property
     def flops_per_row(self) -> float:
         return 4.0 * self.X.size
@@ -39,7 +42,13 @@ class Gradient(Fold):
         n, k = self.X.shape
         return {"gradient": np.zeros((n, k), self.X.dtype), "residuals": np.zeros(k), "squares": np.zeros(n)}
 
-    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+    def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
+        if isinstance(A, SparseRows):
+            R = self.B[first_row : first_row + len(A)] - A.times(self.X)
+            state["gradient"] += A.adjoint_times(R).conj().T
+            state["residuals"] += (np.abs(R) ** 2).sum(axis=0)
+            state["squares"] += A.column_squares()
+            return ()
         for i, tile in tiles(A):
             tile = tile.astype(accumulator_dtype(tile.dtype), copy=False)
             R = self.B[first_row + i : first_row + i + len(tile)] - tile @ self.X

@@ -56,7 +56,7 @@ def plan_least_squares(A: Matrix, B: Matrix, options: Iterations, facts: Cluster
     once, each = {"resident": (A.n_stored_bytes, 0), "memory": (0, 0)}.get(how.way, (0, A.n_stored_bytes))
     threads = 0.0 if each else threads_of_held_products(A.dtype, 4.0 * width, facts)
     steps = [Step("resident", 0.0, once)] if once else []
-    steps += [Step(f"product-{i}", 4.0 * m * n * width, each, n_threads=threads) for i in range(1, max_iterations + 3)]
+    steps += [Step(f"product-{i}", 4.0 * A.n_entries * width, each, n_threads=threads) for i in range(1, max_iterations + 3)]
     by = "" if options.preconditioner == "none" else f", preconditioner {options.preconditioner}"
     return Plan(
         kind="lstsq",
@@ -69,7 +69,7 @@ def plan_least_squares(A: Matrix, B: Matrix, options: Iterations, facts: Cluster
         memory=(Need("blocks of the matrix, and partial results", how.peak_bytes), Need("vectors of the iterations", driver_bytes)),
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
-        rates=measured_rates(A, facts, grid=how.grid),
+        rates=measured_rates(A, facts, grid=how.grid, sparse=True),
         notes=tuple(A.notes),
         choices={"way": how.way},
     )

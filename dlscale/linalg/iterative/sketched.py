@@ -32,6 +32,7 @@ from dlscale.linalg.iterative.gradients import StoredLeastSquares
 from dlscale.linalg.iterative.options import Iterations
 from dlscale.linalg.iterative.stored import threads_of_held_products
 from dlscale.linalg.operators import MatrixOperator
+from dlscale.sparse_rows import SparseRows
 from dlscale.storage.matrix import Matrix
 
 #: Rows of the sketch for each column of A, and of them those that a row of A is added to.
@@ -63,6 +64,8 @@ class Sketch(Fold):
     B: Array
     n_rows: int
 
+    takes_sparse = True
+
     @property
     def flops_per_row(self) -> float:
         return float(2 * NONZEROS * (self.n + self.B.shape[1]))
@@ -70,15 +73,19 @@ class Sketch(Fold):
     def start(self) -> State:
         return {"sketch": np.zeros((self.n_rows, self.n + self.B.shape[1]), self.B.dtype)}
 
-    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+    def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
         for i in range(0, len(A), _ROWS):
-            block, start = A[i : i + _ROWS], first_row + i
-            b = len(block)
+            start, b = first_row + i, min(_ROWS, len(A) - i)
             rng = np.random.default_rng([7_000_003, start])
             rows = rng.integers(0, self.n_rows, b * NONZEROS)
             signs = rng.choice([-1.0, 1.0], b * NONZEROS) / NONZEROS**0.5
             S = scipy.sparse.csr_matrix((signs, (rows, np.repeat(np.arange(b), NONZEROS))), (self.n_rows, b))
-            state["sketch"][:, : self.n] += S @ block.astype(accumulator_dtype(block.dtype), copy=False)
+            if isinstance(A, SparseRows):
+                part = (S @ A.wide().rows[i : i + b]).toarray()
+                part = part if A.shift is None else part - np.multiply.outer(S @ np.ones(b), A.shift)
+            else:
+                part = S @ A[i : i + b].astype(accumulator_dtype(A.dtype), copy=False)
+            state["sketch"][:, : self.n] += part
             state["sketch"][:, self.n :] += S @ self.B[start : start + b]
         return ()
 
@@ -162,7 +169,7 @@ def plan_sketched(A: Matrix, B: Matrix, options: Iterations, facts: ClusterFacts
     threads = threads_of_held_products(A.dtype, 4.0 * width, facts) if held else 0.0
     max_iterations = options.max_iterations or MAX_ITERATIONS
     sketching = threads_of_held_products(A.dtype, 2.0 * NONZEROS, facts)
-    products = [Step(f"product-{i}", 4.0 * m * n * width, each, n_threads=threads) for i in range(1, max_iterations + 3)]
+    products = [Step(f"product-{i}", 4.0 * A.n_entries * width, each, n_threads=threads) for i in range(1, max_iterations + 3)]
     return Plan(
         kind="lstsq",
         method="sketch",
