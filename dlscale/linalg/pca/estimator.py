@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Literal, Self
 
 import numpy as np
+import scipy.sparse
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -334,7 +335,8 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
             return matrix
         if isinstance(X, np.ma.MaskedArray):
             X = unmasked(X)
-        if isinstance(X, np.ndarray) and X.dtype.kind == "c":
+        # scikit-learn refuses complex numbers, and indices that SciPy does not convert.
+        if scipy.sparse.issparse(X) or (isinstance(X, np.ndarray) and X.dtype.kind == "c"):
             matrix = open_matrix(X)
             validate_data(self, X, reset=reset, skip_check_array=True)
             return matrix
@@ -342,8 +344,6 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
         X = validate_data(
             self,
             X,
-            accept_sparse=("csr", "csc"),
-            accept_large_sparse=True,
             reset=reset,
             dtype=dtypes,
             ensure_min_samples=2 if reset else 1,

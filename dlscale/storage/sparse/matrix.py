@@ -30,6 +30,8 @@ MAX_POINTERS = 2**25
 #: From this density on products of dense blocks are faster (5 to 11 % on the machines measured).
 DENSE_FROM = 0.1
 _LARGE_CHUNK_BYTES = 2**28
+#: Numbers below this are indices of 4 bytes.
+_SHORT_INDICES = 2**31
 
 
 class SparseMatrix(Matrix):
@@ -187,7 +189,7 @@ class SparseMatrix(Matrix):
         first, last = int(pointers[0]), int(pointers[-1])
         columns = np.asarray(self.parts.indices[first:last])
         self._check_columns(columns, pointers, start)
-        index = np.int32 if max(self.shape[1], last - first) < 2**31 else np.int64
+        index = np.int32 if max(self.shape[1], last - first) < _SHORT_INDICES else np.int64
         entries, local = values(first, last), (pointers - first).astype(index)
         return scipy.sparse.csr_array((entries, columns.astype(index, copy=False), local), shape=(stop - start, self.shape[1]))
 
