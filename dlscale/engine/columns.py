@@ -62,6 +62,9 @@ def untold(flops: float, n_bytes: int) -> None:
 class Applied(ABC):
     """What is applied to columns; picklable, and the same for all tasks."""
 
+    #: Whether the checkpoint takes what took many flops; not where it is a part of a state that is kept.
+    kept = True
+
     @abstractmethod
     def cost(self, slabs: Sequence[Span]) -> Cost:
         """Of applying it to some slabs in one task."""
@@ -191,7 +194,7 @@ class Columns:
                 states = [state for states in self._together(name, what, B, shares) for state in states]
                 return {f"{i}.{key}": value for i, state in zip(numbers, states, strict=True) for key, value in state.items()}
 
-            keep: Keep = "all" if cost.flops >= KEPT_FLOPS or writers else "none"
+            keep: Keep = "all" if what.kept and (cost.flops >= KEPT_FLOPS or writers) else "none"
             saved = self.run.step(name, cost, compute, flushed=writers, keep=keep)
             found |= {i: _part(saved, i) for i in numbers}
         return [found[i] for i in range(len(slabs))]

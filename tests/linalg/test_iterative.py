@@ -10,37 +10,16 @@ import numpy as np
 import pytest
 import zarr
 from eigenproblems import with_eigenvalues
-from helpers import DTYPES, THREADS, Array, eps, gaussian, store, wide_precision
+from helpers import DTYPES, Array, eps, gaussian, store, wide_precision
+from linear_systems import N, computed, definite, hard_systems, relative, resumed_or_whole
 
 import dlscale
-from dlscale import gallery
 from dlscale.batch.assumed import AssumedMatrix
-from dlscale.declaration.kind import run_here
-from dlscale.engine.clusters import ClusterFacts, open_cluster
-from dlscale.engine.plan import Plan
-from dlscale.engine.run import Run
+from dlscale.engine.clusters import ClusterFacts
 from dlscale.errors import InputError, NumericalError, SpecError
 from dlscale.linalg.iterative import stored
 from dlscale.linalg.solve.kind import KIND, SolveOptions
-from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.inputs import Inputs
-
-N = 150
-
-
-def computed(A: Any, B: Any, **options: Any) -> Any:
-    return run_here(KIND, KIND.inputs({"matrix": A, "rhs": B}), SolveOptions(**options))
-
-
-def relative(A: Array, X: Array, B: Array) -> float:
-    """The largest ``||b - A x|| / ||b||``, in extended precision."""
-    A, X, B = (array.astype(np.clongdouble) for array in (A, X, B))
-    sizes = np.sqrt((np.abs(B) ** 2).sum(axis=0))
-    return float((np.sqrt((np.abs(B - A @ X) ** 2).sum(axis=0)) / np.where(sizes > 0, sizes, 1)).max())
-
-
-def definite(cond: float, n: int = N) -> Array:
-    return with_eigenvalues(np.geomspace(1 / cond, 1, n))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -103,41 +82,6 @@ def test_preconditioners_save_iterations(preconditioner: Any) -> None:
 def test_what_does_not_converge_fails_in_a_sentence(A: Array, b: Array | None, words: str) -> None:
     with pytest.raises(NumericalError, match=words):
         computed(A, gaussian(len(A), 1) if b is None else b, method="cg", tolerance=1e-10, max_iterations=200)
-
-
-def hard_systems() -> dict[str, Array]:
-    """Matrices of order 40, most of them hard for one method or another; what for is in their names."""
-    n, rng = 40, np.random.default_rng(5)
-    signs, grades = np.where(np.arange(n) % 2, 1.0, -1.0), np.geomspace(1e-4, 1e4, n)
-    Q, P = (np.linalg.qr(rng.standard_normal((n, n)))[0] for _ in range(2))
-    near = rng.standard_normal((n, n)) / 13 + 2 * np.eye(n)
-    gaps = {f"condition 1e{p}": np.geomspace(10.0**-p, 1, n) for p in (1, 4, 8, 12)}
-    zeros = np.concatenate([np.zeros(6), np.linspace(1, 2, n - 6)])
-    return {
-        **{f"definite, {name}": with_eigenvalues(values) for name, values in gaps.items()},
-        **{f"indefinite, {name}": with_eigenvalues(values * signs) for name, values in gaps.items()},
-        **{f"no symmetry, {name}": (Q * values) @ P.T for name, values in gaps.items()},
-        "few eigenvalues are small": with_eigenvalues(np.concatenate([np.geomspace(1e-8, 1e-6, 6), np.ones(n - 6)])),
-        "second differences": 2 * np.eye(n) - np.eye(n, k=1) - np.eye(n, k=-1),
-        "hilbert": gallery.hilbert(n),
-        "definite, badly scaled": grades[:, None] * with_eigenvalues(np.linspace(1, 2, n)) * grades,
-        "indefinite, badly scaled": grades[:, None] * with_eigenvalues(signs) * grades,
-        "no symmetry, rows badly scaled": grades[:, None] * near,
-        "no symmetry, columns badly scaled": near * grades,
-        "plus and minus one": np.diag(signs),
-        "semidefinite": with_eigenvalues(zeros),
-        "singular and indefinite": with_eigenvalues(zeros * signs),
-        "singular without symmetry": (Q * zeros) @ P.T,
-        "rank one": np.outer(Q[0], Q[0]),
-        "zeros": np.zeros((n, n)),
-        "identity": np.eye(n),
-        "near the identity": near,
-        "a cycle": np.roll(np.eye(n), 1, axis=0),
-        "a Jordan block": np.eye(n) + 0.9 * np.eye(n, k=1),
-        "nilpotent": np.eye(n, k=1),
-        "grcar": np.eye(n) - np.eye(n, k=-1) + sum(np.eye(n, k=k) for k in (1, 2, 3)),
-        "kahan": gallery.kahan(n),
-    }
 
 
 @pytest.mark.parametrize("preconditioner", ["none", "block_jacobi"])
@@ -205,24 +149,6 @@ def test_auto_chooses_by_counted_cost_and_says_so(
     assert plan.peak_bytes_per_worker <= memory
     said = [note for note in plan.notes if "method auto" in note]
     assert [why is not None and why in note for note in said] == [True] * (why is not None)
-
-
-def resumed_or_whole(path: Path, rhs: Path, folder: Path | None, method: Any, *, stop_at: str = "") -> Any:
-    """x and the steps that were computed; a run with a checkpoint may be stopped by a disk that is gone."""
-    inputs, options = KIND.inputs({"matrix": str(path), "rhs": str(rhs)}), SolveOptions(method=method, tolerance=1e-10)
-    plan: Plan = KIND.plan(inputs, options, THREADS)
-    steps: list[str] = []
-
-    def emit(event: Any) -> None:
-        if event.word == "pass_started":
-            steps.append(event.step)
-            if event.step == stop_at:
-                raise OSError("the disk is gone")
-
-    with open_cluster(THREADS) as cluster:
-        run = Run(cluster, checkpoint=folder and Checkpoint(folder), emit=emit)
-        outcome = KIND.compute(run, inputs, options, plan)
-    return [outcome.arrays[name].tobytes() for name in sorted(outcome.arrays)], steps
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.plan import Plan
 from dlscale.errors import DoesNotFitError, SpecError
-from dlscale.linalg.iterative.options import NAMES, Iterations, LeastSquaresMethod, Method
+from dlscale.linalg.iterative.options import NAMES, Iterations, LeastSquaresMethod, Method, SystemIterations
 from dlscale.linalg.iterative.systems import plan_system
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.scaled import promoted
@@ -26,7 +26,7 @@ def plan_by_method(
     inputs: Inputs,
     method: Method | Literal["auto", "direct"],
     assume: str,
-    options: Iterations,
+    options: SystemIterations,
     facts: ClusterFacts,
     *,
     direct: Callable[[], Plan],
@@ -45,6 +45,7 @@ def plan_by_method(
     """
     B = inputs["rhs"]
     A = promoted(inputs["matrix"], B.dtype)
+    options.require_suited(method)
     if method == "direct":
         options.require_direct()
         return direct()

@@ -13,18 +13,22 @@ from dlscale.declaration.options import Options
 from dlscale.errors import SpecError
 from dlscale.linalg.iterative.preconditioners import Preconditioner
 
-Method = Literal["cg", "minres", "gmres"]
+Method = Literal["cg", "minres", "gmres", "jacobi", "gauss_seidel"]
 LeastSquaresMethod = Literal["cgls", "sketch"]
 #: What methods are called in words.
 NAMES: Mapping[str, str] = {
     "cg": "Conjugate gradients",
     "minres": "Minimal residuals (MINRES)",
     "gmres": "GMRES",
+    "jacobi": "Jacobi's iteration",
+    "gauss_seidel": "Gauss and Seidel's iteration",
     "cgls": "CGLS",
     "sketch": "Sketch and precondition",
 }
 #: Iterations where nothing is said, or ten times the order of a small matrix.
 MAX_ITERATIONS = 1000
+#: Methods whose steps are all the same, and take a relaxation.
+STATIONARY = ("jacobi", "gauss_seidel")
 
 
 @dataclass(frozen=True)
@@ -60,3 +64,31 @@ class Iterations(Options):
         for name in ("preconditioner", "tolerance", "max_iterations"):
             if getattr(self, name) != getattr(type(self), name):
                 raise SpecError(f"params.{name}: goes with an iterative method; got method direct.")
+
+
+@dataclass(frozen=True)
+class SystemIterations(Iterations):
+    """When iterations on a square system end, and how long their steps are."""
+
+    relaxation: Annotated[
+        float,
+        Field(
+            gt=0,
+            lt=2,
+            description="a number between 0 and 2: what steps of jacobi and gauss_seidel are multiplied by; above 1, gauss_seidel "
+            "is successive over-relaxation (SOR)",
+        ),
+    ] = 1.0
+
+    def require_suited(self, method: str) -> None:
+        """Check what goes with a method (SpecError)."""
+        if self.relaxation != 1 and method not in STATIONARY:
+            got = f"{self.relaxation} with method {method}"
+            raise SpecError(f"params.relaxation: goes with method jacobi or gauss_seidel; got {got}.")
+        if method in STATIONARY and self.preconditioner not in (allowed := _OWN[method]):
+            said = " or ".join(allowed)
+            raise SpecError(f"params.preconditioner: must be {said} with method {method}; got {self.preconditioner}.")
+
+
+#: What a stationary method takes: blocks of 64 unknowns at a time, or nothing.
+_OWN: Mapping[str, tuple[str, ...]] = {"jacobi": ("none", "block_jacobi"), "gauss_seidel": ("none",)}

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from dlscale.arrays import Array
-from dlscale.errors import NumericalError
+from dlscale.errors import InputError, NumericalError
 from dlscale.linalg.iterative.recurrence import Map
 
 Preconditioner = Literal["none", "jacobi", "block_jacobi"]
@@ -20,7 +20,7 @@ def block_width(name: Preconditioner, n: int) -> int:
     return {"none": 0, "jacobi": 1, "block_jacobi": min(BLOCK, n)}[name]
 
 
-def inverse_of_blocks(blocks: Array, *, definite: bool, symmetric: bool) -> Map:
+def inverse_of_blocks(blocks: Array, *, definite: bool, symmetric: bool, nonsingular: bool = False) -> Map:
     """``M R`` with the inverses of blocks on the diagonal.
 
     Parameters
@@ -31,11 +31,15 @@ def inverse_of_blocks(blocks: Array, *, definite: bool, symmetric: bool) -> Map:
         The method needs a definite matrix, which has such blocks.
     symmetric : bool
         The method needs a definite M: eigenvalues of the blocks are taken by their moduli.
+    nonsingular : bool
+        The method needs the inverses themselves.
 
     Raises
     ------
     NumericalError
         If a block is not definite, and has to be.
+    InputError
+        If a block is singular to working precision, and must not be.
     """
     n, w = blocks.shape
     padded = np.zeros((-(-n // w), w, w), blocks.dtype)
@@ -46,11 +50,15 @@ def inverse_of_blocks(blocks: Array, *, definite: bool, symmetric: bool) -> Map:
         values, vectors = np.linalg.eigh((padded + padded.conj().transpose(0, 2, 1)) / 2)
         if definite and not (values > 0).all():
             first = int(np.argwhere(~(values > 0))[0][0]) * w
-            rows = f"entry ({first}, {first})" if w == 1 else f"the block of rows {first} to {min(first + w, n) - 1}"
+            rows = f"entry ({first}, {first})" if w == 1 else _rows(first, w, n)
             raise NumericalError(f"The matrix is not positive definite: {rows} on its diagonal is not. Use method minres.")
         inverse = (vectors / _away_from_zero(np.abs(values))[:, None, :]) @ vectors.conj().transpose(0, 2, 1)
     else:
         U, s, Vh = np.linalg.svd(padded)
+        singular = np.flatnonzero(s[:, -1] <= w * float(np.finfo(float).eps) * s[:, 0])
+        if nonsingular and len(singular):
+            rows = _rows(int(singular[0]) * w, w, n)
+            raise InputError(f"input.matrix: {rows} on the diagonal is singular, and it is divided by; use method gmres or direct.")
         inverse = Vh.conj().transpose(0, 2, 1) @ (U.conj().transpose(0, 2, 1) / _away_from_zero(s)[:, :, None])
 
     def apply(R: Array) -> Array:
@@ -59,6 +67,10 @@ def inverse_of_blocks(blocks: Array, *, definite: bool, symmetric: bool) -> Map:
         return np.ascontiguousarray((inverse @ stacked.reshape(len(inverse), w, -1)).reshape(-1, R.shape[1])[:n])
 
     return apply
+
+
+def _rows(first: int, w: int, n: int) -> str:
+    return f"the block of rows {first} to {min(first + w, n) - 1}"
 
 
 def _away_from_zero(sizes: Array) -> Array:

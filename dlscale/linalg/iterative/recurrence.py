@@ -25,10 +25,10 @@ from dlscale.engine.kept import State
 from dlscale.kernels import one_blas_thread, safe_norm
 
 #: What a column came to; it is at none of these while it is iterated.
-End = Literal["converged", "stagnated", "broken down", "not definite", "limit"]
+End = Literal["converged", "stagnated", "broken down", "not definite", "limit", "diverged"]
 ENDS: tuple[End, ...] = get_args(End)
 #: Codes that a recurrence gives its columns: it goes on, it is to be begun anew, or it can go no further.
-GOES_ON, DUE, BROKEN_DOWN, NOT_DEFINITE = 0, 1, 2, 3
+GOES_ON, DUE, BROKEN_DOWN, NOT_DEFINITE, DIVERGED = 0, 1, 2, 3, 4
 #: A recurrence claims convergence at this part of the tolerance, since rounding takes the truth away from it.
 CLAIM = 0.5
 #: A residual that was claimed to have converged, and had not, must at least be halved by beginning anew; another one must fall.
@@ -298,6 +298,7 @@ def _measured(method: Recurrence, problem: Problem, limits: Limits, it: Iterate,
     ended[stuck & (it.codes == BROKEN_DOWN)] = _code("broken down")
     ended[running & (ended == 0) & (it.codes == NOT_DEFINITE)] = _code("not definite")
     ended[stuck & (it.codes == NOT_DEFINITE)] = _code("not definite")
+    ended[running & (ended != _code("converged")) & (it.codes == DIVERGED)] = _code("diverged")
     if it.iterations >= limits.max_iterations:
         ended[(ended == 0) | (stuck & (it.codes == DUE))] = _code("limit")
     reached = np.where(running, reached, it.reached)

@@ -20,9 +20,11 @@ from dlscale.errors import DoesNotFitError, NumericalError, SpecError
 from dlscale.kernels import accumulator_dtype, largest_part, one_blas_thread, times_power_of_two
 from dlscale.linalg.folds.least_squares import read_rhs
 from dlscale.linalg.iterative.cg import CG
+from dlscale.linalg.iterative.gauss_seidel import STRIP_BYTES, GaussSeidel, sweep_bytes, sweeps
 from dlscale.linalg.iterative.gmres import GMRES, restart_for
+from dlscale.linalg.iterative.jacobi import Jacobi, inverse_of_diagonal, require_diagonal
 from dlscale.linalg.iterative.minres import MINRES
-from dlscale.linalg.iterative.options import NAMES, Iterations, Method
+from dlscale.linalg.iterative.options import NAMES, STATIONARY, Method, SystemIterations
 from dlscale.linalg.iterative.preconditioners import block_width, inverse_of_blocks
 from dlscale.linalg.iterative.recurrence import Iterate, Limits, Map, Problem, Recurrence, iterate
 from dlscale.linalg.iterative.stored import Stored, by_parts, threads_of_held_products
@@ -36,11 +38,11 @@ from dlscale.storage.matrix import Matrix
 #: Random vectors that symmetry is measured with.
 N_PROBES = 4
 #: Vectors of a column that the driver has at a time.
-_VECTORS = {"cg": 16, "minres": 24, "gmres": 16}
+_VECTORS = {"cg": 16, "minres": 24, "gmres": 16, "jacobi": 12, "gauss_seidel": 12}
 SYMMETRIC = ("cg", "minres")
 
 
-def plan_system(A: Matrix, B: Matrix, method: Method, options: Iterations, facts: ClusterFacts) -> Plan:
+def plan_system(A: Matrix, B: Matrix, method: Method, options: SystemIterations, facts: ClusterFacts) -> Plan:
     """Plan a system by an iterative method.
 
     Raises
@@ -55,7 +57,7 @@ def plan_system(A: Matrix, B: Matrix, method: Method, options: Iterations, facts
     width = k * (2 if wide.kind == "c" and A.dtype.kind != "c" else 1)
     restart = restart_for(n * k * wide.itemsize) if method == "gmres" else 0
     driver_bytes = (_VECTORS[method] + restart) * n * k * wide.itemsize
-    blocks = block_width(options.preconditioner, n)
+    blocks = _block_width(method, options, n)
     driver_bytes += 3 * n * blocks * wide.itemsize
     left = replace(facts, memory_bytes=max(1, facts.memory_bytes - driver_bytes))
     how = plan_operator(A, max(2 * width, N_PROBES + blocks), left, n_products=max_iterations)
@@ -68,15 +70,25 @@ def plan_system(A: Matrix, B: Matrix, method: Method, options: Iterations, facts
     # Each iteration multiplies, and the residual is measured at least once.
     threads = 0.0 if each else threads_of_held_products(A.dtype, 2.0 * width, facts)
     steps += [Step(f"product-{i}", product, each, n_threads=threads) for i in range(1, max_iterations + 2)]
+    strips = []
+    if method == "gauss_seidel":
+        once = 0 if how.way == "memory" else sweep_bytes(A)
+        steps += [Step(f"sweep-{i}", float(n) ** 2 * width, once, n_threads=1.0) for i in range(1, max_iterations + 1)]
+        strips.append(Need("a strip of the matrix, for the triangle", 3 * STRIP_BYTES))
     by = "" if options.preconditioner == "none" else f", preconditioner {options.preconditioner}"
     return Plan(
         kind="solve",
         method=method,
-        words=f"{NAMES[method]}{by}, at most {max_iterations} iterations of one product each ({how.words})",
+        words=f"{NAMES[method]}{by}, at most {max_iterations} iterations of one product"
+        f"{' and half a read' if strips else ''} each ({how.words})",
         matrix=A.describe(),
         grids=Grids(rows=how.grid),
         steps=tuple(steps),
-        memory=(Need("blocks of the matrix, and partial results", how.peak_bytes), Need("vectors of the iterations", driver_bytes)),
+        memory=(
+            Need("blocks of the matrix, and partial results", how.peak_bytes),
+            Need("vectors of the iterations", driver_bytes),
+            *strips,
+        ),
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
         rates=measured_rates(A, facts, grid=how.grid, sparse=True),
@@ -113,7 +125,7 @@ class Solved:
     n_reads: int
 
 
-def compute_system(run: Run, A: Matrix, B: Matrix, options: Iterations, plan: Plan) -> Outcome:
+def compute_system(run: Run, A: Matrix, B: Matrix, options: SystemIterations, plan: Plan) -> Outcome:
     """Solve by a plan.
 
     Returns
@@ -155,23 +167,28 @@ def compute_system(run: Run, A: Matrix, B: Matrix, options: Iterations, plan: Pl
     return Outcome(arrays, (), Certificate((check,)), estimates, scale_words(exponent))
 
 
-def _solve(passes: Passes, A: Matrix, *, rhs: Array, exponents: list[int], options: Iterations, plan: Plan) -> Solved:
+def _solve(passes: Passes, A: Matrix, *, rhs: Array, exponents: list[int], options: SystemIterations, plan: Plan) -> Solved:
     """Iterate on a matrix and right-hand sides whose entries are in range."""
     n, wide = len(rhs), np.result_type(accumulator_dtype(A.dtype), rhs.dtype)
     how = OperatorPlan(plan.choices["way"], plan.rows, n, plan.words, plan.peak_bytes_per_worker)
     with MatrixOperator(passes, A, how) as operator:
         squares, precondition = _surveyed(operator, options, plan.method)
+        if plan.method == "gauss_seidel":
+            precondition = sweeps(passes.run, A, options.relaxation, plan.cluster)
         B = np.stack([times_power_of_two(rhs[:, j].astype(wide), -e) for j, e in enumerate(exponents)], axis=1)
         dtype = np.result_type(A.dtype, np.complex64) if wide.kind == "c" else A.dtype
         problem = _StoredSystem(operator, B, squares, dtype)
         limits = Limits(options.tolerance_for(A.dtype), options.iterations_for(n))
-        it = iterate(method_of(plan.method, plan.choices["restart"], precondition), problem, limits)
+        it = iterate(method_of(plan.method, plan.choices["restart"], precondition, options.relaxation), problem, limits)
     rounding = float((problem.rounding(it.X) / np.where(problem.sizes > 0, problem.sizes, 1)).max(initial=0.0))
     return Solved(it.X.astype(dtype), it, rounding, 1 + it.iterations + len(it.measured))
 
 
-def method_of(name: str, restart: int, precondition: Map | None) -> Recurrence:
-    """The recurrence of a method."""
+def method_of(name: str, restart: int, precondition: Map | None, relaxation: float = 1.0) -> Recurrence:
+    """The recurrence of a method; a stationary one steps by its preconditioner."""
+    if name in STATIONARY:
+        assert precondition is not None
+        return Jacobi(precondition, relaxation) if name == "jacobi" else GaussSeidel(precondition)
     match name:
         case "cg":
             return CG(precondition)
@@ -181,10 +198,10 @@ def method_of(name: str, restart: int, precondition: Map | None) -> Recurrence:
             return GMRES(precondition, restart)
 
 
-def _surveyed(operator: MatrixOperator, options: Iterations, method: str) -> tuple[Array, Map | None]:
+def _surveyed(operator: MatrixOperator, options: SystemIterations, method: str) -> tuple[Array, Map | None]:
     """The squared norms of the columns, and the preconditioner; that the matrix is symmetric where the method needs it."""
     n, dtype = operator.shape[0], operator.dtype
-    symmetric, width = method in SYMMETRIC, block_width(options.preconditioner, n)
+    symmetric, width = method in SYMMETRIC, _block_width(method, options, n)
     X = np.ascontiguousarray(gaussian(n, N_PROBES, 0, dtype), dtype)
     state = operator.read(Survey(X, width, symmetric), "survey")
     with one_blas_thread():
@@ -195,9 +212,18 @@ def _surveyed(operator: MatrixOperator, options: Iterations, method: str) -> tup
             skew = float(np.linalg.norm(product - state["ZH"].conj().T)) / (N_PROBES * (2 if dtype.kind == "c" else 1)) ** 0.5
             if not skew <= limit(dtype) * size:
                 raise refuse(skew / size, dtype)
-        if not width:
+        if method == "gauss_seidel":
+            require_diagonal(blocks, method)
+        if not width or method == "gauss_seidel":
             return state["squares"], None
+        if method == "jacobi":
+            return state["squares"], inverse_of_diagonal(blocks)
         return state["squares"], inverse_of_blocks(blocks, definite=method == "cg", symmetric=symmetric)
+
+
+def _block_width(method: str, options: SystemIterations, n: int) -> int:
+    """Columns of the blocks on the diagonal that are surveyed."""
+    return max(block_width(options.preconditioner, n), int(method in STATIONARY))
 
 
 class _StoredSystem(Stored, Problem):
@@ -232,6 +258,7 @@ _ADVICE = {
     "broken down": "The matrix is singular to working precision, or the method has met a system that it cannot "
     "go on with; use method gmres or direct, or kind lstsq where there is no solution.",
     "not definite": "The matrix is not positive definite; use method minres.",
+    "diverged": "Its steps do not converge for this matrix: lower params.relaxation, or use method cg, minres, gmres or direct.",
     "limit": "Raise params.max_iterations or params.tolerance, take a preconditioner or method direct.",
 }
 

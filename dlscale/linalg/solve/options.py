@@ -11,7 +11,7 @@ from pydantic import Field
 from dlscale.declaration.sections import Panel
 from dlscale.errors import SpecError
 from dlscale.kernels import accumulator_dtype
-from dlscale.linalg.iterative.options import Iterations, Method
+from dlscale.linalg.iterative.options import Method, SystemIterations
 from dlscale.linalg.solve.factoring import Assume
 from dlscale.storage.matrix import Matrix
 
@@ -35,7 +35,7 @@ REFINED_ORDER = 1600
 
 
 @dataclass(frozen=True)
-class SolveOptions(Iterations):
+class SolveOptions(SystemIterations):
     """How to solve.
 
     Notes
@@ -51,7 +51,7 @@ class SolveOptions(Iterations):
         Literal["auto", "direct"] | Method,
         Field(
             description="auto, direct (a factorization), or iterations: cg of a positive definite matrix, minres of a symmetric "
-            "one, gmres of any"
+            "one, gmres of any, jacobi and gauss_seidel of a dominant diagonal"
         ),
     ] = "auto"
     assume: AssumeOfSystem = "general"
