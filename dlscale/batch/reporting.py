@@ -15,10 +15,12 @@ from dlscale.errors import InputError, SpecError
 from dlscale.report.html import render
 from dlscale.report.record import JobRecord
 from dlscale.storage.files.durable import write_atomically
-from dlscale.storage.groups import small_arrays
+from dlscale.storage.groups import sampled_rows, small_arrays, small_labels
 
 #: Larger arrays of a result are not drawn, and not read.
 _MAX_ARRAY_BYTES = 32 * 2**20
+#: Names of more rows, or columns, are not shown.
+_MOST_NAMES = 100_000
 
 
 def write_report(job: Job, path: Path | None = None) -> Path:
@@ -86,6 +88,8 @@ def read_record(job: Job) -> JobRecord:
         started=state.created,
         events=events,
         arrays=arrays,
+        labels=part(lambda: small_labels(state.result, most=_MOST_NAMES) if state.result else {}, {}),
+        sample=part(lambda: sampled_rows(state.result, "scores", 2, max_bytes=_MAX_ARRAY_BYTES) if state.result else None, None),
         versions=machine.pop("versions", {}),
         machine=machine,
         image_shape=tuple(image_shape) if image_shape else None,

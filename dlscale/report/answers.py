@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from dlscale.report import factors, figures, learning, pictures, products, spectra, words
+from dlscale.report.components import planes
+from dlscale.report.components.sections import loadings, names_of_columns, rows_in_the_plane
 from dlscale.report.kinds import Telling, Tile, array
 from dlscale.report.markup import NOTHING, Markup, div, join, tag
 from dlscale.report.sections import Job, pair, section
@@ -196,10 +198,13 @@ def components(job: Job) -> Markup | None:
         zero = "mid-grey is zero" if len(shape) == 3 and shape[2] == 3 else "white is zero, red positive, blue negative"
         lead = f"The first {shown} of {len(rows)} {name}s as pictures of {size} pixels, each at its own full contrast; {zero}."
         return section("Components", lead, div("pictures", *cells))
-    drawn = [] if centre is None else [figures.vector(centre, "mean", style="s5")]
+    if job.record.labels.get("column") and rows.shape[1] <= planes.MOST_BARS:
+        return None  # told by their names already
+    names = names_of_columns(job, rows.shape[1])
+    drawn = [] if centre is None else [figures.vector(centre, "mean", style="s5", names=names)]
     for i, row in enumerate(rows[: _N_LINES - len(drawn)]):
         part = f", {words.share(float(shares[i]))} of the variance" if shares is not None else ""
-        drawn.append(figures.vector(row, f"{name} {i + 1}{part}"))
+        drawn.append(figures.vector(row, f"{name} {i + 1}{part}", names=names))
     lead = f"The first {name}s over the columns of the matrix."
     lead += " Magnitudes are shown, since the entries are complex." if np.iscomplexobj(rows) else ""
     return section("Components", lead, pair(*drawn))
@@ -226,11 +231,11 @@ def triangle(job: Job) -> Markup | None:
 
 
 TELLINGS: Mapping[str, Telling] = {
-    "svd": Telling(lambda job: _rank_words(job, "singular triplet"), _svd_tiles, (singular_values, components)),
+    "svd": Telling(lambda job: _rank_words(job, "singular triplet"), _svd_tiles, (singular_values, loadings, components)),
     "pca": Telling(
         lambda job: _rank_words(job, "principal component"),
         _pca_tiles,
-        (components, variance, singular_values),
+        (rows_in_the_plane, loadings, components, variance, singular_values),
     ),
     "qr": Telling(lambda job: "The QR factorization", _qr_tiles, (triangle,)),
     **factors.TELLINGS,

@@ -7,6 +7,7 @@ setting, prints, and can be searched. Matplotlib is imported when the first char
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -115,7 +116,10 @@ def chart(width: float, height: float, label: str, *, style: str = "chart") -> I
         drawn = Chart(Figure(figsize=(width / 72, height / 72)))
         yield drawn
         written = io.StringIO()
-        drawn.figure.savefig(written, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        with warnings.catch_warnings():
+            # The page's type face has letters that the one which is measured has not.
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
+            drawn.figure.savefig(written, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     drawn.markup = _inline(written.getvalue(), label, style, drawn.tips)
 
 

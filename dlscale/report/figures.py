@@ -121,7 +121,9 @@ def cumulative(shares: np.ndarray) -> Markup:
     return drawn.markup
 
 
-def vector(values: np.ndarray, label: str, *, style: str = "s1", over: str = "column") -> Markup:
+def vector(
+    values: np.ndarray, label: str, *, style: str = "s1", over: str = "column", names: Sequence[str] | None = None
+) -> Markup:
     """One component over its columns, or what else its entries belong to: stems where there are few, else a line."""
     values, colour = np.abs(values) if np.iscomplexobj(values) else np.asarray(values, dtype=float), COLOURS[style]
     n, reach = len(values), float(np.max(np.abs(values), initial=0.0)) or 1.0
@@ -144,7 +146,8 @@ def vector(values: np.ndarray, label: str, *, style: str = "s1", over: str = "co
             last.set_horizontalalignment("right")
         if n <= 60:
             axes.vlines(columns, 0, values, color=colour, linewidth=1.5)
-            titles = [f"{over} {i}: {words.number(float(v))}" for i, v in enumerate(values)]
+            called = names or [f"{over} {i}" for i in range(n)]
+            titles = [f"{words.printable(name)}: {words.number(float(v))}" for name, v in zip(called, values, strict=True)]
             drawn.tip(axes.plot(columns, values, "o", color=colour, markersize=4.4, clip_on=False)[0], *titles)
         else:
             axes.plot(columns, values, color=colour, linewidth=1.2)

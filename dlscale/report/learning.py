@@ -8,6 +8,7 @@ import numpy as np
 
 from dlscale.report import figures, words
 from dlscale.report.charts import COLOURS, chart, logarithmic
+from dlscale.report.components.sections import names_of_columns
 from dlscale.report.kinds import Telling, Tile, array
 from dlscale.report.markup import Markup, join, tag
 from dlscale.report.sections import Job, pair, section, table
@@ -94,8 +95,10 @@ def coefficients(job: Job) -> Markup | None:
     order = [int(column) for column in np.argsort(-np.abs(w), kind="stable")[:_MOST_WEIGHTS] if w[column] != 0]
     n_zero = int(np.count_nonzero(w == 0))
     zeros = f"{words.count(n_zero)} of the {words.count(len(w))} weights are exactly zero. " if n_zero else ""
-    lead = f"{zeros}Columns are numbered from 0. Sizes compare where the columns are scaled alike."
-    rows = [(f"column {column}", words.number(float(w[column]))) for column in order]
+    names = names_of_columns(job, len(w))
+    numbered = "" if job.record.labels.get("column") else "Columns are numbered from 0. "
+    lead = f"{zeros}{numbered}Sizes compare where the columns are scaled alike."
+    rows = [(words.printable(names[column]), words.number(float(w[column]))) for column in order]
     largest = "Largest weights" if len(order) < len(w) - n_zero else "Weights"
     title = f"{largest} of the classifier" if array(job, "classifier/layer-0/weight") is not None else largest
     return section(title, lead, table(("", "weight"), rows))

@@ -47,6 +47,10 @@ class JobRecord:
         Those of events.jsonl, in order; resumed jobs hold the events of all their runs.
     arrays : mapping of str to ndarray
         Small result arrays under their result names (``s``, ``vh``, ``components``, ``mean``, ``r`` ...).
+    labels : mapping of str to sequence of str
+        Names: ``column`` of all columns, ``row`` of the rows of `sample`.
+    sample : ndarray (r, 2) or None
+        The first two scores of all rows, or of rows that are spread evenly.
     machine, versions : mapping
         Facts of the cluster and of the software, shown as they are; suffixes such as ``_bytes`` and ``_seconds`` are formatted.
     image_shape : tuple of int or None
@@ -76,6 +80,8 @@ class JobRecord:
     started: float | None = None
     events: Sequence[Event] = ()
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    sample: np.ndarray | None = None
     machine: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, Any] = field(default_factory=dict)
     image_shape: tuple[int, ...] | None = None

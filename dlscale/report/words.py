@@ -105,6 +105,12 @@ def shape(dimensions: Any) -> str:
     return " × ".join(count(int(d)) for d in dimensions)
 
 
+def printable(name: str, most: int = 80) -> str:
+    """A name of anything as a chart can show it."""
+    text = "".join(letter if letter.isprintable() else " " for letter in name[: most + 1])
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def sentence(text: str) -> str:
     """Text with a capital at its start and a full stop at its end."""
     text = text.strip()

@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 from dlscale.arrays import Array
 from dlscale.errors import InputError
-from dlscale.storage.integrity import holds_numbers
+from dlscale.storage.integrity import holds_numbers, holds_text
+from dlscale.storage.labels.names import AXES
 from dlscale.storage.zarr_stores import place_of, refusing, understood
 
 
@@ -38,6 +41,28 @@ def small_arrays(uri: str, *, max_bytes: int) -> dict[str, Array]:
     arrays = open_arrays(uri)
     with _explained(uri):
         return {name: array[...] for name, array in arrays.items() if holds_numbers(array) and array.nbytes <= max_bytes}
+
+
+def small_labels(uri: str, *, most: int) -> dict[str, list[str]]:
+    """The names of rows and of columns that a group has, by axis; of an axis with more of them, none."""
+    arrays = open_arrays(uri)
+    with _explained(uri):
+        found = {axis: arrays[axis] for axis in AXES if axis in arrays and holds_text(arrays[axis])}
+        few = {axis: array for axis, array in found.items() if array.ndim == 1 and array.shape[0] <= most}
+        return {axis: list(map(str, array[...].tolist())) for axis, array in few.items()}
+
+
+def sampled_rows(uri: str, name: str, n_columns: int, *, max_bytes: int) -> Array | None:
+    """The first columns of an array of a group: of all rows, or, where these are too many to read, of chunks spread evenly."""
+    array = open_arrays(uri).get(name)
+    if array is None or array.ndim != 2 or not holds_numbers(array) or array.shape[1] < n_columns:
+        return None
+    rows = int((array.shards or array.chunks)[0])
+    n_chunks = -(-int(array.shape[0]) // rows)
+    n_read = max(1, min(n_chunks, max_bytes // max(1, rows * int(array.shape[1]) * array.dtype.itemsize)))
+    with _explained(uri):
+        parts = [array[k * rows : (k + 1) * rows, :n_columns] for k in np.linspace(0, n_chunks - 1, n_read).astype(int).tolist()]
+        return np.concatenate(parts)
 
 
 def result_attributes(uri: str) -> dict[str, Any] | None:

@@ -1,0 +1,1 @@
+"""What principal components show: rows in their plane, and the columns that make them, by name."""

@@ -1,0 +1,65 @@
+"""The sections of a report that show a plane of scores, and components by the names of their columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dlscale.report import words
+from dlscale.report.components import planes
+from dlscale.report.kinds import array
+from dlscale.report.markup import Markup
+from dlscale.report.sections import Job, pair, section
+
+#: Components that are told by names.
+_N_TOLD = 6
+
+
+def _axes_names(job: Job) -> tuple[str, str]:
+    shares = array(job, "explained_variance_ratio")
+    told = [f", {words.share(float(share))} of the variance" for share in (() if shares is None else shares[:2])]
+    first, second = (f"component {k + 1}{told[k] if k < len(told) else ''}" for k in range(2))
+    return first, second
+
+
+def names_of_columns(job: Job, n: int) -> Sequence[str]:
+    """What the columns are called; by their numbers where nobody says."""
+    names = job.record.labels.get("column", ())
+    return names if len(names) == n else [f"column {j}" for j in range(n)]
+
+
+def rows_in_the_plane(job: Job) -> Markup | None:
+    """Scores of rows along the first two components, and a biplot."""
+    points = job.record.sample
+    if points is None or points.ndim != 2 or points.shape[1] != 2 or np.iscomplexobj(points) or not np.isfinite(points).all():
+        return None
+    drawn = [planes.scores(points, job.record.labels.get("row", ()), _axes_names(job))]
+    components = array(job, "components")
+    if components is not None and len(components) > 1 and job.record.image_shape is None and not np.iscomplexobj(components):
+        names = names_of_columns(job, components.shape[1])
+        drawn.append(planes.biplot(points, components[:2].T, names, _axes_names(job)))
+    n_rows = (job.record.matrix.get("shape") or [len(points)])[0]
+    lead = "Each row at its scores along the first two components"
+    if len(points) < n_rows:
+        lead += f"; drawn are {words.count(len(points))} of the {words.count(n_rows)} rows, spread evenly"
+    if len(points) > planes.MOST_DOTS:
+        lead += "; the stronger the colour, the more rows lie there, on a logarithmic scale"
+    lead += "." if len(drawn) == 1 else ". Arrows go along the columns whose loadings there are largest, at a common scale."
+    return section("Scores", lead, pair(*drawn))
+
+
+def loadings(job: Job) -> Markup | None:
+    """The largest entries of the first components beside the names of their columns, where these have names."""
+    rows = array(job, "components", "vh")
+    if rows is None or rows.ndim != 2 or len(job.record.labels.get("column", ())) != rows.shape[1]:
+        return None
+    names, shares = names_of_columns(job, rows.shape[1]), array(job, "explained_variance_ratio")
+    word = "component" if "components" in job.record.arrays else "right singular vector"
+    drawn = []
+    for i, row in enumerate(rows[:_N_TOLD]):
+        part = f", {words.share(float(shares[i]))} of the variance" if shares is not None else ""
+        drawn.append(planes.bars(np.abs(row) if np.iscomplexobj(row) else row, names, f"{word} {i + 1}{part}"))
+    lead = f"The columns that each {word} is made of, the largest entries first."
+    lead += " Magnitudes are shown, since the entries are complex." if np.iscomplexobj(rows) else ""
+    return section("Loadings", lead, pair(*drawn))
