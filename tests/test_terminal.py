@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import subprocess
@@ -15,11 +16,26 @@ EVIL = "a\x1b]0;TITLE\x07\x1b[2J\x9b31m\r\u202eb"
 NAMES = [EVIL, f"[link=http://x]{EVIL}[/link]", "\x1b]8;;http://x\x07y"]
 
 
-def on_a_terminal(*arguments: str, cwd: Path) -> str:
-    """What a command writes to a terminal."""
+#: Commands one after the other in a process of their own, with a line of this mark before each.
+MARK = "== next ==\r\n"
+PROGRAM = """
+import json, sys
+from dlscale.cli.main import main
+for arguments in json.loads(sys.argv[1]):
+    print("== next ==", flush=True)
+    sys.argv = ["dlscale", *arguments]
+    try:
+        main()
+    except SystemExit:
+        pass
+"""
+
+
+def on_a_terminal(commands: list[list[str]], cwd: Path) -> list[str]:
+    """What each of the commands writes to a terminal."""
     leader, follower = pty.openpty()
-    command = [sys.executable, "-m", "dlscale", *arguments]
-    with subprocess.Popen(command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=follower, stderr=follower) as process:
+    program = [sys.executable, "-c", PROGRAM, json.dumps(commands)]
+    with subprocess.Popen(program, cwd=cwd, stdin=subprocess.DEVNULL, stdout=follower, stderr=follower) as process:
         os.close(follower)
         written = b""
         while True:
@@ -32,7 +48,7 @@ def on_a_terminal(*arguments: str, cwd: Path) -> str:
             written += data
         process.wait()
     os.close(leader)
-    return written.decode(errors="replace")
+    return written.decode(errors="replace").split(MARK)[1:]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -53,8 +69,7 @@ def test_no_command_of_a_name_reaches_the_terminal(name: str, tmp_path: Path) ->
         ["info", path],
     ]
     commands += [["status"], ["jobs"], ["logs"], ["status", path], ["info", path, path]]
-    for command in commands:
-        written = on_a_terminal(*command, cwd=tmp_path)
+    for command, written in zip(commands, on_a_terminal(commands, tmp_path), strict=True):
         assert written.strip(), command
         for sequence in ("\x1b]", "\x1b[2J", "\x9b", "\x07", "\u202e", "\r\u202e"):
             assert sequence not in written, command
