@@ -188,8 +188,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def check_resumed(folder: Path, job_id: str, whole: dict[str, Any]) -> None:
-    """Resume, and compare each bit with an uninterrupted run."""
-    resumed = call("resume", job_id, "--json")
+    """Resume, on threads wherever it ran before, and compare each bit with an uninterrupted run."""
+    resumed = call("resume", job_id, "--cluster", "threads", "--json")
     assert resumed.exit_code == 0, resumed.output
     record = json.loads(resumed.stdout.splitlines()[-1])
     stopped = answer(record["result"])

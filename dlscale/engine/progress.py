@@ -7,8 +7,10 @@ a Dask worker it travels as a worker event, which the driver's client receives.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
+from contextlib import suppress
 
 import psutil
 
@@ -53,12 +55,13 @@ def resident_bytes() -> int:
 
 def worker_name() -> str:
     """A short name of the process that runs a task."""
-    from distributed import get_worker
+    # Where nobody has loaded distributed there is no worker, and loading it takes as long as a small job.
+    if "distributed" in sys.modules:
+        from distributed import get_worker
 
-    try:
-        return str(get_worker().name)
-    except ValueError:
-        return f"pid {os.getpid()}"
+        with suppress(ValueError):
+            return str(get_worker().name)
+    return f"pid {os.getpid()}"
 
 
 class Meter:

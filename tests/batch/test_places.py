@@ -41,7 +41,11 @@ def test_a_script_without_a_guard_is_told_what_to_write(tmp_path: Path) -> None:
     assert not (tmp_path / "dlscale-workspace").exists()
 
 
-@pytest.mark.parametrize(("cluster", "ending"), [("local", 'if __name__ == "__main__":\n    main()\n'), ("threads", "main()\n")])
+#: A job on threads loads nothing that only clusters and estimators need.
+LIGHT = 'main()\nimport sys\nassert not {"distributed", "sklearn", "scipy.stats"} & sys.modules.keys()\n'
+
+
+@pytest.mark.parametrize(("cluster", "ending"), [("local", 'if __name__ == "__main__":\n    main()\n'), ("threads", LIGHT)])
 def test_a_script_that_may_be_imported_again_runs(cluster: str, ending: str, tmp_path: Path) -> None:
     ended = run_script(tmp_path, SCRIPT.replace("CLUSTER", repr(cluster)) + ending)
     assert (ended.returncode, ended.stdout) == (0, "succeeded\n"), ended.stderr
