@@ -73,6 +73,12 @@ class SparseRows:
         shift = np.zeros(self.shape[1]) if self.shift is None else self.shift
         return np.where(self.counts < len(self), -shift, 0)
 
+    def moduli(self) -> SparseRows:
+        """``|B|`` entry by entry, in double precision."""
+        beside = np.abs(self.beside())
+        more = self.with_data(np.abs(self.entries()) - beside[self.rows.indices]).rows
+        return SparseRows(more, None if self.shift is None else -beside)
+
     def toarray(self) -> Array:
         """B as a dense array."""
         dense: Array = self.rows.toarray()

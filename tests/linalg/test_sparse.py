@@ -17,9 +17,11 @@ from dlscale.declaration.kind import run_here
 from dlscale.engine.clusters import describe_cluster, open_cluster
 from dlscale.engine.grids import plan_sparse_grid
 from dlscale.engine.run import Run
-from dlscale.errors import DoesNotFitError, NonFiniteError, SpecError
+from dlscale.errors import DoesNotFitError, NonFiniteError, NumericalError, SpecError
 from dlscale.linalg.lstsq.kind import KIND as LSTSQ
 from dlscale.linalg.lstsq.kind import LstsqOptions
+from dlscale.linalg.multiply.kind import KIND as MATMUL
+from dlscale.linalg.multiply.kind import MatmulOptions
 from dlscale.linalg.statistics.kind import NormOptions, plan_norm
 from dlscale.linalg.svd import SVDOptions, plan_svd
 from dlscale.linalg.svd.kind import KIND
@@ -144,6 +146,42 @@ def test_least_squares_by_iterations(tmp_path: Path, method: Any, dtype: str) ->
             LSTSQ, LSTSQ.inputs({"matrix": source, "rhs": B}), LstsqOptions(method=method, tolerance=tolerance)
         ).arrays["x"]
         np.testing.assert_allclose(found, expected, atol=1e-4 if dtype == "f4" else 1e-9)
+
+
+@pytest.mark.parametrize("dtypes", [("f4", "f4"), ("f8", "f8"), ("c16", "f8"), ("f4", "c16")])
+@pytest.mark.parametrize("exponent", [0, -600])
+def test_products(tmp_path: Path, dtypes: tuple[str, str], exponent: int) -> None:
+    rng, (first, second) = np.random.default_rng(0), dtypes
+    exponent = exponent if "f4" not in dtypes else exponent // 10
+    A = sparse_matrix(900, 300, density=0.03).astype(first) * np.dtype(first).type(
+        2.0**exponent * (1 + 2j if first == "c16" else 1)
+    )
+    B = (rng.standard_normal((300, 20)) * (1 + (1j if second == "c16" else 0))).astype(second)
+    Y = (rng.standard_normal((900, 20)) * (1 + (1j if second == "c16" else 0))).astype(second)
+    path = anndata_group(tmp_path / "A.zarr", scipy.sparse.csr_array(A), chunks=999)
+    dense, eps = A.toarray(), float(np.finfo(np.result_type(first, second)).eps)
+    assert MATMUL.plan(MATMUL.inputs({"a": path, "b": B}), MatmulOptions(), describe_cluster("threads")).method == "rows"
+    for source in (path, A, A.tocsc()):
+        for found, want in (
+            (dlscale.matmul(source, B), dense @ B),
+            (dlscale.matmul(source, B.conj().T.copy(), adjoint_b=True), dense @ B),
+            (dlscale.matmul(source, Y, adjoint_a=True), dense.conj().T @ Y),
+        ):
+            np.testing.assert_allclose(found, want, rtol=1e3 * eps, atol=1e3 * eps * np.abs(want).max())
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", "c16"])
+def test_a_gram_matrix(dtype: str) -> None:
+    A = sparse_matrix(3000, 200, density=0.02).astype(dtype) * np.dtype(dtype).type(1 + 2j if dtype == "c16" else 1)
+    G, dense = dlscale.matmul(A, adjoint_a=True), A.toarray().astype(np.result_type(dtype, "f8"))
+    np.testing.assert_array_equal(G, G.conj().T)
+    np.testing.assert_allclose(G, dense.conj().T @ dense, atol=10 * float(np.finfo(dtype).eps) * np.abs(G).max())
+
+
+def test_a_product_that_overflows_is_refused() -> None:
+    A = sparse_matrix(900, 300, density=0.03) * 1e300
+    with pytest.raises(NumericalError, match="The product overflows float64"):
+        dlscale.matmul(A, np.full((300, 2), 1e30))
 
 
 def test_eigenpairs_by_iterations(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Products of two matrices: ``op(A) op(B)``, where each op is nothing or the adjoint.
 
-Two ways, by the shapes:
+Three ways, by what A is and by the shapes:
 
+- where A is sparse by its rows, and a worker holds B: one pass over A, of which only what is stored is multiplied (`sparse_rows`);
 - tiles of C, each owned by one task that streams strips of A and B past it (`tiling`);
 - where the inner dimension is long beside C: one pass over it, which reads A and B once (`long_products`).
 
@@ -25,7 +26,7 @@ from dlscale.declaration.sections import Planned
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.columns import Columns
 from dlscale.engine.costs import Layout, bytes_of, lay_out, libraries, measured_rates
-from dlscale.engine.grids import OUTPUT_BYTES
+from dlscale.engine.grids import OUTPUT_BYTES, RowGrid
 from dlscale.engine.passes import Passes
 from dlscale.engine.plan import Grids, Need, Plan, Step
 from dlscale.engine.ranks.outcome import Outcome
@@ -36,6 +37,7 @@ from dlscale.kernels import accumulator_dtype, largest_part, times_power_of_two
 from dlscale.linalg.multiply.long_products import lay_out_long, multiply_long
 from dlscale.linalg.multiply.operands import Operand
 from dlscale.linalg.multiply.probing import N_SIGNS, compare, probe, signs
+from dlscale.linalg.multiply.sparse_rows import SparseRowsTimes, lay_out_rows
 from dlscale.linalg.multiply.tiles import Tiles
 from dlscale.linalg.multiply.tiling import Tiling, choose_tiling, cut
 from dlscale.linalg.scaling import power_words
@@ -139,10 +141,14 @@ def plan_matmul(inputs: Inputs, options: MatmulOptions, facts: ClusterFacts) -> 
     """
     problem = Problem.of(inputs, options)
     a, b, (m, n), item = problem.a, problem.b, problem.shape, problem.dtype.itemsize
-    long = None if options.tile else lay_out_long(a, b, facts)
-    tiling = None if long else _tiling(problem, options, facts)
+    rows = None if options.tile or problem.symmetric else lay_out_rows(a, b, facts)
+    long = None if options.tile or rows else lay_out_long(a, b, facts)
+    tiling = None if rows or long else _tiling(problem, options, facts)
     memory: Sequence[Need]
-    if long:
+    if rows:
+        words, memory = "one pass over the rows of the sparse matrix, whose entries are multiplied", rows.memory
+        product = Step("product", 2.0 * a.matrix.n_entries * n, a.matrix.n_stored_bytes, m * n * item)
+    elif long:
         flops = (1.0 if problem.symmetric else 2.0) * m * n * problem.k
         n_bytes = a.matrix.n_stored_bytes + (0 if problem.symmetric else b.matrix.n_stored_bytes)
         words, memory = "one pass along the inner dimension, which reads the operands once", long.memory
@@ -157,19 +163,19 @@ def plan_matmul(inputs: Inputs, options: MatmulOptions, facts: ClusterFacts) -> 
             f"{'each ' if n_tiles > 1 else ''}in one task that streams strips "
             f"of {tiling.strip_a} and {tiling.strip_b} of the inner dimension past it"
         )
-    probing = _layouts(problem, facts, chunk_rows=_chunks(problem, tiling)[0])
+    probing = _layouts(problem, facts, chunk_rows=_chunks(problem, tiling, rows.grid if rows else None)[0])
     peak = max(memory, *(layout.memory for layout in probing.values()), key=lambda needs: sum(need.n_bytes for need in needs))
     return Plan(
         kind="matmul",
-        method="tiles" if tiling else "pass",
+        method="tiles" if tiling else "rows" if rows else "pass",
         words=words + (", by symmetric products" if problem.symmetric else ""),
         matrix=inputs["a"].describe(),
-        grids=Grids(rows=long.grid if long else None),
+        grids=Grids(rows=layout.grid if (layout := rows or long) else None),
         steps=_steps(problem, product),
         memory=tuple(peak),
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
-        rates=measured_rates(a.matrix, facts),
+        rates=measured_rates(a.matrix, facts, grid=rows.grid if rows else None, sparse=rows is not None),
         notes=tuple(dict.fromkeys(note for M in (a.matrix, b.matrix) for note in M.notes)),
         choices={"tiling": tiling.to_dict()} if tiling else {},
     )
@@ -262,13 +268,17 @@ def compute_matmul(run: Run, inputs: Inputs, options: MatmulOptions, plan: Plan)
     passes, problem = Passes(run), Problem.of(inputs, options)
     n, dtype = problem.shape[1], problem.dtype
     tiling = Tiling(**plan.choices["tiling"]) if plan.method == "tiles" else None
-    chunks = _chunks(problem, tiling)
+    chunks = _chunks(problem, tiling, plan.rows if plan.method == "rows" else None)
     layouts = _layouts(problem, plan.cluster, chunk_rows=chunks[0])
     X = signs(n, dtype)
     b = probe(passes, problem.b, X, layouts["b"].grid, name="b")
     a = probe(passes, problem.a, b.product, layouts["a"].grid, name="a")
     exponent, output = a.exponent + b.exponent, _target(run, problem, chunks)
-    if tiling is not None:
+    if plan.method == "rows":
+        fold = SparseRowsTimes(b.operand, exponent, dtype)
+        largest = float(passes.sweep("product", a.operand.matrix, fold, plan.rows, outputs=[output])["largest"][0])
+        _require_range(largest, exponent, dtype)
+    elif tiling is not None:
         work = Tiles(a.operand, b.operand, tiling, output, exponent, plan.cluster.threads_per_worker)
         run.require_shared(output)
         found = Columns(run, plan.cluster).apply("tiles", work, n_columns=len(tiling.tiles), width=1, writers=output.writers)
@@ -287,8 +297,10 @@ def compute_matmul(run: Run, inputs: Inputs, options: MatmulOptions, plan: Plan)
     return Outcome({}, ("product",), Certificate((check,)), estimates, notes)
 
 
-def _chunks(problem: Problem, tiling: Tiling | None) -> tuple[int, int]:
+def _chunks(problem: Problem, tiling: Tiling | None, rows: RowGrid | None) -> tuple[int, int]:
     """Of the stored product."""
+    if rows is not None:
+        return rows.output_chunk_rows(problem.shape[1] * problem.dtype.itemsize), problem.shape[1]
     if tiling is not None:
         return tiling.chunk_rows, tiling.columns
     m, n = problem.shape
@@ -306,12 +318,19 @@ def _target(run: Run, problem: Problem, chunks: tuple[int, int]) -> Target:
 def _at_scale(product: Array, exponent: int, dtype: np.dtype[Any]) -> Array:
     with np.errstate(over="ignore", under="ignore"):
         found = times_power_of_two(product, exponent).astype(dtype)
-    if not np.isfinite(found).all():
+    _require_range(largest_part(product), exponent, dtype)
+    return np.ascontiguousarray(found)
+
+
+def _require_range(largest: float, exponent: int, dtype: np.dtype[Any]) -> None:
+    """Refuse a product whose largest entry overflows its dtype."""
+    with np.errstate(over="ignore", under="ignore"):
+        found = np.ldexp(largest, exponent).astype(np.dtype(dtype.char.lower()))
+    if not np.isfinite(found):
         raise NumericalError(
-            f"The product overflows {dtype}: its largest entry is about {power_words(largest_part(product), exponent)}. "
+            f"The product overflows {dtype}: its largest entry is about {power_words(largest, exponent)}. "
             "Multiply an operand by a power of two."
         )
-    return np.ascontiguousarray(found)
 
 
 def _require_digits(largest: float, exponent: int, dtype: np.dtype[Any]) -> None:

@@ -17,6 +17,7 @@ from dlscale.errors import DoesNotFitError
 from dlscale.kernels import accumulator_dtype, tiles
 from dlscale.linalg.folds.products import Gram
 from dlscale.linalg.multiply.operands import Operand
+from dlscale.sparse_rows import SparseRows
 from dlscale.storage.matrix import Matrix
 
 #: The inner dimension is long from so many times the larger side of the product on.
@@ -40,6 +41,8 @@ class LongProduct(Fold):
     dtype: np.dtype[Any]
     conjugate: bool
 
+    takes_sparse = True
+
     @property
     def flops_per_row(self) -> float:
         return 2.0 * self.m * self.n
@@ -49,6 +52,11 @@ class LongProduct(Fold):
 
     def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
         P, Q = A
+        Q = Q.toarray() if isinstance(Q, SparseRows) else Q
+        if isinstance(P, SparseRows):
+            found = P.adjoint_times(Q if self.conjugate else Q.conj())
+            state["product"] += found.conj().T if self.conjugate else found.T
+            return ()
         for i, tile in tiles(P):
             left = tile.conj().T if self.conjugate else tile.T
             state["product"] += left @ Q[i : i + len(tile)]

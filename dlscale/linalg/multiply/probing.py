@@ -29,6 +29,7 @@ from dlscale.errors import NonFiniteError, OutOfRange
 from dlscale.kernels import accumulator_dtype, largest_part, safe_exponent, tiles
 from dlscale.linalg.multiply.operands import Operand
 from dlscale.linalg.scaling import Largest, exponent_of
+from dlscale.sparse_rows import SparseRows
 from dlscale.storage.matrix import ArrayMatrix, Matrix
 from dlscale.storage.scaled import scaled
 
@@ -56,6 +57,8 @@ class AcrossRows(Fold):
 
     Xw: Matrix
 
+    takes_sparse = True
+
     @property
     def flops_per_row(self) -> float:
         return 2.0 * self.Xw.shape[0] * self.Xw.shape[1]
@@ -67,9 +70,13 @@ class AcrossRows(Fold):
     def start(self) -> State:
         return {"largest": np.zeros(1), "total": np.zeros(1)}
 
-    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+    def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
         X, rows = self._operand, np.empty((len(A), self.Xw.shape[1]), self.Xw.dtype)
-        for i, tile in tiles(A):
+        if isinstance(A, SparseRows):
+            rows[:, :-1] = A.times(X[:, :-1])
+            rows[:, -1] = A.moduli().times(X[:, -1:].real)[:, 0]
+            np.maximum(state["largest"], _largest(A), out=state["largest"])
+        for i, tile in () if isinstance(A, SparseRows) else tiles(A):
             wide = tile.astype(rows.dtype, copy=False)
             rows[i : i + len(tile), :-1] = wide @ X[:, :-1]
             rows[i : i + len(tile), -1] = np.abs(wide) @ X[:, -1].real
@@ -79,6 +86,11 @@ class AcrossRows(Fold):
 
     def merge(self, left: State, right: State) -> State:
         return {"largest": np.maximum(left["largest"], right["largest"]), "total": left["total"] + right["total"]}
+
+
+def _largest(A: SparseRows) -> float:
+    """The largest modulus of the real and imaginary parts."""
+    return max(largest_part(A.entries()), largest_part(A.beside()))
 
 
 @dataclass(frozen=True)
@@ -98,6 +110,8 @@ class DownColumns(Fold):
     output: RowOutput
     dtype: np.dtype[Any]
 
+    takes_sparse = True
+
     @property
     def flops_per_row(self) -> float:
         return 2.0 * self.n * self.output.shape[1]
@@ -107,6 +121,11 @@ class DownColumns(Fold):
 
     def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
         M, X = A
+        if isinstance(M, SparseRows):
+            state["sums"][:-1] += M.adjoint_times(X[:, :-1])
+            state["sums"][-1] += M.moduli().adjoint_times(X[:, -1:].real)[0]
+            np.maximum(state["largest"], _largest(M), out=state["largest"])
+            return ()
         for i, tile in tiles(M):
             wide, part = tile.astype(X.dtype, copy=False), X[i : i + len(tile)]
             state["sums"][:-1] += part[:, :-1].conj().T @ wide

@@ -51,12 +51,10 @@ class Entries(Fold):
 
     def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
         if isinstance(A, SparseRows):
-            # What stands where nothing is stored, and how much more or less what is stored is.
-            beside = np.abs(A.beside())
-            stored = np.abs(A.entries())
-            more = A.with_data(stored - beside[A.rows.indices]).rows
-            columns, rows = more.T @ np.ones(len(A)) + len(A) * beside, more.sum(axis=1) + beside.sum()
-            self._add(state, columns, rows, A.squares(), max(stored.max(initial=0.0), beside.max(initial=0.0)))
+            sizes = A.moduli()
+            rows = sizes.times(np.ones((self.n, 1)))[:, 0]
+            largest = max(sizes.entries().max(initial=0.0), sizes.beside().max(initial=0.0))
+            self._add(state, sizes.sums(), rows, A.squares(), largest)
             return ()
         for _, tile in tiles(A):
             wide = tile.astype(accumulator_dtype(tile.dtype), copy=False)
