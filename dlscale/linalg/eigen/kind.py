@@ -21,6 +21,7 @@ from dlscale.engine.plan import Grids, Need, Plan, Step
 from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.errors import DoesNotFitError, SpecError
+from dlscale.linalg.division.plan import find_divided, plan_divided
 from dlscale.linalg.eigen import direct, generalized, iterative
 from dlscale.linalg.eigen.completeness import plan_proof, prove
 from dlscale.linalg.eigen.filtered import Aim
@@ -41,7 +42,7 @@ USUAL_READS = 50
 
 
 Rates = dict[str, float | None]
-Method = Literal["auto", "direct", "iterative"]
+Method = Literal["auto", "direct", "iterative", "divided"]
 Completeness = Literal["auto", "cholesky", "random"]
 
 
@@ -51,9 +52,10 @@ class EighOptions(Options):
 
     Notes
     -----
-    ``direct`` is LAPACK in the memory of one worker; ``iterative`` multiplies, for some pairs, reading the matrix at most
-    ``max_reads`` times, until residuals are at most ``tolerance`` of its norm (n eps where that is absent). That none of the pairs
-    was missed is shown by a Cholesky factorization, n^3 / 3 flops, or by random vectors, with a probability.
+    ``direct`` is LAPACK in the memory of one worker, and ``divided`` finds all pairs where that is too small; ``iterative``
+    multiplies, for some pairs, reading the matrix at most ``max_reads`` times, until residuals are at most ``tolerance`` of its
+    norm (n eps where that is absent). That none of the pairs was missed is shown by a Cholesky factorization, n^3 / 3 flops, or
+    by random vectors, with a probability.
     With ``sigma``, the shifted matrix is factored in the memory of one worker, and two more factorizations count what is nearer.
     """
 
@@ -63,7 +65,7 @@ class EighOptions(Options):
         float | None,
         Field(allow_inf_nan=False, description="a number, with n_components: those nearest to it are wanted"),
     ] = None
-    method: Annotated[Method, Field(description="auto, direct or iterative")] = "auto"
+    method: Annotated[Method, Field(description="auto, direct, iterative or divided")] = "auto"
     tolerance: Annotated[
         float | None, Field(gt=0, lt=1, description="a number between 0 and 1: residuals that iterations end with, of the norm")
     ] = None
@@ -93,6 +95,8 @@ class EighOptions(Options):
             for name in ("which", "method", "tolerance", "completeness"):
                 if getattr(self, name) != getattr(type(self), name):
                     raise SpecError(f"params.{name}: is left out with sigma; got {getattr(self, name)}.")
+        if self.method == "divided" and self.n_components is not None:
+            raise SpecError("params.method: divided finds all eigenpairs; leave params.n_components out.")
         if self.method == "iterative" and self.n_components is None:
             raise SpecError("params.method: iterative finds some eigenpairs; give params.n_components.")
         if self.tolerance is not None and (self.n_components is None or self.method == "direct"):
@@ -118,10 +122,14 @@ def plan_eigh(A: Matrix, options: EighOptions, facts: ClusterFacts) -> Plan:
     options.check(A.shape)
     n = A.shape[0]
     k = options.count(n)
+    if options.method == "divided":
+        return plan_divided(A, facts)
     choice = direct.choose(n, k, options.which, A.dtype, facts) if options.method != "iterative" else None
     rates = measured_rates(A, facts)
     at_once = None if choice is None else _plan_direct(A, k, options, choice, facts, rates)
     if options.n_components is None or options.method == "direct":
+        if at_once is None and options.n_components is None and options.method == "auto" and not A.is_sparse:
+            return plan_divided(A, facts)
         if at_once is None:
             raise DoesNotFitError(_needed(A, k, options.which, facts))
         plan = at_once
@@ -300,6 +308,9 @@ def compute_eigh(run: Run, A: Matrix, options: EighOptions, plan: Plan) -> Outco
     if plan.method == "direct":
         choice = direct.Choice(**plan.choices)
         pairs, V = direct.find_directly(run, A, k=k, which=options.which, choice=choice, seed=options.seed)
+        return conclude(run, A, pairs, V, options, plan)
+    if plan.method == "divided":
+        pairs, V = find_divided(run, A, plan, seed=options.seed)
         return conclude(run, A, pairs, V, options, plan)
     aim = Aim(k, options.which, options.tolerance or n * float(np.finfo(A.dtype).eps))
     proved, resident = plan.grids.panels is not None, bool(plan.choices["resident"])

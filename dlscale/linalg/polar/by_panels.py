@@ -77,7 +77,7 @@ def plan_newton(A: Matrix, options: PolarOptions, facts: ClusterFacts) -> Plan:
     tall = options.tall(A)
     m, n = tall.shape
     item, stages = A.dtype.itemsize, _stages(tall, options, facts)
-    by_columns = [_iteration_columns(n, item, stages.lu.panels, facts), _rotation_columns((m, n), item, stages.qr.panels, facts)]
+    by_columns = [iteration_columns(n, item, stages.lu.panels, facts), rotation_columns((m, n), item, stages.qr.panels, facts)]
     tiling, layouts = stages.tiling, _layouts(tall, stages.tiling, facts)
     tile, strips = tiling.work_entries
     needs: list[tuple[Need, ...]] = [
@@ -94,7 +94,7 @@ def plan_newton(A: Matrix, options: PolarOptions, facts: ClusterFacts) -> Plan:
             "cluster.memory, or choose a smaller panel."
         )
     square, stored = n * n * item, m * n * item
-    iterations = _iteration_steps(by_columns[0][0], stages.lu.steps, USUAL_ITERATIONS[int(np.finfo(A.dtype).bits)])
+    iterations = iteration_steps(by_columns[0][0], stages.lu.steps, USUAL_ITERATIONS[int(np.finfo(A.dtype).bits)])
     return Plan(
         kind="polar",
         method="newton",
@@ -157,7 +157,8 @@ def _layouts(tall: Matrix, tiling: Tiling, facts: ClusterFacts) -> tuple[Layout,
     )
 
 
-def _iteration_columns(n: int, item: int, grid: PanelGrid, facts: ClusterFacts) -> tuple[Step, tuple[Need, ...]]:
+def iteration_columns(n: int, item: int, grid: PanelGrid, facts: ClusterFacts) -> tuple[Step, tuple[Need, ...]]:
+    """What an iteration takes beside the factors of an iterate (n, n), and what a worker holds."""
     way = Substitution.of_chunks(n, factor_chunks((n, n), item, grid), item)
     facts = beside(facts, PIECES_BYTES)
     cost, width = step_cost(partial(inverse_by_lu, way), n, item), slab_width(n, grid.panel, item, facts)
@@ -165,7 +166,8 @@ def _iteration_columns(n: int, item: int, grid: PanelGrid, facts: ClusterFacts) 
     return step, (need, Need("pieces of factors that are read", PIECES_BYTES))
 
 
-def _rotation_columns(shape: tuple[int, int], item: int, grid: PanelGrid, facts: ClusterFacts) -> tuple[Step, tuple[Need, ...]]:
+def rotation_columns(shape: tuple[int, int], item: int, grid: PanelGrid, facts: ClusterFacts) -> tuple[Step, tuple[Need, ...]]:
+    """What a product with a stored Q (m, n) takes, and what a worker holds."""
     m, n = shape
     one = rotation(grid, factor_chunks(shape, item, grid)[0], item)
 
@@ -179,7 +181,7 @@ def _rotation_columns(shape: tuple[int, int], item: int, grid: PanelGrid, facts:
     return step, (need, Need("panels that are read", 2 * m * grid.panel * item))
 
 
-def _iteration_steps(step: Step, factors: Sequence[Step], n_iterations: int) -> list[Step]:
+def iteration_steps(step: Step, factors: Sequence[Step], n_iterations: int) -> list[Step]:
     """The norms of the triangle and of its inverse, and the iterations, of which the first needs no factors."""
     steps = [replace(step, id="norms", bytes_written=0), replace(step, id="newton-1")]
     for number in range(2, n_iterations + 1):

@@ -37,25 +37,11 @@ class Start(View):
     def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
         block: Array = np.triu(self.base.region(rows, columns), rows[0] - columns[0])
         if self.noise:
-            block += self.noise * self._gaussian(rows, columns)
+            block += self.noise * Gaussian(self.shape, self.dtype).region(rows, columns)
         if self.ridge:
             i = np.arange(max(rows[0], columns[0]), min(rows[1], columns[1]))
             block[i - rows[0], i - columns[0]] += self.ridge
         return block
-
-    def _gaussian(self, rows: tuple[int, int], columns: tuple[int, int]) -> Array:
-        """A rectangle of G, whose tiles have a seed each."""
-        tops, lefts = (range(span[0] // _TILE, -(-span[1] // _TILE)) for span in (rows, columns))
-        block = np.block([[self._tile(i, j) for j in lefts] for i in tops])
-        top, left = tops.start * _TILE, lefts.start * _TILE
-        return block[rows[0] - top : rows[1] - top, columns[0] - left : columns[1] - left]
-
-    def _tile(self, i: int, j: int) -> Array:
-        rng = np.random.default_rng([i, j])
-        tile = rng.standard_normal((_TILE, _TILE))
-        if self.dtype.kind == "c":
-            tile = (tile + 1j * rng.standard_normal((_TILE, _TILE))) * np.sqrt(0.5)
-        return tile.astype(self.dtype)
 
 
 class AtRest(Matrix):
@@ -69,3 +55,22 @@ class AtRest(Matrix):
 
     def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
         return np.ones((rows[1] - rows[0], columns[1] - columns[0]), self.dtype)
+
+
+class Gaussian(AtRest):
+    """Normal numbers, in tiles that have a seed each: the same on any worker."""
+
+    uri = "random"
+
+    def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
+        tops, lefts = (range(span[0] // _TILE, -(-span[1] // _TILE)) for span in (rows, columns))
+        block = np.block([[self._tile(i, j) for j in lefts] for i in tops])
+        top, left = tops.start * _TILE, lefts.start * _TILE
+        return block[rows[0] - top : rows[1] - top, columns[0] - left : columns[1] - left]
+
+    def _tile(self, i: int, j: int) -> Array:
+        rng = np.random.default_rng([i, j])
+        tile = rng.standard_normal((_TILE, _TILE))
+        if self.dtype.kind == "c":
+            tile = (tile + 1j * rng.standard_normal((_TILE, _TILE))) * np.sqrt(0.5)
+        return tile.astype(self.dtype)
