@@ -81,9 +81,17 @@ def plan_divided(A: Matrix, facts: ClusterFacts) -> Plan:
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
         rates=measured_rates(A, facts),
-        notes=tuple(A.notes),
+        notes=(*_beyond(n, dtype, facts), *A.notes),
         choices={"largest": largest},
     )
+
+
+def _beyond(n: int, dtype: np.dtype[Any], facts: ClusterFacts) -> list[str]:
+    """What would spare the division."""
+    if n > direct.LARGEST:
+        return []
+    needed = direct.least_bytes(n, n, "largest", dtype) + facts.memory_bytes - facts.work_bytes
+    return [f"a worker with {needed / 1e9:.2f} GB would find all pairs at once, with about a fourth of the flops"]
 
 
 def _steps(prefix: str, n: int, dtype: np.dtype[Any], largest: int, facts: ClusterFacts) -> Iterator[Step]:

@@ -17,7 +17,7 @@ from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.run import Cost, Run
 from dlscale.engine.targets import Target
 from dlscale.linalg.division.matrices import Identity
-from dlscale.linalg.division.splitting import Splitter, apply_columnwise
+from dlscale.linalg.division.splitting import Splitter, apply_columnwise, forget_basis
 from dlscale.linalg.division.tasks import Copied, Joined
 from dlscale.linalg.eigen import direct
 from dlscale.linalg.panels.plan import factor_target
@@ -119,6 +119,8 @@ class Recursion:
             found = found._replace(V=self._copied(run, found.V, output))
         state = {"values": found.values, "way": np.array(_WAYS.index(way)), "order": order}
         run.step("pairs-1", Cost(), lambda name: state)
+        # What these pairs were made of.
+        forget_basis(run)
         for side in "ab":
             run.apart(f"{side}-").forget("v")
         return found
@@ -179,5 +181,4 @@ class Recursion:
         factors = QRFactors(split.basis, self.facts.threads_per_worker)
         what = Joined(factors, target, (parts[0].V, parts[1].V), order)
         apply_columnwise(run, "v", what, splitter.n, splitter.cutting, self.facts)
-        split.run.forget("basis")
         return Found(values[order], target.matrix())

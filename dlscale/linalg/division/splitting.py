@@ -249,6 +249,13 @@ class Splitter:
             run.forget(name)
 
 
+def forget_basis(run: Run) -> None:
+    """Remove what a division left for the product of eigenvectors, once these are kept."""
+    for number in range(N_CUTS):
+        for again in ("", AGAIN):
+            run.apart(f"{number}-{again}").forget("basis")
+
+
 def _state_of(split: Split, number: int, name: str) -> State:
     return {
         "number": np.array(number),

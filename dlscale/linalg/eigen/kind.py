@@ -28,6 +28,7 @@ from dlscale.linalg.eigen.filtered import Aim
 from dlscale.linalg.eigen.nearest import find_nearest, plan_nearest
 from dlscale.linalg.eigen.pairs import Pairs, Which
 from dlscale.linalg.eigen.shifted import Pencil
+from dlscale.linalg.panels.plan import require_dense
 from dlscale.linalg.scaling import at_safe_scale, power_words, scale_words, scaled_back
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrix import ArrayMatrix, Matrix
@@ -123,6 +124,7 @@ def plan_eigh(A: Matrix, options: EighOptions, facts: ClusterFacts) -> Plan:
     n = A.shape[0]
     k = options.count(n)
     if options.method == "divided":
+        require_dense(A, "the polar factor", "find some of its eigenpairs (params.n_components)")
         return plan_divided(A, facts)
     choice = direct.choose(n, k, options.which, A.dtype, facts) if options.method != "iterative" else None
     rates = measured_rates(A, facts)

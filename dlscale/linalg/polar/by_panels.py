@@ -94,7 +94,8 @@ def plan_newton(A: Matrix, options: PolarOptions, facts: ClusterFacts) -> Plan:
             "cluster.memory, or choose a smaller panel."
         )
     square, stored = n * n * item, m * n * item
-    iterations = iteration_steps(by_columns[0][0], stages.lu.steps, USUAL_ITERATIONS[int(np.finfo(A.dtype).bits)])
+    n_iterations = USUAL_ITERATIONS[int(np.finfo(A.dtype).bits)]
+    iterations = iteration_steps(by_columns[0][0], stages.lu.steps, n_iterations)
     return Plan(
         kind="polar",
         method="newton",
@@ -116,6 +117,8 @@ def plan_newton(A: Matrix, options: PolarOptions, facts: ClusterFacts) -> Plan:
         cluster=facts,
         rates=measured_rates(A, facts),
         notes=tuple(A.notes),
+        bytes_moved=stages.qr.bytes_moved + n_iterations * stages.lu.bytes_moved + stages.definite.bytes_moved,
+        n_tasks=max(plan.n_tasks for plan in stages[:3]),
         choices={
             "qr": asdict(stages.qr.panels),
             "definite": asdict(stages.definite.panels),

@@ -1,0 +1,168 @@
+"""All eigenpairs by division of the spectrum: of hard spectra, of one that no worker holds, and after any stop."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from eigenproblems import wilkinson, with_eigenvalues
+from helpers import DTYPES, THREADS, Array, departure, eps, gaussian, norm, wide_precision
+
+from dlscale.engine.clusters import ClusterFacts, open_cluster
+from dlscale.engine.events import StepFinished, StepStarted
+from dlscale.engine.run import Run
+from dlscale.errors import DlscaleError, InputError, NonFiniteError, SpecError
+from dlscale.linalg.division import splitting
+from dlscale.linalg.eigen.kind import EighOptions, compute_eigh, plan_eigh
+from dlscale.linalg.polar.start import AtRest
+from dlscale.storage.checkpoints import Checkpoint
+from dlscale.storage.matrices import open_matrix
+from dlscale.storage.results import ResultGroup
+
+N, LARGEST = 72, 25
+RNG = np.random.default_rng(0)
+#: What each is hard for is in its name.
+SPECTRA: dict[str, Array] = {
+    "random": RNG.standard_normal(N),
+    "two values": np.repeat([1.0, 2.0], [54, 18]),
+    "three values, one of them zero": np.repeat([-1.0, 0.0, 2.0], [30, 30, 12]),
+    "a cluster that no worker holds": np.r_[np.linspace(-1, 0.4, 32), 0.5 + 1e-9 * RNG.standard_normal(40)],
+    "a cluster within rounding": np.r_[np.linspace(-1, 0.4, 32), 0.5 + 1e-16 * RNG.standard_normal(40)],
+    "all in a cluster": 1 + 1e-10 * RNG.standard_normal(N),
+    "one outlier": np.r_[-5.0, np.ones(N - 1)],
+    "graded": np.geomspace(1e-30, 1, N),
+    "as large on both sides": np.r_[-np.geomspace(1e-3, 1, N // 2), np.geomspace(1e-3, 1, N // 2)],
+}
+MATRICES: dict[str, Array] = {
+    "zeros": np.zeros((N, N)),
+    "a multiple of the identity": -3.0 * np.eye(N),
+    "diagonal": np.diag(RNG.standard_normal(N)),
+    "diagonal, with repeated entries": np.diag(RNG.integers(0, 3, N).astype(float)),
+    "blocks": np.kron(np.diag([1.0, 2.0, 2.0]), with_eigenvalues(np.linspace(0, 1, N // 3))),
+    "an exchange": np.eye(N)[::-1].copy(),
+    "ones": np.ones((N, N)),
+    "wilkinson": wilkinson(N),
+    "out of the range of squares": 1e300 * with_eigenvalues(RNG.standard_normal(N)),
+}
+
+
+def run(A: Any, *, largest: int = LARGEST, job: Run | None = None, **options: Any) -> tuple[Any, Array, Array]:
+    """With parts of so many rows to LAPACK."""
+    source, chosen = open_matrix(A), EighOptions(method="divided", **options)
+    plan = replace(plan_eigh(source, chosen, THREADS), choices={"largest": largest})
+    if job is not None:
+        outcome = compute_eigh(job, source, chosen, plan)
+        return outcome, outcome.arrays["eigenvalues"], np.zeros(0)
+    with open_cluster(THREADS) as cluster:
+        own = Run(cluster)
+        outcome = compute_eigh(own, source, chosen, plan)
+    return outcome, outcome.arrays["eigenvalues"], own.outputs["eigenvectors"]
+
+
+def check(A: Array, outcome: Any, w: Array, V: Array) -> None:
+    assert outcome.certificate.passed, outcome.certificate
+    assert outcome.estimates["complete"] is True
+    assert V.dtype == A.dtype
+    scale = float(np.abs(A).max()) or 1.0
+    A, w = wide_precision(A) / scale, w.astype(float) / scale
+    size, limit = max(norm(A), np.finfo(float).tiny), 30 * len(A) * eps(V)
+    assert (np.diff(w) >= 0).all()
+    assert departure(V) <= limit
+    assert norm(A @ V - V * w) <= limit * size
+    assert np.abs(w - np.linalg.eigvalsh(A)).max() <= limit / 3 * size
+    distances = np.abs(w[:, None] - np.linalg.eigvalsh(A)).min(axis=1)
+    assert (distances <= outcome.arrays["residuals"] / scale + len(A) * np.finfo(float).eps * size).all()
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+def test_hard_spectra(name: str) -> None:
+    A = with_eigenvalues(SPECTRA[name])
+    check(A, *run(A))
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_structured_matrices(name: str) -> None:
+    check(MATRICES[name], *run(MATRICES[name]))
+
+
+@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype != "f8"])
+@pytest.mark.parametrize("name", ["random", "two values", "a cluster within rounding", "graded"])
+def test_other_precisions(name: str, dtype: str) -> None:
+    A = with_eigenvalues(SPECTRA[name], dtype)
+    check(A, *run(A))
+
+
+def test_projections_are_taken_again_where_random_vectors_are_badly_conditioned(monkeypatch: pytest.MonkeyPatch) -> None:
+    A = with_eigenvalues(SPECTRA["random"])
+    monkeypatch.setattr(splitting, "_SHARP", 0.0)
+    check(A, *run(A))
+
+
+def test_a_place_that_hits_an_eigenvalue_is_left_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    A = np.diag(np.r_[np.zeros(30), np.ones(N - 30)])  # divided near 1, where they are 0 and 0.5
+    monkeypatch.setattr(splitting.Density, "cuts", lambda self, n_cuts: np.array([0.0, 0.5, 0.25]))
+    check(A, *run(A, largest=50))
+    monkeypatch.setattr(splitting.Density, "cuts", lambda self, n_cuts: np.array([0.0, 0.5]))
+    with pytest.raises(DlscaleError, match="cannot be divided"):
+        run(A, largest=50)
+
+
+class StoppedError(Exception):
+    """What a listener raises to stop a job."""
+
+
+def test_stopped_anywhere_it_ends_with_the_same_bits(tmp_path: Path) -> None:
+    A = with_eigenvalues(SPECTRA["random"])
+    outcome, w, V = run(A, largest=40)
+    #: Within the polar factor, between it and the halves, in a half, between halves, and in the product of their vectors.
+    stops = ["0-iterate-2", "0-z", "0-low", "split-1", "a-pairs-1", "b-eigenpairs", "v", "pairs-1 begins", "images"]
+
+    def stopping(event: Any) -> None:
+        if stops and (
+            (isinstance(event, StepFinished) and event.step == stops[0] and not event.resumed)
+            or (isinstance(event, StepStarted) and f"{event.step} begins" == stops[0])
+        ):
+            stops.pop(0)
+            raise StoppedError
+
+    while True:
+        group = ResultGroup(tmp_path / "result.zarr")
+        with open_cluster(THREADS) as cluster:
+            job = Run(cluster, checkpoint=Checkpoint(tmp_path / "checkpoint.zarr"), result=group, emit=stopping)
+            try:
+                outcome, again, _ = run(A, largest=40, job=job)
+                break
+            except StoppedError:
+                group.close()
+    assert not stops
+    assert again.tobytes() == w.tobytes()
+    vectors = np.asarray(zarr.open_group(group.publish({}), mode="r")["eigenvectors"])
+    group.close()
+    assert vectors.tobytes() == V.tobytes()
+    check(A, outcome, again, vectors)
+    # What is read no more is removed.
+    assert [path.name for path in (tmp_path / "checkpoint.zarr" / "scratch").iterdir()] == ["zarr.json"]
+
+
+def test_what_no_worker_holds_is_divided() -> None:
+    A = AtRest((20_000, 20_000), np.dtype(float))
+    plan = plan_eigh(A, EighOptions(), ClusterFacts("local", 1, 2, 2 * 10**9))
+    assert plan.method == "divided"
+    assert plan.peak_bytes_per_worker <= 2e9
+    assert 25 < plan.flops / 20_000**3 < 40
+    assert plan_eigh(A, EighOptions(), ClusterFacts("local", 1, 2, 16 * 10**9)).method == "direct"
+
+
+def test_refused() -> None:
+    with pytest.raises(SpecError, match=r"params\.method: divided finds all eigenpairs"):
+        run(np.eye(5), n_components=2)
+    with pytest.raises(InputError, match="must be symmetric"):
+        run(gaussian(60, 60))
+    A = np.eye(60)
+    A[7, 7] = np.nan
+    with pytest.raises(NonFiniteError, match="row 7, column 7"):
+        run(A)
