@@ -21,6 +21,8 @@ from dlscale.linalg.solve.factoring import assuming, orthogonally
 
 #: Of a worker's memory, what a tile of a product and the strips beside it may take.
 _TILE_SHARE = 0.5
+#: Columns of panels that are tried beside the usual ones.
+_NARROWER = (256, 128, 64)
 #: Random vectors on which the pairs are measured.
 N_PROBES = direct.N_PROBES
 
@@ -53,8 +55,7 @@ def cut_division(n: int, dtype: np.dtype[Any], facts: ClusterFacts) -> Cutting:
     DoesNotFitError
     """
     A = AtRest((n, n), dtype)
-    qr = plan_panels(replace(orthogonally("eigh"), step="qr"), A, FactorOptions(row_blocks=1), facts)
-    lu = plan_panels(replace(assuming("eigh", "general"), step="lu"), A, FactorOptions(), facts)
+    qr, lu = _panels(A, facts)
     tiling = choose_tiling(Operand(A), Operand(A), symmetric=False, room_bytes=int(facts.work_bytes * _TILE_SHARE))
     if tiling is None:
         raise DoesNotFitError(
@@ -62,6 +63,20 @@ def cut_division(n: int, dtype: np.dtype[Any], facts: ClusterFacts) -> Cutting:
             "cluster.memory."
         )
     return Cutting(qr, lu, tiling, lay_out_rows(A, facts))
+
+
+def _panels(A: AtRest, facts: ClusterFacts) -> tuple[Plan, Plan]:
+    """Of the factorizations, with narrower panels than usual where these do not fit."""
+    for panel in (None, *(width for width in _NARROWER if width < A.shape[1])):
+        try:
+            qr = plan_panels(replace(orthogonally("eigh"), step="qr"), A, FactorOptions(panel, row_blocks=1), facts)
+            return qr, plan_panels(replace(assuming("eigh", "general"), step="lu"), A, FactorOptions(panel), facts)
+        except DoesNotFitError:
+            continue
+    raise DoesNotFitError(
+        f"One worker has {facts.memory_bytes / 1e9:.2f} GB, which do not hold panels of {A.shape[0]} rows; raise cluster.memory, "
+        "or use fewer threads."
+    )
 
 
 def lay_out_rows(A: AtRest, facts: ClusterFacts) -> Layout:
