@@ -16,7 +16,7 @@ from dlscale.engine.clusters import ClusterFacts, open_cluster
 from dlscale.engine.events import StepFinished, StepStarted
 from dlscale.engine.run import Run
 from dlscale.errors import DlscaleError, InputError, NonFiniteError, SpecError
-from dlscale.linalg.division import splitting
+from dlscale.linalg.eigen.division import splitting
 from dlscale.linalg.eigen.kind import EighOptions, compute_eigh, plan_eigh
 from dlscale.linalg.polar.start import AtRest
 from dlscale.storage.checkpoints import Checkpoint

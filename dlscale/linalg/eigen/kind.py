@@ -21,9 +21,9 @@ from dlscale.engine.plan import Grids, Need, Plan, Step
 from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.errors import DoesNotFitError, SpecError
-from dlscale.linalg.division.plan import find_divided, plan_divided
 from dlscale.linalg.eigen import direct, generalized, iterative
 from dlscale.linalg.eigen.completeness import plan_proof, prove
+from dlscale.linalg.eigen.division.plan import find_divided, plan_divided
 from dlscale.linalg.eigen.filtered import Aim
 from dlscale.linalg.eigen.nearest import find_nearest, plan_nearest
 from dlscale.linalg.eigen.pairs import Pairs, Which

@@ -16,10 +16,10 @@ from dlscale.engine.outputs import RowOutput
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.run import Cost, Run
 from dlscale.engine.targets import Target
-from dlscale.linalg.division.matrices import Identity
-from dlscale.linalg.division.splitting import Splitter, apply_columnwise, forget_basis
-from dlscale.linalg.division.tasks import Copied, Joined
 from dlscale.linalg.eigen import direct
+from dlscale.linalg.eigen.division.matrices import Identity
+from dlscale.linalg.eigen.division.splitting import Splitter, apply_columnwise, forget_basis
+from dlscale.linalg.eigen.division.tasks import Copied, Joined
 from dlscale.linalg.panels.plan import factor_target
 from dlscale.linalg.polar.newton import slab_width
 from dlscale.linalg.solve.factors import QRFactors

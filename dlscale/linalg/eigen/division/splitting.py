@@ -27,10 +27,10 @@ from dlscale.engine.targets import MemoryTarget, StoreTarget, Target
 from dlscale.engine.tiles.factorizer import Factorizer
 from dlscale.engine.tiles.methods import Factored
 from dlscale.errors import NumericalError
-from dlscale.linalg.division.cutting import Cutting, cut_division
-from dlscale.linalg.division.density import Density, density
-from dlscale.linalg.division.matrices import Hermitian, Projected, Removed, Shifted
-from dlscale.linalg.division.tasks import Block, Columnwise, FromLeft, Sharpened
+from dlscale.linalg.eigen.division.cutting import Cutting, cut_division
+from dlscale.linalg.eigen.division.density import Density, density
+from dlscale.linalg.eigen.division.matrices import Hermitian, Projected, Removed, Shifted
+from dlscale.linalg.eigen.division.tasks import Block, Columnwise, FromLeft, Sharpened
 from dlscale.linalg.multiply.operands import Operand
 from dlscale.linalg.multiply.tiles import Tiles
 from dlscale.linalg.panels.plan import factor_target

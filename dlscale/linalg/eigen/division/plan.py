@@ -14,12 +14,12 @@ from dlscale.engine.passes import Passes
 from dlscale.engine.plan import Grids, Need, Plan, Step
 from dlscale.engine.run import Run
 from dlscale.errors import DoesNotFitError
-from dlscale.linalg.division.check import measure, require_symmetric
-from dlscale.linalg.division.cutting import N_PROBES, Cutting, cut_division, largest_at_once
-from dlscale.linalg.division.density import N_READS, N_VECTORS
-from dlscale.linalg.division.matrices import Hermitian
-from dlscale.linalg.division.recursion import Recursion
 from dlscale.linalg.eigen import direct
+from dlscale.linalg.eigen.division.check import measure, require_symmetric
+from dlscale.linalg.eigen.division.cutting import N_PROBES, Cutting, cut_division, largest_at_once
+from dlscale.linalg.eigen.division.density import N_READS, N_VECTORS
+from dlscale.linalg.eigen.division.matrices import Hermitian
+from dlscale.linalg.eigen.division.recursion import Recursion
 from dlscale.linalg.eigen.pairs import Pairs
 from dlscale.linalg.multiply.operands import Operand
 from dlscale.linalg.panels.plan import factor_target
