@@ -21,6 +21,7 @@ from dlscale.linalg.ridge import kind as ridge
 from dlscale.linalg.solve import inverse, slogdet
 from dlscale.linalg.solve import kind as solve
 from dlscale.linalg.statistics import kind as norm
+from dlscale.linalg.statistics import moments as statistics
 from dlscale.linalg.svd import kind as svd
 
 _TABLE = (
@@ -37,6 +38,7 @@ _TABLE = (
     slogdet.KIND,
     matmul.KIND,
     norm.KIND,
+    statistics.KIND,
     eigh.KIND,
     polar.KIND,
     training.KIND,

@@ -65,7 +65,21 @@ def _norm_tiles(job: Job) -> list[Tile]:
     return [] if norm is None else [Tile(words.sentence(_norm(job)).rstrip("."), words.number(float(norm[0])), below)]
 
 
+def _statistics_tiles(job: Job) -> list[Tile]:
+    """Of columns: how much they vary, and which are always the same."""
+    mean, variance = array(job, "columns/mean"), array(job, "columns/variance")
+    if mean is None or variance is None or not len(mean):
+        return []
+    constant = int((variance == 0).sum())
+    return [
+        Tile("Largest variance", words.number(float(variance.max())), f"of column {int(variance.argmax())}"),
+        Tile("Means", f"{words.number(float(mean.min()))} to {words.number(float(mean.max()))}", "of the columns"),
+        Tile("Constant columns", words.count(constant), f"of {words.count(len(mean))}"),
+    ]
+
+
 TELLINGS: Mapping[str, Telling] = {
+    "statistics": Telling(lambda job: f"Statistics of the {job.record.plan.get('method', 'columns')}", _statistics_tiles, ()),
     "norm": Telling(lambda job: f"The {_norm(job)}", _norm_tiles, ()),
     "matmul": Telling(lambda job: f"The product {_formula(job)}", _tiles, (_magnitudes,)),
 }

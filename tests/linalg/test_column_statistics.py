@@ -1,0 +1,70 @@
+"""Statistics of columns and rows: NumPy's, of dense and of compressed rows, at any scale and beside any mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+import dlscale
+from dlscale.declaration.kind import run_here
+from dlscale.errors import NonFiniteError, SpecError
+from dlscale.linalg.statistics.moments import KIND, StatisticsOptions
+
+
+def matrix(dtype: str, offset: float) -> Any:
+    rng = np.random.default_rng(0)
+    A = scipy.sparse.random_array((700, 60), density=0.06, rng=rng, format="lil", data_sampler=rng.standard_normal)
+    A[:, 3], A[:, 4], A[:, 5] = 0.1, 0, offset + rng.standard_normal((700, 1))
+    return A.tocsr().astype(dtype)
+
+
+def told(A: Any, of: Any) -> dict[str, np.ndarray]:
+    found = run_here(KIND, KIND.inputs({"matrix": A}), StatisticsOptions(of=of))
+    return {name.partition("/")[2]: array.ravel() for name, array in found.arrays.items()}
+
+
+@pytest.mark.parametrize("of", ["columns", "rows"])
+@pytest.mark.parametrize(("dtype", "offset"), [("f4", 8.0), ("f8", 8.0), ("f8", 1e8), ("i4", 100.0)])
+def test_those_of_numpy(dtype: str, offset: float, of: str) -> None:
+    A = matrix(dtype, offset)
+    dense = A.toarray().astype(float) if of == "columns" else A.toarray().astype(float).T
+    near = dense[0]
+    for source in (A, A.tocsc(), A.toarray()):
+        found = told(source, of)
+        np.testing.assert_allclose(found["mean"], dense.mean(axis=0), rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(found["variance"], (dense - near).var(axis=0, ddof=1), rtol=1e-7 if offset > 1e6 else 1e-10)
+        np.testing.assert_array_equal(found["nonzeros"], np.count_nonzero(dense, axis=0))
+        np.testing.assert_array_equal(found["smallest"], dense.min(axis=0))
+        np.testing.assert_array_equal(found["largest"], dense.max(axis=0))
+    if of == "columns":
+        assert found["variance"][3] == 0
+
+
+@pytest.mark.parametrize("exponent", [-700, 500])
+def test_squares_that_are_out_of_range(exponent: int) -> None:
+    A = matrix("f8", 8.0)
+    want, found = told(A, "columns"), told(A * 2.0**exponent, "columns")
+    np.testing.assert_array_equal(found["mean"], want["mean"] * 2.0**exponent)
+    np.testing.assert_array_equal(found["variance"], np.ldexp(want["variance"], 2 * exponent))
+
+
+def test_rows_of_a_job_on_any_workers(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", matrix("f8", 8.0).toarray())
+    spec = {"kind": "statistics", "input": {"matrix": {"import": str(tmp_path / "a.npy")}}, "params": {"of": "rows"}}
+    found = dlscale.run({**spec, "cluster": "threads"}, workspace=tmp_path / "ws").open()
+    np.testing.assert_allclose(found["rows/mean"][:, 0], np.load(tmp_path / "a.npy").mean(axis=1), rtol=1e-12)
+
+
+def test_what_is_refused() -> None:
+    A = matrix("f8", 8.0).toarray()
+    with pytest.raises(SpecError, match="statistics are of real matrices"):
+        told(A.astype(complex), "columns")
+    A[7, 9] = np.inf
+    for of in ("columns", "rows"):
+        for source in (A, scipy.sparse.csr_array(A)):
+            with pytest.raises(NonFiniteError, match="row 7, column 9"):
+                told(source, of)
