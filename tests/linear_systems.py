@@ -71,9 +71,9 @@ def hard_systems() -> dict[str, Array]:
     }
 
 
-def resumed_or_whole(path: Path, rhs: Path, folder: Path | None, method: Any, *, stop_at: str = "") -> Any:
+def resumed_or_whole(path: Path, rhs: Path, folder: Path | None, method: Any, *, stop_at: str = "", **more: Any) -> Any:
     """x and the steps that were computed; a run with a checkpoint may be stopped by a disk that is gone."""
-    inputs, options = KIND.inputs({"matrix": str(path), "rhs": str(rhs)}), SolveOptions(method=method, tolerance=1e-10)
+    inputs, options = KIND.inputs({"matrix": str(path), "rhs": str(rhs)}), SolveOptions(method=method, tolerance=1e-10, **more)
     plan: Plan = KIND.plan(inputs, options, THREADS)
     steps: list[str] = []
 

@@ -154,7 +154,7 @@ class MatrixOperator(Operator):
         self.passes, self.A, self.plan, self.tags = passes, A, plan, tags
         self.shape, self.dtype = A.shape, A.dtype
         self._resident = Resident(passes, A, grid=plan.grid) if plan.way == "resident" else None
-        self._n_products = 0
+        self._n_products = self.n_reads = 0
 
     def __enter__(self) -> MatrixOperator:
         return self
@@ -216,6 +216,7 @@ class MatrixOperator(Operator):
     def read(self, fold: Fold, step: str = "") -> State:
         """Fold the rows of the matrix, in one read of it or of what is held; under the next number without a name of its own."""
         self._n_products += not step
+        self.n_reads += 1
         step = step or f"product-{self._n_products}"
         if self._resident is not None:
             return self._resident.sweep(step, fold)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.errors import DoesNotFitError, InputError, NonFiniteError, NumericalError, SpecError
 from dlscale.linalg.iterative.cg import CG
+from dlscale.linalg.iterative.nystrom import Nystrom, partial_cholesky
 from dlscale.linalg.iterative.recurrence import Limits, Problem, iterate
 from dlscale.linalg.kernel_ridge import folds, kind, model
-from dlscale.linalg.kernel_ridge.centers import Nystrom, partial_cholesky
 from dlscale.linalg.kernel_ridge.kernels import Kernel
 from dlscale.linalg.kernel_ridge.kind import KernelRidgeOptions, compute_kernel_ridge, plan_kernel_ridge
 from dlscale.storage.inputs import Inputs
@@ -134,7 +135,7 @@ def test_the_preconditioner_is_of_the_matrix_without_a_fold() -> None:
     X, bounds, kernel = gaussian(60, 2), (0, 13, 60), Kernel("rbf", 0.5, 3, 1.0)
     points = kernel.prepared(X, X.mean(axis=0))
     K, penalties = kernel.block(points, points, same=True), np.array([0.1, 3.0])
-    nystrom = Nystrom.of(partial_cholesky(kernel, points, 60, 0), bounds)
+    nystrom = Nystrom.of(partial_cholesky(kernel.diagonal(points), partial(kernel.columns, points), 60, 0), bounds)
     for fold, out in ((0, slice(0, 13)), (1, slice(13, 60)), (-1, slice(0, 0))):
         R, M = gaussian(60, 2), K.copy()
         R[out], M[out], M[:, out] = 0, 0, 0

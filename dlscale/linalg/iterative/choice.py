@@ -56,6 +56,7 @@ def plan_by_method(
     other = FOR_ASSUMED.get(assume)
     if other is None or "factors" in inputs.results:
         return direct()
+    options.require_suited(other)
     iterated = partial(plan_system, A, B, other, options, facts)
     return sooner_done(direct, iterated, options, A.shape[0], where_it_fits=assume == "pos")
 

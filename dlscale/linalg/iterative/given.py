@@ -13,10 +13,10 @@ from dlscale.kernels import accumulator_dtype, largest_part, times_power_of_two
 from dlscale.linalg.folds.least_squares import read_rhs
 from dlscale.linalg.given_operators import Measured, Operator, measure
 from dlscale.linalg.iterative.gmres import restart_for
-from dlscale.linalg.iterative.options import Iterations, Method
+from dlscale.linalg.iterative.options import SYMMETRIC, Iterations, Method
 from dlscale.linalg.iterative.recurrence import Limits, Problem, iterate
 from dlscale.linalg.iterative.stored import by_parts
-from dlscale.linalg.iterative.systems import N_PROBES, SYMMETRIC, Solved, ended_words, method_of
+from dlscale.linalg.iterative.systems import N_PROBES, Solved, Starting, ended_words, method_of
 from dlscale.linalg.scaling import exponent_of, scaled_back
 from dlscale.linalg.svd.subspace import gaussian
 from dlscale.linalg.symmetry import limit
@@ -45,7 +45,7 @@ class _System(Problem):
         return np.asarray(float(np.finfo(float).eps) * self.size * np.linalg.norm(X, axis=0))
 
 
-def solve_with_operator(A: Operator, b: Any, method: Method, options: Iterations) -> Array:
+def solve_with_operator(A: Operator, b: Any, method: Method, options: Iterations, given: Starting) -> Array:
     """Solve ``A x = b`` for b (n,) or (n, k), by products with an operator; the true residual is one of them.
 
     Raises
@@ -63,7 +63,8 @@ def solve_with_operator(A: Operator, b: Any, method: Method, options: Iterations
     if rhs.shape[0] != n:
         raise SpecError(f"b must have {n} rows like A; got {rhs.shape[0]}.")
     if options.preconditioner != "none":
-        raise SpecError(f"M must be none with an operator, whose entries are not known; got {options.preconditioner}.")
+        words = "M must be none with an operator, whose entries are not known, or a function or an operator of its own"
+        raise SpecError(f"{words}; got {options.preconditioner}.")
     found = measure(A, np.ascontiguousarray(gaussian(n, N_PROBES, 0, A.dtype), A.dtype))
     if method in SYMMETRIC and not found.skew <= limit(A.dtype) * found.size:
         word = "Hermitian" if A.dtype.kind == "c" else "symmetric"
@@ -76,8 +77,9 @@ def solve_with_operator(A: Operator, b: Any, method: Method, options: Iterations
     exponents = [exponent_of(largest_part(B[:, j])) for j in range(k)]
     scaled = np.stack([times_power_of_two(B[:, j].astype(wide), -e) for j, e in enumerate(exponents)], axis=1)
     problem, tolerance = _System(found, scaled, dtype), options.tolerance_for(A.dtype)
+    problem.x0 = given.scaled([found.exponent - e for e in exponents], wide)
     limits = Limits(tolerance, options.iterations_for(n))
-    it = iterate(method_of(method, restart_for(n * k * wide.itemsize), None), problem, limits)
+    it = iterate(method_of(method, restart_for(n * k * wide.itemsize), given.precondition), problem, limits)
     if it.end != "converged":
         rounding = float((problem.rounding(it.X) / np.where(problem.sizes > 0, problem.sizes, 1)).max(initial=0.0))
         raise NumericalError(ended_words(Solved(it.X, it, rounding, 0), method, tolerance, limits.max_iterations))

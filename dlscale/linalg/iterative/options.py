@@ -29,6 +29,8 @@ NAMES: Mapping[str, str] = {
 MAX_ITERATIONS = 1000
 #: Methods whose steps are all the same, and take a relaxation.
 STATIONARY = ("jacobi", "gauss_seidel")
+#: Methods for Hermitian matrices.
+SYMMETRIC = ("cg", "minres")
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Iterations(Options):
 
     preconditioner: Annotated[
         Preconditioner,
-        Field(description="none, jacobi or block_jacobi: what an iterative method is helped by"),
+        Field(description="none, jacobi, block_jacobi or nystrom: what an iterative method is helped by"),
     ] = "none"
     tolerance: Annotated[
         float | None,
@@ -68,7 +70,15 @@ class Iterations(Options):
 
 @dataclass(frozen=True)
 class SystemIterations(Iterations):
-    """When iterations on a square system end, and how long their steps are."""
+    """When iterations on a square system end, how long their steps are, and of how many columns a preconditioner is made."""
+
+    rank: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="an integer of at least 1: columns for preconditioner nystrom; absent: 256, or n / 4 where that is less",
+        ),
+    ] = None
 
     relaxation: Annotated[
         float,
@@ -85,6 +95,10 @@ class SystemIterations(Iterations):
         if self.relaxation != 1 and method not in STATIONARY:
             got = f"{self.relaxation} with method {method}"
             raise SpecError(f"params.relaxation: goes with method jacobi or gauss_seidel; got {got}.")
+        if self.rank is not None and self.preconditioner != "nystrom":
+            raise SpecError(f"params.rank: goes with preconditioner nystrom; got {self.rank} with {self.preconditioner}.")
+        if self.preconditioner == "nystrom" and method not in (*SYMMETRIC, "auto", "direct"):
+            raise SpecError(f"params.preconditioner: nystrom goes with method cg or minres; got method {method}.")
         if method in STATIONARY and self.preconditioner not in (allowed := _OWN[method]):
             said = " or ".join(allowed)
             raise SpecError(f"params.preconditioner: must be {said} with method {method}; got {self.preconditioner}.")

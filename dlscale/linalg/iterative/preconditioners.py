@@ -1,23 +1,77 @@
-"""Approximate inverses that are made in one read: of the diagonal, of blocks on it, of what a random sketch shows."""
+"""Approximate inverses: of the diagonal or of blocks on it, from one read, or of what some columns tell (Nystrom), from a few."""
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Literal
 
 import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.errors import InputError, NumericalError
+from dlscale.kernels import accumulator_dtype
+from dlscale.linalg.folds.operators import Product
+from dlscale.linalg.iterative import nystrom
+from dlscale.linalg.iterative.nystrom import Nystrom
 from dlscale.linalg.iterative.recurrence import Map
+from dlscale.linalg.operators import MatrixOperator
 
-Preconditioner = Literal["none", "jacobi", "block_jacobi"]
+Preconditioner = Literal["none", "jacobi", "block_jacobi", "nystrom"]
 #: Rows of a block on the diagonal.
 BLOCK = 64
+#: Columns for the Nystrom preconditioner at most where nothing is said, or a quarter of them.
+USUAL_RANK = 256
 
 
 def block_width(name: Preconditioner, n: int) -> int:
-    """Columns of the blocks on the diagonal that a preconditioner is made of."""
-    return {"none": 0, "jacobi": 1, "block_jacobi": min(BLOCK, n)}[name]
+    """Columns of the blocks on the diagonal that a preconditioner is made of, or begins with."""
+    return {"none": 0, "jacobi": 1, "block_jacobi": min(BLOCK, n), "nystrom": 1}[name]
+
+
+def rank_for(rank: int | None, n: int) -> int:
+    """Columns that the Nystrom preconditioner is made of."""
+    return min(n, rank or min(USUAL_RANK, -(-n // 4)))
+
+
+def columns_at_once(rank: int) -> int:
+    """Columns that are read together where there are so many."""
+    return min(nystrom.BLOCK, max(1, rank // 4))
+
+
+def inverse_by_nystrom(operator: MatrixOperator, diagonal: Array, rank: int) -> Map:
+    """``M R`` with the inverse of what columns of a Hermitian positive definite matrix tell of it.
+
+    Parameters
+    ----------
+    operator : MatrixOperator (n, n)
+    diagonal : (n,)
+    rank : int
+        Columns.
+
+    Raises
+    ------
+    NumericalError
+        If an entry of the diagonal is negative.
+
+    Notes
+    -----
+    Columns are read some at a time, by products with unit vectors. Beside their space M is one number.
+    """
+    if not (diagonal >= 0).all():
+        first = int(np.argmin(diagonal >= 0))
+        raise NumericalError(
+            f"The matrix is not positive definite, which preconditioner nystrom is for: its entry ({first}, {first}) is negative. "
+            "Use another one, or none."
+        )
+    n, numbers = len(diagonal), count(1)
+
+    def columns_of(chosen: Array) -> Array:
+        E = np.zeros((len(chosen), n), operator.dtype)
+        E[np.arange(len(chosen)), chosen] = 1
+        return np.array(operator.read(Product(E), f"columns-{next(numbers)}")["product"], accumulator_dtype(operator.dtype))
+
+    found = Nystrom.of(nystrom.partial_cholesky(diagonal, columns_of, rank, 0), ())
+    return lambda R: found.apply(R, np.zeros(R.shape[1]), -1)
 
 
 def inverse_of_blocks(blocks: Array, *, definite: bool, symmetric: bool, nonsingular: bool = False) -> Map:

@@ -96,7 +96,11 @@ class Problem:
     ----------
     sizes : (k,)
         What claims are relative to; 0 of columns that need no iteration.
+    x0 : (n, k), optional
+        What X is begun with; zeros if absent.
     """
+
+    x0: Array | None = None
 
     def __init__(self, apply: Map, B: Array) -> None:
         self.apply, self.B = apply, B
@@ -104,7 +108,10 @@ class Problem:
 
     def first(self) -> tuple[Array, Array]:
         """What X is begun with, and its residual."""
-        return np.zeros_like(self.B), self.B
+        if self.x0 is None:
+            return np.zeros_like(self.B), self.B
+        X = self.handed_out(np.where(self.sizes > 0, self.x0, 0))
+        return X, self.residual(X)
 
     def residual(self, X: Array) -> Array:
         """``B - A X``, from one more product."""
@@ -229,8 +236,9 @@ def _started(method: Recurrence, problem: Problem) -> Iterate:
     k = problem.B.shape[1]
     ended = (problem.sizes == 0).astype(np.int64)
     X, R = problem.first()
+    reached = np.where(ended, 0.0, 1.0) if problem.x0 is None else problem.reached(R, X)[0]
     it = Iterate(
-        X, ended, np.zeros(k, np.int64), np.where(ended, 0.0, 1.0), np.zeros(0, np.int64),
+        X, ended, np.zeros(k, np.int64), reached, np.zeros(0, np.int64),
         np.zeros(0), np.zeros(0, np.int64), 0, np.zeros(0), np.zeros((0, 2)), {},
     )  # fmt: skip
     return it if it.finished else _begun(method, it, R)

@@ -24,8 +24,8 @@ from dlscale.linalg.iterative.gauss_seidel import STRIP_BYTES, GaussSeidel, swee
 from dlscale.linalg.iterative.gmres import GMRES, restart_for
 from dlscale.linalg.iterative.jacobi import Jacobi, inverse_of_diagonal, require_diagonal
 from dlscale.linalg.iterative.minres import MINRES
-from dlscale.linalg.iterative.options import NAMES, STATIONARY, Method, SystemIterations
-from dlscale.linalg.iterative.preconditioners import block_width, inverse_of_blocks
+from dlscale.linalg.iterative.options import NAMES, STATIONARY, SYMMETRIC, Method, SystemIterations
+from dlscale.linalg.iterative.preconditioners import block_width, columns_at_once, inverse_by_nystrom, inverse_of_blocks, rank_for
 from dlscale.linalg.iterative.recurrence import Iterate, Limits, Map, Problem, Recurrence, iterate
 from dlscale.linalg.iterative.stored import Stored, by_parts, threads_of_held_products
 from dlscale.linalg.iterative.survey import Survey
@@ -34,12 +34,12 @@ from dlscale.linalg.scaling import at_safe_scale, exponent_of, scale_words, scal
 from dlscale.linalg.svd.subspace import gaussian
 from dlscale.linalg.symmetry import limit, refuse
 from dlscale.storage.matrix import Matrix
+from dlscale.storage.scaled import Scaled
 
 #: Random vectors that symmetry is measured with.
 N_PROBES = 4
 #: Vectors of a column that the driver has at a time.
 _VECTORS = {"cg": 16, "minres": 24, "gmres": 16, "jacobi": 12, "gauss_seidel": 12}
-SYMMETRIC = ("cg", "minres")
 
 
 def plan_system(A: Matrix, B: Matrix, method: Method, options: SystemIterations, facts: ClusterFacts) -> Plan:
@@ -58,15 +58,18 @@ def plan_system(A: Matrix, B: Matrix, method: Method, options: SystemIterations,
     restart = restart_for(n * k * wide.itemsize) if method == "gmres" else 0
     driver_bytes = (_VECTORS[method] + restart) * n * k * wide.itemsize
     blocks = _block_width(method, options, n)
-    driver_bytes += 3 * n * blocks * wide.itemsize
+    rank = rank_for(options.rank, n) if options.preconditioner == "nystrom" else 0
+    driver_bytes += (3 * blocks + 3 * rank) * n * wide.itemsize
     left = replace(facts, memory_bytes=max(1, facts.memory_bytes - driver_bytes))
-    how = plan_operator(A, max(2 * width, N_PROBES + blocks), left, n_products=max_iterations)
+    how = plan_operator(A, max(2 * width, N_PROBES + blocks, columns_at_once(rank)), left, n_products=max_iterations)
     if how.way == "blocks":
         raise DoesNotFitError(f"One worker has no room for rows of {n} columns beside the vectors; raise cluster.memory.")
     once, each = {"resident": (A.n_stored_bytes, 0), "memory": (0, 0)}.get(how.way, (0, A.n_stored_bytes))
     product = 2.0 * A.n_entries * width
     steps = [Step("resident", 0.0, once)] if once else []
     steps.append(Step("survey", (4.0 if method in SYMMETRIC else 2.0) * A.n_entries * N_PROBES, each))
+    at_once = columns_at_once(rank)
+    steps += [Step(f"columns-{i // at_once + 1}", 2.0 * A.n_entries * at_once, each) for i in range(0, rank, at_once)]
     # Each iteration multiplies, and the residual is measured at least once.
     threads = 0.0 if each else threads_of_held_products(A.dtype, 2.0 * width, facts)
     steps += [Step(f"product-{i}", product, each, n_threads=threads) for i in range(1, max_iterations + 2)]
@@ -125,7 +128,35 @@ class Solved:
     n_reads: int
 
 
-def compute_system(run: Run, A: Matrix, B: Matrix, options: SystemIterations, plan: Plan) -> Outcome:
+@dataclass(frozen=True)
+class Starting:
+    """Where iterations start, and what they are preconditioned with.
+
+    Parameters
+    ----------
+    x0 : (n, k), optional
+        Zeros if absent.
+    precondition : callable, optional
+        ``M R`` (n, k) of R (n, k).
+    """
+
+    x0: Array | None = None
+    precondition: Map | None = None
+
+    def scaled(self, exponents: list[int], dtype: np.dtype[Any]) -> Array | None:
+        """x0 with each column times a power of two."""
+        if self.x0 is None:
+            return None
+        return np.stack([times_power_of_two(self.x0[:, j].astype(dtype), e) for j, e in enumerate(exponents)], axis=1)
+
+
+#: At zeros, with the preconditioner that the options say.
+FROM_ZEROS = Starting()
+
+
+def compute_system(
+    run: Run, A: Matrix, B: Matrix, options: SystemIterations, plan: Plan, starting: Starting = FROM_ZEROS
+) -> Outcome:
     """Solve by a plan.
 
     Returns
@@ -148,7 +179,7 @@ def compute_system(run: Run, A: Matrix, B: Matrix, options: SystemIterations, pl
     n, k = B.shape
     rhs = read_rhs(B, 0, n)
     exponents = [exponent_of(largest_part(rhs[:, j])) for j in range(k)]
-    solve = partial(_solve, rhs=rhs, exponents=exponents, options=options, plan=plan)
+    solve = partial(_solve, rhs=rhs, exponents=exponents, options=options, plan=plan, starting=starting)
     found, exponent = at_safe_scale(Passes(run), A, plan.rows, solve)
     it, tolerance = found.it, options.tolerance_for(A.dtype)
     if it.end != "converged":
@@ -167,21 +198,27 @@ def compute_system(run: Run, A: Matrix, B: Matrix, options: SystemIterations, pl
     return Outcome(arrays, (), Certificate((check,)), estimates, scale_words(exponent))
 
 
-def _solve(passes: Passes, A: Matrix, *, rhs: Array, exponents: list[int], options: SystemIterations, plan: Plan) -> Solved:
+def _solve(
+    passes: Passes, A: Matrix, *, rhs: Array, exponents: list[int], options: SystemIterations, plan: Plan, starting: Starting
+) -> Solved:
     """Iterate on a matrix and right-hand sides whose entries are in range."""
     n, wide = len(rhs), np.result_type(accumulator_dtype(A.dtype), rhs.dtype)
     how = OperatorPlan(plan.choices["way"], plan.rows, n, plan.words, plan.peak_bytes_per_worker)
     with MatrixOperator(passes, A, how) as operator:
         squares, precondition = _surveyed(operator, options, plan.method)
+        n_before, precondition = operator.n_reads, starting.precondition or precondition
         if plan.method == "gauss_seidel":
             precondition = sweeps(passes.run, A, options.relaxation, plan.cluster)
         B = np.stack([times_power_of_two(rhs[:, j].astype(wide), -e) for j, e in enumerate(exponents)], axis=1)
         dtype = np.result_type(A.dtype, np.complex64) if wide.kind == "c" else A.dtype
         problem = _StoredSystem(operator, B, squares, dtype)
+        shift = A.exponent if isinstance(A, Scaled) else 0
+        problem.x0 = starting.scaled([-e - shift for e in exponents], wide)
         limits = Limits(options.tolerance_for(A.dtype), options.iterations_for(n))
         it = iterate(method_of(plan.method, plan.choices["restart"], precondition, options.relaxation), problem, limits)
     rounding = float((problem.rounding(it.X) / np.where(problem.sizes > 0, problem.sizes, 1)).max(initial=0.0))
-    return Solved(it.X.astype(dtype), it, rounding, 1 + it.iterations + len(it.measured))
+    half = it.iterations // 2 if plan.method == "gauss_seidel" else 0
+    return Solved(it.X.astype(dtype), it, rounding, n_before + it.iterations + half + len(it.measured))
 
 
 def method_of(name: str, restart: int, precondition: Map | None, relaxation: float = 1.0) -> Recurrence:
@@ -218,6 +255,8 @@ def _surveyed(operator: MatrixOperator, options: SystemIterations, method: str) 
             return state["squares"], None
         if method == "jacobi":
             return state["squares"], inverse_of_diagonal(blocks)
+        if options.preconditioner == "nystrom":
+            return state["squares"], inverse_by_nystrom(operator, blocks[:, 0].real, rank_for(options.rank, n))
         return state["squares"], inverse_of_blocks(blocks, definite=method == "cg", symmetric=symmetric)
 
 
@@ -257,7 +296,7 @@ _ADVICE = {
     "stagnated": "Rounding alone may leave {rounding:.1e} of it; raise params.tolerance, take a preconditioner or method direct.",
     "broken down": "The matrix is singular to working precision, or the method has met a system that it cannot "
     "go on with; use method gmres or direct, or kind lstsq where there is no solution.",
-    "not definite": "The matrix is not positive definite; use method minres.",
+    "not definite": "The matrix, or a preconditioner that was given, is not positive definite; use method minres.",
     "diverged": "Its steps do not converge for this matrix: lower params.relaxation, or use method cg, minres, gmres or direct.",
     "limit": "Raise params.max_iterations or params.tolerance, take a preconditioner or method direct.",
 }

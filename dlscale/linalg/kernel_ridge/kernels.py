@@ -97,6 +97,10 @@ class Kernel:
         with np.errstate(under="ignore"):
             return np.asarray(np.exp(E, out=E))
 
+    def columns(self, X: Points, chosen: Array) -> Array:
+        """Some columns of ``K(X, X)``."""
+        return self.block(X, Points(X.left[chosen], X.right[chosen]))
+
     def diagonal(self, X: Points) -> Array:
         """``K(x, x)`` of every row."""
         if self.name in ("rbf", "laplacian"):

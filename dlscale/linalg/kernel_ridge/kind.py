@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -30,8 +30,8 @@ from dlscale.engine.run import Cost, Run
 from dlscale.errors import DoesNotFitError, SpecError
 from dlscale.kernels import largest_part, one_blas_thread, safe_norm, times_power_of_two
 from dlscale.linalg.folds.least_squares import finite, read_rhs
+from dlscale.linalg.iterative.nystrom import Nystrom, partial_cholesky
 from dlscale.linalg.iterative.recurrence import Iterate, Limits
-from dlscale.linalg.kernel_ridge.centers import Nystrom, partial_cholesky
 from dlscale.linalg.kernel_ridge.folds import TILE, RowProduct, Rows, SymmetricProduct
 from dlscale.linalg.kernel_ridge.kernels import Kernel, Name
 from dlscale.linalg.kernel_ridge.path import PathProblem, Systems, solve_path
@@ -197,7 +197,8 @@ class _Work:
 
         def compute(_: str) -> dict[str, Array]:
             with one_blas_thread():
-                F = partial_cholesky(self.rows.kernel, self.rows.points, n_centers, self.options.seed)
+                kernel, points = self.rows.kernel, self.rows.points
+                F = partial_cholesky(kernel.diagonal(points), partial(kernel.columns, points), n_centers, self.options.seed)
                 found.append(Nystrom.of(F, self.bounds))
             return {}
 

@@ -13,8 +13,8 @@ from dlscale.engine.passes import Passes
 from dlscale.engine.run import Cost
 from dlscale.errors import NumericalError
 from dlscale.linalg.iterative.cg import CG
+from dlscale.linalg.iterative.nystrom import Nystrom
 from dlscale.linalg.iterative.recurrence import Iterate, Limits, Problem, iterate
-from dlscale.linalg.kernel_ridge.centers import Nystrom
 
 #: States that are kept: one of so many products.
 _KEPT = 8
