@@ -27,7 +27,7 @@ class ImportCommand(click.Command):
 def _option(name: str, field: Any) -> click.Option:
     members = [member for member in get_args(field.annotation) or (field.annotation,) if member is not type(None)]
     kind, metavar = _click_type(members[0]) if len(members) == 1 else (_NumberOr(get_args(members[1])), "X|WORD")
-    return click.Option([f"--{name}"], type=kind, metavar=metavar, help=field.title)
+    return click.Option([f"--{name.replace('_', '-')}"], type=kind, metavar=metavar, help=field.title)
 
 
 def _click_type(member: Any) -> tuple[click.ParamType[Any], str | None]:

@@ -23,6 +23,7 @@ from dlscale.storage.files.durable import require_free_space
 from dlscale.storage.files.locations import expand_home, local_path, named
 from dlscale.storage.importers.columns.filling import is_statistic, with_statistics
 from dlscale.storage.importers.delimited import read_delimited
+from dlscale.storage.importers.entries.svmlight import read_svmlight
 from dlscale.storage.importers.folders import parts_of
 from dlscale.storage.importers.hdf5 import read_hdf5
 from dlscale.storage.importers.images import IMAGE_SUFFIXES, read_images, read_sample_photos
@@ -34,7 +35,7 @@ from dlscale.storage.importers.samples import is_sample, read_sample
 from dlscale.storage.importers.strips import StripWriter
 from dlscale.storage.importers.tables import KEPT_DTYPES, Reader, Request, Table, is_url
 from dlscale.storage.labels.writing import LabelsWriter
-from dlscale.storage.sparse.writing import CompressedWriter
+from dlscale.storage.sparse.writing import CompressedWriter, write_vector
 
 __all__ = ["FORMATS", "ReadOptions", "import_matrix"]
 
@@ -56,6 +57,7 @@ SAMPLE_PHOTOS = "sample:photos"
 _TEXT = ("delimiter", "decimal", "thousands", "comment", "quote", "booleans", "fill", "missing", "encoding")
 _TABLES = Format(read_delimited, ("columns", "drop", "numeric", "header", "index", *_TEXT))
 _PARQUET = Format(read_parquet, ("columns", "drop", "numeric", "fill"))
+_SVMLIGHT = Format(read_svmlight, ("dataset", "n_columns"))
 _IMAGES = Format(read_images, ("patches", "stride"))
 FORMATS: dict[str, Format] = {
     ".npy": Format(read_npy),
@@ -63,6 +65,7 @@ FORMATS: dict[str, Format] = {
     **dict.fromkeys((".csv", ".csv.gz", ".tsv", ".tsv.gz"), _TABLES),
     ".parquet": _PARQUET,
     **dict.fromkeys((".h5", ".hdf5", ".h5ad"), Format(read_hdf5, ("dataset",))),
+    **dict.fromkeys((".svmlight", ".svmlight.gz", ".libsvm", ".libsvm.gz", ".svm", ".svm.gz"), _SVMLIGHT),
     ".mtx": Format(read_matrix_market),
     ".mtx.gz": Format(read_matrix_market),
     **dict.fromkeys(IMAGE_SUFFIXES, _IMAGES),
@@ -183,6 +186,8 @@ def _copy(
             reading.close()
         notes = [*table.notes, *([inexact_words(without_secrets(source))] if writer.is_inexact else [])]
         writer.finish(notes, labels.finish())
+        for name, vector in table.beside.items() if isinstance(writer, CompressedWriter) else ():
+            write_vector(path / name, vector)
     return notes
 
 

@@ -49,8 +49,13 @@ class ReadOptions(BaseModel):
     )
     dataset: str | None = Field(
         default=None,
-        title="Which array or sparse group of an HDF5 file, or array of an .npz.",
-        description="text: dataset or sparse group inside an HDF5 file, member of an .npz",
+        title="Which array or sparse group of an HDF5 file, or array of an .npz; targets of SVMlight are its labels.",
+        description="text: dataset or sparse group inside an HDF5 file, member of an .npz, or targets of SVMlight",
+    )
+    n_columns: Count | None = Field(
+        default=None,
+        title="How many columns the matrix of an SVMlight text has [up to the last with an entry].",
+        description="an integer of at least 1: how many columns the matrix of an SVMlight text has",
     )
     columns: Names | None = Field(
         default=None,

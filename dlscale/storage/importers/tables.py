@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 import fsspec
 import numpy as np
@@ -22,6 +22,18 @@ from dlscale.storage.importers.options import ReadOptions
 from dlscale.storage.labels.names import Labels
 
 Blocks = Generator[Array, None, None]
+
+
+class Vector(Protocol):
+    """Numbers that are read by ranges."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> Array: ...
+
 
 BLOCK_BYTES = 16 << 20  # of a block of rows, and of a chunk in the store: large enough to read at the disk's full speed
 TEXT_BUFFER_BYTES = 1 << 20
@@ -46,7 +58,8 @@ class Table:
     `n_rows` is None when only reading to the end tells. `position` gives (bytes read, bytes in all) of the source where
     that says more about progress than rows do. Blocks of a `sparse` one are compressed rows, `n_entries` in all as far as is
     known; where not `by_rows`, its rows are the columns of the matrix. `labels` are those of the matrix that are known before it is
-    read; of rows that are named in the file, the names since the last block but one are in `row_names`.
+    read; of rows that are named in the file, the names since the last block but one are in `row_names`. What is `beside` a sparse
+    one becomes arrays of its group.
     """
 
     n_rows: int | None
@@ -61,6 +74,7 @@ class Table:
     n_entries: int | None = None
     labels: Labels = field(default_factory=Labels)
     row_names: list[str] = field(default_factory=list)
+    beside: dict[str, Vector] = field(default_factory=dict)
 
 
 Reader = Callable[[Request], AbstractContextManager[Table]]

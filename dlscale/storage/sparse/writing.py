@@ -23,6 +23,7 @@ from dlscale.storage.files.nodes import group_metadata
 from dlscale.storage.sparse.groups import ANNDATA_NAMES, BINSPARSE_NAMES
 
 CHUNK_BYTES = 4 << 20
+_PIECE = 1 << 18  # numbers that are copied at a time
 #: What binsparse 0.1 has words for.
 _BINSPARSE_DTYPES = frozenset(["f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"])
 
@@ -113,6 +114,14 @@ class CompressedWriter:
                 os.symlink(name, self._path / other)
         (self._path / "zarr.json").write_bytes(group_metadata(attributes))
         return content
+
+
+def write_vector(path: Path, vector: Any) -> None:
+    """Write a vector that is read by ranges as an array beside those of a matrix."""
+    growing = Growing(path, vector.dtype)
+    for start in range(0, len(vector), _PIECE):
+        growing.append(vector[start : min(start + _PIECE, len(vector))])
+    growing.finish()
 
 
 class Growing:
