@@ -15,6 +15,12 @@ from typing import Any
 #: Calls that change which files there are; the bytes within them are written under names that nobody reads.
 CHANGES = ("replace", "rename", "unlink", "rmdir", "mkdir")
 
+#: What a job and its report load.
+IMPORTED = [
+    *("dlscale.batch.run", "dlscale.cli.terminal", "dlscale.cli.main", "zarr", "scipy.ndimage"),
+    *("matplotlib.figure", "matplotlib.style", "matplotlib.backends.backend_svg"),
+]
+
 _SECONDS = 240
 
 
@@ -36,7 +42,7 @@ def run_until(change: int | None, arguments: list[str], cwd: Path, *, after: boo
     Exit code (-9 if killed), and the number of changes that were made.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dlscale.batch.run", "dlscale.cli.terminal", "dlscale.cli.main", "zarr"])
+    context.set_forkserver_preload(IMPORTED)
     counted = context.Value("i", 0)
     process = context.Process(target=_command, args=(change, arguments, str(cwd), counted, after))
     process.start()
