@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,14 @@ def two_workers(shared_cluster: Cluster) -> Cluster:
     shared_cluster.client.wait_for_workers(2)  # type: ignore[attr-defined]
     shared_cluster.losses.clear()
     return shared_cluster
+
+
+@pytest.fixture
+def jobs_on_two_workers(two_workers: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs of this process that ask for two local workers of one thread compute on those that are there."""
+
+    def opened(facts: ClusterFacts) -> AbstractContextManager[Cluster]:
+        there = (facts.kind, facts.n_workers, facts.threads_per_worker) == ("local", 2, 1)
+        return nullcontext(two_workers) if there else open_cluster(facts)
+
+    monkeypatch.setattr("dlscale.batch.run.open_cluster", opened)

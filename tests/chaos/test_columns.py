@@ -46,19 +46,19 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {name: str(folder / f"{name}.zarr") for name in ("matrix", "rhs")}
 
 
-def write_spec(folder: Path, kind: str, inputs: dict[str, str], *, n_workers: int = 2) -> None:
+def write_spec(folder: Path, kind: str, inputs: dict[str, str], **cluster: Any) -> None:
     roles = inputs if kind == "solve" else {"matrix": inputs["matrix"]}
-    spec = {"kind": kind, "name": "chaos", "input": roles, "cluster": CLUSTER | {"workers": n_workers}}
+    spec = {"kind": kind, "name": "chaos", "input": roles, "cluster": CLUSTER | cluster}
     (folder / "job.yaml").write_text(yaml.safe_dump(spec))
 
 
 @pytest.fixture(scope="module")
 def whole(inputs: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
-    """The arrays of an uninterrupted run of each kind on one worker, whose events account for its work."""
+    """The arrays of an uninterrupted run of each kind in one process, whose events account for its work."""
     found = {}
     for kind in STEPS:
         folder = tmp_path_factory.mktemp(kind)
-        write_spec(folder, kind, inputs, n_workers=1)
+        write_spec(folder, kind, inputs, type="threads", workers=1)
         ended = ask("run", "job.yaml", "--json", cwd=folder)
         assert ended.code == 0, ended.err
         told = events(job_folder(folder))
@@ -78,7 +78,7 @@ def told_of(folder: Path, kind: str, name: str) -> int:
 def test_a_process_tree_killed_while_columns_are_solved_for(
     run: int, kind: str, inputs: dict[str, str], whole: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Killed a moment after a random number of messages; the whole run had one worker."""
+    """Killed a moment after a random number of messages; the whole run had no worker processes."""
     write_spec(tmp_path, kind, inputs)
     drawn = random.Random(SEED + run)
     n_messages, seconds = drawn.randint(1, 4), drawn.uniform(0, 0.2)

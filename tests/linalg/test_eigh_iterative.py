@@ -197,13 +197,21 @@ def resumed_or_whole(path: Path, folder: Path | None, stop_at: str | None = None
     return outcome.arrays["eigenvectors"].tobytes() + outcome.arrays["eigenvalues"].tobytes(), told
 
 
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, list[str]]:
+    """A matrix, and the answer and the steps of a search in it that nothing stops."""
+    path = store(tmp_path_factory.mktemp("searched") / "a.zarr", hard("semicircle", N), chunks=(50, N))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(iterative, "KEPT_FLOPS", 1.0)
+        return path, *resumed_or_whole(path, None)
+
+
 @pytest.mark.parametrize("stop_at", ["iteration-1", "read-7", "iteration-12", "check-0-4", "check-0-last"])
 def test_a_search_goes_on_where_it_was_stopped_to_the_same_bits(
-    stop_at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stop_at: str, searched: tuple[Path, bytes, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(iterative, "KEPT_FLOPS", 1.0)
-    path = store(tmp_path / "a.zarr", hard("semicircle", N), chunks=(50, N))
-    whole, every = resumed_or_whole(path, None)
+    path, whole, every = searched
     with pytest.raises(OSError, match="the disk is gone"):
         resumed_or_whole(path, tmp_path / "checkpoint", stop_at)
     again, rest = resumed_or_whole(path, tmp_path / "checkpoint")

@@ -46,6 +46,7 @@ def _stored(path: Path, A: Array) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("jobs_on_two_workers")
 def test_solve_on_worker_processes(job: Job) -> None:
     """The same bits as in this process."""
     A, b = gaussian(N, N), gaussian(N, 1)[:, 0]
