@@ -88,9 +88,13 @@ class SparseRows:
         """The same in double precision."""
         return self.with_data(self.rows.data.astype(np.result_type(self.dtype, np.float64), copy=False))
 
-    def top(self, n_rows: int) -> SparseRows:
-        """Its first rows."""
-        return SparseRows(self.rows[:n_rows], self.shift)
+    def part(self, start: int, stop: int) -> SparseRows:
+        """Some of its rows."""
+        return SparseRows(self.rows[start:stop], self.shift)
+
+    def all_finite(self) -> bool:
+        """Whether no entry is NaN or infinite."""
+        return bool(np.isfinite(self.rows.data).all())
 
     def less(self, row: Array) -> SparseRows:
         """``R - 1 (s + row)``, in double precision."""

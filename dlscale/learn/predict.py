@@ -14,7 +14,7 @@ from dlscale.declaration.kind import MATRIX, Kind, Role
 from dlscale.declaration.options import Options
 from dlscale.declaration.sections import BlockRows
 from dlscale.engine.clusters import ClusterFacts
-from dlscale.engine.costs import lay_out, measured_rates
+from dlscale.engine.costs import lay_out, lay_out_sparse, measured_rates
 from dlscale.engine.passes import Fold, Passes, RowOutput, State
 from dlscale.engine.plan import Grids, Plan, Step
 from dlscale.engine.ranks.outcome import Outcome
@@ -26,6 +26,7 @@ from dlscale.learn.training.checking import check_features, check_rows, check_ta
 from dlscale.learn.training.metrics import METRICS, metrics_of
 from dlscale.learn.training.task import DTYPES, Recipe, TrainOptions
 from dlscale.learn.training.telling import forward_flops_per_row
+from dlscale.sparse_rows import SparseRows
 from dlscale.storage.inputs import Inputs, StoredResult
 
 
@@ -38,6 +39,8 @@ class PredictOptions(Options):
 
 class PredictFold(Fold):
     """Predictions of a block of rows, and sums of metrics where the truth is known: the second matrix of the pass."""
+
+    takes_sparse = True
 
     def __init__(self, model: Model, parameters: Parameters, *, judged: bool) -> None:
         self.model, self.parameters = model, parameters
@@ -54,8 +57,9 @@ class PredictFold(Fold):
         A, *targets = A if isinstance(A, list) else [A]
         S = self.model.scores(self.parameters, A)
         # A state that is not finite has the entry named that spoilt it; relu would hide some of them.
-        state["rows"] += len(A) if np.isfinite(A).all() and np.isfinite(S).all() else np.nan
-        for Y in targets:
+        sound = A.all_finite() if isinstance(A, SparseRows) else np.isfinite(A).all()
+        state["rows"] += len(A) if sound and np.isfinite(S).all() else np.nan
+        for Y in (Y.toarray() if isinstance(Y, SparseRows) else Y for Y in targets):
             y = Y[:, 0] if Y.shape[1] == 1 else Y
             for name, metric in self.metrics.items():
                 state[name] += metric.sums(self.model.loss, S, y)
@@ -148,14 +152,18 @@ def plan_predict(inputs: Inputs, options: PredictOptions, facts: ClusterFacts) -
         check_rows("targets", targets, features)
         check_targets("targets", targets, model, n_outputs)
     itemsize = parameters["layer-0/weight"].dtype.itemsize
-    layout = lay_out(
-        features, facts, state_bytes=4096, operand_bytes=sum(array.nbytes for array in parameters.values()),
-        block_rows=options.block_rows,
-    )  # fmt: skip
+    n_bytes, block_rows = sum(array.nbytes for array in parameters.values()), options.block_rows
+    if sparse := features.is_sparse:
+        # Of the first layer products are made in double precision; the rows of others are few at a time.
+        layout = lay_out_sparse(
+            features, facts, operand_bytes=3 * n_bytes, width=n_outputs + 1, state_bytes=4096, block_rows=block_rows
+        )
+    else:
+        layout = lay_out(features, facts, operand_bytes=n_bytes, state_bytes=4096, block_rows=block_rows)
     fold = PredictFold(model, parameters, judged=False)
     cost = Step(
         "predict",
-        fold.flops_per_row * features.shape[0],
+        fold.flops_per_row * (features.n_entries / features.shape[1] if sparse else features.shape[0]),
         features.n_stored_bytes + (targets.n_stored_bytes if targets else 0),
         features.shape[0] * (n_outputs * itemsize + (8 if model.loss.classifies else 0)),
     )
@@ -169,7 +177,7 @@ def plan_predict(inputs: Inputs, options: PredictOptions, facts: ClusterFacts) -
         memory=layout.memory,
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
-        rates=measured_rates(features, facts),
+        rates=measured_rates(features, facts, grid=layout.grid if sparse else None, sparse=sparse),
         notes=(*layout.notes, *features.notes),
     )
 

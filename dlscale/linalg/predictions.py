@@ -12,7 +12,7 @@ import numpy as np
 from dlscale.arrays import Array
 from dlscale.certificates import Certificate, Check
 from dlscale.engine.clusters import ClusterFacts
-from dlscale.engine.costs import lay_out, measured_rates
+from dlscale.engine.costs import lay_out, lay_out_sparse, measured_rates
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.plan import Grids, Plan, Step
 from dlscale.engine.ranks.outcome import Outcome
@@ -21,6 +21,7 @@ from dlscale.errors import InputError, SpecError
 from dlscale.kernels import accumulator_dtype
 from dlscale.linalg.folds.least_squares import finite
 from dlscale.linalg.kernel_ridge.model import KernelRidgeModel
+from dlscale.sparse_rows import SparseRows
 from dlscale.storage.inputs import Inputs, StoredResult
 
 
@@ -35,6 +36,8 @@ class Predictor(ABC):
     n_bytes : int
         Of what it holds.
     flops_per_row : float
+    takes_sparse : bool
+        Whether it takes compressed rows too.
     """
 
     n_features: int
@@ -42,21 +45,26 @@ class Predictor(ABC):
     dtype: np.dtype[Any]
     n_bytes: int
     flops_per_row: float
+    takes_sparse = False
 
     @abstractmethod
-    def of(self, A: Array) -> Array:
+    def of(self, A: Any) -> Array:
         """(b, n_targets) of rows (b, n_features)."""
 
 
 class Linear(Predictor):
     """``A W + c``."""
 
+    takes_sparse = True
+
     def __init__(self, W: Array, c: Array) -> None:
         self.W, self.c = W, c
         (self.n_features, self.n_targets), self.dtype, self.n_bytes = W.shape, W.dtype, W.nbytes
         self.flops_per_row = 2.0 * W.size
 
-    def of(self, A: Array) -> Array:
+    def of(self, A: Any) -> Array:
+        if isinstance(A, SparseRows):
+            return A.times(self.W) + self.c
         return np.asarray(A.astype(accumulator_dtype(A.dtype), copy=False) @ self.W + self.c)
 
 
@@ -69,7 +77,7 @@ class Kernelized(Predictor):
         self.n_bytes = 4 * model.features.nbytes + self.P.nbytes
         self.flops_per_row = n * (model.kernel.flops(self.n_features) + 2.0 * self.n_targets)
 
-    def of(self, A: Array) -> Array:
+    def of(self, A: Any) -> Array:
         return self.rows.product(A, self.P)
 
 
@@ -85,6 +93,10 @@ class Predictions(Fold):
     predictor: Predictor
 
     @property
+    def takes_sparse(self) -> bool:  # type: ignore[override]
+        return self.predictor.takes_sparse
+
+    @property
     def flops_per_row(self) -> float:
         return self.predictor.flops_per_row
 
@@ -98,7 +110,7 @@ class Predictions(Fold):
         Y = self.predictor.of(A)
         # A state that is not finite has the entry named that spoilt it.
         state["rows"] += len(A) if np.isfinite(Y).all() else np.nan
-        for T in targets:
+        for T in (T.toarray() if isinstance(T, SparseRows) else T for T in targets):
             mean = finite(T, first_row).mean(axis=0, dtype=state["mean"].dtype)
             block = {"count": np.array([float(len(T))]), "mean": mean, "spread": (np.abs(T - mean) ** 2).sum(axis=0)}
             _combine(state, block)
@@ -152,7 +164,14 @@ def plan_predictions(inputs: Inputs, options: Any, facts: ClusterFacts) -> Plan:
         )
     if predictor.dtype.kind != "c" and any(M is not None and M.dtype.kind == "c" for M in (A, T)):
         raise SpecError("input.features and input.targets: must be real, as what was fitted is.")
-    layout = lay_out(A, facts, state_bytes=4096, operand_bytes=predictor.n_bytes, block_rows=options.block_rows)
+    sparse, block_rows = predictor.takes_sparse and A.is_sparse, options.block_rows
+    if sparse:
+        # Multiplied in double precision.
+        layout = lay_out_sparse(
+            A, facts, operand_bytes=2 * predictor.n_bytes, width=predictor.n_targets, state_bytes=4096, block_rows=block_rows
+        )
+    else:
+        layout = lay_out(A, facts, operand_bytes=predictor.n_bytes, state_bytes=4096, block_rows=block_rows)
     written = A.shape[0] * predictor.n_targets * predictor.dtype.itemsize
     read = A.n_stored_bytes + (T.n_stored_bytes if T else 0)
     return Plan(
@@ -161,11 +180,11 @@ def plan_predictions(inputs: Inputs, options: Any, facts: ClusterFacts) -> Plan:
         words=f"{inputs.results['model'].kind.replace('_', ' ')}, one pass",
         matrix=A.describe(),
         grids=Grids(rows=layout.grid),
-        steps=(Step("predict", predictor.flops_per_row * A.shape[0], read, written),),
+        steps=(Step("predict", predictor.flops_per_row * (A.n_entries / A.shape[1] if sparse else A.shape[0]), read, written),),
         memory=layout.memory,
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
-        rates=measured_rates(A, facts),
+        rates=measured_rates(A, facts, grid=layout.grid if sparse else None, sparse=sparse),
         notes=(*layout.notes, *A.notes),
     )
 

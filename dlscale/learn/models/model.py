@@ -24,6 +24,7 @@ from dlscale.learn.models.losses import Loss
 from dlscale.learn.models.losses import loss as make_loss
 from dlscale.learn.models.parameters import Parameters, backward_buffer, n_layers
 from dlscale.learn.options import require_count, require_number
+from dlscale.sparse_rows import SparseRows
 
 #: Losses that a type of model is trained with, the default first.
 LOSSES_OF_MODELS = {
@@ -168,14 +169,17 @@ class Model:
             parameters[f"layer-{layer}/bias"] = np.zeros(shape[1], dtype)
         return parameters
 
-    def forward(self, parameters: Parameters, X: Array, *, keep_slopes: bool = True) -> Forward:
-        """All activations of the rows X (b, n_features), in workspaces."""
+    def forward(self, parameters: Parameters, X: Any, *, keep_slopes: bool = True) -> Forward:
+        """All activations of the rows X (b, n_features), in workspaces; of compressed rows what is stored is multiplied."""
         inputs, slopes = [X], list[Array | None]([None])
         last = n_layers(parameters) - 1
         for layer in range(last + 1):
             W, bias = parameters[f"layer-{layer}/weight"], parameters[f"layer-{layer}/bias"]
             Z = workspace(f"learn/activation-{layer}", (len(X), W.shape[1]), W.dtype)
-            np.matmul(inputs[layer], W, out=Z)
+            if layer == 0 and isinstance(X, SparseRows):
+                Z[...] = X.times(W)
+            else:
+                np.matmul(inputs[layer], W, out=Z)
             Z += bias
             if layer == last:
                 break
@@ -209,14 +213,14 @@ class Model:
         self.function.backpropagate(below, forward.inputs[layer], forward.slopes[layer])
         return below
 
-    def scores(self, parameters: Parameters, X: Array) -> Array:
-        """What the last layer puts out, (b, n_outputs), a new array; rows go through in cache-sized tiles."""
+    def scores(self, parameters: Parameters, X: Any) -> Array:
+        """What the last layer puts out, (b, n_outputs), a new array; rows, compressed ones too, go through in cache-sized tiles."""
         widths = [array.shape[0] for name, array in parameters.items() if name.endswith("/bias")]
         dtype = parameters["layer-0/bias"].dtype
         step = tile_rows(max(X.shape[1], *widths), dtype.itemsize)
         result = np.empty((len(X), widths[-1]), dtype)
         for start in range(0, len(X), step):
-            rows = np.asarray(X[start : start + step], dtype)
+            rows = X.part(start, start + step) if isinstance(X, SparseRows) else np.asarray(X[start : start + step], dtype)
             result[start : start + step] = self.forward(parameters, rows, keep_slopes=False).scores
         return result
 

@@ -72,7 +72,7 @@ def shift_rows(state: State, A: Any) -> Array | None:
     """
     if isinstance(A, SparseRows):
         if state["count"][0] == 0:
-            state["mean"] = A.top(_SHIFT_ROWS).typical_row().astype(state["mean"].dtype)
+            state["mean"] = A.part(0, _SHIFT_ROWS).typical_row().astype(state["mean"].dtype)
         state["count"] += len(A)
         return state["mean"]
     if state["count"][0] == 0:

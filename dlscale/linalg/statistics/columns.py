@@ -111,7 +111,7 @@ def _dense_tiles(A: Any) -> Iterator[Array]:
         return
     step = tile_rows(A.shape[1], 8)
     for i in range(0, len(A), step):
-        yield SparseRows(A.wide().rows[i : i + step], A.shift).toarray()
+        yield A.part(i, i + step).wide().toarray()
 
 
 def _along(wide: Array, *, axis: int) -> tuple[Array, Array, Array, Array, Array]:
