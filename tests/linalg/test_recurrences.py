@@ -114,7 +114,7 @@ def test_gmres_claims_the_true_residual(dtype: str, restart: int) -> None:
 def test_full_gmres_solves_a_cycle_in_n_steps_and_a_short_one_stagnates() -> None:
     A, B = np.roll(np.eye(N), 1, axis=0), gaussian(N, 1)
     problem = Problem(lambda X: A @ X, B)
-    found = iterate(GMRES(None, N), problem, Limits(1e-12, 500))
+    found = iterate(GMRES(restart=N), problem, Limits(1e-12, 500))
     assert (found.end, found.iterations) == ("converged", N)
     unit = Problem(lambda X: A @ X, np.eye(N)[:, :1])
-    assert iterate(GMRES(None, 10), unit, Limits(1e-12, 500)).end == "stagnated"
+    assert iterate(GMRES(restart=10), unit, Limits(1e-12, 500)).end == "stagnated"

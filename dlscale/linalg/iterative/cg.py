@@ -20,6 +20,7 @@ from dlscale.linalg.iterative.recurrence import (
     Recurrence,
     inner,
     iterate,
+    unchanged,
 )
 
 #: Times n^1/2 eps ||A|| ||p||^2: what rounding may make of ``p'Ap``.
@@ -39,11 +40,11 @@ class CG(Recurrence):
     Hestenes and Stiefel (1952); Saad (2003), algorithm 9.1.
     """
 
-    def __init__(self, precondition: Map | None = None) -> None:
+    def __init__(self, precondition: Map = unchanged) -> None:
         self.precondition = precondition
 
     def begin(self, R: Array) -> State:
-        Z, k = self._preconditioned(R), R.shape[1]
+        Z, k = self.precondition(R), R.shape[1]
         return {
             "D": np.zeros_like(R),
             "R": R,
@@ -68,7 +69,7 @@ class CG(Recurrence):
         code[rho < 0] = NOT_DEFINITE
         alpha = np.where(code == GOES_ON, rho / curvature, 0.0)
         D, R = state["D"] + alpha * P, state["R"] - alpha * product
-        Z = self._preconditioned(R)
+        Z = self.precondition(R)
         new = inner(R, Z)
         P = Z + np.where(code == GOES_ON, new / rho, 0.0) * P
         return {"D": D, "R": R, "P": P, "rho": new, "norm": norm, "size": np.linalg.norm(R, axis=0), "code": code}
@@ -76,12 +77,9 @@ class CG(Recurrence):
     def correction(self, state: State) -> Array:
         return state["D"]
 
-    def _preconditioned(self, R: Array) -> Array:
-        return R if self.precondition is None else self.precondition(R)
-
 
 def conjugate_gradients(
-    apply: Map, B: Array, precondition: Map | None = None, *, tolerance: float = 1e-10, max_iterations: int = 1000
+    apply: Map, B: Array, precondition: Map = unchanged, *, tolerance: float = 1e-10, max_iterations: int = 1000
 ) -> Iterate:
     """Solve ``A X = B`` with a Hermitian positive definite A that is known by its products, such as a kernel matrix plus mu I.
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.engine.kept import State
-from dlscale.linalg.iterative.recurrence import BROKEN_DOWN, DUE, GOES_ON, Map, Recurrence, inner
+from dlscale.linalg.iterative.recurrence import BROKEN_DOWN, DUE, GOES_ON, Map, Recurrence, inner, unchanged
 
 #: What is left of ``||A^H r||``, or of ||r||, when it is measured anew: below, rounding errors turn directions out of the range
 #: of A^H, in which x would grow.
@@ -38,12 +38,12 @@ class CGLS(Recurrence):
     """
 
     def __init__(
-        self, relative: Callable[[Array, Array, Array], Array], residuals: Callable[[], Array], precondition: Map | None = None
+        self, relative: Callable[[Array, Array, Array], Array], residuals: Callable[[], Array], precondition: Map = unchanged
     ) -> None:
         self.relative, self.residuals, self.precondition = relative, residuals, precondition
 
     def begin(self, R: Array) -> State:
-        Z, columns, norms = self._preconditioned(R), self.columns, self.residuals()[self.columns]
+        Z, columns, norms = self.precondition(R), self.columns, self.residuals()[self.columns]
         return {
             "D": np.zeros_like(R),
             "S": R,
@@ -66,7 +66,7 @@ class CGLS(Recurrence):
         code[~((curvature > 0) & (rho > 0))] = BROKEN_DOWN
         alpha = np.where(code == GOES_ON, rho / np.where(curvature > 0, curvature, 1), 0.0)
         S = state["S"] - alpha * product
-        Z = self._preconditioned(S)
+        Z = self.precondition(S)
         new, squares = inner(S, Z), np.maximum(state["squares"] - alpha * rho, 0)
         P = Z + np.where(code == GOES_ON, new / np.where(rho > 0, rho, 1), 0.0) * P
         lost = (new <= _DIGITS**2 * state["first_rho"]) | (squares <= _DIGITS**2 * state["first_squares"])
@@ -76,6 +76,3 @@ class CGLS(Recurrence):
 
     def correction(self, state: State) -> Array:
         return state["D"]
-
-    def _preconditioned(self, S: Array) -> Array:
-        return S if self.precondition is None else self.precondition(S)

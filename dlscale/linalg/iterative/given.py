@@ -9,15 +9,13 @@ import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.errors import InputError, NumericalError, SpecError
-from dlscale.kernels import accumulator_dtype, largest_part, times_power_of_two
 from dlscale.linalg.folds.least_squares import read_rhs
 from dlscale.linalg.given_operators import Measured, Operator, measure
 from dlscale.linalg.iterative.gmres import restart_for
 from dlscale.linalg.iterative.options import SYMMETRIC, Iterations, Method
-from dlscale.linalg.iterative.recurrence import Limits, Problem, iterate
-from dlscale.linalg.iterative.stored import by_parts
+from dlscale.linalg.iterative.recurrence import Limits, Problem, iterate, unchanged
+from dlscale.linalg.iterative.stored import Sides, by_parts
 from dlscale.linalg.iterative.systems import N_PROBES, Solved, Starting, ended_words, method_of
-from dlscale.linalg.scaling import exponent_of, scaled_back
 from dlscale.linalg.svd.subspace import gaussian
 from dlscale.linalg.symmetry import limit
 from dlscale.storage.matrices import open_matrix
@@ -71,20 +69,16 @@ def solve_with_operator(A: Operator, b: Any, method: Method, options: Iterations
         raise InputError(
             f"A must be {word} for {method}; A - A' is about {found.skew / found.size:.1e} of A in the Frobenius norm."
         )
-    B = read_rhs(rhs, 0, n)
-    wide, k = np.result_type(accumulator_dtype(A.dtype), B.dtype), B.shape[1]
-    dtype = np.result_type(A.dtype, np.complex64) if wide.kind == "c" else A.dtype
-    exponents = [exponent_of(largest_part(B[:, j])) for j in range(k)]
-    scaled = np.stack([times_power_of_two(B[:, j].astype(wide), -e) for j, e in enumerate(exponents)], axis=1)
-    problem, tolerance = _System(found, scaled, dtype), options.tolerance_for(A.dtype)
-    problem.x0 = given.scaled([found.exponent - e for e in exponents], wide)
+    sides, tolerance = Sides.of(read_rhs(rhs, 0, n), A.dtype), options.tolerance_for(A.dtype)
+    problem = _System(found, sides.B, sides.dtype)
+    problem.x0 = given.scaled([found.exponent - e for e in sides.exponents], sides.B.dtype)
     limits = Limits(tolerance, options.iterations_for(n))
-    it = iterate(method_of(method, restart_for(n * k * wide.itemsize), given.precondition), problem, limits)
+    it = iterate(method_of(method, restart_for(sides.B.nbytes), given.precondition or unchanged), problem, limits)
     if it.end != "converged":
         rounding = float((problem.rounding(it.X) / np.where(problem.sizes > 0, problem.sizes, 1)).max(initial=0.0))
         raise NumericalError(ended_words(Solved(it.X, it, rounding, 0), method, tolerance, limits.max_iterations))
-    columns = [scaled_back(it.X[:, j], e - found.exponent, dtype, what="The entries of x") for j, e in enumerate(exponents)]
-    return columns[0] if rhs.is_vector else np.stack(columns, axis=1)
+    X = sides.back(it.X, found.exponent)
+    return np.ascontiguousarray(X[:, 0]) if rhs.is_vector else X
 
 
 def _product(A: Operator, X: Array) -> Array:

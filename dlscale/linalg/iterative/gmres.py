@@ -6,7 +6,7 @@ import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.engine.kept import State
-from dlscale.linalg.iterative.recurrence import BROKEN_DOWN, DUE, GOES_ON, Map, Recurrence
+from dlscale.linalg.iterative.recurrence import BROKEN_DOWN, DUE, GOES_ON, Map, Recurrence, unchanged
 
 #: Iterations after which it is begun anew: at least so many, and more up to these where their vectors take no more bytes.
 LEAST, MOST, BYTES = 30, 100, 2**26
@@ -37,7 +37,7 @@ class GMRES(Recurrence):
     Saad and Schultz (1986); Saad (2003), algorithm 9.5.
     """
 
-    def __init__(self, precondition: Map | None = None, restart: int = LEAST) -> None:
+    def __init__(self, precondition: Map = unchanged, restart: int = LEAST) -> None:
         self.precondition, self.restart = precondition, restart
 
     def begin(self, R: Array) -> State:
@@ -56,8 +56,7 @@ class GMRES(Recurrence):
         }
 
     def operand(self, state: State) -> Array:
-        v: Array = state["V"][state["j"][0]]
-        return v if self.precondition is None else self.precondition(v)
+        return self.precondition(state["V"][state["j"][0]])
 
     def advance(self, state: State, product: Array) -> State:
         V, H, g, code, j = state["V"], state["H"], state["g"], state["code"].copy(), int(state["j"][0])
@@ -96,4 +95,4 @@ class GMRES(Recurrence):
             # The triangle of a singular matrix may be singular in its last column.
             y = np.linalg.lstsq(H[:j, :j, column], g[:j, column], rcond=_EPS)[0]
             D[:, column] = np.einsum("in,i->n", V[:j, :, column], y)
-        return D if self.precondition is None else self.precondition(D)
+        return self.precondition(D)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -15,17 +15,17 @@ from dlscale.engine.passes import Passes
 from dlscale.engine.plan import Grids, Need, Plan, Step
 from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
-from dlscale.errors import DoesNotFitError, NumericalError, SpecError
-from dlscale.kernels import accumulator_dtype, largest_part, safe_norm, times_power_of_two
+from dlscale.errors import NumericalError, SpecError
+from dlscale.kernels import accumulator_dtype, safe_norm
 from dlscale.linalg.folds.least_squares import read_rhs
 from dlscale.linalg.iterative.cgls import CGLS
 from dlscale.linalg.iterative.gradients import StoredLeastSquares
 from dlscale.linalg.iterative.options import NAMES, Iterations
-from dlscale.linalg.iterative.recurrence import Iterate, Limits, Map, iterate
+from dlscale.linalg.iterative.recurrence import Iterate, Limits, Map, iterate, unchanged
 from dlscale.linalg.iterative.sketched import AIM, BACKWARD_ERROR, MAX_ITERATIONS, Sketch, SketchedLeastSquares
-from dlscale.linalg.iterative.stored import threads_of_held_products
-from dlscale.linalg.operators import MatrixOperator, OperatorPlan, plan_operator
-from dlscale.linalg.scaling import at_safe_scale, exponent_of, scale_words, scaled_back
+from dlscale.linalg.iterative.stored import Sides, plan_products, threads_of_held_products
+from dlscale.linalg.operators import MatrixOperator, OperatorPlan
+from dlscale.linalg.scaling import at_safe_scale, scale_words
 from dlscale.storage.matrix import Matrix
 
 #: Vectors of a column that the driver has at a time, as long as A is wide.
@@ -49,13 +49,8 @@ def plan_least_squares(A: Matrix, B: Matrix, options: Iterations, facts: Cluster
     wide, max_iterations = np.result_type(accumulator_dtype(A.dtype), B.dtype), options.iterations_for(min(m, n))
     width = k * (2 if wide.kind == "c" and A.dtype.kind != "c" else 1)
     driver_bytes = (_VECTORS * n + 3 * m) * k * wide.itemsize
-    left = replace(facts, memory_bytes=max(1, facts.memory_bytes - driver_bytes))
-    how = plan_operator(A, 2 * width, left, n_products=max_iterations)
-    if how.way == "blocks":
-        raise DoesNotFitError(f"One worker has no room for rows of {n} columns beside the vectors; raise cluster.memory.")
-    once, each = {"resident": (A.n_stored_bytes, 0), "memory": (0, 0)}.get(how.way, (0, A.n_stored_bytes))
+    how, steps, each = plan_products(A, 2 * width, facts, driver_bytes=driver_bytes, n_products=max_iterations)
     threads = 0.0 if each else threads_of_held_products(A.dtype, 4.0 * width, facts)
-    steps = [Step("resident", 0.0, once)] if once else []
     steps += [Step(f"product-{i}", 4.0 * A.n_entries * width, each, n_threads=threads) for i in range(1, max_iterations + 3)]
     by = "" if options.preconditioner == "none" else f", preconditioner {options.preconditioner}"
     return Plan(
@@ -100,23 +95,19 @@ def compute_least_squares(run: Run, A: Matrix, B: Matrix, options: Iterations, p
     ----------
     Bjorck (1996), section 7.4; Paige and Saunders (1982) for what is held against the tolerance.
     """
-    m, k = B.shape
-    rhs = read_rhs(B, 0, m)
-    exponents = [exponent_of(largest_part(rhs[:, j])) for j in range(k)]
-    solve = partial(_solve, rhs=rhs, exponents=exponents, options=options)
+    sides = Sides.of(read_rhs(B, 0, B.shape[0]), A.dtype)
+    solve = partial(_solve, sides=sides, options=options)
     found, exponent = at_safe_scale(Passes(run), A, plan.rows, lambda passes, A: solve(passes, A, plan))
     it, tolerance = found.it, limits_of(plan, options, A)[0]
     true = float(it.reached.max(initial=0.0))
     if not true <= tolerance:
         raise NumericalError(_ended(it, plan, tolerance))
-    dtype = np.result_type(A.dtype, np.complex64) if B.dtype.kind == "c" else A.dtype
-    columns = [scaled_back(found.X[:, j], e - exponent, dtype, what="The entries of x") for j, e in enumerate(exponents)]
-    X = np.stack(columns, axis=1)
+    X = sides.back(found.X, exponent)
     name, meaning = _CHECKS[plan.method]
     check = Check(name, true / tolerance, 1.0, meaning.format(tolerance=tolerance))
     arrays = {"x": X[:, 0] if B.is_vector else X, "history/residual": it.claimed, "history/true_residual": it.measured}
     with np.errstate(over="ignore", under="ignore"):
-        squares = np.ldexp(found.residuals**2, [2 * e for e in exponents])
+        squares = np.ldexp(found.residuals**2, [2 * e for e in sides.exponents])
     estimates = {
         "true_residual": true, "iterations": it.iterations, "ended": "converged", "reads": 1 + it.iterations + len(it.measured),
         "residuals": squares.tolist(), "norm_of_x": safe_norm(X, axis=0).tolist(),
@@ -124,16 +115,14 @@ def compute_least_squares(run: Run, A: Matrix, B: Matrix, options: Iterations, p
     return Outcome(arrays, (), Certificate((check,)), estimates, scale_words(exponent))
 
 
-def _solve(passes: Passes, A: Matrix, plan: Plan, *, rhs: Array, exponents: list[int], options: Iterations) -> _Found:
+def _solve(passes: Passes, A: Matrix, plan: Plan, *, sides: Sides, options: Iterations) -> _Found:
     """Iterate on a matrix and right-hand sides whose entries are in range."""
-    wide = np.result_type(accumulator_dtype(A.dtype), rhs.dtype)
     how = OperatorPlan(plan.choices["way"], plan.rows, A.shape[0], plan.words, plan.peak_bytes_per_worker)
-    B = np.stack([times_power_of_two(rhs[:, j].astype(wide), -e) for j, e in enumerate(exponents)], axis=1)
-    dtype = np.result_type(A.dtype, np.complex64) if wide.kind == "c" else A.dtype
+    B, dtype = sides.B, sides.dtype
     tolerance, max_iterations = limits_of(plan, options, A)
     with MatrixOperator(passes, A, how) as operator:
         problem: StoredLeastSquares
-        precondition: Map | None
+        precondition: Map
         if plan.method == "sketch":
             fold = Sketch(A.shape[1], B, plan.choices["sketch_rows"])
             sketched = SketchedLeastSquares(operator, B, dtype, passes.sweep("sketch", A, fold, plan.rows)["sketch"])
@@ -156,10 +145,10 @@ def limits_of(plan: Plan, options: Iterations, A: Matrix) -> tuple[float, int]:
     return options.tolerance_for(A.dtype), options.iterations_for(min(A.shape))
 
 
-def _scaled(problem: StoredLeastSquares, options: Iterations) -> Map | None:
+def _scaled(problem: StoredLeastSquares, options: Iterations) -> Map:
     """``M S`` for the inverse of the diagonal of ``A^H A``."""
     if options.preconditioner == "none":
-        return None
+        return unchanged
     diagonal = np.where(problem.squares > 0, problem.squares, 1)[:, None]
     return lambda S: np.asarray(S / diagonal)
 

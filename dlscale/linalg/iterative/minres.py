@@ -10,7 +10,7 @@ import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.engine.kept import State
-from dlscale.linalg.iterative.recurrence import BROKEN_DOWN, DUE, GOES_ON, Map, Recurrence, inner
+from dlscale.linalg.iterative.recurrence import BROKEN_DOWN, DUE, GOES_ON, Map, Recurrence, inner, unchanged
 
 #: Part of ||A|| ||r|| that ``||A r||`` is of a residual that A cannot reduce.
 _FLAT = 1e-10
@@ -31,11 +31,11 @@ class MINRES(Recurrence):
 
     patience = 2.0
 
-    def __init__(self, precondition: Map | None = None) -> None:
+    def __init__(self, precondition: Map = unchanged) -> None:
         self.precondition = precondition
 
     def begin(self, R: Array) -> State:
-        Y, k = R if self.precondition is None else self.precondition(R), R.shape[1]
+        Y, k = self.precondition(R), R.shape[1]
         squares = inner(R, Y)
         beta = np.sqrt(np.maximum(squares, 0))
         zeros, zero = np.zeros_like(R), np.zeros(k)
@@ -54,7 +54,7 @@ class MINRES(Recurrence):
         ahead = product - np.where(last > 0, beta / np.where(last > 0, last, 1), 0) * s["before"]
         alpha = inner(V, ahead)
         ahead = ahead - (alpha / beta) * s["here"]
-        Y = ahead if self.precondition is None else self.precondition(ahead)
+        Y = self.precondition(ahead)
         squares = inner(ahead, Y)
         code[squares < 0] = BROKEN_DOWN
         new_beta = np.sqrt(np.maximum(squares, 0))

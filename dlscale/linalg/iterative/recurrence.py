@@ -40,6 +40,11 @@ GROWTH = 1e12
 Map = Callable[[Array], Array]
 
 
+def unchanged(R: Array) -> Array:
+    """What is done to columns without a preconditioner."""
+    return R
+
+
 class Recurrence(ABC):
     """A method, whose state is arrays with the columns last.
 

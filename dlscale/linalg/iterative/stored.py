@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.kept import State
-from dlscale.engine.plan import NOMINAL_FLOPS_PER_SECOND
+from dlscale.engine.plan import NOMINAL_FLOPS_PER_SECOND, Step
 from dlscale.engine.run import Cost
+from dlscale.errors import DoesNotFitError
+from dlscale.kernels import accumulator_dtype, largest_part, times_power_of_two
 from dlscale.linalg.iterative.recurrence import Map
-from dlscale.linalg.operators import MatrixOperator
+from dlscale.linalg.operators import MatrixOperator, OperatorPlan, plan_operator
+from dlscale.linalg.scaling import exponent_of, scaled_back
+from dlscale.storage.matrix import Matrix
 
 #: Work that is sooner done again than its result kept, as flops of products.
 KEPT_FLOPS = 5e9
@@ -48,6 +53,77 @@ class Stored:
         if number % self._every:
             return compute()
         return self.run.step(f"{_STEP}-{number}", Cost(), lambda _: compute(), keep="last")
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Right-hand sides near size 1, each times a power of two of its own.
+
+    Parameters
+    ----------
+    B : (m, k), double precision
+    exponents : list of k integers
+        ``2^exponent`` times a column is what was given.
+    dtype : numpy.dtype
+        In which solutions are handed out: as precise as the matrix, and complex where either is.
+    """
+
+    B: Array
+    exponents: list[int]
+    dtype: np.dtype[Any]
+
+    @classmethod
+    def of(cls, rhs: Array, matrix: np.dtype[Any]) -> Sides:
+        """From right-hand sides (m, k), and the dtype of the matrix."""
+        wide = np.result_type(accumulator_dtype(matrix), rhs.dtype)
+        exponents = [exponent_of(largest_part(rhs[:, j])) for j in range(rhs.shape[1])]
+        B = np.stack([times_power_of_two(rhs[:, j].astype(wide), -e) for j, e in enumerate(exponents)], axis=1)
+        return cls(B, exponents, np.result_type(matrix, np.complex64) if wide.kind == "c" else matrix)
+
+    def back(self, X: Array, exponent: int) -> Array:
+        """Solutions for what was given, from those for these sides and ``2^-exponent`` times the matrix.
+
+        Raises
+        ------
+        NumericalError
+            If one is out of range.
+        """
+        what = "The entries of x"
+        columns = [scaled_back(X[:, j], e - exponent, self.dtype, what=what) for j, e in enumerate(self.exponents)]
+        return np.stack(columns, axis=1)
+
+
+class PlannedProducts(NamedTuple):
+    """How a matrix is multiplied again and again, and what it takes.
+
+    Parameters
+    ----------
+    how : OperatorPlan
+    steps : list of Step
+        The read of a matrix that is held from then on.
+    each : int
+        Bytes that a product reads.
+    """
+
+    how: OperatorPlan
+    steps: list[Step]
+    each: int
+
+
+def plan_products(A: Matrix, width: int, facts: ClusterFacts, *, driver_bytes: int, n_products: int) -> PlannedProducts:
+    """Plan products with so many columns, beside what the driver holds.
+
+    Raises
+    ------
+    DoesNotFitError
+    """
+    left = replace(facts, memory_bytes=max(1, facts.memory_bytes - driver_bytes))
+    how = plan_operator(A, width, left, n_products=n_products)
+    if how.way == "blocks":
+        raise DoesNotFitError(f"One worker has no room for rows of {A.shape[1]} columns beside the vectors; raise cluster.memory.")
+    if how.way == "resident":
+        return PlannedProducts(how, [Step("resident", 0.0, A.n_stored_bytes)], 0)
+    return PlannedProducts(how, [], 0 if how.way == "memory" else A.n_stored_bytes)
 
 
 def by_parts(product: Map, X: Array, dtype: np.dtype[Any]) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,8 +16,8 @@ from dlscale.engine.passes import Passes
 from dlscale.engine.plan import Grids, Need, Plan, Step
 from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
-from dlscale.errors import DoesNotFitError, NumericalError, SpecError
-from dlscale.kernels import accumulator_dtype, largest_part, one_blas_thread, times_power_of_two
+from dlscale.errors import NumericalError, SpecError
+from dlscale.kernels import accumulator_dtype, one_blas_thread, times_power_of_two
 from dlscale.linalg.folds.least_squares import read_rhs
 from dlscale.linalg.iterative.cg import CG
 from dlscale.linalg.iterative.gauss_seidel import STRIP_BYTES, GaussSeidel, sweep_bytes, sweeps
@@ -26,11 +26,11 @@ from dlscale.linalg.iterative.jacobi import Jacobi, inverse_of_diagonal, require
 from dlscale.linalg.iterative.minres import MINRES
 from dlscale.linalg.iterative.options import NAMES, STATIONARY, SYMMETRIC, Method, SystemIterations
 from dlscale.linalg.iterative.preconditioners import block_width, columns_at_once, inverse_by_nystrom, inverse_of_blocks, rank_for
-from dlscale.linalg.iterative.recurrence import Iterate, Limits, Map, Problem, Recurrence, iterate
-from dlscale.linalg.iterative.stored import Stored, by_parts, threads_of_held_products
+from dlscale.linalg.iterative.recurrence import Iterate, Limits, Map, Problem, Recurrence, iterate, unchanged
+from dlscale.linalg.iterative.stored import Sides, Stored, by_parts, plan_products, threads_of_held_products
 from dlscale.linalg.iterative.survey import Survey
-from dlscale.linalg.operators import MatrixOperator, OperatorPlan, plan_operator
-from dlscale.linalg.scaling import at_safe_scale, exponent_of, scale_words, scaled_back
+from dlscale.linalg.operators import MatrixOperator, OperatorPlan
+from dlscale.linalg.scaling import at_safe_scale, scale_words
 from dlscale.linalg.svd.subspace import gaussian
 from dlscale.linalg.symmetry import limit, refuse
 from dlscale.storage.matrix import Matrix
@@ -60,13 +60,9 @@ def plan_system(A: Matrix, B: Matrix, method: Method, options: SystemIterations,
     blocks = _block_width(method, options, n)
     rank = rank_for(options.rank, n) if options.preconditioner == "nystrom" else 0
     driver_bytes += (3 * blocks + 3 * rank) * n * wide.itemsize
-    left = replace(facts, memory_bytes=max(1, facts.memory_bytes - driver_bytes))
-    how = plan_operator(A, max(2 * width, N_PROBES + blocks, columns_at_once(rank)), left, n_products=max_iterations)
-    if how.way == "blocks":
-        raise DoesNotFitError(f"One worker has no room for rows of {n} columns beside the vectors; raise cluster.memory.")
-    once, each = {"resident": (A.n_stored_bytes, 0), "memory": (0, 0)}.get(how.way, (0, A.n_stored_bytes))
+    most = max(2 * width, N_PROBES + blocks, columns_at_once(rank))
+    how, steps, each = plan_products(A, most, facts, driver_bytes=driver_bytes, n_products=max_iterations)
     product = 2.0 * A.n_entries * width
-    steps = [Step("resident", 0.0, once)] if once else []
     steps.append(Step("survey", (4.0 if method in SYMMETRIC else 2.0) * A.n_entries * N_PROBES, each))
     at_once = columns_at_once(rank)
     steps += [Step(f"columns-{i // at_once + 1}", 2.0 * A.n_entries * at_once, each) for i in range(0, rank, at_once)]
@@ -176,16 +172,14 @@ def compute_system(
     ----------
     Saad (2003), Iterative Methods for Sparse Linear Systems.
     """
-    n, k = B.shape
-    rhs = read_rhs(B, 0, n)
-    exponents = [exponent_of(largest_part(rhs[:, j])) for j in range(k)]
-    solve = partial(_solve, rhs=rhs, exponents=exponents, options=options, plan=plan, starting=starting)
+    n = B.shape[0]
+    sides = Sides.of(read_rhs(B, 0, n), A.dtype)
+    solve = partial(_solve, sides=sides, options=options, plan=plan, starting=starting)
     found, exponent = at_safe_scale(Passes(run), A, plan.rows, solve)
     it, tolerance = found.it, options.tolerance_for(A.dtype)
     if it.end != "converged":
         raise NumericalError(ended_words(found, plan.method, tolerance, options.iterations_for(n)))
-    columns = [scaled_back(found.X[:, j], e - exponent, found.X.dtype, what="The entries of x") for j, e in enumerate(exponents)]
-    X = np.stack(columns, axis=1)
+    X = sides.back(found.X, exponent)
     true = float(it.reached.max(initial=0.0))
     check = Check(
         "||b - Ax|| / (tolerance ||b||)",
@@ -198,33 +192,28 @@ def compute_system(
     return Outcome(arrays, (), Certificate((check,)), estimates, scale_words(exponent))
 
 
-def _solve(
-    passes: Passes, A: Matrix, *, rhs: Array, exponents: list[int], options: SystemIterations, plan: Plan, starting: Starting
-) -> Solved:
+def _solve(passes: Passes, A: Matrix, *, sides: Sides, options: SystemIterations, plan: Plan, starting: Starting) -> Solved:
     """Iterate on a matrix and right-hand sides whose entries are in range."""
-    n, wide = len(rhs), np.result_type(accumulator_dtype(A.dtype), rhs.dtype)
+    n = len(sides.B)
     how = OperatorPlan(plan.choices["way"], plan.rows, n, plan.words, plan.peak_bytes_per_worker)
     with MatrixOperator(passes, A, how) as operator:
         squares, precondition = _surveyed(operator, options, plan.method)
         n_before, precondition = operator.n_reads, starting.precondition or precondition
         if plan.method == "gauss_seidel":
             precondition = sweeps(passes.run, A, options.relaxation, plan.cluster)
-        B = np.stack([times_power_of_two(rhs[:, j].astype(wide), -e) for j, e in enumerate(exponents)], axis=1)
-        dtype = np.result_type(A.dtype, np.complex64) if wide.kind == "c" else A.dtype
-        problem = _StoredSystem(operator, B, squares, dtype)
+        problem = _StoredSystem(operator, sides.B, squares, sides.dtype)
         shift = A.exponent if isinstance(A, Scaled) else 0
-        problem.x0 = starting.scaled([-e - shift for e in exponents], wide)
+        problem.x0 = starting.scaled([-e - shift for e in sides.exponents], sides.B.dtype)
         limits = Limits(options.tolerance_for(A.dtype), options.iterations_for(n))
         it = iterate(method_of(plan.method, plan.choices["restart"], precondition, options.relaxation), problem, limits)
     rounding = float((problem.rounding(it.X) / np.where(problem.sizes > 0, problem.sizes, 1)).max(initial=0.0))
     half = it.iterations // 2 if plan.method == "gauss_seidel" else 0
-    return Solved(it.X.astype(dtype), it, rounding, n_before + it.iterations + half + len(it.measured))
+    return Solved(it.X.astype(sides.dtype), it, rounding, n_before + it.iterations + half + len(it.measured))
 
 
-def method_of(name: str, restart: int, precondition: Map | None, relaxation: float = 1.0) -> Recurrence:
+def method_of(name: str, restart: int, precondition: Map, relaxation: float = 1.0) -> Recurrence:
     """The recurrence of a method; a stationary one steps by its preconditioner."""
     if name in STATIONARY:
-        assert precondition is not None
         return Jacobi(precondition, relaxation) if name == "jacobi" else GaussSeidel(precondition)
     match name:
         case "cg":
@@ -235,7 +224,7 @@ def method_of(name: str, restart: int, precondition: Map | None, relaxation: flo
             return GMRES(precondition, restart)
 
 
-def _surveyed(operator: MatrixOperator, options: SystemIterations, method: str) -> tuple[Array, Map | None]:
+def _surveyed(operator: MatrixOperator, options: SystemIterations, method: str) -> tuple[Array, Map]:
     """The squared norms of the columns, and the preconditioner; that the matrix is symmetric where the method needs it."""
     n, dtype = operator.shape[0], operator.dtype
     symmetric, width = method in SYMMETRIC, _block_width(method, options, n)
@@ -252,7 +241,7 @@ def _surveyed(operator: MatrixOperator, options: SystemIterations, method: str) 
         if method == "gauss_seidel":
             require_diagonal(blocks, method)
         if not width or method == "gauss_seidel":
-            return state["squares"], None
+            return state["squares"], unchanged
         if method == "jacobi":
             return state["squares"], inverse_of_diagonal(blocks)
         if options.preconditioner == "nystrom":

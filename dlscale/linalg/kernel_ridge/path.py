@@ -52,7 +52,7 @@ class PathCG(CG):
     """Conjugate gradients whose columns know which they are: their penalties differ, and their preconditioners."""
 
     def __init__(self, systems: Systems, nystrom: Nystrom) -> None:
-        super().__init__()
+        super().__init__(self._inverse)
         self.systems, self.nystrom = systems, nystrom
         self._at = np.zeros(0, np.int64)
 
@@ -67,7 +67,7 @@ class PathCG(CG):
         self._at = state["columns"]
         return super().advance(state, product) | {"columns": state["columns"]}
 
-    def _preconditioned(self, R: Array) -> Array:
+    def _inverse(self, R: Array) -> Array:
         Z, penalties, folds = np.empty_like(R), self.systems.penalties[self._at], self.systems.folds[self._at]
         for fold in np.unique(folds):
             which = folds == fold
