@@ -161,21 +161,34 @@ def detach(job: Job, ticket: Ticket, secrets: Mapping[str, str]) -> Heartbeat:
     Heartbeat
         Its number and start.
     """
-    arguments = [*_COMMAND, str(job.folder), "--ticket", json.dumps(asdict(ticket))]
+    return start_detached([*_COMMAND, str(job.folder), "--ticket", json.dumps(asdict(ticket))], job.log, secrets)
+
+
+def start_detached(command: list[str], log: Path, secrets: Mapping[str, str]) -> Heartbeat:
+    """Start a process that does not end with this one, and writes to a log."""
     # Not a Popen: nobody here waits for its end.
     pid = os.posix_spawn(
-        sys.executable,
-        arguments,
-        _environment(secrets),
+        command[0],
+        command,
+        environment_with(secrets),
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, job.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666),
+            (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666),
             (os.POSIX_SPAWN_DUP2, 1, 2),
         ],
         setsid=True,
     )
     owner = Owner.here()
     return Heartbeat(owner.host, pid, start_of(pid) or 0.0, time.time(), owner.machine)
+
+
+def run_apart(job: Job, ticket: Ticket) -> subprocess.Popen[bytes]:
+    """Start a process of this machine that drives a job, in a session of its own, for whoever waits for its end."""
+    with open(job.log, "ab", opener=open_at_once) as log:
+        command = [*_COMMAND, str(job.folder), "--ticket", json.dumps(asdict(ticket))]
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment_with({}), start_new_session=True
+        )
 
 
 def _claim(job: Job) -> Lock | None:
@@ -196,7 +209,7 @@ def _run_beside(job: Job, cluster: str, secrets: Mapping[str, str]) -> int:
     """Run a job in a process of its own; negative is the signal that ended it."""
     with open(job.log, "ab", opener=open_at_once) as log:
         command = [*_COMMAND, str(job.folder), "--cluster", cluster]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=_environment(secrets))
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment_with(secrets))
     with process:
         return process.wait()
 
@@ -209,7 +222,7 @@ def _workspace_of(folder: Path) -> Workspace:
     return Workspace(folder.parent.parent)
 
 
-def _environment(secrets: Mapping[str, str]) -> dict[str, str]:
+def environment_with(secrets: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, "PYTHONWARNINGS": "ignore", **secrets}
 
 

@@ -55,6 +55,7 @@ class Recorder:
         self.fence: LockLostError | None = None
         self._lock = threading.RLock()
         self._stopped = threading.Event()
+        self._rests = False
         self._pulse = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._sampler = MemorySampler(self.emit)
         self._log = logging.getLogger(f"dlscale.job.{job.id}")
@@ -150,6 +151,7 @@ class Recorder:
             )
             try:
                 self._write(fsync=True)
+                self._rests = state in ENDED
             except (OSError, DoesNotFitError):
                 if state not in ENDED:
                     raise  # else the reason of the end counts; the job is then found lost, and can be resumed
@@ -165,7 +167,8 @@ class Recorder:
             if not asked and self.job.cancel.exists():
                 asked = True
                 self.cancel()
-            if time.monotonic() - last >= HEARTBEAT_SECONDS:
+            # What was told of the end stays as it was told, however long the report takes.
+            if not self._rests and time.monotonic() - last >= HEARTBEAT_SECONDS:
                 last = time.monotonic()
                 try:
                     with self._lock, suppress(OSError, DoesNotFitError):

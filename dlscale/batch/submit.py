@@ -168,14 +168,14 @@ def submit_prepared(
     root: Workspace, prepared: Prepared, *, priority: int = 0, concurrency: int | None = None, job: Job | None = None
 ) -> Job:
     """As `submit`, for a job that was planned; ``job`` has its id already where that must be known before."""
-    _check_place(prepared)
+    check_place(prepared)
     queue = Queue(root)
     missing = [folder for folder in (root.jobs_folder, root.root, *root.root.parents) if not folder.exists()]
     job = job or root.new_job(prepared.name)
     create(job, prepared, state="submitted")
     try:
         if prepared.facts.kind == "tcp":
-            _check_workers_see(prepared.facts.address, job)
+            check_workers_see(prepared.facts.address, job)
         if concurrency is not None:
             queue.limit(concurrency)
         _hand_over(job, prepared, priority, job.read_state().created)
@@ -190,12 +190,12 @@ def submit_prepared(
 
 def resubmit(job: Job, root: Workspace, prepared: Prepared, *, priority: int = 0) -> None:
     """Hand a stopped job over again, to go on from its checkpoint; ``prepared`` is from `reopen`."""
-    _check_place(prepared)
+    check_place(prepared)
     before = job.read_state()
     begun(job)
     job.cancel.unlink(missing_ok=True)
     if prepared.facts.kind == "tcp":
-        _check_workers_see(prepared.facts.address, job)
+        check_workers_see(prepared.facts.address, job)
     job.handed_over.unlink(missing_ok=True)
     # The driver reads there where it runs.
     spec = yaml.safe_dump(plain(prepared.data), sort_keys=False).encode()
@@ -292,7 +292,7 @@ def _cancelled_here(job: Job, root: Workspace) -> bool:
     return lock is not None
 
 
-def _check_place(prepared: Prepared) -> None:
+def check_place(prepared: Prepared) -> None:
     if prepared.facts.kind not in ("local", "threads", "tcp"):
         raise SpecError(f"cluster: got {prepared.facts.kind}; a job is submitted to tcp://host:port, local or threads.")
 
@@ -321,7 +321,7 @@ def _hand_over(job: Job, prepared: Prepared, priority: int, submitted: float) ->
         _until_taken(job)
 
 
-def _check_workers_see(address: str, job: Job) -> None:
+def check_workers_see(address: str, job: Job) -> None:
     with connect(address) as client:
         try:
             told = client.sync(client._run, _sees, str(job.state), on_error="return", callback_timeout=_ANSWER_SECONDS)

@@ -23,6 +23,7 @@ from dlscale.cli.options import (
     spec_options,
     workspace_option,
 )
+from dlscale.cli.sweeping import find_sweep, is_sweep, resume_sweep, show_submitted_sweep, submit_sweep
 from dlscale.errors import Interrupted
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ def submit(
 ) -> None:
     """Hand the job of the file SPEC over and print its ID; it goes on when this command, or its terminal, is gone.
 
+    A file with `matrix:` is a sweep, an array of jobs; `dlscale jobs --sweep ID` shows the table of their results.
+
     On a running Dask cluster (tcp://host:port) a worker drives the job, and another one if that dies; with local or threads a
     process of its own on this machine does.
     """
@@ -73,7 +76,13 @@ def submit(
         raise click.UsageError(f"--{next(iter(request)).replace('_', '-')} goes with --slurm.")
     console, root = open_console(as_json=True), open_workspace(workspace)
     with refusal_as_json(as_json):
-        prepared = plan_job(read_job_file(spec, overrides, cluster, output), root, console)
+        document = read_job_file(spec, overrides, cluster, output)
+        if is_sweep(document):
+            if slurm:
+                raise click.UsageError("--slurm takes one job; a sweep runs on local, threads or tcp://host:port.")
+            show_submitted_sweep(submit_sweep(root, document, priority=priority, concurrency=concurrency), as_json=as_json)
+            return
+        prepared = plan_job(document, root, console)
         from dlscale.batch import slurm as slurm_jobs
         from dlscale.batch.jobs.in_slurm import slurm_number
         from dlscale.batch.submit import submit_prepared
@@ -90,10 +99,16 @@ def submit(
 @click.argument("job_id", metavar="ID")
 @workspace_option
 def cancel(job_id: str, workspace: str | None) -> None:
-    """Stop the job ID within seconds, wherever it runs or waits; its checkpoint stays."""
+    """Stop the job or the sweep ID within seconds, wherever it runs or waits; checkpoints stay."""
     from dlscale.batch.submit import cancel as stop
 
     root = open_workspace(workspace)
+    if sweep := find_sweep(root, job_id):
+        from dlscale.batch.sweeps.running import cancel_all
+
+        n_cancelled = cancel_all(root, sweep)
+        echo(f"{sweep.sweep}: {n_cancelled} job{'s' if n_cancelled != 1 else ''} cancelled.")
+        return
     job = root.find(job_id)
     state = stop(job, root)
     echo(f"{job.id} {state.state}{': ' if state.message else ''}{state.message}")
@@ -107,8 +122,11 @@ def cancel(job_id: str, workspace: str | None) -> None:
 @workspace_option
 @json_option
 def resume(job_id: str, cluster: str | None, detach: bool, unless_cancelled: bool, workspace: str | None, as_json: bool) -> None:
-    """Go on with the interrupted, cancelled, lost or failed job ID from its last checkpoint."""
+    """Go on with the interrupted, cancelled, lost or failed job ID from its last checkpoint; of a sweep, run what is left."""
     console, root = open_console(as_json), open_workspace(workspace)
+    if sweep := find_sweep(root, job_id):
+        resume_sweep(root, sweep, cluster=cluster, as_json=as_json)
+        return
     from dlscale.batch import run as jobs
     from dlscale.cli.terminal import import_bar
 

@@ -22,6 +22,7 @@ from dlscale.cli.options import (
     print_json,
     workspace_option,
 )
+from dlscale.cli.sweeping import check_sweep_options, find_sweep, known_sweep, show_sweep, sweep_options, wait_for_sweep
 from dlscale.cli.watching import Lines, Look, drawing, goes_on, is_live, until_ctrl_c, watch_jobs
 from dlscale.errors import SpecError
 
@@ -53,10 +54,13 @@ def require_watch(watch: bool, quiet: bool) -> None:
 @workspace_option
 @json_option
 def wait(job_id: str | None, timeout: float | None, quiet: bool, workspace: str | None, as_json: bool) -> None:
-    """Wait for the end of the job ID (by default the newest), and end with its exit code."""
+    """Wait for the end of the job ID (by default the newest), or of a sweep, and end with its exit code."""
     from dlscale.batch.submit import wait as wait_for
 
-    job, lines = open_workspace(workspace).find(job_id), Lines(states=False, quiet=quiet, err=True)
+    root = open_workspace(workspace)
+    if job_id is not None and (sweep := find_sweep(root, job_id)):
+        wait_for_sweep(root, sweep, timeout, quiet=quiet, as_json=as_json)
+    job, lines = root.find(job_id), Lines(states=False, quiet=quiet, err=True)
     with until_ctrl_c(goes_on(job.id)):
         state = wait_for(job, timeout_seconds=timeout, watch=lambda state: lines(Look.of(state)))
     record = _state_record(job, state)
@@ -78,6 +82,7 @@ def echo_last_lines(record: Mapping[str, Any]) -> None:
 @click.command()
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the N newest.")
 @job_filters
+@sweep_options
 @watch_options("Show them anew until none of them runs or waits.")
 @workspace_option
 @json_option
@@ -86,6 +91,8 @@ def jobs(
     states: tuple[str, ...],
     kinds: tuple[str, ...],
     name: str | None,
+    sweep: str | None,
+    to_csv: Path | None,
     watch: bool,
     quiet: bool,
     workspace: str | None,
@@ -94,6 +101,10 @@ def jobs(
     """List the jobs of the workspace, the newest first, and name those whose files are damaged."""
     require_watch(watch, quiet)
     root = open_workspace(workspace)
+    check_sweep_options(sweep, to_csv, limit, states, kinds, name, watch)
+    if sweep is not None:
+        show_sweep(root, known_sweep(root, sweep), to_csv=to_csv, as_json=as_json)
+        return
 
     def listed() -> tuple[list[ListedJob], dict[str, str]]:
         return root.list_jobs(limit, states=states, kinds=kinds, name=name)

@@ -187,8 +187,14 @@ def plan(
 def validate(spec: Path, overrides: tuple[str, ...], cluster: str | None, output: str | None) -> None:
     """Check the file SPEC: keys, types, ranges. Reads no matrix."""
     from dlscale.batch.spec import parse_spec
+    from dlscale.batch.spec.expanding import expand, is_sweep
 
-    kind = parse_spec(read_job_file(spec, overrides, cluster, output)).kind
+    document = read_job_file(spec, overrides, cluster, output)
+    if is_sweep(document):
+        kinds = [parse_spec(made).kind for _, made in expand(document)]
+        echo(f"{spec} is a valid sweep of {len(kinds)} jobs of kind {kinds[0]}.")
+        return
+    kind = parse_spec(document).kind
     echo(f"{spec} is a valid job of kind {kind}.")
 
 

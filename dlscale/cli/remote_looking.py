@@ -7,12 +7,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from dlscale.cli.looking import echo_last_lines, require_watch, show_jobs, watch_options
 from dlscale.cli.options import echo, job_filters, json_option, open_console, print_json
+from dlscale.cli.sweeping import check_sweep_options, show_table, sweep_options
 from dlscale.cli.watching import Lines, Look, drawing, goes_on, is_live, until_ctrl_c, watch_jobs
 from dlscale.errors import SpecError
 
@@ -74,6 +76,7 @@ def listed_jobs(
 @click.command()
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the N newest.")
 @job_filters
+@sweep_options
 @watch_options("Show them anew until none of them runs or waits.")
 @json_option
 def jobs(
@@ -81,13 +84,20 @@ def jobs(
     states: tuple[str, ...],
     kinds: tuple[str, ...],
     name: str | None,
+    sweep: str | None,
+    to_csv: Path | None,
     watch: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
     """List the jobs of the server, the newest first."""
     require_watch(watch, quiet)
+    check_sweep_options(sweep, to_csv, limit, states, kinds, name, watch)
     with open_client() as client:
+        if sweep is not None:
+            begun = [each["sweep"] for each in client.sweeps() if each["sweep"].startswith(sweep)]
+            show_table(client.sweep(begun[0] if len(begun) == 1 else sweep), to_csv=to_csv, as_json=as_json)
+            return
         if watch:
             with until_ctrl_c("\nThe jobs go on."):
                 watch_jobs(lambda: listed_jobs(client, limit, states=states, kinds=kinds, name=name)[0], quiet=quiet, err=as_json)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 #: What a shell says of a command that Ctrl-C ended.
 EXIT_WATCHED = 130
 #: How far a job is, is said so often; a state that changed, at once.
-_SAID_SECONDS = 10.0
+EVERY_SECONDS = 10.0
 _DRAW_SECONDS = 0.5
 #: Jobs are listed again after a second, or after so many times what listing them takes.
 _LIST_SECONDS, _LIST_SHARE = 1.0, 5.0
@@ -89,7 +89,7 @@ class Lines:
             if not (self._quiet and (look.runs or look.waits)):
                 self._say(look, look.message or look.how_far)
             return
-        if self._quiet or time.monotonic() - self._at < _SAID_SECONDS or look.how_far in ("", self._said):
+        if self._quiet or time.monotonic() - self._at < EVERY_SECONDS or look.how_far in ("", self._said):
             return
         self._say(look, look.how_far)
 
@@ -192,3 +192,16 @@ def _until_rest(listed: Callable[[], list[ListedJob]], show: Callable[[list[List
 def _moves(job: ListedJob) -> bool:
     look = Look.of(job)
     return look.runs or look.waits
+
+
+def now_and_then(seconds: float) -> Callable[[str], None]:
+    """Says on standard error what has changed, and not more often than so many seconds."""
+    said, at = "", time.monotonic()
+
+    def say(text: str) -> None:
+        nonlocal said, at
+        if text != said and time.monotonic() - at >= seconds:
+            said, at = text, time.monotonic()
+            echo(text, err=True)
+
+    return say

@@ -12,7 +12,7 @@ from dlscale.service.desk import Desk
 from dlscale.service.guard import Guard
 from dlscale.service.pages import routes as pages
 from dlscale.service.problems import MEDIA_TYPE, explain_errors
-from dlscale.service.routes import facts, jobs, slices, state, stored, streams
+from dlscale.service.routes import facts, jobs, slices, state, stored, streams, sweeps
 
 _PROBLEM = {
     "description": "Why not, as the command line says it.",
@@ -51,7 +51,16 @@ def make_app(desk: Desk) -> ASGIApp:
     )
     app.state.desk = desk
     explain_errors(app, pages.problem_page)
-    for router in (jobs.router, facts.router, slices.router, stored.router, streams.router, state.router, pages.router):
+    for router in (
+        jobs.router,
+        facts.router,
+        slices.router,
+        stored.router,
+        streams.router,
+        sweeps.router,
+        state.router,
+        pages.router,
+    ):
         app.include_router(router)
     return _Counted(Guard(app, desk.settings), desk)
 

@@ -124,6 +124,15 @@ class Client:
             yield from answer["jobs"]
             after = answer["next"]
 
+    def sweeps(self) -> list[dict[str, Any]]:
+        """The newest sweeps, the newest first."""
+        return list(self._ask("GET", "/v1/sweeps").json()["sweeps"])
+
+    def sweep(self, sweep: str) -> dict[str, Any]:
+        """The table of a sweep: what differs between its jobs, how they are, and the numbers that they found."""
+        table: dict[str, Any] = self._ask("GET", f"/v1/sweeps/{quote(sweep, safe='')}").json()
+        return table
+
     def status(self, job: str) -> dict[str, Any]:
         """How far a job is, how it ended."""
         return self._record("GET", job)

@@ -113,7 +113,7 @@ def test_lists_and_waits_say_how_far_a_running_job_is(tmp_path: Path, monkeypatc
     job.write_state(state)
     call = CliRunner().invoke
     assert "50%, step 1 of 2 (gram), 1.00 GFLOP/s, 12 s left" in call(commands, ["jobs", "--workspace", str(tmp_path)]).stdout
-    monkeypatch.setattr(watching, "_SAID_SECONDS", -1.0)
+    monkeypatch.setattr(watching, "EVERY_SECONDS", -1.0)
     say = watching.Lines(states=False, err=True)
     for fraction in (0.5, 0.5, 0.75):
         say(watching.Look.of(replace(state, progress=replace(state.progress, fraction=fraction))))

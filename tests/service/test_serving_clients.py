@@ -14,6 +14,8 @@ from click.testing import CliRunner, Result
 from web_server import LONG, WebServer, wait_until
 
 import dlscale
+from dlscale.batch.sweeps import store
+from dlscale.batch.workspace import Workspace
 from dlscale.cli.main import commands
 from dlscale.errors import DlscaleError, SpecError
 
@@ -60,7 +62,8 @@ def test_all_that_is_asked_of_jobs_here_is_asked_of_a_server(server: WebServer, 
     assert "randomized SVD" in command(server, "plan", "many.yaml").stdout
     ids = [command(server, "submit", "many.yaml").stdout.strip() for _ in range(3)]
     watched = command(server, "jobs", "--watch", "--name", "many")
-    assert (watched.exit_code, watched.stdout.count(" succeeded")) == (0, 3)
+    assert (watched.exit_code, f"{ids[2]} succeeded" in watched.stdout) == (0, True)
+    assert [row["state"] for row in json.loads(command(server, "jobs", "--name", "many", "--json").stdout)] == ["succeeded"] * 3
     assert command(server, "status", "--watch", ids[0]).stdout == f"{ids[0]} succeeded\n"
     for options in (
         ("--name", "many", "--limit", "2"),
@@ -78,6 +81,22 @@ def test_all_that_is_asked_of_jobs_here_is_asked_of_a_server(server: WebServer, 
     assert "There is no job" in command(server, "status", "nothing").stderr
     fetched = command(server, "report", ids[0][:-1], "--output", "r.html")
     assert (fetched.stdout, "<html" in (folder / "r.html").read_text()) == ("r.html\n", True)
+    swept: list[Any] = [{"job": job, "values": [n]} for n, job in enumerate(ids[:2])]
+    store.keep(
+        Workspace(folder / "ws"),
+        store.Sweep("many-sweep-1", "many", "svd", 1e9, ["params.seed"], [*swept, {"job": "gone", "values": ["<b>"]}]),
+    )
+    there, here = both("jobs", "--sweep", "many-sweep-1", "--json")
+    assert json.loads(there.stdout) == json.loads(here.stdout)
+    assert both("jobs", "--sweep", "many-s")[0].stdout == both("jobs", "--sweep", "many-s")[1].stdout
+    assert command(server, "jobs", "--sweep", "nothing").exit_code == 2
+    with chdir(folder):
+        both("jobs", "--sweep", "many-s", "--csv", "t.csv")
+        assert server.http.get("/v1/sweeps/many-sweep-1/csv").text == (folder / "t.csv").read_text()
+    shown = server.http.get("/sweeps/many-sweep-1").text
+    assert all(word in shown for word in (ids[0], "params.seed", "frobenius error", "&lt;b&gt;", "removed"))
+    assert "many-sweep-1" in server.http.get("/sweeps").text
+    assert server.http.get("/sweeps/..%2fx").status_code == 404
     assert command(server, "rm", ids[0]).stdout == f"{ids[0]}\n1 job: removed.\n"
     assert "2 jobs: not removed yet; add --yes." in command(server, "prune", "--name", "many").stdout
     removed = json.loads(command(server, "prune", "--name", "many", "--keep", "1", "--yes", "--json").stdout)

@@ -17,12 +17,21 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, create
 
 from dlscale.batch.document import Document, read_document
 from dlscale.batch.kinds import KINDS
+from dlscale.batch.spec.expanding import KEY, MAX_JOBS, refuse_sweep
 from dlscale.batch.spec.sections import InputSection, JobSpec, MatrixSource, ResultSource
 from dlscale.declaration.faults import broken_rule, explain, shown
 from dlscale.declaration.kind import Kind
 from dlscale.declaration.options import declared_fields, section_of
 from dlscale.errors import SpecError
 from dlscale.storage.files.locations import expand_home
+
+#: What makes a job file a sweep.
+_MATRIX = {
+    "type": "object",
+    "description": f"keys such as params.seed with lists of values: a sweep of at most {MAX_JOBS:,} jobs, one for each combination",
+    "additionalProperties": {"type": "array", "minItems": 1},
+    "minProperties": 1,
+}
 
 
 def model_of(kind: Kind) -> type[JobSpec]:
@@ -95,6 +104,7 @@ def load_spec(source: str | Path | Mapping[str, Any], overrides: Iterable[str] =
 
 def parse_spec(document: Document) -> JobSpec:
     """Validate a document against the model of its kind (SpecError if it does not match)."""
+    refuse_sweep(document)
     kind = document.data.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
         got = f"got {shown(kind)}" if "kind" in document.data else "missing"
@@ -129,4 +139,6 @@ def json_schema() -> dict[str, Any]:
     """JSON Schema of a job file, for editors."""
     union: Any = functools.reduce(operator.or_, map(model_of, KINDS.values()))
     schema = TypeAdapter(Annotated[union, Field(discriminator="kind")]).json_schema()
+    for reference in schema["discriminator"]["mapping"].values():
+        schema["$defs"][reference.rpartition("/")[2]]["properties"][KEY] = _MATRIX
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "dlscale job", **schema}

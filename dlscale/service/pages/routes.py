@@ -13,6 +13,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from dlscale.batch.jobs.in_slurm import slurm_facts, slurm_words
 from dlscale.batch.kinds import KINDS
+from dlscale.batch.sweeps import store
 from dlscale.batch.workspace import RUNNING, Job
 from dlscale.errors import DlscaleError
 from dlscale.report import words
@@ -22,6 +23,7 @@ from dlscale.service.pages import forms, telling
 from dlscale.service.problems import Problem, problem_of
 from dlscale.service.routes.facts import bytes_of
 from dlscale.service.routes.jobs import JobId
+from dlscale.service.routes.sweeps import SweepId, newest, table_of
 from dlscale.service.starting import read_body
 from dlscale.service.table import Filters
 
@@ -48,7 +50,7 @@ _templates = jinja2.Environment(
 )
 _templates.globals.update(tone=telling.tone, percent=telling.percent, left=telling.left, how_far=telling.how_far)
 _templates.globals.update(slurm_words=slurm_words)
-_templates.filters.update(duration=words.duration, moment=words.moment)
+_templates.filters.update(duration=words.duration, moment=words.moment, number=words.number)
 
 
 def page(request: Request, template: str, /, status: int = 200, **values: Any) -> HTMLResponse:
@@ -95,6 +97,20 @@ def jobs(
     values: dict[str, Any] = {"rows": rows, "counts": table.counts(), "loaded": table.is_loaded, "after": after, "asked": asked}
     values["first"], values["following"] = f"/?{urlencode(query)}", following and f"/?{urlencode({**query, 'after': following})}"
     return page(request, "table.html" if part else "jobs.html", **values, kinds=sorted(KINDS), states=_STATES)
+
+
+@router.get("/sweeps")
+def sweeps(request: Request) -> Response:
+    """The sweeps of the workspace, the newest first."""
+    root = desk_of(request).settings.workspace
+    return page(request, "sweeps.html", sweeps=[(sweep, store.counts(store.states_of(root, sweep))) for sweep in newest(root)])
+
+
+@router.get("/sweeps/{sweep_id}")
+def sweep(request: Request, sweep_id: SweepId) -> Response:
+    """The table of a sweep."""
+    found, rows = table_of(desk_of(request), sweep_id)
+    return page(request, "sweep.html", sweep=found, rows=rows, numbers=store.columns(rows), active=telling.any_moves(rows))
 
 
 @router.get("/new")

@@ -1,0 +1,194 @@
+"""The files of sweeps, and the table of what their jobs found.
+
+    <root>/sweeps/<name>-sweep-<YYYYmmdd-HHMMSS>-<4 hex>.json    its jobs and the values that each has
+    <root>/sweeps/<name>-sweep-....log, ....lock                 what its driver said, and whether it lives
+
+The jobs are ordinary ones, and their own files say how they are.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import secrets
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import TypedDict
+
+from dlscale.batch.jobs import records
+from dlscale.batch.workspace import RUNNING, Job, JobState, Workspace
+from dlscale.engine.events import UnixTime
+from dlscale.errors import SpecError
+from dlscale.storage.files.atomic import write_atomically
+
+
+class SweptJob(TypedDict):
+    job: str
+    values: list[Any]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """An array of jobs.
+
+    Parameters
+    ----------
+    sweep, name, kind : str
+        Its id, and what its jobs have in common.
+    created : float
+        Unix time.
+    keys : list of str
+        That differ between the jobs.
+    jobs : list of SweptJob
+        Each with a value of every key.
+    """
+
+    sweep: str
+    name: str
+    kind: str
+    created: UnixTime
+    keys: list[str]
+    jobs: list[SweptJob]
+
+
+def new_id(name: str) -> str:
+    return f"{name}-sweep-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def folder_of(root: Workspace) -> Path:
+    return root.root / "sweeps"
+
+
+def log_of(root: Workspace, sweep_id: str) -> Path:
+    return folder_of(root) / f"{sweep_id}.log"
+
+
+def lock_of(root: Workspace, sweep_id: str) -> Path:
+    """Held by the process that runs it."""
+    return folder_of(root) / f"{sweep_id}.lock"
+
+
+def keep(root: Workspace, sweep: Sweep) -> None:
+    """Write a sweep down."""
+    root.make_folder(folder_of(root))
+    write_atomically(folder_of(root) / f"{sweep.sweep}.json", json.dumps(asdict(sweep)).encode())
+
+
+def sweep_ids(root: Workspace) -> list[str]:
+    """Of all sweeps, the newest first."""
+    with suppress(OSError):
+        found = [path for path in folder_of(root).glob("[!.]*.json") if path.is_file()]
+        return [path.stem for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
+    return []
+
+
+def read(root: Workspace, sweep_id: str) -> Sweep:
+    """The sweep with this id (SpecError if there is none, or its file is damaged)."""
+    try:
+        return records.read(folder_of(root) / f"{sweep_id}.json", Sweep)
+    except FileNotFoundError:
+        raise SpecError(f"There is no sweep {sweep_id} in {root.root}.") from None
+
+
+def find(root: Workspace, sweep_id: str) -> Sweep | None:
+    """The sweep with this id, or with the only id that begins so; None if there is none, or a job may be meant.
+
+    Raises
+    ------
+    SpecError
+        If there is more than one.
+    """
+    found = [each for each in sweep_ids(root) if each.startswith(sweep_id)]
+    if sweep_id in found:
+        found = [sweep_id]
+    if not found or (sweep_id not in found and any(job.id.startswith(sweep_id) for job in root.jobs())):
+        return None
+    if len(found) > 1:
+        raise SpecError(f"{sweep_id!r} is the beginning of {len(found)} sweeps: {', '.join(found[:4])}; give more of it.")
+    return read(root, found[0])
+
+
+def states_of(root: Workspace, sweep: Sweep) -> dict[str, JobState | None]:
+    """How each job is; None of one that was removed, or is damaged."""
+    return {each["job"]: _state(root.job(each["job"])) for each in sweep.jobs}
+
+
+def _state(job: Job) -> JobState | None:
+    with suppress(SpecError):
+        return job.read_state()
+    return None
+
+
+def counts(states: Mapping[str, JobState | None]) -> dict[str, int]:
+    """How many jobs are in each state."""
+    return dict(sorted(Counter("removed" if state is None else state.state for state in states.values()).items()))
+
+
+def moves(states: Mapping[str, JobState | None]) -> bool:
+    """Whether some job runs or waits."""
+    return any(state is not None and state.state in (*RUNNING, "submitted") for state in states.values())
+
+
+def table(root: Workspace, sweep: Sweep) -> list[dict[str, Any]]:
+    """A row a job: its values by key, its state, and the numbers that it found.
+
+    Returns
+    -------
+    list of dict
+        ``job state seconds certificate values numbers message result``; ``numbers`` are the scalar estimates.
+    """
+    states = states_of(root, sweep)
+    rows = []
+    for each in sweep.jobs:
+        state = states[each["job"]]
+        row: dict[str, Any] = {"job": each["job"], "values": dict(zip(sweep.keys, each["values"], strict=True))}
+        row |= {"state": "removed", "seconds": None, "certificate": None, "numbers": {}, "message": "", "result": None}
+        if state is not None:
+            certificate = state.certificate
+            row |= {"state": state.state, "seconds": state.seconds, "message": state.message, "result": state.result}
+            row["certificate"] = None if certificate is None else bool(certificate.get("passed"))
+            row["numbers"] = _numbers(state.summary.get("estimates") or {})
+            if state.progress is not None and state.progress.loss is not None:
+                row["numbers"].setdefault("loss", state.progress.loss)
+        rows.append(row)
+    return rows
+
+
+def _numbers(estimates: Mapping[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in estimates.items() if isinstance(value, int | float) and not isinstance(value, bool)}
+
+
+def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of all numbers, in the order in which they come."""
+    return list(dict.fromkeys(name for row in rows for name in row["numbers"]))
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> str:
+    """The table as CSV: one line of heads, one a job."""
+    text, numbers = io.StringIO(), columns(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["job", *keys, "state", "seconds", "certificate", *numbers, "message", "result"])
+    for row in rows:
+        certificate = {None: "", True: "passed", False: "failed"}[row["certificate"]]
+        found = [row["numbers"].get(name, "") for name in numbers]
+        values = [_safe(row["values"].get(key)) for key in keys]
+        seconds = "" if row["seconds"] is None else row["seconds"]
+        writer.writerow(
+            [row["job"], *values, row["state"], seconds, certificate, *found, _safe(row["message"]), _safe(row["result"])]
+        )
+    return text.getvalue()
+
+
+def _safe(value: Any) -> Any:
+    """A value of a cell: text that a spreadsheet would take for a formula is marked as text."""
+    if value is None or isinstance(value, bool | int | float):
+        return "" if value is None else value
+    text = value if isinstance(value, str) else json.dumps(value)
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
