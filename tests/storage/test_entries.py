@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import scipy.sparse
 import zarr
@@ -16,7 +18,7 @@ import dlscale
 from dlscale.batch.spec import load_spec
 from dlscale.errors import InputError, SpecError
 from dlscale.storage.importers import import_matrix
-from dlscale.storage.importers.entries import svmlight
+from dlscale.storage.importers.entries import sorting, svmlight, triplets
 from dlscale.storage.matrices import open_matrix
 
 pytestmark = pytest.mark.filterwarnings("ignore::dlscale.errors.ImportNote")
@@ -110,3 +112,107 @@ def test_a_job_learns_from_svmlight(tmp_path):
     assert load_spec(spec).input.rhs.dataset == "targets"
     result = dlscale.run(spec, workspace=tmp_path / "w")
     np.testing.assert_allclose(np.asarray(result.open()["x"][...]).ravel(), [1, 2, 0, -1], atol=1e-12)
+
+
+NAMED = "user,item,stars\nAnn,Dune,5\nBob,Emma,3.5\nAnn,Emma,1\nAnn,Dune,2\n"
+
+
+def named(matrix) -> tuple:
+    return tuple(None if names is None else list(names[:]) for names in matrix.labels)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet"])
+def test_triplets_with_names(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "parquet":
+        users, items = pa.array(["Ann", "Bob", "Ann", "Ann"]).dictionary_encode(), ["Dune", "Emma", "Emma", "Dune"]
+        pyarrow.parquet.write_table(pa.table({"user": users, "item": items, "stars": [5, 3.5, 1, 2]}), path)
+    else:
+        path.write_text(NAMED.replace(",", "\t") if suffix == "tsv" else NAMED)
+    matrix = imported(path, triplets=["user", "item", "stars"])
+    assert (matrix.describe()["sparse"], matrix.nnz) == ("CSR", 3)
+    np.testing.assert_array_equal(dense(matrix), [[7, 1], [0, 3.5]])
+    assert named(matrix) == (["Ann", "Bob"], ["Dune", "Emma"])
+    np.testing.assert_array_equal(dense(imported(path, triplets=["item", "user"])), [[2, 0], [1, 1]])
+    whole = imported(path, triplets=["user", "item", "stars"], sparse=False)
+    np.testing.assert_array_equal(dense(whole), [[7, 1], [0, 3.5]])
+    assert named(whole) == (["Ann", "Bob"], ["Dune", "Emma"])
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 9), st.integers(-4, 4)), min_size=1, max_size=40),
+    st.sampled_from(["csv", "parquet"]),
+    st.sampled_from([None, "names"]),
+    st.sampled_from([None, False]),
+)
+def test_triplets_in_any_order(tmp_path, rows, suffix, keys, sparse):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sorting, "STRIP_ENTRIES", 4)
+        patch.setattr(sorting, "STRIP_ROWS", 5)
+        patch.setattr(sorting, "_PIECE", 7)
+        patch.setattr(sorting, "_N_BINS", 4)
+        patch.setattr(triplets, "PIECE_BYTES", 40)
+        path = tmp_path / f"a.{suffix}"
+        if suffix == "csv":
+            path.write_text("to,from,n\n" + "".join(f"{j},{i},{value}\n" for i, j, value in rows))
+        else:
+            i, j, value = zip(*rows, strict=True)
+            pyarrow.parquet.write_table(pa.table({"to": j, "from": i, "n": value}), path)
+        matrix = imported(path, triplets=["from", "to", "n"], keys=keys, sparse=sparse)
+    places = [(list(dict.fromkeys(row[k] for row in rows)) if keys else range(max(row[k] for row in rows) + 1)) for k in (0, 1)]
+    expected = np.zeros(tuple(map(len, places)))
+    for i, j, value in rows:
+        expected[places[0].index(i), places[1].index(j)] += value
+    np.testing.assert_array_equal(dense(matrix), expected)
+    assert named(matrix) == (tuple([str(key) for key in axis] for axis in places) if keys else (None, None))
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "words"),
+    [
+        ("a,b,v\n1,2,x\n", {}, r"line 2, column 3 \('v'\): 'x' is no number"),
+        ("a,b,v\n1,2,\n", {}, r"line 2, column 3 \('v'\): the cell is empty"),
+        ("a,b,v\n1,2,1e999\n", {}, "'1e999' is no number"),
+        ("a,b,v\n-1,2,3\n", {}, "'a' is -1; numbers count from 0"),
+        ("a,b,v\n1,2,3\n1,2\n", {}, "line 3: every line must have 3 cells"),
+        ("a,b,v\n" + "1,2,3\n" * 1000 + "1,x,3\n", {}, "line 1002: 'x' of 'b' is no whole number, as others are; set keys: names"),
+        ("a,b,v\n1,x,3\n", {"keys": "numbers"}, "'x' of 'b' is no whole number"),
+        ("a,b,v\nx,y,3\n,y,3\n", {}, "'a' is empty"),
+        ("a,b,v\n99999999999,2,3\n", {}, "if these are names, set keys: names"),
+        ("a,b,v\n1,2,3\n", {"triplets": ["a", "c", "v"]}, "no column 'c'; its columns are: a, b, v"),
+        ("a,b,v\n1,2,3\n", {"triplets": ["a", "a", "v"]}, "must be different columns"),
+        ("a,b,v\n1,2,3\n", {"numeric": True}, "triplets says which columns are read; leave numeric out"),
+        ("a,b,v\n1,2,3\n", {"fill": "mean"}, "with a number only"),
+        ("a,b,v\n1,2,3\n", {"triplets": None, "keys": "names"}, "set triplets to the columns"),
+        ("a,b,v\n", {}, "no entries"),
+    ],
+)
+def test_triplets_that_are_refused(tmp_path, text, options, words):
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises((InputError, SpecError), match=words):
+        imported(tmp_path / "a.csv", **{"triplets": ["a", "b", "v"]} | options)
+    assert not (tmp_path / "y.zarr").exists()
+
+
+def test_triplets_of_parquet_that_are_refused(tmp_path):
+    table = {"a": [1, 2], "b": ["x", None], "v": [1.0, None], "w": [1.5, 2.5]}
+    pyarrow.parquet.write_table(pa.table(table), tmp_path / "a.parquet")
+    for names, words in [
+        ("bav", "'b' has missing values, the first in row 1"),
+        ("aav", "different columns"),
+        ("wa", "'w' holds double"),
+        ("aw", "'w' holds double"),
+        ("azv", "no column 'z'"),
+    ]:
+        with pytest.raises((InputError, SpecError), match=words):
+            imported(tmp_path / "a.parquet", triplets=list(names))
+
+
+def test_a_job_factors_a_table_of_ratings(tmp_path):
+    (tmp_path / "a.csv").write_text(NAMED)
+    source = f"{{import: '{tmp_path}/a.csv', triplets: [user, item, stars]}}"
+    spec = f"kind: svd\ninput: {{matrix: {source}}}\nparams: {{n_components: 1}}\ncluster: threads\n"
+    group = zarr.open_group(dlscale.run(spec, workspace=tmp_path / "w").result, mode="r")
+    assert [list(group[axis][:]) for axis in ("row", "column")] == [["Ann", "Bob"], ["Dune", "Emma"]]
+    np.testing.assert_allclose(group["s"][:], np.linalg.svd([[7, 1], [0, 3.5]])[1][:1])

@@ -24,6 +24,7 @@ from dlscale.storage.files.locations import expand_home, local_path, named
 from dlscale.storage.importers.columns.filling import is_statistic, with_statistics
 from dlscale.storage.importers.delimited import read_delimited
 from dlscale.storage.importers.entries.svmlight import read_svmlight
+from dlscale.storage.importers.entries.triplets import parquet_triplets, text_triplets
 from dlscale.storage.importers.folders import parts_of
 from dlscale.storage.importers.hdf5 import read_hdf5
 from dlscale.storage.importers.images import IMAGE_SUFFIXES, read_images, read_sample_photos
@@ -45,6 +46,7 @@ class Format(NamedTuple):
 
     read: Reader
     options: tuple[str, ...] = ()
+    read_triplets: Reader | None = None
 
     def knows(self, option: str) -> bool:
         """Whether the option applies to it: whatever is read may become a sparse copy."""
@@ -55,8 +57,8 @@ MAX_WORDS = 400  # of what a library says of a damaged file, which may quote it
 MAX_ENTRIES = 1 << 60
 SAMPLE_PHOTOS = "sample:photos"
 _TEXT = ("delimiter", "decimal", "thousands", "comment", "quote", "booleans", "fill", "missing", "encoding")
-_TABLES = Format(read_delimited, ("columns", "drop", "numeric", "header", "index", *_TEXT))
-_PARQUET = Format(read_parquet, ("columns", "drop", "numeric", "fill"))
+_TABLES = Format(read_delimited, ("columns", "drop", "numeric", "header", "index", "triplets", "keys", *_TEXT), text_triplets)
+_PARQUET = Format(read_parquet, ("columns", "drop", "numeric", "triplets", "keys", "fill"), parquet_triplets)
 _SVMLIGHT = Format(read_svmlight, ("dataset", "n_columns"))
 _IMAGES = Format(read_images, ("patches", "stride"))
 FORMATS: dict[str, Format] = {
@@ -138,7 +140,8 @@ def _request(source: str, scratch: Path, dtype: DTypeLike | None, options: dict[
     """What is asked for, checked, and what reads it."""
     given, kind = parse_options(options), _format(source)
     _check_options(given, kind, source=source)
-    return Request(source=source, scratch=scratch, dtype=_wanted_dtype(dtype), **given.model_dump()), kind.read
+    read = kind.read_triplets if given.triplets is not None and kind.read_triplets is not None else kind.read
+    return Request(source=source, scratch=scratch, dtype=_wanted_dtype(dtype), **given.model_dump()), read
 
 
 def _publish(partial: Path, destination: Path) -> None:

@@ -141,7 +141,7 @@ def _strips(stream: BinaryIO, banner: Banner, *, request: Request) -> Blocks:
         strips, local = i >> shift, i & (step - 1)
         entries = np.empty(i.size, entry)
         entries["i"], entries["j"], entries["value"] = local, j, values
-        _spill(entries, strips if m >> shift >= 1 << 16 else strips.astype(np.uint16), folder=request.scratch)
+        spill(entries, strips if m >> shift >= 1 << 16 else strips.astype(np.uint16), folder=request.scratch)
     limit = request.dtype or banner.dtype
     for start, stop in row_ranges(m, step):
         path = request.scratch / str(start // step)
@@ -202,7 +202,8 @@ def _check_sums(entries: Array, dtype: np.dtype[Any], *, start: int, source: str
             )
 
 
-def _spill(entries: Array, strips: Array, *, folder: Path) -> None:
+def spill(entries: Array, strips: Array, *, folder: Path) -> None:
+    """Append each entry to the file of its strip."""
     if not strips.size:
         return
     if strips.min() == strips.max():

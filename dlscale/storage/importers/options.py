@@ -67,6 +67,16 @@ class ReadOptions(BaseModel):
         title="Which columns of a table to leave out.",
         description="a list of column names of a table, at least one",
     )
+    triplets: Annotated[Names, Field(min_length=2, max_length=3)] | None = Field(
+        default=None,
+        title="The columns of a table that hold row, column and value of the entries of a sparse matrix; without a value it is 1.",
+        description="a list of two or three column names of a table: of the row, the column and the value of an entry",
+    )
+    keys: Literal["names", "numbers"] | None = Field(
+        default=None,
+        title="What triplets call rows and columns [auto: numbers from 0 where all are whole numbers].",
+        description="names or numbers: what rows and columns of triplets are called; needs triplets",
+    )
     numeric: bool | None = Field(
         default=None,
         title="Leave out the columns of a table that hold no numbers [they are refused].",
@@ -137,6 +147,15 @@ class ReadOptions(BaseModel):
     def _agree(self) -> Self:
         if self.missing is not None and self.fill is None:
             raise PydanticCustomError("rule", "missing says which cells are filled; set fill to the number that they become")
+        if self.keys is not None and self.triplets is None:
+            raise PydanticCustomError("rule", "keys says what triplets are called by; set triplets to the columns that hold them")
+        beside = [name for name in ("columns", "drop", "index", "numeric") if getattr(self, name) is not None]
+        if self.triplets is not None and beside:
+            raise PydanticCustomError(
+                "rule", "triplets says which columns are read; leave {names} out", {"names": ", ".join(beside)}
+            )
+        if self.triplets is not None and isinstance(self.fill, str):
+            raise PydanticCustomError("rule", "entries of triplets that are missing can be filled with a number only")
         marks = [self.delimiter, self.thousands, self.comment, self.quote]
         given = [mark for mark in marks if mark is not None]
         if len(set(given)) < len(given) - (self.delimiter == self.thousands and self.delimiter == ","):

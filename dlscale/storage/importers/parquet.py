@@ -48,7 +48,7 @@ def read_parquet(request: Request) -> Iterator[Table]:
     words: dict[str, None] = {}
     n_rows = 0
     for path in paths:
-        with _opened(files, path) as part:
+        with opened(files, path) as part:
             if not part.metadata.num_rows:
                 continue
             names, index = _names(request, path, part.schema_arrow)
@@ -93,7 +93,7 @@ class _How(NamedTuple):
 
 
 @contextmanager
-def _opened(files: Any, path: str) -> Iterator[Any]:
+def opened(files: Any, path: str) -> Iterator[Any]:
     arrow_parquet = need("pyarrow.parquet", path)
     options = {"buffer_size": READ_BUFFER_BYTES, "pre_buffer": False, "page_checksum_verification": True}
     with files.open(path, "rb") as file, arrow_parquet.ParquetFile(file, **options) as part:
@@ -188,7 +188,7 @@ def _blocks(files: Any, paths: list[str], how: _How) -> Blocks:
     names = [column.name for column in columns]
     for path in paths:
         start = 0
-        with _opened(files, path) as part:
+        with opened(files, path) as part:
             for batch in part.iter_batches(batch_size=step, columns=[*names, *index], use_threads=False):
                 block, j = np.empty((batch.num_rows, n), dtype), 0
                 for column in columns:
