@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import scipy.io
 import scipy.linalg
 import scipy.sparse.linalg
-from eigenproblems import wilkinson, with_eigenvalues
+from eigenproblems import frequencies_of_plate, plate, wilkinson, with_eigenvalues
 from helpers import DTYPES, Array, departure, eps, norm, wide_precision
 
 import dlscale
@@ -25,6 +27,7 @@ from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrices import open_matrix
 
 N = 60
+JOBS_DATA = Path(__file__).parents[2] / "jobs" / "data"
 #: What each is hard for is in its name; the values about which others are looked for.
 HARD: dict[str, tuple[Array, tuple[float, ...]]] = {
     "separate": (np.linspace(-1, 2, N), (0.3, -5.0)),
@@ -147,6 +150,20 @@ def test_a_generalized_problem_at_any_scale(dtype: str) -> None:
         found = found_by(A, 0.3, 6, B).arrays
         assert (again["eigenvalues"] == times_power_of_two(found["eigenvalues"], a - b)).all()
         assert (again["eigenvectors"] == times_power_of_two(found["eigenvectors"], -(b // 2))).all()
+
+
+def test_the_slowest_vibrations_of_a_plate() -> None:
+    """The ready job's matrices are those of the elements, whose frequencies are those of the plate but for a little more."""
+    K, M = plate(8)
+    for name, made in (("stiffness", K), ("mass", M)):
+        assert (scipy.io.mmread(JOBS_DATA / f"plate-{name}.mtx").toarray() == made).all()
+    found = found_by(K, 0.0, 8, M)
+    surplus = found.arrays["eigenvalues"] / frequencies_of_plate(8, 8) - 1
+    assert (surplus > 0).all()
+    assert (surplus < 0.003).all()
+    assert found.outcome.estimates["complete"] is True
+    (note,) = found_by(K, 0.0, 2, M).outcome.notes
+    assert "a cluster goes on beyond the 2 eigenvalues" in note
 
 
 def test_the_function_is_that_of_scipy() -> None:
