@@ -174,6 +174,10 @@ MEASURED: dict[str, tuple[dict[str, Any], float]] = {
         {"kind": "eigh", "input": {"matrix": "square"}, "params": {"n_components": 5, "completeness": "random", "max_reads": 90}},
         0.2,
     ),
+    "an iteration that is sooner at its end for a good condition": (
+        {"kind": "polar", "input": {"matrix": "square"}, "params": {"panel": PANEL}},
+        0.5,
+    ),
     "rows that are kept in memory": (
         {"kind": "train", "input": {"features": "tall", "targets": "targets"}, "model": "linear", "params": {"epochs": 3}},
         1.0,

@@ -82,7 +82,8 @@ def _panels(A: AtRest, facts: ClusterFacts) -> tuple[Plan, Plan]:
 def lay_out_rows(A: AtRest, facts: ClusterFacts) -> Layout:
     """Of the passes over the rows of the matrix and of its eigenvectors."""
     state = bytes_of(3 * A.shape[0], N_PROBES, dtype=accumulator_dtype(A.dtype))
-    return lay_out(A, facts, state_bytes=state, operand_bytes=state)
+    # A block of a Hermitian part is made of two.
+    return lay_out(A, facts, state_bytes=state, operand_bytes=state, block_factor=6.0)
 
 
 def largest_at_once(n: int, dtype: np.dtype[Any], facts: ClusterFacts) -> int:
