@@ -15,11 +15,14 @@ from helpers import DTYPES, THREADS, Array, departure, eps, gaussian, norm, wide
 from dlscale.engine.clusters import ClusterFacts, open_cluster
 from dlscale.engine.events import StepFinished, StepStarted
 from dlscale.engine.run import Run
-from dlscale.errors import DlscaleError, InputError, NonFiniteError, SpecError
+from dlscale.errors import DlscaleError, DoesNotFitError, InputError, NonFiniteError, SpecError
+from dlscale.linalg.eigen import kind as eigh
 from dlscale.linalg.eigen.division import splitting
 from dlscale.linalg.eigen.kind import EighOptions, compute_eigh, plan_eigh
+from dlscale.linalg.polar import kind as polar
 from dlscale.linalg.polar.start import AtRest
 from dlscale.storage.checkpoints import Checkpoint
+from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.results import ResultGroup
 
@@ -155,6 +158,15 @@ def test_what_no_worker_holds_is_divided() -> None:
     assert plan.peak_bytes_per_worker <= 2e9
     assert 25 < plan.flops / 20_000**3 < 40
     assert plan_eigh(A, EighOptions(), ClusterFacts("local", 1, 2, 16 * 10**9)).method == "direct"
+
+
+def test_without_files_it_is_not_begun() -> None:
+    A = open_matrix(np.lib.stride_tricks.as_strided(np.zeros(1), (20_000, 20_000), (0, 0)))
+    facts = ClusterFacts("threads", 1, 2, 4 * 10**9)
+    for kind, options in ((eigh, eigh.EighOptions()), (polar, polar.PolarOptions())):
+        plan = kind.KIND.plan(Inputs({"matrix": A}), options, facts)
+        with open_cluster(facts) as cluster, pytest.raises(DoesNotFitError, match=r"19\.20 GB, and this process has 4\.00 GB; run"):
+            kind.KIND.compute(Run(cluster), Inputs({"matrix": A}), options, plan)
 
 
 def test_refused() -> None:

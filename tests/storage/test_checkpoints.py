@@ -88,6 +88,18 @@ def test_steps_are_in_the_order_of_saving_and_can_be_dropped(tmp_path: Path) -> 
     assert checkpoint.problems == []
 
 
+def test_an_array_that_is_read_no_more_is_forgotten_with_the_steps_that_wrote_it(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "c")
+    for name in ("x", "x-10", "y"):
+        checkpoint.scratch(name, (4, 4), "f8", chunks=(4, 4))
+    for step in ("x", "x-1", "x-10", "x-1-rows", "xy", "y"):
+        checkpoint.save(step, state(1))
+    checkpoint.forget("x")
+    checkpoint.forget("never")
+    assert checkpoint.steps() == ["x-1-rows", "xy", "y"]
+    assert sorted(path.name for path in (tmp_path / "c" / "scratch").iterdir()) == ["x-10", "y", "zarr.json"]
+
+
 @pytest.mark.parametrize("name", ["a/b", "../a", "", "a~", ".a"])
 def test_unsafe_names_are_refused(tmp_path: Path, name: str) -> None:
     checkpoint = Checkpoint(tmp_path / "c")

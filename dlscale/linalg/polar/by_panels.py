@@ -32,7 +32,17 @@ from dlscale.linalg.panels.products import N_PROBES, probes, scaled_residual
 from dlscale.linalg.panels.scaling import panels_at_safe_scale, require_safe
 from dlscale.linalg.polar.check import HermitianFactor, Shift, Shifted, hermitian_check
 from dlscale.linalg.polar.direct import SINGULAR
-from dlscale.linalg.polar.newton import COPIES, PIECES_BYTES, beside, beside_panels, iterate, rotated, slab_width, step_cost
+from dlscale.linalg.polar.newton import (
+    COPIES,
+    PIECES_BYTES,
+    beside,
+    beside_panels,
+    iterate,
+    require_room,
+    rotated,
+    slab_width,
+    step_cost,
+)
 from dlscale.linalg.polar.options import PolarOptions
 from dlscale.linalg.polar.start import AtRest
 from dlscale.linalg.qr.panels import Orthonormal
@@ -205,12 +215,17 @@ def compute_newton(run: Run, A: Matrix, options: PolarOptions, plan: Plan) -> Ou
     ------
     NumericalError
         If P overflows.
+    DoesNotFitError
+        If there are no files for what does not fit.
 
     Notes
     -----
     For a square matrix about 20 n^3 flops: 10/3 n^3 for the QR factorization and the product with Q, 2 n^3 for an iteration,
     n^3 for P and n^3 / 3 for the proof that it is semidefinite.
     """
+    m, n = options.tall(A).shape
+    # Q, two iterates with the factors of one, U and P.
+    require_room(run, (2 * m * n + 4 * n * n) * A.dtype.itemsize, plan.memory_limit_bytes)
     return panels_at_safe_scale(Passes(run), options.tall(A), partial(_compute, options=options, plan=plan))
 
 

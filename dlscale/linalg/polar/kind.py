@@ -61,5 +61,6 @@ KIND = Kind(
     options=PolarOptions,
     plan=matrix_plan(plan_polar),
     compute=matrix_compute(compute_polar),
+    dimensions={"u": ("row", "column")},
     example="{kind: polar, input: {matrix: a.zarr}}",
 )

@@ -28,7 +28,7 @@ from dlscale.engine.passes.reading import N_STRIPS
 from dlscale.engine.run import Cost, Run, State
 from dlscale.engine.targets import Target
 from dlscale.engine.tiles.grid import PanelGrid
-from dlscale.errors import NumericalError
+from dlscale.errors import DoesNotFitError, NumericalError
 from dlscale.linalg.lu import kind as lu
 from dlscale.linalg.panels.plan import CHUNK_BYTES, factor_target
 from dlscale.linalg.polar.start import Start
@@ -120,6 +120,20 @@ def slab_width(rows: int, panel: int, itemsize: int, facts: ClusterFacts) -> int
     """Columns of a slab of an iterate: whole panels, as many as memory and speed ask for."""
     room = int(facts.work_bytes * SLAB_SHARE) // (COPIES * rows * itemsize)
     return panel * max(1, min(SLAB_COLUMNS, room) // panel)
+
+
+def require_room(run: Run, n_bytes: int, limit_bytes: int) -> None:
+    """Refuse a run without files whose arrays, in the memory of this process then, take more than there is.
+
+    Raises
+    ------
+    DoesNotFitError
+    """
+    if run.checkpoint is None and n_bytes > limit_bytes:
+        raise DoesNotFitError(
+            f"The arrays between take {n_bytes / 1e9:.2f} GB, and this process has {limit_bytes / 1e9:.2f} GB; run it as a job "
+            "(dlscale.run), which has them on the disk."
+        )
 
 
 def beside(facts: ClusterFacts, n_bytes: int) -> ClusterFacts:

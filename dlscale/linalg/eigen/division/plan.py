@@ -25,6 +25,7 @@ from dlscale.linalg.multiply.operands import Operand
 from dlscale.linalg.panels.plan import factor_target
 from dlscale.linalg.panels.scaling import largest_entry
 from dlscale.linalg.polar.by_panels import USUAL_ITERATIONS, iteration_columns, iteration_steps, rotation_columns
+from dlscale.linalg.polar.newton import require_room
 from dlscale.linalg.polar.start import AtRest
 from dlscale.linalg.scaling import exponent_of
 from dlscale.storage.matrix import Matrix
@@ -133,6 +134,8 @@ def find_divided(run: Run, A: Matrix, plan: Plan, *, seed: int) -> tuple[Pairs, 
         If the matrix is not Hermitian.
     NumericalError
         If the spectrum cannot be divided.
+    DoesNotFitError
+        If there are no files for what does not fit.
 
     Notes
     -----
@@ -145,6 +148,8 @@ def find_divided(run: Run, A: Matrix, plan: Plan, *, seed: int) -> tuple[Pairs, 
     decomposition and the SVD.
     """
     passes, n, dtype, facts = Passes(run), A.shape[0], A.dtype, plan.cluster
+    # Q of A - sigma I, two iterates with the factors of one, and the vectors; then another Q, A Q and both halves beside them.
+    require_room(run, 6 * n * n * dtype.itemsize, plan.memory_limit_bytes)
     exponent = exponent_of(largest_entry(passes, "largest", A))
     near_one = scaled(A, -exponent)
     require_symmetric(passes, near_one, plan.rows)
