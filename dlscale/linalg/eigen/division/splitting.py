@@ -47,7 +47,7 @@ _NEAR = 0.1
 #: What may stand beside the blocks of ``Q^H A Q``, in ``n eps ||A||``.
 _BESIDE = 10.0
 #: From what on the projections are taken again, of the basis that random vectors gave.
-_SHARP = 2.0
+_SHARP = 4.0
 AGAIN = "again-"
 #: Scratch arrays that are read no more once a matrix is divided.
 _USED = ("qr", "u", "z", "aq", f"{AGAIN}uq", f"{AGAIN}y", f"{AGAIN}aq")
