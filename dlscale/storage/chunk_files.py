@@ -124,22 +124,31 @@ def read_window(window: Window, chunk: tuple[int, int], *, checksum: bool, direc
                 out[...] = buffer[r0:r1, c0:c1]
         elif whole_rows:
             _read_exactly(fd, path, _bytes_of(out)[done:], r0 * width * item + done)
-        elif ((c1 - c0) * item >= LONG_BYTES or (width - c1 + c0) * item >= GAP_BYTES) and out.strides[1] == item:
-            # Long pieces of rows, or pieces far from each other: one read each.
-            offset, stride = (r0 * width + c0) * item, width * item
-            done = _read_rows_direct(path, out, offset, stride) if direct else 0
-            for k in range(done, r1 - r0):
-                _read_exactly(fd, path, _bytes_of(out[k]), offset + k * stride)
         else:
-            n_rows = max(1, _BUFFER_BYTES // (width * item))
-            for top in range(r0, r1, n_rows):
-                rows = workspace("chunk", (min(n_rows, r1 - top), width), out.dtype)
-                offset = top * width * item
-                if not (direct and _read_rows_direct(path, rows.reshape(1, -1), offset, 0)):
-                    _read_exactly(fd, path, _bytes_of(rows), offset)
-                out[top - r0 : top - r0 + len(rows)] = rows[:, c0:c1]
+            _read_rectangle(fd, window, width, direct=direct)
     finally:
         os.close(fd)
+
+
+def _read_rectangle(fd: int, window: Window, width: int, *, direct: bool) -> None:
+    """Read pieces of rows of a chunk, ``width`` wide, without a checksum."""
+    path, (r0, r1, c0, c1), out = window
+    assert isinstance(path, Path)
+    item = out.dtype.itemsize
+    if ((c1 - c0) * item >= LONG_BYTES or (width - c1 + c0) * item >= GAP_BYTES) and out.strides[1] == item:
+        # Long pieces of rows, or pieces far from each other: one read each.
+        offset, stride = (r0 * width + c0) * item, width * item
+        done = _read_rows_direct(path, out, offset, stride) if direct else 0
+        for k in range(done, r1 - r0):
+            _read_exactly(fd, path, _bytes_of(out[k]), offset + k * stride)
+        return
+    n_rows = max(1, _BUFFER_BYTES // (width * item))
+    for top in range(r0, r1, n_rows):
+        rows = workspace("chunk", (min(n_rows, r1 - top), width), out.dtype)
+        offset = top * width * item
+        if not (direct and _read_rows_direct(path, rows.reshape(1, -1), offset, 0)):
+            _read_exactly(fd, path, _bytes_of(rows), offset)
+        out[top - r0 : top - r0 + len(rows)] = rows[:, c0:c1]
 
 
 def _open(path: Path, flags: int) -> int:
