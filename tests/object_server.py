@@ -13,7 +13,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+from dlscale.storage.objects import requests
+from dlscale.storage.objects.address import Address, forget_clients
 
 SECRET = "wJalrXUtnFEMIK7MDENGbPxRfiCYplanted"
 _START_SECONDS = 60.0
@@ -42,6 +46,27 @@ def s3_server() -> Iterator[int]:
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextmanager
+def reached(port: int) -> Iterator[Address]:
+    """An empty bucket of a server, which the environment of this process and of those that it starts leads to."""
+    before, wanted = dict(os.environ), environment(port)
+    os.environ.update(wanted)
+    forget_clients()
+    try:
+        yield Address("s3", new_bucket(port))
+    finally:
+        forget_clients()
+        for name in wanted:
+            os.environ.pop(name) if name not in before else os.environ.update({name: before[name]})
+
+
+def upload(folder: Path, to: Address) -> str:
+    """Put a folder into a bucket as it is."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    list(requests.helpers().map(lambda path: requests.put(to / path.relative_to(folder).as_posix(), path.read_bytes()), files))
+    return str(to)
 
 
 def make_bucket(port: int, name: str) -> None:

@@ -93,7 +93,7 @@ def make_huge_matrix(folder: Path) -> Path:
         (["kind=cholesky", "params={}", "input.matrix=wide.zarr"], ["input.matrix", "square", "60 x 400"]),
         (["output=file.txt/r.zarr"], ["output", "file.txt", "nothing can be written"]),
         (["output=/proc/r.zarr"], ["output", "/proc", "nothing can be written"]),
-        (["output=s3://bucket/r.zarr"], ["output", "s3://bucket/r.zarr", "this machine"]),
+        (["output=https://host/r.zarr"], ["output", "https://host/r.zarr", "this machine"]),
         (["output=a.zarr"], ["output", "exists already", "overwrite"]),
         (["cluster={memory: 10MB}"], ["cluster", "memory must be at least", "got 0.01 GB"]),
         (["cluster={type: threads, memory: 1KB}"], ["cluster", "GB", "cluster.memory"]),

@@ -13,7 +13,7 @@ from typing import Any
 
 from dlscale.batch.assumed import Assumed
 from dlscale.batch.document import Document
-from dlscale.batch.jobs.places import check_output, check_writable, only_importer
+from dlscale.batch.jobs.places import check_checkpoint, check_output, check_writable, only_importer
 from dlscale.batch.kinds import KINDS
 from dlscale.batch.spec import to_data
 from dlscale.batch.spec.consent import require_consent
@@ -25,7 +25,7 @@ from dlscale.declaration.kind import Kind
 from dlscale.engine.clusters import ClusterFacts, describe_cluster
 from dlscale.engine.events import WorkDone
 from dlscale.engine.plan import Plan
-from dlscale.errors import DlscaleError, DoesNotFitError, InputError, NonFiniteError, SpecError
+from dlscale.errors import DlscaleError, DoesNotFitError, InputError, NonFiniteError, SpecError, StoreError
 from dlscale.linalg.fitting import plan_with_fits, require_same, transforms_of
 from dlscale.storage.exactness import inexact_words
 from dlscale.storage.files.durable import PARTIAL, require_free_space
@@ -35,6 +35,7 @@ from dlscale.storage.inputs import Inputs, StoredResult
 from dlscale.storage.labels.names import Labels
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.matrix import Matrix
+from dlscale.storage.objects.address import Address
 from dlscale.storage.signatures import Signature, Stamp, source_version
 from dlscale.storage.sparse.transforms import transformed
 
@@ -77,7 +78,7 @@ class Prepared:
     options
         The options of the kind's algorithm.
     plan : Plan
-    output : Path or None
+    output : Path, Address or None
         Where the result goes; None is the job's own folder.
     """
 
@@ -87,7 +88,7 @@ class Prepared:
     facts: ClusterFacts
     options: Any
     plan: Plan
-    output: Path | None
+    output: Path | Address | None
 
     @property
     def name(self) -> str:
@@ -146,6 +147,8 @@ def prepare(
     data = to_data(spec)
     with blame(document, "output"):
         output = check_output(data, overwrite=spec.overwrite, job=earlier.job if earlier else "")
+    with blame(document, "checkpoint", "at"):
+        check_checkpoint(spec)
     with blame(document):
         check_writable(workspace.root)
     with blame(document, "cluster"):
@@ -168,7 +171,9 @@ def prepare(
         if assumed:
             return Prepared(spec, data, inputs, facts, options, assumed.plan(plan), output)
         with blame(document, "output"):
-            require_free_space(output or workspace.root, plan.bytes_written)
+            require_free_space(
+                output if isinstance(output, Path) else workspace.root, 0 if isinstance(output, Address) else plan.bytes_written
+            )
         plan = plan.writing_in(next(place for place in (workspace.root, *workspace.root.parents) if place.is_dir()))
     return Prepared(spec, data, inputs, facts, options, plan, output)
 
@@ -298,6 +303,8 @@ def blame(document: Document, *path: str) -> Iterator[None]:
     """Put the place and the key before the message of what went wrong inside."""
     try:
         yield
+    except StoreError as error:
+        raise _placed(InputError(str(error)), document, path) from error
     except (SpecError, InputError) as error:
         raise _placed(error, document, path) from error
 

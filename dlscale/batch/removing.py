@@ -7,10 +7,14 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from dlscale.batch.document import read_stored
 from dlscale.batch.queue import Queue
 from dlscale.batch.workspace import RUNNING, Job, Workspace
-from dlscale.errors import SpecError
+from dlscale.errors import DlscaleError, SpecError
+from dlscale.storage.buckets.checkpoints import ObjectCheckpoint
+from dlscale.storage.buckets.results import clear
 from dlscale.storage.files.atomic import hidden
+from dlscale.storage.objects.address import Address, is_object_url
 
 
 def size_of(folder: Path) -> int:
@@ -39,8 +43,19 @@ def remove(job: Job, root: Workspace) -> None:
             state = job.read_state().state
         if state in (*RUNNING, "submitted"):
             raise SpecError(f"Job {job.id} is {state}; cancel it first.")
+        _leave_stores(job)
         # Nobody sees half of a job: a folder of this name is a draft, which goes in the end whatever happens here.
         gone = hidden(job.folder)
         job.folder.rename(gone)
     Queue(root).leave(job.id)
     shutil.rmtree(gone, ignore_errors=True)
+
+
+def _leave_stores(job: Job) -> None:
+    """Remove what lies of a job in object stores beside its result, where they can be reached."""
+    with suppress(DlscaleError, OSError):
+        data = read_stored(job.spec).data
+        if (at := (data.get("checkpoint") or {}).get("at")) is not None:
+            ObjectCheckpoint(Address.of(at) / job.id).discard()
+        if is_object_url(output := str(data.get("output"))):
+            clear(Address.of(output), job.id)

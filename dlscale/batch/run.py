@@ -20,8 +20,7 @@ import yaml
 from dlscale.batch.arrays import with_arrays_stored
 from dlscale.batch.document import parse_scalar, read_document, read_stored, set_value
 from dlscale.batch.jobs import records
-from dlscale.batch.jobs.pacing import PacedCheckpoint
-from dlscale.batch.jobs.places import is_result_of
+from dlscale.batch.jobs.keeping import checkpoint_of, is_published, result_group
 from dlscale.batch.jobs.progress import Follower
 from dlscale.batch.jobs.records import checksum
 from dlscale.batch.jobs.signals import Signals, Stop
@@ -49,7 +48,8 @@ from dlscale.storage.files import locks
 from dlscale.storage.files.atomic import fsync_path, hidden, write_atomically
 from dlscale.storage.files.locks import LockLostError
 from dlscale.storage.groups import open_arrays
-from dlscale.storage.results import ResultGroup, settle
+from dlscale.storage.objects.address import Address
+from dlscale.storage.results import ResultGroup
 
 #: Running the job again from its checkpoint would end in the same way.
 FINAL_ERRORS = (InputError, NumericalError, CertificateError)
@@ -255,9 +255,8 @@ def _execute(job: Job, state: JobState, prepared: Prepared, listener: Emit) -> J
     with Signals() as signals, Recorder(job, state, listener, cancel=signals.stop, follower=follower) as recorder:
         try:
             # A job that was killed when it had published is found complete.
-            settle(output, job.id)
-            path = output if is_result_of(output, job.id) else _produce(job, prepared, output, recorder, signals)
-            PacedCheckpoint(job.checkpoint).discard()
+            path = output if is_published(output, job.id) else _produce(job, prepared, output, recorder, signals)
+            checkpoint_of(job.checkpoint, job.id, prepared.spec.checkpoint).discard()
             recorder.change("succeeded", result=str(path))
         except (Stop, Exception) as reason:
             lost = lost_rank() if isinstance(reason, Stop) else None
@@ -302,7 +301,7 @@ def _job_result(job: Job, ended: JobState, prepared: Prepared, error: Exception 
     )
 
 
-def _produce(job: Job, prepared: Prepared, output: Path, recorder: Recorder, signals: Signals) -> Path:
+def _produce(job: Job, prepared: Prepared, output: Path | Address, recorder: Recorder, signals: Signals) -> Path | Address:
     """Compute the answer and publish it."""
     recorder.check()
     job.record_inputs(prepared.inputs.signatures)
@@ -325,8 +324,8 @@ def _compute(job: Job, prepared: Prepared, group: ResultGroup, recorder: Recorde
     shapes = (matrix.attributes.get("image_shape") for matrix in prepared.inputs.values())
     image_shape = next(filter(None, shapes), None)
     recorder.change("running", summary={"machine": describe_machine(), "image_shape": image_shape})
-    every, shared = prepared.spec.checkpoint.every, not prepared.facts.one_host
-    checkpoint = PacedCheckpoint(job.checkpoint, every_seconds=every, fsync=shared, guard=recorder.check)
+    shared = not prepared.facts.one_host
+    checkpoint = checkpoint_of(job.checkpoint, job.id, prepared.spec.checkpoint, fsync=shared, guard=recorder.check)
     losses: list[str] = []
     try:
         with open_cluster(prepared.facts) as cluster:
@@ -353,23 +352,23 @@ def _compute(job: Job, prepared: Prepared, group: ResultGroup, recorder: Recorde
     return outcome
 
 
-def _failed(reason: BaseException, job: Job, prepared: Prepared, output: Path, recorder: Recorder) -> Exception:
+def _failed(reason: BaseException, job: Job, prepared: Prepared, output: Path | Address, recorder: Recorder) -> Exception:
     """Note why a job failed; what another run could not use is removed."""
     error = reason if isinstance(reason, Exception) else DlscaleError(str(reason))
     recorder.failure(error)
     final = isinstance(error, FINAL_ERRORS)
     if final:
         _result_group(job, prepared, output).discard()
-        PacedCheckpoint(job.checkpoint).discard()
+        checkpoint_of(job.checkpoint, job.id, prepared.spec.checkpoint).discard()
     gone = prepared.facts.kind == "tcp" and not final and not answers(prepared.facts.address)
     code = getattr(error, "exit_code", DlscaleError.exit_code)
     recorder.change("lost" if gone else "failed", _message(error), final=final, failure_code=code)
     return error
 
 
-def _result_group(job: Job, prepared: Prepared, output: Path) -> ResultGroup:
+def _result_group(job: Job, prepared: Prepared, output: Path | Address) -> ResultGroup:
     shared, dimensions = not prepared.facts.one_host, KINDS[prepared.spec.kind].dimensions
-    return ResultGroup(output, overwrite=prepared.spec.overwrite, fsync=shared, owner=job.id, dimensions=dimensions)
+    return result_group(output, overwrite=prepared.spec.overwrite, fsync=shared, owner=job.id, dimensions=dimensions)
 
 
 def _summary(outcome: Outcome) -> dict[str, Any]:

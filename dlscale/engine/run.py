@@ -182,7 +182,7 @@ class Run:
     @contextmanager
     def parcels(self) -> Iterator[Path | None]:
         """A folder for large arrays that other processes read; None where there are none, or no place for it."""
-        if self.cluster.shares_memory or self.checkpoint is None:
+        if self.cluster.shares_memory or self.checkpoint is None or not self.checkpoint.is_local:
             yield None
             return
         # One for each who asks: what is done within a step may ask again.

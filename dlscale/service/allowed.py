@@ -101,6 +101,8 @@ def _locations(data: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str, 
         yield ("input", role), source["import"] if isinstance(source, dict) else source, False
     if data.get("output") is not None:
         yield ("output",), data["output"], True
+    if data.get("checkpoint", {}).get("at") is not None:
+        yield ("checkpoint", "at"), data["checkpoint"]["at"], True
 
 
 def _lies_in(place: Path, folder: Path) -> bool:

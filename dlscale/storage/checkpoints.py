@@ -31,12 +31,14 @@ from dlscale.storage.files.durable import (
     write_atomically,
 )
 from dlscale.storage.files.nodes import check_name, make_group, place_node
+from dlscale.storage.objects.address import Address, is_object_url
+from dlscale.storage.objects.requests import listing
 from dlscale.storage.writers import ArrayWriter, Layout, Shape, put_array, reopen_array
 
-_VERSION = 2
+VERSION = 2
 
 #: A step that is saved again goes to the other of two folders: its own name, or that with this behind it.
-_OTHER = "~"
+OTHER = "~"
 
 
 class Checkpoint:
@@ -53,7 +55,11 @@ class Checkpoint:
     ----------
     problems : list of str
         A sentence for each damaged step that was met.
+    is_local : bool
+        Whether there is a folder, where other files of the job can lie too.
     """
+
+    is_local = True
 
     def __init__(self, directory: Path, *, fsync: bool = False) -> None:
         self.directory = Path(directory).absolute()
@@ -87,7 +93,7 @@ class Checkpoint:
         if "/" in check_name(step):
             raise SpecError(f"The name of a step must have no /, got {step!r}.")
         before = self._manifest(step)
-        folder = step + _OTHER if before and before["folder"] == step else step
+        folder = step + OTHER if before and before["folder"] == step else step
         number = 1 + self.n_saved
         target = self._steps / folder
         _remove(target)
@@ -98,12 +104,12 @@ class Checkpoint:
             layouts, crcs = self._write(target, arrays)
             sizes = fsync_tree(target, {})
             fsync_path(self._steps)
-            written = {os.path.relpath(writer.path, self.directory): writer.inventory() for writer in writers}
+            written = {self._name_of(writer): writer.inventory() for writer in writers}
         except BaseException:
             _remove(target)
             raise
         manifest = {
-            "version": _VERSION,
+            "version": VERSION,
             "step": step,
             "number": number,
             "folder": folder,
@@ -113,7 +119,7 @@ class Checkpoint:
         }
         self._manifests.mkdir(exist_ok=True)
         fsync_path(self.directory)
-        write_atomically(self._manifests / f"{step}.json", _sealed(manifest))
+        write_atomically(self._manifests / f"{step}.json", sealed(manifest))
         if before:
             _remove(self._steps / before["folder"])
         return sum(sizes.values())
@@ -126,15 +132,11 @@ class Checkpoint:
         folder = self._steps / manifest["folder"]
         try:
             for path, files in manifest["writers"].items():
-                for key, (size, crc) in files.items():
-                    file = self.directory / path / key
-                    _require_size(file, size)
-                    if crc is not None and check_chunk(file) != crc:
-                        raise CorruptionError(f"{file} is another one than was written there: its checksum must be {crc:08x}")
+                check_written(path if is_object_url(path) else self.directory / path, files)
             for key, (size, crc) in manifest["files"].items():
                 if key.endswith("zarr.json") and crc32c(read_whole(folder / key, size)) != crc:
                     raise CorruptionError(f"{folder / key} is corrupted: its checksum must be {crc:08x}")
-            return {name: _read_array(folder, name, manifest) for name in manifest["arrays"]}
+            return {name: read_array(folder, name, manifest) for name in manifest["arrays"]}
         except CorruptionError as error:
             self._report(step, error)
             return None
@@ -160,7 +162,7 @@ class Checkpoint:
         if manifest.exists():
             manifest.unlink()
             fsync_path(self._manifests)
-        for folder in (step, step + _OTHER):
+        for folder in (step, step + OTHER):
             _remove(self._steps / folder)
 
     def forget(self, name: str) -> None:
@@ -172,7 +174,7 @@ class Checkpoint:
             rest = step.removeprefix(name)
             if rest == "" or (rest != step and rest[0] == "-" and rest[1:].isdecimal()):
                 self.drop(step)
-        _remove(self.directory / "scratch" / check_name(name))
+        self._remove_scratch(check_name(name))
 
     def discard(self) -> None:
         """Remove all steps and scratch arrays."""
@@ -183,6 +185,12 @@ class Checkpoint:
         """The folder of a job that was moved or removed meanwhile must not come back as a part of itself."""
         if self._has_place and not self.directory.parent.is_dir():
             raise FileNotFoundError(errno.ENOENT, "the folder that held it was moved or removed", str(self.directory))
+
+    def _name_of(self, writer: ArrayWriter) -> str:
+        return os.path.relpath(writer.path, self.directory) if isinstance(writer.path, Path) else str(writer.path)
+
+    def _remove_scratch(self, name: str) -> None:
+        _remove(self.directory / "scratch" / name)
 
     def _write(self, target: Path, arrays: Mapping[str, NDArray[Any]]) -> tuple[dict[str, Any], dict[str, int]]:
         """Write the arrays; how each is laid out, and the checksum of every file."""
@@ -205,7 +213,7 @@ class Checkpoint:
     def _manifest(self, step: str) -> dict[str, Any] | None:
         path = self._manifests / f"{step}.json"
         try:
-            return _unsealed(read_plain(path), step)
+            return unsealed(read_plain(path), step)
         except FileNotFoundError:
             return None
         except (CorruptionError, OSError) as error:
@@ -218,7 +226,21 @@ class Checkpoint:
             self.problems.append(problem)
 
 
-def _read_array(folder: Path, name: str, manifest: dict[str, Any]) -> NDArray[Any]:
+def check_written(place: Path | str, files: Mapping[str, Any]) -> None:
+    """Compare what writers wrote, in a folder or at a URL, with what it was when a step was saved (CorruptionError)."""
+    if isinstance(place, str):
+        there = listing(Address.of(place))
+        for key, (size, version) in files.items():
+            if key not in there or (there[key].size, there[key].version) != (size, version):
+                raise CorruptionError(f"{place}/{key} is missing, or another one than was written there")
+        return
+    for key, (size, crc) in files.items():
+        _require_size(place / key, size)
+        if crc is not None and check_chunk(place / key) != crc:
+            raise CorruptionError(f"{place / key} is another one than was written there: its checksum must be {crc:08x}")
+
+
+def read_array(folder: Path, name: str, manifest: dict[str, Any]) -> NDArray[Any]:
     shape, dtype, chunk, keys = manifest["arrays"][name]
     array: NDArray[Any] = np.empty(shape, dtype)
     for i, key in enumerate(keys):
@@ -231,12 +253,12 @@ def _read_array(folder: Path, name: str, manifest: dict[str, Any]) -> NDArray[An
     return array
 
 
-def _sealed(manifest: dict[str, Any]) -> bytes:
+def sealed(manifest: dict[str, Any]) -> bytes:
     """The manifest with its own checksum; names and integers only, so that it is written again in the same bytes."""
     return json.dumps({"crc32c": crc32c(json.dumps(manifest).encode()), "manifest": manifest}).encode()
 
 
-def _unsealed(data: bytes, step: str) -> dict[str, Any]:
+def unsealed(data: bytes, step: str) -> dict[str, Any]:
     try:
         sealed = json.loads(data)
         manifest: dict[str, Any] = sealed["manifest"]
@@ -245,8 +267,8 @@ def _unsealed(data: bytes, step: str) -> dict[str, Any]:
         raise CorruptionError("it cannot be parsed") from error
     if crc32c(json.dumps(manifest).encode()) != crc:
         raise CorruptionError("it does not match its checksum")
-    if (manifest["version"], manifest["step"]) != (_VERSION, step):
-        raise CorruptionError(f"it must be of version {_VERSION}, step {step}; got {manifest['version']}, {manifest['step']}")
+    if (manifest["version"], manifest["step"]) != (VERSION, step):
+        raise CorruptionError(f"it must be of version {VERSION}, step {step}; got {manifest['version']}, {manifest['step']}")
     return manifest
 
 

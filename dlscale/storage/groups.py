@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dlscale.arrays import Array
-from dlscale.errors import InputError
+from dlscale.errors import InputError, StoreError
 from dlscale.storage.integrity import holds_numbers, holds_text
 from dlscale.storage.labels.names import AXES
 from dlscale.storage.zarr_stores import place_of, refusing, understood
@@ -97,7 +97,7 @@ def _explained(uri: str) -> Iterator[None]:
     """Whatever zarr-python and its stores raise for what is absent or damaged, as one error."""
     try:
         yield
-    except InputError:
+    except (InputError, StoreError):
         raise
     except Exception as error:  # metadata that somebody damaged end in any exception there
         raise InputError(f"There is no Zarr group that can be read at {uri} ({type(error).__name__}: {error}).") from error

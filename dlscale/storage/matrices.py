@@ -11,6 +11,8 @@ from dlscale.storage.files.locations import expand_home
 from dlscale.storage.integrity import MissingChunks
 from dlscale.storage.labels.names import labels_of
 from dlscale.storage.matrix import ArrayMatrix, DaskMatrix, Matrix, compute_dtype
+from dlscale.storage.objects.address import Address, has_driver, is_object_url
+from dlscale.storage.objects.requests import first_look
 from dlscale.storage.sparse.groups import compressed_in, sparse_names
 from dlscale.storage.sparse.matrix import in_memory, oriented
 from dlscale.storage.zarr_matrices import ZarrMatrix
@@ -42,6 +44,8 @@ def open_matrix(source: Any, *, vectors: bool = False, missing_chunks: MissingCh
         If it is no array of anything.
     InputError
         If nothing is there, it is not a two-dimensional array of numbers, or an entry is masked.
+    StoreError
+        If an object store cannot be reached, or refuses.
     """
     if isinstance(source, Matrix):
         return source
@@ -73,6 +77,8 @@ def open_matrix(source: Any, *, vectors: bool = False, missing_chunks: MissingCh
 
 def _at(uri: str, *, vectors: bool, missing_chunks: MissingChunks) -> Matrix:
     """The matrix at a path or URL."""
+    if is_object_url(uri) and has_driver():
+        first_look(Address.of(uri))
     node = open_node(uri)
     if is_group(node):
         return _sparse(node, uri, opens_again=True, missing_chunks=missing_chunks)

@@ -71,7 +71,7 @@ class Layout:
     shards: Shape | None = None
     dimensions: tuple[str, ...] | None = None
 
-    def checked(self, path: Path) -> tuple[Shape, np.dtype[Any], Shape, Shape | None]:
+    def checked(self, path: object) -> tuple[Shape, np.dtype[Any], Shape, Shape | None]:
         """Shape, dtype, chunks and shards as they are stored (SpecError where they are not possible)."""
         shape, chunks, shards = self.shape, self.chunks, self.shards
         dtype = np.dtype(self.dtype)
@@ -261,9 +261,8 @@ class ArrayWriter:
         """The chunk (or shard) files of a region, and the part of a block at that region that each one holds."""
         counts = [range(r.start // unit, -(-r.stop // unit)) for r, unit in zip(region, self.unit, strict=True)]
         for index in itertools.product(*counts):
-            starts = [i * unit - r.start for i, unit, r in zip(index, self.unit, region, strict=True)]
-            part = tuple(slice(start, start + unit) for start, unit in zip(starts, self.unit, strict=True))
-            yield self._array.metadata.encode_chunk_key(index), part
+            where = zip(index, self.unit, region, strict=True)
+            yield "/".join(["c", *map(str, index)]), tuple(slice(i * n - r.start, (i + 1) * n - r.start) for i, n, r in where)
 
     @property
     def _unit_name(self) -> str:
@@ -320,7 +319,7 @@ def create_array(
     """
     path = Path(path).absolute()  # a writer is pickled to processes with other working folders
     writer = ArrayWriter(name or path.name, path, *layout.checked(path), fsync, checksum)
-    wanted = _array_metadata(writer, layout.dimensions)
+    wanted = array_metadata(writer, layout.dimensions)
     if overwrite:
         remove_node(path)
     found = find_node(path)
@@ -385,7 +384,8 @@ def publish_array(writer: ArrayWriter, destination: Path, attributes: dict[str, 
     return destination
 
 
-def _array_metadata(writer: ArrayWriter, dimensions: tuple[str, ...] | None) -> bytes:
+def array_metadata(writer: ArrayWriter, dimensions: tuple[str, ...] | None) -> bytes:
+    """The ``zarr.json`` of an array."""
     array = zarr.create_array(
         store={},
         shape=writer.shape,

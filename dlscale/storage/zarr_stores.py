@@ -18,7 +18,6 @@ from zarr.storage import LocalStore, WrapperStore
 
 from dlscale.errors import InputError, MissingChunkError, SpecError, StoreError
 from dlscale.storage.objects.address import Address, has_driver, is_object_url
-from dlscale.storage.objects.requests import first_look
 from dlscale.storage.objects.zarr_store import BucketStore
 from dlscale.storage.signatures import Stamp, local_stamps
 
@@ -106,8 +105,6 @@ def open_node(uri: str) -> Any:
         raise InputError(f"There is no matrix at {uri}: no such file or directory.")
     if "://" not in uri and archive is None and Path(uri).is_file():
         raise InputError(f"{uri} is a file, and a matrix is a Zarr array; convert it with `dlscale import {uri} NAME.zarr`.")
-    if is_object_url(uri):
-        reach(uri)
     try:
         if archive is None:
             node = zarr.open(place_of(uri), mode="r")
@@ -119,18 +116,11 @@ def open_node(uri: str) -> Any:
     except ImportError as error:
         advice = " (or better: pip install 'dlscale[cloud]')" if is_object_url(uri) else ""
         raise InputError(f"{uri} needs a package that is not installed: {error}{advice}") from error
+    except (SpecError, StoreError):
+        raise
     except Exception as error:  # whatever a file system, an archive or damaged metadata end in
         raise InputError(f"There is no Zarr array at {uri} ({type(error).__name__}: {error}).") from error
     return node if isinstance(node, zarr.Group) else understood(node, uri)
-
-
-def reach(url: str) -> None:
-    """Look whether an object store can be asked for what is at a URL (InputError)."""
-    try:
-        if has_driver():
-            first_look(Address.of(url))
-    except (SpecError, StoreError) as error:
-        raise InputError(str(error)) from error
 
 
 def understood(array: Any, uri: str) -> Any:

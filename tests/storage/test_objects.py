@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import M, N, gaussian, store
-from object_server import SECRET, Faults, environment, faulty_proxy, new_bucket, s3_server
+from object_server import SECRET, Faults, faulty_proxy, reached, s3_server, upload
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from dlscale.errors import InputError, MissingChunkError, SpecError, StoreError
+from dlscale.errors import CorruptionError, InputError, MissingChunkError, SpecError, StoreError
+from dlscale.storage.buckets.checkpoints import ObjectCheckpoint
+from dlscale.storage.buckets.results import ObjectResultGroup
+from dlscale.storage.groups import open_arrays, result_attributes
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.objects import address, requests
 from dlscale.storage.objects.address import Address, forget_clients
@@ -30,29 +33,19 @@ def server() -> Iterator[int]:
 
 
 @pytest.fixture
-def bucket(server: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Address]:
-    """An empty bucket that this process reaches."""
-    for name, value in environment(server).items():
-        monkeypatch.setenv(name, value)
-    forget_clients()
-    yield Address("s3", new_bucket(server))
-    forget_clients()
+def bucket(server: int) -> Iterator[Address]:
+    """An empty bucket."""
+    with reached(server) as bucket:
+        yield bucket
 
 
 @pytest.fixture
 def faults(server: int, bucket: Address, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
-    """The same, by way of a proxy."""
+    """What lies between this process and the server."""
     with faulty_proxy(server) as (port, faults):
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
         forget_clients()
         yield faults
-
-
-def upload(folder: Path, to: Address) -> str:
-    """Put a folder into a bucket as it is."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    list(requests.helpers().map(lambda path: requests.put(to / path.relative_to(folder).as_posix(), path.read_bytes()), files))
-    return str(to)
 
 
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -156,14 +149,14 @@ def test_what_the_environment_lacks_is_one_sentence(
     for name, value in change.items():
         monkeypatch.setenv(name, value) if value is not None else monkeypatch.delenv(name)
     forget_clients()
-    with pytest.raises(InputError, match=rf"^{bucket}/A\.zarr {said}") as told:
+    with pytest.raises(StoreError, match=rf"^{bucket}/A\.zarr {said}") as told:
         open_matrix(f"{bucket}/A.zarr")
     assert SECRET not in str(told.value)
     assert "\n" not in str(told.value)
 
 
 def test_what_is_not_there_is_one_sentence(bucket: Address, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="there is no bucket 'nowhere' there"):
+    with pytest.raises(StoreError, match="there is no bucket 'nowhere' there"):
         open_matrix("s3://nowhere/A.zarr")
     with pytest.raises(InputError, match=f"There is no Zarr array at {bucket}/A.zarr"):
         open_matrix(f"{bucket}/A.zarr")
@@ -222,3 +215,104 @@ def test_many_objects(bucket: Address) -> None:
     requests.remove_object(bucket / "a/none")
     found: Any = requests.listing(bucket)
     assert "ab/c" in found
+
+
+ATTRIBUTES = {"kind": "pca", "job": "me", "spec": {}, "plan": {}, "certificate": {"passed": True, "checks": []}}
+
+
+def group(place: Address, *, owner: str = "me", overwrite: bool = False, rows: int = 7) -> ObjectResultGroup:
+    """One that is written whole, but not published."""
+    made = ObjectResultGroup(place, overwrite=overwrite, owner=owner)
+    writer = made.create("parameters/w", (rows, 3), "f8", chunks=(2, 3))
+    for row in range(0, rows, 2):
+        writer.write(row, np.full((min(2, rows - row), 3), row + 0.5))
+    made.put("s", np.arange(3.0))
+    return made
+
+
+def test_a_result_is_there_whole_or_not_at_all(bucket: Address, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the last object of a publication is written, and after a stop at any step before it, nobody finds a result."""
+    place = bucket / "out/r.zarr"
+    made = group(place)
+    assert requests.listing(place) == {}
+    for stopped in ("copy", "listing", "put_new"):
+        with monkeypatch.context() as patch:
+            calls = iter([True]) if stopped == "put_new" else iter(())
+
+            def stop(*arguments: Any, name: str = stopped, calls: Any = calls) -> Any:
+                if next(calls, False):
+                    return getattr(requests, name)(*arguments)
+                raise StoreError("stopped here")
+
+            patch.setattr(f"dlscale.storage.buckets.results.{stopped}", stop)
+            with pytest.raises(StoreError, match="stopped here"):
+                made.publish(ATTRIBUTES)
+        assert result_attributes(str(place)) is None
+        with pytest.raises(InputError):
+            open_arrays(str(place))
+    with pytest.raises(SpecError, match=r"is being published by job me; .*remove s3://.*/out/\.r\.zarr\.claim"):
+        group(place, owner="another", overwrite=True).publish(ATTRIBUTES)
+    group(place, owner="another").discard()
+    assert str(group(place).publish(ATTRIBUTES)) == str(place)
+    arrays = open_arrays(str(place))
+    np.testing.assert_array_equal(arrays["parameters/w"][...][:, 0], [0.5, 0.5, 2.5, 2.5, 4.5, 4.5, 6.5])
+    np.testing.assert_array_equal(arrays["s"][...], [0, 1, 2])
+    left = {key.partition("/")[0] for key in requests.listing(bucket / "out")}
+    assert left == {"r.zarr"}
+
+
+def test_what_is_overwritten_and_what_is_not(bucket: Address) -> None:
+    place = bucket / "r.zarr"
+    group(place).publish(ATTRIBUTES)
+    with pytest.raises(SpecError, match="must not exist"):
+        group(place).publish(ATTRIBUTES)
+    group(place, overwrite=True, rows=3).publish(ATTRIBUTES)
+    assert open_arrays(str(place))["parameters/w"].shape == (3, 3)
+    assert not any(key.startswith("parameters/w/c/3") for key in requests.listing(place))
+    requests.put(bucket / "other/data.csv", b"1,2")
+    with pytest.raises(SpecError, match="holds something that is no result"):
+        group(bucket / "other", overwrite=True).publish(ATTRIBUTES)
+    rival = group(bucket / "race")
+    group(bucket / "race", owner="quicker").publish(ATTRIBUTES)
+    with pytest.raises(SpecError, match="must not exist"):
+        rival.publish(ATTRIBUTES)
+
+
+def test_a_chunk_that_is_gone_is_told_before_a_result_is_published(bucket: Address) -> None:
+    made = group(bucket / "r.zarr")
+    requests.remove_object(made.staged / "parameters/w/c/1/0")
+    with pytest.raises(CorruptionError, match="has 3 of its 4 chunks"):
+        made.publish(ATTRIBUTES)
+    made.discard()
+    assert requests.listing(bucket) == {}
+
+
+def test_a_checkpoint_counts_whole_or_not(bucket: Address) -> None:
+    state = {"Z": np.arange(6.0).reshape(2, 3), "n": np.array(7), "z": np.array([1 + 2j])}
+    first = ObjectCheckpoint(bucket / "ck/job")
+    scratch = first.scratch("B", (4, 2), "f4", chunks=(2, 2))
+    for row in (0, 2):
+        scratch.write(row, np.ones((2, 2), "f4"))
+    first.save("pass-0", state, writers=[scratch])
+    first.save("pass-1", state)
+    first.save("pass-1", {"Z": np.zeros(2)})
+    again = ObjectCheckpoint(bucket / "ck/job")
+    assert (again.steps(), again.n_saved, again.problems) == (["pass-0", "pass-1"], 3, [])
+    loaded = again.load("pass-0")
+    assert loaded is not None
+    for name, array in state.items():
+        np.testing.assert_array_equal(loaded[name], array)
+    np.testing.assert_array_equal((again.load("pass-1") or {})["Z"], np.zeros(2))
+    np.testing.assert_array_equal(again.scratch("B", (4, 2), "f4", chunks=(2, 2)).matrix().read(0, 4), np.ones((4, 2)))
+    scratch.write(2, np.zeros((2, 2), "f4"))
+    assert again.load("pass-0") is None
+    requests.put(bucket / "ck/job/steps/pass-1~/Z/c/0", bytes(20))
+    assert again.load("pass-1") is None
+    requests.put(bucket / "ck/job/manifests/pass-0.json", b"{")
+    damaged = ObjectCheckpoint(bucket / "ck/job")
+    assert damaged.steps() == ["pass-1"]
+    told = [sentence.partition(":")[0] for sentence in (*again.problems, *damaged.problems)]
+    assert told == [f"Checkpoint step 'pass-{k}' does not count" for k in (0, 1, 0)]
+    damaged.forget("pass")
+    damaged.discard()
+    assert requests.listing(bucket) == {}

@@ -9,33 +9,24 @@ from pathlib import Path
 from numpy.typing import DTypeLike
 
 from dlscale.arrays import Array
+from dlscale.storage.buckets.checkpoints import ObjectCheckpoint
 from dlscale.storage.checkpoints import Checkpoint
+from dlscale.storage.objects.address import Address
 from dlscale.storage.writers import ArrayWriter, Shape
 
 
-class PacedCheckpoint(Checkpoint):
-    """A checkpoint that saves at most every so many seconds; the passes between are saved together with the next one.
+class Paced(Checkpoint):
+    """What saves at most every so many seconds; the passes between are saved together with the next one.
 
     Parameters
     ----------
-    directory : Path
     every_seconds : float
         0 saves every pass at its end.
-    fsync : bool
-        See `Checkpoint`.
     guard : callable
         Called before anything is saved; raises where this process must not write any more.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        *,
-        every_seconds: float = 0.0,
-        fsync: bool = False,
-        guard: Callable[[], None] = lambda: None,
-    ) -> None:
-        super().__init__(directory, fsync=fsync)
+    def _pace(self, every_seconds: float, guard: Callable[[], None]) -> None:
         self._guard = guard
         self.every_seconds = every_seconds
         self._last = time.monotonic()
@@ -62,3 +53,21 @@ class PacedCheckpoint(Checkpoint):
             del self._waiting[0]
         self._last = time.monotonic()
         return n_bytes
+
+
+class PacedCheckpoint(Paced):
+    """A paced checkpoint in a folder; see `Checkpoint` for what is not here."""
+
+    def __init__(
+        self, directory: Path, *, every_seconds: float = 0.0, fsync: bool = False, guard: Callable[[], None] = lambda: None
+    ) -> None:
+        super().__init__(directory, fsync=fsync)
+        self._pace(every_seconds, guard)
+
+
+class PacedObjectCheckpoint(Paced, ObjectCheckpoint):
+    """A paced checkpoint in an object store."""
+
+    def __init__(self, place: Address, *, every_seconds: float = 0.0, guard: Callable[[], None] = lambda: None) -> None:
+        ObjectCheckpoint.__init__(self, place)
+        self._pace(every_seconds, guard)

@@ -11,18 +11,22 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from dlscale.batch.spec.sections import JobSpec
 from dlscale.errors import DoesNotFitError, InputError, SpecError
 from dlscale.interrupts import held_back
+from dlscale.storage.buckets.results import require_free, require_writable
 from dlscale.storage.files import locks
 from dlscale.storage.files.atomic import PARTIAL, hidden
 from dlscale.storage.groups import result_attributes
+from dlscale.storage.objects.address import Address, is_object_url
+from dlscale.storage.objects.requests import exists, first_look
 from dlscale.storage.results import check_name_length, check_place, is_being_written
 from dlscale.storage.zarr_stores import wait_until_idle
 
 _POLL_SECONDS = 0.1
 
 
-def is_result_of(path: Path, job: str) -> bool:
+def is_result_of(path: Path | Address, job: str) -> bool:
     """Whether a job has published its result there."""
     with suppress(InputError):
         return bool(job) and (result_attributes(str(path)) or {}).get("job") == job
@@ -33,14 +37,16 @@ def is_result_of(path: Path, job: str) -> bool:
 OPTIONS = ("missing_chunks", "transforms")
 
 
-def check_output(data: Mapping[str, Any], *, overwrite: bool, job: str) -> Path | None:
+def check_output(data: Mapping[str, Any], *, overwrite: bool, job: str) -> Path | Address | None:
     """The output that a spec asks for, if the job may write there (SpecError if not); None is the job's own folder."""
     location = data.get("output")
     if location is None:
         return None
+    if is_object_url(location):
+        return _check_address(Address.of(location), data["input"], overwrite=overwrite, job=job)
     output = Path(location.removeprefix("file://"))
     if "://" in location and not location.startswith("file://"):
-        raise SpecError(f"got {location}; allowed: a path on a file system of this machine.")
+        raise SpecError(f"got {location}; allowed: a path on a file system of this machine, or s3://, gs:// or az://.")
     for role, source in data["input"].items():
         if role not in OPTIONS and isinstance(source, str) and (within := _nested(output, Path(source.removeprefix("file://")))):
             raise SpecError(f"{output} {within} the input {role} {source}; choose a path beside it.")
@@ -60,7 +66,39 @@ def check_output(data: Mapping[str, Any], *, overwrite: bool, job: str) -> Path 
     return output
 
 
-def _is_result(path: Path) -> bool:
+#: Kinds whose ranks save the steps of a training themselves.
+_TRAININGS = ("train", "covariate_weights")
+
+
+def check_checkpoint(spec: JobSpec) -> None:
+    """Refuse an address for checkpoints that cannot be used (SpecError, StoreError)."""
+    if spec.checkpoint.at is None:
+        return
+    if spec.kind in _TRAININGS:
+        raise SpecError("a training saves its steps on file systems only, which all its ranks reach; leave it out.")
+    place = Address.of(spec.checkpoint.at)
+    first_look(place)
+    require_writable(place / "checkpoint")
+
+
+def _check_address(place: Address, inputs: Mapping[str, Any], *, overwrite: bool, job: str) -> Address:
+    if not place.key:
+        raise SpecError(f"got {place}; allowed: a name in the bucket, such as {place}/result.zarr.")
+    first_look(place)
+    for role, source in inputs.items():
+        if role not in OPTIONS and is_object_url(source):
+            read = Address.of(source)
+            if place.holds(read) or read.holds(place):
+                raise SpecError(f"{place} lies in or holds the input {role} {source}; choose a place beside it.")
+    if not is_result_of(place, job):
+        require_free(place, overwrite=overwrite, owner=job)
+        if exists(place / "zarr.json") and not _is_result(place):
+            raise SpecError(f"{place} is not a result of dlscale, and only such a result is overwritten; choose another place.")
+    require_writable(place)
+    return place
+
+
+def _is_result(path: Path | Address) -> bool:
     try:
         return result_attributes(str(path)) is not None
     except InputError:

@@ -124,6 +124,9 @@ class CheckpointSpec(Section):
     every: Duration = Field(
         default=0.0, description="a duration such as 10min: least time between checkpoints; 0 is after every pass"
     )
+    at: Annotated[str, Field(pattern=r"^(s3|gs|az)://[^/@?#]+(/[^@?#]*)?$")] | None = Field(
+        default=None, description="a URL such as s3://bucket/checkpoints: where they go instead of the job's folder"
+    )
 
 
 class JobSpec(Section):
@@ -139,7 +142,9 @@ class JobSpec(Section):
     input: InputSection
     params: Section
     output: str | None = Field(
-        default=None, min_length=1, description="a local path for the result; the job's own result.zarr when absent"
+        default=None,
+        min_length=1,
+        description="a local path or s3://bucket/name.zarr for the result; the job's own result.zarr when absent",
     )
     overwrite: bool = Field(default=False, description="true or false: replace an earlier result at output")
     cluster: Annotated[str, Field(pattern=rf"^(local|threads|mpi|{ADDRESS})$")] | ClusterSpec = Field(

@@ -38,6 +38,7 @@ __all__ = [
     "fsync_path",
     "fsync_tree",
     "make_folder",
+    "plain_elements",
     "read_chunk",
     "read_whole",
     "require_free_space",
@@ -141,11 +142,7 @@ def write_chunk(
         crc32c of the elements, 0 without a checksum. (Of the whole file it would say nothing: the CRC of data followed by
         its CRC is a constant.)
     """
-    if block.shape != chunk_shape:
-        padded = np.zeros(chunk_shape, block.dtype)
-        padded[tuple(slice(n) for n in block.shape)] = block
-        block = padded
-    elements = np.ascontiguousarray(block, dtype=block.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
+    elements = plain_elements(block, chunk_shape)
     crc = crc32c(elements) if checksum else 0
     parts: list[bytes | memoryview] = [elements.data, crc.to_bytes(_CRC_BYTES if checksum else 0, "little")]
     try:
@@ -156,6 +153,15 @@ def write_chunk(
         path.parent.mkdir(parents=True, exist_ok=True)
         _replace(path, parts, fsync, direct=direct)
     return crc
+
+
+def plain_elements(block: NDArray[Any], chunk_shape: tuple[int, ...]) -> NDArray[Any]:
+    """The bytes of a chunk's elements: in C order, little endian, padded with zeros where the block is smaller."""
+    if block.shape != chunk_shape:
+        padded = np.zeros(chunk_shape, block.dtype)
+        padded[tuple(slice(n) for n in block.shape)] = block
+        block = padded
+    return np.ascontiguousarray(block, dtype=block.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
 
 
 def read_chunk(path: Path, dtype: np.dtype[Any], chunk_shape: tuple[int, ...], crc: int) -> NDArray[Any]:

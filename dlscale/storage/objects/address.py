@@ -22,7 +22,7 @@ _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 #: A request that is not answered in this time is asked again; a piece of data has to arrive in it.
 _REQUEST_SECONDS = 60
 #: How long a request is asked again and again, with growing pauses that are drawn at random (jitter).
-_RETRY_SECONDS = 180
+RETRY_SECONDS = 180
 #: The same for the first look at a store, where a person waits for what is wrong.
 _FIRST_REQUEST_SECONDS, _FIRST_RETRY_SECONDS = 10, 15
 
@@ -107,7 +107,7 @@ def connected(address: Address, *, first_look: bool = False) -> Any:
 def _client(root: str, first_look: bool) -> Any:
     from obstore.store import from_url
 
-    request, retry = (_FIRST_REQUEST_SECONDS, _FIRST_RETRY_SECONDS) if first_look else (_REQUEST_SECONDS, _RETRY_SECONDS)
+    request, retry = (_FIRST_REQUEST_SECONDS, _FIRST_RETRY_SECONDS) if first_look else (_REQUEST_SECONDS, RETRY_SECONDS)
     options: dict[str, Any] = {"timeout": timedelta(seconds=request), "connect_timeout": timedelta(seconds=min(10, request // 2))}
     endpoint = next((value for name in _ENDPOINTS if (value := os.environ.get(name))), "") if root.startswith("s3:") else ""
     if endpoint.startswith("http://"):

@@ -21,7 +21,7 @@ import numpy as np
 from dlscale.arrays import Array
 from dlscale.errors import StoreError
 from dlscale.showing import without_secrets
-from dlscale.storage.objects.address import Address, connected
+from dlscale.storage.objects.address import RETRY_SECONDS, Address, connected
 from dlscale.storage.signatures import Stamp
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ def asked(address: Address, call: Callable[[Any], T], *, first: bool = False) ->
     """
     from obstore.exceptions import AlreadyExistsError, BaseError, GenericError
 
-    n_tries = 2 if first else _N_TRIES
+    n_tries, deadline = 2 if first else _N_TRIES, time.monotonic() + RETRY_SECONDS
     for k in range(n_tries):
         try:
             return call(connected(address, first_look=first))
@@ -72,7 +72,8 @@ def asked(address: Address, call: Callable[[Any], T], *, first: bool = False) ->
             raise
         except (BaseError, TornAnswer) as error:
             reason = _refusal(address, str(error))
-            if reason or k == n_tries - 1 or not isinstance(error, GenericError | TornAnswer):
+            ends = k == n_tries - 1 or time.monotonic() > deadline
+            if reason or ends or not isinstance(error, GenericError | TornAnswer):
                 raise StoreError(reason or f"{address} cannot be reached: {_told(address, error)}") from None
             time.sleep(random.uniform(0, min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2**k)))
     raise AssertionError("every try returns or raises")

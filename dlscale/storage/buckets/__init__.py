@@ -1,0 +1,1 @@
+"""Results and checkpoints in object stores, where nothing is renamed and nothing is locked."""
