@@ -145,12 +145,7 @@ def prepare(
         Naming the key, what was got, and what is allowed.
     """
     data = to_data(spec)
-    with blame(document, "output"):
-        output = check_output(data, overwrite=spec.overwrite, job=earlier.job if earlier else "")
-    with blame(document, "checkpoint", "at"):
-        check_checkpoint(spec)
-    with blame(document):
-        check_writable(workspace.root)
+    output = _check_places(spec, data, document, workspace, earlier.job if earlier else "")
     with blame(document, "cluster"):
         facts = assumed.facts if assumed else None
         if facts is None:
@@ -176,6 +171,19 @@ def prepare(
             )
         plan = plan.writing_in(next(place for place in (workspace.root, *workspace.root.parents) if place.is_dir()))
     return Prepared(spec, data, inputs, facts, options, plan, output)
+
+
+def _check_places(
+    spec: JobSpec, data: Mapping[str, Any], document: Document, workspace: Workspace, job: str
+) -> Path | Address | None:
+    """Refuse places where the job cannot write; where its result goes, if that is not its own folder."""
+    with blame(document, "output"):
+        output = check_output(data, overwrite=spec.overwrite, job=job)
+    with blame(document, "checkpoint", "at"):
+        check_checkpoint(spec)
+    with blame(document):
+        check_writable(workspace.root)
+    return output
 
 
 def cluster_request(cluster: str | ClusterSpec) -> str | dict[str, Any]:

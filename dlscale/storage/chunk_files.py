@@ -96,10 +96,14 @@ def read_window(window: Window, chunk: tuple[int, int], *, checksum: bool, direc
     CorruptionError
         If the checksum does not match.
     """
-    path, (r0, r1, c0, c1), out = window
-    if isinstance(path, Address):
-        read_object_window(path, window.rectangle, out, chunk, checksum=checksum)
-        return
+    if isinstance(window.path, Address):
+        read_object_window(window.path, window.rectangle, window.out, chunk, checksum=checksum)
+    else:
+        _read_file(window.path, window, chunk, checksum=checksum, direct=direct)
+
+
+def _read_file(path: Path, window: Window, chunk: tuple[int, int], *, checksum: bool, direct: bool) -> None:
+    (r0, r1, c0, c1), out = window.rectangle, window.out
     height, width = chunk
     item = out.dtype.itemsize
     whole_rows = c0 == 0 and c1 == width and out.flags.c_contiguous
