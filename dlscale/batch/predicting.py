@@ -11,9 +11,11 @@ from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.plan import Plan
 from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
+from dlscale.errors import InputError
 from dlscale.learn import predict as training
 from dlscale.linalg import predictions
 from dlscale.storage.inputs import Inputs
+from dlscale.storage.labels.names import CHUNK, pieces
 
 
 class _Way(NamedTuple):
@@ -30,7 +32,20 @@ WAYS: Mapping[str, _Way] = {
 }
 
 
+def _require_same_columns(inputs: Inputs) -> None:
+    """Refuse features whose columns are called otherwise than those that the model was made of (InputError)."""
+    names, known = inputs["features"].labels.column, inputs.results["model"].labels.column
+    if names is None or known is None or len(names) != len(known):
+        return
+    for start, (found, wanted) in enumerate(zip(pieces(names), pieces(known), strict=True)):
+        for j, (name, model_name) in enumerate(zip(found, wanted, strict=True), start * CHUNK):
+            if name != model_name:
+                wrong = f"column {j} is {name!r}, and the model was made with {model_name!r} there"
+                raise InputError(f"input.features: {wrong}; give the columns in the model's order.")
+
+
 def _plan(inputs: Inputs, options: Any, facts: ClusterFacts) -> Plan:
+    _require_same_columns(inputs)
     plan: Plan = WAYS[inputs.results["model"].kind].plan(inputs, options, facts)
     return plan
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dlscale.report import pictures, words
+from dlscale.report.components.sections import names_of_columns
 from dlscale.report.kinds import Telling, Tile, array
 from dlscale.report.markup import Markup, div, tag
 from dlscale.report.sections import Job, section
@@ -71,8 +72,9 @@ def _statistics_tiles(job: Job) -> list[Tile]:
     if mean is None or variance is None or not len(mean):
         return []
     constant = int((variance == 0).sum())
+    most = words.printable(names_of_columns(job, len(variance))[int(variance.argmax())], 40)
     return [
-        Tile("Largest variance", words.number(float(variance.max())), f"of column {int(variance.argmax())}"),
+        Tile("Largest variance", words.number(float(variance.max())), f"of {most}"),
         Tile("Means", f"{words.number(float(mean.min()))} to {words.number(float(mean.max()))}", "of the columns"),
         Tile("Constant columns", words.count(constant), f"of {words.count(len(mean))}"),
     ]

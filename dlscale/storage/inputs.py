@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from dlscale.errors import CorruptionError, DlscaleError, InputError
 from dlscale.storage.groups import open_arrays, result_attributes
 from dlscale.storage.integrity import check_chunks, require_numbers
-from dlscale.storage.labels.names import AXES
+from dlscale.storage.labels.names import AXES, Labels
+from dlscale.storage.labels.stored import names_at
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.matrix import Matrix
 from dlscale.storage.objects.address import Address, has_driver, is_object_url
@@ -83,6 +84,11 @@ class StoredResult:
             raise CorruptionError(
                 f"{self.uri}/{name} cannot be decoded ({type(error).__name__}: {error}); run its job anew."
             ) from error
+
+    @property
+    def labels(self) -> Labels:
+        """What it calls the rows and columns of the matrix that it was computed of."""
+        return Labels(*(names_at(f"{self.uri}/{axis}") for axis in AXES))
 
     def matrix(self, name: str) -> Matrix:
         """One array of at most two dimensions, to be read by blocks; one dimension is a column."""

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import dlscale
-from dlscale.errors import ImportNote, SpecError
+from dlscale.errors import ImportNote, InputError, SpecError
 from dlscale.storage.importers import import_matrix
 from dlscale.storage.labels.names import Labels
 from dlscale.storage.labels.writing import write_labels
@@ -155,7 +155,7 @@ def test_other_names_are_another_content_and_damage_is_found(tmp_path):
     assert any("labels/column" in words for words in verify(str(copy)).damage)
 
 
-@pytest.mark.parametrize("kind", ["pca", "svd", "lstsq", "train"])
+@pytest.mark.parametrize("kind", ["pca", "svd", "lstsq", "train", "statistics"])
 def test_results_name_what_goes_along_rows_and_columns(tmp_path, kind):
     rng = np.random.default_rng(0)
     np.save(tmp_path / "x.npy", rng.standard_normal((12, 3)))
@@ -172,8 +172,9 @@ def test_results_name_what_goes_along_rows_and_columns(tmp_path, kind):
     dims = {name: array.metadata.dimension_names for name, array in arrays.items() if hasattr(array, "dtype")}
     assert all(name is not None for names in dims.values() for name in names)
     assert list(group["column"][:]) == columns
-    along = {"pca": ("components", 1), "svd": ("vh", 1), "lstsq": ("x", 0), "train": ("parameters/layer-0/weight", 0)}[kind]
-    assert dims[along[0]][along[1]] == "column"
+    along = {"pca": ("components", 1), "svd": ("vh", 1), "lstsq": ("x", 0), "statistics": ("columns/mean", 0)}
+    name, axis = along.get(kind, ("parameters/layer-0/weight", 0))
+    assert dims[name][axis] == "column"
     if kind in ("pca", "svd"):
         assert list(group["row"][:]) == rows
         assert dims[{"pca": "scores", "svd": "u"}[kind]] == ("row", "component")
@@ -199,3 +200,20 @@ def test_an_estimator_knows_the_columns_of_stored_matrices(tmp_path):
     with pytest.raises(SpecError, match="column 0 is 'weight', not 'height'"):
         fitted.transform(turned)
     assert not hasattr(fitted.fit(A), "feature_names_in_")
+
+
+@pytest.mark.parametrize("kind", ["train", "ridge"])
+def test_predictions_take_the_columns_of_their_model_in_its_order(tmp_path, kind):
+    np.save(tmp_path / "y.npy", np.arange(3.0)[:, None])
+    write_csv(tmp_path / "x.csv", COLUMNS, ROWS)
+    source = {"import": str(tmp_path / "x.csv")}
+    first, second = {"train": ("features", "targets"), "ridge": ("matrix", "rhs")}[kind]
+    spec = {"kind": kind, "input": {first: source, second: {"import": str(tmp_path / "y.npy")}}, "cluster": "threads"}
+    spec |= {"model": {"type": "linear"}, "params": {"epochs": 1}} if kind == "train" else {}
+    model = dlscale.run(spec, workspace=tmp_path / "w").result
+    predict = {"kind": "predict", "input": {"features": source, "model": model}, "cluster": "threads"}
+    result = dlscale.run(predict, workspace=tmp_path / "w").result
+    assert list(zarr.open_group(result, mode="r")["row"][:]) == ROWS
+    turned = {**predict["input"], "features": source | {"columns": COLUMNS[::-1]}}
+    with pytest.raises(InputError, match="column 0 is 'weight', and the model was made with 'height' there"):
+        dlscale.run({**predict, "input": turned}, workspace=tmp_path / "w")

@@ -40,16 +40,17 @@ def labels_at(uri: str, shape: tuple[int, int], dimensions: Sequence[str | None]
     dimensions : sequence of str, optional
         What the matrix calls its dimensions.
     """
-    own = Labels(*(_names_at(f"{uri}/{FOLDER}/{axis}") for axis in AXES))
+    own = Labels(*(names_at(f"{uri}/{FOLDER}/{axis}") for axis in AXES))
     beside, _, _ = uri.rstrip("/").rpartition("/")
     named = dimensions if dimensions is not None and len(dimensions) == len(AXES) else (None, None)
     found = Labels(
-        *(mine or (_names_at(f"{beside}/{name}") if name else None) for mine, name in zip(own, named, strict=True))
+        *(mine or (names_at(f"{beside}/{name}") if name else None) for mine, name in zip(own, named, strict=True))
     ).fitting(shape)
     return found if any(found) else _annotations(uri).fitting(shape)
 
 
-def _names_at(uri: str) -> Names | None:
+def names_at(uri: str) -> Names | None:
+    """The names that an array of text or numbers at a path or URL is; None where there is no such array."""
     try:
         array = open_array(uri)
     except InputError:
@@ -74,4 +75,4 @@ def _index_at(uri: str) -> Names | None:
     except InputError:
         return None
     index = dict(table.attrs).get("_index")
-    return _names_at(f"{uri}/{index}") if is_group(table) and isinstance(index, str) else None
+    return names_at(f"{uri}/{index}") if is_group(table) and isinstance(index, str) else None
