@@ -16,6 +16,9 @@ from dlscale.storage.buckets.results import clear
 from dlscale.storage.files.atomic import hidden
 from dlscale.storage.objects.address import Address, is_object_url
 
+#: States of jobs that no `dlscale resume` waits for.
+DONE = ("succeeded", "failed", "cancelled")
+
 
 def size_of(folder: Path) -> int:
     """Bytes on the disk of all that is in a folder; links are not followed."""

@@ -21,7 +21,7 @@ from dlscale.cli.options import (
     spec_options,
 )
 from dlscale.cli.remote_looking import how_it_ended, known_id, listed_jobs, open_client
-from dlscale.cli.removing import DONE, prune_options
+from dlscale.cli.removing import prune_options
 from dlscale.errors import DlscaleError
 
 
@@ -170,6 +170,8 @@ def prune(
     as_json: bool,
 ) -> None:
     """Remove all jobs that succeeded, failed or were cancelled, or those that the options choose."""
+    from dlscale.batch.removing import DONE
+
     latest = time.time() - 86400.0 * (older_than or 0.0)
     with open_client() as client:
         listed = listed_jobs(client, None, states=states or DONE, kinds=kinds, name=name)[0]

@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from dlscale.batch.workspace import Job, Workspace
 
 
-#: What no `dlscale resume` waits for.
-DONE = ("succeeded", "failed", "cancelled")
-
-
 @click.command()
 @click.argument("job_ids", metavar="ID...", nargs=-1, required=True)
 @workspace_option
@@ -56,6 +52,8 @@ def prune(
     as_json: bool,
 ) -> None:
     """Remove all jobs that succeeded, failed or were cancelled, or those that the options choose."""
+    from dlscale.batch.removing import DONE
+
     root = open_workspace(workspace)
     latest = time.time() - 86400.0 * (older_than or 0.0)
     listed = root.list_jobs(states=states or DONE, kinds=kinds, name=name)[0]

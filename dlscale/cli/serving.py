@@ -18,6 +18,8 @@ from dlscale.errors import SpecError
 @click.option("--name", "names", multiple=True, metavar="HOST", help="Another host name by which the server is asked.")
 @click.option("--token-file", type=click.Path(path_type=Path), metavar="FILE", help="Who may do what, by the hashes of tokens.")
 @click.option("--new-token", metavar="NAME:SCOPE", help="Print a new token (read, submit, admin), add its hash to FILE, and end.")
+@click.option("--keep-days", type=float, metavar="DAYS", help="Remove jobs that are done so long after they began [never].")
+@click.option("--keep-jobs", type=click.IntRange(0), metavar="N", help="Remove jobs that are done, but for the N newest [none].")
 @workspace_option
 def serve(
     host: str,
@@ -27,6 +29,8 @@ def serve(
     names: tuple[str, ...],
     token_file: Path | None,
     new_token: str | None,
+    keep_days: float | None,
+    keep_jobs: int | None,
     workspace: str | None,
 ) -> None:
     """Serve the workspace's jobs: an HTTP API, and a page to submit and watch them."""
@@ -41,9 +45,13 @@ def serve(
         from dlscale.service.server import serve as serve_until_stopped
     except ImportError as error:
         raise SpecError(f"dlscale serve needs the package {error.name}; install it with `pip install 'dlscale[serve]'`.") from error
+    from dlscale.service.retention import Retention
     from dlscale.service.settings import Settings
 
     root = open_workspace(workspace)
-    settings = Settings.checked(root, host=host, port=port, allow=allow, cluster=cluster, token_file=token_file, names=names)
+    retention = Retention(keep_days, keep_jobs)
+    settings = Settings.checked(
+        root, host=host, port=port, allow=allow, cluster=cluster, token_file=token_file, names=names, retention=retention
+    )
     who = "you alone" if settings.tokens is None else f"the tokens of {token_file}"
     serve_until_stopped(settings, ready=f"dlscale serves {root.root} at {{url}} for {who}; Ctrl-C ends it, and no job.")

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
+from dlscale.batch.removing import DONE
 from dlscale.batch.workspace import Job
+from dlscale.errors import SpecError
 from dlscale.service.problems import Problem
+from dlscale.service.retention import LOOK_SECONDS, N_AT_ONCE
 from dlscale.service.settings import IDLE_SECONDS, MAX_BODY_BYTES, MAX_SLOW, MAX_STREAMS, SLOW_SECONDS, Settings
 from dlscale.service.starting import Starter
 from dlscale.service.table import Table
@@ -28,6 +32,7 @@ T = TypeVar("T")
 #: As `Workspace.new_job` makes them: no slash, and no beginning with a dot.
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
 _SEE_OFF_SECONDS = 1.0
+_log = logging.getLogger("dlscale.service")
 
 
 class Desk:
@@ -73,17 +78,41 @@ class Desk:
         """While the server serves."""
         self.table.start()
         self.starter.forget_old_keys()
-        watching = asyncio.create_task(self._see_off())
+        watching = [asyncio.create_task(self._see_off())]
+        if self.settings.retention.removes:
+            watching.append(asyncio.create_task(self._let_go()))
         try:
             yield
         finally:
-            watching.cancel()
+            for task in watching:
+                task.cancel()
             await run_in_threadpool(self.table.stop)
 
     async def _see_off(self) -> None:
         while True:
             await asyncio.sleep(_SEE_OFF_SECONDS)
             self.starter.see_off()
+
+    async def _let_go(self) -> None:
+        """Remove what is not to be kept, when all jobs are known and then now and then."""
+        while True:
+            while not self.table.is_loaded:
+                await asyncio.sleep(_SEE_OFF_SECONDS)
+            expired = list(self.settings.retention.expired(self.table.newest_first(), time.time()))
+            for begin in range(0, len(expired), N_AT_ONCE):
+                await run_in_threadpool(self._remove, expired[begin : begin + N_AT_ONCE])
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def _remove(self, names: Iterable[str]) -> None:
+        for name in names:
+            job = self.settings.workspace.job(name)
+            try:
+                # The table may be behind: whoever resumed it meanwhile wants it to stay.
+                if job.read_state().state in DONE:
+                    self.starter.remove(job)
+            except (Problem, SpecError, OSError) as error:
+                _log.warning("Job %s could not be removed: %s", name, error)
+            self.table.note(job)
 
     @asynccontextmanager
     async def stream(self) -> AsyncIterator[None]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from dlscale.batch.workspace import Workspace
 from dlscale.errors import SpecError
 from dlscale.service.allowed import Allowed
+from dlscale.service.retention import ALL_STAY, Retention
 from dlscale.service.tokens import Tokens
 
 #: A job file is a page of text.
@@ -41,6 +42,8 @@ class Settings:
         None on the loopback interface, for the user who runs the server.
     names : tuple of str
         Host names by which it is asked, beside those that are its own.
+    retention : Retention
+        Which jobs it removes by itself.
     """
 
     workspace: Workspace
@@ -50,6 +53,7 @@ class Settings:
     cluster: str | None = None
     tokens: Tokens | None = None
     names: tuple[str, ...] = ()
+    retention: Retention = ALL_STAY
 
     @classmethod
     def checked(
@@ -62,6 +66,7 @@ class Settings:
         cluster: str | None = None,
         token_file: Path | None = None,
         names: Sequence[str] = (),
+        retention: Retention = ALL_STAY,
     ) -> Settings:
         """Settings from the options of the command line; without ``allow`` the current folder is (SpecError)."""
         if token_file is None and not is_loopback(host):
@@ -71,7 +76,7 @@ class Settings:
             )
         allowed = Allowed(allow or (str(Path.cwd()),), workspace.root)
         tokens = None if token_file is None else Tokens(token_file)
-        return cls(workspace, host, port, allowed, cluster, tokens, tuple(name.lower() for name in names))
+        return cls(workspace, host, port, allowed, cluster, tokens, tuple(name.lower() for name in names), retention)
 
     def knows_host(self, name: str) -> bool:
         """Whether a server of these settings is asked by this name, without its port.

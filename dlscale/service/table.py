@@ -112,6 +112,11 @@ class Table:
         with self._lock:
             return dict(sorted(self._counts.items()))
 
+    def newest_first(self) -> list[tuple[float, str, str]]:
+        """All jobs as (created, id, state)."""
+        with self._lock:
+            return [(created, name, self._rows[name].state) for created, name in reversed(self._order)]
+
     def page(self, filters: Filters, *, limit: int, after: str | None = None) -> tuple[list[Row], str | None]:
         """So many jobs, the newest first.
 
