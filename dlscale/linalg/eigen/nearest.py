@@ -86,7 +86,7 @@ class FindNearest(Applied):
         search = _Search(pencil, held, shifted.target, self.n_threads, tell)
         nearest = Nearest(
             lambda Y: search.inverse(factors, Y), n, k, held.M.dtype,
-            reach=2 * abs(shift - shifted.target), seed=self.seed, n_threads=self.n_threads,
+            reach=2 * abs(shift - shifted.target), seed=self.seed,
         )  # fmt: skip
         tolerance = n * float(np.finfo(pencil.A.dtype).eps)
         _, Y = nearest.search(max(_AIM * tolerance * held.size(shift) / held.bound(shift), 8 * _EPS))

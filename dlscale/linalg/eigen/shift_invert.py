@@ -22,7 +22,7 @@ import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.errors import NumericalError
-from dlscale.kernels import blas_threads
+from dlscale.kernels import one_blas_thread
 from dlscale.linalg.eigen.filtered import orthonormal_to
 from dlscale.linalg.svd.subspace import gaussian
 
@@ -115,13 +115,11 @@ class Nearest:
     reach : float
         Pairs are wanted with ``1 / |theta|`` up to this beyond that of the k-th: the shift is half as far from where it should be.
     seed : int
-    n_threads : int
-        Of BLAS, which decide the order of sums.
     """
 
-    def __init__(self, apply: Map, n: int, k: int, dtype: np.dtype[Any], *, reach: float, seed: int, n_threads: int) -> None:
+    def __init__(self, apply: Map, n: int, k: int, dtype: np.dtype[Any], *, reach: float, seed: int) -> None:
         self.apply, self.n, self.k, self.dtype = apply, n, k, dtype
-        self.reach, self.seed, self.n_threads, self.n_applied = reach, seed, n_threads, 0
+        self.reach, self.seed, self.n_applied = reach, seed, 0
 
     def search(self, goal: float) -> tuple[Array, Array]:
         """The pairs with residuals of at most goal of theirs, and others that have converged too.
@@ -174,7 +172,7 @@ class Nearest:
     def _grown(self, space: Space, goal: float) -> Space:
         """Multiply the block ahead, and take it into the space."""
         Y, m, b = self._multiplied(space.ahead), len(space.T), space.ahead.shape[1]
-        with blas_threads(self.n_threads):
+        with one_blas_thread():
             Q = np.hstack([space.Q, space.ahead])
             T = np.zeros((m + b, m + b), self.dtype)
             T[:m, :m] = space.T
@@ -198,7 +196,7 @@ class Nearest:
     def _random(self, Q: Array) -> Array:
         """A random block that is orthogonal to Q."""
         width = min(WIDTH, self.n - Q.shape[1])
-        with blas_threads(self.n_threads):
+        with one_blas_thread():
             return orthonormal_to(Q, gaussian(self.n, width, self.seed + 104729 * (self.n_applied + 1), self.dtype))
 
     def _multiplied(self, X: Array) -> Array:
