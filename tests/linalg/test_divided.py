@@ -38,6 +38,7 @@ SPECTRA: dict[str, Array] = {
     "all in a cluster": 1 + 1e-10 * RNG.standard_normal(N),
     "one outlier": np.r_[-5.0, np.ones(N - 1)],
     "graded": np.geomspace(1e-30, 1, N),
+    "most of it below rounding": np.r_[1e-20 * RNG.standard_normal(50), np.linspace(1, 2, N - 50)],
     "as large on both sides": np.r_[-np.geomspace(1e-3, 1, N // 2), np.geomspace(1e-3, 1, N // 2)],
 }
 MATRICES: dict[str, Array] = {
@@ -92,8 +93,14 @@ def test_structured_matrices(name: str) -> None:
     check(MATRICES[name], *run(MATRICES[name]))
 
 
-@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype != "f8"])
-@pytest.mark.parametrize("name", ["random", "two values", "a cluster within rounding", "graded"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *(("random", dtype) for dtype in DTYPES if dtype != "f8"),
+        ("two values", "c16"),
+        *((name, "f4") for name in ("a cluster within rounding", "graded", "most of it below rounding")),
+    ],
+)
 def test_other_precisions(name: str, dtype: str) -> None:
     A = with_eigenvalues(SPECTRA[name], dtype)
     check(A, *run(A))
@@ -107,9 +114,9 @@ def test_projections_are_taken_again_where_random_vectors_are_badly_conditioned(
 
 def test_a_place_that_hits_an_eigenvalue_is_left_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
     A = np.diag(np.r_[np.zeros(30), np.ones(N - 30)])  # divided near 1, where they are 0 and 0.5
-    monkeypatch.setattr(splitting.Density, "cuts", lambda self, n_cuts: np.array([0.0, 0.5, 0.25]))
+    monkeypatch.setattr(splitting.Density, "cuts", lambda self, n_cuts, eps: np.array([0.0, 0.5, 0.25]))
     check(A, *run(A, largest=50))
-    monkeypatch.setattr(splitting.Density, "cuts", lambda self, n_cuts: np.array([0.0, 0.5]))
+    monkeypatch.setattr(splitting.Density, "cuts", lambda self, n_cuts, eps: np.array([0.0, 0.5]))
     with pytest.raises(DlscaleError, match="cannot be divided"):
         run(A, largest=50)
 

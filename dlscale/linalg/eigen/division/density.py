@@ -24,6 +24,10 @@ from dlscale.storage.matrix import Matrix
 
 #: Random vectors, and iterations from each: one read of the matrix each.
 N_VECTORS, N_READS = 6, 16
+#: A gap of fewer eps of the norm is no place to divide.
+_WITHIN_ROUNDING = 16.0
+#: How much more equal halves count than wide gaps.
+_BALANCE = 8
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,15 @@ class Density:
         """Not more than that of the matrix."""
         return float(np.abs(self.nodes).max())
 
-    def cuts(self, n_cuts: int) -> Array:
-        """Where to divide, the best place first: in the middle of wide gaps that have much on both sides."""
+    def cuts(self, n_cuts: int, eps: float) -> Array:
+        """Where to divide, the best place first: in the middle of wide gaps that have much on both sides.
+
+        Gaps within rounding (``eps``) come last: at such a place there is an eigenvalue.
+        """
         below = np.cumsum(self.shares)[:-1]
         gaps = np.diff(self.nodes)
-        order = np.argsort(-gaps * np.minimum(below, 1 - below) ** 2, kind="stable")[:n_cuts]
+        score = gaps * np.minimum(below, 1 - below) ** _BALANCE
+        order = np.lexsort((-score, gaps <= _WITHIN_ROUNDING * eps * self.norm))[:n_cuts]
         order = order[gaps[order] > 0]
         return np.asarray(self.nodes[order] + gaps[order] / 2)
 

@@ -121,7 +121,7 @@ class Splitter:
             state = kept[1]
         else:
             found: Density = density(Passes(self.run), "density", self.A(), self.cutting.rows.grid, seed=seed)
-            state = {"cuts": found.cuts(N_CUTS), "norm": np.array([found.norm])}
+            state = {"cuts": found.cuts(N_CUTS, float(np.finfo(self.dtype).eps)), "norm": np.array([found.norm])}
             self.run.step("cuts-1", Cost(), lambda name: state)
         return Spectrum(state["cuts"], norm or float(state["norm"][0]))
 
