@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from dlscale.arrays import Array
 from dlscale.declaration.kind import Kind
 from dlscale.declaration.transforms import steps_of
@@ -21,6 +23,7 @@ from dlscale.linalg.statistics.columns import ColumnStatistics, moments_of
 from dlscale.storage.inputs import Inputs, StoredResult
 from dlscale.storage.matrix import Matrix
 from dlscale.storage.sparse.steps import Moments, n_fits
+from dlscale.storage.sparse.steps import Step as Transform
 from dlscale.storage.sparse.transforms import Transformed, transformed
 
 #: Where a plan has the grid of these passes, and a result their parameters.
@@ -93,22 +96,30 @@ def transforms_of(result: StoredResult, A: Matrix) -> Matrix:
     InputError
         If the result has lost a parameter.
     """
-    given = _spec_of(result)
-    if not given:
-        return A
-    told = (result.attributes.get("plan") or {}).get("matrix") or {}
-    made_of = (told.get("source_shape") or told.get("shape") or [0, A.shape[1]])[1]
-    if made_of != A.shape[1]:
+    try:
+        steps = steps_of(_spec_of(result))
+        told = (result.attributes.get("plan") or {}).get("matrix") or {}
+        made_of = int((told.get("source_shape") or told.get("shape") or [0, A.shape[1]])[1])
+    except (TypeError, ValueError, AttributeError, LookupError) as error:  # whatever stands in the place of the spec
+        raise InputError(f"{result.uri} does not say how its rows were transformed ({error}); run its job anew.") from error
+    if steps and made_of != A.shape[1]:
         raise InputError(f"must have {made_of} columns, like the rows that {result.uri} was made of; got {A.shape[1]}.")
-    steps, n, parameters = steps_of(given), A.shape[1], []
+    n, parameters = A.shape[1], []
     for i, step in enumerate(steps):
-        parameter = result.read(_name(i, step.parameter)) if step.parameter else None
-        n_left = step.n_columns(n)
-        if parameter is not None and parameter.shape not in ((n,), (n_left,)):
-            raise InputError(f"{result.uri}/{_name(i, step.parameter)} must have {n_left} numbers; run its job anew.")
-        parameters.append(parameter)
-        n = n_left
+        parameters.append(_read(result, i, step, n) if step.parameter else None)
+        n = step.n_columns(n)
     return transformed(A, steps, parameters)
+
+
+def _read(result: StoredResult, i: int, step: Transform, n: int) -> Array:
+    """The parameter of a step that meets n columns (InputError if it is none)."""
+    name = _name(i, step.parameter)
+    parameter = result.read(name)
+    chosen = step.parameter == "columns"
+    sound = parameter.shape == (step.n_columns(n),) and parameter.dtype.kind in ("iu" if chosen else "f")
+    if not sound or not np.isfinite(parameter).all() or (chosen and not (parameter.min() >= 0 and parameter.max() < n)):
+        raise InputError(f"{result.uri}/{name} is not what its job wrote; run it anew.")
+    return parameter
 
 
 def require_same(result: StoredResult, given: Sequence[Any]) -> None:

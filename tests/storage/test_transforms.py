@@ -184,6 +184,11 @@ def test_new_rows_are_transformed_as_those_of_the_model_were(tmp_path: Path) -> 
     predict["input"]["transforms"] = ROWS
     with pytest.raises(SpecError, match="are those that the model was made with, and applied by themselves; leave them out"):
         dlscale.run(predict, workspace=tmp_path / "ws")
+    del predict["input"]["transforms"]
+    columns = zarr.open_array(Path(model.result) / "transforms" / "3-columns")
+    columns[0] = 40
+    with pytest.raises(InputError, match="transforms/3-columns is not what its job wrote"):
+        dlscale.run(predict, workspace=tmp_path / "ws")
     anndata_group(tmp_path / "narrow.zarr", counts(50, 39), chunks=999)
     predict["input"] = {"features": str(tmp_path / "narrow.zarr"), "model": str(model.result)}
     with pytest.raises(InputError, match=r"must have 40 columns, like the rows that .* was made of; got 39"):
