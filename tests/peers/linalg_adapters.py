@@ -261,6 +261,12 @@ _failed: dict[str, str] = {}
 _passed: list[str] = []
 
 
+def pytest_sessionstart() -> None:
+    """One session may follow another."""
+    for counted in (served, _asked, _failed, _passed):
+        counted.clear()
+
+
 def pytest_collection_modifyitems(items: list[Any]) -> None:
     """Put dlscale's functions in the modules of the tests."""
     for module in {item.module for item in items}:

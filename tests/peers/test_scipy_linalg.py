@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import pytest
-from peers.running import run_peer
+from peers.running import run_peers
 
 _WORDS = "the warning is SciPy's LinAlgWarning in other words: nearly singular"
 
@@ -34,19 +34,26 @@ MODULES = {
 }
 
 
+#: By themselves: they hold the pivoted factors beside others of the same columns, which must have the same signs.
+PIVOTING = "TestQR and pivoting and not left and not right and not lwork"
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What became of the tests of each module, and of those with pivoting."""
+    chosen = {module: (f"scipy.linalg.tests.{module}", names) for module, (names, _) in MODULES.items()}
+    return run_peers(chosen | {"pivoting": ("scipy.linalg.tests.test_decomp", PIVOTING)}, tmp_path_factory.mktemp("scipy"))
+
+
 @pytest.mark.parametrize("module", MODULES)
-def test_scipy(module: str, tmp_path: Path) -> None:
-    names, functions = MODULES[module]
-    found = run_peer(f"scipy.linalg.tests.{module}", names, tmp_path)
-    assert not {name: words for name, words in found["failed"].items() if name not in OTHERWISE}
-    assert found["passed"] > 10
-    for name in functions:
-        assert found["served"][name] > 1, name
+def test_scipy(module: str, found: dict[str, dict[str, Any]]) -> None:
+    assert not {name: words for name, words in found[module]["failed"].items() if name not in OTHERWISE}
+    assert found[module]["passed"] > 10
+    for name in MODULES[module][1]:
+        assert found[module]["served"][name] > 1, name
 
 
-def test_scipy_with_pivoting(tmp_path: Path) -> None:
-    """By themselves: they hold the pivoted factors beside others of the same columns, which must have the same signs."""
-    found = run_peer("scipy.linalg.tests.test_decomp", "TestQR and pivoting and not left and not right and not lwork", tmp_path)
-    assert not found["failed"]
-    assert found["passed"] > 10
-    assert found["served"]["qr"] > 20
+def test_scipy_with_pivoting(found: dict[str, dict[str, Any]]) -> None:
+    assert not found["pivoting"]["failed"]
+    assert found["pivoting"]["passed"] > 10
+    assert found["pivoting"]["served"]["qr"] > 20
