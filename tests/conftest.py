@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 from threadpoolctl import threadpool_limits
 
 from dlscale.engine.clusters import Cluster, ClusterFacts, open_cluster
+from dlscale.engine.clusters.cluster import DaskCluster
 
 # Several processes share the cores: threads of BLAS that wait for a core take more time than they save.
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -49,28 +50,38 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=key)
 
 
+Shared = Callable[[int], Cluster]
+
+
 @pytest.fixture(scope="session")
-def shared_cluster() -> Iterator[Cluster]:
-    """Two worker processes of one thread, which take two seconds to start; tests ask for `two_workers`."""
-    cluster = open_cluster(ClusterFacts("local", 2, 1, 2**31))
+def shared_clusters() -> Iterator[Shared]:
+    """So many worker processes of one thread, which take two seconds to start, the same for all tests of this process."""
+    started: dict[int, DaskCluster] = {}
+
+    def cluster(n_workers: int) -> Cluster:
+        if n_workers not in started:
+            started[n_workers] = DaskCluster(ClusterFacts("local", n_workers, 1, 2**31))
+        # All of them are there, also where a test before has killed one.
+        started[n_workers].client.wait_for_workers(n_workers)
+        started[n_workers].losses.clear()
+        return started[n_workers]
+
     yield cluster
-    cluster.close()
+    for each in started.values():
+        each.close()
 
 
 @pytest.fixture
-def two_workers(shared_cluster: Cluster) -> Cluster:
-    """The same for all tests of this process; both are there, also where a test before has killed one."""
-    shared_cluster.client.wait_for_workers(2)  # type: ignore[attr-defined]
-    shared_cluster.losses.clear()
-    return shared_cluster
+def two_workers(shared_clusters: Shared) -> Cluster:
+    return shared_clusters(2)
 
 
 @pytest.fixture
-def jobs_on_two_workers(two_workers: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs of this process that ask for two local workers of one thread compute on those that are there."""
+def jobs_on_shared_clusters(shared_clusters: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs of this process that ask for one or two local workers of one thread compute on those that are there."""
 
     def opened(facts: ClusterFacts) -> AbstractContextManager[Cluster]:
-        there = (facts.kind, facts.n_workers, facts.threads_per_worker) == ("local", 2, 1)
-        return nullcontext(two_workers) if there else open_cluster(facts)
+        there = facts.kind == "local" and facts.n_workers <= 2 and facts.threads_per_worker == 1
+        return nullcontext(shared_clusters(facts.n_workers)) if there else open_cluster(facts)
 
     monkeypatch.setattr("dlscale.batch.run.open_cluster", opened)

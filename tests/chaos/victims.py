@@ -183,7 +183,7 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120.0, *, alive: sub
     while not (value := condition()):
         assert time.monotonic() < deadline, f"waited {seconds} s"
         assert alive is None or alive.poll() is None, alive.communicate() if alive else ""
-        time.sleep(0.005)
+        time.sleep(0.01)
     return value
 
 

@@ -42,9 +42,7 @@ MATRICES: dict[str, Callable[[], Array]] = {
 def workers(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     n_workers, threads = request.param
     if n_workers == 2:
-        cluster: Cluster = request.getfixturevalue("shared_cluster")
-        cluster.client.wait_for_workers(2)  # type: ignore[attr-defined]
-        yield cluster
+        yield request.getfixturevalue("shared_clusters")(2)
         return
     with open_cluster(ClusterFacts("local", n_workers, threads, 2**30)) as cluster:
         yield cluster

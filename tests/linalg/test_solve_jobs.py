@@ -46,7 +46,7 @@ def _stored(path: Path, A: Array) -> Path:
     return path
 
 
-@pytest.mark.usefixtures("jobs_on_two_workers")
+@pytest.mark.usefixtures("jobs_on_shared_clusters")
 def test_solve_on_worker_processes(job: Job) -> None:
     """The same bits as in this process."""
     A, b = gaussian(N, N), gaussian(N, 1)[:, 0]

@@ -184,6 +184,7 @@ def test_a_product_that_overflows_is_refused() -> None:
         dlscale.matmul(A, np.full((300, 2), 1e30))
 
 
+@pytest.mark.usefixtures("jobs_on_shared_clusters")
 def test_eigenpairs_by_iterations(tmp_path: Path) -> None:
     A = grid_laplacian(20)
     expected = np.linalg.eigvalsh(A.toarray())
@@ -290,6 +291,7 @@ def run(source: Path, folder: Path, params: str, cluster: str = "threads") -> di
     return {name: job.open()[name][...] for name in ("components", "mean", "scores", "singular_values")}
 
 
+@pytest.mark.usefixtures("jobs_on_shared_clusters")
 @pytest.mark.parametrize(("dtype", "solver"), [("f4", "randomized"), ("f8", "covariance")])
 def test_same_bits_on_any_number_of_workers(tmp_path: Path, dtype: str, solver: str) -> None:
     path = anndata_group(tmp_path / "A.zarr", sparse_matrix(3000, dtype=dtype), chunks=999)
