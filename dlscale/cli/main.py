@@ -287,7 +287,11 @@ def _show_info(uri: str, *, as_json: bool = False) -> None:
     from dlscale.storage.matrices import open_matrix
 
     result = result_attributes(uri)
-    facts = open_matrix(uri).describe() if result is None else {"uri": uri, **result}
+    if result is None:
+        matrix = open_matrix(uri)
+        facts = matrix.describe() | matrix.labels.describe()
+    else:
+        facts = {"uri": uri, **result}
     if as_json:
         print_json(facts)
     else:

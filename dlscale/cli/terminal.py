@@ -291,7 +291,10 @@ def result_facts(uri: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
     """What `dlscale info` says of a result: its arrays, what was asked, what was checked."""
     from dlscale.storage.groups import open_arrays
 
-    arrays = {name: f"{words.shape(array.shape)} {array.dtype}" for name, array in sorted(open_arrays(uri).items())}
+    arrays = {
+        name: f"{words.shape(array.shape)} {'text' if array.dtype.kind == 'T' else array.dtype}"
+        for name, array in sorted(open_arrays(uri).items())
+    }
     facts: dict[str, Any] = {"uri": uri, "kind": attributes["kind"], "job": attributes["job"], "arrays": arrays}
     facts |= {"params": attributes["spec"].get("params"), "seconds": attributes["seconds"]}
     facts["estimates"] = {key: value for key, value in attributes["estimates"].items() if not isinstance(value, list)}

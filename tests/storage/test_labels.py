@@ -12,10 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import zarr
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import dlscale
+from dlscale.cli.main import commands
 from dlscale.errors import ImportNote, InputError, SpecError
 from dlscale.storage.importers import import_matrix
 from dlscale.storage.labels.names import Labels
@@ -217,3 +219,11 @@ def test_predictions_take_the_columns_of_their_model_in_its_order(tmp_path, kind
     turned = {**predict["input"], "features": source | {"columns": COLUMNS[::-1]}}
     with pytest.raises(InputError, match="column 0 is 'weight', and the model was made with 'height' there"):
         dlscale.run({**predict, "input": turned}, workspace=tmp_path / "w")
+
+
+def test_info_tells_names(tmp_path):
+    write_csv(tmp_path / "a.csv", COLUMNS, ROWS)
+    copy = import_matrix(tmp_path / "a.csv", tmp_path / "a.zarr")
+    facts = json.loads(CliRunner().invoke(commands, ["info", str(copy), "--json"]).output)
+    assert (facts["names_of_rows"], facts["names_of_columns"]) == (ROWS, COLUMNS)
+    assert Labels(column=[str(j) for j in range(12)]).describe() == {"names_of_columns": [*"0123456789", "... (12 in all)"]}

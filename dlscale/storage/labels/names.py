@@ -10,6 +10,7 @@ import numpy as np
 AXES = ("row", "column")
 #: Names of a chunk, and of what is in memory at a time.
 CHUNK = 1 << 16
+_N_TOLD = 10
 
 
 class Names(Protocol):
@@ -30,6 +31,15 @@ class Labels(NamedTuple):
     def T(self) -> Labels:
         """Those of the transpose."""
         return Labels(self.column, self.row)
+
+    def describe(self) -> dict[str, list[str]]:
+        """The first names of either axis, for people."""
+        told = {}
+        for axis, names in zip(AXES, self, strict=True):
+            if names is not None:
+                more = [f"... ({len(names):,} in all)"] if len(names) > _N_TOLD else []
+                told[f"names_of_{axis}s"] = [*names[:_N_TOLD], *more]
+        return told
 
     def fitting(self, shape: tuple[int, int]) -> Labels:
         """Those that a matrix of this shape has one of for each row, or column."""
