@@ -285,7 +285,9 @@ def _show_info(uri: str, *, as_json: bool = False) -> None:
     from dlscale.cli.terminal import facts_rows, result_facts
     from dlscale.storage.groups import result_attributes
     from dlscale.storage.matrices import open_matrix
+    from dlscale.storage.zarr_stores import look_first
 
+    look_first(uri)
     result = result_attributes(uri)
     if result is None:
         matrix = open_matrix(uri)

@@ -16,9 +16,8 @@ from dlscale.storage.labels.names import AXES, Labels
 from dlscale.storage.labels.stored import names_at
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.matrix import Matrix
-from dlscale.storage.objects.address import Address, has_driver, is_object_url
-from dlscale.storage.objects.requests import first_look
 from dlscale.storage.signatures import Signature
+from dlscale.storage.zarr_stores import look_first
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,7 @@ class StoredResult:
             If no finished result is there.
         """
         uri = uri.removeprefix("file://")
-        if is_object_url(uri) and has_driver():
-            first_look(Address.of(uri))
+        look_first(uri)
         attributes = result_attributes(uri)
         if attributes is None:
             raise InputError(f"There is no result of a dlscale job at {uri}; give the path of one, such as results/a.zarr.")

@@ -11,12 +11,10 @@ from dlscale.storage.files.locations import expand_home
 from dlscale.storage.integrity import MissingChunks
 from dlscale.storage.labels.names import labels_of
 from dlscale.storage.matrix import ArrayMatrix, DaskMatrix, Matrix, compute_dtype
-from dlscale.storage.objects.address import Address, has_driver, is_object_url
-from dlscale.storage.objects.requests import first_look
 from dlscale.storage.sparse.groups import compressed_in, sparse_names
 from dlscale.storage.sparse.matrix import in_memory, oriented
 from dlscale.storage.zarr_matrices import ZarrMatrix
-from dlscale.storage.zarr_stores import is_group, no_matrix, open_node
+from dlscale.storage.zarr_stores import is_group, look_first, no_matrix, open_node
 
 
 def open_matrix(source: Any, *, vectors: bool = False, missing_chunks: MissingChunks = "refuse") -> Matrix:
@@ -77,8 +75,7 @@ def open_matrix(source: Any, *, vectors: bool = False, missing_chunks: MissingCh
 
 def _at(uri: str, *, vectors: bool, missing_chunks: MissingChunks) -> Matrix:
     """The matrix at a path or URL."""
-    if is_object_url(uri) and has_driver():
-        first_look(Address.of(uri))
+    look_first(uri)
     node = open_node(uri)
     if is_group(node):
         return _sparse(node, uri, opens_again=True, missing_chunks=missing_chunks)

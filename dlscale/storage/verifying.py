@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dlscale.certificates import Certificate, orthogonality
-from dlscale.errors import CorruptionError, InputError, MissingChunkError
+from dlscale.errors import CorruptionError, InputError, MissingChunkError, StoreError
 from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.files.atomic import read_plain
 from dlscale.storage.files.durable import check_chunk, crc32c
@@ -21,6 +21,7 @@ from dlscale.storage.groups import open_array, open_arrays, result_attributes
 from dlscale.storage.integrity import check_chunks, holds_numbers, holds_text
 from dlscale.storage.labels.writing import FOLDER
 from dlscale.storage.seals import SEAL, description_crc, displaced
+from dlscale.storage.zarr_stores import look_first
 
 #: The array that holds the factor of which a check of orthogonality speaks, and whether its rows are the vectors.
 _ORTHONORMAL = (("U", "u", False), ("V", "vh", True), ("V", "components", True), ("Q", "q", False))
@@ -71,6 +72,7 @@ def verify(path: str, findings: Findings | None = None) -> Findings:
     """
     findings = findings or Findings()
     path = path.removeprefix("file://")
+    look_first(path)
     local = None if "://" in path else Path(path)
     if local is not None and (local / "manifests").is_dir():
         _verify_checkpoint(local, findings)
@@ -178,6 +180,8 @@ def _verify_array(array: Any, uri: str, root: Path | None, findings: Findings, *
                 findings.n_bytes += int(np.asarray(array[region]).nbytes)
         except CorruptionError as error:
             findings.damage.append(str(error))
+        except StoreError:
+            raise
         except Exception as error:  # whatever a codec raises for damaged bytes
             findings.damage.append(f"{uri}: chunk {key} cannot be decoded ({type(error).__name__}: {error})")
     if sealed is not None and len(crcs) == math.prod(array.cdata_shape):

@@ -18,6 +18,7 @@ from zarr.storage import LocalStore, WrapperStore
 
 from dlscale.errors import InputError, MissingChunkError, SpecError, StoreError
 from dlscale.storage.objects.address import Address, has_driver, is_object_url
+from dlscale.storage.objects.requests import first_look
 from dlscale.storage.objects.zarr_store import BucketStore
 from dlscale.storage.signatures import Stamp, local_stamps
 
@@ -121,6 +122,12 @@ def open_node(uri: str) -> Any:
     except Exception as error:  # whatever a file system, an archive or damaged metadata end in
         raise InputError(f"There is no Zarr array at {uri} ({type(error).__name__}: {error}).") from error
     return node if isinstance(node, zarr.Group) else understood(node, uri)
+
+
+def look_first(uri: str) -> None:
+    """Find out in seconds, where somebody waits, whether an object store can be asked for what is at a URL (StoreError)."""
+    if is_object_url(uri) and has_driver():
+        first_look(Address.of(uri))
 
 
 def understood(array: Any, uri: str) -> Any:

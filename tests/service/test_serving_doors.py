@@ -136,8 +136,9 @@ def test_job_files_name_nothing_outside_of_the_allowed_folders(server: WebServer
         *({"input": {"matrix": {"import": place}}} for place in ("/etc/passwd", "../x.csv", "https://evil.example/x.csv")),
         *({"input": {"matrix": inside}, "output": place} for place in (
             str(folder.parent / "r.zarr"), str(folder / "out" / "r.zarr"), str(folder / "ws" / "jobs" / "x" / "result.zarr"),
-            "../r.zarr", "~/r.zarr",
+            "../r.zarr", "~/r.zarr", "s3://bucket/r.zarr",
         )),
+        {"input": {"matrix": inside}, "checkpoint": {"at": "s3://bucket/x"}},
     ]  # fmt: skip
     for part in refused:
         for query in ("?plan_only", ""):

@@ -22,6 +22,7 @@ from dlscale.storage.groups import open_arrays, result_attributes
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.objects import address, requests
 from dlscale.storage.objects.address import Address, forget_clients
+from dlscale.storage.verifying import verify
 
 RANGES = [((0, M), (0, N)), ((13, 501), (0, N)), ((0, 1), (0, 1)), ((M - 1, M), (N - 1, N)), ((99, 101), (3, 38))]
 
@@ -217,7 +218,17 @@ def test_many_objects(bucket: Address) -> None:
     assert "ab/c" in found
 
 
-ATTRIBUTES = {"kind": "pca", "job": "me", "spec": {}, "plan": {}, "certificate": {"passed": True, "checks": []}}
+ATTRIBUTES = {
+    "kind": "pca",
+    "job": "me",
+    "version": "1",
+    "seconds": 1.0,
+    "estimates": {},
+    "notes": [],
+    "spec": {},
+    "plan": {},
+    "certificate": {"passed": True, "checks": []},
+}
 
 
 def group(place: Address, *, owner: str = "me", overwrite: bool = False, rows: int = 7) -> ObjectResultGroup:
@@ -316,3 +327,17 @@ def test_a_checkpoint_counts_whole_or_not(bucket: Address) -> None:
     damaged.forget("pass")
     damaged.discard()
     assert requests.listing(bucket) == {}
+
+
+def test_verify_finds_damage_in_a_store(bucket: Address) -> None:
+    """Every chunk is decoded and its checksum compared; a store that cannot be asked is no damage."""
+    place = bucket / "r.zarr"
+    group(place).publish(ATTRIBUTES)
+    assert (verify(str(place)).damage, verify(str(place)).n_chunks) == ([], 5)
+    chunk = bytearray(requests.get(place / "parameters/w/c/1/0"))
+    chunk[3] ^= 1
+    requests.put(place / "parameters/w/c/1/0", chunk)
+    (told,) = verify(str(place)).damage
+    assert "parameters/w: chunk c/1/0 cannot be decoded" in told
+    with pytest.raises(StoreError, match="no bucket"):
+        verify("s3://nowhere/r.zarr")

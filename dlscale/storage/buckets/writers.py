@@ -59,9 +59,10 @@ class ObjectWriter(ArrayWriter):
         return {key: (stamp.size, stamp.version) for key, stamp in listing(self.path).items()}
 
     def matrix(self) -> Matrix:
-        from dlscale.storage.matrices import open_matrix
+        from dlscale.storage.zarr_matrices import ZarrMatrix
+        from dlscale.storage.zarr_stores import open_array
 
-        return open_matrix(str(self.path))
+        return ZarrMatrix.at(str(self.path), open_array(str(self.path)))
 
 
 def _encoded(block: NDArray[Any], chunk_shape: tuple[int, ...]) -> NDArray[Any]:
