@@ -270,6 +270,8 @@ class Workspace:
         SpecError
             If there is none or more than one.
         """
+        if job_id and "/" not in job_id and not job_id.startswith(".") and self.job(job_id).state.exists():
+            return self.job(job_id)  # without a look at all others
         jobs = list(self.jobs())
         if job_id is None and jobs:
             return jobs[0]

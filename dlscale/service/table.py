@@ -154,7 +154,9 @@ class Table:
             created = known.created if known else _time_in(after)
             end = bisect.bisect_left(self._order, (created, after))
         rows, kinds, states, begins = self._rows, filters.kinds, filters.states, filters.begins
-        names = {name for name in self._names if filters.name in name} if filters.name else None
+        # An id begins with the job's name.
+        chosen = [name for name in self._names if filters.name in name and (name.startswith(begins) or begins.startswith(name))]
+        names = set(chosen) if filters.name or begins else None
         none_of = (states and not any(map(self._counts.get, states))) or (kinds and not any(map(self._kinds.get, kinds)))
         if none_of or names == set():
             return

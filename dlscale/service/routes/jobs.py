@@ -11,6 +11,7 @@ from dlscale.batch.jobs.in_slurm import slurm_facts
 from dlscale.batch.kinds import KINDS
 from dlscale.batch.recorder import plain
 from dlscale.batch.workspace import Job
+from dlscale.declaration.kind import Kind
 from dlscale.service.desk import desk_of, grant_of, read_bounded
 from dlscale.service.problems import Problem
 from dlscale.service.starting import read_body
@@ -27,7 +28,15 @@ Flag = Annotated[bool, BeforeValidator(lambda value: True if value == "" else va
 
 #: How a job file is sent; text without a word on what it is, is YAML, of which JSON is nearly a part.
 _YAML_TYPES = ("", "application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml", "text/plain")
-_JOB = {"type": "object", "required": ["kind", "input"], "properties": {"kind": {"enum": list(KINDS)}, "input": {"type": "object"}}}
+
+
+def _job_of(kind: Kind) -> dict[str, Any]:
+    """What a job of a kind names at least; /schema says the rest."""
+    roles = [role.name for role in kind.roles if not role.optional]
+    return {"properties": {"kind": {"const": kind.name}, "input": {"type": "object", "required": roles}}}
+
+
+_JOB = {"type": "object", "required": ["kind", "input"], "oneOf": [_job_of(kind) for kind in KINDS.values()]}
 _BODY = {
     "requestBody": {
         "required": True,
