@@ -11,6 +11,8 @@ from helpers import Array, gaussian
 from threadpoolctl import threadpool_limits
 
 import dlscale
+from dlscale.declaration.kind import run_here
+from dlscale.linalg.polar import kind as polar
 
 #: Large enough that OpenBLAS divides a product, a factorization and a reduction to tridiagonal form.
 TALL, SQUARE = gaussian(3000, 120), gaussian(400, 400) + 40 * np.eye(400)
@@ -28,7 +30,14 @@ FUNCTIONS: dict[str, Callable[[], Any]] = {
     "inverse": lambda: (dlscale.inverse(SQUARE),),
     "eigh": lambda: dlscale.eigh(SYMMETRIC),
     "matmul": lambda: (dlscale.matmul(SQUARE, SQUARE),),
+    "polar": lambda: dlscale.polar(TALL),
+    "polar, by iterations": lambda: _newton(SQUARE),
 }
+
+
+def _newton(A: Array) -> list[Array]:
+    arrays = run_here(polar.KIND, polar.KIND.inputs({"matrix": A}), polar.PolarOptions(method="newton")).arrays
+    return [arrays["u"], arrays["p"]]
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

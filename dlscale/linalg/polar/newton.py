@@ -29,6 +29,7 @@ from dlscale.engine.run import Cost, Run, State
 from dlscale.engine.targets import Target
 from dlscale.engine.tiles.grid import PanelGrid
 from dlscale.errors import DoesNotFitError, NumericalError
+from dlscale.kernels import one_blas_thread
 from dlscale.linalg.lu import kind as lu
 from dlscale.linalg.panels.plan import CHUNK_BYTES, factor_target
 from dlscale.linalg.polar.start import Start
@@ -83,9 +84,11 @@ class NewtonStep(Applied):
         return step_cost(self.factors.inverse_cost, self.X.shape[0], self.X.dtype.itemsize, written=self.output is not None)(slabs)
 
     def apply(self, B: Array | None, slabs: Sequence[Span], tell: Tell) -> list[State]:
-        inverse = adjoint_rows(self.factors, slabs, self.X.dtype, tell=tell)
-        ends = np.cumsum([stop - start for start, stop in slabs])
-        return [self._finish(slab, part) for slab, part in zip(slabs, np.split(inverse, ends[:-1], axis=1), strict=True)]
+        # BLAS sums squares, too.
+        with one_blas_thread():
+            inverse = adjoint_rows(self.factors, slabs, self.X.dtype, tell=tell)
+            ends = np.cumsum([stop - start for start, stop in slabs])
+            return [self._finish(slab, part) for slab, part in zip(slabs, np.split(inverse, ends[:-1], axis=1), strict=True)]
 
     def _finish(self, slab: Span, inverse: Array) -> State:
         """The squares of X and its inverse; with a place to write to, of what is between ``z X`` and ``X^-H / z``."""

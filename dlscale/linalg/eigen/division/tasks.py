@@ -11,6 +11,7 @@ from dlscale.arrays import Array
 from dlscale.engine.columns import Applied, Span, Tell
 from dlscale.engine.run import Cost, State
 from dlscale.engine.targets import Target
+from dlscale.kernels import one_blas_thread
 from dlscale.linalg.solve.factors import QRFactors
 from dlscale.storage.matrix import Matrix
 
@@ -35,9 +36,11 @@ class Columnwise(Applied):
 
     def apply(self, B: Array | None, slabs: Sequence[Span], tell: Tell) -> list[State]:
         ends = np.cumsum([stop - start for start, stop in slabs])
-        C = np.hstack([self.read(slab) for slab in slabs])
-        done = self.multiply(C, width=slabs[0][1] - slabs[0][0], tell=tell)
-        return [self.finish(slab, part) for slab, part in zip(slabs, np.split(done, ends[:-1], axis=1), strict=True)]
+        # BLAS sums squares, too.
+        with one_blas_thread():
+            C = np.hstack([self.read(slab) for slab in slabs])
+            done = self.multiply(C, width=slabs[0][1] - slabs[0][0], tell=tell)
+            return [self.finish(slab, part) for slab, part in zip(slabs, np.split(done, ends[:-1], axis=1), strict=True)]
 
     def read(self, slab: Span) -> Array:
         """Columns (n, width)."""
