@@ -6,7 +6,7 @@ definite, for every omega between 0 and 2 (Ostrowski and Reich), and where A is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -72,22 +72,20 @@ class Sweep(Applied):
 
     def apply(self, B: Array | None, slabs: Sequence[Span], tell: Tell) -> list[State]:
         assert B is not None
-        n, X = len(B), np.array(B, self.A.dtype, order="C")
-        rows = max(1, STRIP_BYTES // (n * self.A.dtype.itemsize) // self.A.row_unit) * self.A.row_unit
+        X = np.array(B, self.A.dtype, order="C")
         with blas_threads(self.n_threads):
-            for i in range(0, n, rows):
-                j = min(i + rows, n)
+            for i, j, n_bytes in _strips(self.A):
                 strip = self.A.region((i, j), (0, j))
                 X[i:j] -= strip[:, :i] @ X[:i]
                 triangle = np.tril(strip[:, i:])
                 triangle[np.diag_indices(j - i)] /= self.relaxation
                 solve_lower(triangle, X[i:j])
-                tell(float(j * j - i * i) * X.shape[1], strip.size * self.A.stored_dtype.itemsize)
+                tell(float(j * j - i * i) * X.shape[1], n_bytes)
         return [{"x": X}]
 
 
 def sweeps(run: Run, A: Matrix, relaxation: float, facts: ClusterFacts) -> Map:
-    """``(D / omega + L)^-1 R`` for R (n, k), in one task that reads half of the matrix."""
+    """``(D / omega + L)^-1 R`` for R (n, k), in one task."""
     wide, columns, numbers = accumulator_dtype(A.dtype), Columns(run, facts), count(1)
     what = Sweep(promoted(A, wide), relaxation, n_blas_threads(A.shape[0], facts))
 
@@ -100,5 +98,14 @@ def sweeps(run: Run, A: Matrix, relaxation: float, facts: ClusterFacts) -> Map:
 
 
 def sweep_bytes(A: Matrix) -> int:
-    """What a sweep reads: the lower triangle."""
-    return A.n_stored_bytes // 2
+    """What a sweep reads: the lower triangle, as far as its chunks can be read in part."""
+    return sum(n_bytes for _, _, n_bytes in _strips(A))
+
+
+def _strips(A: Matrix) -> Iterator[tuple[int, int, int]]:
+    """First row, the one behind the last, and bytes that are read of each strip."""
+    n, wide = A.shape[0], accumulator_dtype(A.dtype).itemsize
+    rows = max(1, STRIP_BYTES // (n * wide) // A.row_unit) * A.row_unit
+    for i in range(0, n, rows):
+        j = min(i + rows, n)
+        yield i, j, int(A.n_stored_bytes * (j - i) / n * (j / n if A.any_range else 1.0))

@@ -65,7 +65,9 @@ def plan_system(A: Matrix, B: Matrix, method: Method, options: SystemIterations,
     product = 2.0 * A.n_entries * width
     steps.append(Step("survey", (4.0 if method in SYMMETRIC else 2.0) * A.n_entries * N_PROBES, each))
     at_once = columns_at_once(rank)
-    steps += [Step(f"columns-{i // at_once + 1}", 2.0 * A.n_entries * at_once, each) for i in range(0, rank, at_once)]
+    steps += [
+        Step(f"columns-{i // at_once + 1}", 2.0 * A.n_entries * at_once, each) for i in range(0, rank and rank + at_once, at_once)
+    ]
     # Each iteration multiplies, and the residual is measured at least once.
     threads = 0.0 if each else threads_of_held_products(A.dtype, 2.0 * width, facts)
     steps += [Step(f"product-{i}", product, each, n_threads=threads) for i in range(1, max_iterations + 2)]
@@ -79,7 +81,7 @@ def plan_system(A: Matrix, B: Matrix, method: Method, options: SystemIterations,
         kind="solve",
         method=method,
         words=f"{NAMES[method]}{by}, at most {max_iterations} iterations of one product"
-        f"{' and half a read' if strips else ''} each ({how.words})",
+        f"{' and a read of the triangle' if strips else ''} each ({how.words})",
         matrix=A.describe(),
         grids=Grids(rows=how.grid),
         steps=tuple(steps),
@@ -207,8 +209,8 @@ def _solve(passes: Passes, A: Matrix, *, sides: Sides, options: SystemIterations
         limits = Limits(options.tolerance_for(A.dtype), options.iterations_for(n))
         it = iterate(method_of(plan.method, plan.choices["restart"], precondition, options.relaxation), problem, limits)
     rounding = float((problem.rounding(it.X) / np.where(problem.sizes > 0, problem.sizes, 1)).max(initial=0.0))
-    half = it.iterations // 2 if plan.method == "gauss_seidel" else 0
-    return Solved(it.X.astype(sides.dtype), it, rounding, n_before + it.iterations + half + len(it.measured))
+    swept = it.iterations * sweep_bytes(A) / A.n_stored_bytes if plan.method == "gauss_seidel" else 0.0
+    return Solved(it.X.astype(sides.dtype), it, rounding, n_before + it.iterations + round(swept) + len(it.measured))
 
 
 def method_of(name: str, restart: int, precondition: Map, relaxation: float = 1.0) -> Recurrence:
