@@ -227,3 +227,14 @@ def test_info_tells_names(tmp_path):
     facts = json.loads(CliRunner().invoke(commands, ["info", str(copy), "--json"]).output)
     assert (facts["names_of_rows"], facts["names_of_columns"]) == (ROWS, COLUMNS)
     assert Labels(column=[str(j) for j in range(12)]).describe() == {"names_of_columns": [*"0123456789", "... (12 in all)"]}
+
+
+@pytest.mark.parametrize("name", ["../secret", "../../outside/secret", "..", "", "inner/secret"])
+def test_names_of_dimensions_lead_to_no_other_folder(tmp_path, name):
+    for place in ("outside", "g.zarr", "g.zarr/inner"):
+        array = zarr.create_array(tmp_path / place / "secret", shape=(3,), dtype="string")
+        array[...] = np.array(ROWS, np.dtypes.StringDType())
+    group = zarr.create_group(tmp_path / "g.zarr" / "h.zarr")
+    group.create_array("X", data=A, dimension_names=[name, "feature"])
+    group.create_group("obs", attributes={"_index": name})
+    assert told(tmp_path / "g.zarr" / "h.zarr" / "X") == (None, None)

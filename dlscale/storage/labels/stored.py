@@ -43,9 +43,7 @@ def labels_at(uri: str, shape: tuple[int, int], dimensions: Sequence[str | None]
     own = Labels(*(names_at(f"{uri}/{FOLDER}/{axis}") for axis in AXES))
     beside, _, _ = uri.rstrip("/").rpartition("/")
     named = dimensions if dimensions is not None and len(dimensions) == len(AXES) else (None, None)
-    found = Labels(
-        *(mine or (names_at(f"{beside}/{name}") if name else None) for mine, name in zip(own, named, strict=True))
-    ).fitting(shape)
+    found = Labels(*(mine or _names_in(beside, name) for mine, name in zip(own, named, strict=True))).fitting(shape)
     return found if any(found) else _annotations(uri).fitting(shape)
 
 
@@ -58,6 +56,13 @@ def names_at(uri: str) -> Names | None:
     if array.ndim != 1 or not (holds_text(array) or (holds_numbers(array) and not counts(array))):
         return None
     return StoredNames(array)
+
+
+def _names_in(group: str, name: object) -> Names | None:
+    """The names in an array of a group; what a stranger wrote as its name leads nowhere else."""
+    if not isinstance(name, str) or not name or name.startswith(".") or set(name) & set("/\\?#"):
+        return None
+    return names_at(f"{group}/{name}")
 
 
 def _annotations(uri: str) -> Labels:
@@ -74,5 +79,4 @@ def _index_at(uri: str) -> Names | None:
         table = open_node(uri)
     except InputError:
         return None
-    index = dict(table.attrs).get("_index")
-    return names_at(f"{uri}/{index}") if is_group(table) and isinstance(index, str) else None
+    return _names_in(uri, dict(table.attrs).get("_index")) if is_group(table) else None
