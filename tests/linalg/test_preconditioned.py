@@ -72,7 +72,7 @@ def test_what_nystrom_is_not_for() -> None:
 
 def test_preconditioned_iterations_go_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stored, "KEPT_FLOPS", 3 * 2.0 * N * N * 2)
-    path = store(tmp_path / "a.zarr", definite(200), chunks=(50, N))
+    path = store(tmp_path / "a.zarr", definite(10), chunks=(50, N))
     rhs, options = store(tmp_path / "b.zarr", gaussian(N, 2), chunks=(N, 2)), {"preconditioner": "nystrom", "rank": 30}
     whole, every = resumed_or_whole(path, rhs, None, "cg", **options)
     with pytest.raises(OSError, match="the disk is gone"):

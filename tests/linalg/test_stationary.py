@@ -68,9 +68,9 @@ def test_where_they_converge(method: Any, dtype: str, monkeypatch: pytest.Monkey
 
 def test_definite_matrices_and_relaxation() -> None:
     """SOR converges for every omega, Jacobi's iteration where 2 D / omega - A is definite too; blocks take fewer steps."""
-    A = definite(8)
+    A = definite(5)
     b = gaussian(N, 1)
-    for omega in (0.5, 1.0, 1.5, 1.9):
+    for omega in (0.7, 1.7):
         assert relative(A, computed(A, b, method="gauss_seidel", relaxation=omega).arrays["x"], b) <= 1e-7
     A = np.full((N, N), 0.3) + 0.7 * np.eye(N)
     with pytest.raises(NumericalError, match=r"Jacobi's iteration ended diverged after .* lower params\.relaxation"):
@@ -132,7 +132,7 @@ def test_what_is_refused() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_iterations_go_on_to_the_same_bits(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stored, "KEPT_FLOPS", 3 * 2.0 * N * N * 2)
+    monkeypatch.setattr(stored, "KEPT_FLOPS", 6 * 2.0 * N * N * 2)
     A = with_eigenvalues(np.linspace(1, 2, N))
     path, rhs = store(tmp_path / "a.zarr", A, chunks=(50, N)), store(tmp_path / "b.zarr", gaussian(N, 2), chunks=(N, 2))
     whole, every = resumed_or_whole(path, rhs, None, method)
