@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 import dlscale
 from dlscale.cli.main import commands
 from dlscale.errors import ImportNote, InputError, SpecError
+from dlscale.service.routes import slices
 from dlscale.storage.importers import import_matrix
 from dlscale.storage.labels.names import Labels
-from dlscale.storage.labels.writing import write_labels
+from dlscale.storage.labels.writing import write_labels, write_names
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.verifying import verify
 
@@ -238,3 +239,11 @@ def test_names_of_dimensions_lead_to_no_other_folder(tmp_path, name):
     group.create_array("X", data=A, dimension_names=[name, "feature"])
     group.create_group("obs", attributes={"_index": name})
     assert told(tmp_path / "g.zarr" / "h.zarr" / "X") == (None, None)
+
+
+def test_a_server_sends_parts_of_names(tmp_path):
+    write_names(tmp_path / "g.zarr" / "row", "row", ROWS)
+    zarr.open_group(tmp_path / "g.zarr", mode="a")
+    spans, part = slices._read(str(tmp_path / "g.zarr"), "row", "1:3", "")
+    assert (spans, part.tolist()) == ([(1, 3)], ROWS[1:])
+    np.save(io.BytesIO(), part, allow_pickle=False)

@@ -73,7 +73,8 @@ def _read(uri: str, name: str, *asked: str) -> tuple[list[Span], Array]:
         most = f"{MAX_CHUNK_BYTES / 1e9:.1f} GB"
         raise Problem(422, f"This part lies in chunks of {read / 1e9:.1f} GB; at most {most} are read.", exit_code=2)
     part = np.asarray(array[tuple(slice(*span) for span in spans)])
-    return spans, part.astype(str) if part.dtype.kind == "T" else part
+    # Text of any length becomes text of one length, which npy has.
+    return spans, np.array(part.tolist(), str) if part.dtype.kind == "T" else part
 
 
 def _span(which: str, text: str, length: int) -> Span:
