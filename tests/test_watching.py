@@ -123,16 +123,14 @@ def test_ctrl_c_ends_the_watching_and_no_job(tmp_path: Path) -> None:
     assert job.state.read_bytes() == before
 
 
-@pytest.mark.parametrize("command", [("jobs",), ("status",), ("status", "--watch"), ("jobs", "--watch")])
-def test_without_colours_where_they_are_not_wanted(
-    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_colours_where_they_are_not_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = make_job(tmp_path, state="succeeded")
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
-    said = on_a_terminal(*command, "--workspace", "ws", cwd=tmp_path)
-    assert job.id in said
-    assert not re.search(r"\x1b\[[\d;]*[34]\dm", said)
+    kinds = [["jobs"], ["status"], ["status", "--watch"], ["jobs", "--watch"]]
+    for said in on_a_terminal([[*kind, "--workspace", "ws"] for kind in kinds], tmp_path):
+        assert job.id in said
+        assert not re.search(r"\x1b\[[\d;]*[34]\dm", said)
 
 
 def test_quiet_goes_with_watch(tmp_path: Path) -> None:
