@@ -147,7 +147,8 @@ def prove_nearest(run: Run, pencil: Pencil, found: Interval, facts: ClusterFacts
     rho = last - margin
     name = "eigenvalues nearer to sigma that two inertias of A + BV W V'B, without the pairs, count"
     at_sigma = last <= _AT_SIGMA * found.unit
-    untold = f"all {k} eigenvalues are within {np.ldexp(1.06 * last, found.exponent):.1e} of sigma, and rounding tells no more"
+    near = np.ldexp(1.06 * max(last, found.unit), found.exponent)
+    untold = f"all {k} eigenvalues are within {near:.1e} of sigma, and rounding tells no more"
     if rho <= 0:
         return Proof(Check(name, 0.0, 0.0, untold), margin, at_sigma)
     side = np.where(found.values >= found.target, 1.0, -1.0)
