@@ -9,9 +9,9 @@ import pytest
 import zarr
 
 import dlscale
-from dlscale.batch.reporting import read_record
-from dlscale.batch.workspace import Job
-from dlscale.report.html import render
+from dlscale.report.components.sections import rows_in_the_plane
+from dlscale.report.record import JobRecord
+from dlscale.report.sections import Job
 from dlscale.storage.groups import sampled_rows
 from dlscale.storage.writers import Layout, create_array
 
@@ -65,26 +65,17 @@ def test_the_report_of_a_regression_names_its_weights(tmp_path):
 
 
 @pytest.mark.parametrize("n_rows", [1, 3, 700, 5000])
-def test_planes_of_any_number_of_rows(tmp_path, n_rows):
-    job = pca_job(tmp_path)
+def test_planes_of_any_number_of_rows(n_rows):
     points = np.random.default_rng(0).standard_normal((n_rows, 2)) * [1e5, 1e-7]
+    labels = {"row": ["\x00\x1b[31m名"] * n_rows, "column": ["\x07", "b", ""]}
+    arrays = {"components": np.eye(2, 3)}
     for sample in (points, np.zeros_like(points), np.full_like(points, np.nan)):
+        record = JobRecord("pca-1", "pca", "pca", "succeeded", arrays=arrays, labels=labels, sample=sample)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            page = render(job(sample=sample, labels={"row": ["\x00\x1b[31m名"] * n_rows, "column": ["\x07", "b", ""]}))
-        assert ("scores of" in page) == bool(np.isfinite(sample).all())
-        assert "\x1b" not in page
-
-
-def pca_job(tmp_path):
-    from dataclasses import replace
-
-    result = dlscale.run(
-        {"kind": "pca", "input": {"matrix": np.random.default_rng(0).standard_normal((9, 3))}, "cluster": "threads"},
-        workspace=tmp_path,
-    )
-    record = read_record(Job(result.folder))
-    return lambda **changes: replace(record, **changes)
+            drawn = rows_in_the_plane(Job(record))
+        assert (drawn is not None) == bool(np.isfinite(sample).all())
+        assert "\x1b" not in (drawn or "")
 
 
 def test_of_many_rows_chunks_that_are_spread_evenly_are_read(tmp_path):

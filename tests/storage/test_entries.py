@@ -52,7 +52,7 @@ def test_svmlight_as_scikit_learn_writes_it(tmp_path, monkeypatch, zero_based, n
     np.testing.assert_array_equal(dense(whole), X.toarray())
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.tuples(st.floats(-9, 9), st.dictionaries(st.integers(0, 20), st.floats(allow_nan=False), max_size=5)),
@@ -139,7 +139,7 @@ def test_triplets_with_names(tmp_path, suffix):
     assert named(whole) == (["Ann", "Bob"], ["Dune", "Emma"])
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.tuples(st.integers(0, 30), st.integers(0, 9), st.integers(-4, 4)), min_size=1, max_size=40),
     st.sampled_from(["csv", "parquet"]),

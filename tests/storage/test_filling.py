@@ -48,7 +48,7 @@ def test_what_was_left_out_and_filled_is_said(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::dlscale.errors.ImportNote")
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.lists(st.one_of(st.none(), st.floats(-1e6, 1e6)), min_size=3, max_size=3), min_size=2, max_size=9),
     st.sampled_from(["mean", "median"]),

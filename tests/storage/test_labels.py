@@ -68,7 +68,7 @@ def test_words_under_the_name_of_an_index_name_rows(tmp_path, word):
         assert copied(tmp_path, "a.csv") == (ROWS, COLUMNS)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc", "Zs"]), min_size=1), min_size=1, max_size=7))
 def test_any_text_is_a_name(tmp_path, rows):
     out = io.StringIO()
