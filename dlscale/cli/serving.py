@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -49,9 +50,7 @@ def serve(
     from dlscale.service.settings import Settings
 
     root = open_workspace(workspace)
-    retention = Retention(keep_days, keep_jobs)
-    settings = Settings.checked(
-        root, host=host, port=port, allow=allow, cluster=cluster, token_file=token_file, names=names, retention=retention
-    )
+    settings = Settings.checked(root, host=host, port=port, allow=allow, cluster=cluster, token_file=token_file, names=names)
+    settings = replace(settings, retention=Retention(keep_days, keep_jobs))
     who = "you alone" if settings.tokens is None else f"the tokens of {token_file}"
     serve_until_stopped(settings, ready=f"dlscale serves {root.root} at {{url}} for {who}; Ctrl-C ends it, and no job.")

@@ -66,7 +66,6 @@ class Settings:
         cluster: str | None = None,
         token_file: Path | None = None,
         names: Sequence[str] = (),
-        retention: Retention = ALL_STAY,
     ) -> Settings:
         """Settings from the options of the command line; without ``allow`` the current folder is (SpecError)."""
         if token_file is None and not is_loopback(host):
@@ -76,7 +75,7 @@ class Settings:
             )
         allowed = Allowed(allow or (str(Path.cwd()),), workspace.root)
         tokens = None if token_file is None else Tokens(token_file)
-        return cls(workspace, host, port, allowed, cluster, tokens, tuple(name.lower() for name in names), retention)
+        return cls(workspace, host, port, allowed, cluster, tokens, tuple(name.lower() for name in names))
 
     def knows_host(self, name: str) -> bool:
         """Whether a server of these settings is asked by this name, without its port.
