@@ -105,8 +105,9 @@ def test_ctrl_c_ends_the_watching_and_no_job(tmp_path: Path) -> None:
     started = [watching(*kind, cwd=tmp_path) for kind in kinds]
     on_terminal = watching("status", "--watch", cwd=tmp_path, to=follower)
     os.close(follower)
-    # Each says something at first, but for `wait`, which began before the others.
+    # Each says something at first, but for `wait`, which says how far the job is after a while.
     assert all(started[i].stdout.readline() for i in (1, 2, 3))
+    assert b"step 3 of 12" in started[0].stderr.readline()
     drawn = ""
     while "step 3 of 12" not in drawn:
         drawn += os.read(leader, 2**16).decode()

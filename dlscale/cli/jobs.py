@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from dlscale.cli.options import (
 )
 from dlscale.cli.sweeping import find_sweep, is_sweep, resume_sweep, show_submitted_sweep, submit_sweep
 from dlscale.errors import Interrupted
+from dlscale.interrupts import held_back
 
 if TYPE_CHECKING:
     from dlscale.batch.workspace import Job
@@ -153,7 +155,10 @@ def requeue(job_id: str, workspace: str | None) -> None:
     """Put the interrupted job ID back into Slurm's queue; its batch script calls this at its end."""
     from dlscale.batch.slurm import requeue as back_into_the_queue
 
-    echo(f"dlscale: {back_into_the_queue(open_workspace(workspace).find(job_id))}")
+    job = open_workspace(workspace).find(job_id)
+    # Slurm ends the batch script of a job that it queues, and this process with it: what was done is said all the same.
+    with suppress(KeyboardInterrupt), held_back():
+        echo(f"dlscale: {back_into_the_queue(job)}")
 
 
 @click.command()

@@ -32,7 +32,7 @@ from victims import (
 )
 
 import dlscale
-from dlscale.batch.submit import SubmittedJob, _check_workers_see, cancel, wait
+from dlscale.batch.submit import SubmittedJob, cancel, check_workers_see, wait
 from dlscale.batch.workspace import Heartbeat, Job, JobState, Workspace
 from dlscale.errors import SpecError
 
@@ -226,7 +226,7 @@ def test_a_faulty_spec_is_refused_and_leaves_nothing(folder: Path) -> None:
 
 def test_a_workspace_that_workers_do_not_see_is_refused(cluster: RealCluster, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"all workers see, and tcp://.* does not see it"):
-        _check_workers_see(cluster.address, Job(tmp_path / "jobs" / "absent"))
+        check_workers_see(cluster.address, Job(tmp_path / "jobs" / "absent"))
 
 
 def test_a_frozen_worker_is_told_and_not_waited_for(
@@ -237,7 +237,7 @@ def test_a_frozen_worker_is_told_and_not_waited_for(
     os.kill(cluster.workers[0].pid, signal.SIGSTOP)
     try:
         with pytest.raises(SpecError, match=r"not all workers of .* answered within 1 s"):
-            _check_workers_see(cluster.address, job)
+            check_workers_see(cluster.address, job)
     finally:
         os.kill(cluster.workers[0].pid, signal.SIGCONT)
 

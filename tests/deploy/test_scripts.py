@@ -143,4 +143,4 @@ def test_container_file_copies_what_exists():
     for sources in re.findall(r"^COPY (.+) \S+$", text, re.M):
         for source in sources.split():
             assert (ROOT / source).exists(), source
-    assert re.findall(r'"/source\[(.+)\]"', text) == ["mpi,formats"]
+    assert re.findall(r'"/source\[(.+)\]"', text) == ["mpi,formats,serve"]
