@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import click
 
 from dlscale.cli import remote_looking
 from dlscale.cli.options import (
-    EXIT_FAILED,
     echo,
     job_filters,
     json_option,
@@ -21,7 +19,7 @@ from dlscale.cli.options import (
     spec_options,
 )
 from dlscale.cli.remote_looking import how_it_ended, known_id, listed_jobs, open_client
-from dlscale.cli.removing import prune_options
+from dlscale.cli.removing import prune_options, say_removed
 from dlscale.errors import DlscaleError
 
 
@@ -193,15 +191,7 @@ def _remove(jobs: list[str], *, as_json: bool, dry: bool = False) -> None:
                 echo(job)
     if as_json:
         print_json({"removed": [] if dry else removed, "would_remove": removed if dry else [], "refused": refused})
-    elif not jobs:
-        echo("No such jobs.")
-    else:
-        whole = f"{len(removed)} job{'s' if len(removed) != 1 else ''}"
-        echo(f"{whole}: not removed yet; add --yes." if dry else f"{whole}: removed.")
-    for message in () if as_json else refused.values():
-        echo(message, prefix=f"{click.style('kept:', fg='yellow')} ", err=True)
-    if refused:
-        sys.exit(EXIT_FAILED)
+    say_removed(len(removed), refused, dry=dry, as_json=as_json)
 
 
 COMMANDS = {

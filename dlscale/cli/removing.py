@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -80,12 +80,18 @@ def _remove(jobs: Sequence[Job], root: Workspace, *, as_json: bool, dry: bool = 
             echo(f"{job.id}  {words.size(size)}")
     if as_json:
         print_json({"removed": {} if dry else sizes, "would_remove": sizes if dry else {}, "refused": refused})
-    elif not jobs:
-        echo("No such jobs.")
-    else:
-        whole = f"{len(sizes)} job{'s' if len(sizes) != 1 else ''}, {words.size(sum(sizes.values()))}"
-        echo(f"{whole}: not removed yet; add --yes." if dry else f"{whole}: removed.")
-    for message in () if as_json else refused.values():
-        echo(message, prefix=f"{click.style('kept:', fg='yellow')} ", err=True)
+    say_removed(len(sizes), refused, f", {words.size(sum(sizes.values()))}", dry=dry, as_json=as_json)
+
+
+def say_removed(n_removed: int, refused: Mapping[str, str], room: str = "", *, dry: bool, as_json: bool) -> None:
+    """Say how many jobs were removed, and why others were kept, which is a failure."""
+    if not as_json:
+        if not n_removed and not refused:
+            echo("No such jobs.")
+        else:
+            whole = f"{n_removed} job{'s' if n_removed != 1 else ''}{room}"
+            echo(f"{whole}: not removed yet; add --yes." if dry else f"{whole}: removed.")
+        for message in refused.values():
+            echo(message, prefix=f"{click.style('kept:', fg='yellow')} ", err=True)
     if refused:
         sys.exit(EXIT_FAILED)
