@@ -13,20 +13,20 @@ Plain files and atomic renames, so that any process on any machine that sees the
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import secrets
 import shutil
 import stat
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from dlscale.batch.jobs import records
+from dlscale.batch.jobs.newest import newest
 from dlscale.batch.jobs.seeing import seen
 from dlscale.batch.jobs.states import (
     ENDED,
@@ -41,7 +41,6 @@ from dlscale.batch.jobs.states import (
     ListedJob,
 )
 from dlscale.engine.events import Event, event_of
-from dlscale.engine.plan import VERSION
 from dlscale.errors import SpecError
 from dlscale.showing import without_address
 from dlscale.storage.files import locks
@@ -138,6 +137,8 @@ class Job:
 
     def read_plan(self) -> dict[str, Any]:
         """What plan.json holds; empty when the job has none (SpecError if it is damaged, or another version's)."""
+        from dlscale.engine.plan import VERSION
+
         still = "`dlscale logs` and the result, if there is one, are as they were; to compute again, run the spec anew."
         try:
             data = records.read_bytes(self.plan)
@@ -252,15 +253,18 @@ class Workspace:
         """The job with this id, whether it is there or not."""
         return Job(self.jobs_folder / job_id)
 
+    def ids(self, begins: str = "") -> list[str]:
+        """Of all jobs whose id begins so, in no order; a folder among them that holds no job is one too."""
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.jobs_folder) as entries:
+            return [entry.name for entry in entries if entry.name.startswith(begins) and entry.name[0] != "." and entry.is_dir()]
+        return []
+
     def jobs(self) -> Iterator[Job]:
         """All jobs, the newest first."""
-        folders = self.jobs_folder.iterdir() if self.jobs_folder.is_dir() else []
-        whole = (folder for folder in folders if not folder.name.startswith("."))
-        found = [
-            (made, Job(folder)) for folder in whole if (made := _modified(folder / "spec.yaml") or _modified(folder / "state.json"))
-        ]
-        for _, job in sorted(found, key=lambda entry: entry[0], reverse=True):
-            yield job
+        return map(self.job, self._newest(self.ids()))
+
+    def _newest(self, ids: Sequence[str], limit: int | None = None) -> list[str]:
+        return newest(self.jobs_folder, ids, limit) if ids else []
 
     def find(self, job_id: str | None) -> Job:
         """The job with this id, or with the only id that begins so; the newest when None.
@@ -272,25 +276,29 @@ class Workspace:
         """
         if job_id and "/" not in job_id and not job_id.startswith(".") and self.job(job_id).state.exists():
             return self.job(job_id)  # without a look at all others
-        jobs = list(self.jobs())
-        if job_id is None and jobs:
-            return jobs[0]
-        found = [job for job in jobs if job_id and (job.id == job_id or job.id.startswith(job_id))]
-        exact = [job for job in found if job.id == job_id]
-        if exact or len(found) == 1:
-            return (exact or found)[0]
+        ids = self.ids()
+        found = self._newest([name for name in ids if job_id and name.startswith(job_id)])
+        if job_id in found or len(found) == 1:
+            return self.job(job_id if job_id in found else found[0])
         if found:
-            raise SpecError(
-                f"{job_id!r} is the beginning of {len(found)} jobs: {', '.join(job.id for job in found[:4])}; give more of it."
-            )
-        if not jobs:
+            raise SpecError(f"{job_id!r} is the beginning of {len(found)} jobs: {', '.join(found[:4])}; give more of it.")
+        last = self._newest(ids, 4 if job_id else 1)
+        if last and job_id is None:
+            return self.job(last[0])
+        if not last:
             raise SpecError(f"There is no job yet in {self.root}; `dlscale run` and `dlscale submit` make one.")
-        raise SpecError(f"There is no job {job_id} in {self.root}; the newest are: {', '.join(job.id for job in jobs[:4])}.")
+        raise SpecError(f"There is no job {job_id} in {self.root}; the newest are: {', '.join(last)}.")
 
     def list_jobs(
-        self, limit: int | None = None, *, states: Collection[str] = (), kinds: Collection[str] = (), name: str | None = None
+        self,
+        limit: int | None = None,
+        *,
+        states: Collection[str] = (),
+        kinds: Collection[str] = (),
+        name: str | None = None,
+        ids: Sequence[str] | None = None,
     ) -> tuple[list[ListedJob], dict[str, str]]:
-        """The newest jobs, the newest first, and what is damaged: id to message.
+        """The newest jobs, the newest first, and what is damaged of those that were looked at: id to message.
 
         Parameters
         ----------
@@ -300,32 +308,39 @@ class Workspace:
             Only jobs of these; of any when empty.
         name : str, optional
             Only jobs whose id begins so.
+        ids : sequence of str, optional
+            What `ids` gave, where it was asked before.
         """
-        chosen = bool(states or kinds or name)
-        newest = limit is not None and not chosen
-        names = [job.id for job in itertools.islice(self.jobs(), limit)] if newest else self._names()
-        names = [job_id for job_id in names if job_id.startswith(name or "")]
-        listed, faults = [], {}
-        for name in names:
-            path = f"{self.jobs_folder}/{name}/state.json"
+        looked_at = self.ids(name or "") if ids is None else [job_id for job_id in ids if job_id.startswith(name or "")]
+        if limit is not None:
+            looked_at = self._newest(looked_at, None if states or kinds else limit)
+        listed: list[ListedJob] = []
+        faults: dict[str, str] = {}
+        for job_id in looked_at:
             try:
-                row = records.parse(records.read_bytes(path), ListedJob, path)
-                if row.state in RUNNING or row.state in ("submitted", "interrupted"):
-                    seen = self.job(name).read_state()
-                    row = replace(row, state=seen.state, message=seen.message, progress=seen.progress)
-                listed.append(row)
+                row = self._row(job_id)
             except SpecError as error:
-                faults[name] = str(error)
-            except OSError as error:
-                if os.path.exists(f"{self.jobs_folder}/{name}/spec.yaml"):
-                    faults[name] = f"{path} cannot be read: {error.strerror}."
-        wanted = [row for row in listed if (not states or row.state in states) and (not kinds or row.kind in kinds)]
-        return sorted(wanted, key=lambda row: row.created, reverse=True)[:limit], faults
+                faults[job_id] = str(error)
+                continue
+            if row is not None and (not states or row.state in states) and (not kinds or row.kind in kinds):
+                listed.append(row)
+                if len(listed) == limit:
+                    break
+        return sorted(listed, key=lambda row: row.created, reverse=True), faults
 
-    def _names(self) -> list[str]:
-        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.jobs_folder) as entries:
-            return [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
-        return []
+    def _row(self, job_id: str) -> ListedJob | None:
+        """A job as a reader should see it (SpecError if it is damaged); None where there is none."""
+        path = f"{self.jobs_folder}/{job_id}/state.json"
+        try:
+            row = records.parse(records.read_bytes(path), ListedJob, path)
+        except OSError as error:
+            if os.path.exists(f"{self.jobs_folder}/{job_id}/spec.yaml"):
+                raise SpecError(f"{path} cannot be read: {error.strerror}.") from error
+            return None
+        if row.state in RUNNING or row.state in ("submitted", "interrupted"):
+            seen = self.job(job_id).read_state()
+            row = replace(row, state=seen.state, message=seen.message, progress=seen.progress)
+        return row
 
     def import_path(self, request: Mapping[str, Any], version: str) -> Path:
         """Where the matrix of an import request is kept: one place for one request and one content of its source.

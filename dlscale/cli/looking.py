@@ -2,49 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dlscale.cli.options import (
-    Command,
-    echo,
-    job_filters,
-    json_option,
-    open_console,
-    open_workspace,
-    print_json,
-    workspace_option,
+from dlscale.cli.choosing import (
+    MOST_SHOWN,
+    N_SHOWN_OF_MORE,
+    Chosen,
+    Listing,
+    choosing,
+    require_watch,
+    show_jobs,
+    watch_options,
 )
-from dlscale.cli.sweeping import check_sweep_options, find_sweep, known_sweep, show_sweep, sweep_options, wait_for_sweep
-from dlscale.cli.watching import Lines, Look, drawing, goes_on, is_live, until_ctrl_c, watch_jobs
+from dlscale.cli.options import echo, json_option, open_console, open_workspace, print_json, workspace_option
+from dlscale.cli.sweeping import find_sweep, known_sweep, show_sweep, wait_for_sweep
+from dlscale.cli.watching import Lines, Look, drawing, goes_on, is_live, until_ctrl_c
 from dlscale.errors import SpecError
 
 if TYPE_CHECKING:
-    from dlscale.batch.workspace import Job, JobState, ListedJob
+    from dlscale.batch.workspace import Job, JobState
 
 _MAX_LINE_BYTES = 2**20
-
-
-def watch_options(what: str) -> Callable[[Command], Command]:
-    """``watch`` and ``quiet``."""
-
-    def decorate(command: Command) -> Command:
-        command = click.option("--quiet", "-q", is_flag=True, help="With --watch: only say how they end.")(command)
-        return click.option("--watch", "-w", is_flag=True, help=what)(command)
-
-    return decorate
-
-
-def require_watch(watch: bool, quiet: bool) -> None:
-    if quiet and not watch:
-        raise click.UsageError("--quiet goes with --watch.")
 
 
 @click.command()
@@ -80,58 +65,23 @@ def echo_last_lines(record: Mapping[str, Any]) -> None:
 
 
 @click.command()
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the N newest.")
-@job_filters
-@sweep_options
-@watch_options("Show them anew until none of them runs or waits.")
+@choosing
 @workspace_option
-@json_option
-def jobs(
-    limit: int | None,
-    states: tuple[str, ...],
-    kinds: tuple[str, ...],
-    name: str | None,
-    sweep: str | None,
-    to_csv: Path | None,
-    watch: bool,
-    quiet: bool,
-    workspace: str | None,
-    as_json: bool,
-) -> None:
+def jobs(chosen: Chosen) -> None:
     """List the jobs of the workspace, the newest first, and name those whose files are damaged."""
-    require_watch(watch, quiet)
-    root = open_workspace(workspace)
-    check_sweep_options(sweep, to_csv, limit, states, kinds, name, watch)
-    if sweep is not None:
-        show_sweep(root, known_sweep(root, sweep), to_csv=to_csv, as_json=as_json)
+    root = open_workspace(chosen.workspace)
+    if chosen.sweep is not None:
+        show_sweep(root, known_sweep(root, chosen.sweep), to_csv=chosen.to_csv, as_json=chosen.as_json)
         return
 
-    def listed() -> tuple[list[ListedJob], dict[str, str]]:
-        return root.list_jobs(limit, states=states, kinds=kinds, name=name)
+    def listed() -> Listing:
+        ids = root.ids()
+        is_cut = chosen.may_be_cut and len(ids) > MOST_SHOWN
+        limit = N_SHOWN_OF_MORE if is_cut else chosen.limit
+        found = root.list_jobs(limit, states=chosen.states, kinds=chosen.kinds, name=chosen.name, ids=ids)
+        return Listing(*found, f"{len(ids):,}" if is_cut else "")
 
-    if watch:
-        with until_ctrl_c("\nThe jobs go on."):
-            watch_jobs(lambda: listed()[0], quiet=quiet, err=as_json)
-        if not as_json:
-            return
-    found, faults = listed()
-    show_jobs(found, faults, chosen=bool(states or kinds or name), as_json=as_json)
-
-
-def show_jobs(found: list[ListedJob], faults: dict[str, str], *, chosen: bool, as_json: bool) -> None:
-    """A table of jobs, or a JSON list; and what is damaged, by id."""
-    if as_json:
-        listed = [{key: value for key, value in asdict(s).items() if key != "message"} for s in found]
-        empty = {"kind": None, "created": None, "seconds": None, "progress": None}
-        damaged = [{"job": job, "state": "damaged", **empty, "message": message} for job, message in sorted(faults.items())]
-        click.echo(json.dumps(listed + damaged))
-        return
-    from dlscale.cli.listing import table_lines, terminal_width
-
-    nothing = "No job can be read." if faults else "No such jobs." if chosen else "No jobs yet."
-    click.echo("\n".join(table_lines(found, width=terminal_width())) if found else nothing)
-    for job, message in sorted(faults.items()):
-        echo(f"{job}: {message}", prefix=f"{click.style('damaged:', fg='red')} ", err=True)
+    show_jobs(chosen, listed)
 
 
 @click.command()

@@ -7,21 +7,29 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dlscale.cli.looking import echo_last_lines, require_watch, show_jobs, watch_options
-from dlscale.cli.options import echo, job_filters, json_option, open_console, print_json
-from dlscale.cli.sweeping import check_sweep_options, show_table, sweep_options
-from dlscale.cli.watching import Lines, Look, drawing, goes_on, is_live, until_ctrl_c, watch_jobs
+from dlscale.cli.choosing import (
+    MOST_SHOWN,
+    N_SHOWN_OF_MORE,
+    Chosen,
+    Listing,
+    choosing,
+    require_watch,
+    show_jobs,
+    watch_options,
+)
+from dlscale.cli.looking import echo_last_lines
+from dlscale.cli.options import echo, json_option, open_console, print_json
+from dlscale.cli.sweeping import show_table
+from dlscale.cli.watching import Lines, Look, drawing, goes_on, is_live, until_ctrl_c
 from dlscale.errors import SpecError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from dlscale.batch.workspace import ListedJob
     from dlscale.service.client import Client
 
 _STATE_KEYS = ("job", "state", "kind", "result", "seconds", "message", "heartbeat", "progress", "slurm")
@@ -57,54 +65,34 @@ def known_id(client: Client, job_id: str | None) -> str:
     return job_id if job_id in found or not found else str(found[0])
 
 
-def listed_jobs(
-    client: Client, limit: int | None, *, states: tuple[str, ...], kinds: tuple[str, ...], name: str | None
-) -> tuple[list[ListedJob], dict[str, str]]:
-    """As `Workspace.list_jobs`."""
+def listed_jobs(client: Client, chosen: Chosen) -> Listing:
+    """The jobs that were asked for."""
     from dlscale.batch.workspace import ListedJob
 
-    rows = list(islice(client.jobs(state=states, kind=kinds, begins=name or "", page=min(limit or _N_ROWS, _N_ROWS)), limit))
+    limit = MOST_SHOWN + 1 if chosen.may_be_cut else chosen.limit
+    page = min(limit or _N_ROWS, _N_ROWS)
+    rows = list(islice(client.jobs(state=chosen.states, kind=chosen.kinds, begins=chosen.name or "", page=page), limit))
+    is_cut = chosen.may_be_cut and len(rows) > MOST_SHOWN
+    rows = rows[:N_SHOWN_OF_MORE] if is_cut else rows
     faults = {row["job"]: row["message"] for row in rows if row["state"] == "damaged"}
     looks = [(row, Look.of_record(row)) for row in rows if row["job"] not in faults]
     found = [
         ListedJob(look.job, row["kind"], look.state, row["created"], row["seconds"], look.message, look.progress)
         for row, look in looks
     ]
-    return found, faults
+    return Listing(found, faults, f"more than {MOST_SHOWN:,}" if is_cut else "")
 
 
 @click.command()
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the N newest.")
-@job_filters
-@sweep_options
-@watch_options("Show them anew until none of them runs or waits.")
-@json_option
-def jobs(
-    limit: int | None,
-    states: tuple[str, ...],
-    kinds: tuple[str, ...],
-    name: str | None,
-    sweep: str | None,
-    to_csv: Path | None,
-    watch: bool,
-    quiet: bool,
-    as_json: bool,
-) -> None:
+@choosing
+def jobs(chosen: Chosen) -> None:
     """List the jobs of the server, the newest first."""
-    require_watch(watch, quiet)
-    check_sweep_options(sweep, to_csv, limit, states, kinds, name, watch)
     with open_client() as client:
-        if sweep is not None:
+        if (sweep := chosen.sweep) is not None:
             begun = [each["sweep"] for each in client.sweeps() if each["sweep"].startswith(sweep)]
-            show_table(client.sweep(begun[0] if len(begun) == 1 else sweep), to_csv=to_csv, as_json=as_json)
+            show_table(client.sweep(begun[0] if len(begun) == 1 else sweep), to_csv=chosen.to_csv, as_json=chosen.as_json)
             return
-        if watch:
-            with until_ctrl_c("\nThe jobs go on."):
-                watch_jobs(lambda: listed_jobs(client, limit, states=states, kinds=kinds, name=name)[0], quiet=quiet, err=as_json)
-            if not as_json:
-                return
-        found, faults = listed_jobs(client, limit, states=states, kinds=kinds, name=name)
-    show_jobs(found, faults, chosen=bool(states or kinds or name), as_json=as_json)
+        show_jobs(chosen, lambda: listed_jobs(client, chosen))
 
 
 @click.command()

@@ -122,14 +122,6 @@ def show_table(table: dict[str, Any], *, to_csv: Path | None, as_json: bool) -> 
             echo(line)
 
 
-def check_sweep_options(sweep: str | None, to_csv: Path | None, *others: object) -> None:
-    """Refuse what does not go together."""
-    if to_csv is not None and sweep is None:
-        raise click.UsageError("--csv goes with --sweep.")
-    if sweep is not None and any(others):
-        raise click.UsageError("--sweep shows all jobs of a sweep; `dlscale wait SWEEP` waits for them.")
-
-
 def _lines(rows: list[dict[str, Any]], keys: list[str]) -> list[str]:
     from dlscale.batch.sweeps import store
     from dlscale.report import words

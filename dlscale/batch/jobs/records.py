@@ -144,8 +144,10 @@ def read_bytes(path: str | Path) -> bytes:
         descriptor = open_at_once(path, os.O_RDONLY)
         try:
             # Of thousands of small files, a buffer for the largest that is allowed would cost more than the reading.
-            data = os.read(descriptor, min(os.fstat(descriptor).st_size, MAX_BYTES) + 1)
-            while len(data) <= MAX_BYTES and (more := os.read(descriptor, _PIECE_BYTES)):
+            room = min(os.fstat(descriptor).st_size, MAX_BYTES) + 1
+            data = os.read(descriptor, room)
+            # One that is not filled is the whole file.
+            while room <= len(data) <= MAX_BYTES and (more := os.read(descriptor, _PIECE_BYTES)):
                 data += more
         finally:
             os.close(descriptor)

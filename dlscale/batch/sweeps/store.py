@@ -108,7 +108,7 @@ def find(root: Workspace, sweep_id: str) -> Sweep | None:
     found = [each for each in sweep_ids(root) if each.startswith(sweep_id)]
     if sweep_id in found:
         found = [sweep_id]
-    if not found or (sweep_id not in found and any(job.id.startswith(sweep_id) for job in root.jobs())):
+    if not found or (sweep_id not in found and root.ids(sweep_id)):
         return None
     if len(found) > 1:
         raise SpecError(f"{sweep_id!r} is the beginning of {len(found)} sweeps: {', '.join(found[:4])}; give more of it.")
