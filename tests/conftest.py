@@ -25,6 +25,9 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 settings.register_profile("dlscale", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("dlscale")
 
+#: Whose fixtures tests of several folders share.
+pytest_plugins = ("object_server",)
+
 #: Long modules, so that none of them is left for the end, when there is nothing to do beside it.
 FIRST = (
     "chaos",

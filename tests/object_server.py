@@ -16,6 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from dlscale.storage.objects import requests
 from dlscale.storage.objects.address import Address, forget_clients
 
@@ -191,3 +193,26 @@ def new_bucket(port: int) -> str:
     name = f"bucket-{os.getpid()}-{next(_numbers)}"
     make_bucket(port, name)
     return name
+
+
+@pytest.fixture(scope="module")
+def s3_port() -> Iterator[int]:
+    """Of a server for the tests of a module."""
+    with s3_server() as port:
+        yield port
+
+
+@pytest.fixture
+def bucket(s3_port: int) -> Iterator[Address]:
+    """An empty bucket."""
+    with reached(s3_port) as bucket:
+        yield bucket
+
+
+@pytest.fixture
+def faults(s3_port: int, bucket: Address, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
+    """What lies between this process and the server."""
+    with faulty_proxy(s3_port) as (port, faults):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        forget_clients()
+        yield faults

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import zarr
-from object_server import SECRET, Faults, faulty_proxy, reached, s3_server, upload
+from object_server import SECRET, Faults, upload
 
 import dlscale
 from dlscale.batch.document import read_document
@@ -22,33 +21,13 @@ from dlscale.batch.workspace import Workspace
 from dlscale.errors import InputError, SpecError, StalledError, StoreError
 from dlscale.storage.groups import open_arrays
 from dlscale.storage.objects import requests
-from dlscale.storage.objects.address import Address, forget_clients
+from dlscale.storage.objects.address import Address
 
 A = np.random.default_rng(0).standard_normal((900, 60))
 KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "pca": (A, {"n_components": 4, "scores": True, "method": "randomized"}),
     "lu": (A[:60] + 4 * np.eye(60), {}),
 }
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[int]:
-    with s3_server() as port:
-        yield port
-
-
-@pytest.fixture
-def bucket(server: int) -> Iterator[Address]:
-    with reached(server) as bucket:
-        yield bucket
-
-
-@pytest.fixture
-def faults(server: int, bucket: Address, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
-    with faulty_proxy(server) as (port, faults):
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-        forget_clients()
-        yield faults
 
 
 def spec(kind: str, matrix: object, **more: Any) -> dict[str, Any]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import pickle
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers import M, N, gaussian, store
-from object_server import SECRET, Faults, faulty_proxy, reached, s3_server, upload
+from object_server import SECRET, Faults, upload
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from dlscale.errors import CorruptionError, InputError, MissingChunkError, SpecError, StoreError
@@ -25,28 +24,6 @@ from dlscale.storage.objects.address import Address, forget_clients
 from dlscale.storage.verifying import verify
 
 RANGES = [((0, M), (0, N)), ((13, 501), (0, N)), ((0, 1), (0, 1)), ((M - 1, M), (N - 1, N)), ((99, 101), (3, 38))]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[int]:
-    with s3_server() as port:
-        yield port
-
-
-@pytest.fixture
-def bucket(server: int) -> Iterator[Address]:
-    """An empty bucket."""
-    with reached(server) as bucket:
-        yield bucket
-
-
-@pytest.fixture
-def faults(server: int, bucket: Address, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
-    """What lies between this process and the server."""
-    with faulty_proxy(server) as (port, faults):
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-        forget_clients()
-        yield faults
 
 
 LAYOUTS: dict[str, dict[str, Any]] = {
