@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -11,27 +12,19 @@ from dlscale import __version__
 from dlscale.service.desk import Desk
 from dlscale.service.guard import Guard
 from dlscale.service.pages import routes as pages
-from dlscale.service.problems import MEDIA_TYPE, explain_errors
+from dlscale.service.problems import DESCRIBED, explain_errors
 from dlscale.service.routes import facts, jobs, slices, state, stored, streams, sweeps
+from dlscale.service.schema import components
 
-_PROBLEM = {
-    "description": "Why not, as the command line says it.",
-    "content": {
-        MEDIA_TYPE: {
-            "schema": {
-                "type": "object",
-                "required": ["type", "title", "status", "detail"],
-                "properties": {
-                    "type": {"type": "string"},
-                    "title": {"type": "string"},
-                    "status": {"type": "integer"},
-                    "detail": {"type": "string"},
-                    "exit_code": {"type": "integer"},
-                },
-            }
-        }
-    },
-}
+
+class _App(FastAPI):
+    """An app whose description holds the schema of job files."""
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            described = super().openapi()
+            described.setdefault("components", {}).setdefault("schemas", {}).update(components())
+        return super().openapi()
 
 
 def make_app(desk: Desk) -> ASGIApp:
@@ -40,14 +33,14 @@ def make_app(desk: Desk) -> ASGIApp:
     def life(app: FastAPI) -> AbstractAsyncContextManager[None]:
         return desk.life()
 
-    app = FastAPI(
+    app = _App(
         title="dlscale",
         version=__version__,
         summary="Large linear algebra as batch jobs: planned, checkpointed, certified.",
         lifespan=life,
         docs_url=None,
         redoc_url=None,
-        responses={"4XX": _PROBLEM, "5XX": _PROBLEM},
+        responses={"4XX": DESCRIBED, "5XX": DESCRIBED},
     )
     app.state.desk = desk
     explain_errors(app, pages.problem_page)

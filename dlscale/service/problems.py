@@ -14,9 +14,30 @@ from starlette.routing import compile_path
 
 from dlscale.errors import DlscaleError, InputError, SpecError
 from dlscale.service.allowed import NotAllowedError
+from dlscale.service.schema import FormError
 from dlscale.showing import shown
 
 MEDIA_TYPE = "application/problem+json"
+
+#: A problem in the description of the API.
+DESCRIBED = {
+    "description": "Why not, as the command line says it.",
+    "content": {
+        MEDIA_TYPE: {
+            "schema": {
+                "type": "object",
+                "required": ["type", "title", "status", "detail"],
+                "properties": {
+                    "type": {"type": "string"},
+                    "title": {"type": "string"},
+                    "status": {"type": "integer"},
+                    "detail": {"type": "string"},
+                    "exit_code": {"type": "integer"},
+                },
+            }
+        }
+    },
+}
 
 
 class Problem(Exception):
@@ -56,8 +77,10 @@ def problem_of(error: Exception) -> Problem:
             return error
         case NotAllowedError():
             return Problem(403, str(error), exit_code=error.exit_code)
-        case SpecError() | InputError():
+        case FormError():
             return Problem(422, str(error), exit_code=error.exit_code)
+        case SpecError() | InputError():
+            return Problem(409, str(error), exit_code=error.exit_code)
         case DlscaleError():
             return Problem(500, str(error), exit_code=error.exit_code)
         case TimeoutError():

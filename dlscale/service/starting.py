@@ -18,10 +18,12 @@ from dlscale.batch.prepare import Prepared, prepare
 from dlscale.batch.removing import remove
 from dlscale.batch.run import reopen
 from dlscale.batch.spec import parse_spec, to_data
+from dlscale.batch.spec.sections import JobSpec
 from dlscale.batch.submit import cancel, resubmit, submit_prepared
 from dlscale.batch.workspace import ENDED, HandOver, Job, JobState
 from dlscale.errors import SpecError
 from dlscale.service.problems import Problem
+from dlscale.service.schema import FormError, form_told
 from dlscale.service.settings import Settings
 from dlscale.storage.files import locks
 from dlscale.storage.files.atomic import write_atomically
@@ -48,13 +50,17 @@ class Kept:
 
 
 def read_body(body: bytes, *, is_json: bool) -> Document:
-    """A request's body as a job file, in which nothing was given by whoever runs the server (SpecError)."""
+    """A request's body as a job file, in which nothing was given by whoever runs the server (FormError)."""
     try:
         text = body.decode("utf-8")
+        return _read_json(text) if is_json else parse_yaml(text, SOURCE)
     except UnicodeDecodeError as error:
-        raise SpecError(f"{SOURCE}: must be text in UTF-8: {error.reason} at byte {error.start}.") from error
-    if not is_json:
-        return parse_yaml(text, SOURCE)
+        raise FormError(f"{SOURCE}: must be text in UTF-8: {error.reason} at byte {error.start}.") from error
+    except SpecError as error:
+        raise FormError(str(error)) from error
+
+
+def _read_json(text: str) -> Document:
     try:
         data = json.loads(text, object_pairs_hook=_no_key_twice)
         if not isinstance(data, dict):
@@ -85,10 +91,7 @@ class Starter:
 
     def validate(self, document: Document) -> str:
         """What `dlscale validate` says, of a job that names nothing but what is allowed (SpecError)."""
-        document = self._placed(document)
-        spec = parse_spec(document)
-        self._settings.allowed.check(to_data(spec), document)
-        return f"{document.source} is a valid job of kind {spec.kind}."
+        return f"{document.source} is a valid job of kind {self._checked(self._placed(document)).kind}."
 
     def plan(self, document: Document) -> dict[str, Any]:
         """What `dlscale plan --json` says."""
@@ -189,9 +192,13 @@ class Starter:
 
     def _prepare(self, document: Document, *, only_looks: bool = False) -> Prepared:
         document = self._placed(document)
-        spec = parse_spec(document)
+        return prepare(self._checked(document), document, self._workspace, only_looks=only_looks)
+
+    def _checked(self, document: Document) -> JobSpec:
+        with form_told(document):
+            spec = parse_spec(document)
         self._settings.allowed.check(to_data(spec), document)
-        return prepare(spec, document, self._workspace, only_looks=only_looks)
+        return spec
 
     def _placed(self, document: Document) -> Document:
         """A document whose job runs where all jobs of this server do."""

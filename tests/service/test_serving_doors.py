@@ -150,7 +150,7 @@ def test_job_files_name_nothing_outside_of_the_allowed_folders(server: WebServer
     for content in (yaml.safe_dump(stranger), None):
         sent: dict[str, Any] = {"json": stranger} if content is None else {"content": content}
         answer = server.http.post("/v1/jobs", **sent)
-        assert answer.status_code == 422
+        assert answer.status_code == 409
         assert "is named by the job file alone" in answer.json()["detail"]
 
 

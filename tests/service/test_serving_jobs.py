@@ -17,6 +17,7 @@ import pytest
 import yaml
 import zarr
 from click.testing import CliRunner, Result
+from jsonschema import Draft202012Validator
 from web_server import LONG, SHORT, WebServer, wait_until
 
 from dlscale.cli.main import commands
@@ -159,6 +160,33 @@ def test_faults_are_told_in_the_words_of_the_command_line(server: WebServer, fol
                           (b"\xff", "text/yaml"), (b"&a [*a]", "text/yaml"), (b"{", "application/json")):  # fmt: skip
         assert server.http.post("/v1/jobs", content=content, headers={"Content-Type": kind}).status_code == 422
     assert server.http.post("/v1/jobs", data={"kind": "svd"}).status_code == 415
+
+
+def test_what_fits_the_schema_is_told_from_what_does_not(server: WebServer) -> None:
+    """A client can check its job files by the description of the API: only what fails there is a 422."""
+    described = server.http.get("/openapi.json").json()
+    body = described["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/yaml"]["schema"]
+    schema = Draft202012Validator({**body, "components": described["components"]})
+    good = server.spec()
+    refused: list[tuple[dict[str, Any], int]] = [
+        ({"kind": "svd"}, 422),
+        ({**good, "kind": "unknown"}, 422),
+        ({**good, "colour": "red"}, 422),
+        ({**good, "params": {"n_components": 0}}, 422),
+        ({**good, "stall": "soon"}, 422),
+        ({**good, "input": {"matrix": ""}}, 422),
+        ({**good, "input": {"matrix": "nothing.zarr"}}, 409),
+        ({**good, "params": {"n_components": 10**6}}, 409),
+        ({**good, "stall": "0s"}, 409),
+        ({**good, "matrix": {"params.seed": [1, 2]}}, 409),
+        ({**good, "output": "/elsewhere/r.zarr"}, 403),
+    ]
+    for spec, status in refused:
+        for sent in ({"json": spec}, {"content": yaml.safe_dump(spec), "headers": {"Content-Type": "application/yaml"}}):
+            answer = server.http.post("/v1/jobs", **sent)
+            assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), (spec, answer.text)
+            assert (answer.json()["exit_code"], schema.is_valid(spec)) == (2, status != 422), spec
+    assert schema.is_valid(good)
 
 
 def test_a_key_makes_one_job(server: WebServer, folder: Path) -> None:

@@ -135,10 +135,10 @@ def absolute(location: str) -> str:
     return location if "://" in location or location.startswith("sample:") else os.path.abspath(expand_home(location))
 
 
-def json_schema() -> dict[str, Any]:
-    """JSON Schema of a job file, for editors."""
+def json_schema(*, references: str = "#/$defs/{model}") -> dict[str, Any]:
+    """JSON Schema of a job file, for editors; ``references`` is how it refers to one of the parts in its ``$defs``."""
     union: Any = functools.reduce(operator.or_, map(model_of, KINDS.values()))
-    schema = TypeAdapter(Annotated[union, Field(discriminator="kind")]).json_schema()
+    schema = TypeAdapter(Annotated[union, Field(discriminator="kind")]).json_schema(ref_template=references)
     for reference in schema["discriminator"]["mapping"].values():
         schema["$defs"][reference.rpartition("/")[2]]["properties"][KEY] = _MATRIX
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "dlscale job", **schema}

@@ -53,10 +53,13 @@ def _quantity(value: object, units: Mapping[str, float]) -> tuple[float, float]:
     return float(match[1]), units[match[2]]
 
 
-Size = Annotated[
-    int, BeforeValidator(_bytes), Field(gt=0), WithJsonSchema({"type": ["string", "integer"], "examples": ["4GB", "512MiB"]})
-]
-Duration = Annotated[float, BeforeValidator(_seconds), WithJsonSchema({"type": ["string", "number"], "examples": ["10min", "30s"]})]
+#: For editors: of text, the pattern holds, and of numbers the least one.
+_NUMBER = r"[0-9]{1,40}(\.[0-9]{0,40})?\s*"
+_SIZE = {"type": ["string", "integer"], "pattern": rf"^{_NUMBER}([KMGTkmgt]i?)?[Bb]?$", "exclusiveMinimum": 0}
+_DURATION = {"type": ["string", "number"], "pattern": rf"^{_NUMBER}({'|'.join(TIME_UNITS)})$", "minimum": 0}
+
+Size = Annotated[int, BeforeValidator(_bytes), Field(gt=0), WithJsonSchema({**_SIZE, "examples": ["4GB", "512MiB"]})]
+Duration = Annotated[float, BeforeValidator(_seconds), WithJsonSchema({**_DURATION, "examples": ["10min", "30s"]})]
 Word = Annotated[str, Field(pattern=rf"^{WORD}$")]
 
 

@@ -8,12 +8,11 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from pydantic import BeforeValidator, StringConstraints
 
 from dlscale.batch.jobs.in_slurm import slurm_facts
-from dlscale.batch.kinds import KINDS
 from dlscale.batch.recorder import plain
 from dlscale.batch.workspace import Job
-from dlscale.declaration.kind import Kind
 from dlscale.service.desk import desk_of, grant_of, read_bounded
-from dlscale.service.problems import Problem
+from dlscale.service.problems import DESCRIBED, Problem
+from dlscale.service.schema import JOB
 from dlscale.service.starting import read_body
 from dlscale.service.table import Filters
 
@@ -30,19 +29,21 @@ Flag = Annotated[bool, BeforeValidator(lambda value: True if value == "" else va
 _YAML_TYPES = ("", "application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml", "text/plain")
 
 
-def _job_of(kind: Kind) -> dict[str, Any]:
-    """What a job of a kind names at least; /schema says the rest."""
-    roles = [role.name for role in kind.roles if not role.optional]
-    return {"properties": {"kind": {"const": kind.name}, "input": {"type": "object", "required": roles}}}
-
-
-_JOB = {"type": "object", "required": ["kind", "input"], "oneOf": [_job_of(kind) for kind in KINDS.values()]}
 _BODY = {
     "requestBody": {
         "required": True,
-        "description": "A job file, as /schema describes it.",
-        "content": {"application/json": {"schema": _JOB}, "application/yaml": {"schema": {"type": "string"}}},
+        "description": "A job file.",
+        "content": {"application/json": {"schema": JOB}, "application/yaml": {"schema": JOB}},
     }
+}
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    403: {**DESCRIBED, "description": "The job file names what is not allowed on this server, or the token may not submit."},
+    409: {
+        **DESCRIBED,
+        "description": "The job file fits the schema and cannot be run as things stand: its options contradict each other, an "
+        "input is not there or cannot be computed on, its place is taken, or its Idempotency-Key belongs to another job file.",
+    },
+    422: {**DESCRIBED, "description": "What was sent does not fit the schema."},
 }
 
 
@@ -60,7 +61,7 @@ def vars_of(value: Any) -> dict[str, Any] | None:
     return None if value is None else dict(vars(value))
 
 
-@router.post("", status_code=201, openapi_extra=_BODY)
+@router.post("", status_code=201, openapi_extra=_BODY, responses=_REFUSALS)
 async def submit(
     request: Request,
     response: Response,

@@ -28,6 +28,8 @@ MAX_VALUES, MAX_CHUNK_BYTES = 1_000_000, 2**29
 _N_SHOWN = 100
 
 Span = tuple[int, int]
+#: In the description of the API; what is none is told in our own words.
+_RANGE = {"pattern": "^[0-9]{0,15}:?[0-9]{0,15}$"}
 
 
 @router.get("/result/{array:path}", response_class=Response)
@@ -35,8 +37,11 @@ async def part_of_array(
     request: Request,
     job_id: JobId,
     array: Annotated[str, Path(max_length=300, description="Its name in the result, such as s or parameters/layer-0/weight.")],
-    rows: Annotated[str, Query(max_length=50, description="A range such as 0:100; the first 100 where nothing is said.")] = "",
-    columns: Annotated[str, Query(max_length=50, description="As rows.")] = "",
+    rows: Annotated[
+        str,
+        Query(max_length=50, description="A range such as 0:100; the first 100 where nothing is said.", json_schema_extra=_RANGE),
+    ] = "",
+    columns: Annotated[str, Query(max_length=50, description="As rows.", json_schema_extra=_RANGE)] = "",
     format: Annotated[Literal["json", "csv", "npy"], Query(description="How the numbers are sent.")] = "json",
 ) -> Response:
     """A part of an array of the result, of at most a million numbers."""
@@ -60,18 +65,18 @@ def _read(uri: str, name: str, *asked: str) -> tuple[list[Span], Array]:
     array = arrays[name]
     shape: tuple[int, ...] = array.shape
     if len(shape) > 2:
-        raise Problem(422, f"{name} has {len(shape)} dimensions; parts are of vectors and matrices.", exit_code=2)
+        raise Problem(409, f"{name} has {len(shape)} dimensions; parts are of vectors and matrices.", exit_code=2)
     if asked[1] and len(shape) < 2:
-        raise Problem(422, f"columns: {name} has none; its shape is {shape}.", exit_code=2)
+        raise Problem(409, f"columns: {name} has none; its shape is {shape}.", exit_code=2)
     spans = [_span(which, text, length) for which, text, length in zip(("rows", "columns"), asked, shape, strict=False)]
     if (n := math.prod(end - begin for begin, end in spans)) > MAX_VALUES:
-        raise Problem(422, f"This part has {n:,} numbers; at most {MAX_VALUES:,} are sent at once.", exit_code=2)
+        raise Problem(409, f"This part has {n:,} numbers; at most {MAX_VALUES:,} are sent at once.", exit_code=2)
     read = array.dtype.itemsize * math.prod(
         (-(-end // step) - begin // step) * step for (begin, end), step in zip(spans, array.shards or array.chunks, strict=True)
     )
     if read > MAX_CHUNK_BYTES:
         most = f"{MAX_CHUNK_BYTES / 1e9:.1f} GB"
-        raise Problem(422, f"This part lies in chunks of {read / 1e9:.1f} GB; at most {most} are read.", exit_code=2)
+        raise Problem(409, f"This part lies in chunks of {read / 1e9:.1f} GB; at most {most} are read.", exit_code=2)
     part = np.asarray(array[tuple(slice(*span) for span in spans)])
     # Text of any length becomes text of one length, which npy has.
     return spans, np.array(part.tolist(), str) if part.dtype.kind == "T" else part
@@ -88,7 +93,7 @@ def _span(which: str, text: str, length: int) -> Span:
         after = int(match[3]) if match[3] else length
     end = min(after, length)
     if begin >= end and length:
-        raise Problem(422, f"{which}: got {text}; there are {length:,}, counted from 0.", exit_code=2)
+        raise Problem(409, f"{which}: got {text}; there are {length:,}, counted from 0.", exit_code=2)
     return begin, end
 
 

@@ -23,6 +23,8 @@ from dlscale.storage.files.atomic import open_at_once
 
 router = APIRouter(tags=["streams"])
 
+#: In the description of the API; what is none is told in our own words.
+_NUMBER = {"pattern": "^[0-9]*$"}
 _POLL_SECONDS = 0.3
 _KEEP_ALIVE_SECONDS = 15.0
 #: Of events.jsonl, read at once; a line is far shorter.
@@ -47,7 +49,9 @@ class EventStream(StreamingResponse):
 async def events(
     request: Request,
     job_id: JobId,
-    last_event_id: Annotated[str, Header(max_length=20, description="Where to go on: the id of the last event.")] = "",
+    last_event_id: Annotated[
+        str, Header(max_length=20, description="Where to go on: the id of the last event.", json_schema_extra=_NUMBER)
+    ] = "",
     after: Annotated[int, Query(ge=0, le=2**53, description="The same, for what sends no such header.")] = 0,
 ) -> EventStream:
     """The events of a job as they happen, from its first one; the last one, ``end``, comes when the job rests."""
