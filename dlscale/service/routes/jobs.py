@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from pydantic import BeforeValidator, StringConstraints
+from starlette.responses import JSONResponse
 
 from dlscale.batch.jobs.in_slurm import slurm_facts
 from dlscale.batch.recorder import plain
@@ -22,6 +23,9 @@ MAX_LIMIT = 1000
 JobId = Annotated[str, Path(max_length=200, description="The id of a job.")]
 Word = Annotated[str, StringConstraints(max_length=64)]
 _ANY: list[str] = []
+#: In the description of the API, of what is asked for often: made as JSON here, it is not checked, converted and handed to
+#: another thread on its way out.
+_RECORD = dict[str, Any]
 #: ``?plan_only`` alone says yes.
 Flag = Annotated[bool, BeforeValidator(lambda value: True if value == "" else value)]
 
@@ -93,7 +97,7 @@ async def submit(
     return {"job": job.id, "state": job.read_state().state, "plan": job.read_plan()}
 
 
-@router.get("")
+@router.get("", response_model=_RECORD)
 def list_jobs(
     request: Request,
     state: Annotated[list[Word], Query(max_length=20, description="Only jobs in this state; may be given again.")] = _ANY,
@@ -102,17 +106,17 @@ def list_jobs(
     begins: Annotated[str, Query(max_length=200, description="Only jobs whose id begins so.")] = "",
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="How many at most.")] = 50,
     after: Annotated[str | None, Query(max_length=200, description="The id of the job behind which the list begins.")] = None,
-) -> dict[str, Any]:
+) -> Response:
     """The jobs, the newest first."""
     filters = Filters(tuple(filter(None, state)), tuple(filter(None, kind)), name, begins)
     rows, following = desk_of(request).table.page(filters, limit=limit, after=after)
-    return {"jobs": [row.to_dict() for row in rows], "next": following}
+    return JSONResponse({"jobs": [row.to_dict() for row in rows], "next": following})
 
 
-@router.get("/{job_id}")
-def show(request: Request, job_id: JobId) -> dict[str, Any]:
+@router.get("/{job_id}", response_model=_RECORD)
+def show(request: Request, job_id: JobId) -> Response:
     """One job: how far it is, how it ended."""
-    return facts_of(desk_of(request).job(job_id))
+    return JSONResponse(facts_of(desk_of(request).job(job_id)))
 
 
 @router.post("/{job_id}/cancel")
