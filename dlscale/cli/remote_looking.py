@@ -65,22 +65,18 @@ def known_id(client: Client, job_id: str | None) -> str:
     return job_id if job_id in found or not found else str(found[0])
 
 
-def listed_jobs(client: Client, chosen: Chosen) -> Listing:
-    """The jobs that were asked for."""
+def listed_jobs(client: Client, limit: int | None, *, states: tuple[str, ...], kinds: tuple[str, ...], name: str | None) -> Listing:
+    """As `Workspace.list_jobs`."""
     from dlscale.batch.workspace import ListedJob
 
-    limit = MOST_SHOWN + 1 if chosen.may_be_cut else chosen.limit
-    page = min(limit or _N_ROWS, _N_ROWS)
-    rows = list(islice(client.jobs(state=chosen.states, kind=chosen.kinds, begins=chosen.name or "", page=page), limit))
-    is_cut = chosen.may_be_cut and len(rows) > MOST_SHOWN
-    rows = rows[:N_SHOWN_OF_MORE] if is_cut else rows
+    rows = list(islice(client.jobs(state=states, kind=kinds, begins=name or "", page=min(limit or _N_ROWS, _N_ROWS)), limit))
     faults = {row["job"]: row["message"] for row in rows if row["state"] == "damaged"}
     looks = [(row, Look.of_record(row)) for row in rows if row["job"] not in faults]
     found = [
         ListedJob(look.job, row["kind"], look.state, row["created"], row["seconds"], look.message, look.progress)
         for row, look in looks
     ]
-    return Listing(found, faults, f"more than {MOST_SHOWN:,}" if is_cut else "")
+    return Listing(found, faults)
 
 
 @click.command()
@@ -92,7 +88,14 @@ def jobs(chosen: Chosen) -> None:
             begun = [each["sweep"] for each in client.sweeps() if each["sweep"].startswith(sweep)]
             show_table(client.sweep(begun[0] if len(begun) == 1 else sweep), to_csv=chosen.to_csv, as_json=chosen.as_json)
             return
-        show_jobs(chosen, lambda: listed_jobs(client, chosen))
+
+        def listed() -> Listing:
+            limit = MOST_SHOWN + 1 if chosen.may_be_cut else chosen.limit
+            found = listed_jobs(client, limit, states=chosen.states, kinds=chosen.kinds, name=chosen.name)
+            is_cut = chosen.may_be_cut and len(found.jobs) > MOST_SHOWN
+            return Listing(found.jobs[:N_SHOWN_OF_MORE], {}, f"more than {MOST_SHOWN:,}") if is_cut else found
+
+        show_jobs(chosen, listed)
 
 
 @click.command()
