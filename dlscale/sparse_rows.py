@@ -9,11 +9,13 @@ large mean; elsewhere a column holds zeros, and its mean is no larger than its s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import scipy
 
 from dlscale.arrays import Array
 from dlscale.lapack import add_hermitian_square, multiply_add
@@ -47,6 +49,10 @@ class SparseRows:
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def __getitem__(self, rows: slice | Array) -> SparseRows:
+        """Some of its rows, in the order asked for."""
+        return SparseRows(self.rows[rows], self.shift)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -84,13 +90,17 @@ class SparseRows:
         dense: Array = self.rows.toarray()
         return dense if self.shift is None else dense - self.shift
 
+    def astype(self, dtype: Any) -> SparseRows:
+        """The same with what is stored in another dtype, and less the same row."""
+        return self.with_data(self.rows.data.astype(dtype, copy=False))
+
     def wide(self) -> SparseRows:
         """The same in double precision."""
-        return self.with_data(self.rows.data.astype(np.result_type(self.dtype, np.float64), copy=False))
+        return self.astype(np.result_type(self.dtype, np.float64))
 
     def part(self, start: int, stop: int) -> SparseRows:
         """Some of its rows."""
-        return SparseRows(self.rows[start:stop], self.shift)
+        return self[start:stop]
 
     def all_finite(self) -> bool:
         """Whether no entry is NaN or infinite."""
@@ -122,6 +132,14 @@ class SparseRows:
         if self.shift is not None:
             Y -= self.shift @ W
         return Y
+
+    def transposed_times(self, Y: Array) -> Array:
+        """``B^T Y`` (n, l) in double precision."""
+        wide = self.wide()
+        Z: Array = wide.rows.T @ np.ascontiguousarray(Y, np.result_type(wide.dtype, Y.dtype))
+        if self.shift is not None:
+            Z -= np.multiply.outer(self.shift, Y.sum(axis=0, dtype=Z.dtype))
+        return Z
 
     def adjoint_times(self, Y: Array) -> Array:
         """``Y^H B`` (l, n) in double precision."""
@@ -195,14 +213,55 @@ class SparseRows:
     def __sizeof__(self) -> int:
         return int(self.rows.data.nbytes + self.rows.indices.nbytes + self.rows.indptr.nbytes)
 
+    def places_not_finite(self) -> Array:
+        """Rows and columns of the entries that are NaN or infinite, row by row (any, 2)."""
+        bad = np.flatnonzero(~np.isfinite(self.rows.data))
+        return np.column_stack([np.searchsorted(self.rows.indptr, bad, side="right") - 1, self.rows.indices[bad]])
+
     def first_not_finite(self) -> tuple[int, int, Any] | None:
         """Row, column and number of the first entry that is NaN or infinite."""
-        bad = np.flatnonzero(~np.isfinite(self.rows.data))
-        if not bad.size:
+        places = self.places_not_finite()
+        if not len(places):
             return None
-        k = int(bad[0])
-        row = int(np.searchsorted(self.rows.indptr, k, side="right")) - 1
-        return row, int(self.rows.indices[k]), self.rows.data[k].item()
+        row, column = map(int, places[0])
+        return row, column, self.rows.data[~np.isfinite(self.rows.data)][0].item()
+
+
+def stacked(parts: Sequence[SparseRows]) -> SparseRows:
+    """Blocks below each other, all of them less the same row (ValueError if they are not).
+
+    Notes
+    -----
+    Where one of them is full in a column it holds its entries less that number, to which it is added again if another has zeros
+    there: of a column with zeros the spread is not small beside the mean.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    shift = None
+    if any(part.shift is not None for part in parts):
+        shifts = np.stack([np.zeros(part.shape[1]) if part.shift is None else part.shift for part in parts])
+        shift = np.take_along_axis(shifts, np.abs(shifts).argmax(axis=0)[None], axis=0)[0]
+        parts = [_less_anew(part, shift - row) for part, row in zip(parts, shifts, strict=True)]
+    return SparseRows(scipy.sparse.vstack([part.rows for part in parts], format="csr"), shift)
+
+
+def _less_anew(part: SparseRows, more: Array) -> SparseRows:
+    """A block from which so much more is to be subtracted as is added to its entries, in columns that are full."""
+    if not more.any():
+        return part
+    if (part.counts[more != 0] < len(part)).any():
+        raise ValueError("Blocks that are stacked must be less the same row.")
+    return part.with_data(part.rows.data + more[part.rows.indices])
+
+
+def rows_of(X: Any, dtype: Any) -> Any:
+    """A block of rows in a dtype: compressed ones stay so."""
+    return X.astype(dtype) if isinstance(X, SparseRows) else np.asarray(X, dtype)
+
+
+def all_finite(X: Any) -> bool:
+    """Whether no entry of a block of rows, dense or compressed, is NaN or infinite."""
+    return X.all_finite() if isinstance(X, SparseRows) else bool(np.isfinite(X).all())
 
 
 def add_normal_product(A: SparseRows, W: Array, ZH: Array, *, mean: Array | None = None) -> tuple[Array, SparseRows]:

@@ -9,7 +9,7 @@ from sparse_matrices import random_sparse
 
 from dlscale import sparse_rows
 from dlscale.kernels import Moments, add_gram, add_normal_product
-from dlscale.sparse_rows import SparseRows
+from dlscale.sparse_rows import SparseRows, stacked
 from dlscale.storage.matrices import open_matrix
 
 
@@ -30,6 +30,10 @@ def test_every_product_is_that_of_the_dense_block(seed: int, monkeypatch: pytest
         tolerance = {"rtol": 1e-6 if dtype in ("f4", "c8") else 1e-12, "atol": size * (1e-6 if dtype in ("f4", "c8") else 1e-12)}
         np.testing.assert_allclose(centred.times(W), B @ W, **tolerance)
         np.testing.assert_allclose(centred.adjoint_times(Y), Y.conj().T @ B, **tolerance)
+        np.testing.assert_allclose(centred.transposed_times(Y), B.T @ Y, **tolerance)
+        some, half = rng.integers(0, m, 5), m // 2
+        parts = [part if shift is None else part.less(shift) for part in (block[:half], block[half:]) if len(part)]
+        np.testing.assert_allclose(stacked([centred[some], *parts]).toarray(), np.vstack([B[some], B]), **tolerance)
         np.testing.assert_allclose(centred.sums(), B.sum(axis=0), **tolerance)
         np.testing.assert_allclose(centred.squares(), np.vdot(B, B).real, **tolerance)
         ZH, moments = np.zeros((3, n), B.dtype), Moments(np.zeros(n, B.dtype), 0.0, probe=W[:, 0])
@@ -70,4 +74,6 @@ def test_constant_columns_leave_zeros() -> None:
 def test_the_first_entry_that_is_no_number() -> None:
     dense = np.zeros((7, 3))
     dense[5, 1], dense[3, 2] = np.nan, np.inf
-    assert SparseRows(open_matrix(scipy.sparse.csr_array(dense)).rows(0, 7)).first_not_finite() == (3, 2, np.inf)
+    block = SparseRows(open_matrix(scipy.sparse.csr_array(dense)).rows(0, 7))
+    assert block.first_not_finite() == (3, 2, np.inf)
+    np.testing.assert_array_equal(block.places_not_finite(), [[3, 2], [5, 1]])

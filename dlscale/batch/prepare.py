@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dlscale.arrays import Array
 from dlscale.batch.assumed import Assumed
 from dlscale.batch.document import Document
 from dlscale.batch.jobs.places import check_checkpoint, check_output, check_writable, only_importer
@@ -26,7 +27,7 @@ from dlscale.engine.clusters import ClusterFacts, describe_cluster
 from dlscale.engine.events import WorkDone
 from dlscale.engine.plan import Plan
 from dlscale.errors import DlscaleError, DoesNotFitError, InputError, NonFiniteError, SpecError, StoreError
-from dlscale.linalg.fitting import plan_with_fits, require_same, transforms_of
+from dlscale.linalg.fitting import fitted_by, plan_with_fits, require_same, transforms_of
 from dlscale.storage.exactness import inexact_words
 from dlscale.storage.files.durable import PARTIAL, require_free_space
 from dlscale.storage.files.nodes import attributes_of, remove_node
@@ -94,11 +95,10 @@ class Prepared:
     def name(self) -> str:
         return self.spec.name or self.spec.kind
 
-    @property
-    def labels(self) -> Labels:
-        """What the rows and columns of the first matrix are called."""
+    def labels(self, arrays: Mapping[str, Array]) -> Labels:
+        """What the rows and columns of the first matrix are called, transformed as these arrays of an outcome say."""
         first = self.inputs.get(KINDS[self.spec.kind].roles[0].name)
-        return Labels() if first is None else first.labels
+        return Labels() if first is None else fitted_by(first, arrays).labels
 
     def inexact_notes(self, job: Job) -> list[str]:
         """A note on each input of which integers were rounded: as this process saw, or workers said, before a stop too."""

@@ -348,7 +348,7 @@ def _compute(job: Job, prepared: Prepared, group: ResultGroup, recorder: Recorde
     outcome.certificate.require()
     for name, array in outcome.arrays.items():
         group.put(name, array)
-    group.name_axes(prepared.labels)
+    group.name_axes(prepared.labels(outcome.arrays))
     return outcome
 
 

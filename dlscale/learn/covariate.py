@@ -16,6 +16,7 @@ from dlscale.certificates import Certificate, Check
 from dlscale.declaration.kind import MATRIX, Kind, Role
 from dlscale.declaration.options import Options
 from dlscale.engine.clusters import ClusterFacts
+from dlscale.engine.costs import lay_out_sparse
 from dlscale.engine.grids import RowGrid, plan_grid
 from dlscale.engine.passes import Passes
 from dlscale.engine.plan import Plan, Step
@@ -28,7 +29,8 @@ from dlscale.learn.training.checking import check_features
 from dlscale.learn.training.sections import Sync
 from dlscale.learn.training.task import Recipe, TrainOptions
 from dlscale.storage.inputs import Inputs
-from dlscale.storage.matrix import ArrayMatrix, Stacked
+from dlscale.storage.matrix import ArrayMatrix, Matrix
+from dlscale.storage.scaled import Stacked
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def plan_covariate(inputs: Inputs, options: CovariateOptions, facts: ClusterFact
     if here.shape[1] != there.shape[1]:
         raise SpecError(f"input.target_features: must have {here.shape[1]} columns like the features; got {there.shape[1]}.")
     plan = plan_train(_domains(inputs), _train_options(options), facts)
-    weighing = Step("weights", 2.0 * here.shape[0] * here.shape[1], here.n_stored_bytes, here.shape[0] * 8)
+    weighing = Step("weights", 2.0 * here.n_entries, here.n_stored_bytes, here.shape[0] * 8)
     return replace(plan, kind="covariate_weights", matrix=here.describe(), steps=(*plan.steps, weighing))
 
 
@@ -85,8 +87,7 @@ def compute_covariate(run: Run, inputs: Inputs, options: CovariateOptions, plan:
             raise
         raise NonFiniteError(below, error.column, error.value, matrix="input.target_features") from error
     model = Recipe.of(training).model
-    row_bytes = features.shape[1] * features.dtype.itemsize
-    grid: RowGrid = plan_grid(features, max_block_bytes=max(row_bytes, passes.run.cluster.facts.work_bytes // 16))
+    grid = _grid(features, passes.run.cluster.facts)
     output = passes.run.output("weights", (features.shape[0], 1), np.dtype(np.float64), grid)
     state = passes.sweep("weights", features, ScoreFold(model, learned.parameters, options.cap), grid, outputs=[output])
     total, squares, n_capped = state["sums"]
@@ -108,6 +109,14 @@ def compute_covariate(run: Run, inputs: Inputs, options: CovariateOptions, plan:
     arrays |= {f"history/{name}": array for name, array in learned.history.items()}
     checks = [replace(check, meaning=f"the classifier: {check.meaning}") for check in learned.certificate().checks]
     return Outcome(arrays, ("weights",), Certificate((every, *checks)), estimates, tuple(notes))
+
+
+def _grid(features: Matrix, facts: ClusterFacts) -> RowGrid:
+    """Of the pass that weighs the rows."""
+    if features.is_sparse:
+        return lay_out_sparse(features, facts, state_bytes=4096, operand_bytes=3 * 8 * features.shape[1], width=2).grid
+    row_bytes = features.shape[1] * features.dtype.itemsize
+    return plan_grid(features, max_block_bytes=max(row_bytes, facts.work_bytes // 16))
 
 
 KIND = Kind(

@@ -26,7 +26,7 @@ from dlscale.learn.training.checking import check_features, check_rows, check_ta
 from dlscale.learn.training.metrics import METRICS, metrics_of
 from dlscale.learn.training.task import DTYPES, Recipe, TrainOptions
 from dlscale.learn.training.telling import forward_flops_per_row
-from dlscale.sparse_rows import SparseRows
+from dlscale.sparse_rows import SparseRows, all_finite
 from dlscale.storage.inputs import Inputs, StoredResult
 
 
@@ -57,8 +57,7 @@ class PredictFold(Fold):
         A, *targets = A if isinstance(A, list) else [A]
         S = self.model.scores(self.parameters, A)
         # A state that is not finite has the entry named that spoilt it; relu would hide some of them.
-        sound = A.all_finite() if isinstance(A, SparseRows) else np.isfinite(A).all()
-        state["rows"] += len(A) if sound and np.isfinite(S).all() else np.nan
+        state["rows"] += len(A) if all_finite(A) and np.isfinite(S).all() else np.nan
         for Y in (Y.toarray() if isinstance(Y, SparseRows) else Y for Y in targets):
             y = Y[:, 0] if Y.shape[1] == 1 else Y
             for name, metric in self.metrics.items():
@@ -72,6 +71,8 @@ class PredictFold(Fold):
 class ScoreFold(Fold):
     """``min(exp(h(x)), cap)`` of a block of rows, for the scores h of a logistic model."""
 
+    takes_sparse = True
+
     def __init__(self, model: Model, parameters: Parameters, cap: float) -> None:
         self.model, self.parameters, self.cap = model, parameters, cap
 
@@ -82,10 +83,10 @@ class ScoreFold(Fold):
     def start(self) -> State:
         return {"rows": np.zeros(1), "sums": np.zeros(3)}
 
-    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+    def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
         h = self.model.scores(self.parameters, A).astype(np.float64)
         weights = np.exp(np.minimum(h, np.log(self.cap)))
-        state["rows"] += len(A) if np.isfinite(A).all() else np.nan
+        state["rows"] += len(A) if all_finite(A) else np.nan
         state["sums"] += [weights.sum(), np.vdot(weights, weights), np.count_nonzero(h >= np.log(self.cap))]
         return (weights,)
 

@@ -24,12 +24,13 @@ from dlscale.learn.models.losses import LOSSES
 from dlscale.learn.models.packing import unpack
 from dlscale.learn.models.parameters import Parameters
 from dlscale.learn.training.checking import check_features, check_rows, check_validation, check_weights, count_outputs
-from dlscale.learn.training.data import SMALL_BYTES, Order, is_kept, plan_order
+from dlscale.learn.training.data import SMALL_BYTES, Order, bytes_of_row, is_compressed, is_kept, plan_order
 from dlscale.learn.training.gradients import Seconds
+from dlscale.learn.training.judging import all_rows
 from dlscale.learn.training.loop import train
 from dlscale.learn.training.saving import FINISHED
 from dlscale.learn.training.task import DTYPES, Recipe, Task, TrainOptions, measured_apart
-from dlscale.learn.training.telling import flops_per_row
+from dlscale.learn.training.telling import flops_per_row, used_density
 from dlscale.learn.training.verdict import Learned, learned_from
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrix import Matrix
@@ -62,19 +63,21 @@ def plan_train(inputs: Inputs, options: TrainOptions, facts: ClusterFacts) -> Pl
     if n_parameters * dtype.itemsize < facts.memory_bytes:
         init, rng = options.model.get("init"), np.random.default_rng(0)
         parameters = recipe.model.initialize(features.shape[1], n_outputs, init=init, rng=rng, dtype=dtype)
-    memory = _memory(features, order, n_parameters * dtype.itemsize, _state_bytes(recipe, parameters))
+    batch_rows = all_rows(features, 1, 1).batch_size if recipe.full_batch else order.batch_size
+    memory = _memory(features, order, batch_rows, n_parameters * dtype.itemsize, _state_bytes(recipe, parameters))
     _require_fit(memory, n_parameters, facts)
+    grid, sparse = RowGrid(features.shape[0], order.unit_rows, order.unit_rows), is_compressed(features)
     return Plan(
         kind="train",
         method=str(options.optimizer.get("type", "adam")),
         words=_words(recipe, options, order, n_parameters),
         matrix=features.describe(),
-        grids=Grids(rows=RowGrid(features.shape[0], order.unit_rows, order.unit_rows)),
-        steps=_steps(features, recipe, options, dtype, facts, flops_per_row(parameters)),
+        grids=Grids(rows=grid),
+        steps=_steps(features, recipe, options, dtype, facts, flops_per_row(parameters, used_density(features))),
         memory=memory,
         memory_limit_bytes=facts.memory_bytes,
         cluster=facts,
-        rates=measured_rates(features, facts),
+        rates=measured_rates(features, facts, grid=grid if sparse else None, sparse=sparse),
         notes=(*features.notes, *filter(None, (classes_note,))),
         choices={
             "unit_rows": order.unit_rows,
@@ -113,15 +116,15 @@ def _steps(
     return training, Step("measure", 2 * flops, 0 if kept else features.n_stored_bytes)
 
 
-def _memory(features: Matrix, order: Order, parameter_bytes: int, state_bytes: int) -> tuple[Need, ...]:
+def _memory(features: Matrix, order: Order, batch_rows: int, parameter_bytes: int, state_bytes: int) -> tuple[Need, ...]:
     """What a rank holds."""
-    row_bytes = features.shape[1] * features.dtype.itemsize
+    row_bytes = bytes_of_row(features)
     rows = min(2 * order.n_lanes * order.unit_rows, 2 * features.shape[0]) * row_bytes
     whole = features.n_bytes if features.n_bytes <= SMALL_BYTES else 0
     return (
         Need("the program and its libraries", BASELINE_BYTES),
         Need("rows", max(rows, whole)),
-        Need("a batch", 3 * order.batch_size * row_bytes),
+        Need("a batch", 3 * batch_rows * row_bytes),
         # Gradients, what is saved and the best epoch's; to measure, the first parameters and two more gradients.
         Need("parameters, gradients and what is kept of them", 7 * parameter_bytes),
         Need("the optimizer's state", state_bytes),

@@ -138,6 +138,14 @@ def _to_fit(matrices: Iterable[Matrix]) -> Transformed | None:
     return next((A for A in matrices if isinstance(A, Transformed) and not A.fitted), None)
 
 
+def fitted_by(A: Matrix, arrays: Mapping[str, Array]) -> Matrix:
+    """A matrix with the parameters of its transforms, which are among the arrays of an outcome."""
+    if not isinstance(A, Transformed) or A.fitted:
+        return A
+    found = [arrays[_name(i, step.parameter)] if step.parameter else None for i, step in enumerate(A.steps)]
+    return Transformed(A.base, A.steps, found)
+
+
 def _stored(A: Transformed) -> dict[str, Array]:
     pairs = enumerate(zip(A.steps, A.parameters, strict=True))
     return {_name(i, step.parameter): found for i, (step, found) in pairs if step.parameter}

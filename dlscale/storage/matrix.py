@@ -315,31 +315,6 @@ class RowRange(SameRows):
         return self.base.place(row + self.start, column)
 
 
-class Stacked(Matrix):
-    """Two matrices, one above the other."""
-
-    any_range = True
-
-    def __init__(self, above: Matrix, below: Matrix) -> None:
-        self.above, self.below = above, below
-        self.shape = (above.shape[0] + below.shape[0], above.shape[1])
-        self.stored_dtype = np.result_type(above.dtype, below.dtype)
-        self.uri = f"{above.uri} above {below.uri}"
-        self.any_range = above.any_range and below.any_range
-        self.row_unit = max(above.row_unit, below.row_unit)
-
-    def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
-        start, stop = rows
-        edge = self.above.shape[0]
-        if out is None:
-            out = np.empty((stop - start, columns[1] - columns[0]), self.dtype)
-        if start < edge:
-            out[: min(stop, edge) - start] = self.above.region((start, min(stop, edge)), columns)
-        if stop > edge:
-            out[max(edge - start, 0) :] = self.below.region((max(start - edge, 0), stop - edge), columns)
-        return out
-
-
 class ArrayMatrix(Matrix):
     """A NumPy array; reading is a view where its dtype allows."""
 

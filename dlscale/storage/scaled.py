@@ -1,14 +1,15 @@
-"""A matrix times a power of two, in a higher precision or conjugated, as a view."""
+"""A matrix times a power of two, in a higher precision, conjugated, or above another one, as a view."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.kernels import times_power_of_two
-from dlscale.sparse_rows import SparseRows
+from dlscale.sparse_rows import SparseRows, stacked
 from dlscale.storage.matrix import Matrix, SameRows, View
 
 
@@ -111,3 +112,47 @@ class Conjugated(View):
 def conjugated(A: Matrix) -> Matrix:
     """The complex conjugate; A itself where it is real."""
     return Conjugated(A) if A.dtype.kind == "c" else A
+
+
+class Stacked(Matrix):
+    """Two matrices, one above the other."""
+
+    def __init__(self, above: Matrix, below: Matrix) -> None:
+        self.above, self.below = above, below
+        self.shape = (above.shape[0] + below.shape[0], above.shape[1])
+        self.stored_dtype = np.result_type(above.dtype, below.dtype)
+        self.uri = f"{above.uri} above {below.uri}"
+        self.any_range = above.any_range and below.any_range
+        self.row_unit = max(above.row_unit, below.row_unit)
+        self.is_sparse = above.is_sparse and below.is_sparse
+
+    @property
+    def n_entries(self) -> int:
+        return self.above.n_entries + self.below.n_entries
+
+    @property
+    def n_stored_bytes(self) -> int:
+        return self.above.n_stored_bytes + self.below.n_stored_bytes
+
+    def most_entries(self, n_rows: int) -> int:
+        return self.above.most_entries(n_rows) + self.below.most_entries(n_rows)
+
+    def sparse_rows(self, start: int, stop: int) -> SparseRows:
+        return stacked([A.sparse_rows(*rows).astype(self.dtype) for A, rows in self._parts(start, stop)])
+
+    def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
+        if out is None:
+            out = np.empty((rows[1] - rows[0], columns[1] - columns[0]), self.dtype)
+        done = 0
+        for A, (start, stop) in self._parts(*rows):
+            out[done : done + stop - start] = A.region((start, stop), columns)
+            done += stop - start
+        return out
+
+    def _parts(self, start: int, stop: int) -> Iterator[tuple[Matrix, tuple[int, int]]]:
+        """Which rows of which matrix these are."""
+        edge = self.above.shape[0]
+        if start < edge:
+            yield self.above, (start, min(stop, edge))
+        if stop > edge:
+            yield self.below, (max(start - edge, 0), stop - edge)

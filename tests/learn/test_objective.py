@@ -12,7 +12,8 @@ from dlscale.engine.ranks import Communicator
 from dlscale.errors import CertificateError, NumericalError, SpecError
 from dlscale.kernels import one_blas_thread
 from dlscale.learn.models.model import model
-from dlscale.learn.training.data import Column, Order, Shard
+from dlscale.learn.training.data import Column, Order
+from dlscale.learn.training.shards import Shard
 from dlscale.storage.matrix import ArrayMatrix
 from tests.learn.learning_jobs import job, parameters, record
 

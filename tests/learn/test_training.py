@@ -104,7 +104,7 @@ def test_weighted_objectives_are_the_same_on_any_number_of_ranks_and_from_passes
         one = programs.learned(tmp_path / f"{name}-1")
         assert one["measured"][1, 0] < one["measured"][0, 0]
         others = [programs.learned(tmp_path / f"{name}-{size}") for size in (2, 4)]
-        if name in ("momentum", "proximal"):
+        if name in ("momentum", "proximal", "sparse"):
             with open_cluster("threads") as cluster:
                 train_on_passes(Run(cluster), programs.weighted_task(tmp_path / f"{name}-p", name))
             others.append(programs.learned(tmp_path / f"{name}-p"))

@@ -12,16 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import scipy.sparse
 
 from dlscale.engine.programs import run_here
 from dlscale.engine.ranks import Communicator, MPICommunicator
 from dlscale.engine.ranks.communicator import import_mpi
 from dlscale.learn.models.packing import unpack
-from dlscale.learn.training.data import Order
+from dlscale.learn.training.data import SMALL_BYTES, Order
 from dlscale.learn.training.loop import Training, train
 from dlscale.learn.training.task import Task, TrainOptions
 from dlscale.storage.checkpoints import Checkpoint
+from dlscale.storage.matrices import open_matrix
 from dlscale.storage.matrix import ArrayMatrix
+from dlscale.storage.sparse.matrix import SparseMatrix
 
 N_ROWS, BATCH, EPOCHS = 1013, 50, 10
 SAVE_STEPS = 40
@@ -34,6 +37,20 @@ def rows() -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.default_rng(0)
     X = generator.standard_normal((N_ROWS, 20))
     return X, (X[:, 0] * X[:, 1] > 0).astype(float) + (X[:, 2] > 1)
+
+
+class Large(SparseMatrix):
+    """A sparse matrix that is not kept in memory with its zeros."""
+
+    n_bytes = SMALL_BYTES + 1
+
+
+def sparse_rows() -> SparseMatrix:
+    """Counts, as many rows of them; one column is in all rows."""
+    generator = np.random.default_rng(2)
+    A = scipy.sparse.random_array((N_ROWS, 60), density=0.07, rng=generator, format="lil")
+    A[:, [3]] = 8 + 0.3 * generator.standard_normal((N_ROWS, 1))
+    return Large(open_matrix(scipy.sparse.csr_array(A)).parts)
 
 
 def task(folder: Path, **options: object) -> Task:
@@ -77,6 +94,7 @@ OBJECTIVES = {
     "momentum": {"optimizer": {"type": "momentum"}, "regularization": {"l1": 1e-3}, "batch_size": BATCH, "epochs": 3},
     "lbfgs": {"optimizer": {"type": "lbfgs"}, "regularization": {"l2": 1e-2}, "epochs": 20},
     "proximal": {"optimizer": {"type": "proximal"}, "regularization": {"l1": 1e-2}, "epochs": 20},
+    "sparse": {"optimizer": {"type": "nesterov"}, "batch_size": BATCH, "epochs": 3},
 }
 
 
@@ -86,6 +104,8 @@ def weighted_task(folder: Path, name: str) -> Task:
     weights = np.random.default_rng(1).gamma(0.5, 3.0, (N_ROWS, 1))
     options = {"model": {"type": "softmax"}, "log_rows": False, "checkpoint_steps": None, "batch_size": None, **OBJECTIVES[name]}
     given = task(folder, **options)
+    if name == "sparse":
+        return replace(given, features=sparse_rows(), weights=ArrayMatrix(weights))
     units, offset = (np.arange(1, 21), 100) if options["batch_size"] is None else (1, 0)
     return replace(given, features=ArrayMatrix(X * units + offset), weights=ArrayMatrix(weights), targets=ArrayMatrix(y[:, None]))
 

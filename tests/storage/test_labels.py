@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from contextlib import nullcontext
 
 import h5py
 import numpy as np
@@ -21,6 +22,7 @@ from dlscale.cli.main import commands
 from dlscale.errors import ImportNote, InputError, SpecError
 from dlscale.service.routes import slices
 from dlscale.storage.importers import import_matrix
+from dlscale.storage.labels import names
 from dlscale.storage.labels.names import Labels
 from dlscale.storage.labels.writing import write_labels, write_names
 from dlscale.storage.matrices import open_matrix
@@ -220,6 +222,30 @@ def test_predictions_take_the_columns_of_their_model_in_its_order(tmp_path, kind
     turned = {**predict["input"], "features": source | {"columns": COLUMNS[::-1]}}
     with pytest.raises(InputError, match="column 0 is 'weight', and the model was made with 'height' there"):
         dlscale.run({**predict, "input": turned}, workspace=tmp_path / "w")
+
+
+def test_chosen_columns_keep_their_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(names, "CHUNK", 4)
+    spread, columns = np.array([1, 9, 2, 8, 3, 7, 4, 6, 5, 10]), [f"gene {j}" for j in range(10)]
+    table, y = np.random.default_rng(0).standard_normal((40, 10)) * spread, np.arange(40.0)[:, None]
+    sources = {}
+    for name, some in (("x", range(10)), ("turned", range(9, -1, -1))):
+        np.save(tmp_path / "x.npy", table[:, list(some)])
+        sources[name] = import_matrix(tmp_path / "x.npy", tmp_path / f"{name}.zarr")
+        write_labels(sources[name], Labels(None, [columns[j] for j in some]))
+    np.save(tmp_path / "y.npy", y)
+    steps = [{"select_columns": {"most_variable": 4}}, {"scale_columns": "std"}, {"select_columns": {"most_variable": 3}}]
+    given = {"features": sources["x"], "targets": {"import": str(tmp_path / "y.npy")}, "transforms": steps[:2]}
+    spec = {"kind": "train", "model": {"type": "linear"}, "params": {"epochs": 1}, "input": given, "cluster": "threads"}
+    model = dlscale.run(spec, workspace=tmp_path / "w").result
+    assert list(zarr.open_group(model, mode="r")["column"][:]) == [columns[j] for j in (1, 3, 7, 9)]
+    for name in sources:
+        predict = {"kind": "predict", "input": {"features": sources[name], "model": model}, "cluster": "threads"}
+        with pytest.raises(InputError, match="'gene 8', and the model") if name == "turned" else nullcontext():
+            dlscale.run(predict, workspace=tmp_path / "w")
+    twice = {"kind": "pca", "input": {"matrix": sources["x"], "transforms": steps[::2]}, "params": {"n_components": 2}}
+    found = dlscale.run({**twice, "cluster": "threads"}, workspace=tmp_path / "w").result
+    assert list(zarr.open_group(found, mode="r")["column"][:]) == [columns[j] for j in (1, 3, 9)]
 
 
 def test_info_tells_names(tmp_path):

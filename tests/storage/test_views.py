@@ -8,17 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.sparse
 import zarr
 from helpers import Array, gaussian
 
-from dlscale.learn.covariate import Stacked
+from dlscale.learn.training import data
 from dlscale.learn.training.on_passes import BatchRows
 from dlscale.linalg.folds.centering import Centered
 from dlscale.linalg.folds.least_squares import ColumnsTimesPowers
 from dlscale.linalg.folds.residuals import Rounded
 from dlscale.storage.matrices import open_matrix
-from dlscale.storage.matrix import Matrix, RowRange
-from dlscale.storage.scaled import Promoted, Scaled
+from dlscale.storage.matrix import Dense, Matrix, RowRange
+from dlscale.storage.scaled import Promoted, Scaled, Stacked
 
 M, N = 12, 70_000
 ORDER = np.array([7, 3, 3, 11])
@@ -63,6 +64,24 @@ def test_a_view_reads_what_it_stands_for_and_forwards_the_rest(stored: Path, nam
         assert view.attributes == A.attributes
         assert view.check() == A.check()
         assert (view.by_columns, view.any_range) == (name == "transposed", True)
+
+
+def test_compressed_rows_of_views_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "SMALL_BYTES", 0)
+    dense = np.where(np.random.default_rng(0).random((30, 40)) < 0.05, 1.0, 0)
+    A = open_matrix(scipy.sparse.csr_array(dense))
+    order = np.array([7, 3, 3, 29, 11, 8])
+    views = [
+        (BatchRows(A, order), dense[order]),
+        (BatchRows(A, order, 4), dense[order]),
+        (Stacked(A, A), np.vstack([dense, dense])),
+    ]
+    for view, expected in views:
+        assert view.is_sparse
+        np.testing.assert_array_equal(view.sparse_rows(1, len(expected) - 1).toarray(), expected[1:-1])
+        np.testing.assert_array_equal(view.read(1, len(expected) - 1), expected[1:-1])
+        assert view.n_entries == pytest.approx(np.count_nonzero(dense) * len(expected) / 30, abs=1)
+    assert not Stacked(A, Dense(A)).is_sparse
 
 
 def test_a_strip_of_columns_reads_no_whole_rows(stored: Path) -> None:

@@ -8,11 +8,13 @@ parameters and gradients are mapped.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.learn.models.parameters import Parameters, flatten, unflatten
+from dlscale.sparse_rows import SparseRows
 
 #: Rows that are centred together: they stay in a core's cache.
 _TILE_ROWS = 128
@@ -73,31 +75,37 @@ class Coordinates:
         return vector[: W.size].reshape(W.shape), vector[W.size : W.size + b.size]
 
 
-def origin(head: Array) -> Array:
+def origin(head: Any) -> Array:
     """Shift and unit of each column, from the first rows: near its mean, and a power of two near its scale.
 
     Parameters
     ----------
     head : (b, n)
+        Or compressed.
 
     Returns
     -------
     (2, n) : double precision
     """
-    shift = np.asarray(head[0], np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
-        size = np.abs(head - shift).max(axis=0)
+        if isinstance(head, SparseRows):
+            shift = np.asarray(head[:1].toarray()[0], np.float64)
+            size = np.abs(head.less(shift).column_statistics()[3:]).max(axis=0)
+        else:
+            shift = np.asarray(head[0], np.float64)
+            size = np.abs(head - shift).max(axis=0)
     size = np.where((size > 0) & np.isfinite(size), size, np.abs(shift))
     usable = (size > 0) & np.isfinite(size)
     return np.array([shift, np.ldexp(1.0, np.frexp(np.where(usable, size, 1.0))[1])])
 
 
-def moments(X: Array, weights: Array | None, columns: Array) -> Array:
+def moments(X: Any, weights: Array | None, columns: Array) -> Array:
     """``sum_r w_r d_r`` and ``sum_r w_r d_r^2`` of some rows, ``d_r = (x_r - shift) / unit``, to be added up over ranks.
 
     Parameters
     ----------
     X : (b, n)
+        Or compressed.
     weights : (b,) or None
     columns : (2, n)
         `origin`.
@@ -106,6 +114,8 @@ def moments(X: Array, weights: Array | None, columns: Array) -> Array:
     -------
     (2, n) : double precision
     """
+    if isinstance(X, SparseRows):
+        return _sparse_moments(X, np.ones(len(X)) if weights is None else weights.astype(np.float64), *columns)
     sums = np.zeros((2, X.shape[1]))
     ones, (shift, unit) = np.ones(min(len(X), _TILE_ROWS)), columns
     with np.errstate(over="ignore", invalid="ignore"):
@@ -117,6 +127,17 @@ def moments(X: Array, weights: Array | None, columns: Array) -> Array:
             D *= D
             sums[1] += w @ D
     return sums
+
+
+def _sparse_moments(X: SparseRows, weights: Array, shift: Array, unit: Array) -> Array:
+    with np.errstate(over="ignore", invalid="ignore"):
+        left, n = X.less(shift), X.shape[1]
+        columns, entries, beside = left.rows.indices, left.entries(), left.beside() / unit
+        entries /= unit[columns]
+        w = np.repeat(weights, np.diff(left.rows.indptr))
+        # What the rows weigh that have no entry in a column.
+        rest = np.where(left.counts < len(X), weights.sum() - np.bincount(columns, w, minlength=n), 0)
+        return np.stack([np.bincount(columns, w * entries**power, minlength=n) + rest * beside**power for power in (1, 2)])
 
 
 def standard_coordinates(sums: Array, columns: Array, total_weight: float, l2: float) -> Coordinates:

@@ -24,7 +24,7 @@ from dlscale.learn.models.losses import Loss
 from dlscale.learn.models.losses import loss as make_loss
 from dlscale.learn.models.parameters import Parameters, backward_buffer, n_layers
 from dlscale.learn.options import require_count, require_number
-from dlscale.sparse_rows import SparseRows
+from dlscale.sparse_rows import SparseRows, rows_of
 
 #: Losses that a type of model is trained with, the default first.
 LOSSES_OF_MODELS = {
@@ -67,13 +67,13 @@ class Forward:
     Parameters
     ----------
     inputs : list of (b, n_in)
-        What each layer read: the features, then the hidden activations.
+        What each layer read: the features, compressed or not, then the hidden activations.
     slopes : list of (b, n_in) or None
         Derivatives that an activation kept, one for each of ``inputs``.
     scores : (b, n_outputs)
     """
 
-    inputs: list[Array]
+    inputs: list[Any]
     slopes: list[Array | None]
     scores: Array
 
@@ -220,7 +220,8 @@ class Model:
         step = tile_rows(max(X.shape[1], *widths), dtype.itemsize)
         result = np.empty((len(X), widths[-1]), dtype)
         for start in range(0, len(X), step):
-            rows = X.part(start, start + step) if isinstance(X, SparseRows) else np.asarray(X[start : start + step], dtype)
+            rows = X[start : start + step]
+            rows = rows if isinstance(rows, SparseRows) else np.asarray(rows, dtype)
             result[start : start + step] = self.forward(parameters, rows, keep_slopes=False).scores
         return result
 
@@ -232,7 +233,7 @@ class Model:
         """
         return self.loss.link(self.scores(parameters, X))
 
-    def statistics(self, parameters: Parameters, X: Array, weights: Array | None = None) -> Array | None:
+    def statistics(self, parameters: Parameters, X: Any, weights: Array | None = None) -> Array | None:
         """First phase of a step, to be added up over ranks and given to `loss_and_gradients`; None when there is nothing to add up.
 
         Parameters
@@ -249,13 +250,13 @@ class Model:
         if not self.decorrelation:
             return None
         dtype = parameters["layer-0/weight"].dtype
-        H = self.forward(parameters, np.asarray(X, dtype), keep_slopes=False).inputs[-1]
+        H = self.forward(parameters, rows_of(X, dtype), keep_slopes=False).inputs[-1]
         return covariance_sums(H, np.ones(len(X), dtype) if weights is None else np.asarray(weights, dtype))
 
     def loss_and_gradients(
         self,
         parameters: Parameters,
-        X: Array,
+        X: Any,
         y: Array,
         *,
         weights: Array | None = None,
@@ -269,7 +270,7 @@ class Model:
         ----------
         parameters : Parameters
         X : (b, n_features)
-            This rank's rows of the batch, of the parameters' dtype (others are converted); b may be 0.
+            This rank's rows of the batch, compressed or not, of the parameters' dtype (others are converted); b may be 0.
         y : (b,) or (b, n_outputs)
         weights : (b,), optional
             None is ones.
@@ -295,7 +296,7 @@ class Model:
         if self.decorrelation and statistics is None:
             raise SpecError("A model with decorrelation needs its statistics, added up over ranks; call statistics first.")
         dtype = parameters["layer-0/weight"].dtype
-        X = np.asarray(X, dtype)
+        X = rows_of(X, dtype)
         room = room or Room(backward_buffer(parameters)[1])
         forward = self.forward(parameters, X)
         delta = forward.scores
@@ -319,8 +320,13 @@ class Model:
             bias, weight = f"layer-{layer}/bias", f"layer-{layer}/weight"
             np.matmul(ones, delta, out=room.gradients[bias])
             room.ready(bias, room.gradients[bias])
+            inputs = forward.inputs[layer]
+            whole = inputs.transposed_times(delta) if isinstance(inputs, SparseRows) else None
             for rows in _slices(room.gradients[weight]):
-                np.matmul(forward.inputs[layer][:, rows].T, delta, out=room.gradients[weight][rows])
+                if whole is None:
+                    np.matmul(inputs[:, rows].T, delta, out=room.gradients[weight][rows])
+                else:
+                    room.gradients[weight][rows] = whole[rows]
                 room.ready(weight, room.gradients[weight][rows])
             if layer > 0:
                 delta = self.backward(parameters, forward, layer, delta, extra=extra)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -25,6 +25,7 @@ from dlscale.errors import NumericalError
 from dlscale.learn.models.model import Model
 from dlscale.learn.models.parameters import Parameters, n_layers
 from dlscale.learn.optimizers.stepping import Optimizer, State, Stepping, Taken, whole_gradient
+from dlscale.sparse_rows import SparseRows
 
 
 def factor_buffer(parameters: Parameters) -> tuple[Array, Parameters]:
@@ -51,7 +52,7 @@ def factor_buffer(parameters: Parameters) -> tuple[Array, Parameters]:
 def factor_sums(
     model: Model,
     parameters: Parameters,
-    X: Array,
+    X: Any,
     y: Array,
     *,
     weights: Array | None = None,
@@ -79,7 +80,8 @@ def factor_sums(
     As long as about n_outputs backward sweeps; that is why factors are taken every so many steps only.
     """
     dtype = parameters["layer-0/weight"].dtype
-    forward = model.forward(parameters, np.asarray(X, dtype))
+    # Beside a factor of so many columns, a batch with its zeros is small.
+    forward = model.forward(parameters, np.asarray(X.toarray() if isinstance(X, SparseRows) else X, dtype))
     share = np.full(len(X), 1.0 / normalizer) if weights is None else np.divide(weights, normalizer, dtype=np.float64)
     column = share.astype(dtype)
     for layer, H in enumerate(forward.inputs):

@@ -1,25 +1,22 @@
-"""Which rows a step uses, and how each rank gets its share of them.
+"""Which rows a step uses.
 
 The rows of an epoch are in an order that depends on the seed and the epoch alone. The matrix is cut into units of rows; units
 are shuffled and taken some at a time, a window; inside a window the rows of every unit are shuffled and the units are merged
 evenly, so that each batch has rows of all of them. A batch is the next ``batch_size`` rows of that order. The ranks divide
 every batch between them, by whole units where that comes out even, so that each rank reads its own units and none is read
-twice; else by rows. The next window is read while this one is used.
+twice; else by rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.buffers import PAGE_BYTES
-from dlscale.engine.ranks import Communicator
 from dlscale.storage.matrix import ArrayMatrix, Matrix
 
 #: Units merged in a window, where there are so many: it divides evenly by 1, 2, 3, 4, 6 and 12 ranks.
@@ -163,8 +160,7 @@ def plan_order(features: Matrix, *, batch_size: int | None, seed: int, memory_by
     memory_bytes : int
         What two windows may take, on one rank alone.
     """
-    n_rows = features.shape[0]
-    row_bytes = features.shape[1] * features.dtype.itemsize
+    n_rows, row_bytes = features.shape[0], bytes_of_row(features)
     rows_of_unit = max(1, min(UNIT_BYTES, memory_bytes // (2 * N_LANES)) // row_bytes)
     chunk_bytes = features.row_unit * row_bytes
     if features.in_memory:
@@ -202,6 +198,19 @@ class Column:
         return np.ascontiguousarray(array[:, 0] if self.is_vector else array)
 
 
+def is_compressed(matrix: Matrix) -> bool:
+    """Whether rows of a matrix are used as compressed ones; those of a small matrix are kept in memory with their zeros."""
+    return matrix.is_sparse and not is_kept(matrix)
+
+
+def bytes_of_row(matrix: Matrix) -> int:
+    """What a row takes where it is used: of compressed ones the mean, with a column of 4 bytes for each entry."""
+    m, n = matrix.shape
+    if not is_compressed(matrix):
+        return n * matrix.dtype.itemsize
+    return max(1, -(-matrix.n_entries * (matrix.dtype.itemsize + 4) // m))
+
+
 def is_kept(matrix: Matrix) -> bool:
     """Whether a matrix is small enough to be read once and kept in memory."""
     return not matrix.in_memory and matrix.n_bytes <= SMALL_BYTES
@@ -212,181 +221,3 @@ def in_memory_if_small(matrix: Matrix) -> Matrix:
     if not is_kept(matrix):
         return matrix
     return ArrayMatrix(np.ascontiguousarray(matrix.read(0, matrix.shape[0])))
-
-
-@dataclass(frozen=True)
-class Share:
-    """A rank's rows of a batch.
-
-    Parameters
-    ----------
-    X : (b, n)
-    y : (b,) or (b, k)
-    weights : (b,) or None
-    normalizer : float
-        Rows of the whole batch, on all ranks, times the mean weight of all rows.
-    rows : (b,)
-        Their row numbers in the matrix.
-    """
-
-    X: Array
-    y: Array
-    weights: Array | None
-    normalizer: float
-    rows: Array
-
-
-class Shard:
-    """What one rank reads: its shares of the batches, in order, the next window being read meanwhile.
-
-    Parameters
-    ----------
-    features : Matrix (m, n)
-    targets, weights : Column
-    order : Order
-    communicator : Communicator
-        For the rank, and how many there are.
-    dtype : dtype
-        Of the shares.
-    reads_features : bool
-        False leaves the rows of the shares out.
-    """
-
-    def __init__(
-        self,
-        features: Matrix,
-        targets: Column,
-        *,
-        weights: Column | None,
-        order: Order,
-        communicator: Communicator,
-        dtype: np.dtype[Any],
-        reads_features: bool = True,
-    ) -> None:
-        self.features, self.targets, self.weights, self.order = features, targets, weights, order
-        self.rank, self.size = communicator.rank, communicator.size
-        self.dtype, self.reads_features = dtype, reads_features
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="dlscale-read")
-        self._free: list[Array] = []
-        self._held: dict[tuple[int, int], tuple[Array | None, Future[Array]]] = {}
-
-    def close(self) -> None:
-        self._reader.shutdown(cancel_futures=True)
-
-    def reorder(self, order: Order, dtype: np.dtype[Any]) -> None:
-        """Go through the rows in another order, of the same units, with shares of another dtype."""
-        self.order, self.dtype = order, dtype
-
-    def total_weight(self) -> float:
-        """The sum of the weights of all rows."""
-        if self.weights is None:
-            return float(self.order.n_rows)
-        assert self.weights.whole is not None
-        return float(self.weights.whole.sum(dtype=np.float64))
-
-    def shares(self, epoch: int, first_step: int = 0) -> Iterator[Share]:
-        """This rank's share of each batch of an epoch; each is overwritten by the one after the next."""
-        windows = self.order.windows(epoch)
-        current = -1
-        buffers = [np.empty((0, self.features.shape[1]), self.dtype)] * 2
-        for number, batch in enumerate(self.order.batches(epoch, first_step)):
-            parts = [piece.share(self.rank, self.size) for piece in batch]
-            n_rows = sum(len(part.rows) for part in parts)
-            slot = number % 2
-            if self.reads_features and len(buffers[slot]) < n_rows:
-                buffers[slot] = np.empty((n_rows, self.features.shape[1]), self.dtype)
-            X, filled = buffers[slot][:n_rows], 0
-            targets = []
-            for part in parts:
-                if not self.reads_features:
-                    targets.append(self._targets_of(self.order.row_ids(part)))
-                    continue
-                if part.window > current:
-                    current = part.window
-                    self._let_go(current)
-                    self._fetch(current, windows)
-                    self._fetch(current + 1, windows)
-                targets.append(self._gather(part, X[filled : filled + len(part.rows)]))
-                filled += len(part.rows)
-            rows = np.concatenate([self.order.row_ids(part) for part in parts])
-            yield Share(X, np.concatenate(targets), *self._weigh(sum(len(piece.rows) for piece in batch), rows), rows)
-        self._let_go(len(windows))
-
-    def _weigh(self, n_rows: int, mine: Array) -> tuple[Array | None, float]:
-        if self.weights is None:
-            return None, float(n_rows)
-        assert self.weights.whole is not None
-        return self.weights.whole[mine], n_rows * self._mean_weight
-
-    @cached_property
-    def _mean_weight(self) -> float:
-        return self.total_weight() / self.order.n_rows
-
-    def _gather(self, part: Piece, X: Array) -> Array:
-        """Copy the rows of a share; returns their targets."""
-        bounds = np.searchsorted(part.lanes, np.arange(len(part.units) + 1))
-        for lane in range(len(part.units)):
-            a, b = bounds[lane], bounds[lane + 1]
-            if a == b:
-                continue
-            unit = self._unit(part.window, int(part.units[lane])).result()
-            if unit.dtype == X.dtype:
-                np.take(unit, part.rows[a:b], axis=0, out=X[a:b], mode="clip")
-            else:
-                X[a:b] = unit[part.rows[a:b]]
-        return self._targets_of(self.order.row_ids(part))
-
-    def _targets_of(self, rows: Array) -> Array:
-        if self.targets.whole is not None:
-            return self.targets.whole[rows]
-        units = rows // self.order.unit_rows
-        parts = []
-        for unit in dict.fromkeys(units.tolist()):
-            start = unit * self.order.unit_rows
-            parts.append(
-                self.targets.rows(start, min(self.order.n_rows, start + self.order.unit_rows))[rows[units == unit] - start]
-            )
-        return np.concatenate(parts) if parts else self.targets.rows(0, 1)[:0]
-
-    def _fetch(self, window: int, windows: list[Array]) -> None:
-        """Start reading what this rank will need of a window."""
-        if window >= len(windows):
-            return
-        n_lanes = len(windows[window])
-        first, last = n_lanes * self.rank // self.size, -(-n_lanes * (self.rank + 1) // self.size)
-        wanted = [unit for unit in windows[window][first:last] if (window, int(unit)) not in self._held]
-        for unit in wanted:
-            # The disk works on its own then, also while the computing thread has the core that the reading one needs.
-            self._reader.submit(self.features.expect, *self._bounds(int(unit)))
-        for unit in wanted:
-            self._unit(window, int(unit))
-
-    def _unit(self, window: int, unit: int) -> Future[Array]:
-        key = (window, unit)
-        if key not in self._held:
-            buffer = None if self.features.in_memory else self._free.pop() if self._free else self._buffer()
-            self._held[key] = buffer, self._reader.submit(self._read, unit, buffer)
-        return self._held[key][1]
-
-    def _bounds(self, unit: int) -> tuple[int, int]:
-        start = unit * self.order.unit_rows
-        return start, min(self.order.n_rows, start + self.order.unit_rows)
-
-    def _buffer(self) -> Array:
-        """Room for a unit, at the start of a page, so that a disk can fill it past the page cache."""
-        shape, dtype = (self.order.unit_rows, self.features.shape[1]), self.features.dtype
-        room = np.empty(shape[0] * shape[1] * dtype.itemsize + PAGE_BYTES, np.uint8)
-        first = -room.ctypes.data % PAGE_BYTES
-        return room[first : first + len(room) - PAGE_BYTES].view(dtype).reshape(shape)
-
-    def _read(self, unit: int, buffer: Array | None) -> Array:
-        start, stop = self._bounds(unit)
-        return self.features.read(start, stop, None if buffer is None else buffer[: stop - start])
-
-    def _let_go(self, window: int) -> None:
-        """Keep the buffers of windows before this one for the next units."""
-        for key in [key for key in self._held if key[0] < window]:
-            buffer, reading = self._held.pop(key)
-            reading.result()
-            if buffer is not None:
-                self._free.append(buffer)

@@ -20,7 +20,7 @@ from dlscale.learn.models.coordinates import moments
 from dlscale.learn.models.model import Model, Room
 from dlscale.learn.models.parameters import Parameters, backward_buffer
 from dlscale.learn.optimizers.kfac import factor_buffer, factor_sums
-from dlscale.learn.training.data import Share
+from dlscale.learn.training.shards import Share
 
 #: A bucket is an eighth of the gradients, within these bounds: small ones cost latency, large ones leave nothing to hide behind.
 SMALLEST_BUCKET_BYTES, LARGEST_BUCKET_BYTES = 2**20, 25 * 2**20

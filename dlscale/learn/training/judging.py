@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -12,8 +13,10 @@ from dlscale.engine.ranks import Communicator
 from dlscale.errors import InputError, NonFiniteError, NumericalError
 from dlscale.learn.models.model import Model
 from dlscale.learn.models.parameters import Parameters
-from dlscale.learn.training.data import Order, Shard, Share
+from dlscale.learn.training.data import Order, bytes_of_row
 from dlscale.learn.training.metrics import METRICS, metrics_of
+from dlscale.learn.training.shards import Shard, Share
+from dlscale.sparse_rows import SparseRows, all_finite
 from dlscale.storage.matrix import Matrix
 
 #: Rows that an evaluation on all rows takes at a time over all ranks: so many, of so many bytes together.
@@ -22,8 +25,7 @@ _BLOCK_ROWS, _BLOCK_BYTES = 8192, 64 * 2**20
 
 def all_rows(features: Matrix, unit_rows: int, n_lanes: int) -> Order:
     """The order of one sweep over all rows, as they are stored."""
-    row_bytes = features.shape[1] * features.dtype.itemsize
-    block_rows = min(features.shape[0], _BLOCK_ROWS, max(1, _BLOCK_BYTES // row_bytes))
+    block_rows = min(features.shape[0], _BLOCK_ROWS, max(1, _BLOCK_BYTES // bytes_of_row(features)))
     return Order(features.shape[0], unit_rows, n_lanes, block_rows, shuffle=False)
 
 
@@ -41,7 +43,7 @@ def validate(model: Model, parameters: Parameters, shard: Shard, communicator: C
     for share in shard.shares(0):
         S = model.scores(parameters, share.X)
         # A score can hide an entry that is not finite: no relu lets minus infinity through.
-        finite += float(np.isfinite(share.X).all()) - 1.0
+        finite += float(all_finite(share.X)) - 1.0
         for name, metric in metrics.items():
             sums[name] += metric.sums(model.loss, S, share.y)
     together = communicator.allreduce(np.array([finite, *np.concatenate(list(sums.values()))]), name="metrics")
@@ -99,8 +101,8 @@ def first_bad_of(features: Matrix, rows: Array) -> Array:
     return found
 
 
-def _first_place(X: Array, rows: Array) -> Array:
-    bad = np.argwhere(~np.isfinite(X))
+def _first_place(X: Any, rows: Array) -> Array:
+    bad = X.places_not_finite() if isinstance(X, SparseRows) else np.argwhere(~np.isfinite(X))
     if not len(bad):
         return np.full(2, np.inf)
     places = np.column_stack([rows[bad[:, 0]], bad[:, 1]])

@@ -26,13 +26,14 @@ from dlscale.learn.models.model import Model
 from dlscale.learn.models.parameters import Parameters
 from dlscale.learn.optimizers.measuring import Measured, require_range
 from dlscale.learn.optimizers.regularization import Regularization
-from dlscale.learn.training.data import Column, Order, Shard, Share, in_memory_if_small, is_kept
+from dlscale.learn.training.data import Column, Order, in_memory_if_small, is_compressed, is_kept
 from dlscale.learn.training.gradients import RankGradients, Reduction, Seconds
 from dlscale.learn.training.history import History
 from dlscale.learn.training.judging import all_rows, first_bad_of, name_place, refuse_non_finite, validate
 from dlscale.learn.training.saving import ENDINGS, Position, Saver
+from dlscale.learn.training.shards import Shard, Share
 from dlscale.learn.training.task import Recipe, Task, measured_apart, measuring_dtype
-from dlscale.learn.training.telling import Teller, flops_per_row
+from dlscale.learn.training.telling import Teller, flops_per_row, used_density
 
 #: Steps of which the norms of the gradients are kept, at most.
 _N_NORMS = 2000
@@ -96,7 +97,8 @@ class Training:
         self._rows_before = np.zeros(0, int)
         self._steps_per_epoch = 1 if self.recipe.full_batch else task.order.steps_per_epoch
         kept = reads_features and is_kept(task.features)
-        self.teller = Teller(communicator, task, self.seconds, flops_per_row(self.parameters), kept=kept)
+        self._row_flops = flops_per_row(self.parameters, used_density(task.features))
+        self.teller = Teller(communicator, task, self.seconds, self._row_flops, kept=kept)
 
     def _first_parameters(self) -> Parameters:
         task = self.task
@@ -235,7 +237,8 @@ class Training:
         return self._evaluate(parameters, iter)
 
     def evaluate_first(self) -> tuple[float, Parameters, Coordinates]:
-        columns = origin(self.task.features.read(0, min(_HEAD_ROWS, self.task.order.n_rows)))
+        features, n_rows = self.task.features, min(_HEAD_ROWS, self.task.order.n_rows)
+        columns = origin((features.sparse_rows if is_compressed(features) else features.read)(0, n_rows))
         sums = np.zeros_like(columns)
 
         def watched(shares: Iterator[Share]) -> Iterator[Share]:
@@ -279,7 +282,7 @@ class Training:
     def _measure(self) -> None:
         """The objective on all rows, at the first and at the published parameters, in one read."""
         started = time.perf_counter()
-        self.teller.start("measure", 2 * flops_per_row(self.parameters))
+        self.teller.start("measure", 2 * self._row_flops)
         dtype = measuring_dtype(self.model, self.dtype)
         both = [self._first_parameters(), self.best or self.parameters]
         both = [{name: array.astype(dtype, copy=False) for name, array in parameters.items()} for parameters in both]

@@ -5,7 +5,7 @@ The loop, and with it the curve, is that of the ranks; only where gradients come
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -23,10 +23,12 @@ from dlscale.learn.models.coordinates import moments
 from dlscale.learn.models.model import Model, Room
 from dlscale.learn.models.parameters import Parameters, backward_buffer
 from dlscale.learn.optimizers.kfac import factor_buffer, factor_sums
-from dlscale.learn.training.data import Share
+from dlscale.learn.training.data import is_compressed
 from dlscale.learn.training.gradients import RankGradients, Reduction
 from dlscale.learn.training.loop import Training
+from dlscale.learn.training.shards import Share
 from dlscale.learn.training.task import Task
+from dlscale.sparse_rows import SparseRows, rows_of, stacked
 from dlscale.storage.matrix import Matrix, View
 
 #: Parts of a batch, each of them one task; the sums depend on it, so it does not depend on the cluster.
@@ -34,12 +36,25 @@ N_PARTS = 8
 
 
 class BatchRows(View):
-    """Rows of a matrix, in any order, as a matrix: the tasks of a step read them for themselves."""
+    """Rows of a matrix, in any order, as a matrix: the tasks of a step read them for themselves.
 
-    def __init__(self, base: Matrix, rows: Array) -> None:
+    Parameters
+    ----------
+    base : Matrix
+    rows : (b,)
+    unit_rows : int, optional
+        Rows that are read together, from the first to the last wanted one of them; those of a stored unit unless told.
+    """
+
+    def __init__(self, base: Matrix, rows: Array, unit_rows: int | None = None) -> None:
         super().__init__(base)
         self.row_ids, self.shape, self.in_memory = rows, (len(rows), base.shape[1]), base.in_memory
         self.any_range, self.row_unit, self.column_unit = True, 1, 1
+        self.unit_rows, self.is_sparse = unit_rows or max(1, base.row_unit), is_compressed(base)
+
+    @property
+    def n_entries(self) -> int:
+        return self.base.n_entries * len(self.row_ids) // self.base.shape[0]
 
     def expect(self, start: int, stop: int) -> None:
         """Nothing: the rows lie anywhere."""
@@ -48,14 +63,23 @@ class BatchRows(View):
         wanted = self.row_ids[rows[0] : rows[1]]
         if out is None:
             out = np.empty((len(wanted), columns[1] - columns[0]), self.dtype)
-        # Rows of one stored unit are read together, from the first to the last of them.
-        units = wanted // max(1, self.base.row_unit)
-        for unit in np.unique(units):
-            places = np.flatnonzero(units == unit)
-            first, last = int(wanted[places].min()), int(wanted[places].max()) + 1
+        for places, first, last in self._units(wanted):
             block = self.base.region((first, last), columns)
             out[places] = block[wanted[places] - first]
         return out
+
+    def sparse_rows(self, start: int, stop: int) -> SparseRows:
+        wanted = self.row_ids[start:stop]
+        units = list(self._units(wanted))
+        found = stacked([self.base.sparse_rows(first, last)[wanted[places] - first] for places, first, last in units])
+        return found[np.argsort(np.concatenate([places for places, _, _ in units]))]
+
+    def _units(self, wanted: Array) -> Iterator[tuple[Array, int, int]]:
+        """Places of the rows of each unit, with the first of them in the matrix and the one behind the last."""
+        units = wanted // self.unit_rows
+        for unit in np.unique(units):
+            places = np.flatnonzero(units == unit)
+            yield places, int(wanted[places].min()), int(wanted[places].max()) + 1
 
     def place(self, row: int, column: int) -> tuple[int, int]:
         return self.base.place(int(self.row_ids[row]), column)
@@ -63,6 +87,8 @@ class BatchRows(View):
 
 class BatchFold(Fold):
     """Sums over rows of a batch: loss and gradients, or statistics, or factors, or moments from an origin, ``statistics``."""
+
+    takes_sparse = True
 
     def __init__(self, what: str, model: Model, parameters: Parameters, share: Share, statistics: Array | None = None) -> None:
         self.what, self.model, self.parameters, self.statistics = what, model, parameters, statistics
@@ -77,10 +103,10 @@ class BatchFold(Fold):
             return {"sum": np.zeros((2, len(self.parameters["layer-0/weight"])))}
         return {}
 
-    def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
+    def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
         rows = slice(first_row, first_row + len(A))
         y, weights = self.y[rows], None if self.weights is None else self.weights[rows]
-        X = np.asarray(A, self.parameters["layer-0/weight"].dtype)
+        X = rows_of(A, self.parameters["layer-0/weight"].dtype)
         if self.what == "gradients":
             buffer, gradients = self._views("gradients")
             loss, _ = self.model.loss_and_gradients(
@@ -118,9 +144,10 @@ class BatchFold(Fold):
 class PassGradients(RankGradients):
     """Gradients of whole batches, from tasks of a cluster."""
 
-    def __init__(self, run: Run, features: Matrix, model: Model, parameters: Parameters) -> None:
+    def __init__(self, run: Run, task: Task, model: Model, parameters: Parameters) -> None:
         super().__init__(Communicator(), model, parameters)
-        self._features = features
+        self._features = task.features
+        self._unit_rows = task.order.unit_rows if is_compressed(task.features) else None
         # A step is short and not told; the checkpoint is where large models lie for the tasks of a step.
         self._passes = Passes(Run(run.cluster, checkpoint=run.checkpoint, stall_seconds=run.stall_seconds))
 
@@ -129,7 +156,8 @@ class PassGradients(RankGradients):
         part = -(-n_rows // N_PARTS)
         grid = RowGrid(n_rows, part, part)
         fold = BatchFold(what, self.model, parameters, share, statistics)
-        return self._passes.sweep(what, BatchRows(self._features, share.rows), fold, grid, keep="none")
+        batch = BatchRows(self._features, share.rows, self._unit_rows)
+        return self._passes.sweep(what, batch, fold, grid, keep="none")
 
     def statistics(self, parameters: Parameters, share: Share) -> Array | None:
         return self._sweep("statistics", parameters, share)["sum"] if self.model.decorrelation else None
@@ -155,7 +183,7 @@ def train_on_passes(run: Run, task: Task) -> dict[str, Any]:
     """Train with the tasks of a cluster; as `dlscale.learn.training.loop.train`."""
 
     def gradients(_: Communicator, model: Model, parameters: Parameters) -> RankGradients:
-        return PassGradients(run, task.features, model, parameters)
+        return PassGradients(run, task, model, parameters)
 
     communicator = Communicator()
     progress.listen(task.token, run.emit)

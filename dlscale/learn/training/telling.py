@@ -8,8 +8,10 @@ from dlscale.engine.events import StepFinished, StepStarted, WorkDone
 from dlscale.engine.progress import send
 from dlscale.engine.ranks import Communicator
 from dlscale.learn.models.parameters import Parameters
+from dlscale.learn.training.data import is_compressed
 from dlscale.learn.training.gradients import Seconds
 from dlscale.learn.training.task import Task
+from dlscale.storage.matrix import Matrix
 
 _EVENT_SECONDS = 0.25
 
@@ -32,6 +34,8 @@ class Teller:
         self.communicator, self.task, self.seconds, self.flops_per_row = communicator, task, seconds, flops_per_row
         features = task.features
         self._row_bytes, self._kept = features.shape[1] * features.stored_dtype.itemsize, kept
+        if is_compressed(features):
+            self._row_bytes = features.n_stored_bytes // features.shape[0]
         self._step, self._sent_at, self._sent = "training", time.perf_counter(), Seconds()
 
     def tell(self, *, last: bool = False) -> None:
@@ -75,9 +79,15 @@ class Teller:
             send(self.task.token, StepFinished(self._step, seconds, bytes_read=n_bytes, flops=flops, resumed=resumed))
 
 
-def flops_per_row(parameters: Parameters) -> float:
-    """Of a forward and a backward sweep: 6 for each weight, 2 less in the first layer."""
-    return 3 * forward_flops_per_row(parameters) - 2.0 * parameters["layer-0/weight"].size
+def used_density(features: Matrix) -> float:
+    """The part of the entries that is multiplied by the first layer."""
+    return features.n_entries / (features.shape[0] * features.shape[1]) if is_compressed(features) else 1.0
+
+
+def flops_per_row(parameters: Parameters, density: float = 1.0) -> float:
+    """Of a forward and a backward sweep: 6 for each weight, 2 less in the first layer, which meets this part of the entries."""
+    first = parameters["layer-0/weight"].size
+    return 3 * forward_flops_per_row(parameters) - (2.0 + 4.0 * (1 - density)) * first
 
 
 def forward_flops_per_row(parameters: Parameters) -> float:

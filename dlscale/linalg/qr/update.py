@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dlscale.errors import InputError
 from dlscale.storage.inputs import StoredResult
-from dlscale.storage.matrix import Matrix, Stacked
-from dlscale.storage.scaled import conjugated
+from dlscale.storage.matrix import Matrix
+from dlscale.storage.scaled import Stacked, conjugated
 
 
 class MoreRows(Stacked):

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from dlscale.arrays import Array
+
 AXES = ("row", "column")
 #: Names of a chunk, and of what is in memory at a time.
 CHUNK = 1 << 16
@@ -45,6 +47,33 @@ class Labels(NamedTuple):
         """Those that a matrix of this shape has one of for each row, or column."""
         row, column = (names if names is not None and len(names) == n else None for names, n in zip(self, shape, strict=True))
         return Labels(row, column)
+
+
+class ChosenNames:
+    """Those of some columns.
+
+    Parameters
+    ----------
+    names : Names
+    columns : (k,) of int
+        Which of them, increasing.
+    """
+
+    def __init__(self, names: Names, columns: Array) -> None:
+        self._names, self._columns = names, columns
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+    def __getitem__(self, part: slice) -> Sequence[str]:
+        found: list[str] = []
+        wanted = self._columns[part]
+        for start in range(0, len(self._names), CHUNK):
+            some = wanted[(wanted >= start) & (wanted < start + CHUNK)]
+            if some.size:
+                names = self._names[int(some[0]) : int(some[-1]) + 1]
+                found += [names[j] for j in (some - some[0]).tolist()]
+        return found
 
 
 def text_of(name: Any) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from dlscale.arrays import Array
 from dlscale.errors import SpecError
 from dlscale.sparse_rows import SparseRows
+from dlscale.storage.labels.names import ChosenNames, Labels
 from dlscale.storage.matrix import Matrix, SameRows
 from dlscale.storage.sparse.steps import Center, Entries, MostVariable, Place, Step
 
@@ -69,6 +70,16 @@ class Transformed(SameRows):
     @property
     def notes(self) -> list[str]:
         return [*self.base.notes, f"transformed as it is read: {self.words}"]
+
+    @property
+    def labels(self) -> Labels:
+        """Those of the matrix; of the columns that are chosen, once it is known which."""
+        found = self.base.labels
+        for step, parameter in zip(self.steps, self.parameters, strict=True):
+            if isinstance(step, MostVariable):
+                names = found.column if self.fitted else None
+                found = found._replace(column=None if names is None else ChosenNames(names, parameter))
+        return found.fitting(self.shape)
 
     @property
     def words(self) -> str:
