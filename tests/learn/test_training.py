@@ -13,14 +13,17 @@ from sklearn import datasets
 from sklearn.linear_model import Lasso, LogisticRegression, Ridge
 
 import dlscale
-from dlscale.engine.clusters import open_cluster
+from dlscale.engine.clusters import describe_cluster, open_cluster
 from dlscale.engine.programs import run_here
 from dlscale.engine.run import Run
 from dlscale.learn.models.model import model
+from dlscale.learn.train import plan_train
 from dlscale.learn.training.data import Order, plan_order
 from dlscale.learn.training.loop import train
 from dlscale.learn.training.on_passes import train_on_passes
+from dlscale.learn.training.task import TrainOptions
 from dlscale.storage.importers import import_matrix
+from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrix import ArrayMatrix
 from tests.learn import training_programs as programs
 
@@ -175,6 +178,20 @@ def test_units_follow_the_chunks(chunk_rows, unit_rows):
 
     features = Stored(np.broadcast_to(np.float32(0), (60_000, 1024)))
     assert plan_order(features, batch_size=64, seed=0, memory_bytes=10**9).unit_rows == unit_rows
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
+def test_rows_in_flight_do_not_grow_with_the_matrix(optimizer):
+    """40 GB of features, planned for 2 GB."""
+
+    class Stored(ArrayMatrix):
+        in_memory = False
+
+    features, targets = Stored(np.broadcast_to(np.float32(0), (1_000_000, 10_000))), ArrayMatrix(np.zeros((1_000_000, 1)))
+    facts = describe_cluster({"type": "local", "workers": 1, "threads": 1, "memory": "2GB"})
+    options = TrainOptions(model={"type": "linear"}, optimizer={"type": optimizer})
+    plan = plan_train(Inputs({"features": features, "targets": targets}), options, facts)
+    assert sum(need.n_bytes for need in plan.memory) < 2e9
 
 
 # Beside scikit-learn.
