@@ -182,9 +182,9 @@ def line_pieces(stream: BinaryIO, size: int, *, source: str, first: bytes = b"")
 
 
 def need(module: str, source: str) -> Any:
-    """An optional package, or an error that says how to get it."""
+    """A package that only this format needs, or an error that says how to get it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        raise SpecError(f"Reading {source} needs the package {package}: pip install 'dlscale[formats]'") from error
+        raise SpecError(f"Reading {source} needs the package {package}: pip install {package}") from error
