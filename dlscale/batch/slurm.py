@@ -20,13 +20,14 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from dlscale.batch.jobs import records
-from dlscale.batch.jobs.in_slurm import slurm_number
+from dlscale.batch.jobs.in_slurm import in_slurm, slurm_number
 from dlscale.batch.prepare import Prepared
 from dlscale.batch.run import create
 from dlscale.batch.spec.secrets import secret_environment
-from dlscale.batch.workspace import Job, Workspace
+from dlscale.batch.workspace import Heartbeat, Job, Workspace
 from dlscale.engine.clusters.started import TIME_LIMIT, WORD
 from dlscale.errors import DlscaleError, Interrupted, SpecError
 from dlscale.storage.checkpoints import Checkpoint
@@ -198,6 +199,53 @@ def submit_prepared(root: Workspace, prepared: Prepared, request: SlurmRequest) 
         shutil.rmtree(job.folder, ignore_errors=True)
         raise
     return job
+
+
+def queue_again(job: Job, asked: Mapping[str, Any], secrets: Mapping[str, str] | None = None) -> str:
+    """Queue a stopped job as a new one of Slurm, to go on from its checkpoint.
+
+    Parameters
+    ----------
+    job : Job
+        That can go on, and runs nowhere.
+    asked : mapping
+        Fields of a `SlurmRequest`; others are as they were the last time, if it was in Slurm then.
+    secrets : mapping, optional
+        See `submit_to_slurm`.
+
+    Returns
+    -------
+    str
+        Slurm's number of the job.
+
+    Raises
+    ------
+    SpecError
+        As of `submit_to_slurm`; or if Slurm has the job still. The job's state is then as it was.
+    """
+    said = in_slurm(job)
+    if said is not None and not said.has_ended:
+        raise SpecError(f"Job {job.id} is in Slurm's queue: {said.words}.")
+    request = replace(_last_request(job), **asked)
+    request.check()
+    before = job.stored_state()
+    for stale in (job.cancel, job.handed_over, job.slurm, job.slurm_starts, job.slurm_end):
+        stale.unlink(missing_ok=True)
+    job.write_state(replace(before, state="submitted", message="", heartbeat=Heartbeat.now()))
+    try:
+        return submit_to_slurm(job, request, secrets)
+    except BaseException:
+        job.write_state(before)
+        raise
+
+
+def _last_request(job: Job) -> SlurmRequest:
+    try:
+        record: dict[str, Any] = {**records.read(job.slurm, records.SlurmRecord)}
+    except FileNotFoundError:
+        return SlurmRequest()
+    del record["job"]
+    return SlurmRequest(**record)
 
 
 def requeue(job: Job) -> str:

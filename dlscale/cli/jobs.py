@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 
 def _slurm_options(command: Command) -> Command:
+    """``slurm``, and with it the fields of a `SlurmRequest`."""
     for option in (
         click.option("--account", metavar="A", help="With --slurm: who pays."),
         click.option("--partition", metavar="P", help="With --slurm: where to."),
@@ -47,9 +49,27 @@ def _slurm_options(command: Command) -> Command:
     return command
 
 
+def _slurm_request(slurm: bool, asked: Mapping[str, Any], **elsewhere: Any) -> dict[str, Any] | None:
+    """What is asked of Slurm; None where the job does not go there.
+
+    Parameters
+    ----------
+    slurm : bool
+    asked : mapping
+        Options that go with ``--slurm``.
+    **elsewhere
+        Options that do not.
+    """
+    request = {name: value for name, value in asked.items() if value is not None}
+    wrong, word = ([name for name, value in elsewhere.items() if value], "not") if slurm else (list(request), "only")
+    if wrong:
+        raise click.UsageError(f"--{wrong[0].replace('_', '-')} goes {word} with --slurm.")
+    return request if slurm else None
+
+
 @click.command()
 @spec_options
-@click.option("--priority", type=int, default=0, help="Jobs with a higher one go first [0].")
+@click.option("--priority", type=int, help="Jobs with a higher one go first [0].")
 @click.option("--concurrency", type=click.IntRange(1), help="Submitted jobs of the workspace that run at once, from now on [1].")
 @_slurm_options
 @workspace_option
@@ -59,7 +79,7 @@ def submit(
     overrides: tuple[str, ...],
     cluster: str | None,
     output: str | None,
-    priority: int,
+    priority: int | None,
     concurrency: int | None,
     slurm: bool,
     workspace: str | None,
@@ -73,27 +93,24 @@ def submit(
     On a running Dask cluster (tcp://host:port) a worker drives the job, and another one if that dies; with local or threads a
     process of its own on this machine does.
     """
-    request = {name: value for name, value in asked.items() if value is not None}
-    if request and not slurm:
-        raise click.UsageError(f"--{next(iter(request)).replace('_', '-')} goes with --slurm.")
+    request = _slurm_request(slurm, asked, priority=priority, concurrency=concurrency)
     console, root = open_console(as_json=True), open_workspace(workspace)
     with refusal_as_json(as_json):
         document = read_job_file(spec, overrides, cluster, output)
         if is_sweep(document):
-            if slurm:
-                raise click.UsageError("--slurm takes one job; a sweep runs on local, threads or tcp://host:port.")
-            show_submitted_sweep(submit_sweep(root, document, priority=priority, concurrency=concurrency), as_json=as_json)
+            sweep = submit_sweep(root, document, priority=priority or 0, concurrency=concurrency, request=request)
+            show_submitted_sweep(sweep, as_json=as_json)
             return
         prepared = plan_job(document, root, console)
         from dlscale.batch import slurm as slurm_jobs
         from dlscale.batch.jobs.in_slurm import slurm_number
         from dlscale.batch.submit import submit_prepared
 
-        if slurm:
+        if request is not None:
             job = slurm_jobs.submit_prepared(root, prepared, slurm_jobs.SlurmRequest(**request))
             click.echo(f"Slurm's number is {slurm_number(job)}.", err=True)
         else:
-            job = submit_prepared(root, prepared, priority=priority, concurrency=concurrency)
+            job = submit_prepared(root, prepared, priority=priority or 0, concurrency=concurrency)
     _show_submitted(job, as_json)
 
 
@@ -121,13 +138,27 @@ def cancel(job_id: str, workspace: str | None) -> None:
 @click.option("--cluster", metavar="C", help="Where to go on, if not where it began: local, threads or tcp://host:port.")
 @click.option("--detach", is_flag=True, help="Hand it over, as `submit` does, instead of waiting for its end here.")
 @click.option("--unless-cancelled", is_flag=True, hidden=True)
+@_slurm_options
 @workspace_option
 @json_option
-def resume(job_id: str, cluster: str | None, detach: bool, unless_cancelled: bool, workspace: str | None, as_json: bool) -> None:
-    """Go on with the interrupted, cancelled, lost or failed job ID from its last checkpoint; of a sweep, run what is left."""
+def resume(
+    job_id: str,
+    cluster: str | None,
+    detach: bool,
+    unless_cancelled: bool,
+    slurm: bool,
+    workspace: str | None,
+    as_json: bool,
+    **asked: Any,
+) -> None:
+    """Go on with the interrupted, cancelled, lost or failed job ID from its last checkpoint; of a sweep, run what is left.
+
+    With --slurm it is queued there again, asking for the same as before where nothing else is said.
+    """
+    request = _slurm_request(slurm, asked, cluster=cluster, detach=detach)
     console, root = open_console(as_json), open_workspace(workspace)
     if sweep := find_sweep(root, job_id):
-        resume_sweep(root, sweep, cluster=cluster, as_json=as_json)
+        resume_sweep(root, sweep, cluster=cluster, request=request, as_json=as_json)
         return
     from dlscale.batch import run as jobs
     from dlscale.cli.terminal import import_bar
@@ -138,11 +169,17 @@ def resume(job_id: str, cluster: str | None, detach: bool, unless_cancelled: boo
             raise Interrupted(f"Job {job.id} was cancelled; it does not go on by itself.")
         with import_bar(console) as bar:
             prepared = jobs.reopen(job, root, cluster=cluster, progress=bar)
-        if detach:
+        if request is not None:
+            from dlscale.batch.slurm import queue_again
+            from dlscale.batch.spec.secrets import secret_environment
+
+            number = queue_again(job, request, secret_environment(prepared.data))
+            click.echo(f"Slurm's number is {number}.", err=True)
+        elif detach:
             from dlscale.batch.submit import resubmit
 
             resubmit(job, root, prepared)
-    if detach:
+    if detach or slurm:
         _show_submitted(job, as_json)
         return
     follow(console, job.id, prepared, lambda listener: jobs.resume(job, prepared, listener=listener), as_json=as_json)

@@ -53,11 +53,21 @@ def known_sweep(root: Workspace, sweep_id: str) -> Sweep:
     return sweep
 
 
-def submit_sweep(root: Workspace, document: Document, *, priority: int, concurrency: int | None) -> Sweep:
+def submit_sweep(
+    root: Workspace, document: Document, *, priority: int, concurrency: int | None, request: Mapping[str, Any] | None
+) -> Sweep:
+    """Submit the jobs of a sweep; to Slurm where something is requested of it."""
     from dlscale.batch.sweeps.running import submit
 
     console = open_console(as_json=True)
-    return submit(root, document, lambda made: plan_job(made, root, console), priority=priority, concurrency=concurrency)
+    return submit(
+        root,
+        document,
+        lambda made: plan_job(made, root, console),
+        priority=priority,
+        concurrency=concurrency,
+        slurm=request,
+    )
 
 
 def show_submitted_sweep(sweep: Sweep, *, as_json: bool) -> None:
@@ -67,16 +77,17 @@ def show_submitted_sweep(sweep: Sweep, *, as_json: bool) -> None:
         echo(sweep.sweep)
 
 
-def resume_sweep(root: Workspace, sweep: Sweep, *, cluster: str | None, as_json: bool) -> None:
+def resume_sweep(root: Workspace, sweep: Sweep, *, cluster: str | None, request: Mapping[str, Any] | None, as_json: bool) -> None:
     from dlscale.batch.sweeps.running import resume
 
     if cluster is not None:
         raise click.UsageError("--cluster goes with one job; a sweep goes on where its jobs say.")
-    left = resume(root, sweep)
+    left = resume(root, sweep, slurm=request)
     if as_json:
         print_json({"sweep": sweep.sweep, "jobs": left})
     else:
-        echo(f"{sweep.sweep}: {len(left)} of {len(sweep.jobs)} jobs are left; they run.")
+        where = "run" if request is None else "are in Slurm's queue"
+        echo(f"{sweep.sweep}: {len(left)} of {len(sweep.jobs)} jobs are left; they {where}.")
 
 
 def wait_for_sweep(root: Workspace, sweep: Sweep, timeout: float | None, *, quiet: bool, as_json: bool) -> None:

@@ -168,7 +168,11 @@ def test_a_sweep_is_made_whole_or_not_at_all(folder: Path) -> None:
     assert refused.stderr.startswith("error: s.yaml:")
     assert not list((folder / "ws").glob("jobs/*"))
     assert not list((folder / "ws").glob("sweeps/*.json"))
-    for arguments in (("jobs", "--csv", "t.csv"), ("jobs", "--sweep", "x", "--state", "failed"), ("submit", "s.yaml", "--slurm")):
+    for arguments in (
+        ("jobs", "--csv", "t.csv"),
+        ("jobs", "--sweep", "x", "--state", "failed"),
+        ("submit", "s.yaml", "--slurm", "--priority", "2"),
+    ):
         assert call(*arguments).exit_code == 2
     assert "There is no sweep x" in call("jobs", "--sweep", "x").stderr
 

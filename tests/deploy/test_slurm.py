@@ -118,7 +118,7 @@ def queued_by_the_command(slurm: SlurmCluster, folder: Path) -> None:
     assert (waited.returncode, job.read_state().state) == (0, "succeeded"), waited.stderr
     assert slurm.facts(number)["Restarts"] == "1"
     refused = command("dlscale", "submit", spec, "--time", "5:00", cwd=folder)
-    assert (refused.returncode, "--time goes with --slurm" in refused.stderr) == (2, True)
+    assert (refused.returncode, "--time goes only with --slurm" in refused.stderr) == (2, True)
 
 
 def the_ready_script(slurm: SlurmCluster, folder: Path) -> None:
@@ -138,6 +138,31 @@ def the_ready_script(slurm: SlurmCluster, folder: Path) -> None:
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), Path(facts["StdOut"]).read_text()
     assert [job.id for job in root.jobs()] == [jobs[0].id]
     assert jobs[0].read_state().state == "succeeded"
+
+
+def a_sweep(slurm: SlurmCluster, folder: Path) -> None:
+    """Each of its jobs is one of Slurm; cancelled while they wait, they are queued again with what was asked for before."""
+    short = {"n_components": 2, "power_iterations": 1}
+    spec = job_file(folder, cluster=ONE_THREAD, params=short, matrix={"params.seed": [0, 1]})
+    root, conf = Workspace(folder / "workspace"), _conf(slurm)
+
+    def dlscale_says(*arguments: str | Path) -> str:
+        ended = command("dlscale", *arguments, "--workspace", root.root, cwd=folder, **conf)
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout.strip()
+
+    sweep = dlscale_says("submit", spec, "--slurm", "--time", "5:00", "--cpus-per-task", "1", "--partition", "closed")
+    jobs = list(root.jobs())
+    before = {slurm_number(job) for job in jobs}
+    assert (len(before), {slurm.wait(number, "PENDING")["TimeLimit"] for number in before}) == (2, {"00:05:00"})
+    assert dlscale_says("cancel", sweep) == f"{sweep}: 2 jobs cancelled."
+    assert {slurm.wait(number, "CANCELLED")["JobState"] for number in before} == {"CANCELLED"}
+    assert dlscale_says("resume", sweep, "--slurm", "--partition", "main").endswith("they are in Slurm's queue.")
+    after = {slurm_number(job) for job in jobs}
+    assert len(after) == 2
+    assert not after & before
+    assert {slurm.facts(number)["TimeLimit"] for number in after} == {"00:05:00"}
+    assert dlscale_says("wait", sweep, "--quiet") == f"{sweep}: 2 succeeded"
 
 
 def killed(slurm: SlurmCluster, folder: Path) -> None:
@@ -188,7 +213,7 @@ def check_end(slurm: SlurmCluster, job: Job, state: str, message: str) -> None:
     assert json.loads(job.slurm_end.read_text())["job"] == slurm_number(job)
 
 
-GOES_ON = (stopped_again_and_again, ranks_of_srun, queued_by_the_command, the_ready_script)
+GOES_ON = (stopped_again_and_again, ranks_of_srun, queued_by_the_command, the_ready_script, a_sweep)
 ENDS = (killed, cancelled, cancelled_before_it_began, out_of_memory, *((gone_with_its_time,) if NIGHT else ()))
 SCENARIOS = (*GOES_ON, *ENDS)
 
@@ -243,6 +268,17 @@ def test_a_cancelled_job_keeps_its_checkpoint_and_is_not_queued_again(slurm, env
     assert facts["Restarts"] == "0"
     assert wait(job, timeout_seconds=20).state == "cancelled"
     assert n_saved(job) >= 3
+    # Unless somebody asks for it.
+    again = ("dlscale", "resume", job.id, "--slurm", "--workspace", tmp_path / "workspace")
+    queued = command(*again, cwd=tmp_path, **_conf(slurm))
+    assert (queued.returncode, queued.stdout.strip()) == (0, job.id), queued.stderr
+    assert queued.stderr == f"Slurm's number is {slurm_number(job)}.\n"
+    refused = command(*again, cwd=tmp_path, **_conf(slurm))
+    assert (refused.returncode, "in Slurm's queue" in refused.stderr or "is running already" in refused.stderr) == (2, True)
+    facts = slurm.wait(slurm_number(job), "CANCELLED", "FAILED", "COMPLETED")
+    assert (facts["JobState"], facts["TimeLimit"]) == ("COMPLETED", "00:10:00")
+    assert slurm_number(job) != number
+    check_bits(job.result, tmp_path)
 
 
 def test_a_job_that_fails_is_not_queued_again(slurm, environment, tmp_path):

@@ -11,7 +11,7 @@ import os
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NotRequired, TypeVar
 
 from pydantic import ConfigDict, Field, GetPydanticSchema, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -63,7 +63,18 @@ class PlanRecord(TypedDict):
 
 
 class SlurmRecord(TypedDict):
+    """Slurm's number of a job, and what it was asked for."""
+
     job: str
+    time: NotRequired[str | None]
+    nodes: NotRequired[int | None]
+    ntasks: NotRequired[int]
+    cpus_per_task: NotRequired[int | None]
+    memory: NotRequired[str | None]
+    partition: NotRequired[str | None]
+    account: NotRequired[str | None]
+    signal_seconds: NotRequired[int]
+    mpi: NotRequired[str]
 
 
 class SlurmEndRecord(TypedDict):

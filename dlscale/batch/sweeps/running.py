@@ -6,14 +6,18 @@ import json
 import shutil
 import sys
 import time
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 from dlscale.batch.document import Document
 from dlscale.batch.driver import start_detached
+from dlscale.batch.jobs.in_slurm import begun
 from dlscale.batch.prepare import Prepared
 from dlscale.batch.queue import Queue
 from dlscale.batch.run import create
+from dlscale.batch.slurm import SlurmRequest, leave_the_queue, queue_again, submit_to_slurm
 from dlscale.batch.spec import parse_spec
 from dlscale.batch.spec.expanding import KEY, expand
 from dlscale.batch.spec.secrets import secret_environment
@@ -42,8 +46,9 @@ def submit(
     *,
     priority: int = 0,
     concurrency: int | None = None,
+    slurm: Mapping[str, Any] | None = None,
 ) -> Sweep:
-    """Plan all jobs of a sweep, create them, and start the process that runs them one after another.
+    """Plan all jobs of a sweep, create them, and start the process that runs them one after another, or queue them with Slurm.
 
     Parameters
     ----------
@@ -56,6 +61,8 @@ def submit(
         Of each job.
     concurrency : int, optional
         How many submitted jobs of the workspace run at once from now on.
+    slurm : mapping, optional
+        Fields of a `SlurmRequest`, the same for each job.
 
     Raises
     ------
@@ -64,8 +71,9 @@ def submit(
     """
     check(document)
     planned = [(list(values.values()), plan(made)) for values, made in expand(document)]
-    for _, prepared in planned:
-        check_place(prepared)
+    if slurm is None:
+        for _, prepared in planned:
+            check_place(prepared)
     if concurrency is not None:
         Queue(root).limit(concurrency)
     first = planned[0][1]
@@ -74,28 +82,41 @@ def submit(
     swept: list[SweptJob] = [{"job": job.id, "values": values} for job, (values, _) in zip(jobs, planned, strict=True)]
     keys = list(document.data[KEY])
     sweep = Sweep(store.new_id(name), name, first.spec.kind, time.time(), keys, swept)
-    secrets: dict[str, str] = {}
+    prepared_jobs = [(job, prepared) for job, (_, prepared) in zip(jobs, planned, strict=True)]
     try:
-        for job, (_, prepared) in zip(jobs, planned, strict=True):
+        for job, prepared in prepared_jobs:
             create(job, prepared, state="submitted")
-            secrets |= secret_environment(prepared.data)
-        addresses = {
-            prepared.facts.address: job for job, (_, prepared) in zip(jobs, planned, strict=True) if prepared.facts.address
-        }
-        for address, job in addresses.items():
-            check_workers_see(address, job)
         store.keep(root, sweep)
+        if slurm is not None:
+            for job, prepared in prepared_jobs:
+                submit_to_slurm(job, SlurmRequest(**slurm), secret_environment(prepared.data))
+            return sweep
+        for address, job in {prepared.facts.address: job for job, prepared in prepared_jobs if prepared.facts.address}.items():
+            check_workers_see(address, job)
+        secrets = ChainMap(*(secret_environment(prepared.data) for _, prepared in prepared_jobs))
         _start(root, sweep, jobs, secrets, priority)
     except BaseException:
-        for job in jobs:
-            shutil.rmtree(job.folder, ignore_errors=True)
-        (store.folder_of(root) / f"{sweep.sweep}.json").unlink(missing_ok=True)
+        _undo(root, sweep, jobs)
         raise
     return sweep
 
 
-def resume(root: Workspace, sweep: Sweep, *, priority: int = 0) -> list[str]:
+def _undo(root: Workspace, sweep: Sweep, jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        leave_the_queue(job)
+        shutil.rmtree(job.folder, ignore_errors=True)
+    (store.folder_of(root) / f"{sweep.sweep}.json").unlink(missing_ok=True)
+
+
+def resume(root: Workspace, sweep: Sweep, *, priority: int = 0, slurm: Mapping[str, Any] | None = None) -> list[str]:
     """Run what is left of a sweep: the jobs that have not succeeded, and would not fail again; their ids.
+
+    Parameters
+    ----------
+    root, sweep, priority
+        See `submit`.
+    slurm : mapping, optional
+        To queue them with Slurm: fields of a `SlurmRequest` that are not to be as they were.
 
     Raises
     ------
@@ -112,8 +133,13 @@ def resume(root: Workspace, sweep: Sweep, *, priority: int = 0) -> list[str]:
             left.append((job, state))
     if not left:
         raise SpecError(f"Nothing is left to run of sweep {sweep.sweep}: {told(store.states_of(root, sweep))}.")
+    if slurm is not None:
+        for job, _ in left:
+            queue_again(job, slurm)
+        return [job.id for job, _ in left]
     for job, state in left:
         with job.claim():
+            begun(job)
             job.cancel.unlink(missing_ok=True)
             job.handed_over.unlink(missing_ok=True)
             job.write_state(replace(state, state="submitted", message="", heartbeat=Heartbeat.now()), fsync=False)
