@@ -89,11 +89,13 @@ def jobs(chosen: Chosen) -> None:
             show_table(client.sweep(begun[0] if len(begun) == 1 else sweep), to_csv=chosen.to_csv, as_json=chosen.as_json)
             return
 
+        def newest(limit: int | None) -> Listing:
+            return listed_jobs(client, limit, states=chosen.states, kinds=chosen.kinds, name=chosen.name)
+
         def listed() -> Listing:
-            limit = MOST_SHOWN + 1 if chosen.may_be_cut else chosen.limit
-            found = listed_jobs(client, limit, states=chosen.states, kinds=chosen.kinds, name=chosen.name)
-            is_cut = chosen.may_be_cut and len(found.jobs) > MOST_SHOWN
-            return Listing(found.jobs[:N_SHOWN_OF_MORE], {}, f"more than {MOST_SHOWN:,}") if is_cut else found
+            found = newest(MOST_SHOWN + 1 if chosen.may_be_cut else chosen.limit)
+            is_cut = chosen.may_be_cut and len(found.jobs) + len(found.faults) > MOST_SHOWN
+            return newest(N_SHOWN_OF_MORE)._replace(of=f"more than {MOST_SHOWN:,}") if is_cut else found
 
         show_jobs(chosen, listed)
 
