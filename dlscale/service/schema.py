@@ -44,5 +44,11 @@ def components() -> dict[str, Any]:
 
 
 @cache
+def job_schema() -> dict[str, Any]:
+    """What `dlscale schema` prints."""
+    return json_schema()
+
+
+@cache
 def _validator() -> Draft202012Validator:
-    return Draft202012Validator(json_schema())
+    return Draft202012Validator(job_schema())

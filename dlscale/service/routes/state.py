@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 
 from dlscale import __version__
-from dlscale.batch.spec import json_schema
 from dlscale.service.desk import Desk, desk_of
 from dlscale.service.problems import Problem
+from dlscale.service.schema import job_schema
 
 router = APIRouter(tags=["server"])
 
@@ -42,10 +42,10 @@ def metrics(request: Request) -> PlainTextResponse:
     return PlainTextResponse("\n".join(_lines(desk_of(request))) + "\n", media_type="text/plain; version=0.0.4")
 
 
-@router.get("/schema")
-def schema() -> dict[str, Any]:
+@router.get("/schema", response_model=dict[str, Any])
+def schema() -> JSONResponse:
     """JSON Schema of job files."""
-    return json_schema()
+    return JSONResponse(job_schema())
 
 
 def _lines(desk: Desk) -> Iterator[str]:
