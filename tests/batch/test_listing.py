@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -104,3 +106,11 @@ def test_jobs_are_found_among_others(tmp_path: Path) -> None:
         root.find("n")
     with pytest.raises(SpecError, match=f"no job other .* the newest are: {', '.join(jobs[:4])}"):
         root.find("other")
+
+
+def test_a_list_is_shown_by_few_modules(tmp_path: Path) -> None:
+    """Most of what a command takes is the loading of modules; those that compute take most of that."""
+    put(tmp_path, NOW)
+    code = "import sys\nfrom dlscale.cli.main import main\ntry:\n    main()\nfinally:\n"
+    code += "    assert not {'scipy', 'dask', 'zarr', 'rich', 'yaml', 'psutil'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code, "jobs", "--workspace", str(tmp_path)], check=True, capture_output=True)
