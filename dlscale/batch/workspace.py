@@ -256,7 +256,8 @@ class Workspace:
     def ids(self, begins: str = "") -> list[str]:
         """Of all jobs whose id begins so, in no order; a folder among them that holds no job is one too."""
         with suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.jobs_folder) as entries:
-            return [entry.name for entry in entries if entry.name.startswith(begins) and entry.name[0] != "." and entry.is_dir()]
+            names = [name for entry in entries if (name := entry.name)[0] != "." and entry.is_dir()]
+            return [name for name in names if name.startswith(begins)] if begins else names
         return []
 
     def jobs(self) -> Iterator[Job]:
