@@ -28,6 +28,10 @@ _MAX_NODES, _MAX_DEPTH = 50_000, 20
 _MAX_INTEGER = 2**64
 
 
+class UnusableValueError(SpecError):
+    """A value, of whatever key, that no later step can bear."""
+
+
 @dataclass(frozen=True)
 class Document:
     """The data of a job file and where each key stands.
@@ -210,7 +214,7 @@ def _scalar(kind: str, text: str, place: str) -> Any:
         return text.lower() == "true"
     if kind == "int":
         if len(text) > 100:
-            raise SpecError(f"{place}: an integer has at most 20 digits; got one of {len(text):,}.")
+            raise UnusableValueError(f"{place}: an integer has at most 20 digits; got one of {len(text):,}.")
         base = {"0o": 8, "0x": 16}.get(text[:2], 10)
         return int(text[2:] if base != 10 else text, base)
     if kind == "float":
@@ -222,13 +226,13 @@ def _checked(value: Any, place: str) -> Any:
     """A value that every later step can bear: no NUL, no half of a character, no number of a thousand digits."""
     if isinstance(value, str):
         if "\0" in value:
-            raise SpecError(f"{place}: text must not hold the character NUL.")
+            raise UnusableValueError(f"{place}: text must not hold the character NUL.")
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise SpecError(f"{place}: text must be Unicode; got half of a surrogate pair.") from error
+            raise UnusableValueError(f"{place}: text must be Unicode; got half of a surrogate pair.") from error
     elif isinstance(value, int) and abs(value) > _MAX_INTEGER:
-        raise SpecError(f"{place}: an integer must be at most 2^64; got a larger one.")
+        raise UnusableValueError(f"{place}: an integer must be at most 2^64; got a larger one.")
     elif isinstance(value, dict):
         for key, item in value.items():
             _checked(key, place)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dlscale.batch.document import Document, parse_yaml, read_document, set_value
+from dlscale.batch.document import Document, UnusableValueError, parse_yaml, read_document, set_value
 from dlscale.batch.jobs import records
 from dlscale.batch.prepare import Prepared, prepare
 from dlscale.batch.removing import remove
@@ -50,12 +50,14 @@ class Kept:
 
 
 def read_body(body: bytes, *, is_json: bool) -> Document:
-    """A request's body as a job file, in which nothing was given by whoever runs the server (FormError)."""
+    """A request's body as a job file, in which nothing was given by whoever runs the server (SpecError, FormError)."""
     try:
         text = body.decode("utf-8")
         return _read_json(text) if is_json else parse_yaml(text, SOURCE)
     except UnicodeDecodeError as error:
         raise FormError(f"{SOURCE}: must be text in UTF-8: {error.reason} at byte {error.start}.") from error
+    except UnusableValueError:  # a schema knows no such limits
+        raise
     except SpecError as error:
         raise FormError(str(error)) from error
 

@@ -179,6 +179,7 @@ def test_what_fits_the_schema_is_told_from_what_does_not(server: WebServer) -> N
         ({**good, "input": {"matrix": "nothing.zarr"}}, 409),
         ({**good, "params": {"n_components": 10**6}}, 409),
         ({**good, "stall": "0s"}, 409),
+        ({**good, "input": {"matrix": "a\0.zarr"}}, 409),
         ({**good, "matrix": {"params.seed": [1, 2]}}, 409),
         ({**good, "output": "/elsewhere/r.zarr"}, 403),
     ]

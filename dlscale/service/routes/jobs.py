@@ -40,7 +40,8 @@ _BODY = {
         "content": {"application/json": {"schema": JOB}, "application/yaml": {"schema": JOB}},
     }
 }
-_REFUSALS: dict[int | str, dict[str, Any]] = {
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "With validate_only or plan_only: that the job file is valid, or what the job would do and take."},
     403: {**DESCRIBED, "description": "The job file names what is not allowed on this server, or the token may not submit."},
     409: {
         **DESCRIBED,
@@ -65,7 +66,7 @@ def vars_of(value: Any) -> dict[str, Any] | None:
     return None if value is None else dict(vars(value))
 
 
-@router.post("", status_code=201, openapi_extra=_BODY, responses=_REFUSALS)
+@router.post("", status_code=201, openapi_extra=_BODY, responses=_ANSWERS)
 async def submit(
     request: Request,
     response: Response,
