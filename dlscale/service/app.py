@@ -5,16 +5,26 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dlscale import __version__
 from dlscale.service.desk import Desk
 from dlscale.service.guard import Guard
 from dlscale.service.pages import routes as pages
-from dlscale.service.problems import DESCRIBED, explain_errors
+from dlscale.service.problems import DESCRIBED, Problem, explain_errors
 from dlscale.service.routes import facts, jobs, slices, state, stored, streams, sweeps
 from dlscale.service.schema import components
+
+#: Of a query, what may be given again.
+_REPEATED = ("state", "kind")
+
+
+async def _asked_once(request: Request) -> None:
+    """Refuse a query that says twice what is meant once."""
+    for name in request.query_params.keys() - {*_REPEATED}:
+        if len(given := request.query_params.getlist(name)) > 1:
+            raise Problem(422, f"{name}: got {len(given)} values; it is given once.", exit_code=2)
 
 
 class _App(FastAPI):
@@ -40,6 +50,7 @@ def make_app(desk: Desk) -> ASGIApp:
         lifespan=life,
         docs_url=None,
         redoc_url=None,
+        dependencies=[Depends(_asked_once)],
         responses={"4XX": DESCRIBED, "5XX": DESCRIBED},
     )
     app.state.desk = desk

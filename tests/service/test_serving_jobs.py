@@ -91,6 +91,7 @@ def test_a_log_is_read_in_parts(server: WebServer, done: dict[str, Any]) -> None
     assert (part.status_code, part.text) == (206, whole[-5:])
     assert server.http.get(path, headers={"Range": f"bytes={len(whole)}-"}).status_code == 416
     assert server.http.get(path, params={"limit": 2**21}).status_code == 422
+    assert server.http.get(path, params={"limit": [1, 2]}).json()["detail"] == "limit: got 2 values; it is given once."
 
 
 def test_parts_of_a_result(server: WebServer, done: dict[str, Any]) -> None:
