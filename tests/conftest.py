@@ -1,7 +1,8 @@
-"""What holds for all tests: the order of modules, and what the processes of tests are told before they start."""
+"""What holds for all tests: the order of modules, what processes of tests are told before they start, and which pages are drawn."""
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -13,6 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from dlscale.engine.clusters import Cluster, ClusterFacts, open_cluster
 from dlscale.engine.clusters.cluster import DaskCluster
+from dlscale.report.html import render
 
 # Several processes share the cores: threads of BLAS that wait for a core take more time than they save.
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -51,6 +53,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return min(turn.get(place, len(turn)) for place in (item.path, *item.path.parents))
 
     items.sort(key=key)
+
+
+def pytest_configure() -> None:
+    # Ten thousand tests and their modules stay: to look for garbage among them, as they are found and after, finds none.
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _empty_reports() -> Iterator[None]:
+    """Jobs of this process leave pages without content: to draw one takes as long as a small job, and few tests look at it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dlscale.batch.reporting.render", lambda record: "<!DOCTYPE html>\n")
+        yield
+
+
+@pytest.fixture
+def drawn_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs of this process draw their reports."""
+    monkeypatch.setattr("dlscale.batch.reporting.render", render)
 
 
 Shared = Callable[[int], Cluster]

@@ -39,6 +39,7 @@ def job(tmp_path: Path) -> dict[str, object]:
     return {**example, "input": {"matrix": str(path)}, "params": {"block_rows": 50}, "cluster": "threads"}
 
 
+@pytest.mark.usefixtures("drawn_reports")
 def test_it_runs_as_a_job_is_certified_and_has_a_report(job: dict[str, object], tmp_path: Path) -> None:
     result = jobs.run(job, workspace=tmp_path / "ws")
     assert result.certificate is not None

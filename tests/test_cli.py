@@ -247,6 +247,7 @@ def test_a_running_job_is_not_resumed(folder: Path) -> None:
     assert "running already" in seen[0].stderr
 
 
+@pytest.mark.usefixtures("drawn_reports")
 def test_the_life_of_a_job_can_be_followed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "No jobs yet" in call("jobs").stdout
     assert call("validate", "job.yaml").stdout == "job.yaml is a valid job of kind svd.\n"
@@ -270,6 +271,7 @@ def test_the_life_of_a_job_can_be_followed(folder: Path, monkeypatch: pytest.Mon
     assert json.loads(call("schema").stdout)["title"] == "dlscale job"
 
 
+@pytest.mark.usefixtures("drawn_reports")
 @pytest.mark.parametrize(
     ("kind", "said"),
     [

@@ -21,6 +21,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("workspace")
 
 
+@pytest.mark.usefixtures("drawn_reports")
 @pytest.mark.parametrize("job", JOBS, ids=lambda path: path.stem)
 def test_a_ready_job_runs(job: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(JOBS[0].parents[1])

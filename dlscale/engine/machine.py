@@ -138,14 +138,18 @@ def blas_kernels() -> str:
     return ", ".join(sorted(names))
 
 
+@cache
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("dlscale", "numpy", "scipy", "dask", "distributed", "zarr")}
+
+
 def describe_machine() -> dict[str, Any]:
     """Facts for the report: processor, cores, memory and the versions of the libraries that compute."""
-    names = ("dlscale", "numpy", "scipy", "dask", "distributed", "zarr")
     return {
         "host": platform.node(),
         "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
         "memory_bytes": total_bytes(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in names} | {"blas": blas_kernels()},
+        "versions": _versions() | {"blas": blas_kernels()},
     }

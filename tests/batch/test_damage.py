@@ -28,6 +28,8 @@ from dlscale.errors import DlscaleError, SpecError
 from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.signatures import Signature
 
+pytestmark = pytest.mark.usefixtures("drawn_reports")
+
 Damage = Callable[[bytes], bytes]
 
 #: What disks, editors and power cuts leave in a file.

@@ -42,6 +42,7 @@ def run(tmp_path: Path) -> Callable[..., jobs.JobResult]:
     return lambda spec, *overrides: jobs.run(spec, overrides, workspace=tmp_path / "ws")
 
 
+@pytest.mark.usefixtures("drawn_reports")
 def test_a_job_leaves_a_certified_result_and_a_report(spec: Spec, run: Callable[..., jobs.JobResult], matrix: Path) -> None:
     result = run(spec)
     assert result.state == "succeeded"
@@ -96,6 +97,7 @@ def test_a_matrix_is_imported_once(run: Callable[..., jobs.JobResult], tmp_path:
     assert [path.stat().st_mtime_ns for path in (tmp_path / "ws" / "imports").glob("*.zarr")] == before
 
 
+@pytest.mark.usefixtures("drawn_reports")
 def test_a_bad_entry_fails_the_job_for_good(spec: Spec, run: Callable[..., jobs.JobResult], matrix: Path, tmp_path: Path) -> None:
     zarr.open_array(matrix)[123, 4] = np.nan
     with pytest.raises(NonFiniteError, match="row 123, column 4"):
@@ -145,6 +147,7 @@ def test_a_damaged_input_is_named_before_anything_is_made(
     assert not (tmp_path / "ws").exists()
 
 
+@pytest.mark.usefixtures("drawn_reports")
 def test_a_finished_job_is_not_resumed_and_its_report_can_be_drawn_anew(
     spec: Spec, run: Callable[..., jobs.JobResult], tmp_path: Path
 ) -> None:

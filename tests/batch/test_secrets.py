@@ -25,6 +25,8 @@ from dlscale.cli.main import commands
 from dlscale.errors import DlscaleError, SpecError
 from dlscale.showing import shown, visible, without_address, without_secrets
 
+pytestmark = pytest.mark.usefixtures("drawn_reports")
+
 SECRET = "S3CRET"
 
 

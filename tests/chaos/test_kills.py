@@ -36,6 +36,8 @@ from victims import (
     write_spec,
 )
 
+pytestmark = pytest.mark.usefixtures("drawn_reports")
+
 #: About what it takes until a worker process computes.
 START_SECONDS = 1.5
 #: Small enough for a job in a fraction of a second.

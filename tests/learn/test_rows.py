@@ -178,6 +178,7 @@ def test_rows_of_covariate_weights_are_checked_by_role(tmp_path, role):
         job(tmp_path, "covariate_weights", rows | {role: rows[role] + 1j})
 
 
+@pytest.mark.usefixtures("drawn_reports")
 @pytest.mark.parametrize(
     ("labels", "note"),
     [

@@ -166,7 +166,7 @@ def test_iterations_go_on_to_the_same_bits(method: str, stop_at: str, tmp_path: 
     assert len(rest) < len(every) or stop_at == "survey"
 
 
-@pytest.mark.usefixtures("jobs_on_shared_clusters")
+@pytest.mark.usefixtures("jobs_on_shared_clusters", "drawn_reports")
 def test_a_job_on_worker_processes_has_the_same_bits_and_a_report(tmp_path: Path) -> None:
     store(tmp_path / "a.zarr", definite(10), chunks=(50, N))
     zarr.create_array(tmp_path / "b.zarr", shape=(N,), dtype="f8", chunks=(50,))[:] = gaussian(N, 1)[:, 0]

@@ -227,6 +227,7 @@ def job(tmp_path: Path) -> dict[str, Any]:
     return {"kind": "kernel_ridge", "input": inputs, "params": {"penalties": [0.1, 1.0], "n_centers": 20}, "cluster": "threads"}
 
 
+@pytest.mark.usefixtures("drawn_reports")
 def test_a_job_its_report_and_its_model(job: dict[str, Any], tmp_path: Path) -> None:
     result = jobs.run(job, workspace=tmp_path / "ws")
     page = (result.folder / "report.html").read_text()

@@ -33,6 +33,7 @@ def run(folder: Path, given: dict[str, str], kind: str = "matmul", **params: Any
     return dlscale.run(path, workspace=folder / "ws")
 
 
+@pytest.mark.usefixtures("drawn_reports")
 def test_a_product_is_read_back_in_tiles(folder: Path) -> None:
     result = run(folder, {"a": "a", "b": "b"}, tile=16)
     product = zarr.open_array(Path(result.result) / "product", mode="r")

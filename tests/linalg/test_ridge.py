@@ -269,6 +269,7 @@ def test_a_nan_is_found_with_its_place(shape: tuple[int, int]) -> None:
         dlscale.ridge(gaussian(*shape), B)
 
 
+@pytest.mark.usefixtures("drawn_reports")
 @pytest.mark.parametrize("shape", [(150, 30), (30, 150)], ids=str)
 def test_a_job_from_disk_and_its_report(shape: tuple[int, int], tmp_path: Path) -> None:
     A, B = gaussian(*shape), gaussian(shape[0], 2)

@@ -28,6 +28,7 @@ def write_table(path, n_rows: int) -> np.ndarray:
     return A
 
 
+@pytest.mark.usefixtures("drawn_reports")
 @pytest.mark.filterwarnings("ignore::dlscale.errors.ImportNote")
 def test_one_job_file_from_a_table_to_named_scores(tmp_path):
     A = write_table(tmp_path / "people.csv", 40)
@@ -51,6 +52,7 @@ def test_one_job_file_from_a_table_to_named_scores(tmp_path):
     assert not [name for name in ("column 0", "damaged") if name in page]
 
 
+@pytest.mark.usefixtures("drawn_reports")
 def test_the_report_of_a_regression_names_its_weights(tmp_path):
     A = np.random.default_rng(0).standard_normal((30, 2))
     targets = A @ [[3.0], [-1.0]]

@@ -49,7 +49,7 @@ def test_every_kind_of_matrix_tells(value: int, tmp_path: Path) -> None:
         assert view.inexact() == matrix.inexact() == ({matrix.uri} if lossy else set())
 
 
-@pytest.mark.usefixtures("jobs_on_shared_clusters")
+@pytest.mark.usefixtures("jobs_on_shared_clusters", "drawn_reports")
 @pytest.mark.parametrize("cluster", ["threads", {"workers": 2, "threads": 1}], ids=["threads", "local"])
 @pytest.mark.parametrize(("kind", "params"), [("svd", {"n_components": 2, "block_rows": 50}), ("lu", {"panel": 16})])
 def test_a_job_notes_it(kind: str, params: dict[str, Any], cluster: Any, tmp_path: Path) -> None:

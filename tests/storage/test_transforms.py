@@ -137,7 +137,7 @@ def run(source: Any, folder: Path, *, steps: Steps = ROWS, **more: Any) -> Any:
     return dlscale.run(spec, workspace=folder / "workspace")
 
 
-@pytest.mark.usefixtures("jobs_on_shared_clusters")
+@pytest.mark.usefixtures("jobs_on_shared_clusters", "drawn_reports")
 def test_a_job_on_transformed_rows_is_one_on_the_transformed_matrix(tmp_path: Path) -> None:
     A = counts()
     steps = [*CELLS[:2], {"select_columns": {"most_variable": 60}}, *CELLS[3:]]
