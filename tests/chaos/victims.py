@@ -178,7 +178,7 @@ def killed_at_the_end(process: subprocess.Popen[str]) -> Iterator[subprocess.Pop
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 120.0, *, alive: subprocess.Popen[str] | None = None) -> Any:
-    """Poll until a condition holds, a fifth of the time at most; its value."""
+    """Poll until a condition holds, for a fifth of the time or so; its value."""
     deadline = time.monotonic() + seconds
     while True:
         began = time.monotonic()
@@ -186,7 +186,7 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120.0, *, alive: sub
             return value
         assert began < deadline, f"waited {seconds} s"
         assert alive is None or alive.poll() is None, alive.communicate() if alive else ""
-        time.sleep(max(0.01, 4 * (time.monotonic() - began)))
+        time.sleep(min(max(0.01, 4 * (time.monotonic() - began)), 0.05))
 
 
 def job_folders(cwd: Path) -> list[Path]:

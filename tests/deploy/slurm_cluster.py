@@ -83,7 +83,8 @@ class SlurmCluster:
         end = time.monotonic() + seconds
         while (facts := self.facts(job))["JobState"] not in states:
             assert time.monotonic() < end, f"job {job} is {facts['JobState']} ({facts['Reason']}), not {states}: {self.logs()}"
-            time.sleep(0.1)
+            # Many wait at the same time, each with a command of Slurm each time.
+            time.sleep(0.4)
         return facts
 
     def logs(self) -> str:

@@ -14,8 +14,6 @@ import pytest
 import yaml
 from jobs_here import DEPLOY, ENVIRONMENT, ROOT, arrays, command, job_file
 
-import dlscale
-
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -52,14 +50,6 @@ def run_on(address: str, folder: Path, **environment: str) -> dict[str, bytes]:
     ended = command("dlscale", "run", job_file(folder), "--cluster", address, "--output", result, cwd=folder, **environment)
     assert ended.returncode == 0, ended.stderr
     return arrays(result)
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What the job gives without any deployment."""
-    folder = tmp_path_factory.mktemp("alone")
-    result = dlscale.run(job_file(folder, cluster="threads"), workspace=folder / "workspace").result
-    return arrays(Path(result))
 
 
 def test_local_cluster_serves_jobs(tmp_path, alone):
@@ -100,7 +90,7 @@ def test_tls_cluster_serves_who_has_the_key_and_nobody_else(tmp_path, alone):
     assert made.returncode == 0, made.stderr
     assert oct((tmp_path / "tls" / "dask-key.pem").stat().st_mode)[-3:] == "600"
     settings = {"DASK_CONFIG": str(tmp_path / "tls" / "dask.yaml")}
-    with local_cluster(tmp_path, **settings) as address:
+    with local_cluster(tmp_path, WORKERS="1", **settings) as address:
         assert not (tmp_path / "cluster" / "tls").exists()
         assert run_on(address, tmp_path, **settings) == alone
         stranger = command("dlscale", "run", job_file(tmp_path), "--cluster", address, cwd=tmp_path)

@@ -65,13 +65,7 @@ def stop(slurm: SlurmCluster, number: str) -> None:
     slurm.command("scancel", "--signal=TERM", "--batch", number)
 
 
-def check_bits(result: Path, folder: Path) -> None:
-    """The result is that of an uninterrupted run."""
-    alone = dlscale.run(job_file(folder, cluster=ONE_THREAD), workspace=folder / "other")
-    assert arrays(result) == arrays(Path(alone.result))
-
-
-def stopped_again_and_again(slurm: SlurmCluster, folder: Path) -> None:
+def stopped_again_and_again(slurm: SlurmCluster, folder: Path, alone: dict[str, bytes]) -> None:
     job, number = submit(folder)
     for n in (3, 12):  # passes, so that each start saves some
         slurm.wait(number, "RUNNING")
@@ -83,13 +77,13 @@ def stopped_again_and_again(slurm: SlurmCluster, folder: Path) -> None:
     said = Path(facts["StdOut"]).read_text()
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "2"), said
     assert said.count("back into the queue") == 2
-    check_bits(job.result, folder)
+    assert arrays(job.result) == alone
     # Finished passes were not repeated: every one was computed once.
     computed = [event.step for event in job.read_events() if isinstance(event, StepFinished) and not event.resumed]
     assert len(computed) == len(set(computed))
 
 
-def ranks_of_srun(slurm: SlurmCluster, folder: Path) -> None:
+def ranks_of_srun(slurm: SlurmCluster, folder: Path, alone: dict[str, bytes]) -> None:
     """They stop and go on together."""
     job, number = submit(folder, ntasks=2, cpus_per_task=1)
     slurm.wait(number, "RUNNING")
@@ -98,10 +92,10 @@ def ranks_of_srun(slurm: SlurmCluster, folder: Path) -> None:
     facts = slurm.wait(number, "COMPLETED", "FAILED")
     said = Path(facts["StdOut"]).read_text()
     assert (facts["JobState"], facts["Restarts"], facts["NumTasks"]) == ("COMPLETED", "1", "2"), said
-    check_bits(job.result, folder)
+    assert arrays(job.result) == alone
 
 
-def queued_by_the_command(slurm: SlurmCluster, folder: Path) -> None:
+def queued_by_the_command(slurm: SlurmCluster, folder: Path, alone: dict[str, bytes]) -> None:
     """Others wait for the job."""
     spec, workspace = job_file(folder, cluster=ONE_THREAD), ("--workspace", folder / "workspace")
     options = ("--slurm", "--time", "5:00", "--cpus-per-task", "1", *workspace)
@@ -121,7 +115,7 @@ def queued_by_the_command(slurm: SlurmCluster, folder: Path) -> None:
     assert (refused.returncode, "--time goes only with --slurm" in refused.stderr) == (2, True)
 
 
-def the_ready_script(slurm: SlurmCluster, folder: Path) -> None:
+def the_ready_script(slurm: SlurmCluster, folder: Path, alone: dict[str, bytes]) -> None:
     """It resumes the job of its own workspace."""
     spec = job_file(folder, cluster=ONE_THREAD)
     ended = command("sbatch", "--parsable", DEPLOY / "slurm" / "job.sbatch", spec, cwd=folder, **_conf(slurm))
@@ -140,7 +134,7 @@ def the_ready_script(slurm: SlurmCluster, folder: Path) -> None:
     assert jobs[0].read_state().state == "succeeded"
 
 
-def a_sweep(slurm: SlurmCluster, folder: Path) -> None:
+def a_sweep(slurm: SlurmCluster, folder: Path, alone: dict[str, bytes]) -> None:
     """Each of its jobs is one of Slurm; cancelled while they wait, they are queued again with what was asked for before."""
     short = {"n_components": 2, "power_iterations": 1}
     spec = job_file(folder, cluster=ONE_THREAD, params=short, matrix={"params.seed": [0, 1]})
@@ -165,14 +159,14 @@ def a_sweep(slurm: SlurmCluster, folder: Path) -> None:
     assert dlscale_says("wait", sweep, "--quiet") == f"{sweep}: 2 succeeded"
 
 
-def killed(slurm: SlurmCluster, folder: Path) -> None:
+def killed(slurm: SlurmCluster, folder: Path, alone: dict[str, bytes]) -> None:
     job, number = submit(folder)
     until_saved(job, 2)
     os.kill(job.read_state().heartbeat.pid, signal.SIGKILL)
     check_end(slurm, job, "failed", f"Slurm's job {number} was killed (signal 9).")
 
 
-def cancelled(slurm: SlurmCluster, folder: Path) -> None:
+def cancelled(slurm: SlurmCluster, folder: Path, alone: dict[str, bytes]) -> None:
     job, number = submit(folder)
     until_saved(job, 3)
     slurm.command("scancel", number)
@@ -181,7 +175,7 @@ def cancelled(slurm: SlurmCluster, folder: Path) -> None:
     assert n_saved(job) >= 3
 
 
-def cancelled_before_it_began(slurm: SlurmCluster, folder: Path) -> None:
+def cancelled_before_it_began(slurm: SlurmCluster, folder: Path, alone: dict[str, bytes]) -> None:
     job, number = submit(folder, partition="closed")
     slurm.wait(number, "PENDING")
     state = job.read_state()
@@ -190,12 +184,12 @@ def cancelled_before_it_began(slurm: SlurmCluster, folder: Path) -> None:
     check_end(slurm, job, "cancelled", f"Slurm's job {number} was cancelled; what was finished is in the checkpoint.")
 
 
-def out_of_memory(slurm: SlurmCluster, folder: Path) -> None:
+def out_of_memory(slurm: SlurmCluster, folder: Path, alone: dict[str, bytes]) -> None:
     job, number = submit(folder, memory="50M")
     check_end(slurm, job, "failed", f"Slurm's job {number} ran out of memory; submit the job with more --memory.")
 
 
-def gone_with_its_time(slurm: SlurmCluster, folder: Path) -> None:
+def gone_with_its_time(slurm: SlurmCluster, folder: Path, alone: dict[str, bytes]) -> None:
     """It does not hear that it is to stop."""
     job, number = submit(folder, time="1")
     until_saved(job, 2)
@@ -219,10 +213,12 @@ SCENARIOS = (*GOES_ON, *ENDS)
 
 
 @pytest.fixture(scope="module")
-def ends(slurm: SlurmCluster, environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[None]]]:
+def ends(
+    slurm: SlurmCluster, environment: None, alone: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[None]]]:
     """Jobs that are stopped and go on, or end, all at the same time: mostly they wait for Slurm to queue them again."""
     with ThreadPoolExecutor(len(SCENARIOS)) as pool:
-        yield {each.__name__: pool.submit(each, slurm, tmp_path_factory.mktemp(each.__name__)) for each in SCENARIOS}
+        yield {each.__name__: pool.submit(each, slurm, tmp_path_factory.mktemp(each.__name__), alone) for each in SCENARIOS}
 
 
 @pytest.mark.parametrize("scenario", [each.__name__ for each in ENDS])
@@ -366,14 +362,14 @@ def _conf(slurm: SlurmCluster) -> dict[str, str]:
     return {"SLURM_CONF": slurm.environment["SLURM_CONF"]}
 
 
-def test_workers_that_slurm_starts_compute_for_a_driver_here(slurm, tmp_path):
+def test_workers_that_slurm_starts_compute_for_a_driver_here(slurm, alone, tmp_path):
     pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed here")
     cluster = {"type": "slurm", "workers": 2, "threads": 1, "memory": "4GB", "walltime": "00:10:00", "queue": "main"}
     spec = job_file(tmp_path, cluster=cluster)
     result = tmp_path / "result.zarr"
     ended = command("dlscale", "run", spec, "--output", result, cwd=tmp_path, **_conf(slurm))
     assert ended.returncode == 0, ended.stderr
-    check_bits(result, tmp_path)
+    assert arrays(result) == alone
     # Its workers were jobs of Slurm, and are gone with it.
     assert slurm.command("squeue", "--noheader", "--states=all", "--format=%j").split().count("dask-worker") == 2
     end = time.monotonic() + 30
