@@ -14,7 +14,7 @@ from factorizations import factor_in_files
 from helpers import THREADS, Array, gaussian, store
 
 from dlscale import gallery
-from dlscale.engine.clusters import Cluster, ClusterFacts, open_cluster
+from dlscale.engine.clusters import Cluster, open_cluster
 from dlscale.engine.events import Event, StepFinished, Warned, WorkDone
 
 N = 96
@@ -53,10 +53,15 @@ def test_the_same_bits_on_two_workers(
     assert_same_bits(factor_in_files(kind, matrices[kind], tmp_path, two_workers, **CUT), expected[kind])
 
 
-def test_the_same_bits_on_one_worker(matrices: dict[str, Path], expected: dict[str, dict[str, Array]], tmp_path: Path) -> None:
-    with open_cluster(ClusterFacts("local", 1, 2, 2**30)) as cluster:
-        for kind, path in matrices.items():
-            assert_same_bits(factor_in_files(kind, path, tmp_path / kind, cluster, **CUT), expected[kind])
+@pytest.mark.parametrize("kind", MATRICES)
+def test_the_same_bits_on_one_worker(
+    kind: str,
+    shared_clusters: Callable[[int], Cluster],
+    matrices: dict[str, Path],
+    expected: dict[str, dict[str, Array]],
+    tmp_path: Path,
+) -> None:
+    assert_same_bits(factor_in_files(kind, matrices[kind], tmp_path, shared_clusters(1), **CUT), expected[kind])
 
 
 @pytest.mark.parametrize("kind", MATRICES)
