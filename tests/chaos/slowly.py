@@ -1,10 +1,12 @@
 """The command behind ``python -m dlscale`` with a pause before each pass: ``python slowly.py PYTHON -m dlscale ...``.
 
 A job of many passes then runs for seconds, however quick the machine and however late a test that wants to stop it.
+PAUSE_SECONDS in the environment makes it run for longer, without work that takes time from others.
 """
 
 from __future__ import annotations
 
+import os
 import runpy
 import sys
 import time
@@ -12,7 +14,7 @@ from typing import Any
 
 from dlscale.engine.run import Run
 
-PAUSE_SECONDS = 0.05
+PAUSE_SECONDS = float(os.environ.get("PAUSE_SECONDS", "0.05"))
 
 _step = Run.step
 

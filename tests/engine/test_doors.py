@@ -23,6 +23,9 @@ from dlscale.engine.clusters.secured import in_files, make_security
 
 MPIRUN = shutil.which("mpirun", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
 
+#: A job of a hundred passes that runs for longer than strangers stay.
+SLOWLY = ("env", "PAUSE_SECONDS=1", sys.executable, str(Path(__file__).parents[1] / "chaos" / "slowly.py"))
+
 #: Comes to an address as another user, in clear text, and with TLS of its own.
 STRANGER = """
 import os, sys, warnings
@@ -44,9 +47,9 @@ os._exit(0)
 """
 
 
-def job(folder: Path, **cluster: object) -> Path:
-    """A job that takes longer than strangers stay."""
-    store(folder / "a.zarr", gaussian(300_000, 40), chunks=(15_000, 40), compressors=None)
+def job(folder: Path, n_rows: int = 3000, **cluster: object) -> Path:
+    """A job of more than a hundred passes."""
+    store(folder / "a.zarr", gaussian(n_rows, 40), chunks=(n_rows // 20, 40), compressors=None)
     spec = {"kind": "svd", "input": {"matrix": "a.zarr"}, "params": {"n_components": 5, "power_iterations": 100}, **cluster}
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump(spec))
@@ -112,7 +115,7 @@ def goes_on(process: subprocess.Popen[str]) -> None:
 
 def test_a_local_cluster_is_for_its_own_processes(tmp_path: Path) -> None:
     job(tmp_path, cluster={"workers": 1, "threads": 1})
-    with running(sys.executable, "-m", "dlscale", "run", "job.yaml", cwd=tmp_path) as process:
+    with running(*SLOWLY, sys.executable, "-m", "dlscale", "run", "job.yaml", cwd=tmp_path) as process:
         found = doors(process.pid, n_ports=3)
         assert len(found) == 3, "a scheduler, a nanny, a worker, and no pages"
         assert {ip for ip, _ in found} == {"127.0.0.1"}
@@ -125,7 +128,7 @@ def test_a_local_cluster_is_for_its_own_processes(tmp_path: Path) -> None:
 
 
 def test_a_submitted_job_opens_no_other_door(tmp_path: Path) -> None:
-    job(tmp_path)
+    job(tmp_path, 300_000)  # which takes as long by its work
     command = [sys.executable, "-m", "dlscale"]
     handed = subprocess.run([*command, "submit", "job.yaml"], cwd=tmp_path, check=True, capture_output=True, text=True)
     try:
@@ -146,7 +149,7 @@ def test_a_submitted_job_opens_no_other_door(tmp_path: Path) -> None:
 @pytest.mark.skipif(MPIRUN is None, reason="there is no mpirun here")
 def test_ranks_of_one_host_are_for_each_other(tmp_path: Path) -> None:
     job(tmp_path)
-    command = [str(MPIRUN), "--oversubscribe", "-n", "2", sys.executable, "-m", "dlscale", "run", "job.yaml"]
+    command = [str(MPIRUN), "--oversubscribe", "-n", "2", *SLOWLY, sys.executable, "-m", "dlscale", "run", "job.yaml"]
     with running(*command, cwd=tmp_path) as process:
         found = doors(process.pid, n_ports=3)
         assert len(found) == 3, "a scheduler and two workers"
