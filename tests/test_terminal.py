@@ -7,9 +7,9 @@ import os
 import pty
 import subprocess
 import sys
+from contextlib import chdir
 from pathlib import Path
 
-import pytest
 from helpers import gaussian, store
 
 EVIL = "a\x1b]0;TITLE\x07\x1b[2J\x9b31m\r\u202eb"
@@ -19,10 +19,13 @@ NAMES = [EVIL, f"[link=http://x]{EVIL}[/link]", "\x1b]8;;http://x\x07y"]
 #: Commands one after the other in a process of their own, with a line of this mark before each.
 MARK = "== next ==\r\n"
 PROGRAM = """
-import json, sys
+import json, os, sys
 from dlscale.cli.main import main
 for arguments in json.loads(sys.argv[1]):
     print("== next ==", flush=True)
+    if arguments[0] == "cd":
+        os.chdir(arguments[1])
+        continue
     sys.argv = ["dlscale", *arguments]
     try:
         main()
@@ -51,16 +54,16 @@ def on_a_terminal(commands: list[list[str]], cwd: Path) -> list[str]:
     return written.decode(errors="replace").split(MARK)[1:]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_no_command_of_a_name_reaches_the_terminal(name: str, tmp_path: Path) -> None:
+def commands_with(name: str) -> list[list[str]]:
+    """Files of this name in the current folder, and commands that meet it."""
     path = name.replace("/", "_") + ".zarr"
-    store(tmp_path / path, gaussian(40, 4), chunks=(40, 4))
+    store(Path(path), gaussian(40, 4), chunks=(40, 4))
     quoted = '"' + "".join(f"\\u{ord(character):04x}" for character in path) + '"'
     head = "kind: svd\nparams: {n_components: 2}\ncluster: threads\n"
-    (tmp_path / "found.yaml").write_text(head + f"input: {{matrix: {quoted}}}\n")
-    (tmp_path / "lost.yaml").write_text(head + f'input: {{matrix: "no-{quoted[1:]}}}\n')
-    (tmp_path / "key.yaml").write_text(head + f"{quoted}: 1\ninput: {{matrix: a}}\n")
-    (tmp_path / f"{path}.yaml").write_text("kind: none\n")
+    Path("found.yaml").write_text(head + f"input: {{matrix: {quoted}}}\n")
+    Path("lost.yaml").write_text(head + f'input: {{matrix: "no-{quoted[1:]}}}\n')
+    Path("key.yaml").write_text(head + f"{quoted}: 1\ninput: {{matrix: a}}\n")
+    Path(f"{path}.yaml").write_text("kind: none\n")
     commands = [
         ["run", "found.yaml"],
         ["plan", "lost.yaml"],
@@ -68,11 +71,22 @@ def test_no_command_of_a_name_reaches_the_terminal(name: str, tmp_path: Path) ->
         ["validate", f"{path}.yaml"],
         ["info", path],
     ]
-    commands += [["status"], ["jobs"], ["logs"], ["status", path], ["info", path, path]]
+    return [*commands, ["status"], ["jobs"], ["logs"], ["status", path], ["info", path, path]]
+
+
+def test_no_command_of_a_name_reaches_the_terminal(tmp_path: Path) -> None:
+    commands: list[list[str]] = []
+    for i, name in enumerate(NAMES):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        with chdir(folder):
+            given = commands_with(name)
+        commands += [["cd", str(folder)], *given]
     for command, written in zip(commands, on_a_terminal(commands, tmp_path), strict=True):
-        assert written.strip(), command
+        assert written.strip() or command[0] == "cd", command
         for sequence in ("\x1b]", "\x1b[2J", "\x9b", "\x07", "\u202e", "\r\u202e"):
             assert sequence not in written, command
-    (job,) = (tmp_path / "dlscale-workspace" / "jobs").iterdir()
-    for file in (job / "report.html", job / "log.txt", job / "events.jsonl", job / "state.json"):
-        assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(file.read_text(encoding="utf-8")), file.name
+    for i in range(len(NAMES)):
+        (job,) = (tmp_path / str(i) / "dlscale-workspace" / "jobs").iterdir()
+        for file in (job / "report.html", job / "log.txt", job / "events.jsonl", job / "state.json"):
+            assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(file.read_text(encoding="utf-8")), file.name
