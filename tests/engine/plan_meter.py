@@ -1,6 +1,7 @@
 """Jobs in a process of its own, and what each took beside what its plan says: ``python plan_meter.py JOBS FOLDER``.
 
-Bytes are those of the system calls of the process, so that nothing which is read or written goes uncounted.
+Bytes are those of the system calls of the process, so that nothing which is read or written goes uncounted. Reports are not drawn:
+what Matplotlib reads would hide what is read of a matrix once too often.
 """
 
 from __future__ import annotations
@@ -70,6 +71,9 @@ def run(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    from dlscale.batch import reporting
+
+    reporting.render = lambda record: ""
     jobs, place = json.loads(sys.argv[1]), Path(sys.argv[2])
     # What is imported and started once is no cost of a job: the first one is run twice.
     results = [run(job, place / str(i)) for i, job in enumerate([jobs[0], *jobs])][1:]

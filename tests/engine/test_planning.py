@@ -124,7 +124,7 @@ def test_the_rate_of_writing_is_measured_where_much_is_written(tmp_path: Path) -
     assert rates(MUCH_BYTES, tmp_path / "none") == {"write_bytes_per_second": None}
 
 
-M, N, SQUARE, COLUMNS = 40_000, 200, 1500, 700
+M, N, SQUARE, COLUMNS = 20_000, 200, 1000, 500
 PANEL = 250
 #: A job, why it is here, and the least part of the planned bytes and flops that it needs; a method that stops by itself needs less.
 MEASURED: dict[str, tuple[dict[str, Any], float]] = {
@@ -235,9 +235,9 @@ def test_a_plan_is_what_is_read_written_and_computed(name: str, measured: dict[s
     found, least = measured[name], MEASURED[name][1]
     plan = found["plan"]
     written = sum(step["bytes_written"] for step in plan["steps"])
-    # Beside the matrices there are what steps keep, and the job's own files, the report and what draws it, which do not grow.
-    own = 32 * 2**20 + found["kept"]
-    assert least * 0.97 * plan["bytes_read"] <= found["read"] <= 1.05 * plan["bytes_read"] + own, found
+    # Beside the matrices there are what steps keep, and the job's own files, which do not grow. What was written is read again.
+    own = 2 * 2**20 + found["kept"]
+    assert least * 0.97 * plan["bytes_read"] <= found["read"] <= 1.05 * plan["bytes_read"] + 1.05 * written + own, found
     assert least * 0.97 * plan["bytes_read"] <= found["told_read"] <= 1.03 * plan["bytes_read"]
     assert 0.6 * written <= found["written"] <= 1.05 * written + own, (written, found["written"])
     assert least * 0.9 * plan["flops"] <= found["told_flops"] <= 1.1 * plan["flops"], (plan["flops"], found["told_flops"])
@@ -253,7 +253,7 @@ def test_a_worker_holds_no_more_than_its_plan_says(stored: Path, tmp_path: Path)
 
 def test_the_rate_of_reading_is_that_of_the_pieces_that_are_read(tmp_path: Path) -> None:
     """A strip of columns of one-row chunks takes a file for each row, which a whole row does not tell."""
-    shape = (3000, 20_000)
+    shape = (1500, 8000)
     zarr.create_array(tmp_path / "A", data=np.ones(shape), chunks=(1, shape[1]), compressors=None)
     A = open_matrix(tmp_path / "A")
     whole, pieces = read_rate(A), read_rate(A.T, block_rows=16)
