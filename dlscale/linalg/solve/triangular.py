@@ -137,7 +137,10 @@ def sharing(n_threads: int) -> Iterator[Share]:
     with ThreadPoolExecutor(n_threads) as pool:
 
         def together(work: Sequence[Callable[[], object]]) -> None:
-            list(pool.map(lambda part: part(), work))
+            if len(work) == 1:  # a small system is solved sooner than a thread starts
+                work[0]()
+            else:
+                list(pool.map(lambda part: part(), work))
 
         yield together
 
