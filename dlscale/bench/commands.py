@@ -91,8 +91,10 @@ def scaling(
     from dask.utils import parse_bytes
 
     from dlscale.bench.simulation import ModelCluster
-    from dlscale.bench.workloads import Scale
+    from dlscale.bench.workloads import Scale, workload
 
+    for kind in kinds.split(","):
+        workload(kind)  # is refused before anything is measured
     measured, modelled = parse_workers(workers, "--workers"), parse_workers(simulate, "--simulate")
     if not (measured or modelled):
         raise click.UsageError("say --workers 1,2 to measure, --simulate 1..1024 to predict, or both.")

@@ -524,11 +524,11 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path):
 
 
 def write_large_npy(path):
-    np.lib.format.open_memmap(path, mode="w+", dtype="u1", shape=(200_000, 2000))  # 400 MB, a hole on the disk
+    np.lib.format.open_memmap(path, mode="w+", dtype="u1", shape=(100_000, 2000))  # 200 MB, a hole on the disk
 
 
 def write_large_fortran_npy(path):
-    np.lib.format.open_memmap(path, mode="w+", dtype="f4", shape=(50_000, 2000), fortran_order=True)
+    np.lib.format.open_memmap(path, mode="w+", dtype="f4", shape=(30_000, 2000), fortran_order=True)  # 240 MB
 
 
 def write_large_csv(path):
