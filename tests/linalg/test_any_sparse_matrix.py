@@ -31,10 +31,16 @@ def answered(ask: Callable[[Any], Any], A: Any) -> Any:
         return None
 
 
-@pytest.mark.parametrize("seed", range(200))
-def test_the_answer_of_the_dense_matrix_or_a_refusal(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    if seed % 4 == 0:
-        monkeypatch.setattr("dlscale.storage.sparse.matrix._SHORT_INDICES", 8)  # as if entries were beyond 2^31
+@pytest.mark.parametrize("first", range(0, 200, 20))
+def test_the_answer_of_the_dense_matrix_or_a_refusal(first: int) -> None:
+    for seed in range(first, first + 20):
+        with pytest.MonkeyPatch.context() as patch:
+            if seed % 4 == 0:
+                patch.setattr("dlscale.storage.sparse.matrix._SHORT_INDICES", 8)  # as if entries were beyond 2^31
+            check(seed)
+
+
+def check(seed: int) -> None:
     A, dense = random_sparse(seed)
     name, ask = list(ASKED.items())[seed % len(ASKED)]
     if dense.dtype.kind in "fc" and A.nnz and seed % 3 == 0:
@@ -48,8 +54,8 @@ def test_the_answer_of_the_dense_matrix_or_a_refusal(seed: int, monkeypatch: pyt
         return
     want, got = answered(ask, dense), answered(ask, A)
     if want is None:
-        assert got is None
+        assert got is None, seed
         return
     eps = float(np.finfo(open_matrix(A).dtype).eps)
     size = float(np.abs(dense).max(initial=0)) ** 2 * dense.size
-    np.testing.assert_allclose(got, want, rtol=100 * eps, atol=100 * eps * max(size, 1.0))
+    np.testing.assert_allclose(got, want, rtol=100 * eps, atol=100 * eps * max(size, 1.0), err_msg=f"seed {seed}")
