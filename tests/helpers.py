@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import wraps
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,28 @@ from dlscale.storage.matrices import open_matrix
 Array = np.ndarray[Any, Any]
 DTYPES = ("f4", "f8", "c8", "c16")
 M, N = 700, 40
+
+
+def each_of(**values: Iterable[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make one test of a quick one and each of these values of its parameters; what fails says with which."""
+    chosen = [dict(zip(values, each, strict=True)) for each in product(*values.values())]
+
+    def decorated(test: Callable[..., None]) -> Callable[..., None]:
+        @wraps(test)
+        def whole(**given: Any) -> None:
+            for each in chosen:
+                try:
+                    test(**given, **each)
+                except BaseException as error:
+                    error.add_note(f"with {each}")
+                    raise
+
+        signature = inspect.signature(test)
+        others = [parameter for name, parameter in signature.parameters.items() if name not in values]
+        whole.__signature__ = signature.replace(parameters=others)  # type: ignore[attr-defined]
+        return whole
+
+    return decorated
 
 
 def spectrum(s: Array, m: int = M, n: int = N, *, dtype: str = "f8", offset: float = 0.0) -> Array:

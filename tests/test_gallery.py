@@ -8,6 +8,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import scipy.linalg
+from helpers import each_of
 
 from dlscale import gallery
 from dlscale.errors import SpecError
@@ -28,7 +29,7 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_of(dtype=DTYPES)
 @pytest.mark.parametrize(("m", "n", "r", "why"), SHAPES)
 def test_spectrum_and_factors_are_exact(m, n, r, why, dtype):
     s = gallery.geometric(r, 1e3)
@@ -48,7 +49,7 @@ def test_spectrum_and_factors_are_exact(m, n, r, why, dtype):
         assert abs(U.sum(axis=0)).max() < 16 * EPS * np.sqrt(m)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_of(dtype=DTYPES)
 @pytest.mark.parametrize(("start", "stop"), [(0, 0), (0, 1), (63, 65), (100, 997), (990, 1000), (1, 900)])
 def test_rows_have_the_same_bits_however_they_are_cut(start, stop, dtype):
     matrix = SpectrumMatrix((1000, 150), gallery.power(120), seed=1, dtype=np.dtype(dtype))

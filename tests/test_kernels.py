@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import each_of
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from dlscale import kernels
@@ -46,7 +47,7 @@ def close(actual: Any, expected: Any, dtype: str, size: float) -> None:
 
 
 @pytest.mark.parametrize("centred", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_of(dtype=DTYPES)
 @pytest.mark.parametrize("m", HEIGHTS)
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_normal_product_and_gram(m: int, dtype: str, centred: bool, order: Any) -> None:
@@ -96,7 +97,7 @@ def test_tile_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         assert rows == 64 or rows * n * 8 <= 2**22
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_of(dtype=DTYPES)
 @pytest.mark.parametrize("layout", ["C", "F", "strided"])
 def test_sum_of_squares(dtype: str, layout: str) -> None:
     A = gaussian(50, 8, dtype)

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import scipy.linalg
-from helpers import DTYPES, eps, gaussian
+from helpers import DTYPES, each_of, eps, gaussian
 
 from dlscale.lapack import (
     add_hermitian_square,
@@ -47,7 +47,7 @@ def assert_frame_untouched(room: np.ndarray) -> None:
     assert (room == 7).all()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_of(dtype=DTYPES)
 @pytest.mark.parametrize("op_a", OPS)
 @pytest.mark.parametrize("op_b", OPS)
 def test_multiply_add(op_a: str, op_b: str, dtype: str) -> None:
@@ -77,7 +77,7 @@ def test_hermitian_square(order: Literal["C", "F"], dtype: str) -> None:
     add_hermitian_square(A[:0], G)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_of(dtype=DTYPES)
 @pytest.mark.parametrize("n", [0, 1, 9])
 def test_packed_triangles(n: int, dtype: str) -> None:
     """Only the upper triangle is packed; a product is added to it."""
@@ -102,7 +102,7 @@ def test_hermitian_product(dtype: str) -> None:
     subtract_hermitian_product(x[:, :0], c)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_of(dtype=DTYPES)
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("unit", [False, True])
 def test_triangular_solves_and_products(unit: bool, op: str, dtype: str) -> None:
@@ -128,7 +128,7 @@ def test_triangular_solves_and_products(unit: bool, op: str, dtype: str) -> None
         assert_frame_untouched(room)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_of(dtype=DTYPES)
 @pytest.mark.parametrize("shape", [(1, 1), (130, 20), (20, 20), (8, 20), (1, 9), (9, 1)], ids=str)
 def test_factor_lu_is_getrf(shape: tuple[int, int], dtype: str) -> None:
     A = gaussian(*shape, dtype)
@@ -166,7 +166,7 @@ def test_interchanges_in_a_row() -> None:
     assert all(len(part) == 0 for part in interchanges(np.arange(4), 4))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_of(dtype=DTYPES)
 @pytest.mark.parametrize("shape", [(1, 1), (130, 20), (20, 20), (8, 20), (1, 9), (9, 1)], ids=str)
 def test_factor_qr(shape: tuple[int, int], dtype: str) -> None:
     """Q = I - V T V^H is unitary, Q R = A, and R is LAPACK's up to phases."""
@@ -206,7 +206,7 @@ def test_factor_cholesky(dtype: str) -> None:
 
 @pytest.mark.parametrize("k", [1, 8, 9, 64])
 @pytest.mark.parametrize("spectrum", ["decaying", "equal", "zero"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_of(dtype=DTYPES)
 def test_largest_eigenpairs(dtype: str, spectrum: str, k: int) -> None:
     n = 64
     Q, _ = np.linalg.qr(gaussian(n, n, dtype))

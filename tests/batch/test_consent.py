@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers import gaussian, store
+from helpers import each_of, gaussian, store
 
 from dlscale.batch.document import Document, read_document, set_value
 from dlscale.batch.generate import parse_generate
@@ -161,9 +161,8 @@ def test_generate_asks_too() -> None:
 
 @pytest.mark.parametrize("kind", ["slurm", "pbs"])
 @pytest.mark.parametrize("key", ["queue", "account", "walltime", "interface"])
-@pytest.mark.parametrize(
-    "value",
-    [
+@each_of(
+    value=[
         "x\ntouch /tmp/x",
         "x\r",
         "x\n",
@@ -181,7 +180,7 @@ def test_generate_asks_too() -> None:
         "--wrap=id",
         "",
         "é",
-    ],
+    ]
 )
 def test_nothing_but_words_goes_into_a_batch_script(kind: str, key: str, value: str) -> None:
     asked = {"type": kind, "workers": 1, "threads": 1, "memory": "2GB", key: value}

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from factorizations import assert_cholesky, factor, factor_in_files
-from helpers import DTYPES, LAYOUTS, THREADS, eps, gaussian, store
+from helpers import DTYPES, LAYOUTS, THREADS, each_of, eps, gaussian, store
 
 from dlscale import gallery
 from dlscale.engine.clusters import open_cluster
@@ -17,7 +17,7 @@ ORDERS = (1, 2, 32, 33, 150)
 
 
 @pytest.mark.parametrize("group", [None, 2])
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_of(dtype=DTYPES)
 @pytest.mark.parametrize("condition", [1.0, 1e3, 1e5])
 def test_positive_definite(condition: float, dtype: str, group: int | None) -> None:
     """Panels of 32: one unknown, one panel, one column over a panel, several groups."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 from eigenproblems import wanted, wilkinson, with_eigenvalues
-from helpers import DTYPES, Array, departure, eps, gaussian, norm, wide_precision
+from helpers import DTYPES, Array, departure, each_of, eps, gaussian, norm, wide_precision
 
 import dlscale
 from dlscale.declaration.kind import planned_here, run_here
@@ -69,7 +69,7 @@ def check(A: Array, found: Any, values: Array, options: dict[str, Any]) -> None:
     assert (distances <= found.arrays["residuals"] + N / 2 * np.finfo(float).eps * size).all()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_of(dtype=DTYPES)
 @pytest.mark.parametrize("name", HARD)
 def test_hard_spectra(name: str, dtype: str) -> None:
     A = with_eigenvalues(HARD[name], dtype)
@@ -88,7 +88,7 @@ def test_wilkinson_and_the_smallest_sizes() -> None:
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_of(dtype=DTYPES)
 def test_a_power_of_two_gives_the_same_bits(dtype: str, options: dict[str, Any]) -> None:
     A, info = with_eigenvalues(np.linspace(-1, 2, N), dtype), np.finfo(dtype)
     A = np.where(np.abs(A) < 2.0**-10, 2.0**-10, A).astype(dtype)
@@ -256,7 +256,7 @@ def definite(n: int, dtype: str, condition: float = 100.0) -> Array:
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_of(dtype=DTYPES)
 def test_a_generalized_problem(dtype: str, options: dict[str, Any]) -> None:
     A, B = with_eigenvalues(np.linspace(-1, 2, N), dtype), definite(N, dtype)
     inputs = KIND.inputs({"matrix": A, "b": B})

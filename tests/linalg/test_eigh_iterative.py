@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from eigenproblems import wanted, wilkinson, with_eigenvalues
-from helpers import DTYPES, THREADS, Array, departure, eps, gaussian, norm, store, wide_precision
+from helpers import DTYPES, THREADS, Array, departure, each_of, eps, gaussian, norm, store, wide_precision
 
 import dlscale
 from dlscale.declaration.kind import planned_here, run_here
@@ -105,7 +105,7 @@ def test_hard_spectra_are_right_from_any_start_or_refused(name: str, which: Any,
 
 
 @pytest.mark.parametrize("which", ["largest", "smallest", "magnitude"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_of(dtype=DTYPES)
 def test_every_precision(dtype: str, which: Any) -> None:
     A = with_eigenvalues(np.concatenate([-np.geomspace(0.1, 1, 70), np.geomspace(0.1, 1.1, 70)]), dtype)
     for options in ({}, {"completeness": "random"}, {"tolerance": 1e-3}):

@@ -11,7 +11,7 @@ import scipy.io
 import scipy.linalg
 import scipy.sparse.linalg
 from eigenproblems import frequencies_of_plate, plate, wilkinson, with_eigenvalues
-from helpers import DTYPES, Array, departure, eps, norm, wide_precision
+from helpers import DTYPES, Array, departure, each_of, eps, norm, wide_precision
 
 import dlscale
 from dlscale.declaration.kind import planned_here, run_here
@@ -59,7 +59,7 @@ def check(A: Array, values: Array, sigma: float, k: int) -> None:
     assert not goes_on or distances[k] - distances[k - 1] <= unit
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_of(dtype=DTYPES)
 @pytest.mark.parametrize("name", HARD)
 def test_hard_spectra(name: str, dtype: str) -> None:
     values, about = HARD[name]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import N, compute, gaussian, norm, spectrum, wide_precision
+from helpers import N, compute, each_of, gaussian, norm, spectrum, wide_precision
 
 from dlscale import gallery
 from dlscale.linalg.svd import SVDOptions, compute_svd, plan_svd
@@ -30,7 +30,7 @@ def estimated_and_true(A: Any, **options: Any) -> tuple[dict[str, Any], float, f
     return outcome.estimates, norm(E), float(np.linalg.norm(E)), np.abs(arrays["s"] - truth)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@each_of(seed=range(2))
 @pytest.mark.parametrize("k", [1, 5, 30])
 @pytest.mark.parametrize("name", SPECTRA)
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_errors_of_the_approximation(options: dict[str, Any], name: str, k: int,
     assert estimates["frobenius_error"] <= 3 * frobenius + floor
 
 
-@pytest.mark.parametrize("dtype", ["f4", "c8", "c16"])
+@each_of(dtype=["f4", "c8", "c16"])
 @pytest.mark.parametrize("name", SPECTRA)
 def test_errors_in_other_dtypes(name: str, dtype: str) -> None:
     A = spectrum(SPECTRA[name], 500, N, dtype=dtype)
@@ -70,7 +70,7 @@ def test_errors_in_other_dtypes(name: str, dtype: str) -> None:
     assert estimates["frobenius_error"] <= 3 * frobenius + floor
 
 
-@pytest.mark.parametrize("seed", range(3))
+@each_of(seed=range(3))
 @pytest.mark.parametrize(
     "options", [{"power_iterations": 1}, {}, {"method": "krylov", "power_iterations": 2}], ids=["1 iteration", "defaults", "krylov"]
 )

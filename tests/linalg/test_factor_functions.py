@@ -10,7 +10,7 @@ import pytest
 import scipy.linalg
 import zarr
 from factorizations import assert_cholesky, assert_lu, assert_qr, lapack_lu
-from helpers import DTYPES, Array, eps, gaussian, store
+from helpers import DTYPES, Array, each_of, eps, gaussian, store
 
 import dlscale
 from dlscale import gallery
@@ -47,7 +47,7 @@ def test_cholesky(dtype: str) -> None:
     assert result.solve(b[:, 0]).shape == (150,)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_of(dtype=DTYPES)
 @pytest.mark.parametrize("shape", [(150, 150), (90, 150), (1, 1)], ids=str)
 def test_qr(shape: tuple[int, int], dtype: str) -> None:
     A = gaussian(*shape, dtype)
@@ -132,7 +132,7 @@ def test_factors_of_a_rectangle_solve_nothing(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("rhs", DTYPES)
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_of(dtype=DTYPES)
 def test_precisions_are_those_of_numpy(dtype: str, rhs: str) -> None:
     """The digits too: single precision matrices are solved in double precision where the right-hand side is in it."""
     A, b = gaussian(40, 40, dtype), gaussian(40, 2, rhs, seed=1)

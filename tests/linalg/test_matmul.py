@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from helpers import DTYPES, LAYOUTS, THREADS, M, N, eps, gaussian, store, wide_precision
+from helpers import DTYPES, LAYOUTS, THREADS, M, N, each_of, eps, gaussian, store, wide_precision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -60,7 +60,7 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_of(dtype=DTYPES)
 @pytest.mark.parametrize("name", SHAPES)
 def test_products_of_every_form(name: str, dtype: str) -> None:
     m, n, k, tile = SHAPES[name]
@@ -71,7 +71,7 @@ def test_products_of_every_form(name: str, dtype: str) -> None:
         assert_product(C, A.conj().T if of_a else A, B.conj().T if of_b else B)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_of(dtype=DTYPES)
 @pytest.mark.parametrize("name", SHAPES)
 def test_symmetric_products_are_exactly_hermitian(name: str, dtype: str) -> None:
     m, _, k, tile = SHAPES[name]

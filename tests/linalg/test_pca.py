@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import DTYPES, HARD, Array, M, N, compute, departure, eps, gaussian, norm, spectrum, wide_precision
+from helpers import DTYPES, HARD, Array, M, N, compute, departure, each_of, eps, gaussian, norm, spectrum, wide_precision
 from sklearn.decomposition import PCA as SklearnPCA
 
 import dlscale
@@ -59,7 +59,7 @@ def test_every_attribute_is_that_of_scikit_learn(
         )
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_of(dtype=DTYPES)
 @pytest.mark.parametrize("shape", [(700, 40), (30, 200)], ids=["tall", "wide"])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_known_components(solver: Solver, shape: tuple[int, int], dtype: str) -> None:
@@ -112,7 +112,7 @@ def test_single_precision_with_an_offset(dtype: str, solver: Solver, shape: tupl
     np.testing.assert_allclose(arrays["explained_variance"], variance, rtol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_of(dtype=DTYPES)
 @pytest.mark.parametrize("name", sorted(HARD.keys() - {"1 x 1", "1 row"}))
 @pytest.mark.parametrize("solver", ["auto", *SOLVERS])
 def test_hard_matrices(solver: Solver, name: str, dtype: str) -> None:
@@ -241,7 +241,7 @@ def test_what_a_covariance_matrix_resolves_depends_on_the_precision(dtype: str, 
     assert not any("resolution" in note for note in run(coarse, solver="auto")[0].notes)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_of(dtype=DTYPES)
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_equal_rows_have_no_variance_at_all(solver: Solver, dtype: str) -> None:
     for row in (np.full(8, 0.1), np.linspace(-1, 1, 8) * 1e6 / 3):

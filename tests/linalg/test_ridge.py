@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import DTYPES, THREADS, Array, eps, gaussian, spectrum, store
+from helpers import DTYPES, THREADS, Array, each_of, eps, gaussian, spectrum, store
 from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.model_selection import KFold
 
@@ -68,7 +68,7 @@ def each_row(m: int) -> list[tuple[Array, Array]]:
 
 
 @pytest.mark.parametrize("intercept", [True, False])
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_of(dtype=DTYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_shapes(shape: tuple[int, int], dtype: str, intercept: bool) -> None:
     A, B = gaussian(*shape, dtype) + 2, gaussian(shape[0], 3, dtype, seed=1) - 1

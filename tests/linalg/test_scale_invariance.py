@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from factorizations import factor
-from helpers import DTYPES, Array, eps, gaussian
+from helpers import DTYPES, Array, each_of, eps, gaussian
 
 import dlscale
 from dlscale.errors import NumericalError, OutOfRange
@@ -84,7 +84,7 @@ def test_factorizations(dtype: str, row_blocks: int) -> None:
 
 
 @pytest.mark.parametrize("assume", ["general", "pos", "sym"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_of(dtype=DTYPES)
 def test_solves_inverses_and_determinants(dtype: str, assume: Any) -> None:
     A = positive_definite(dtype) if assume != "general" else well_scaled(N, N, dtype)
     if assume == "sym":

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import DTYPES, THREADS, Array, eps, gaussian, spectrum, store
+from helpers import DTYPES, THREADS, Array, each_of, eps, gaussian, spectrum, store
 
 from dlscale import gallery
 from dlscale.engine.clusters import open_cluster
@@ -41,7 +41,7 @@ def scaled_error(A: Array, X: Array, B: Array) -> float:
 
 
 @pytest.mark.parametrize("precision", ["double", "mixed"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_of(dtype=DTYPES)
 @pytest.mark.parametrize("name", [name for name in gallery.HARD_SQUARE if name != "wilkinson"])
 def test_hard_matrices(name: str, dtype: str, precision: str) -> None:
     """Panels of 32: one unknown, one panel, one over a panel, several."""
@@ -62,7 +62,7 @@ def test_hard_matrices(name: str, dtype: str, precision: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["double", "mixed"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_of(dtype=DTYPES)
 @pytest.mark.parametrize("n", [20, 100])
 def test_growth(n: int, dtype: str, precision: str) -> None:
     """LU of Wilkinson's matrix grows by 2^99 at n = 100, and loses every digit; QR does not."""
@@ -112,7 +112,7 @@ def test_exactly_singular_is_reported_with_its_step(step: int, precision: str) -
         run(gallery.singular_at(50, step), np.ones(50), precision=precision, panel=16)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_of(dtype=DTYPES)
 @pytest.mark.parametrize("precision", ["double", "mixed"])
 @pytest.mark.parametrize("assume", ["pos", "sym"])
 def test_hermitian(assume: str, precision: str, dtype: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from helpers import DTYPES, HARD, Array, eps, gaussian, wide_precision
+from helpers import DTYPES, HARD, Array, each_of, eps, gaussian, wide_precision
 
 import dlscale
 from dlscale import gallery
@@ -23,7 +23,7 @@ from dlscale.storage.matrices import open_matrix
 ORDERS = [None, "fro", 1, -1, 2, -2, np.inf, -np.inf, "nuc"]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_of(dtype=DTYPES)
 @pytest.mark.parametrize("name", HARD)
 def test_norms_of_hard_matrices(name: str, dtype: str) -> None:
     A = HARD[name](dtype)
@@ -35,7 +35,7 @@ def test_norms_of_hard_matrices(name: str, dtype: str) -> None:
         assert abs(found - expected) <= 60 * max(A.shape) * eps(A) * (size if order in (2, -2, "nuc") else expected)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_of(dtype=DTYPES)
 @pytest.mark.parametrize("order", ORDERS)
 def test_norms_at_every_scale_have_the_same_digits(dtype: str, order: Any) -> None:
     A, limits = gaussian(300, 20, dtype), np.finfo(dtype)
@@ -97,7 +97,7 @@ def test_entries_that_are_no_numbers_are_refused_by_their_place(tmp_path: Path) 
 SQUARE = [name for name in gallery.HARD_SQUARE if name != "hilbert"]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_of(dtype=DTYPES)
 @pytest.mark.parametrize("name", SQUARE)
 def test_conditions(name: str, dtype: str) -> None:
     A = gallery.HARD_SQUARE[name](40, dtype)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import DTYPES, HARD, Array, backward_error, compute, departure, eps, gaussian, norm, spectrum, wide_precision
+from helpers import DTYPES, HARD, Array, backward_error, compute, departure, each_of, eps, gaussian, norm, spectrum, wide_precision
 
 import dlscale
 from dlscale import gallery
@@ -28,7 +28,7 @@ def assert_upper_triangular_with_positive_diagonal(R: Array) -> None:
     assert (diagonal.real >= 0).all()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_of(dtype=DTYPES)
 @pytest.mark.parametrize("block_rows", [64, 17])
 @pytest.mark.parametrize("name", TALL)
 def test_hard_matrices(name: str, block_rows: int, dtype: str) -> None:
@@ -76,7 +76,7 @@ def test_r_is_that_of_lapack(condition: float, dtype: str) -> None:
         assert (np.abs(R - expected) / rows).max() < 1e-9
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_of(dtype=DTYPES)
 @pytest.mark.parametrize("shape", [(1, 1), (64, 64), (65, 64), (128, 1), (129, 40), (64, 20), (63, 20)], ids=str)
 def test_shapes(shape: tuple[int, int], dtype: str) -> None:
     """One block, one row over a block, one column, square, at a block of 64 rows."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import zarr
+from helpers import each_of
 from sparse_matrices import anndata_group, random_sparse
 
 import dlscale
@@ -79,7 +80,7 @@ def counts(m: int = 800, n: int = 200) -> Any:
     return A
 
 
-@pytest.mark.parametrize("seed", range(0, 200, 5))
+@each_of(seed=range(0, 200, 5))
 @pytest.mark.parametrize("steps", [ROWS, [{"map": "sqrt"}], [{"map": "binary"}, {"scale_rows": {"to": 1}}]])
 def test_any_matrix_by_rows_and_columns(seed: int, steps: Steps) -> None:
     A, dense = random_sparse(seed)
