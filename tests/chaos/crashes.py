@@ -17,7 +17,7 @@ CHANGES = ("replace", "rename", "unlink", "rmdir", "mkdir")
 
 #: What a job and its report load.
 IMPORTED = [
-    *("dlscale.batch.run", "dlscale.cli.terminal", "dlscale.cli.main", "zarr", "scipy.ndimage"),
+    *("dlscale.batch.run", "dlscale.cli.terminal", "dlscale.cli.main", "zarr"),
     *("matplotlib.figure", "matplotlib.style", "matplotlib.backends.backend_svg"),
 ]
 

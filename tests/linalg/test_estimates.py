@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.ndimage
 from helpers import N, compute, each_of, gaussian, norm, spectrum, wide_precision
 
 from dlscale import gallery
 from dlscale.linalg.svd import SVDOptions, compute_svd, plan_svd
 from dlscale.linalg.svd.estimates import largest_ritz
+from dlscale.linalg.svd.lifts import running_median
 
 SPECTRA = {
     "slow decay": gallery.power(N),
@@ -112,6 +114,14 @@ def test_errors_that_are_not_determined_are_absent_and_said_so() -> None:
     assert missing
     assert len(notes) == 1
     assert f" {missing[0]}" in notes[0]
+
+
+def test_running_medians_are_those_of_scipy() -> None:
+    rng = np.random.default_rng(0)
+    for k in range(1, 30):
+        for values in (rng.standard_normal(k), rng.integers(0, 3, k).astype(float)):
+            for width in (3, 5, 7):
+                np.testing.assert_array_equal(running_median(values, width), scipy.ndimage.median_filter(values, width))
 
 
 def test_estimates_go_with_the_matrix() -> None:

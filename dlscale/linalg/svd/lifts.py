@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import scipy
+from numpy.lib.stride_tricks import sliding_window_view
 
 from dlscale.arrays import Array
 from dlscale.linalg.svd.sketch import Sketch, unit_probes
@@ -53,6 +53,17 @@ class _Moments:
     own: Array
     even: Array
     resolved: Array
+
+
+def running_median(values: Array, width: int) -> Array:
+    """The medians of an odd number of neighbours, (k,), where those beyond an end are its mirror image.
+
+    Notes
+    -----
+    That is `scipy.ndimage.median_filter`, which takes as long to load as a small decomposition to compute.
+    """
+    padded = np.pad(values, width // 2, mode="symmetric")
+    return np.asarray(np.sort(sliding_window_view(padded, width), axis=-1)[:, width // 2])
 
 
 def bracket_of_lifts(seen: Sketch, W: Array, by_rounding: Array, *, outside: float, norm_luck: float, eps: float) -> Lifts:
@@ -109,7 +120,7 @@ def _moments(seen: Sketch, W: Array, by_rounding: Array, T: Array, eps: float) -
     m_2 = (np.abs(met) ** 2).mean(axis=1) / unit
     noise = (_ROUNDING * eps * seen.squares) ** 2 / len(V) + found.s[:k].astype(float) ** 2 * by_rounding
     own = np.minimum(m_2, T**2 * m_0)
-    even = m_0 * scipy.ndimage.median_filter(own / m_0, _WINDOW)
+    even = m_0 * running_median(own / m_0, _WINDOW)
     first = probes.conj().T @ H
     values, vectors = np.linalg.eigh((first + first.conj().T) / 2)
     keep = values > max(values[-1] * 1e-10, _TINY)

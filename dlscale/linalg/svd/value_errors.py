@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import scipy
 
 from dlscale.arrays import Array
 from dlscale.kernels import accumulator_dtype
-from dlscale.linalg.svd.lifts import bracket_of_lifts, ordered
+from dlscale.linalg.svd.lifts import bracket_of_lifts, ordered, running_median
 from dlscale.linalg.svd.projection import Projection
 from dlscale.linalg.svd.sketch import Sketch, unit_probes
 
@@ -128,7 +127,7 @@ def _behind_range(seen: Sketch, s: Array, missed: Array, *, outside: float, eps:
     own = np.minimum(np.minimum(_MIDDLE * np.sqrt(lifts.low * lifts.high), _AT_MOST * lifts.low), _most(s, outside))
     errors = _shared(s, own, outside)
     # Equal values near the norm of what is left have like errors.
-    astray = (s < _NORM_LUCK * outside) & (own > _ASTRAY * scipy.ndimage.median_filter(own, 2 * _SHARING + 1))
+    astray = (s < _NORM_LUCK * outside) & (own > _ASTRAY * running_median(own, 2 * _SHARING + 1))
     determined = (lifts.high <= _DETERMINED * lifts.low) & lifts.resolved & (s > _OVERTAKEN * outside) & ~astray
     determined &= (errors <= _AGREED * own) & (rounding <= lifts.low)
     errors = errors + _ROUNDING * eps * s[0] + rounding
