@@ -90,6 +90,8 @@ def test_a_log_is_read_in_parts(server: WebServer, done: dict[str, Any]) -> None
     part = server.http.get(path, headers={"Range": "bytes=-5"})
     assert (part.status_code, part.text) == (206, whole[-5:])
     assert server.http.get(path, headers={"Range": f"bytes={len(whole)}-"}).status_code == 416
+    behind = server.http.get(path, params={"offset": 2**53})
+    assert (behind.status_code, behind.text, behind.headers["x-size"]) == (200, "", str(len(whole)))
     assert server.http.get(path, params={"limit": 2**21}).status_code == 422
     assert server.http.get(path, params={"limit": [1, 2]}).json()["detail"] == "limit: got 2 values; it is given once."
 
@@ -139,6 +141,7 @@ def test_a_result_is_read_as_the_zarr_group_that_it_is(server: WebServer, done: 
         "link/a.zarr/zarr.json",
         ".hidden",
         "s//zarr.json",
+        "x" * 1000,
         "/etc/passwd",
     ):
         assert server.http.get(f"{base}/{key}").status_code == 404

@@ -30,6 +30,6 @@ def read(
     """A file of the result, whole or by ranges: ``/v1/jobs/ID/zarr`` is the group for whatever reads Zarr over HTTP."""
     root = Path(os.path.realpath(result_of(desk_of(request).job(job_id))))
     place = Path(os.path.realpath(root.joinpath(*key.split("/")))) if all(map(_PART.fullmatch, key.split("/"))) else root
-    if root not in place.parents or not place.is_file():
+    if root not in place.parents or not os.path.isfile(place):
         raise Problem(404, f"There is no {key} in this result.", exit_code=2)
     return FileResponse(place, media_type="application/json" if place.name.endswith(".json") else "application/octet-stream")
