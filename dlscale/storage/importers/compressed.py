@@ -6,6 +6,7 @@ import io
 import shutil
 import zipfile
 from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -33,8 +34,15 @@ def compressed_table(parts: Compressed, request: Request, *, notes: tuple[str, .
 
 
 def _compressed(matrix: SparseMatrix) -> Generator[Any, None, None]:
-    for start, stop in matrix.spans(0, matrix.shape[0], PIECE_NONZEROS):
-        yield matrix.stored_rows(start, stop)
+    """Blocks of rows, the next one being read and unpacked while one is written."""
+    ahead: Future[Any] | None = None
+    with ThreadPoolExecutor(1, thread_name_prefix="dlscale-unpack") as reader:
+        for span in matrix.spans(0, matrix.shape[0], PIECE_NONZEROS):
+            block, ahead = ahead, reader.submit(matrix.stored_rows, *span)
+            if block is not None:
+                yield block.result()
+        if ahead is not None:
+            yield ahead.result()
 
 
 def _dense(matrix: Any, m: int, n: int) -> Blocks:
