@@ -23,7 +23,7 @@ from dlscale.storage.matrices import open_matrix
 
 THRESHOLD = 30
 #: One unknown, two, one panel of the substitution less or more one, several.
-SIZES = (1, 2, 60, 511, 513, 1100)
+SIZES = (1, 2, 60, 511, 513, 1030)
 
 
 def run(A: Any, B: Any, **options: Any) -> Outcome:
@@ -36,9 +36,9 @@ def run(A: Any, B: Any, **options: Any) -> Outcome:
 def backward_error(A: Array, X: Array, B: Array) -> float:
     """max_j ||b_j - A x_j||_1 / (||A||_1 ||x_j||_1 eps), in higher precision."""
     wide = np.longdouble if A.dtype.kind == "f" else np.clongdouble
-    R = np.abs(B.astype(wide) - A.astype(wide) @ X.astype(wide)).sum(axis=0)
-    norms = np.abs(A.astype(wide)).sum(axis=0).max() * np.abs(X.astype(wide)).sum(axis=0)
-    return float((R / norms / eps(A)).max())
+    W = X.astype(wide)
+    R = np.abs(B.astype(wide) - A.astype(wide) @ W).sum(axis=0)
+    return float((R / np.abs(A).sum(axis=0).max() / np.abs(W).sum(axis=0) / eps(A)).max())
 
 
 def triangle(A: Array, *, lower: bool, unit: bool = False) -> Array:
