@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,10 @@ from dlscale.storage.matrix import Matrix
 
 #: Unknowns that a thread works on at once: products of that size run at their rate.
 SHARED_ROWS = 512
+#: Of fewer columns a product is over so soon that a thread is given several at once.
+FEW_COLUMNS, N_AT_ONCE = 16, 2
+#: So few columns are multiplied with an adjoint as rows.
+N_SKINNY = 4
 #: Unknowns of a triangle that is solved as it is; of larger ones most of the work is products, which are faster.
 TRIANGLE = 128
 
@@ -197,7 +202,8 @@ class _Solving:
             start, stop = piece.others if self.scatters else (max(piece.others[0], slab.first), piece.others[1])
             if start < stop and slab.first < (self.panel[1] if self.scatters else stop):
                 part = self._cut(block, piece, (start, stop))
-                work += self._products(part, slab.X[slice(*self.panel)], slab.X[start:stop])
+                products = list(self._products(part, slab.X[slice(*self.panel)], slab.X[start:stop]))
+                work += _in_a_row(products, N_AT_ONCE) if slab.X.shape[1] < FEW_COLUMNS else products
                 flops += 2.0 * part.size * slab.X.shape[1]
         share(work)
         return flops
@@ -207,16 +213,29 @@ class _Solving:
         n_parts = -(-len(target) // SHARED_ROWS)
         for first, last in blocks(0, len(target), -(-len(target) // n_parts)):
             A = part[first:last] if self.op == "N" else part[:, first:last]
-
-            def product(A: Array = A, C: Array = target[first:last]) -> object:
-                return multiply_add(A, source, C, op_a=self.op)
-
-            yield product
+            multiply = _subtract_adjoint_product if self.op != "N" and source.shape[1] <= N_SKINNY else multiply_add
+            yield partial(multiply, A, source, target[first:last], op_a=self.op)
 
     def _cut(self, block: Array, piece: Piece, wanted: Span) -> Array:
         """What couples the panel to the unknowns wanted."""
         at = slice(wanted[0] - piece.span[0], wanted[1] - piece.span[0])
         return block[:, at] if self.way.by_rows else block[at]
+
+
+def _in_a_row(work: Sequence[Callable[[], object]], n: int) -> Iterator[Callable[[], object]]:
+    """The same work, n pieces of it one after another."""
+
+    def run(pieces: Sequence[Callable[[], object]]) -> None:
+        for piece in pieces:
+            piece()
+
+    return (partial(run, work[i : i + n]) for i in range(0, len(work), n))
+
+
+def _subtract_adjoint_product(A: Array, B: Array, C: Array, *, op_a: Op) -> Array:
+    """``C <- C - op(A) B`` for a few columns, by ``op(B) A``, which reads A in its own order: two to three times as fast."""
+    C -= (B.T @ A).T if op_a == "T" else (B.conj().T @ A).conj().T
+    return C
 
 
 def solve_block(T: Array, B: Array, *, lower: bool, op: Op, unit: bool) -> None:
