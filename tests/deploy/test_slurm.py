@@ -75,8 +75,8 @@ def stopped_again_and_again(slurm: SlurmCluster, folder: Path, alone: dict[str, 
         assert job.read_state().state == "submitted"
     facts = slurm.wait(number, "COMPLETED", "FAILED")
     said = Path(facts["StdOut"]).read_text()
+    # What Slurm has queued again it may end before that is said.
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "2"), said
-    assert said.count("back into the queue") == 2
     assert arrays(job.result) == alone
     # Finished passes were not repeated: every one was computed once.
     computed = [event.step for event in job.read_events() if isinstance(event, StepFinished) and not event.resumed]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ class Times(Applied):
     T: Array
     flops: float = KEPT_FLOPS
     fatal: Path | None = None
+    n_fatal: int = 1
     seconds: float = 0.0
 
     def cost(self, slabs: Sequence[Span]) -> Cost:
@@ -48,9 +50,11 @@ class Times(Applied):
             import time
 
             time.sleep(self.seconds)
-        if self.fatal is not None and columns[0] and not self.fatal.exists():
-            self.fatal.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+        if self.fatal is not None and (columns[0] or self.n_fatal > 1):
+            for number in range(self.n_fatal):
+                with suppress(FileExistsError):
+                    self.fatal.with_name(f"{self.fatal.name}-{number}").touch(exist_ok=False)
+                    os.kill(os.getpid(), signal.SIGKILL)
         n_columns = columns[1] - columns[0]
         tell(self.flops * n_columns / 2, 0)
         tell(self.flops * n_columns / 2, self.T.nbytes)
@@ -154,10 +158,13 @@ def test_two_workers_share_a_group_and_give_the_bits_of_one_process(two_workers,
     assert not (tmp_path / "checkpoint.zarr" / "parcels").exists()
 
 
-def test_a_slab_whose_worker_dies_is_computed_again(two_workers, tmp_path):
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_a_slab_whose_worker_dies_is_computed_again(two_workers, tmp_path, n_workers):
+    """Also where all of them die at the same time."""
     T, B = data()
-    X = product(run_of(two_workers, tmp_path), Times(T, fatal=tmp_path / "died"), B, n_workers=2)
-    assert (tmp_path / "died").exists()
+    fatal = Times(T, fatal=tmp_path / "died", n_fatal=n_workers)
+    X = product(run_of(two_workers, tmp_path), fatal, B, n_workers=2)
+    assert len(list(tmp_path.glob("died-*"))) == n_workers
     np.testing.assert_array_equal(X, np.hstack([T @ B[:, i : i + 8] for i in range(0, 30, 8)]))
 
 

@@ -79,14 +79,14 @@ def start(facts: ClusterFacts, tell: Callable[[str], None]) -> Any:
 def _start_processes(facts: ClusterFacts, tell: Callable[[str], None]) -> Any:
     import dask
 
-    from dlscale.engine.clusters.lost_workers import PatientCluster, WatchedNanny
+    from dlscale.engine.clusters.lost_workers import Elsewhere, PatientCluster, WatchedNanny
     from dlscale.engine.clusters.secured import make_security
 
     settings: dict[str, Any] = {"distributed.worker.preload": [_WORKER_SETUP]}
     if facts.n_workers == 1:  # nobody else could take what it is given ahead
         settings["distributed.scheduler.worker-saturation"] = math.inf
     with dask.config.set(settings):
-        return PatientCluster(  # type: ignore[no-untyped-call]
+        cluster = PatientCluster(  # type: ignore[no-untyped-call]
             worker_class=WatchedNanny,
             tell=tell,
             n_workers=facts.n_workers,
@@ -96,6 +96,9 @@ def _start_processes(facts: ClusterFacts, tell: Callable[[str], None]) -> Any:
             security=make_security(),
             silence_logs=logging.CRITICAL,
         )
+    assert cluster.scheduler is not None
+    cluster.scheduler.add_plugin(Elsewhere())
+    return cluster
 
 
 def _environment() -> dict[str, str]:
