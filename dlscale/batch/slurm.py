@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dlscale.batch.jobs import records
-from dlscale.batch.jobs.in_slurm import in_slurm, slurm_number
+from dlscale.batch.jobs.in_slurm import has_place_in_slurm, slurm_number
 from dlscale.batch.prepare import Prepared
 from dlscale.batch.run import create
 from dlscale.batch.spec.secrets import secret_environment
@@ -223,10 +223,10 @@ def queue_again(job: Job, asked: Mapping[str, Any], secrets: Mapping[str, str] |
     SpecError
         As of `submit_to_slurm`; or if Slurm has the job still. The job's state is then as it was.
     """
-    said = in_slurm(job)
-    if said is not None and not said.has_ended:
+    if said := has_place_in_slurm(job):
         raise SpecError(f"Job {job.id} is in Slurm's queue: {said.words}.")
-    request = replace(_last_request(job), **asked)
+    last = _last_record(job)
+    request = replace(SlurmRequest(**{name: value for name, value in last.items() if name != "job"}), **asked)
     request.check()
     before = job.stored_state()
     for stale in (job.cancel, job.handed_over, job.slurm, job.slurm_starts, job.slurm_end):
@@ -235,17 +235,18 @@ def queue_again(job: Job, asked: Mapping[str, Any], secrets: Mapping[str, str] |
     try:
         return submit_to_slurm(job, request, secrets)
     except BaseException:
+        if last:
+            write_atomically(job.slurm, json.dumps(last).encode())
         job.write_state(before)
         raise
 
 
-def _last_request(job: Job) -> SlurmRequest:
+def _last_record(job: Job) -> dict[str, Any]:
+    """Slurm's number of a job, and what it was asked for the last time; empty where it never was in Slurm."""
     try:
-        record: dict[str, Any] = {**records.read(job.slurm, records.SlurmRecord)}
+        return {**records.read(job.slurm, records.SlurmRecord)}
     except FileNotFoundError:
-        return SlurmRequest()
-    del record["job"]
-    return SlurmRequest(**record)
+        return {}
 
 
 def requeue(job: Job) -> str:

@@ -58,9 +58,13 @@ class Chosen:
         return bool(self.states or self.kinds or self.name)
 
     @property
-    def may_be_cut(self) -> bool:
-        """Whether a reader is content with the newest; a program gets all that it does not leave out itself."""
-        return self.limit is None and not self.filters and not self.as_json and not self.watch
+    def n_wanted(self) -> int | None:
+        """How many jobs tell whether there are too many to be shown; None where all are wanted, as a program does."""
+        return self.limit or (None if self.filters or self.as_json or self.watch else MOST_SHOWN + 1)
+
+    def cut_to(self, n_jobs: int) -> int | None:
+        """How many of so many jobs are shown, where that is not all that was asked for."""
+        return N_SHOWN_OF_MORE if not self.limit and self.n_wanted and n_jobs >= self.n_wanted else None
 
 
 def choosing(command: Callable[[Chosen], None]) -> Callable[..., None]:

@@ -11,16 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dlscale.cli.choosing import (
-    MOST_SHOWN,
-    N_SHOWN_OF_MORE,
-    Chosen,
-    Listing,
-    choosing,
-    require_watch,
-    show_jobs,
-    watch_options,
-)
+from dlscale.cli.choosing import Chosen, Listing, choosing, require_watch, show_jobs, watch_options
 from dlscale.cli.options import echo, json_option, open_console, open_workspace, print_json, workspace_option
 from dlscale.cli.sweeping import find_sweep, known_sweep, show_sweep, wait_for_sweep
 from dlscale.cli.watching import Lines, Look, drawing, goes_on, is_live, until_ctrl_c
@@ -76,10 +67,9 @@ def jobs(chosen: Chosen) -> None:
 
     def listed() -> Listing:
         ids = root.ids()
-        is_cut = chosen.may_be_cut and len(ids) > MOST_SHOWN
-        limit = N_SHOWN_OF_MORE if is_cut else chosen.limit
-        found = root.list_jobs(limit, states=chosen.states, kinds=chosen.kinds, name=chosen.name, ids=ids)
-        return Listing(*found, f"{len(ids):,}" if is_cut else "")
+        few = chosen.cut_to(len(ids))
+        found = root.list_jobs(few or chosen.limit, states=chosen.states, kinds=chosen.kinds, name=chosen.name, ids=ids)
+        return Listing(*found, f"{len(ids):,}" if few else "")
 
     show_jobs(chosen, listed)
 

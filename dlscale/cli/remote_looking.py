@@ -11,16 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dlscale.cli.choosing import (
-    MOST_SHOWN,
-    N_SHOWN_OF_MORE,
-    Chosen,
-    Listing,
-    choosing,
-    require_watch,
-    show_jobs,
-    watch_options,
-)
+from dlscale.cli.choosing import Chosen, Listing, choosing, require_watch, show_jobs, watch_options
 from dlscale.cli.looking import echo_last_lines
 from dlscale.cli.options import echo, json_option, open_console, print_json
 from dlscale.cli.sweeping import show_table
@@ -93,9 +84,10 @@ def jobs(chosen: Chosen) -> None:
             return listed_jobs(client, limit, states=chosen.states, kinds=chosen.kinds, name=chosen.name)
 
         def listed() -> Listing:
-            found = newest(MOST_SHOWN + 1 if chosen.may_be_cut else chosen.limit)
-            is_cut = chosen.may_be_cut and len(found.jobs) + len(found.faults) > MOST_SHOWN
-            return newest(N_SHOWN_OF_MORE)._replace(of=f"more than {MOST_SHOWN:,}") if is_cut else found
+            found = newest(chosen.n_wanted)
+            n_found = len(found.jobs) + len(found.faults)
+            few = chosen.cut_to(n_found)
+            return newest(few)._replace(of=f"more than {n_found - 1:,}") if few else found
 
         show_jobs(chosen, listed)
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from dlscale.batch.jobs.newest import newest
 from dlscale.batch.workspace import Heartbeat, JobState, Workspace
-from dlscale.cli import looking
+from dlscale.cli import choosing
 from dlscale.cli.main import commands
 from dlscale.errors import SpecError
 
@@ -77,8 +77,8 @@ def test_a_limit_counts_those_that_pass_the_filters(tmp_path: Path) -> None:
 
 def test_of_very_many_jobs_the_newest_are_shown_and_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = [put(tmp_path, NOW - 60 * n, number=n) for n in range(30)]
-    monkeypatch.setattr(looking, "MOST_SHOWN", 29)
-    monkeypatch.setattr(looking, "N_SHOWN_OF_MORE", 10)
+    monkeypatch.setattr(choosing, "MOST_SHOWN", 29)
+    monkeypatch.setattr(choosing, "N_SHOWN_OF_MORE", 10)
 
     def said(*options: str) -> tuple[list[str], str]:
         ended = CliRunner().invoke(commands, ["jobs", "--workspace", str(tmp_path), *options])
@@ -91,7 +91,7 @@ def test_of_very_many_jobs_the_newest_are_shown_and_it_is_said(tmp_path: Path, m
     assert "--limit N" in note
     for options, n in ((("--json",), 30), (("--limit", "30"), 30), (("--name", "try"), 30), (("--limit", "12"), 12)):
         assert said(*options) == (jobs[:n], "")
-    monkeypatch.setattr(looking, "MOST_SHOWN", 30)
+    monkeypatch.setattr(choosing, "MOST_SHOWN", 30)
     assert said() == (jobs, "")
 
 

@@ -17,12 +17,12 @@ import dlscale
 from dlscale.batch.document import read_document
 from dlscale.batch.jobs.in_slurm import slurm_facts, slurm_number
 from dlscale.batch.prepare import prepare
-from dlscale.batch.slurm import N_FRUITLESS_STARTS, SlurmRequest, batch_script, requeue, submit_prepared
+from dlscale.batch.slurm import N_FRUITLESS_STARTS, SlurmRequest, batch_script, queue_again, requeue, submit_prepared
 from dlscale.batch.spec import parse_spec
 from dlscale.batch.submit import wait
 from dlscale.batch.workspace import Heartbeat, Job, JobState, Workspace
 from dlscale.engine.events import StepFinished
-from dlscale.errors import SpecError
+from dlscale.errors import DlscaleError, SpecError
 from dlscale.storage.checkpoints import Checkpoint
 
 NIGHT = int(os.environ.get("DLSCALE_CHAOS_RUNS", "1")) >= 10
@@ -348,6 +348,29 @@ def test_what_is_saved_lets_a_job_start_again_and_again(tmp_path, monkeypatch):
     monkeypatch.setattr("dlscale.batch.slurm._slurm", lambda *arguments: "CANCELLED")
     assert "CANCELLED" in requeue(job)
     assert job.stored_state().state == "interrupted"
+
+
+def test_a_job_that_slurm_does_not_take_again_is_as_it_was(tmp_path, monkeypatch):
+    job = Workspace(tmp_path).new_job("x")
+    job.folder.mkdir(parents=True)
+    before = JobState(job.id, "x", "svd", "interrupted", 1.0, Heartbeat.now(), message="SIGTERM")
+    job.write_state(before)
+    record = {"job": "7", "time": "10", "ntasks": 2, "partition": "main"}
+    job.slurm.write_text(json.dumps(record))
+
+    def refuses(*arguments: str, **more: object) -> str:
+        raise DlscaleError("Invalid partition")
+
+    monkeypatch.setattr("dlscale.batch.slurm._slurm", refuses)
+    with pytest.raises(SpecError, match="Slurm did not take the job: Invalid partition"):
+        queue_again(job, {"partition": "closed"})
+    assert (job.stored_state(), json.loads(job.slurm.read_text())) == (before, record)
+    # What was asked for last time is asked for again.
+    monkeypatch.setattr("dlscale.batch.slurm._slurm", lambda *arguments, **more: "8")
+    assert queue_again(job, {"partition": "closed"}) == "8"
+    asked = json.loads(job.slurm.read_text())
+    assert {**record, "job": "8", "partition": "closed"}.items() <= asked.items()
+    assert job.stored_state().state == "submitted"
 
 
 def test_a_job_that_was_cancelled_in_the_queue_does_not_run(tmp_path):

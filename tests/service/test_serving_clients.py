@@ -16,7 +16,7 @@ from web_server import LONG, WebServer, wait_until
 import dlscale
 from dlscale.batch.sweeps import store
 from dlscale.batch.workspace import Workspace
-from dlscale.cli import looking, remote_looking
+from dlscale.cli import choosing
 from dlscale.cli.main import commands
 from dlscale.errors import DlscaleError, SpecError
 
@@ -75,9 +75,8 @@ def test_all_that_is_asked_of_jobs_here_is_asked_of_a_server(server: WebServer, 
         assert there.stdout == here.stdout
         assert json.loads(both("jobs", *options, "--json")[0].stdout) == json.loads(both("jobs", *options, "--json")[1].stdout)
     with pytest.MonkeyPatch.context() as patch:
-        for module in (looking, remote_looking):
-            patch.setattr(module, "MOST_SHOWN", 2)
-            patch.setattr(module, "N_SHOWN_OF_MORE", 1)
+        patch.setattr(choosing, "MOST_SHOWN", 2)
+        patch.setattr(choosing, "N_SHOWN_OF_MORE", 1)
         there, here = both("jobs")
         assert there.stdout == here.stdout
         assert "the newest 1 of more than 2 jobs" in there.stderr

@@ -135,6 +135,12 @@ def in_slurm(job: Job) -> InSlurm | None:
     return said
 
 
+def has_place_in_slurm(job: Job) -> InSlurm | None:
+    """What Slurm says of a job that waits or runs there; None of all others."""
+    said = in_slurm(job)
+    return said if said is not None and not said.has_ended else None
+
+
 def slurm_number(job: Job) -> str | None:
     """Slurm's number of a job that was submitted to it."""
     try:

@@ -13,7 +13,7 @@ from typing import Any
 
 from dlscale.batch.document import Document
 from dlscale.batch.driver import start_detached
-from dlscale.batch.jobs.in_slurm import begun
+from dlscale.batch.jobs.in_slurm import begun, has_place_in_slurm
 from dlscale.batch.prepare import Prepared
 from dlscale.batch.queue import Queue
 from dlscale.batch.run import create
@@ -109,7 +109,7 @@ def _undo(root: Workspace, sweep: Sweep, jobs: Sequence[Job]) -> None:
 
 
 def resume(root: Workspace, sweep: Sweep, *, priority: int = 0, slurm: Mapping[str, Any] | None = None) -> list[str]:
-    """Run what is left of a sweep: the jobs that have not succeeded, and would not fail again; their ids.
+    """Run what is left of a sweep: the jobs that have not succeeded, would not fail again, and are not in Slurm; their ids.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ def resume(root: Workspace, sweep: Sweep, *, priority: int = 0, slurm: Mapping[s
     left: list[tuple[Job, JobState]] = []
     for job_id, state in store.states_of(root, sweep).items():
         job = root.job(job_id)
-        if state is not None and state.state not in RUNNING and state.resumable:
+        if state is not None and state.state not in RUNNING and state.resumable and not has_place_in_slurm(job):
             job.check_files()
             left.append((job, state))
     if not left:
