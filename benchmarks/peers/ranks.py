@@ -8,13 +8,14 @@ mpirun -n 2 python ranks.py stream FOLDER [--in-memory]          (a JSON line: s
 from __future__ import annotations
 
 import json
-import resource
+import os
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
+from dlscale.engine.clusters.lost_workers import peak_bytes
 from dlscale.engine.ranks import Communicator, MPICommunicator
 from dlscale.engine.ranks.communicator import import_mpi
 from dlscale.kernels import one_blas_thread
@@ -119,7 +120,7 @@ def stream(communicator: Communicator, folder: Path, *, in_memory: bool) -> dict
         communicator.barrier("an epoch has ended")
         seconds.append(time.perf_counter() - started)
     shard.close()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_bytes(os.getpid())
     table = communicator.allgather(np.array([float(peak), waited]), name="facts of all ranks")
     return {
         "epoch_seconds": seconds[1:] or seconds,

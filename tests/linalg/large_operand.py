@@ -5,13 +5,14 @@ usage: large_operand.py FOLDER N_COLUMNS
 
 from __future__ import annotations
 
-import resource
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
 
 from dlscale.engine.clusters import ClusterFacts, open_cluster
+from dlscale.engine.clusters.lost_workers import peak_bytes
 from dlscale.engine.passes import Passes
 from dlscale.engine.run import Run
 from dlscale.linalg.operators import MatrixOperator, plan_operator
@@ -20,10 +21,6 @@ from dlscale.storage.matrices import open_matrix
 from dlscale.storage.writers import Layout, create_array
 
 M, WIDTH, STRIP = 20, 64, 10_000
-
-
-def peak_bytes() -> int:
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def main(folder: Path, n: int) -> None:
@@ -38,10 +35,10 @@ def main(folder: Path, n: int) -> None:
         run = Run(cluster, checkpoint=Checkpoint(folder / "checkpoint"))
         operator = MatrixOperator(Passes(run), open_matrix(folder / "A"), plan)
         run.cluster.workers()
-        before = peak_bytes()
+        before = peak_bytes(os.getpid())
         Y = operator.apply_at_rest(open_matrix(folder / "X"), "Y")
         Z = operator.adjoint_at_rest(Y, "Z")
-        grown = peak_bytes() - before
+        grown = peak_bytes(os.getpid()) - before
     assert (Y.read(0, M) == 2.0 * n).all()
     assert (Z.read(n - 1, n) == 2.0 * n * M).all()
     print(plan.way, grown)

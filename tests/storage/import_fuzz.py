@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import resource
 import shutil
@@ -29,6 +30,7 @@ import scipy.sparse
 import zarr
 from PIL import Image, ImageOps
 
+from dlscale.engine.clusters.lost_workers import peak_bytes
 from dlscale.errors import DlscaleError
 from dlscale.storage.importers import import_matrix
 
@@ -296,7 +298,7 @@ def main(suffix, first, n, folder):
         except Exception as error:
             faults.append(f"{k}: read, and refused by another reader: {type(error).__name__}: {error}")
     left = sorted(entry.name for entry in folder.iterdir() if entry.name not in (path.name, destination.name))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    peak = peak_bytes(os.getpid())
     if left or peak > MAX_RESIDENT[suffix in IMAGES]:
         faults.append(f"left behind: {left}; memory {peak >> 20} MB")
     print(json.dumps({**found, "peak_mb": peak >> 20, "faults": faults}))
