@@ -21,8 +21,9 @@ from dlscale.engine.ranks.communicator import import_mpi
 from dlscale.kernels import one_blas_thread
 from dlscale.learn.models.model import model
 from dlscale.learn.optimizers.first_order import optimizer
-from dlscale.learn.training.data import Column, Shard, Share, plan_order
+from dlscale.learn.training.data import Column, plan_order
 from dlscale.learn.training.gradients import RankGradients
+from dlscale.learn.training.shards import Shard, Share
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.matrix import ArrayMatrix
 
@@ -95,10 +96,7 @@ def stream(communicator: Communicator, folder: Path, *, in_memory: bool) -> dict
     if in_memory:
         features = ArrayMatrix(features.read(0, features.shape[0]))
     order = plan_order(features, batch_size=8192, seed=0, memory_bytes=600 * 10**6)
-    shard = Shard(
-        features, Column(targets), weights=None, order=order, rank=communicator.rank, size=communicator.size,
-        dtype=np.dtype(np.float32),
-    )  # fmt: skip
+    shard = Shard(features, Column(targets), weights=None, order=order, communicator=communicator, dtype=np.dtype(np.float32))
     network, rule = model("softmax"), optimizer("sgd")
     parameters = network.initialize(784, 10, rng=np.random.default_rng(0), dtype=np.dtype("f4"))
     source = RankGradients(communicator, network, parameters)
