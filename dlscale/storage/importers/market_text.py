@@ -1,57 +1,29 @@
 """The lines of a Matrix Market file as numbers, and nothing but numbers: what is not one is refused by its line.
 
-SciPy's parser is fast and takes the longest prefix of a word that is a number, so that it is given only text whose every word
-is one from end to end. A check of the whole piece at once says so: it looks at the bytes that are not digits (about one in
-four), each with the one before it. Everything else (infinities, comments, whatever is wrong) is read line by line.
+Arrow takes whole words only, one blank between them, and rounds as Python does. It is given pieces of text; one that it refuses
+is given again with its blanks and exponents as Arrow writes them. What else is there (infinities, comments, whatever is wrong)
+is read line by line, and so is what Arrow would take and the format does not know: hexadecimal numbers, carriage returns.
 """
 
 from __future__ import annotations
 
-import io
 import re
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy
 
 from dlscale.arrays import Array
 from dlscale.errors import InputError
+from dlscale.storage.importers.records import without_runs
 
 DTYPES = {"real": "f8", "double": "f8", "integer": "i8", "unsigned-integer": "u8", "complex": "c16", "pattern": "u1"}
 _NUMBER = re.compile(rb"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:[eEdD][+-]?\d+)?|nan|inf(?:inity)?)", re.IGNORECASE)
 _INTEGER = re.compile(rb"[+-]?\d+")
 _MAX_DIGITS = 19  # of an index
 _SHOWN = 40
-
-# Classes of bytes; a digit is 0. A sign behind an E is a class of its own.
-BLANK, NEWLINE, SIGN, POINT, EXPONENT, EXPONENT_SIGN, OTHER = range(1, 8)
-_CLASSES = bytearray([OTHER]) * 256
-for _byte in b"0123456789":
-    _CLASSES[_byte] = 0
-for _letters, _class in ((b" \t", BLANK), (b"\n", NEWLINE), (b"+-", SIGN), (b".", POINT), (b"eEdD", EXPONENT)):
-    for _byte in _letters:
-        _CLASSES[_byte] = _class
-
-
-def _grammar(*, fractions: bool) -> bytes:
-    """Which class may stand behind which, with or without digits between them: codes 16 first + 2 second + digits."""
-    ok = np.zeros((8, 8, 2), bool)
-    for end in (BLANK, NEWLINE):
-        ok[[BLANK, NEWLINE], end] = True
-        ok[[BLANK, NEWLINE], SIGN, 0] = True
-        ok[SIGN, end, 1] = True
-        if fractions:
-            ok[POINT, end] = True
-            ok[[EXPONENT, EXPONENT_SIGN], end, 1] = True
-    if fractions:
-        ok[[BLANK, NEWLINE, SIGN], POINT] = True
-        ok[[BLANK, NEWLINE, SIGN], EXPONENT, 1] = True
-        ok[POINT, EXPONENT] = True
-        ok[EXPONENT, EXPONENT_SIGN, 0] = True
-    return np.flatnonzero(ok).astype(np.uint8).tobytes()
-
-
-_GRAMMARS = {fractions: _grammar(fractions=fractions) for fractions in (False, True)}
+#: What Arrow takes for more than it is: a mark of the order of bytes, a hexadecimal number, the end of a line.
+_TOO_MUCH = (b"\xef", b"x", b"X", b"\r")
+_SHORT_INDICES = 1 << 31
 
 
 class Line(NamedTuple):
@@ -80,71 +52,69 @@ class Entries(NamedTuple):
     n_lines: int
 
 
-def parse_entries(piece: bytes, kind: Line, *, line: int, source: str) -> Entries:
-    """The entries of whole lines, the first of which has that number in the file (InputError if one is not as it must be)."""
+def plain_entries(piece: bytes, kind: Line) -> Entries | None:
+    """The entries of whole lines where each is of the kind and of finite numbers; None where one may not be."""
     text = piece.replace(b"\r\n", b"\n") if b"\r" in piece else piece
-    text = re.sub(rb"\n[ \t\n]*\n", b"\n", text).lstrip(b"\n") if b"\n\n" in text or text.startswith(b"\n") else text
-    if text and (plain := _plain(text, kind)) is not None:
-        try:
-            entries = _by_scipy(*plain, kind=kind)
-        except (ValueError, OverflowError):
-            entries = None
-        # An infinity is written in letters, which are not plain: this one is a number out of range.
-        if entries is not None and not np.isinf(entries.values).any():
-            return entries if text is piece else entries._replace(n_lines=piece.count(b"\n"))
-    return _by_lines(piece, kind, line=line, source=source)
-
-
-def _plain(text: bytes, kind: Line) -> tuple[bytes, int] | None:
-    """The text as SciPy reads it, and its number of lines, if each has its number of words and each word is a number."""
-    classes = np.frombuffer(text.translate(bytes(_CLASSES)), np.uint8)
-    at = np.flatnonzero(classes.view(bool))
-    cur = classes[at]
-    if not at.size or cur[-1] != NEWLINE:
+    if any(mark in text for mark in _TOO_MUCH):
         return None
-    before = np.empty_like(cur)  # a line begins as if behind a line feed
-    before[0], before[1:] = NEWLINE, cur[:-1]
-    touching = np.empty(at.size, bool)
-    touching[0] = at[0] == 0
-    np.equal(at[1:] - at[:-1], 1, out=touching[1:])
-    exponent_signs = np.flatnonzero((cur == SIGN) & (before == EXPONENT))
-    cur[exponent_signs] = EXPONENT_SIGN
-    before[exponent_signs[exponent_signs < at.size - 1] + 1] = EXPONENT_SIGN
-    pairs = (before << 4) | (cur << 1) | ~touching
-    if pairs.tobytes().translate(None, _GRAMMARS[kind.field in ("real", "double", "complex")]):
-        return None
-    n_words = np.cumsum((cur <= NEWLINE) & ~(touching & (before <= NEWLINE)), dtype=np.int32)
-    newlines = np.flatnonzero(cur == NEWLINE)
-    before_lines = np.arange(0, kind.n_words * newlines.size, kind.n_words, dtype=np.int32)
-    if (n_words[newlines] != before_lines + kind.n_words).any():
-        return None
-    if kind.positions:
-        begins = np.concatenate([[0], newlines[:-1] + 1])
-        # Nothing but the blanks behind them stands in the first two words, or, with more blanks, no sign or fraction does.
-        alone = (n_words[begins] == before_lines + 1).all() and (n_words[begins + 1] == before_lines + 2).all()
-        if not alone and (n_words[cur > NEWLINE] % kind.n_words < 2).any():
-            return None
-    if b"D" in text or b"d" in text:
+    if (found := _by_arrow(text, kind)) is not None:
+        return found
+    text = without_runs(text)
+    while b"\n\n" in text:
+        text = text.replace(b"\n\n", b"\n")
+    text = text.removeprefix(b"\n")
+    if kind.field in ("real", "double", "complex"):
         text = text.replace(b"D", b"E").replace(b"d", b"e")
-    signs = at[cur == SIGN]
-    plus = signs[np.frombuffer(text, np.uint8)[signs] == ord("+")]
-    if plus.size:
-        unsigned = np.frombuffer(text, np.uint8).copy()
-        unsigned[plus] = ord(" ")
-        text = unsigned.tobytes()
-    return text, newlines.size
+    found = _by_arrow(text, kind)
+    return found and found._replace(n_lines=piece.count(b"\n"))
 
 
-def _by_scipy(text: bytes, n_lines: int, *, kind: Line) -> Entries:
-    sizes = f"{kind.m} {kind.n} {n_lines}" if kind.positions else f"{n_lines} 1"
-    header = f"%%MatrixMarket matrix {'coordinate' if kind.positions else 'array'} {kind.field} general\n{sizes}\n"
-    parsed = scipy.io.mmread(io.BytesIO(header.encode() + text))
-    if kind.positions:
-        return Entries(parsed.row, parsed.col, parsed.data, n_lines)
-    return Entries(None, None, parsed.ravel(), n_lines)
+def _by_arrow(text: bytes, kind: Line) -> Entries | None:
+    import pyarrow
+    from pyarrow import csv
+
+    number = pyarrow.from_numpy_dtype("f8" if kind.field == "complex" else DTYPES[kind.field])
+    place = pyarrow.int32() if max(kind.m, kind.n) < _SHORT_INDICES else pyarrow.int64()
+    types = [*[place] * (2 * kind.positions), *[number] * kind.n_values]
+    names = [str(k) for k in range(len(types))]
+    try:
+        table = csv.read_csv(
+            pyarrow.BufferReader(text),
+            read_options=csv.ReadOptions(block_size=len(text) + 1, column_names=names, use_threads=False),
+            parse_options=csv.ParseOptions(delimiter=" ", quote_char=False, ignore_empty_lines=False),
+            convert_options=csv.ConvertOptions(
+                column_types=dict(zip(names, types, strict=True)), null_values=[], strings_can_be_null=False
+            ),
+        )
+    except pyarrow.ArrowInvalid:
+        return None
+    columns = [np.asarray(column.chunk(0)) if column.num_chunks == 1 else column.to_numpy() for column in table.columns]
+    values = _values(columns[2 * kind.positions :], table.num_rows, kind)
+    # An infinity that is written in digits is out of range.
+    if values.dtype.kind in "fc" and not np.isfinite(values).all():
+        return None
+    if not kind.positions:
+        return Entries(None, None, values, len(values))
+    i, j = (column - 1 for column in columns[:2])
+    # As numbers without a sign, those below 0 are the largest.
+    unsigned = f"u{i.itemsize}"
+    if len(i) and (i.view(unsigned).max() >= kind.m or j.view(unsigned).max() >= kind.n):
+        return None
+    return Entries(i, j, values, len(values))
 
 
-def _by_lines(piece: bytes, kind: Line, *, line: int, source: str) -> Entries:
+def _values(columns: list[Array], n: int, kind: Line) -> Array:
+    if kind.field == "pattern":
+        return np.ones(n, DTYPES["pattern"])
+    if kind.field != "complex":
+        return columns[0]
+    values = np.empty(n, DTYPES["complex"])
+    values.real, values.imag = columns
+    return values
+
+
+def entries_by_lines(piece: bytes, kind: Line, *, line: int, source: str) -> Entries:
+    """The same of any lines, the first of which has that number in the file (InputError if one is not as it must be)."""
     positions: list[tuple[int, int]] = []
     values: list[Any] = []
     for number, raw in enumerate(piece.split(b"\n"), line):

@@ -12,7 +12,7 @@ R. F. Boisvert, R. Pozo, K. A. Remington, The Matrix Market exchange formats, NI
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -23,11 +23,23 @@ import scipy.sparse
 
 from dlscale.arrays import Array
 from dlscale.errors import InputError
+from dlscale.host import n_cores
 from dlscale.storage.files.locations import named
-from dlscale.storage.importers.market_text import DTYPES, Entries, Line, parse_entries
-from dlscale.storage.importers.tables import Blocks, Request, Table, line_pieces, open_text, row_ranges, rows_per_block
+from dlscale.storage.importers.market_text import DTYPES, Entries, Line, entries_by_lines, plain_entries
+from dlscale.storage.importers.tables import (
+    Blocks,
+    Request,
+    Table,
+    ahead,
+    line_pieces,
+    open_text,
+    row_ranges,
+    rows_per_block,
+    worked_ahead,
+)
 
 PIECE_BYTES = 2 << 20  # of text; an entry takes up to 40 times its two shortest characters while it is sorted
+MAX_THREADS = 4  # that parse pieces: what is left to do for one is slower than more of them
 SPARSE_ENTRIES = 1 << 20  # of a strip of a sparse matrix
 MAX_HEADER_LINE = 1 << 20
 MAX_SIZE_DIGITS = 18
@@ -75,7 +87,7 @@ def read_matrix_market(request: Request) -> Iterator[Table]:
                 f"{request.source} promises {banner.n_entries} entries and has only {position()[1]} bytes: truncated or damaged."
             )
         dense = banner.layout == "array" and banner.symmetry == "general"
-        sparse = request.sparse is True and banner.layout == "coordinate"
+        sparse = _is_sparse(banner, request)
         blocks = (_columns if dense else _strips)(stream, banner, request=request)
         n_entries = banner.n_entries * (1 if banner.symmetry == "general" else 2) if sparse else None
         yield Table(banner.n_rows, banner.n_columns, banner.dtype, blocks, position=position, sparse=sparse, n_entries=n_entries)
@@ -131,7 +143,7 @@ def _columns(stream: BinaryIO, banner: Banner, *, request: Request) -> Blocks:
 
 def _strips(stream: BinaryIO, banner: Banner, *, request: Request) -> Blocks:
     m, n = banner.n_rows, banner.n_columns
-    sparse = request.sparse is True and banner.layout == "coordinate"
+    sparse = _is_sparse(banner, request)
     # A power of two of rows; an entry of a strip takes up to 6 times its value.
     step = _sparse_rows(banner) if sparse else max(1, rows_per_block(n, banner.dtype.itemsize) // 4)
     shift = step.bit_length() - 1
@@ -142,8 +154,14 @@ def _strips(stream: BinaryIO, banner: Banner, *, request: Request) -> Blocks:
         entries = np.empty(i.size, entry)
         entries["i"], entries["j"], entries["value"] = local, j, values
         spill(entries, strips if m >> shift >= 1 << 16 else strips.astype(np.uint16), folder=request.scratch)
+    yield from ahead(_spilled(banner, entry, step, request=request))
+
+
+def _spilled(banner: Banner, entry: np.dtype[Any], step: int, *, request: Request) -> Blocks:
+    """Strip after strip of what was spilled."""
+    n, sparse = banner.n_columns, _is_sparse(banner, request)
     limit = request.dtype or banner.dtype
-    for start, stop in row_ranges(m, step):
+    for start, stop in row_ranges(banner.n_rows, step):
         path = request.scratch / str(start // step)
         if not path.exists():
             empty = (stop - start, n)
@@ -154,6 +172,10 @@ def _strips(stream: BinaryIO, banner: Banner, *, request: Request) -> Blocks:
         strip = _summed(entries, (stop - start, n), start=start, limit=limit, source=request.source)
         rows: Any = strip.tocsr() if sparse else strip.toarray()
         yield rows.astype(np.uint8) if limit == np.uint8 else rows
+
+
+def _is_sparse(banner: Banner, request: Request) -> bool:
+    return request.sparse is True and banner.layout == "coordinate"
 
 
 def _sparse_rows(banner: Banner) -> int:
@@ -206,12 +228,10 @@ def spill(entries: Array, strips: Array, *, folder: Path) -> None:
     """Append each entry to the file of its strip."""
     if not strips.size:
         return
-    if strips.min() == strips.max():
-        bounds = np.array([0, strips.size])
-    else:
+    if (strips[1:] < strips[:-1]).any():
         order = np.argsort(strips, kind="stable")
         entries, strips = entries[order], strips[order]
-        bounds = np.concatenate([[0], np.flatnonzero(strips[1:] != strips[:-1]) + 1, [strips.size]])
+    bounds = np.concatenate([[0], np.flatnonzero(strips[1:] != strips[:-1]) + 1, [strips.size]])
     for lo, hi in pairwise(bounds):
         with (folder / str(strips[lo])).open("ab") as file:
             entries[lo:hi].tofile(file)
@@ -220,14 +240,17 @@ def spill(entries: Array, strips: Array, *, folder: Path) -> None:
 def _pieces(stream: BinaryIO, banner: Banner, *, request: Request) -> Iterator[tuple[Entries, int]]:
     """Entries as they are given, piece by piece, with the number of those before; as many as the banner promises."""
     n_done, line = 0, banner.next_line
-    for piece in line_pieces(stream, PIECE_BYTES, source=request.source):
-        entries = parse_entries(piece, banner.line, line=line, source=request.source)
-        line += entries.n_lines
-        before, n_done = n_done, n_done + entries.values.size
-        if n_done > banner.n_entries:
-            break
-        if entries.values.size:
-            yield entries, before
+    pieces = line_pieces(stream, PIECE_BYTES, source=request.source)
+    parsed = worked_ahead(pieces, lambda piece: (piece, plain_entries(piece, banner.line)), n_threads=min(n_cores(), MAX_THREADS))
+    with closing(parsed):
+        for piece, found in parsed:
+            entries = found or entries_by_lines(piece, banner.line, line=line, source=request.source)
+            line += entries.n_lines
+            before, n_done = n_done, n_done + entries.values.size
+            if n_done > banner.n_entries:
+                break
+            if entries.values.size:
+                yield entries, before
     if n_done != banner.n_entries:
         found = "more" if n_done > banner.n_entries else f"only {n_done}"
         raise InputError(f"{request.source} promises {banner.n_entries} entries and holds {found}: truncated or damaged.")

@@ -159,10 +159,6 @@ def without_comments(text: bytes, comment: bytes, quote: bytes) -> bytes:
 def without_runs(text: bytes) -> bytes:
     """One blank between cells, and none at the ends of lines."""
     text = text.replace(b"\t", b" ")
-    if b"  " in text:
-        text = re.sub(rb" {2,}", b" ", text)
-    return (
-        re.sub(rb"^ | ?\n ?", b"\n", text)[text.startswith(b" ") :]
-        if b"\n " in text or b" \n" in text or text[:1] == b" "
-        else text
-    )
+    while b"  " in text:  # halved each time, which is several times as fast as a regular expression
+        text = text.replace(b"  ", b" ")
+    return text.replace(b" \n", b"\n").replace(b"\n ", b"\n").removeprefix(b" ")
