@@ -218,12 +218,11 @@ def schema() -> None:
 def import_(source: str, destination: Path, chunks: str | None, dtype: str | None, overwrite: bool, **options: Any) -> None:
     """Turn .npy, .npz, CSV, Parquet, HDF5, Matrix Market or images (SOURCE) into a Zarr array (DESTINATION)."""
     from dlscale.batch.jobs.places import only_importer
-    from dlscale.batch.spec.sections import parse_pair
     from dlscale.cli.terminal import import_bar
     from dlscale.storage.files.locations import local_path
     from dlscale.storage.importers import import_matrix
 
-    shape = parse_pair(chunks, "--chunks") if chunks else None
+    shape = _pair(chunks) if chunks else None
     destination = local_path(destination, "The destination of an import")
     with import_bar(open_console()) as bar, only_importer(destination):
         import_matrix(
@@ -282,6 +281,12 @@ def info(uri: str, as_json: bool) -> None:
 
 for command in (*jobs.COMMANDS, *looking.COMMANDS, rm, prune, serve, bench):
     commands.add_command(command)
+
+
+def _pair(chunks: str) -> list[int]:
+    from dlscale.batch.spec.sections import parse_pair  # which loads every kind of job
+
+    return parse_pair(chunks, "--chunks")
 
 
 def _show_info(uri: str, *, as_json: bool = False) -> None:

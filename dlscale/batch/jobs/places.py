@@ -9,9 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dlscale.batch.spec.sections import JobSpec
 from dlscale.errors import DoesNotFitError, InputError, SpecError
 from dlscale.interrupts import held_back
 from dlscale.storage.buckets.results import require_free, require_writable
@@ -22,6 +21,9 @@ from dlscale.storage.objects.address import Address, is_object_url
 from dlscale.storage.objects.requests import exists, first_look
 from dlscale.storage.results import check_name_length, check_place, is_being_written
 from dlscale.storage.zarr_stores import wait_until_idle
+
+if TYPE_CHECKING:  # an import of a matrix needs no kinds of jobs
+    from dlscale.batch.spec.sections import JobSpec
 
 _POLL_SECONDS = 0.1
 

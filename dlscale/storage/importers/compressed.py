@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import shutil
 import zipfile
-from collections.abc import Callable, Generator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -16,9 +16,11 @@ from numpy.lib import format as npy_format
 
 from dlscale.arrays import Array
 from dlscale.errors import InputError
+from dlscale.storage.files.ahead import ahead
 from dlscale.storage.importers.tables import Blocks, Request, Table, matrix_layout, row_ranges, rows_per_block
 from dlscale.storage.sparse.groups import Compressed
 from dlscale.storage.sparse.matrix import PIECE_NONZEROS, SparseMatrix
+from dlscale.storage.sparse.packed import Member, unpacked_together
 
 
 def compressed_table(parts: Compressed, request: Request, *, notes: tuple[str, ...] = ()) -> Table:
@@ -34,15 +36,7 @@ def compressed_table(parts: Compressed, request: Request, *, notes: tuple[str, .
 
 
 def _compressed(matrix: SparseMatrix) -> Generator[Any, None, None]:
-    """Blocks of rows, the next one being read and unpacked while one is written."""
-    ahead: Future[Any] | None = None
-    with ThreadPoolExecutor(1, thread_name_prefix="dlscale-unpack") as reader:
-        for span in matrix.spans(0, matrix.shape[0], PIECE_NONZEROS):
-            block, ahead = ahead, reader.submit(matrix.stored_rows, *span)
-            if block is not None:
-                yield block.result()
-        if ahead is not None:
-            yield ahead.result()
+    return ahead(matrix.stored_rows(*span) for span in matrix.spans(0, matrix.shape[0], PIECE_NONZEROS))
 
 
 def _dense(matrix: Any, m: int, n: int) -> Blocks:
@@ -70,18 +64,21 @@ class FileVector:
         return found
 
 
-def npz_table(archive: zipfile.ZipFile, form: str, request: Request) -> Table:
-    """A matrix that `scipy.sparse.save_npz` wrote as CSR or CSC, its arrays unpacked to scratch files."""
-    request.scratch.mkdir(parents=True, exist_ok=True)
-    vectors = {name: _unpacked(archive, name, request) for name in ("data", "indices", "indptr")}
+@contextmanager
+def npz_table(archive: zipfile.ZipFile, form: str, request: Request) -> Iterator[Table]:
+    """A matrix that `scipy.sparse.save_npz` wrote as CSR or CSC, its numbers and columns unpacked as they are read."""
+    missing = [name for name in ("data", "indices", "indptr") if f"{name}.npy" not in archive.namelist()]
+    if missing:
+        raise InputError(f"{request.source} is a sparse matrix that has lost its array {missing[0]!r}; write it anew.")
     with archive.open("shape.npy") as member:
         shape = npy_format.read_array(io.BytesIO(member.read(1 << 16)), allow_pickle=False).tolist()
     if len(shape) != 2:
         raise InputError(f"{request.source} is a sparse array of shape {tuple(shape)}; a matrix has two dimensions.")
-    parts = Compressed(
-        request.source, (shape[0], shape[1]), form == "csr", *(cast(Any, vectors[name]) for name in ("data", "indices", "indptr"))
-    )
-    return compressed_table(parts, request)
+    pointers = _unpacked(archive, request)
+    with ExitStack() as stack:
+        data, indices = (stack.enter_context(closing(_member(archive, name, request))) for name in ("data", "indices"))
+        vectors = (cast(Any, vector) for vector in (data, indices, pointers))
+        yield compressed_table(Compressed(request.source, (shape[0], shape[1]), form == "csr", *vectors), request)
 
 
 def npz_format(archive: zipfile.ZipFile) -> str:
@@ -91,16 +88,21 @@ def npz_format(archive: zipfile.ZipFile) -> str:
     return value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
 
 
-def _unpacked(archive: zipfile.ZipFile, name: str, request: Request) -> FileVector:
-    if f"{name}.npy" not in archive.namelist():
-        raise InputError(f"{request.source} is a sparse matrix that has lost its array {name!r}; write it anew.")
-    path = request.scratch / f"{name}.npy"
-    with archive.open(f"{name}.npy") as member, path.open("wb") as file:
+def _member(archive: zipfile.ZipFile, name: str, request: Request) -> Member:
+    with archive.open(f"{name}.npy") as member:
+        length, dtype = _header(cast(BinaryIO, member), f"{request.source}, array {name!r}")
+        return Member(archive, f"{name}.npy", member.tell(), dtype, length)
+
+
+def _unpacked(archive: zipfile.ZipFile, request: Request) -> FileVector:
+    """The pointers, which are read by any range, in a scratch file."""
+    request.scratch.mkdir(parents=True, exist_ok=True)
+    path = request.scratch / "indptr.npy"
+    with archive.open("indptr.npy") as member, path.open("wb") as file:
         shutil.copyfileobj(member, file, 1 << 20)
     with path.open("rb") as stream:
-        shape, dtype = _header(stream, f"{request.source}, array {name!r}")
-        offset = stream.tell()
-    return FileVector(path, offset, dtype, shape)
+        length, dtype = _header(stream, f"{request.source}, array 'indptr'")
+        return FileVector(path, stream.tell(), dtype, length)
 
 
 def _header(stream: BinaryIO, what: str) -> tuple[int, np.dtype[Any]]:
@@ -138,7 +140,9 @@ def hdf5_parts(group: Any, what: str, dataset: Callable[[str], Any]) -> tuple[Co
                 f"{what}: {name!r} must hold {'numbers' if name == 'data' else 'integers'} in one dimension; got shape "
                 f"{vector.shape}, dtype {vector.dtype}."
             )
-    return Compressed(what, shape, by_rows, *vectors), (note,) if note else ()
+    data, indices, indptr = vectors
+    parts = Compressed(what, shape, by_rows, unpacked_together(data), unpacked_together(indices), indptr)
+    return parts, (note,) if note else ()
 
 
 _Named = tuple[tuple[str, str, str], tuple[int, int], bool, str]

@@ -24,19 +24,10 @@ import scipy.sparse
 from dlscale.arrays import Array
 from dlscale.errors import InputError
 from dlscale.host import n_cores
+from dlscale.storage.files.ahead import ahead, worked_ahead
 from dlscale.storage.files.locations import named
 from dlscale.storage.importers.market_text import DTYPES, Entries, Line, entries_by_lines, plain_entries
-from dlscale.storage.importers.tables import (
-    Blocks,
-    Request,
-    Table,
-    ahead,
-    line_pieces,
-    open_text,
-    row_ranges,
-    rows_per_block,
-    worked_ahead,
-)
+from dlscale.storage.importers.tables import Blocks, Request, Table, line_pieces, open_text, row_ranges, rows_per_block
 
 PIECE_BYTES = 2 << 20  # of text; an entry takes up to 40 times its two shortest characters while it is sorted
 MAX_THREADS = 4  # that parse pieces: what is left to do for one is slower than more of them

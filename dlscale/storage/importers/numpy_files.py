@@ -39,8 +39,11 @@ def read_npz(request: Request) -> Iterator[Table]:
         names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
         if request.dataset is None and {"format", "shape", "data"} <= set(names):
             form = npz_format(archive) if request.sparse else ""
-            compressed = form in ("csr", "csc")
-            yield npz_table(archive, form, request) if compressed else sparse_table(archive, stream, request)
+            if form not in ("csr", "csc"):
+                yield sparse_table(archive, stream, request)
+                return
+            with npz_table(archive, form, request) as table:
+                yield table
             return
         name = request.dataset or (names[0] if len(names) == 1 else "")
         if name not in names:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import gzip
 import importlib
 import io
-from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeVar, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 import fsspec
 import numpy as np
@@ -24,7 +22,6 @@ from dlscale.storage.importers.options import ReadOptions
 from dlscale.storage.labels.names import Labels
 
 Blocks = Generator[Array, None, None]
-S, T = TypeVar("S"), TypeVar("T")
 
 
 class Vector(Protocol):
@@ -182,36 +179,6 @@ def line_pieces(stream: BinaryIO, size: int, *, source: str, first: bytes = b"")
             yield piece
     if rest:
         yield rest + b"\n"
-
-
-def ahead(items: Generator[T, None, None]) -> Generator[T, None, None]:
-    """The same, the next of them being made while one is used."""
-    with closing(items), ThreadPoolExecutor(1, thread_name_prefix="dlscale-ahead") as maker:
-        following = maker.submit(next, items, None)
-        while (item := following.result()) is not None:
-            following = maker.submit(next, items, None)
-            yield item
-
-
-def worked_ahead(items: Generator[S, None, None], work: Callable[[S], T], *, n_threads: int) -> Generator[T, None, None]:
-    """What is made of items that come `ahead`, in their order, by so many threads; an error behind what comes before it."""
-    waiting: deque[Future[T]] = deque()
-    failure: Exception | None = None
-    with closing(ahead(items)) as made, ThreadPoolExecutor(n_threads, thread_name_prefix="dlscale-work") as workers:
-        while True:
-            try:
-                item = next(made, None)
-            except Exception as error:
-                item, failure = None, error
-            if item is None:
-                break
-            waiting.append(workers.submit(work, item))
-            if len(waiting) > n_threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    if failure is not None:
-        raise failure
 
 
 def need(module: str, source: str) -> Any:

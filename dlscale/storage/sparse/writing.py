@@ -70,6 +70,8 @@ class CompressedWriter:
     def _converted(self, rows: Any) -> Array:
         if not self.is_inexact and self._dtype.kind in "fc":
             self.is_inexact = has_inexact(rows.data)
+        if rows.data.dtype == self._dtype:
+            return np.asarray(rows.data)
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
             values: Array = rows.data.astype(self._dtype)
         lost = np.flatnonzero(np.isfinite(rows.data) & ~np.isfinite(values)) if self._dtype.kind in "fc" else np.zeros(0, int)
