@@ -88,7 +88,7 @@ def _by_arrow(text: bytes, kind: Line) -> Entries | None:
         )
     except pyarrow.ArrowInvalid:
         return None
-    columns = [np.asarray(column.chunk(0)) if column.num_chunks == 1 else column.to_numpy() for column in table.columns]
+    columns = [column.to_numpy() for column in table.columns]
     values = _values(columns[2 * kind.positions :], table.num_rows, kind)
     # An infinity that is written in digits is out of range.
     if values.dtype.kind in "fc" and not np.isfinite(values).all():

@@ -234,8 +234,8 @@ def _pieces(stream: BinaryIO, banner: Banner, *, request: Request) -> Iterator[t
     pieces = line_pieces(stream, PIECE_BYTES, source=request.source)
     parsed = worked_ahead(pieces, lambda piece: (piece, plain_entries(piece, banner.line)), n_threads=min(n_cores(), MAX_THREADS))
     with closing(parsed):
-        for piece, found in parsed:
-            entries = found or entries_by_lines(piece, banner.line, line=line, source=request.source)
+        for piece, plain in parsed:
+            entries = plain or entries_by_lines(piece, banner.line, line=line, source=request.source)
             line += entries.n_lines
             before, n_done = n_done, n_done + entries.values.size
             if n_done > banner.n_entries:
