@@ -19,6 +19,7 @@ import zarr
 from dlscale.arrays import Array
 from dlscale.errors import InputError
 from dlscale.storage.exactness import has_inexact
+from dlscale.storage.files.durable import write_chunk
 from dlscale.storage.files.nodes import group_metadata
 from dlscale.storage.sparse.groups import ANNDATA_NAMES, BINSPARSE_NAMES
 
@@ -130,7 +131,7 @@ class Growing:
     """A one-dimensional Zarr array of plain chunks that is written from its beginning to its end."""
 
     def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
-        self.path, self.dtype, self.length = path, dtype, 0
+        self.path, self.dtype, self.length, self._n_chunks = path, dtype, 0, 0
         self._chunk = CHUNK_BYTES // dtype.itemsize
         self._waiting: list[Array] = []
         self._n_waiting = 0
@@ -153,6 +154,8 @@ class Growing:
         """Write what is left; returns a digest of all."""
         waiting = np.concatenate([*self._waiting, np.zeros(0, self.dtype)])
         self._write(waiting, max(1, min(self._chunk, len(waiting))))
+        if self._array is not None:
+            self._array.resize((self.length,))
         return self._content.hexdigest()
 
     def _write(self, values: Array, chunk: int) -> None:
@@ -166,11 +169,12 @@ class Growing:
                 filters=None,
                 fill_value=0,
                 zarr_format=3,
-                config={"write_empty_chunks": True},  # a chunk of zeros must exist: an absent one means a lost one
             )
         if not len(values):
             return
         self._content.update(google_crc32c.value(np.ascontiguousarray(values)).to_bytes(4, "little"))
-        start = self._array.shape[0]
-        self._array.resize((start + len(values),))
-        self._array[start:] = values
+        width = int(self._array.chunks[0])
+        for start in range(0, len(values), width):
+            path = self.path / self._array.metadata.encode_chunk_key((self._n_chunks,))
+            write_chunk(path, values[start : start + width], (width,), checksum=False, root=self.path)
+            self._n_chunks += 1
