@@ -85,6 +85,16 @@ def test_a_wrong_checksum_of_a_member_is_told_at_its_end(tmp_path: Path) -> None
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.npz"]
 
 
+def test_a_damaged_member_is_told_by_its_checksum(tmp_path: Path) -> None:
+    A = scipy.sparse.random_array((500, 400), density=0.5, rng=0).tocsr()
+    scipy.sparse.save_npz(tmp_path / "x.npz", A, compressed=False)
+    text = (tmp_path / "x.npz").read_bytes()
+    columns = A.indices[:100].astype("i4").tobytes()
+    (tmp_path / "x.npz").write_bytes(text.replace(columns, b"\x7f" + columns[1:3] + b"\x7f" + columns[4:]))
+    with pytest.raises(InputError, match=r"x\.npz cannot be read: Bad CRC-32 for file 'indices\.npy'"):
+        import_matrix(tmp_path / "x.npz", tmp_path / "y.zarr", sparse=True)
+
+
 def numbers(n: int, fault: int = -1) -> Any:
     for k in range(n):
         if k == fault:

@@ -7,7 +7,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -78,7 +78,19 @@ def npz_table(archive: zipfile.ZipFile, form: str, request: Request) -> Iterator
     with ExitStack() as stack:
         data, indices = (stack.enter_context(closing(_member(archive, name, request))) for name in ("data", "indices"))
         vectors = (cast(Any, vector) for vector in (data, indices, pointers))
-        yield compressed_table(Compressed(request.source, (shape[0], shape[1]), form == "csr", *vectors), request)
+        table = compressed_table(Compressed(request.source, (shape[0], shape[1]), form == "csr", *vectors), request)
+        yield replace(table, blocks=_compared(table.blocks, (data, indices)))
+
+
+def _compared(blocks: Blocks, members: tuple[Member, Member]) -> Blocks:
+    """The same; where one is wrong the checksums of the members, which come at their ends, are compared before it is told."""
+    with closing(blocks):
+        try:
+            yield from blocks
+        except Exception:
+            for member in members:
+                member.finish()
+            raise
 
 
 def npz_format(archive: zipfile.ZipFile) -> str:

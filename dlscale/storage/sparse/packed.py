@@ -59,9 +59,13 @@ class Member:
             filled, self._rest = filled + taken, self._rest[taken:]
         self._done = part.stop
         if self._done == self._length:
-            for _ in self._pieces:  # its checksum is compared at its end
-                pass
+            self.finish()
         return out
+
+    def finish(self) -> None:
+        """Read to the end, where its checksum is compared."""
+        for _ in self._pieces:
+            pass
 
     def _unpacked(self) -> Generator[bytes, None, None]:
         with self._archive.open(self._name) as member:
