@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from dlscale.errors import InputError
 from dlscale.storage.importers import import_matrix
-from dlscale.storage.importers.market_text import Line, entries_by_lines, plain_entries
+from dlscale.storage.importers.market_text import Line, entries_by_lines, mixed_entries, plain_entries
 
 
 def imported(tmp_path, head, body, **options):
@@ -195,6 +195,23 @@ def test_what_is_plain_is_what_the_lines_say(lines, ends, begin, field):
         if kind.positions:
             np.testing.assert_array_equal(found.i, expected.i)
             np.testing.assert_array_equal(found.j, expected.j)
+
+
+@pytest.mark.parametrize("positions", [False, True])
+def test_a_few_lines_that_are_not_plain(positions):
+    lines = [f"{'3 4 ' * positions}{k / 7!r}" for k in range(9000)]
+    lines[1] = lines[1].rpartition(" ")[0] + " nan"
+    lines[4500] = "% two thirds"
+    lines[8000] = lines[8000].rpartition(" ")[0] + " -inf"
+    piece, kind = "".join(f"{line}\n" for line in lines).encode(), Line(positions, "real", 9, 9)
+    assert plain_entries(piece, kind) is None
+    found, expected = (read(piece, kind, line=7, source="a") for read in (mixed_entries, entries_by_lines))
+    assert found.n_lines == expected.n_lines == 9000
+    for got, wanted in zip(found[:3], expected[:3], strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    wrong = "".join(f"{line}\n" for line in [*lines[:7000], "1 2 3 4", *lines[7000:]]).encode()
+    with pytest.raises(InputError, match="a, line 7007: a line must have"):
+        mixed_entries(wrong, kind, line=7, source="a")
 
 
 @pytest.mark.parametrize("field", ["real", "integer", "complex", "pattern"])

@@ -24,6 +24,7 @@ _SHOWN = 40
 #: What Arrow takes for more than it is: a mark of the order of bytes, a hexadecimal number, the end of a line.
 _TOO_MUCH = (b"\xef", b"x", b"X", b"\r")
 _SHORT_INDICES = 1 << 31
+_FEW_BYTES = 1 << 14
 
 
 class Line(NamedTuple):
@@ -111,6 +112,18 @@ def _values(columns: list[Array], n: int, kind: Line) -> Array:
     values = np.empty(n, DTYPES["complex"])
     values.real, values.imag = columns
     return values
+
+
+def mixed_entries(piece: bytes, kind: Line, *, line: int, source: str) -> Entries:
+    """As `entries_by_lines`, which is asked for the few lines around those that are not plain."""
+    found, start = list[Entries](), 0
+    while start < len(piece):
+        stop = piece.find(b"\n", start + _FEW_BYTES) + 1 or len(piece)
+        few = piece[start:stop]
+        found.append(plain_entries(few, kind) or entries_by_lines(few, kind, line=line, source=source))
+        line, start = line + found[-1].n_lines, stop
+    i, j = (np.concatenate([part[k] for part in found]) if kind.positions else None for k in range(2))
+    return Entries(i, j, np.concatenate([part.values for part in found]), piece.count(b"\n"))
 
 
 def entries_by_lines(piece: bytes, kind: Line, *, line: int, source: str) -> Entries:

@@ -26,7 +26,7 @@ from dlscale.errors import InputError
 from dlscale.host import n_cores
 from dlscale.storage.files.ahead import ahead, worked_ahead
 from dlscale.storage.files.locations import named
-from dlscale.storage.importers.market_text import DTYPES, Entries, Line, entries_by_lines, plain_entries
+from dlscale.storage.importers.market_text import DTYPES, Entries, Line, mixed_entries, plain_entries
 from dlscale.storage.importers.tables import Blocks, Request, Table, line_pieces, open_text, row_ranges, rows_per_block
 
 PIECE_BYTES = 4 << 20  # of text; an entry of the four shortest characters takes some 40 bytes while it is parsed
@@ -235,7 +235,7 @@ def _pieces(stream: BinaryIO, banner: Banner, *, request: Request) -> Iterator[t
     parsed = worked_ahead(pieces, lambda piece: (piece, plain_entries(piece, banner.line)), n_threads=min(n_cores(), MAX_THREADS))
     with closing(parsed):
         for piece, plain in parsed:
-            entries = plain or entries_by_lines(piece, banner.line, line=line, source=request.source)
+            entries = plain or mixed_entries(piece, banner.line, line=line, source=request.source)
             line += entries.n_lines
             before, n_done = n_done, n_done + entries.values.size
             if n_done > banner.n_entries:
