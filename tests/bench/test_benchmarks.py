@@ -18,4 +18,7 @@ def test_names_exist(path: Path) -> None:
         if node.module and node.module.split(".")[0] == "dlscale":
             module = importlib.import_module(node.module)
             for name in node.names:
-                assert hasattr(module, name.name) or importlib.util.find_spec(f"{node.module}.{name.name}"), (node.module, name.name)
+                assert hasattr(module, name.name) or importlib.util.find_spec(f"{node.module}.{name.name}"), (
+                    node.module,
+                    name.name,
+                )

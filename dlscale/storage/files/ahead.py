@@ -8,7 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import TypeVar
 
-S, T = TypeVar("S"), TypeVar("T")
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 def ahead(items: Generator[T, None, None], n: int = 1) -> Generator[T, None, None]:
@@ -32,7 +33,8 @@ def worked_ahead(items: Generator[S, None, None], work: Callable[[S], T], *, n_t
             try:
                 item = next(made, None)
             except Exception as error:
-                item, failure = None, error
+                failure = error
+                break
             if item is None:
                 break
             waiting.append(workers.submit(work, item))

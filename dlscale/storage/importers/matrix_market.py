@@ -225,7 +225,7 @@ def spill(entries: Array, strips: Array, *, folder: Path) -> None:
     bounds = np.concatenate([[0], np.flatnonzero(strips[1:] != strips[:-1]) + 1, [strips.size]])
     for lo, hi in pairwise(bounds):
         with (folder / str(strips[lo])).open("ab") as file:
-            file.write(entries[lo:hi])
+            file.write(entries[lo:hi].data)
 
 
 def _pieces(stream: BinaryIO, banner: Banner, *, request: Request) -> Iterator[tuple[Entries, int]]:

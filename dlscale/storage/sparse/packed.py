@@ -119,10 +119,10 @@ class Chunked:
             return None
         if skipped or len(unpacked) != n_bytes:
             return None
+        elements = np.frombuffer(unpacked, np.uint8)
         if self._shuffled:
-            parts = np.frombuffer(unpacked, np.uint8).reshape(self.dtype.itemsize, self._width)
-            unpacked = np.ascontiguousarray(parts.T).reshape(-1)
-        return np.frombuffer(unpacked, self.dtype)
+            elements = np.ascontiguousarray(elements.reshape(self.dtype.itemsize, self._width).T).reshape(-1)
+        return elements.view(self.dtype)
 
 
 @cache
