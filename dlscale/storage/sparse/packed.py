@@ -122,7 +122,8 @@ class Chunked:
         elements = np.frombuffer(unpacked, np.uint8)
         if self._shuffled:
             elements = np.ascontiguousarray(elements.reshape(self.dtype.itemsize, self._width).T).reshape(-1)
-        return elements.view(self.dtype)
+        values: Array = elements.view(self.dtype)
+        return values
 
 
 @cache
