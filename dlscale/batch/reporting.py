@@ -12,10 +12,11 @@ from dlscale.batch.jobs.places import writable
 from dlscale.batch.kinds import KINDS
 from dlscale.batch.workspace import Job
 from dlscale.errors import InputError, SpecError
+from dlscale.report.components.planes import MOST_DOTS
 from dlscale.report.html import render
-from dlscale.report.record import JobRecord
+from dlscale.report.record import JobRecord, RowColor
 from dlscale.storage.files.durable import write_atomically
-from dlscale.storage.groups import sampled_rows, small_arrays, small_labels
+from dlscale.storage.groups import sampled_color, sampled_rows, small_arrays, small_labels
 
 #: Larger arrays of a result are not drawn, and not read.
 _MAX_ARRAY_BYTES = 32 * 2**20
@@ -51,6 +52,12 @@ def write_report(job: Job, path: Path | None = None) -> Path:
     with writable(path, f"draw it elsewhere with `dlscale report {job.id} --output FILE.html`"):
         write_atomically(path, drawn.encode(), fsync=False)
     return path
+
+
+def _color(result: str) -> RowColor | None:
+    """What colours the rows of which scores are drawn."""
+    found = sampled_color(result, "scores", max_bytes=_MAX_ARRAY_BYTES, most=MOST_DOTS)
+    return None if found is None else RowColor(*found)
 
 
 def read_record(job: Job) -> JobRecord:
@@ -89,6 +96,7 @@ def read_record(job: Job) -> JobRecord:
         events=events,
         arrays=arrays,
         labels=part(lambda: small_labels(state.result, most=_MOST_NAMES) if state.result else {}, {}),
+        color=part(lambda: _color(state.result) if state.result else None, None),
         sample=part(lambda: sampled_rows(state.result, "scores", 2, max_bytes=_MAX_ARRAY_BYTES) if state.result else None, None),
         versions=machine.pop("versions", {}),
         machine=machine,

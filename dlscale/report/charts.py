@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_NAMES = ("ink", "soft", "line", "sheet", "s1", "s2", "s3", "s4", "s5", "s6", "good", "bad", "warn")
+#: Colours of categories, which colour-blind eyes tell apart too, and of numbers from the lowest to the highest: viridis.
+CATEGORIES, SCALE = tuple(f"c{k}" for k in range(8)), tuple(f"v{k}" for k in range(12))
+_NAMES = ("ink", "soft", "line", "none", "sheet", "s1", "s2", "s3", "s4", "s5", "s6", "good", "bad", "warn", *CATEGORIES, *SCALE)
 #: The page's colours as Matplotlib takes them: each is drawn in a colour of its own, which becomes the page's variable.
 COLOURS: Mapping[str, str] = {name: f"#fe{i:04x}" for i, name in enumerate(_NAMES)}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,14 @@ from dlscale.engine.events import Event
 
 #: States in which work was lost or stopped; the report opens with the reason and the way on.
 STOPPED = ("failed", "lost", "interrupted", "cancelled")
+
+
+class RowColor(NamedTuple):
+    """A column of a table by its name: its texts, empty where it has no value, in some rows of a sample."""
+
+    name: str
+    rows: np.ndarray
+    texts: Sequence[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +59,8 @@ class JobRecord:
         Names: ``column`` of all columns, ``row`` of the rows of `sample`.
     sample : ndarray (r, 2) or None
         The first two scores of all rows, or of rows that are spread evenly.
+    color : RowColor or None
+        A column of the table that colours rows of `sample`.
     machine, versions : mapping
         Facts of the cluster and of the software, shown as they are; suffixes such as ``_bytes`` and ``_seconds`` are formatted.
     image_shape : tuple of int or None
@@ -82,6 +92,7 @@ class JobRecord:
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     sample: np.ndarray | None = None
+    color: RowColor | None = None
     machine: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, Any] = field(default_factory=dict)
     image_shape: tuple[int, ...] | None = None

@@ -1,6 +1,33 @@
 """The page's style sheet: one set of colours for light, one for dark, light again on paper."""
 
-STYLE = """
+from __future__ import annotations
+
+#: Colours of categories and of numbers, on light and on dark, as `charts` names them; those of no value come first.
+_LIGHT = {
+    "none": "#b4bec9",
+    "c": "#1770f9 #a51105 #3cc96a #8901a1 #898b48 #cd6aaf #102c5a #5c0012",
+    "v": "#440154 #481c6e #453581 #3e4c8a #34618d #2c738e #24868e #1f988b #25ab82 #3dbc74 #65cb5e #95d840",
+}
+_DARK = {
+    "none": "#4d5b6a",
+    "c": "#6ff8f0 #fc4734 #d9ff17 #d866f1 #339c6d #f6b669 #9537cb #a63c0c",
+    "v": "#3c4f8a #33628d #2c728e #25838e #1f948c #20a486 #31b57b #50c46a #75d054 #a2da37 #d2e21b #fde725",
+}
+
+
+def _declared(colours: dict[str, str]) -> str:
+    """Colours as properties: those of a series have numbers behind its letter."""
+    told = {name: values.split() for name, values in colours.items()}
+    return " ".join(f"--{name}{k if len(all_) > 1 else ''}: {one};" for name, all_ in told.items() for k, one in enumerate(all_))
+
+
+_PALETTES = f"""
+:root {{ {_declared(_LIGHT)} }}
+@media (prefers-color-scheme: dark) {{ :root {{ {_declared(_DARK)} }} }}
+@media print {{ :root {{ {_declared(_LIGHT)} }} }}
+"""
+
+_PAGE = """
 :root {
   --page: #eef1f4; --sheet: #ffffff; --ink: #16212e; --soft: #566373; --line: #dbe1e8; --track: #e6eaef;
   --s1: #1f6fb2; --s2: #c2601c; --s3: #5b4fa8; --s4: #a23b72; --s5: #3c7d7a; --s6: #8a7a2c;
@@ -98,6 +125,7 @@ header { display: flex; justify-content: space-between; align-items: center; gap
 .key i { width: 12px; height: 12px; border-radius: 2px; }
 .key i.limit-key { height: 0; width: 20px; border-top: 1.6px dashed var(--ink); border-radius: 0; }
 .key i.line-key { height: 0; width: 20px; border-top: 2px solid var(--s4); border-radius: 0; }
+.key.shades { gap: 0; } .key.shades i { width: 15px; border-radius: 0; } .key.shades span { margin: 0 7px; }
 .key i.diamond-key { background: var(--s5); transform: rotate(45deg) scale(0.75); border-radius: 0; }
 
 .pair { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 440px), 1fr)); gap: 22px 40px; }
@@ -151,3 +179,5 @@ dt { color: var(--soft); } dd { text-align: right; overflow-wrap: anywhere; }
   .wide .chart { min-width: 0; } .wide { overflow: visible; }
 }
 """
+
+STYLE = _PALETTES + _PAGE

@@ -11,8 +11,11 @@ import numpy as np
 from dlscale.arrays import Array
 from dlscale.errors import InputError, StoreError
 from dlscale.storage.integrity import holds_numbers, holds_text
-from dlscale.storage.labels.names import AXES
+from dlscale.storage.labels.names import AXES, COLOR
 from dlscale.storage.zarr_stores import place_of, refusing, understood
+
+#: Of text that colours rows, so many chunks are read.
+_MOST_TEXT_CHUNKS = 32
 
 
 def open_arrays(uri: str) -> dict[str, Any]:
@@ -57,12 +60,42 @@ def sampled_rows(uri: str, name: str, n_columns: int, *, max_bytes: int) -> Arra
     array = open_arrays(uri).get(name)
     if array is None or array.ndim != 2 or not holds_numbers(array) or array.shape[1] < n_columns:
         return None
+    with _explained(uri):
+        return np.concatenate([array[rows, :n_columns] for rows in _sampled(array, max_bytes)])
+
+
+def _sampled(array: Any, max_bytes: int) -> list[slice]:
+    """The rows of all chunks of an array, or of so many that are spread evenly."""
     rows = int((array.shards or array.chunks)[0])
     n_chunks = -(-int(array.shape[0]) // rows)
     n_read = max(1, min(n_chunks, max_bytes // max(1, rows * int(array.shape[1]) * array.dtype.itemsize)))
+    return [slice(k * rows, (k + 1) * rows) for k in np.linspace(0, n_chunks - 1, n_read).astype(int).tolist()]
+
+
+def sampled_color(uri: str, name: str, *, max_bytes: int, most: int) -> tuple[str, Array, list[str]] | None:
+    """What colours rows of a group, of as many of `sampled_rows` at most.
+
+    Returns
+    -------
+    (str, (r,) of int, list of str) or None
+        The name of the column, where the rows are among those of `sampled_rows`, and the text of each; None where nothing colours.
+    """
+    arrays = open_arrays(uri)
+    array, color = arrays.get(name), arrays.get(COLOR)
+    if array is None or array.ndim != 2 or color is None or color.shape != array.shape[:1] or not holds_text(color):
+        return None
+    n, chunk = int(array.shape[0]), int(color.chunks[0])
+    rows = np.concatenate([np.arange(*span.indices(n)) for span in _sampled(array, max_bytes)])
+    read = np.unique(rows // chunk)
+    read = read[np.unique(np.linspace(0, len(read) - 1, min(len(read), _MOST_TEXT_CHUNKS)).astype(int))]
+    among = np.flatnonzero(np.isin(rows // chunk, read))
+    among = among[np.unique(np.linspace(0, len(among) - 1, min(len(among), most)).astype(int))]
+    wanted, texts = rows[among], list[str]()
     with _explained(uri):
-        parts = [array[k * rows : (k + 1) * rows, :n_columns] for k in np.linspace(0, n_chunks - 1, n_read).astype(int).tolist()]
-        return np.concatenate(parts)
+        for k in np.unique(wanted // chunk).tolist():
+            found = color[k * chunk : (k + 1) * chunk].tolist()
+            texts += [str(found[i - k * chunk]) for i in wanted[wanted // chunk == k].tolist()]
+        return str(dict(color.attrs).get("long_name", COLOR)), among, texts
 
 
 def result_attributes(uri: str) -> dict[str, Any] | None:

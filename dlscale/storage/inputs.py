@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dlscale.errors import CorruptionError, DlscaleError, InputError
 from dlscale.storage.groups import open_arrays, result_attributes
 from dlscale.storage.integrity import check_chunks, require_numbers
-from dlscale.storage.labels.names import AXES, Labels
+from dlscale.storage.labels.names import AXES, COLOR, Labels
 from dlscale.storage.labels.stored import names_at
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.matrix import Matrix
@@ -56,8 +56,8 @@ class StoredResult:
 
     @property
     def arrays(self) -> dict[str, Any]:
-        """Every array but names of rows and columns, by its name, all of plain numbers; ``array[...]`` brings one to memory."""
-        arrays = {name: array for name, array in open_arrays(self.uri).items() if name not in AXES}
+        """Every array but labels of rows and columns, by its name, all of plain numbers; ``array[...]`` brings one to memory."""
+        arrays = {name: array for name, array in open_arrays(self.uri).items() if name not in (*AXES, COLOR)}
         for name, array in arrays.items():
             require_numbers(array, f"{self.uri}/{name}")
         return arrays

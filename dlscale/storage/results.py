@@ -25,8 +25,8 @@ from dlscale.storage.files import locks
 from dlscale.storage.files.atomic import PARTIAL, exchange, fsync_path, hidden, is_own_folder, make_folder, write_atomically
 from dlscale.storage.files.durable import Stamp, fsync_tree
 from dlscale.storage.files.nodes import find_node, group_metadata, place_node, remove_node
-from dlscale.storage.labels.names import AXES, Labels
-from dlscale.storage.labels.writing import write_names
+from dlscale.storage.labels.names import Labels
+from dlscale.storage.labels.writing import write_text
 from dlscale.storage.seals import SEAL, make_seal
 from dlscale.storage.writers import ArrayWriter, Layout, Shape, create_array, put_array, reopen_array
 
@@ -114,13 +114,13 @@ class ResultGroup:
         put_array(place_node(self.partial, name), array, name=name, dimensions=self._dimensions_of(name, array.shape))
 
     def name_axes(self, labels: Labels) -> None:
-        """Write the names of rows and columns, where an array has such, beside the arrays, as xarray does."""
+        """Write labels of rows and columns, where an array has such, beside the arrays, as xarray does."""
         self._lock.check()
-        for axis, names in zip(AXES, labels, strict=True):
-            if names is not None and self._lengths.get(axis) == len(names):
-                path = place_node(self.partial, axis)
+        for text in labels.stored():
+            if self._lengths.get(text.axis) == len(text.texts):
+                path = place_node(self.partial, text.array)
                 remove_node(path)
-                write_names(path, axis, names)
+                write_text(path, text)
 
     def _dimensions_of(self, name: str, shape: Shape) -> tuple[str, ...]:
         """What the axes of an array are called."""

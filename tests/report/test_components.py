@@ -34,7 +34,7 @@ def test_one_job_file_from_a_table_to_named_scores(tmp_path):
     A = write_table(tmp_path / "people.csv", 40)
     (tmp_path / "job.yaml").write_text(
         "kind: pca\n"
-        f"input: {{matrix: {{import: '{tmp_path}/people.csv', numeric: true, fill: median}}}}\n"
+        f"input: {{matrix: {{import: '{tmp_path}/people.csv', numeric: true, fill: median, color: city}}}}\n"
         "params: {n_components: 3, scores: true}\n"
         "cluster: threads\n"
     )
@@ -47,6 +47,10 @@ def test_one_job_file_from_a_table_to_named_scores(tmp_path):
     assert list(group["row"][:3]) == ["person 0", "person 1", "person 2"]
     assert group["scores"].metadata.dimension_names == ("row", "component")
     page = (result.folder / "report.html").read_text()
+    assert (list(group["color"][:]), group["color"].attrs["long_name"]) == (["Rome"] * 40, "city")
+    assert group["color"].metadata.dimension_names == ("row",)
+    assert "person 7, city: Rome" in page
+    assert "its colour tells city" in page
     for words in ("Scores", "biplot of 40 rows", "Loadings", "weight &lt;kg&gt;", "価格", "a very long name of a…", "person 7"):
         assert words in page
     assert not [name for name in ("column 0", "damaged") if name in page]

@@ -118,7 +118,7 @@ NAMED = "user,item,stars\nAnn,Dune,5\nBob,Emma,3.5\nAnn,Emma,1\nAnn,Dune,2\n"
 
 
 def named(matrix) -> tuple:
-    return tuple(None if names is None else list(names[:]) for names in matrix.labels)
+    return tuple(None if names is None else list(names[:]) for names in matrix.labels[:2])
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet"])

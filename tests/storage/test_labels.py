@@ -23,8 +23,8 @@ from dlscale.errors import ImportNote, InputError, SpecError
 from dlscale.service.routes import slices
 from dlscale.storage.importers import import_matrix
 from dlscale.storage.labels import names
-from dlscale.storage.labels.names import Labels
-from dlscale.storage.labels.writing import write_labels, write_names
+from dlscale.storage.labels.names import Labels, Text
+from dlscale.storage.labels.writing import write_labels, write_text
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.verifying import verify
 
@@ -34,7 +34,7 @@ A = np.arange(6.0).reshape(3, 2)
 
 
 def told(source) -> tuple:
-    return tuple(None if names is None else list(names[:]) for names in open_matrix(source).labels)
+    return tuple(None if names is None else list(names[:]) for names in open_matrix(source).labels[:2])
 
 
 def copied(tmp_path, name, **options) -> tuple:
@@ -268,7 +268,7 @@ def test_names_of_dimensions_lead_to_no_other_folder(tmp_path, name):
 
 
 def test_a_server_sends_parts_of_names(tmp_path):
-    write_names(tmp_path / "g.zarr" / "row", "row", ROWS)
+    write_text(tmp_path / "g.zarr" / "row", Text("row", "row", ROWS, {}))
     zarr.open_group(tmp_path / "g.zarr", mode="a")
     spans, part = slices._read(str(tmp_path / "g.zarr"), "row", "1:3", "")
     assert (spans, part.tolist()) == ([(1, 3)], ROWS[1:])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from dlscale.report import words
 from dlscale.report.charts import BACKING, COLOURS, Chart, boxes, chart
+from dlscale.report.components.colors import Coloring
 from dlscale.report.markup import Markup
 
 if TYPE_CHECKING:
@@ -26,11 +27,24 @@ _MOST_LETTERS = 24
 MOST_BARS = 12
 
 
-def scores(points: np.ndarray, names: Sequence[str], axes_names: tuple[str, str]) -> Markup:
-    """Rows at their scores (r, 2), with the names of those that lie far out."""
+class Colored(NamedTuple):
+    """Rows of a plane in the colours of a column: which they are, what the column tells of each, and how that is coloured."""
+
+    rows: np.ndarray
+    told: Sequence[str]
+    colors: Coloring
+
+
+def scores(points: np.ndarray, names: Sequence[str], axes_names: tuple[str, str], colored: Colored | None = None) -> Markup:
+    """Rows at their scores (r, 2), with the names of those that lie far out; of many rows, those in colours over the density."""
     with chart(510, 372, f"scores of {len(points):,} rows") as drawn:
         axes = _plane(drawn, points, "rows", axes_names)
-        _rows(drawn, axes, points, names, alpha=0.75)
+        if colored is None:
+            _rows(drawn, axes, points, names, alpha=0.75)
+        else:
+            if len(points) > MOST_DOTS:
+                _density(axes, points, "soft", 0.4)
+            _colored_rows(drawn, axes, points, names, colored)
         if len(names) == len(points):
             far = np.argsort(-np.sum((points / _reach(points)) ** 2, axis=1), kind="stable")
             most = len(points) if len(points) <= 2 * _MOST_NAMES else _MOST_NAMES
@@ -82,17 +96,39 @@ def _plane(drawn: Chart, points: np.ndarray, title: str, axes_names: tuple[str, 
 
 def _rows(drawn: Chart, axes: Axes, points: np.ndarray, names: Sequence[str], *, alpha: float) -> None:
     if len(points) > MOST_DOTS:
-        _density(axes, points, alpha)
+        _density(axes, points, "s1", alpha)
     elif len(points) > _NAMED_DOTS or len(names) != len(points):
-        wide, high = (np.diff((axes.get_xlim(), axes.get_ylim())).ravel() / (_WIDTH, _HEIGHT)).tolist()
-        half = 2.2 if len(points) <= _NAMED_DOTS else 1.3
-        boxes(axes, [(x - half * wide, x + half * wide, y - half * high, y + half * high) for x, y in points], "s1", alpha)
+        _small_dots(axes, points, "s1", alpha, half=2.2 if len(points) <= _NAMED_DOTS else 1.3)
     else:
-        dots = axes.plot(points[:, 0], points[:, 1], "o", color=COLOURS["s1"], alpha=alpha, markersize=5, clip_on=False)[0]
-        drawn.tip(dots, *map(words.printable, names))
+        _dots(drawn, axes, points, "s1", names, alpha=alpha)
 
 
-def _density(axes: Axes, points: np.ndarray, alpha: float) -> None:
+def _colored_rows(drawn: Chart, axes: Axes, points: np.ndarray, names: Sequence[str], colored: Colored) -> None:
+    """The rows that have colours, each with its name, where there is one, and what it is coloured by."""
+    for style, which in colored.colors.parts():
+        rows = colored.rows[which]
+        if len(colored.rows) > _NAMED_DOTS:
+            _small_dots(axes, points[rows], style, 0.85, half=1.6)
+            continue
+        told = [colored.told[k] for k in which.tolist()]
+        if len(names) == len(points):
+            told = [f"{words.printable(names[i])}, {text}" for i, text in zip(rows.tolist(), told, strict=True)]
+        _dots(drawn, axes, points[rows], style, told, alpha=0.85)
+
+
+def _small_dots(axes: Axes, points: np.ndarray, style: str, alpha: float, *, half: float) -> None:
+    """All of them as one mark."""
+    wide, high = (np.diff((axes.get_xlim(), axes.get_ylim())).ravel() / (_WIDTH, _HEIGHT)).tolist()
+    boxes(axes, [(x - half * wide, x + half * wide, y - half * high, y + half * high) for x, y in points], style, alpha)
+
+
+def _dots(drawn: Chart, axes: Axes, points: np.ndarray, style: str, told: Sequence[str], *, alpha: float) -> None:
+    """Each as a mark that tells a name."""
+    dots = axes.plot(points[:, 0], points[:, 1], "o", color=COLOURS[style], alpha=alpha, markersize=5, clip_on=False)[0]
+    drawn.tip(dots, *map(words.printable, told))
+
+
+def _density(axes: Axes, points: np.ndarray, style: str, alpha: float) -> None:
     """Shades by how many rows lie in a cell, each twice and more as many as the one below."""
     ranges = axes.get_xlim(), axes.get_ylim()
     counts, xs, ys = np.histogram2d(points[:, 0], points[:, 1], bins=_CELLS, range=ranges)
@@ -100,7 +136,7 @@ def _density(axes: Axes, points: np.ndarray, alpha: float) -> None:
     for shade in range(1, _SHADES + 1):
         cells = [(xs[i], xs[i + 1], ys[j], ys[j + 1]) for i, j in np.argwhere(shades == shade).tolist()]
         if cells:
-            boxes(axes, cells, "s1", alpha * (0.12 + 0.88 * shade / _SHADES))
+            boxes(axes, cells, style, alpha * (0.12 + 0.88 * shade / _SHADES))
 
 
 def _apart(axes: Axes, points: np.ndarray, order: Sequence[int], most: int) -> Iterator[int]:

@@ -8,12 +8,15 @@ import numpy as np
 
 from dlscale.report import words
 from dlscale.report.components import planes
+from dlscale.report.components.colors import coloring
 from dlscale.report.kinds import array
-from dlscale.report.markup import Markup
+from dlscale.report.markup import Markup, join
 from dlscale.report.sections import Job, pair, section
 
 #: Components that are told by names.
 _N_TOLD = 6
+#: Of many rows, so many are in colours.
+_MOST_COLORED = 1500
 
 
 def _axes_names(job: Job) -> tuple[str, str]:
@@ -29,12 +32,28 @@ def names_of_columns(job: Job, n: int) -> Sequence[str]:
     return names if len(names) == n else [f"column {j}" for j in range(n)]
 
 
+def _colored(job: Job, n_points: int) -> planes.Colored | None:
+    """The rows that have colours."""
+    color = job.record.color
+    if color is None or not len(color.rows):
+        return None
+    rows, texts = color.rows, color.texts
+    if n_points > planes.MOST_DOTS and len(rows) > _MOST_COLORED:
+        some = np.linspace(0, len(rows) - 1, _MOST_COLORED).astype(int)
+        rows, texts = rows[some], [texts[k] for k in some.tolist()]
+    told = [f"{color.name}: {text or 'no value'}" for text in texts]
+    return planes.Colored(rows, told, coloring(color.name, texts))
+
+
 def rows_in_the_plane(job: Job) -> Markup | None:
     """Scores of rows along the first two components, and a biplot."""
     points = job.record.sample
     if points is None or points.ndim != 2 or points.shape[1] != 2 or np.iscomplexobj(points) or not np.isfinite(points).all():
         return None
-    drawn = [planes.scores(points, job.record.labels.get("row", ()), _axes_names(job))]
+    colored = _colored(job, len(points))
+    drawn = [planes.scores(points, job.record.labels.get("row", ()), _axes_names(job), colored)]
+    if colored is not None:
+        drawn = [join([drawn[0], colored.colors.legend])]
     components = array(job, "components")
     if components is not None and len(components) > 1 and job.record.image_shape is None and not np.iscomplexobj(components):
         names = names_of_columns(job, components.shape[1])
@@ -44,7 +63,12 @@ def rows_in_the_plane(job: Job) -> Markup | None:
     if len(points) < n_rows:
         lead += f"; drawn are {words.count(len(points))} of the {words.count(n_rows)} rows, spread evenly"
     if len(points) > planes.MOST_DOTS:
-        lead += "; the stronger the colour, the more rows lie there, on a logarithmic scale"
+        shade = "colour" if colored is None else "grey"
+        lead += f"; the stronger the {shade}, the more rows lie there, on a logarithmic scale"
+    if colored is not None and job.record.color is not None:
+        name, n_colored = words.printable(job.record.color.name), words.count(len(colored.rows))
+        some = f"; above that {n_colored} of them, spread evenly, in the colours of their {name}"
+        lead += f"; its colour tells {name}" if len(colored.rows) == len(points) else some
     lead += "." if len(drawn) == 1 else ". Arrows go along the columns whose loadings there are largest, at a common scale."
     return section("Scores", lead, pair(*drawn))
 

@@ -19,8 +19,8 @@ from dlscale.errors import CorruptionError, SpecError
 from dlscale.storage.buckets.writers import ObjectWriter, create_object_array, sent_from
 from dlscale.storage.files.durable import crc32c
 from dlscale.storage.files.nodes import check_name, group_metadata, place_node
-from dlscale.storage.labels.names import AXES, Labels
-from dlscale.storage.labels.writing import write_names
+from dlscale.storage.labels.names import Labels
+from dlscale.storage.labels.writing import write_text
 from dlscale.storage.objects.address import Address
 from dlscale.storage.objects.requests import copy, get, get_or_none, listing, names, put, put_new, remove, remove_object
 from dlscale.storage.results import ResultGroup
@@ -75,11 +75,11 @@ class ObjectResultGroup(ResultGroup):
             put_array(place_node(folder, name), array, name=name, dimensions=self._dimensions_of(name, array.shape))
 
     def name_axes(self, labels: Labels) -> None:
-        for axis, called in zip(AXES, labels, strict=True):
-            if called is not None and self._lengths.get(axis) == len(called):
-                remove(self.staged / axis)
-                with sent_from((axis, self.staged / axis)) as folder:
-                    write_names(place_node(folder, axis), axis, called)
+        for text in labels.stored():
+            if self._lengths.get(text.axis) == len(text.texts):
+                remove(self.staged / text.array)
+                with sent_from((text.array, self.staged / text.array)) as folder:
+                    write_text(place_node(folder, text.array), text)
 
     def publish(self, attributes: dict[str, Any]) -> Any:
         """Let the group appear at its final address, which is returned; see the module.

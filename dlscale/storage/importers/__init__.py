@@ -35,6 +35,7 @@ from dlscale.storage.importers.parquet import PARQUET_SUFFIXES, read_parquet
 from dlscale.storage.importers.samples import is_sample, read_sample
 from dlscale.storage.importers.strips import StripWriter
 from dlscale.storage.importers.tables import KEPT_DTYPES, Reader, Request, Table, is_url
+from dlscale.storage.labels.names import COLOR
 from dlscale.storage.labels.writing import LabelsWriter
 from dlscale.storage.sparse.writing import CompressedWriter, write_vector
 
@@ -57,8 +58,10 @@ MAX_WORDS = 400  # of what a library says of a damaged file, which may quote it
 MAX_ENTRIES = 1 << 60
 SAMPLE_PHOTOS = "sample:photos"
 _TEXT = ("delimiter", "decimal", "thousands", "comment", "quote", "booleans", "fill", "missing", "encoding")
-_TABLES = Format(read_delimited, ("columns", "drop", "numeric", "header", "index", "triplets", "keys", *_TEXT), text_triplets)
-_PARQUET = Format(read_parquet, ("columns", "drop", "numeric", "triplets", "keys", "fill"), parquet_triplets)
+_TABLES = Format(
+    read_delimited, ("columns", "drop", "color", "numeric", "header", "index", "triplets", "keys", *_TEXT), text_triplets
+)
+_PARQUET = Format(read_parquet, ("columns", "drop", "color", "numeric", "triplets", "keys", "fill"), parquet_triplets)
 _SVMLIGHT = Format(read_svmlight, ("dataset", "n_columns"))
 _IMAGES = Format(read_images, ("patches", "stride"))
 FORMATS: dict[str, Format] = {
@@ -173,15 +176,16 @@ def _copy(
         dtype = _final_dtype(table, request)
         row_bytes = table.n_columns * dtype.itemsize
         _require_room(table, dtype, request=request)
-        writer, labels = _writer(path, table, dtype, request, chunks=chunks), LabelsWriter(path)
+        writer, labels = _writer(path, table, dtype, request, chunks=chunks), LabelsWriter(path, color=request.color or "")
         while True:
             with _explained(source):
                 block = next(blocks, None)
             if block is None:
                 break
             writer.append(block)
-            labels.append("row", table.row_names)
-            table.row_names.clear()
+            for array, texts in (("row", table.row_names), (COLOR, table.colors)):
+                labels.append(array, texts)
+                texts.clear()
             if progress is not None:
                 progress(*(table.position() if table.position else (writer.n_rows * row_bytes, (table.n_rows or 0) * row_bytes)))
         with _explained(source):

@@ -17,6 +17,7 @@ from dlscale.storage.importers.records import Piece
 from dlscale.storage.importers.tables import MAX_LINE_BYTES
 
 CELLS_PER_BLOCK = 1 << 17
+MISSING = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "None")
 TRUE, FALSE = ("true", "True", "TRUE"), ("false", "False", "FALSE")
 _NUMBER = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:[eEdD][+-]?\d+)?|nan|inf(?:inity)?)", re.IGNORECASE | re.ASCII)
 _INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
@@ -50,6 +51,14 @@ class Dialect:
             return number if abs(number) <= largest or "n" in text.lower() else None
         return text in self.words[1] if text in self.words[0] or text in self.words[1] else None
 
+    def label(self, cell: str) -> str:
+        """The text of a cell that colours a row: a number as Python writes it, and nothing where the value is missing."""
+        text = cell.strip()
+        if text in (self.missing or MISSING):
+            return ""
+        plain = self.plain(text)
+        return plain if plain != text and _NUMBER.fullmatch(plain) else text
+
     def plain(self, text: str) -> str:
         """The same number with a decimal point and no thousands."""
         if self.thousands is not None and self.thousands in text:
@@ -74,6 +83,8 @@ class Columns:
     settled: bool = False  # by the first piece
     count: float | None = None  # the last number of a row that the first column held, which is left out; -1 before the first
     row_names: list[str] | None = None  # what the first column held, which is left out, of the rows of the last block
+    color: int | None = None  # the column that colours rows
+    colors: list[str] = field(default_factory=list)  # what it held, of the rows of the last block
 
     def continued_by(self, numbers: Array) -> bool:
         """Whether these number the rows on, from 0 or 1; if so, they count."""
@@ -99,6 +110,8 @@ def read_cells(piece: Piece, dialect: Dialect, columns: Columns, *, dtype: np.dt
             rows.append(_row(cells, dialect, columns, dtype=dtype, where=where))
             if columns.row_names is not None:
                 columns.row_names.append(cells[0].strip())
+            if columns.color is not None:
+                columns.colors.append(dialect.label(cells[columns.color]))
             if len(rows) * len(columns.chosen) >= CELLS_PER_BLOCK:
                 yield np.array(rows, dtype)
                 rows = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -51,11 +52,13 @@ def read_delimited(request: Request) -> Iterator[Table]:
         reader = _Reader(request, head, columns, dtype)
         rest = itertools.chain([head.rest], map(reader.prepared, pieces))
         blocks = (block for piece in rest for block in reader.blocks(piece))
-        if request.columns is None and request.index is None and columns.row_names is None and len(columns.chosen) > 1:
+        open_ = request.columns is None and request.index is None and columns.row_names is None and columns.color != 0
+        if open_ and len(columns.chosen) > 1:
             blocks = _noting_counts(blocks, columns.names[columns.chosen[0]], source=request.source, notes=notes)
         named = Labels(column=[columns.names[j] for j in columns.chosen]) if head.named else Labels()
         rows = [] if columns.row_names is None else columns.row_names
-        yield Table(None, len(columns.chosen), dtype, blocks, position=position, notes=notes, labels=named, row_names=rows)
+        table = Table(None, len(columns.chosen), dtype, blocks, position=position, notes=notes, labels=named, row_names=rows)
+        yield replace(table, colors=columns.colors)
 
 
 def _noting_counts(blocks: Blocks, name: str, *, source: str, notes: list[str]) -> Blocks:
@@ -89,19 +92,25 @@ def _with_cells(text: bytes, mark: bytes) -> Iterator[bytes]:
             yield line
 
 
-def _columns(request: Request, head: Head) -> tuple[Columns, list[str]]:
-    """Which columns are read, and what is to be said of it."""
-    names, dropped = head.names, set(request.drop or ())
-    for name in (*(request.columns or ()), *dropped):
-        if names.count(name) != 1 and (name not in names or name not in dropped):
+def _chosen(request: Request, names: tuple[str, ...]) -> Columns:
+    """The columns that are asked for, before what they hold is looked at."""
+    dropped, color = set(request.drop or ()), request.color
+    for name in (*(request.columns or ()), *dropped, *([] if color is None else [color])):
+        if names.count(name) != 1 and (name not in names or name not in dropped or name == color):
             fault = "no column" if name not in names else "more than one column"
             shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
             raise SpecError(f"{request.source} has {fault} {name!r}; its columns are: {shown}.")
     if request.columns is not None:
         chosen = [names.index(name) for name in request.columns if name not in dropped]
     else:
-        chosen = [j for j, name in enumerate(names) if name not in dropped]
-    columns, notes = Columns(names, chosen), []
+        chosen = [j for j, name in enumerate(names) if name not in dropped and (name != color or (j == 0 and request.index))]
+    return Columns(names, chosen, color=None if color is None else names.index(color))
+
+
+def _columns(request: Request, head: Head) -> tuple[Columns, list[str]]:
+    """Which columns are read, and what is to be said of it."""
+    names, columns, notes = head.names, _chosen(request, head.names), list[str]()
+    chosen = columns.chosen
     if (
         head.named
         and not any(names[:2])
@@ -113,7 +122,7 @@ def _columns(request: Request, head: Head) -> tuple[Columns, list[str]]:
         )
     counts = request.index is None and _begins_with_number(head)
     # Of columns that were named, none is left out.
-    is_free = 0 in chosen if request.columns is None else 0 not in chosen and not counts
+    is_free = 0 in chosen if request.columns is None else 0 not in chosen and not counts and columns.color != 0
     if is_free and len(names) > 1 and (_names_rows(head) if request.index is None else request.index):
         columns.chosen = [j for j in chosen if j != 0]
         columns.count, columns.row_names = (-1, None) if counts else (None, [])
@@ -126,6 +135,8 @@ def _columns(request: Request, head: Head) -> tuple[Columns, list[str]]:
         columns.chosen = [j for j in columns.chosen if j in kept]
         if left_out:
             notes.append(f"{request.source}: left out, as they hold no numbers: {shortened(left_out)}.")
+    if columns.color is not None and columns.color not in columns.chosen:
+        notes.append(f"{request.source}: {request.color!r} colours the rows, and is no column of the matrix.")
     if not columns.chosen:
         raise SpecError(f"{request.source}: no column is left; its columns are: {', '.join(names[:20])}.")
     return columns, notes
@@ -141,6 +152,13 @@ def _names_rows(head: Head) -> bool:
 def _begins_with_number(head: Head) -> bool:
     records = head.dialect.reader(line.decode("utf-8", "replace") for line in _with_cells(head.rest.text, b"\n"))
     return head.dialect.number(next(records, [""])[0], np.dtype(np.float64)) is not None
+
+
+def _with_number(line: bytes, delimiter: bytes, j: int) -> bytes:
+    """The same line with a number in this cell."""
+    cells = line.split(delimiter, j + 1)
+    cells[j] = b"0"
+    return delimiter.join(cells)
 
 
 class _Reader:
@@ -180,6 +198,7 @@ class _Reader:
         # Arrow's own streaming reader would read up to 32 blocks ahead of a slow disk; a piece at a time keeps the bound.
         read = self._csv.ReadOptions(block_size=len(text) + 1, column_names=keys, use_threads=False)
         parse = self._csv.ParseOptions(delimiter=self._dialect.delimiter, quote_char=self._dialect.quote)
+        colors = [] if columns.color is None else self._texts(text, keys[columns.color], read, parse)
         table = self._csv.read_csv(
             self._arrow.BufferReader(text), read_options=read, parse_options=parse, convert_options=self._convert()
         )
@@ -188,7 +207,14 @@ class _Reader:
         block = np.stack([self._filled(column) for column in table.columns[: len(columns.chosen)]], axis=1)
         if columns.row_names is not None:
             columns.row_names += map(str.strip, table.columns[-1].to_pylist())
+        columns.colors += colors
         return block.astype(self._dtype, copy=False)
+
+    def _texts(self, text: bytes, key: str, read: Any, parse: Any) -> list[str]:
+        """What colours rows, parsed by itself: as text, which it need not be in the matrix."""
+        wanted = self._csv.ConvertOptions(include_columns=[key], column_types={key: self._arrow.string()})
+        told = self._csv.read_csv(self._arrow.BufferReader(text), read_options=read, parse_options=parse, convert_options=wanted)
+        return list(map(self._dialect.label, told.columns[0].to_pylist()))
 
     def _parsed_wide(self, text: bytes) -> Array | None:
         """By Arrow, all cells as one column; None if some line has another number of them, or a cell may hold several words."""
@@ -198,10 +224,10 @@ class _Reader:
         lines, n_columns = [line for line in text.split(b"\n") if line.strip()], len(columns.names)
         if any(line.count(delimiter) != n_columns - 1 for line in lines):
             return None
-        names: list[str] = []
-        if columns.row_names is not None:
-            parted = [line.partition(delimiter) for line in lines]
-            names, lines = [name.decode().strip() for name, _, _ in parted], [b"0" + delimiter + rest for _, _, rest in parted]
+        words = {j for j in (columns.color, None if columns.row_names is None else 0) if j is not None}
+        texts = {j: [line.split(delimiter, j + 1)[j].decode().strip() for line in lines] for j in words}
+        for j in words - set(columns.chosen):
+            lines = [_with_number(line, delimiter, j) for line in lines]
         cells = b"\n".join(lines).replace(delimiter, b"\n")
         read = self._csv.ReadOptions(block_size=len(cells) + 2, column_names=["0"], use_threads=False)
         parse = self._csv.ParseOptions(delimiter="\x1f", quote_char=False, ignore_empty_lines=False)
@@ -211,7 +237,9 @@ class _Reader:
         if columns.count is not None and not columns.continued_by(block[:, 0]):
             return None
         if columns.row_names is not None:
-            columns.row_names += names
+            columns.row_names += texts[0]
+        if columns.color is not None:
+            columns.colors += map(self._dialect.label, texts[columns.color])
         return block if columns.chosen == list(range(n_columns)) else block[:, columns.chosen]
 
     def _filled(self, column: Any) -> Array:

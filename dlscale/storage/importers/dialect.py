@@ -10,11 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from dlscale.errors import InputError, SpecError
-from dlscale.storage.importers.cells import FALSE, TRUE, Dialect
+from dlscale.storage.importers.cells import FALSE, MISSING, TRUE, Dialect
 from dlscale.storage.importers.options import ReadOptions
 from dlscale.storage.importers.records import Piece, without_runs
 
-MISSING = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "None")
 DELIMITERS = {"tab": "\t", "blank": " "}
 INDEX_NAMES = ("", "Unnamed: 0", "__index_level_0__")  # pandas writes these over the names of rows
 #: What people write over names of rows.

@@ -67,6 +67,11 @@ class ReadOptions(BaseModel):
         title="Which columns of a table to leave out.",
         description="a list of column names of a table, at least one",
     )
+    color: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        title="Which column of a table colours the rows in reports; it is none of the matrix unless --columns names it.",
+        description="text: the column of a table that colours the rows in reports; none of the matrix unless columns names it",
+    )
     triplets: Annotated[Names, Field(min_length=2, max_length=3)] | None = Field(
         default=None,
         title="The columns of a table that hold row, column and value of the entries of a sparse matrix; without a value it is 1.",
@@ -149,7 +154,7 @@ class ReadOptions(BaseModel):
             raise PydanticCustomError("rule", "missing says which cells are filled; set fill to the number that they become")
         if self.keys is not None and self.triplets is None:
             raise PydanticCustomError("rule", "keys says what triplets are called by; set triplets to the columns that hold them")
-        beside = [name for name in ("columns", "drop", "index", "numeric") if getattr(self, name) is not None]
+        beside = [name for name in ("columns", "drop", "color", "index", "numeric") if getattr(self, name) is not None]
         if self.triplets is not None and beside:
             raise PydanticCustomError(
                 "rule", "triplets says which columns are read; leave {names} out", {"names": ", ".join(beside)}

@@ -68,8 +68,10 @@ def read_parquet(request: Request) -> Iterator[Table]:
         f"left out, as they hold no numbers: {shortened([repr(name) for name in words])}": words,
     }
     columns = next(iter(layouts.values()))
+    if request.color is not None and request.color not in [column.name for column in columns]:
+        told[f"{request.color!r} colours the rows, and is no column of the matrix"] = {request.color: None}
     dtype = filled_dtype(np.result_type(*(column.dtype for layout in layouts.values() for column in layout)), request)
-    how = _How(columns, dtype, request.mark, list(left_out), [])
+    how = _How(columns, dtype, request.mark, list(left_out), [], request.color, [])
     labels = Labels(column=[name for column in columns for name in column.names])
     yield Table(
         n_rows,
@@ -79,17 +81,20 @@ def read_parquet(request: Request) -> Iterator[Table]:
         notes=[note for note, about in told.items() if about],
         labels=labels,
         row_names=how.row_names,
+        colors=how.colors,
     )
 
 
 class _How(NamedTuple):
-    """How batches become blocks: what a missing value becomes, and the columns that name rows, with the names of the last block."""
+    """How batches become blocks: what a missing value becomes, what names and colours rows, and the texts of the last block."""
 
     columns: list[Column]
     dtype: np.dtype[Any]
     fill: float | None
     names_of_rows: list[str]
     row_names: list[str]
+    color: str | None
+    colors: list[str]
 
 
 @contextmanager
@@ -103,12 +108,13 @@ def opened(files: Any, path: str) -> Iterator[Any]:
 def _names(request: Request, path: str, schema: Any) -> tuple[list[str], list[str]]:
     """The columns to read, and those that are left out because they are an index of pandas."""
     index = _index_columns(schema) if request.columns is None else []
-    names = list(request.columns) if request.columns is not None else [name for name in schema.names if name not in index]
+    color = [] if request.color is None else [request.color]
+    names = list(request.columns) if request.columns is not None else [n for n in schema.names if n not in (*index, *color)]
     for name in request.drop or ():
         if name not in schema.names:
             raise SpecError(f"{path} has no column {name!r}; its columns are: {shortened(schema.names)}.")
     names = [name for name in names if name not in (request.drop or ())]
-    for name in names:
+    for name in (*names, *color):
         if len(schema.get_all_field_indices(name)) != 1:
             shown = ", ".join(schema.names[:20]) + (", ..." if len(schema.names) > 20 else "")
             raise SpecError(f"{path} has not exactly one column {name!r}; its columns are: {shown}.")
@@ -182,14 +188,14 @@ def _refuse_partitions(request: Request, folders: list[str]) -> None:
 
 
 def _blocks(files: Any, paths: list[str], how: _How) -> Blocks:
-    columns, dtype, fill, index, row_names = how
+    columns, dtype, fill, index, row_names, color, colors = how
     n = sum(column.width for column in columns)
     step = min(rows_per_block(n, dtype.itemsize), 1 << 16)
-    names = [column.name for column in columns]
+    names = dict.fromkeys([*(column.name for column in columns), *index, *([] if color is None else [color])])
     for path in paths:
         start = 0
         with opened(files, path) as part:
-            for batch in part.iter_batches(batch_size=step, columns=[*names, *index], use_threads=False):
+            for batch in part.iter_batches(batch_size=step, columns=list(names), use_threads=False):
                 block, j = np.empty((batch.num_rows, n), dtype), 0
                 for column in columns:
                     part_of_it = _numbers(batch.column(column.name), column, fill=fill, path=path, start=start)
@@ -198,8 +204,15 @@ def _blocks(files: Any, paths: list[str], how: _How) -> Blocks:
                 if index:
                     told = [batch.column(name).to_pylist() for name in index]
                     row_names += map(text_of, told[0] if len(told) == 1 else zip(*told, strict=True))
+                if color is not None:
+                    colors += map(_text, batch.column(color).to_pylist())
                 yield block
                 start += batch.num_rows
+
+
+def _text(value: Any) -> str:
+    """What colours a row; nothing where the value is missing."""
+    return "" if value is None or (isinstance(value, float) and np.isnan(value)) else text_of(value)
 
 
 def _numbers(values: Any, column: Column, *, fill: float | None, path: str, start: int) -> Array:

@@ -58,8 +58,8 @@ class Table:
     `n_rows` is None when only reading to the end tells. `position` gives (bytes read, bytes in all) of the source where
     that says more about progress than rows do. Blocks of a `sparse` one are compressed rows, `n_entries` in all as far as is
     known; where not `by_rows`, its rows are the columns of the matrix. `labels` are those of the matrix that are known before it is
-    read; of rows that are named in the file, the names since the last block but one are in `row_names`. What is `beside` a sparse
-    one becomes arrays of its group.
+    read; of rows that are named in the file, the names since the last block but one are in `row_names`, and the texts of the column
+    that was asked for as `color` in `colors`. What is `beside` a sparse one becomes arrays of its group.
     """
 
     n_rows: int | None
@@ -74,6 +74,7 @@ class Table:
     n_entries: int | None = None
     labels: Labels = field(default_factory=Labels)
     row_names: list[str] = field(default_factory=list)
+    colors: list[str] = field(default_factory=list)
     beside: dict[str, Vector] = field(default_factory=dict)
 
 

@@ -10,6 +10,8 @@ import numpy as np
 from dlscale.arrays import Array
 
 AXES = ("row", "column")
+#: The array with the text that colours rows.
+COLOR = "color"
 #: Names of a chunk, and of what is in memory at a time.
 CHUNK = 1 << 16
 _N_TOLD = 10
@@ -23,30 +25,54 @@ class Names(Protocol):
     def __getitem__(self, part: slice, /) -> Sequence[str]: ...
 
 
+class Color(NamedTuple):
+    """A column that is kept beside a matrix, for the colours of its rows: what it is called, and its text in each row."""
+
+    name: str
+    texts: Names
+
+
+class Text(NamedTuple):
+    """Labels as they are stored: an array of this name along this axis."""
+
+    array: str
+    axis: str
+    texts: Names
+    attributes: dict[str, str]
+
+
 class Labels(NamedTuple):
-    """What the rows and the columns of a matrix are called; None where nobody says."""
+    """What the rows and the columns of a matrix are called, and what colours the rows; None where nobody says."""
 
     row: Names | None = None
     column: Names | None = None
+    color: Color | None = None
 
     @property
     def T(self) -> Labels:
-        """Those of the transpose."""
+        """Those of the transpose, whose rows nothing colours."""
         return Labels(self.column, self.row)
+
+    def stored(self) -> Iterator[Text]:
+        """All that there are, each as an array; what colours rows has its name as the attribute that xarray shows."""
+        for axis, names in zip(AXES, (self.row, self.column), strict=True):
+            if names is not None:
+                yield Text(axis, axis, names, {})
+        if self.color is not None:
+            yield Text(COLOR, "row", self.color.texts, {"long_name": self.color.name})
 
     def describe(self) -> dict[str, list[str]]:
         """The first names of either axis, for people."""
         told = {}
-        for axis, names in zip(AXES, self, strict=True):
-            if names is not None:
-                more = [f"... ({len(names):,} in all)"] if len(names) > _N_TOLD else []
-                told[f"names_of_{axis}s"] = [*names[:_N_TOLD], *more]
+        for array, _, names, _ in self.stored():
+            more = [f"... ({len(names):,} in all)"] if len(names) > _N_TOLD else []
+            told[f"names_of_{array}s" if array in AXES else "colors_of_rows"] = [*names[:_N_TOLD], *more]
         return told
 
     def fitting(self, shape: tuple[int, int]) -> Labels:
         """Those that a matrix of this shape has one of for each row, or column."""
-        row, column = (names if names is not None and len(names) == n else None for names, n in zip(self, shape, strict=True))
-        return Labels(row, column)
+        row, column = (names if names is not None and len(names) == n else None for names, n in zip(self[:2], shape, strict=True))
+        return Labels(row, column, self.color if self.color is not None and len(self.color.texts) == shape[0] else None)
 
 
 class ChosenNames:

@@ -11,7 +11,7 @@ from typing import Any
 
 from dlscale.errors import InputError
 from dlscale.storage.integrity import holds_numbers, holds_text
-from dlscale.storage.labels.names import AXES, Labels, Names, counts, text_of
+from dlscale.storage.labels.names import AXES, COLOR, Color, Labels, Names, counts, text_of
 from dlscale.storage.labels.writing import FOLDER
 from dlscale.storage.zarr_stores import is_group, open_array, open_node, refusing
 
@@ -40,11 +40,12 @@ def labels_at(uri: str, shape: tuple[int, int], dimensions: Sequence[str | None]
     dimensions : sequence of str, optional
         What the matrix calls its dimensions.
     """
-    own = Labels(*(names_at(f"{uri}/{FOLDER}/{axis}") for axis in AXES))
+    own = [names_at(f"{uri}/{FOLDER}/{axis}") for axis in AXES]
     beside, _, _ = uri.rstrip("/").rpartition("/")
     named = dimensions if dimensions is not None and len(dimensions) == len(AXES) else (None, None)
     found = Labels(*(mine or _names_in(beside, name) for mine, name in zip(own, named, strict=True))).fitting(shape)
-    return found if any(found) else _annotations(uri).fitting(shape)
+    found = found if any(found) else _annotations(uri)
+    return found._replace(color=color_at(f"{uri}/{FOLDER}/{COLOR}")).fitting(shape)
 
 
 def names_at(uri: str) -> Names | None:
@@ -56,6 +57,17 @@ def names_at(uri: str) -> Names | None:
     if array.ndim != 1 or not (holds_text(array) or (holds_numbers(array) and not counts(array))):
         return None
     return StoredNames(array)
+
+
+def color_at(uri: str) -> Color | None:
+    """What colours rows, in an array of text at a path or URL; None where there is no such array."""
+    try:
+        array = open_array(uri)
+    except InputError:
+        return None
+    if array.ndim != 1 or not holds_text(array):
+        return None
+    return Color(text_of(dict(array.attrs).get("long_name", "")), StoredNames(array))
 
 
 def _names_in(group: str, name: object) -> Names | None:

@@ -1,8 +1,11 @@
-"""Names are written as arrays of text called ``row`` and ``column``; those of a copy in the group ``labels`` in its folder."""
+"""Names are written as arrays of text called ``row`` and ``column``, and what colours rows as ``color``.
+
+Those of a copy lie in the group ``labels`` in its folder.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 from dlscale.storage.files.nodes import group_metadata
-from dlscale.storage.labels.names import AXES, CHUNK, Labels, Names, pieces
+from dlscale.storage.labels.names import CHUNK, COLOR, Labels, Text, pieces
 
 #: The group of a copy that holds them.
 FOLDER = "labels"
@@ -27,10 +30,12 @@ class NamesWriter:
         Folder of the new array.
     axis : str
         ``row`` or ``column``: its dimension.
+    attributes : mapping, optional
+        Of the array.
     """
 
-    def __init__(self, path: Path, axis: str) -> None:
-        self._path, self._axis = path, axis
+    def __init__(self, path: Path, axis: str, attributes: Mapping[str, str] | None = None) -> None:
+        self._path, self._axis, self._attributes = path, axis, dict(attributes or {})
         self._waiting: list[str] = []
         self._array: zarr.Array[Any] | None = None
         self._crc = 0
@@ -56,6 +61,7 @@ class NamesWriter:
                 compressors=[Crc32cCodec()],
                 filters=None,
                 dimension_names=[self._axis],
+                attributes=self._attributes,
                 config={"write_empty_chunks": True},  # an absent chunk means a lost one
             )
         if not names:
@@ -66,33 +72,46 @@ class NamesWriter:
         self._array[start:] = np.array([name.encode("utf-8", "replace").decode() for name in names], np.dtypes.StringDType())
 
 
-def write_names(path: Path, axis: str, names: Names) -> str:
-    """Write the names of an axis as an array of its own; returns a digest."""
-    writer = NamesWriter(path, axis)
-    for piece in pieces(names):
+def write_text(path: Path, text: Text) -> str:
+    """Write labels as an array of their own; returns a digest."""
+    writer = NamesWriter(path, text.axis, text.attributes)
+    for piece in pieces(text.texts):
         writer.append(piece)
     return writer.finish()
 
 
 class LabelsWriter:
-    """Writes the labels of a copy into its folder while the copy is made."""
+    """Writes the labels of a copy into its folder while the copy is made.
 
-    def __init__(self, copy: Path) -> None:
-        self._folder, self._writers = copy / FOLDER, dict[str, NamesWriter]()
+    Parameters
+    ----------
+    copy : Path
+    color : str
+        What the column is called that colours the rows, if there is one.
+    """
 
-    def append(self, axis: str, names: Sequence[str]) -> None:
-        if names:
-            self._writers.setdefault(axis, NamesWriter(self._folder / axis, axis)).append(names)
+    def __init__(self, copy: Path, *, color: str = "") -> None:
+        self._folder, self._color, self._writers = copy / FOLDER, color, dict[str, NamesWriter]()
+
+    def append(self, array: str, texts: Sequence[str]) -> None:
+        if not texts:
+            return
+        if array not in self._writers:
+            axis, attributes = ("row", {"long_name": self._color}) if array == COLOR else (array, {})
+            self._writers[array] = NamesWriter(self._folder / array, axis, attributes)
+        self._writers[array].append(texts)
 
     def copy(self, labels: Labels) -> None:
         """Add labels that are there as a whole."""
-        for axis, names in zip(AXES, labels, strict=True):
-            for piece in pieces(names) if names is not None else ():
-                self.append(axis, piece)
+        self._color = labels.color.name if labels.color is not None else self._color
+        for text in labels.stored():
+            for piece in pieces(text.texts):
+                self.append(text.array, piece)
 
     def finish(self) -> str:
         """Write what is left; returns a digest of all, empty where there are no names."""
-        digest = "".join(f"{axis}{writer.finish()}" for axis, writer in sorted(self._writers.items()))
+        digest = "".join(f"{array}{writer.finish()}" for array, writer in sorted(self._writers.items()))
+        digest += self._color if COLOR in self._writers else ""
         if digest:
             (self._folder / "zarr.json").write_bytes(group_metadata({}))
         return digest

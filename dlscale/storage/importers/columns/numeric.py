@@ -6,7 +6,8 @@ import itertools
 
 import numpy as np
 
-from dlscale.storage.importers.dialect import MISSING, Head
+from dlscale.storage.importers.cells import MISSING
+from dlscale.storage.importers.dialect import Head
 
 #: Rows, and cells of all columns, that decide.
 _MAX_ROWS, _MAX_CELLS = 1000, 1 << 20
