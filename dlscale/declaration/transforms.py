@@ -11,7 +11,19 @@ from pydantic_core import PydanticCustomError
 from dlscale.declaration.faults import explain
 from dlscale.declaration.sections import AboveZero, Positive, Section
 from dlscale.errors import SpecError
-from dlscale.storage.sparse.steps import Center, Map, Mapped, MostVariable, Ppmi, ScaleColumns, ScaleRows, Step, TfIdf
+from dlscale.storage.sparse.steps import (
+    Center,
+    CenterMedian,
+    Map,
+    Mapped,
+    MostVariable,
+    Ppmi,
+    ScaleColumns,
+    ScaleQuartiles,
+    ScaleRows,
+    Step,
+    TfIdf,
+)
 
 _FITTED_MAPS: dict[str, Step] = {"tfidf": TfIdf(), "ppmi": Ppmi()}
 
@@ -42,11 +54,14 @@ class TransformSpec(Section):
     scale_rows: ScaleRowsSection | None = Field(
         default=None, description="a section with the key to: what each row is scaled to sum to"
     )
-    scale_columns: Literal["std"] | ScaleColumnsSection | None = Field(
+    scale_columns: Literal["std", "robust"] | ScaleColumnsSection | None = Field(
         default=None,
-        description="std, or a section with the key to: the standard deviation that each column is scaled to, 1 for std",
+        description="std, robust (interquartile range 1), or a section with the key to: the standard deviation that each column is "
+        "scaled to, 1 for std",
     )
-    center: Literal[True] | None = Field(default=None, description="true: columns less their means; the last step")
+    center: Literal[True, "median"] | None = Field(
+        default=None, description="true, or median: columns less their means, or their medians; the last step"
+    )
     select_columns: SelectColumnsSection | None = Field(
         default=None,
         description="a section with the key most_variable: how many columns are kept, those with the largest variances",
@@ -65,12 +80,14 @@ class TransformSpec(Section):
         """The step that it asks for."""
         if self.scale_rows is not None:
             return ScaleRows(self.scale_rows.to)
+        if self.scale_columns == "robust":
+            return ScaleQuartiles()
         if self.scale_columns is not None:
             return ScaleColumns(1.0 if isinstance(self.scale_columns, str) else self.scale_columns.to)
         if self.select_columns is not None:
             return MostVariable(self.select_columns.most_variable)
-        if self.center:
-            return Center()
+        if self.center is not None:
+            return CenterMedian() if self.center == "median" else Center()
         name: Any = self.map
         return _FITTED_MAPS[name] if name in _FITTED_MAPS else Mapped(name)
 

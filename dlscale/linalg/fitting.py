@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,9 +21,10 @@ from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.errors import InputError, SpecError
 from dlscale.linalg.statistics.columns import ColumnStatistics, moments_of
+from dlscale.linalg.statistics.quartiles import counts_bytes, digits_of, quartiles_of
 from dlscale.storage.inputs import Inputs, StoredResult
 from dlscale.storage.matrix import Matrix
-from dlscale.storage.sparse.steps import Moments, n_fits
+from dlscale.storage.sparse.steps import Quartiles, Statistics, fits
 from dlscale.storage.sparse.steps import Step as Transform
 from dlscale.storage.sparse.transforms import Transformed, transformed
 
@@ -37,9 +39,11 @@ def plan_with_fits(kind: Kind, inputs: Inputs, options: Any, facts: ClusterFacts
     if A is None:
         return plan
     base, n = A.base, A.base.shape[1]
-    layout = (lay_out_sparse if base.is_sparse else lay_out)(base, facts, state_bytes=8 * (5 * n + 1), operand_bytes=8 * 6 * n)
-    cost = ColumnStatistics(n).flops_per_row / n * base.n_entries
-    steps = [Step(f"{_NAME}-{i + 1}", cost, base.n_stored_bytes) for i in range(n_fits(A.steps))]
+    found = list(fits(A.steps, n))
+    state = max([8 * (5 * n + 1), *(counts_bytes(k, base.dtype) for what, k in found if what is Quartiles)])
+    layout = (lay_out_sparse if base.is_sparse else lay_out)(base, facts, state_bytes=state, operand_bytes=8 * 6 * n)
+    costs = [cost / n * base.n_entries for what, k in found for cost in _flops_per_row(what, k, base.dtype)]
+    steps = [Step(f"{_NAME}-{i + 1}", cost, base.n_stored_bytes) for i, cost in enumerate(costs)]
     grid = {"block_rows": layout.grid.block_rows, "leaf_rows": layout.grid.leaf_rows}
     return replace(
         plan,
@@ -74,16 +78,32 @@ def _parameters(passes: Passes, A: Transformed, plan: Plan) -> list[Array | None
     """The parameters of a matrix's steps, by the passes of a plan."""
     grid = RowGrid(A.shape[0], **plan.choices[_NAME])
     found: list[Array | None] = []
-    moments: Moments | None = None
-    n_passes = 0
+    known: dict[type[Statistics], Statistics] = {}
+    numbers = itertools.count(1)
     for i, step in enumerate(A.steps):
-        if step.parameter and moments is None:
-            n_passes, before = n_passes + 1, transformed(A.base, A.steps[:i], found)
-            moments = moments_of(passes.sweep(f"{_NAME}-{n_passes}", before, ColumnStatistics(before.shape[1]), grid))
-        parameter = step.fit(moments) if step.parameter and moments else None
-        moments = step.after(moments, parameter) if moments else None
+        if step.parameter and step.statistics not in known:
+            before = transformed(A.base, A.steps[:i], found)
+            n_reads = len(_flops_per_row(step.statistics, before.shape[1], before.dtype))
+            names = [f"{_NAME}-{next(numbers)}" for _ in range(n_reads)]
+            known[step.statistics] = _statistics(step.statistics, passes, before, grid, names)
+        parameter = step.fit(known[step.statistics]) if step.parameter else None
+        later = {what: step.after(columns, parameter) for what, columns in known.items()}
+        known = {what: columns for what, columns in later.items() if columns is not None}
         found.append(parameter)
     return found
+
+
+def _statistics(what: type[Statistics], passes: Passes, A: Matrix, grid: RowGrid, names: Sequence[str]) -> Statistics:
+    if what is Quartiles:
+        return quartiles_of(passes, A, grid, names)
+    return moments_of(passes.sweep(names[0], A, ColumnStatistics(A.shape[1]), grid))
+
+
+def _flops_per_row(what: type[Statistics], n: int, dtype: np.dtype[Any]) -> list[float]:
+    """Of each read that finds out what a step is fitted to."""
+    if what is Quartiles:
+        return [8.0 * n * (1 if k == 0 else 3) for k in range(len(digits_of(n, dtype)))]
+    return [ColumnStatistics(n).flops_per_row]
 
 
 def transforms_of(result: StoredResult, A: Matrix) -> Matrix:

@@ -23,7 +23,7 @@ from dlscale.linalg.statistics.kind import KIND as NORM
 from dlscale.linalg.statistics.kind import NormOptions
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrices import open_matrix
-from dlscale.storage.sparse.steps import n_fits
+from dlscale.storage.sparse.steps import fits
 from dlscale.storage.sparse.transforms import transformed
 
 Steps = list[dict[str, Any]]
@@ -38,7 +38,12 @@ def expected(dense: np.ndarray, steps: Steps, train: np.ndarray | None = None) -
     for step in steps:
         ((name, value),) = step.items()
         if name == "center":
-            X, T = X - T.mean(axis=0), T - T.mean(axis=0)
+            centre = np.median(T, axis=0) if value == "median" else T.mean(axis=0)
+            X, T = X - centre, T - centre
+        elif value == "robust":
+            scale = np.subtract(*np.percentile(T, [75, 25], axis=0))
+            scale = np.where(scale > 0, scale, 1)
+            X, T = X / scale, T / scale
         elif name == "select_columns":
             kept = np.sort(np.argsort(-T.var(axis=0, ddof=1), kind="stable")[: value["most_variable"]])
             X, T = X[:, kept], T[:, kept]
@@ -109,6 +114,9 @@ def test_any_matrix_by_rows_and_columns(seed: int, steps: Steps) -> None:
         ([{"map": "ppmi"}, {"center": True}], 2),
         ([{"select_columns": {"most_variable": 3}}, {"map": "ppmi"}, {"scale_rows": {"to": 1}}], 1),
         (CELLS, 1),
+        ([{"scale_columns": "robust"}, {"center": "median"}], 1),
+        ([{"scale_columns": "robust"}, {"select_columns": {"most_variable": 3}}, {"center": "median"}], 2),
+        ([{"select_columns": {"most_variable": 30}}, {"scale_columns": "robust"}, {"map": "binary"}, {"center": "median"}], 3),
         ([*CELLS[:3], {"map": "sqrt"}, *CELLS[3:]], 2),
     ],
 )
@@ -118,7 +126,7 @@ def test_what_is_fitted_to_columns(steps: Steps, n_reads: int, offset: float) ->
     A[:, 3], A[:, 4], A[:, 5] = 2, 0, offset + np.arange(300).reshape(-1, 1) % 5
     A = A.tocsr()
     want, atol = expected(A.toarray(), steps), 1e-7 + 1e-13 * offset
-    assert n_fits(steps_of(steps)) == n_reads
+    assert len(list(fits(steps_of(steps), 40))) == n_reads
     for source in (A, A.tocsc(), A.toarray()):
         matrix = read_as(source, steps)
         assert matrix.shape == want.shape
@@ -247,6 +255,8 @@ def test_what_cannot_be_transformed_is_named(tmp_path: Path) -> None:
         ([{"scale_rows": {"to": 0}}], "scale_rows.to"),
         ([{"scale_columns": "var"}], "scale_columns"),
         ([{"center": False}], "center"),
+        ([{"center": "mean"}], "center"),
+        ([{"center": "median"}, {"scale_columns": "robust"}], "center comes last"),
         ([{"center": True}, {"scale_columns": "std"}], "center comes last"),
         ([{"select_columns": {"most_variable": 201}}], "got 201, and there are 200 columns"),
         ([{"scale": 1}], "scale"),

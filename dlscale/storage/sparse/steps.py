@@ -6,7 +6,7 @@ A step with a parameter is fitted to statistics of the columns, once: rows that 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
@@ -62,7 +62,26 @@ class Moments(NamedTuple):
     def scaled(self, factors: Array) -> Moments:
         return Moments(self.n_rows, self.mean * factors, self.squares * factors**2, self.nonzeros)
 
+    def chosen(self, columns: Array) -> Moments:
+        return Moments(self.n_rows, self.mean[columns], self.squares[columns], self.nonzeros[columns])
 
+
+class Quartiles(NamedTuple):
+    """The quartiles of the columns of a matrix, each (n,) in double precision."""
+
+    low: Array
+    median: Array
+    high: Array
+
+    def scaled(self, factors: Array) -> Quartiles:
+        return Quartiles(*(quartile * factors for quartile in self))
+
+    def chosen(self, columns: Array) -> Quartiles:
+        return Quartiles(*(quartile[columns] for quartile in self))
+
+
+#: What is known of columns when a step is fitted.
+Statistics = Moments | Quartiles
 #: From the row and the column of an entry of a block to the matrix and its place there, as `dlscale.storage.matrix.Matrix.place`.
 Place = Callable[[int, int], tuple[str, int, int]]
 
@@ -74,9 +93,12 @@ class Step(ABC):
     ----------
     parameter : str
         Name of what is fitted; empty where nothing is.
+    statistics : type
+        Of what it is fitted to.
     """
 
     parameter: ClassVar[str] = ""
+    statistics: ClassVar[type[Statistics]] = Moments
 
     @property
     @abstractmethod
@@ -91,20 +113,20 @@ class Step(ABC):
         """How many columns it leaves of n (SpecError if it cannot)."""
         return n
 
-    def fit(self, moments: Moments) -> Array:
-        """The parameter, from the columns before it."""
+    def fit(self, columns: Any) -> Array:
+        """The parameter, from what is known of the columns before it."""
         raise NotImplementedError
 
     def neutral(self, n: int) -> Array | None:
         """A parameter of the right shape for n columns, where the rows have not been seen."""
         return np.ones(n) if self.parameter else None
 
-    def after(self, moments: Moments, parameter: Any) -> Moments | None:
+    def after(self, columns: Statistics, parameter: Any) -> Statistics | None:
         """The columns after it, where they follow from those before it."""
         return None
 
     #: Whether they do.
-    keeps_moments: ClassVar[bool] = False
+    keeps_statistics: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -172,13 +194,13 @@ def _require(defined: Array, entries: Entries, place: Place, function: str) -> N
 class _ColumnFactors(Step):
     """Each column is multiplied by a number above 0."""
 
-    keeps_moments = True
+    keeps_statistics = True
 
     def applied(self, entries: Entries, parameter: Any, place: Place) -> Entries:
         return entries._replace(values=entries.values * parameter[entries.columns])
 
-    def after(self, moments: Moments, parameter: Any) -> Moments | None:
-        return moments.scaled(parameter)
+    def after(self, columns: Statistics, parameter: Any) -> Statistics | None:
+        return columns.scaled(parameter)
 
 
 @dataclass(frozen=True)
@@ -200,6 +222,24 @@ class ScaleColumns(_ColumnFactors):
         deviations = np.sqrt(moments.variance)
         varies = deviations > 0
         return np.where(varies, self.to / np.where(varies, deviations, 1.0), 1.0)
+
+
+@dataclass(frozen=True)
+class ScaleQuartiles(_ColumnFactors):
+    """Each column is scaled so that its upper quartile is 1 above its lower one; one in which they are equal stays as it is."""
+
+    parameter = "factors"
+    statistics = Quartiles
+
+    @property
+    def words(self) -> str:
+        return "columns scaled to the interquartile range 1"
+
+    def fit(self, quartiles: Quartiles) -> Array:
+        # The range may overflow where its half does not.
+        half = quartiles.high / 2 - quartiles.low / 2
+        varies = half >= np.finfo(float).tiny  # whose inverse is a number
+        return np.where(varies, 0.5 / np.where(varies, half, 1.0), 1.0)
 
 
 @dataclass(frozen=True)
@@ -263,11 +303,28 @@ class Center(Step):
     def neutral(self, n: int) -> Array | None:
         return np.zeros(n)
 
-    def fit(self, moments: Moments) -> Array:
-        return moments.mean
+    def fit(self, columns: Any) -> Array:
+        mean: Array = columns.mean
+        return mean
 
     def applied(self, entries: Entries, parameter: Any, place: Place) -> Entries:
         return entries
+
+
+@dataclass(frozen=True)
+class CenterMedian(Center):
+    """As `Center`, by medians."""
+
+    parameter = "median"
+    statistics = Quartiles
+
+    @property
+    def words(self) -> str:
+        return "columns less their medians"
+
+    def fit(self, columns: Any) -> Array:
+        median: Array = columns.median
+        return median
 
 
 @dataclass(frozen=True)
@@ -276,7 +333,7 @@ class MostVariable(Step):
 
     k: int
     parameter = "columns"
-    keeps_moments = True
+    keeps_statistics = True
 
     def __post_init__(self) -> None:
         if self.k < 1:
@@ -297,8 +354,8 @@ class MostVariable(Step):
     def fit(self, moments: Moments) -> Array:
         return np.sort(np.argsort(-moments.variance, kind="stable")[: self.k])
 
-    def after(self, moments: Moments, parameter: Any) -> Moments | None:
-        return Moments(moments.n_rows, moments.mean[parameter], moments.squares[parameter], moments.nonzeros[parameter])
+    def after(self, columns: Statistics, parameter: Any) -> Statistics | None:
+        return columns.chosen(parameter)
 
     def applied(self, entries: Entries, parameter: Any, place: Place) -> Entries:
         (b, n), values = entries.shape, entries.values
@@ -313,11 +370,12 @@ class MostVariable(Step):
         return Entries(values[kept], entries.rows[kept], columns[kept], (b, self.k))
 
 
-def n_fits(steps: Sequence[Step]) -> int:
-    """How many times rows are read to fit steps: once where what follows can be told from the same statistics."""
-    n, known = 0, False
+def fits(steps: Sequence[Step], n: int) -> Iterator[tuple[type[Statistics], int]]:
+    """What is found out of n columns to fit steps, and of how many of them; once where what follows can be told from the same."""
+    known = set[type[Statistics]]()
     for step in steps:
-        if step.parameter and not known:
-            n, known = n + 1, True
-        known = known and step.keeps_moments
-    return n
+        if step.parameter and step.statistics not in known:
+            known.add(step.statistics)
+            yield step.statistics, n
+        known = known if step.keeps_statistics else set()
+        n = step.n_columns(n)
