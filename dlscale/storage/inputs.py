@@ -86,7 +86,7 @@ class StoredResult:
     @property
     def labels(self) -> Labels:
         """What it calls the rows and columns of the matrix that it was computed of."""
-        return Labels(*(names_at(f"{self.uri}/{axis}") for axis in AXES))
+        return Labels.of(names_at(f"{self.uri}/{axis}") for axis in AXES)
 
     def matrix(self, name: str) -> Matrix:
         """One array of at most two dimensions, to be read by blocks; one dimension is a column."""

@@ -41,7 +41,7 @@ def digits_of(n: int, dtype: np.dtype[Any]) -> list[tuple[int, int]]:
 
 def counts_bytes(n: int, dtype: np.dtype[Any]) -> int:
     """Bytes of the partial result of a read."""
-    return 8 * _N * n * (1 + 2 ** max(bits for _, bits in digits_of(n, dtype)))
+    return 8 * _N * n * (1 + (1 << max(bits for _, bits in digits_of(n, dtype))))
 
 
 def quartiles_of(passes: Passes, A: Matrix, grid: RowGrid, steps: Sequence[str]) -> Quartiles:

@@ -27,7 +27,7 @@ def labels_of_dataset(h5py: Any, store: Any, dataset: Any, shape: tuple[int, int
         items = dataset.name.rpartition("/")[2].removesuffix("_values") + "_items"
         found = Labels(_names(h5py, beside, "axis1"), _names(h5py, beside, items))
     elif len(dataset.shape) == 2 and any(len(dimension) for dimension in dataset.dims):
-        found = Labels(*(_scale(h5py, dimension) for dimension in dataset.dims))
+        found = Labels.of(_scale(h5py, dimension) for dimension in dataset.dims)
     else:
         return labels_of_group(h5py, store, dataset, shape)
     return found.fitting(shape)
@@ -41,7 +41,7 @@ def labels_of_group(h5py: Any, store: Any, group: Any, shape: tuple[int, int]) -
         return Labels(_names(h5py, group, "barcodes"), _names(h5py, features, genes)).fitting(shape)
     if group.name != "/X" and not group.name.startswith("/layers/"):
         return Labels()
-    return Labels(*(_index(h5py, store, table) for table in ("obs", "var"))).fitting(shape)
+    return Labels.of(_index(h5py, store, table) for table in ("obs", "var")).fitting(shape)
 
 
 def _index(h5py: Any, store: Any, name: str) -> Names | None:

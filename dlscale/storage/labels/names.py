@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -47,6 +47,12 @@ class Labels(NamedTuple):
     row: Names | None = None
     column: Names | None = None
     color: Color | None = None
+
+    @classmethod
+    def of(cls, axes: Iterable[Names | None]) -> Labels:
+        """The names of rows, and those of columns."""
+        row, column = axes
+        return cls(row, column)
 
     @property
     def T(self) -> Labels:
@@ -129,7 +135,7 @@ def labels_of(source: Any) -> Labels:
     else:
         columns = getattr(source, "column_names", getattr(source, "columns", None))
         axes = [getattr(source, "index", None), columns]
-    return Labels(*map(_told, axes))
+    return Labels.of(map(_told, axes))
 
 
 def _told(axis: Any) -> Names | None:

@@ -43,7 +43,7 @@ def labels_at(uri: str, shape: tuple[int, int], dimensions: Sequence[str | None]
     own = [names_at(f"{uri}/{FOLDER}/{axis}") for axis in AXES]
     beside, _, _ = uri.rstrip("/").rpartition("/")
     named = dimensions if dimensions is not None and len(dimensions) == len(AXES) else (None, None)
-    found = Labels(*(mine or _names_in(beside, name) for mine, name in zip(own, named, strict=True))).fitting(shape)
+    found = Labels.of((mine or _names_in(beside, name) for mine, name in zip(own, named, strict=True))).fitting(shape)
     found = found if any(found) else _annotations(uri)
     return found._replace(color=color_at(f"{uri}/{FOLDER}/{COLOR}")).fitting(shape)
 
@@ -83,7 +83,7 @@ def _annotations(uri: str) -> Labels:
     depth = 1 if parts[-1] == "X" else 2 if parts[-2:-1] == ["layers"] else 0
     if not depth:
         return Labels()
-    return Labels(*(_index_at("/".join([*parts[:-depth], table])) for table in ("obs", "var")))
+    return Labels.of(_index_at("/".join([*parts[:-depth], table])) for table in ("obs", "var"))
 
 
 def _index_at(uri: str) -> Names | None:

@@ -35,7 +35,7 @@ class NamesWriter:
     """
 
     def __init__(self, path: Path, axis: str, attributes: Mapping[str, str] | None = None) -> None:
-        self._path, self._axis, self._attributes = path, axis, dict(attributes or {})
+        self._path, self._axis, self._attributes = path, axis, dict[str, Any](attributes or {})
         self._waiting: list[str] = []
         self._array: zarr.Array[Any] | None = None
         self._crc = 0

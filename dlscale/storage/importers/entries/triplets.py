@@ -88,7 +88,7 @@ def _table(batches: Iterator[_Batch], axes: tuple[_Axis, _Axis], request: Reques
         notes=notes,
         sparse=not dense,
         n_entries=len(entries),
-        labels=Labels(*(list(axis.names) if axis.named else None for axis in axes)),
+        labels=Labels.of(list(axis.names) if axis.named else None for axis in axes),
     )
 
 
