@@ -53,7 +53,8 @@ def _page(definitions: Mapping[str, Schema]) -> Iterator[str]:
                 yield from _table(f"`{key}`", {key: value}, spec, level=3)
             for name in sections:
                 if key in ("input", "params"):
-                    yield from _table(f"`{key}`", definitions[name]["properties"], definitions[name], level=3)
+                    section = {**definitions[name], **spec["then"]["properties"].get(key, {})}
+                    yield from _table(f"`{key}`", section["properties"], section, level=3)
                     yield from _below(definitions[name], definitions, shown)
                 elif name not in shown:
                     shown.add(name)

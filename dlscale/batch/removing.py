@@ -9,7 +9,8 @@ from pathlib import Path
 
 from dlscale.batch.document import read_stored
 from dlscale.batch.queue import Queue
-from dlscale.batch.workspace import RUNNING, Job, Workspace
+from dlscale.batch.sweeps.store import forget_if_empty
+from dlscale.batch.workspace import Job, Workspace
 from dlscale.errors import DlscaleError, SpecError
 from dlscale.storage.buckets.checkpoints import ObjectCheckpoint
 from dlscale.storage.buckets.results import clear
@@ -33,6 +34,8 @@ def size_of(folder: Path) -> int:
 def remove(job: Job, root: Workspace) -> None:
     """Remove a job that has ended, with all that is in its folder; a result that went to another place stays.
 
+    A sweep goes with the last one of its jobs.
+
     Raises
     ------
     SpecError
@@ -41,17 +44,19 @@ def remove(job: Job, root: Workspace) -> None:
     if job.folder.is_symlink():
         raise SpecError(f"{job.folder} is a link, and what it leads to is left alone; remove the link yourself.")
     with job.claim():
-        state = ""
+        state = None
         with suppress(SpecError):  # of a damaged state the lock alone says that nobody works on the job
-            state = job.read_state().state
-        if state in (*RUNNING, "submitted"):
-            raise SpecError(f"Job {job.id} is {state}; cancel it first.")
+            state = job.read_state()
+        if state is not None and state.moves:
+            raise SpecError(f"Job {job.id} is {state.state}; cancel it first.")
         _leave_stores(job)
         # Nobody sees half of a job: a folder of this name is a draft, which goes in the end whatever happens here.
         gone = hidden(job.folder)
         job.folder.rename(gone)
     Queue(root).leave(job.id)
     shutil.rmtree(gone, ignore_errors=True)
+    if state is not None and state.sweep:
+        forget_if_empty(root, state.sweep)
 
 
 def _leave_stores(job: Job) -> None:

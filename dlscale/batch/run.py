@@ -181,8 +181,8 @@ def start(job: Job, prepared: Prepared, *, listener: Emit = ignore) -> JobResult
     return _execute(job, create(job, prepared), prepared, listener)
 
 
-def create(job: Job, prepared: Prepared, *, state: str = "planned") -> JobState:
-    """Create a job's folder, whole or not at all, in a state: planned to run here, submitted to run elsewhere."""
+def create(job: Job, prepared: Prepared, *, state: str = "planned", sweep: str = "") -> JobState:
+    """Create the folder of a job (of a sweep), whole or not at all, in a state: planned to run here, submitted to run elsewhere."""
     workspace = Workspace(job.folder.parent.parent)
     draft = Job(hidden(job.folder))
     workspace.remove_drafts()
@@ -193,7 +193,7 @@ def create(job: Job, prepared: Prepared, *, state: str = "planned") -> JobState:
     }
     checksums = {path.name: checksum(data) for path, data in files.items()}
     kind = prepared.spec.kind
-    began = JobState(job.id, prepared.name, kind, state, time.time(), Heartbeat.now(), checksums=checksums)
+    began = JobState(job.id, prepared.name, kind, state, time.time(), Heartbeat.now(), checksums=checksums, sweep=sweep)
     try:
         for path, data in files.items():
             write_atomically(path, data)

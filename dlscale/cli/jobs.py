@@ -25,7 +25,7 @@ from dlscale.cli.options import (
     spec_options,
     workspace_option,
 )
-from dlscale.cli.sweeping import find_sweep, is_sweep, resume_sweep, show_submitted_sweep, submit_sweep
+from dlscale.cli.sweeping import find_sweep, is_sweep, resume_sweep, show_cancelled_sweep, show_submitted_sweep, submit_sweep
 from dlscale.errors import Interrupted
 from dlscale.interrupts import held_back
 
@@ -99,7 +99,7 @@ def submit(
         document = read_job_file(spec, overrides, cluster, output)
         if is_sweep(document):
             sweep = submit_sweep(root, document, priority=priority or 0, concurrency=concurrency, request=request)
-            show_submitted_sweep(sweep, as_json=as_json)
+            show_submitted_sweep(sweep.sweep, [each["job"] for each in sweep.jobs], as_json=as_json)
             return
         prepared = plan_job(document, root, console)
         from dlscale.batch import slurm as slurm_jobs
@@ -125,8 +125,7 @@ def cancel(job_id: str, workspace: str | None) -> None:
     if sweep := find_sweep(root, job_id):
         from dlscale.batch.sweeps.running import cancel_all
 
-        n_cancelled = cancel_all(root, sweep)
-        echo(f"{sweep.sweep}: {n_cancelled} job{'s' if n_cancelled != 1 else ''} cancelled.")
+        show_cancelled_sweep(sweep.sweep, cancel_all(root, sweep))
         return
     job = root.find(job_id)
     state = stop(job, root)

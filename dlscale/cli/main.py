@@ -40,6 +40,7 @@ from dlscale.cli.options import (
 )
 from dlscale.cli.removing import prune, rm
 from dlscale.cli.serving import serve
+from dlscale.cli.sweeping import is_sweep, plan_of_sweep, show_plan_of_sweep
 from dlscale.errors import DlscaleError, Interrupted
 from dlscale.interrupts import interrupt
 from dlscale.showing import shown
@@ -176,13 +177,20 @@ def plan(
     with refusal_as_json(as_json):
         assumed = Assumed.from_options(shape, workers, threads, worker_memory)
         document = read_job_file(spec, overrides, cluster, output)
-        prepared = plan_job(document, root, console, assumed=assumed, only_looks=True)
+        if is_sweep(document):
+            name = document.source
+            described = plan_of_sweep(document, root, console, assumed)
+        else:
+            prepared = plan_job(document, root, console, assumed=assumed, only_looks=True)
+            name, described = prepared.name, prepared.describe_plan()
     if as_json:
-        print_json(prepared.describe_plan())
-        return
-    from dlscale.cli.terminal import plan_panel
+        print_json(described)
+    elif "jobs" in described:
+        show_plan_of_sweep(name, described)
+    else:
+        from dlscale.cli.terminal import plan_panel
 
-    console.print(plan_panel(prepared.name, prepared.describe_plan()))
+        console.print(plan_panel(name, described))
 
 
 @commands.command()
@@ -190,12 +198,13 @@ def plan(
 def validate(spec: Path, overrides: tuple[str, ...], cluster: str | None, output: str | None) -> None:
     """Check the file SPEC: keys, types, ranges. Reads no matrix."""
     from dlscale.batch.spec import parse_spec
-    from dlscale.batch.spec.expanding import expand, is_sweep
 
     document = read_job_file(spec, overrides, cluster, output)
     if is_sweep(document):
-        kinds = [parse_spec(made).kind for _, made in expand(document)]
-        echo(f"{spec} is a valid sweep of {len(kinds)} jobs of kind {kinds[0]}.")
+        from dlscale.batch.sweeps.planning import members_of
+
+        members = members_of(document)
+        echo(f"{spec} is a valid sweep of {len(members)} jobs of kind {members[0].spec.kind}.")
         return
     kind = parse_spec(document).kind
     echo(f"{spec} is a valid job of kind {kind}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,9 +18,19 @@ from dlscale.cli.options import (
     refusal_as_json,
     spec_options,
 )
-from dlscale.cli.remote_looking import how_it_ended, known_id, listed_jobs, open_client
+from dlscale.cli.remote_looking import how_it_ended, known_id, known_sweep, listed_jobs, open_client
 from dlscale.cli.removing import prune_options, say_removed
+from dlscale.cli.sweeping import (
+    is_sweep,
+    show_cancelled_sweep,
+    show_plan_of_sweep,
+    show_resumed_sweep,
+    show_submitted_sweep,
+)
 from dlscale.errors import DlscaleError
+
+if TYPE_CHECKING:
+    from dlscale.service.client import Client
 
 
 @click.command()
@@ -28,10 +38,15 @@ from dlscale.errors import DlscaleError
 @click.option("--priority", type=int, default=0, help="Jobs with a higher one go first [0].")
 @json_option
 def submit(spec: Path, overrides: tuple[str, ...], cluster: str | None, output: str | None, priority: int, as_json: bool) -> None:
-    """Hand the job of the file SPEC over to the server and print its ID; paths in it are the server's."""
+    """Hand the job of the file SPEC, or the jobs of a sweep, over to the server and print its ID; paths in it are the server's."""
+    from dlscale.batch.document import read_document
+
+    given = _given(overrides, cluster, output)
     with open_client() as client, refusal_as_json(as_json):
-        job = client.submit(spec, _given(overrides, cluster, output), priority=priority)
-        if as_json:
+        job = client.submit(spec, given, priority=priority)
+        if is_sweep(read_document(spec, given)):
+            show_submitted_sweep(job, [row["job"] for row in client.sweep(job)["jobs"]] if as_json else (), as_json=as_json)
+        elif as_json:
             print_json({"job": job, "state": client.status(job)["state"], "folder": None})
         else:
             echo(job)
@@ -47,6 +62,9 @@ def plan(spec: Path, overrides: tuple[str, ...], cluster: str | None, output: st
     if as_json:
         print_json(planned)
         return
+    if "jobs" in planned:
+        show_plan_of_sweep(str(spec), planned)
+        return
     from dlscale.cli.terminal import plan_panel
 
     open_console().print(plan_panel(spec.stem, planned))
@@ -56,9 +74,15 @@ def plan(spec: Path, overrides: tuple[str, ...], cluster: str | None, output: st
 @spec_options
 def validate(spec: Path, overrides: tuple[str, ...], cluster: str | None, output: str | None) -> None:
     """Check the file SPEC: keys, types, ranges, and that the server allows what it names."""
+    from dlscale.batch.document import read_document
+    from dlscale.batch.spec.expanding import expand
+
+    given = _given(overrides, cluster, output)
     with open_client() as client:
-        kind = client.validate(spec, _given(overrides, cluster, output))
-    echo(f"{spec} is a valid job of kind {kind}.")
+        kind = client.validate(spec, given)
+    document = read_document(spec, given)
+    what = f"sweep of {sum(1 for _ in expand(document))} jobs" if is_sweep(document) else "job"
+    echo(f"{spec} is a valid {what} of kind {kind}.")
 
 
 def _given(overrides: tuple[str, ...], cluster: str | None, output: str | None) -> list[str]:
@@ -69,16 +93,23 @@ def _given(overrides: tuple[str, ...], cluster: str | None, output: str | None) 
 @click.command()
 @click.argument("job_id", metavar="ID")
 def cancel(job_id: str) -> None:
-    """Stop the job ID; its checkpoint stays."""
+    """Stop the job or the sweep ID; checkpoints stay."""
     with open_client() as client:
+        if sweep := known_sweep(client, job_id):
+            show_cancelled_sweep(sweep, client.cancel_sweep(sweep))
+            return
         echo(how_it_ended(client.cancel(known_id(client, job_id))))
 
 
 @click.command()
 @click.argument("job_id", metavar="ID")
 def resume(job_id: str) -> None:
-    """Let the interrupted, cancelled, lost or failed job ID go on from its last checkpoint."""
+    """Let the interrupted, cancelled, lost or failed job ID go on from its last checkpoint; of a sweep, run what is left."""
     with open_client() as client:
+        if sweep := known_sweep(client, job_id):
+            left = client.resume_sweep(sweep)
+            show_resumed_sweep(sweep, left, len(client.sweep(sweep)["jobs"]))
+            return
         echo(str(client.resume(known_id(client, job_id))["job"]))
 
 
@@ -147,10 +178,18 @@ def report(job_id: str | None, output: Path | None, show: bool) -> None:
 @click.argument("job_ids", metavar="ID...", nargs=-1, required=True)
 @json_option
 def rm(job_ids: tuple[str, ...], as_json: bool) -> None:
-    """Remove jobs that have ended, with checkpoint, log, report and the result in the job's folder."""
+    """Remove jobs that have ended, or those of a sweep, with checkpoint, log, report and the result in the job's folder."""
     with open_client() as client:
-        found = [known_id(client, job_id) for job_id in dict.fromkeys(job_ids)]
+        found = [job for job_id in dict.fromkeys(job_ids) for job in _meant(client, job_id)]
     _remove(found, as_json=as_json)
+
+
+def _meant(client: Client, job_id: str) -> list[str]:
+    """The job, or those of the sweep that are there; a sweep goes with its last job."""
+    sweep = known_sweep(client, job_id)
+    if sweep is None:
+        return [known_id(client, job_id)]
+    return [row["job"] for row in client.sweep(sweep)["jobs"] if row["state"] != "removed"]
 
 
 @click.command()

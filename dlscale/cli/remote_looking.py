@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ import click
 from dlscale.cli.choosing import Chosen, Listing, choosing, require_watch, show_jobs, watch_options
 from dlscale.cli.looking import echo_last_lines
 from dlscale.cli.options import echo, json_option, open_console, print_json
-from dlscale.cli.sweeping import show_table
+from dlscale.cli.sweeping import leave_with, show_table, watching_sweep
 from dlscale.cli.watching import Lines, Look, drawing, goes_on, is_live, until_ctrl_c
 from dlscale.errors import SpecError
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _STATE_KEYS = ("job", "state", "kind", "result", "seconds", "message", "heartbeat", "progress", "slurm")
 _WHOLE_ID = re.compile(r".+-\d{8}-\d{6}-[0-9a-f]{4}")
+#: What the id of a sweep has.
+_OF_A_SWEEP = "-sweep-"
 #: Rows of a list, fetched at once; and named of those of which an id is the beginning.
 _N_ROWS, _N_NAMED = 1000, 4
 
@@ -56,6 +58,18 @@ def known_id(client: Client, job_id: str | None) -> str:
     return job_id if job_id in found or not found else str(found[0])
 
 
+def known_sweep(client: Client, sweep_id: str | None) -> str | None:
+    """The id of the sweep that is meant, as `dlscale.batch.sweeps.store.find` finds it; None where it is a job."""
+    if sweep_id is None or (_WHOLE_ID.fullmatch(sweep_id) and _OF_A_SWEEP not in sweep_id):
+        return None
+    begun = [str(each["sweep"]) for each in client.sweeps(begins=sweep_id, page=_N_ROWS)]
+    if not begun:
+        return None
+    from dlscale.batch.sweeps.store import meant
+
+    return meant(begun, sweep_id, lambda: next(client.jobs(begins=sweep_id, page=1), None) is not None)
+
+
 def listed_jobs(client: Client, limit: int | None, *, states: tuple[str, ...], kinds: tuple[str, ...], name: str | None) -> Listing:
     """As `Workspace.list_jobs`."""
     from dlscale.batch.workspace import ListedJob
@@ -76,8 +90,7 @@ def jobs(chosen: Chosen) -> None:
     """List the jobs of the server, the newest first."""
     with open_client() as client:
         if (sweep := chosen.sweep) is not None:
-            begun = [each["sweep"] for each in client.sweeps() if each["sweep"].startswith(sweep)]
-            show_table(client.sweep(begun[0] if len(begun) == 1 else sweep), to_csv=chosen.to_csv, as_json=chosen.as_json)
+            show_table(client.sweep(known_sweep(client, sweep) or sweep), to_csv=chosen.to_csv, as_json=chosen.as_json)
             return
 
         def newest(limit: int | None) -> Listing:
@@ -158,9 +171,13 @@ def logs(job_id: str | None, follow: bool) -> None:
 @click.option("--quiet", "-q", is_flag=True, help="Do not say now and then how far it is.")
 @json_option
 def wait(job_id: str | None, timeout: float | None, quiet: bool, as_json: bool) -> None:
-    """Wait for the end of the job ID (by default the newest), and end with its exit code."""
+    """Wait for the end of the job ID (by default the newest), or of a sweep, and end with its exit code."""
     lines = Lines(states=False, quiet=quiet, err=True)
     with open_client() as client:
+        if sweep := known_sweep(client, job_id):
+            with watching_sweep(sweep, url=client.url, quiet=quiet) as say:
+                table = client.wait_for_sweep(sweep, timeout_seconds=timeout, watch=lambda table: say(_states(table)))
+            leave_with(sweep, _states(table), as_json=as_json)
         job = known_id(client, job_id)
         with until_ctrl_c(goes_on(job, client.url)):
             record = client.wait(job, timeout_seconds=timeout, watch=lambda record: lines(Look.of_record(record)))
@@ -170,6 +187,10 @@ def wait(job_id: str | None, timeout: float | None, quiet: bool, as_json: bool) 
         echo_last_lines(record)
         echo(how_it_ended(record))
     sys.exit(record["exit_code"])
+
+
+def _states(table: Mapping[str, Any]) -> dict[str, str | None]:
+    return {row["job"]: None if row["state"] == "removed" else row["state"] for row in table["jobs"]}
 
 
 def how_it_ended(record: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dlscale.cli.options import EXIT_FAILED, Command, echo, job_filters, json_option, open_workspace, print_json, workspace_option
+from dlscale.cli.sweeping import find_sweep
 from dlscale.errors import SpecError
 
 if TYPE_CHECKING:
@@ -21,10 +22,20 @@ if TYPE_CHECKING:
 @workspace_option
 @json_option
 def rm(job_ids: tuple[str, ...], workspace: str | None, as_json: bool) -> None:
-    """Remove jobs that have ended, with checkpoint, log, report and the result in the job's folder."""
+    """Remove jobs that have ended, or those of a sweep, with checkpoint, log, report and the result in the job's folder."""
     root = open_workspace(workspace)
-    found = [root.find(job_id) for job_id in dict.fromkeys(job_ids)]
+    found = [job for job_id in dict.fromkeys(job_ids) for job in _meant(root, job_id)]
     _remove(found, root, as_json=as_json)
+
+
+def _meant(root: Workspace, job_id: str) -> list[Job]:
+    """The job, or those of the sweep that are there; a sweep goes with its last job."""
+    sweep = find_sweep(root, job_id)
+    if sweep is None:
+        return [root.find(job_id)]
+    from dlscale.batch.sweeps.running import jobs_of
+
+    return [job for job in jobs_of(root, sweep) if job.folder.exists()]
 
 
 def prune_options(command: Command) -> Command:

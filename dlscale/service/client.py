@@ -17,6 +17,7 @@ from dlscale.arrays import Array
 from dlscale.batch.document import read_document
 from dlscale.batch.jobs.states import ENDED, RUNNING
 from dlscale.batch.submit import GRACE_SECONDS
+from dlscale.batch.sweeps.store import count, told
 from dlscale.errors import DlscaleError, SpecError
 
 try:
@@ -85,15 +86,16 @@ class Client:
         self._http.close()
 
     def submit(self, spec: str | Path | Mapping[str, Any], overrides: Iterable[str] = (), *, priority: int = 0) -> str:
-        """Hand a job over, as `dlscale.submit` does; its id."""
-        return str(self._send(spec, overrides, {"priority": priority}, {"Idempotency-Key": uuid4().hex})["job"])
+        """Hand a job over, as `dlscale.submit` does, or the jobs of a file with ``matrix``; its id, or that of the sweep."""
+        made = self._send(spec, overrides, {"priority": priority}, {"Idempotency-Key": uuid4().hex})
+        return str(made["sweep"] if "sweep" in made else made["job"])
 
     def plan(self, spec: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> dict[str, Any]:
-        """What a job would do and take there."""
+        """What a job would do and take there; of a sweep, what each of its ``jobs`` would."""
         return self._send(spec, overrides, {"plan_only": True}, {})
 
     def validate(self, spec: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> str:
-        """Check a job file there, as `dlscale validate` does; the kind of its job."""
+        """Check a job file there, as `dlscale validate` does; the kind of its job, or of those of the sweep."""
         return str(self._send(spec, overrides, {"validate_only": True}, {})["kind"])
 
     def jobs(
@@ -103,6 +105,7 @@ class Client:
         kind: str | Sequence[str] = (),
         name: str = "",
         begins: str = "",
+        sweep: str = "",
         page: int = 50,
     ) -> Iterator[dict[str, Any]]:
         """The jobs, the newest first, fetched as they are asked for, a page at a time.
@@ -113,25 +116,58 @@ class Client:
             Only these.
         name, begins : str
             Only jobs whose name holds this; whose id begins so.
+        sweep : str
+            Only jobs of the sweep with this id.
         page : int
             How many are fetched at once, of at most 1000.
         """
-        asked: dict[str, Any] = {"state": state, "kind": kind, "name": name, "begins": begins}
-        query = {key: value for key, value in asked.items() if value} | {"limit": page}
+        asked: dict[str, Any] = {"state": state, "kind": kind, "name": name, "begins": begins, "sweep": sweep}
+        return self._listed("jobs", {key: value for key, value in asked.items() if value} | {"limit": page})
+
+    def _listed(self, what: str, query: dict[str, Any]) -> Iterator[dict[str, Any]]:
         after: str | None = ""
         while after is not None:
-            answer = self._ask("GET", "/v1/jobs", params=query | ({"after": after} if after else {})).json()
-            yield from answer["jobs"]
+            answer = self._ask("GET", f"/v1/{what}", params=query | ({"after": after} if after else {})).json()
+            yield from answer[what]
             after = answer["next"]
 
-    def sweeps(self) -> list[dict[str, Any]]:
-        """The newest sweeps, the newest first."""
-        return list(self._ask("GET", "/v1/sweeps").json()["sweeps"])
+    def sweeps(self, *, begins: str = "", page: int = 50) -> Iterator[dict[str, Any]]:
+        """The sweeps whose id begins so, the newest first, fetched as they are asked for, a page at a time."""
+        return self._listed("sweeps", ({"begins": begins} if begins else {}) | {"limit": page})
 
     def sweep(self, sweep: str) -> dict[str, Any]:
         """The table of a sweep: what differs between its jobs, how they are, and the numbers that they found."""
-        table: dict[str, Any] = self._ask("GET", f"/v1/sweeps/{quote(sweep, safe='')}").json()
+        table: dict[str, Any] = self._ask("GET", _sweep_path(sweep)).json()
         return table
+
+    def wait_for_sweep(
+        self, sweep: str, *, timeout_seconds: float | None = None, watch: Callable[[dict[str, Any]], None] = lambda table: None
+    ) -> dict[str, Any]:
+        """Wait until no job of a sweep runs or waits; its table then (TimeoutError if that is not in time)."""
+        started = time.monotonic()
+        while True:
+            asked = time.monotonic()
+            table, now = self.sweep(sweep), time.monotonic()
+            watch(table)
+            if not table["active"]:
+                return table
+            if timeout_seconds is not None and now - started > timeout_seconds:
+                said = told(count(row["state"] for row in table["jobs"]))
+                raise TimeoutError(f"Sweep {sweep} has not ended after {timeout_seconds:g} s: {said}.")
+            # A table of a thousand jobs is not asked for all the time.
+            time.sleep(max(_POLL_SECONDS, 4 * (now - asked)))
+
+    def cancel_sweep(self, sweep: str) -> list[str]:
+        """Stop the jobs of a sweep that run or wait, their checkpoints kept; their ids."""
+        return list(self._ask("POST", _sweep_path(sweep, "/cancel")).json()["jobs"])
+
+    def resume_sweep(self, sweep: str) -> list[str]:
+        """Run what is left of a sweep: what has not succeeded, and would not fail again; the ids of these jobs."""
+        return list(self._ask("POST", _sweep_path(sweep, "/resume")).json()["jobs"])
+
+    def delete_sweep(self, sweep: str) -> None:
+        """Remove a sweep that runs no more, with all its jobs."""
+        self._ask("DELETE", _sweep_path(sweep))
 
     def status(self, job: str) -> dict[str, Any]:
         """How far a job is, how it ended."""
@@ -266,6 +302,10 @@ class Client:
 
 def _path(job: str, below: str = "") -> str:
     return f"/v1/jobs/{quote(job, safe='')}{below}"
+
+
+def _sweep_path(sweep: str, below: str = "") -> str:
+    return f"/v1/sweeps/{quote(sweep, safe='')}{below}"
 
 
 def _refusal(answer: httpx.Response) -> RefusedError:

@@ -15,6 +15,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from dlscale.batch.removing import DONE
+from dlscale.batch.sweeps import store
+from dlscale.batch.sweeps.store import Sweep
 from dlscale.batch.workspace import Job
 from dlscale.errors import SpecError
 from dlscale.service.problems import Problem
@@ -60,6 +62,21 @@ class Desk:
         if not _ID.fullmatch(job_id) or not job.folder.is_dir():
             raise Problem(404, f"There is no job {job_id} in {self.settings.workspace.root}.", exit_code=2)
         return job
+
+    def sweep(self, sweep_id: str) -> Sweep:
+        """The sweep with this id (Problem if there is none)."""
+        if not _ID.fullmatch(sweep_id) or not store.exists(self.settings.workspace, sweep_id):
+            raise Problem(404, f"There is no sweep {sweep_id} in {self.settings.workspace.root}.", exit_code=2)
+        return store.read(self.settings.workspace, sweep_id)
+
+    def counts_of(self, sweep: Sweep) -> dict[str, int]:
+        """How many jobs of a sweep are in each state, as the table has them."""
+        return store.count(self.table.states_of(each["job"] for each in sweep.jobs))
+
+    def note_jobs(self, sweep: Sweep) -> None:
+        """Read the jobs of a sweep again that have changed."""
+        for each in sweep.jobs:
+            self.table.note(self.settings.workspace.job(each["job"]))
 
     async def slowly(self, work: Callable[..., T], *arguments: Any, **named: Any) -> T:
         """Do in a thread what takes long; only so many at once."""

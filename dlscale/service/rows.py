@@ -51,6 +51,8 @@ class Row:
     resumable : bool
     progress : Progress or None
     stamp : Stamp or None
+    sweep : str
+        The id of the sweep that it is a job of; empty where it is none.
     """
 
     job: str
@@ -64,6 +66,7 @@ class Row:
     resumable: bool = False
     progress: Progress | None = None
     stamp: Stamp | None = None
+    sweep: str = ""
 
     @property
     def is_active(self) -> bool:
@@ -77,7 +80,7 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         record = {key: getattr(self, key) for key in ("job", "name", "kind", "state", "created", "seconds", "message")}
-        record |= {"certificate": self.certificate, "resumable": self.resumable}
+        record |= {"certificate": self.certificate, "resumable": self.resumable, "sweep": self.sweep or None}
         return record | {"progress": None if self.progress is None else asdict(self.progress)}
 
 
@@ -97,6 +100,7 @@ def row_of(job: Job, state: JobState, stamp: Stamp | None) -> Row:
         seen.resumable,
         seen.progress,
         stamp,
+        seen.sweep,
     )
 
 
@@ -160,14 +164,15 @@ class RowFile:
 
 def _line_of_row(row: Row) -> bytes:
     fields = [row.job, row.name, row.kind, row.state, row.created, row.seconds, row.message, row.certificate, row.resumable]
-    return json.dumps([*fields, row.stamp]).encode() + b"\n"
+    return json.dumps([*fields, row.sweep, row.stamp]).encode() + b"\n"
 
 
 def _row_of_line(fields: Any) -> Row:
-    job, name, kind, state, created, seconds, message, certificate, resumable, stamp = fields
-    words = all(isinstance(word, str) for word in (job, name, kind, state, message))
+    job, name, kind, state, created, seconds, message, certificate, resumable, sweep, stamp = fields
+    words = all(isinstance(word, str) for word in (job, name, kind, state, message, sweep))
     if not words or state not in ENDED or not isinstance(resumable, bool) or certificate not in (None, True, False):
         raise ValueError("no row")
+    read_from = Stamp(*map(int, stamp))
     return Row(
-        job, name, kind, state, float(created), float(seconds), message, certificate, resumable, None, Stamp(*map(int, stamp))
+        job, name, kind, state, float(created), float(seconds), message, certificate, resumable, None, read_from, sweep
     )

@@ -6,9 +6,9 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,22 @@ from dlscale.batch.prepare import Prepared, prepare
 from dlscale.batch.removing import remove
 from dlscale.batch.run import reopen
 from dlscale.batch.spec import parse_spec, to_data
+from dlscale.batch.spec.expanding import is_sweep
 from dlscale.batch.spec.sections import JobSpec
 from dlscale.batch.submit import cancel, resubmit, submit_prepared
+from dlscale.batch.sweeps.running import jobs_of
+from dlscale.batch.sweeps.store import Sweep, forget_if_empty
 from dlscale.batch.workspace import ENDED, HandOver, Job, JobState
 from dlscale.errors import SpecError
 from dlscale.service.problems import Problem
 from dlscale.service.schema import FormError, form_told
 from dlscale.service.settings import Settings
+from dlscale.service.sweeping import SweepStarter
 from dlscale.storage.files import locks
 from dlscale.storage.files.atomic import write_atomically
 
+#: Writes down which job, or which sweep with which jobs, is about to be made.
+Note = Callable[[str, Sequence[str]], None]
 #: What a job file that came over the network is called in messages.
 SOURCE = "spec"
 #: Keys are remembered for so long.
@@ -36,17 +42,21 @@ _KEY_SECONDS = 7 * 86400.0
 
 @dataclass(frozen=True)
 class Kept:
-    """What is remembered of a request with a key: the job that it makes, or has made.
+    """What is remembered of a request with a key: the job, or the sweep, that it makes, or has made.
 
     Parameters
     ----------
     digest : str
         Of the request's body.
     job : str
+        Its id, or that of the sweep.
+    jobs : list of str
+        Of the sweep.
     """
 
     digest: str
     job: str
+    jobs: list[str] = field(default_factory=list)
 
 
 def read_body(body: bytes, *, is_json: bool) -> Document:
@@ -90,17 +100,24 @@ class Starter:
         self._keys = settings.workspace.root / "service" / "keys"
         #: Processes that this server started and that it must see off when they end.
         self._drivers: set[int] = set()
+        self.sweeps = SweepStarter(settings)
 
     def validate(self, document: Document) -> str:
         """What `dlscale validate` says, of a job that names nothing but what is allowed (SpecError)."""
+        if is_sweep(document):
+            return self.sweeps.validate(document)
         return f"{document.source} is a valid job of kind {self._checked(self._placed(document)).kind}."
 
     def plan(self, document: Document) -> dict[str, Any]:
         """What `dlscale plan --json` says."""
+        if is_sweep(document):
+            return self.sweeps.plan(document)
         return self._prepare(document, only_looks=True).describe_plan()
 
-    def submit(self, document: Document, body: bytes, *, key: str = "", who: str = "", priority: int = 0) -> tuple[Job, bool]:
-        """Hand a job over.
+    def submit(
+        self, document: Document, body: bytes, *, key: str = "", who: str = "", priority: int = 0
+    ) -> tuple[Job | Sweep, bool]:
+        """Hand a job, or the jobs of a sweep, over.
 
         Parameters
         ----------
@@ -108,21 +125,19 @@ class Starter:
         body : bytes
             It was read from.
         key : str
-            The same key with the same body makes no second job, whatever happened to the answer to the first request.
+            The same key with the same body makes nothing a second time, whatever happened to the answer to the first request.
         who : str
             Whose key it is.
         priority : int
 
         Returns
         -------
-        job
-        made : bool
+        made
+        new : bool
             False where an earlier request with the key has made it.
         """
         if not key:
-            job = submit_prepared(self._workspace, self._prepare(document), priority=priority)
-            self._take_care_of(job)
-            return job, True
+            return self._hand_over(document, priority, lambda job, jobs: None), True
         self._workspace.make_folder(self._keys)
         path = self._keys / hashlib.sha256(f"{who}\n{key}".encode()).hexdigest()
         lock = locks.take(path.with_suffix(".lock"))
@@ -133,22 +148,42 @@ class Starter:
         finally:
             lock.release(remove=True)
 
-    def _submit_once(self, document: Document, body: bytes, path: Path, priority: int) -> tuple[Job, bool]:
+    def _submit_once(self, document: Document, body: bytes, path: Path, priority: int) -> tuple[Job | Sweep, bool]:
         digest = hashlib.sha256(body).hexdigest()
         kept = _kept(path)
         if kept is not None and kept.digest != digest:
             raise Problem(409, "This Idempotency-Key was sent with another job file; use a new key for a new job.", exit_code=2)
-        if kept is not None and (job := self._workspace.job(kept.job)).folder.exists():
-            if job.stored_state().state == "submitted" and job.read_state().state == "lost":
-                self.resume(job)  # the server was killed before it had handed the job over
-            return job, False
+        if kept is not None and (made := self._made_before(kept)) is not None:
+            return made, False
+
+        def note(made: str, jobs: Sequence[str]) -> None:
+            """Written down before it is done: a server that is killed in between finds out what was meant."""
+            write_atomically(path, json.dumps(asdict(Kept(digest, made, list(jobs)))).encode())
+
+        return self._hand_over(document, priority, note, "" if kept is None else kept.job), True
+
+    def _made_before(self, kept: Kept) -> Job | Sweep | None:
+        """What an earlier request has made; handed over where the server was killed before it had done so."""
+        if kept.jobs:
+            return self.sweeps.made_before(kept.job, kept.jobs)
+        job = self._workspace.job(kept.job)
+        if not job.folder.exists():
+            return None
+        if job.stored_state().state == "submitted" and job.read_state().state == "lost":
+            self.resume(job)
+        return job
+
+    def _hand_over(self, document: Document, priority: int, note: Note, known_id: str = "") -> Job | Sweep:
+        if is_sweep(document):
+            sweep = self.sweeps.submit(document, priority, note, known_id)
+            self._take_care_of(self._workspace.job(sweep.jobs[0]["job"]))
+            return sweep
         prepared = self._prepare(document)
-        job = self._workspace.job(kept.job) if kept else self._workspace.new_job(prepared.name)
-        # Written down before it is done: a server that is killed in between finds out which job was meant.
-        write_atomically(path, json.dumps({"digest": digest, "job": job.id}).encode())
+        job = self._workspace.job(known_id) if known_id else self._workspace.new_job(prepared.name)
+        note(job.id, ())
         submit_prepared(self._workspace, prepared, priority=priority, job=job)
         self._take_care_of(job)
-        return job, True
+        return job
 
     def resume(self, job: Job) -> None:
         """Let a stopped job go on, as `dlscale resume --detach` does."""
@@ -176,6 +211,20 @@ class Starter:
             remove(job, self._workspace)
         except SpecError as error:
             raise Problem(409, str(error), exit_code=2) from error
+
+    def resume_sweep(self, sweep: Sweep) -> list[str]:
+        """Run what is left of a sweep, as `dlscale resume` does; the ids of these jobs."""
+        left = self.sweeps.resume(sweep)
+        self._take_care_of(self._workspace.job(left[0]))
+        return left
+
+    def remove_sweep(self, sweep: Sweep) -> None:
+        """Remove the jobs of a sweep that runs no more, and the sweep with them."""
+        self.sweeps.require_rest(sweep)
+        for job in jobs_of(self._workspace, sweep):
+            if job.folder.exists():
+                self.remove(job)
+        forget_if_empty(self._workspace, sweep.sweep)
 
     def see_off(self) -> None:
         """Let the processes that ended go; called now and then."""

@@ -43,12 +43,15 @@ class Filters:
         The name holds this.
     begins : str
         The id begins so.
+    sweep : str
+        A job of the sweep with this id.
     """
 
     states: Collection[str] = ()
     kinds: Collection[str] = ()
     name: str = ""
     begins: str = ""
+    sweep: str = ""
 
     def pass_(self, row: Row) -> bool:
         return (
@@ -56,6 +59,7 @@ class Filters:
             and (not self.kinds or row.kind in self.kinds)
             and self.name in row.name
             and row.job.startswith(self.begins)
+            and (not self.sweep or row.sweep == self.sweep)
         )
 
 
@@ -75,6 +79,7 @@ class Table:
         self._counts: Counter[str] = Counter()
         self._kinds: Counter[str] = Counter()
         self._names: Counter[str] = Counter()
+        self._sweeps: Counter[str] = Counter()
         #: Jobs that somebody works on.
         self._active: tuple[str, ...] = ()
         self._lock, self._looking = threading.RLock(), threading.Lock()
@@ -140,6 +145,13 @@ class Table:
             found = list(islice(self._passing(filters, after), limit + 1))
         return found[:limit], found[limit - 1].job if len(found) > limit else None
 
+    def states_of(self, names: Iterable[str]) -> list[str]:
+        """The state of each job, as it was half a second ago at most; removed where there is none."""
+        with self._lock:
+            known = [(name, self._rows.get(name)) for name in names]
+        rows = (row or read_row(self._workspace.job(name)) for name, row in known)
+        return ["removed" if row is None else row.state for row in rows]
+
     def note(self, job: Job) -> Row | None:
         """Read a job again that has changed."""
         row = read_row(job)
@@ -158,7 +170,7 @@ class Table:
         chosen = [name for name in self._names if filters.name in name and (name.startswith(begins) or begins.startswith(name))]
         names = set(chosen) if filters.name or begins else None
         none_of = (states and not any(map(self._counts.get, states))) or (kinds and not any(map(self._kinds.get, kinds)))
-        if none_of or names == set():
+        if none_of or names == set() or (filters.sweep and not self._sweeps[filters.sweep]):
             return
         for position in range(end - 1, -1, -1):
             row = rows[self._order[position][1]]
@@ -168,6 +180,7 @@ class Table:
                 and (not states or row.state in states)
                 and (names is None or row.name in names)
                 and (not begins or row.job.startswith(begins))
+                and (not filters.sweep or row.sweep == filters.sweep)
             ):
                 current = self._current(row)
                 if current is not None and filters.pass_(current):
@@ -208,7 +221,8 @@ class Table:
     def _count(self, row: Row | None, step: int) -> None:
         if row is None:
             return
-        for counter, key in ((self._counts, row.state), (self._kinds, row.kind), (self._names, row.name)):
+        counted = ((self._counts, row.state), (self._kinds, row.kind), (self._names, row.name), (self._sweeps, row.sweep))
+        for counter, key in counted:
             counter[key] += step
             if not counter[key]:
                 del counter[key]

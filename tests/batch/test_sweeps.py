@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 import dlscale
 from dlscale.batch.document import parse_yaml
 from dlscale.batch.spec import json_schema, parse_spec
-from dlscale.batch.spec.expanding import MAX_JOBS, expand
+from dlscale.batch.spec.expanding import MAX_JOBS, MAX_KEYS, expand
 from dlscale.batch.sweeps import store
+from dlscale.batch.sweeps.planning import members_of
 from dlscale.batch.workspace import RUNNING, Job, Workspace
 from dlscale.cli.main import commands
 from dlscale.errors import SpecError
@@ -71,12 +72,16 @@ def test_a_sweep_is_every_combination_once(axes: dict[str, list[Any]]) -> None:
         ({"params..seed": [1]}, {}, "must be a key such as"),
         ({"params": [{"seed": 1}], "params.seed": [1]}, {}, "lies in another key"),
         ({"params.seed": list(range(MAX_JOBS + 1))}, {}, "has 1,001 combinations; a sweep has at most 1,000 jobs"),
+        ({f"k{i}": [1] for i in range(MAX_KEYS + 1)}, {}, "has 51 keys; a sweep varies at most 50"),
         ({"params.seed": [1, 2]}, {"output": "r.zarr"}, "output: would be the same place for all jobs"),
+        ({"params.seed": [1, 2], "output": ["a.zarr", "b.zarr"]}, {}, "a.zarr would be the place of 2 jobs"),
+        ({"params.seed": [1, 2]}, {"name": f"{50 * 'a'}/../b"}, "s.yaml:2: name: got 'aaa"),
+        ({"params.seed": [1, -2]}, {}, "s.yaml:10: params.seed: got -2"),
     ],
 )
 def test_what_is_no_sweep_is_told(axes: Any, more: dict[str, Any], said: str) -> None:
     with pytest.raises(SpecError) as raised:
-        list(expand(document(axes, **more)))
+        members_of(document(axes, **more))
     assert said in str(raised.value)
 
 
@@ -114,6 +119,10 @@ def run_here(job: Job) -> None:
 
 
 def test_a_sweep_is_stopped_goes_on_and_is_one_table(folder: Path) -> None:
+    planned = call("plan", "s.yaml")
+    assert planned.stdout.splitlines()[0] == "s.yaml: a sweep of 3 jobs of kind svd; memory is per worker.", planned.stderr
+    assert [line.split()[:2] for line in planned.stdout.splitlines()[2:5]] == [[f"ranks-{i}", str(2 * i)] for i in (1, 2, 3)]
+    assert not (folder / "ws" / "jobs").exists()
     assert call("validate", "s.yaml").stdout == "s.yaml is a valid sweep of 3 jobs of kind svd.\n"
     submitted = call("submit", "s.yaml")
     assert submitted.exit_code == 0, submitted.stderr
@@ -159,6 +168,9 @@ def test_a_sweep_is_stopped_goes_on_and_is_one_table(folder: Path) -> None:
     assert all(word in shown for word in ("n_components", "frobenius error", jobs[2].id))
     call("rm", jobs[1].id)
     assert json.loads(call("jobs", "--sweep", sweep_id, "--json").stdout)["jobs"][1]["state"] == "removed"
+    assert jobs[0].read_state().sweep == sweep_id
+    assert call("rm", sweep_id).stdout.splitlines()[0].startswith(jobs[0].id)
+    assert not store.sweep_ids(root)
 
 
 def test_a_sweep_is_made_whole_or_not_at_all(folder: Path) -> None:

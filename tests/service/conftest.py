@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import zarr
@@ -31,6 +32,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(folder: Path) -> Iterator[WebServer]:
     with WebServer(folder) as running:
         yield running
+
+
+@pytest.fixture
+def browser(server: WebServer) -> Iterator[httpx.Client]:
+    """A client that keeps cookies and sends what a browser does."""
+    headers = {"Accept": "text/html", "Origin": server.url, "Sec-Fetch-Site": "same-origin"}
+    with httpx.Client(base_url=server.url, headers=headers, timeout=60) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
-from web_server import WebServer, wait_until
+from web_server import WebServer, fields_of, wait_until
 
 JOB = """kind: svd
 name: {name}
@@ -19,18 +18,6 @@ params: {{n_components: 4, power_iterations: {n}, block_rows: 200}}
 cluster: threads
 """
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-def fields_of(page: str) -> dict[str, str]:
-    return dict(re.findall(r'name="(forgery|key)" value="([^"]+)"', page))
-
-
-@pytest.fixture
-def browser(server: WebServer) -> Iterator[httpx.Client]:
-    """A client that keeps cookies and sends what a browser does."""
-    headers = {"Accept": "text/html", "Origin": server.url, "Sec-Fetch-Site": "same-origin"}
-    with httpx.Client(base_url=server.url, headers=headers, timeout=60) as client:
-        yield client
 
 
 def test_a_job_by_forms_alone(server: WebServer, browser: httpx.Client) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -75,6 +76,11 @@ class WebServer:
     def wait_for(self, job: str, *states: str) -> dict[str, Any]:
         wait_until(lambda: self.job(job)["state"] in states)
         return self.job(job)
+
+
+def fields_of(page: str) -> dict[str, str]:
+    """The hidden fields of a form."""
+    return dict(re.findall(r'name="(forgery|key)" value="([^"]+)"', page))
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:

@@ -23,6 +23,8 @@ HAND_OVER_SECONDS = 600.0
 
 #: Some process works on the job, or waits for its turn to.
 RUNNING = ("planned", "queued", "running", "checkpointed", "certifying")
+#: Somebody works on it, or is about to.
+MOVING = (*RUNNING, "submitted")
 ENDED = ("succeeded", "failed", "interrupted", "cancelled")
 RESUMABLE = ("submitted", "interrupted", "cancelled", "lost", "failed")
 
@@ -88,6 +90,8 @@ class JobState:
         File of the folder to its crc32c, of those that are written once.
     progress : Progress or None
         How far it was at the last heartbeat; None before it ran.
+    sweep : str
+        The sweep that it is a job of; empty where it is none.
     """
 
     job: str
@@ -104,12 +108,18 @@ class JobState:
     failure_code: int = 1
     checksums: dict[str, int] = field(default_factory=dict)
     progress: Progress | None = None
+    sweep: str = ""
 
     @property
     def exit_code(self) -> int:
         """What a command that waits for the job ends with."""
         codes = {"succeeded": 0, "interrupted": Interrupted.exit_code, "cancelled": Interrupted.exit_code}
         return codes.get(self.state, self.failure_code)
+
+    @property
+    def moves(self) -> bool:
+        """Whether somebody works on it, or is about to."""
+        return self.state in MOVING
 
     @property
     def resumable(self) -> bool:

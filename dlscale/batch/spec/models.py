@@ -17,7 +17,7 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, create
 
 from dlscale.batch.document import Document, read_document
 from dlscale.batch.kinds import KINDS
-from dlscale.batch.spec.expanding import KEY, MAX_JOBS, refuse_sweep
+from dlscale.batch.spec.expanding import KEY, MAX_JOBS, MAX_KEYS, refuse_sweep
 from dlscale.batch.spec.sections import InputSection, JobSpec, MatrixSource, ResultSource
 from dlscale.declaration.faults import broken_rule, explain, shown
 from dlscale.declaration.kind import Kind
@@ -31,6 +31,7 @@ _MATRIX = {
     "description": f"keys such as params.seed with lists of values: a sweep of at most {MAX_JOBS:,} jobs, one for each combination",
     "additionalProperties": {"type": "array", "minItems": 1},
     "minProperties": 1,
+    "maxProperties": MAX_KEYS,
 }
 
 
@@ -140,5 +141,15 @@ def json_schema(*, references: str = "#/$defs/{model}") -> dict[str, Any]:
     union: Any = functools.reduce(operator.or_, map(model_of, KINDS.values()))
     schema = TypeAdapter(Annotated[union, Field(discriminator="kind")]).json_schema(ref_template=references)
     for reference in schema["discriminator"]["mapping"].values():
-        schema["$defs"][reference.rpartition("/")[2]]["properties"][KEY] = _MATRIX
+        _let_sweep(schema["$defs"][reference.rpartition("/")[2]], schema["$defs"])
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "dlscale job", **schema}
+
+
+def _let_sweep(spec: dict[str, Any], definitions: Mapping[str, dict[str, Any]]) -> None:
+    """Let the schema of a kind take sweeps too, which leave out what their jobs get from ``matrix``."""
+    sections = {key: definitions[spec["properties"][key]["$ref"].rpartition("/")[2]] for key in ("input", "params")}
+    needed = {key: {"required": section.pop("required")} for key, section in sections.items() if "required" in section}
+    given = {"required": [key for key in spec["required"] if key in sections], "properties": needed}
+    spec["required"] = [key for key in spec["required"] if key not in sections]
+    spec["properties"][KEY] = _MATRIX
+    spec |= {"if": {"not": {"required": [KEY]}}, "then": given}

@@ -14,7 +14,7 @@ import json
 import secrets
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,9 +23,9 @@ from typing import Any
 from typing_extensions import TypedDict
 
 from dlscale.batch.jobs import records
-from dlscale.batch.workspace import RUNNING, Job, JobState, Workspace
+from dlscale.batch.workspace import Job, JobState, Workspace
 from dlscale.engine.events import UnixTime
-from dlscale.errors import SpecError
+from dlscale.errors import Interrupted, SpecError
 from dlscale.storage.files.atomic import write_atomically
 
 
@@ -81,10 +81,14 @@ def keep(root: Workspace, sweep: Sweep) -> None:
     write_atomically(folder_of(root) / f"{sweep.sweep}.json", json.dumps(asdict(sweep)).encode())
 
 
-def sweep_ids(root: Workspace) -> list[str]:
-    """Of all sweeps, the newest first."""
+def exists(root: Workspace, sweep_id: str) -> bool:
+    return (folder_of(root) / f"{sweep_id}.json").is_file()
+
+
+def sweep_ids(root: Workspace, begins: str = "") -> list[str]:
+    """Of all sweeps whose id begins so, the newest first."""
     with suppress(OSError):
-        found = [path for path in folder_of(root).glob("[!.]*.json") if path.is_file()]
+        found = [path for path in folder_of(root).glob("[!.]*.json") if path.name.startswith(begins) and path.is_file()]
         return [path.stem for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
     return []
 
@@ -98,21 +102,47 @@ def read(root: Workspace, sweep_id: str) -> Sweep:
 
 
 def find(root: Workspace, sweep_id: str) -> Sweep | None:
-    """The sweep with this id, or with the only id that begins so; None if there is none, or a job may be meant.
+    """The sweep with this id, or with the only id that begins so; None if there is none, or a job may be meant (SpecError)."""
+    found = meant(sweep_ids(root, sweep_id), sweep_id, lambda: bool(root.ids(sweep_id)))
+    return None if found is None else read(root, found)
+
+
+def meant(begun: Sequence[str], sweep_id: str, job_begins: Callable[[], bool]) -> str | None:
+    """Which sweep is meant by an id, or by what it begins with.
+
+    Parameters
+    ----------
+    begun : sequence of str
+        The ids of sweeps that begin so.
+    sweep_id : str
+    job_begins : callable
+        Whether the id of a job begins so, which then is meant.
 
     Raises
     ------
     SpecError
         If there is more than one.
     """
-    found = [each for each in sweep_ids(root) if each.startswith(sweep_id)]
-    if sweep_id in found:
-        found = [sweep_id]
-    if not found or (sweep_id not in found and root.ids(sweep_id)):
+    if sweep_id in begun:
+        return sweep_id
+    if not begun or job_begins():
         return None
-    if len(found) > 1:
-        raise SpecError(f"{sweep_id!r} is the beginning of {len(found)} sweeps: {', '.join(found[:4])}; give more of it.")
-    return read(root, found[0])
+    if len(begun) > 1:
+        raise SpecError(f"{sweep_id!r} is the beginning of {len(begun)} sweeps: {', '.join(begun[:4])}; give more of it.")
+    return begun[0]
+
+
+def forget(root: Workspace, sweep_id: str) -> None:
+    """Remove the files of a sweep; its jobs stay."""
+    for path in (folder_of(root) / f"{sweep_id}.json", log_of(root, sweep_id), lock_of(root, sweep_id)):
+        path.unlink(missing_ok=True)
+
+
+def forget_if_empty(root: Workspace, sweep_id: str) -> None:
+    """Remove the files of a sweep none of whose jobs is there any more."""
+    with suppress(SpecError, OSError):
+        if not any(root.job(each["job"]).folder.exists() for each in read(root, sweep_id).jobs):
+            forget(root, sweep_id)
 
 
 def states_of(root: Workspace, sweep: Sweep) -> dict[str, JobState | None]:
@@ -128,12 +158,34 @@ def _state(job: Job) -> JobState | None:
 
 def counts(states: Mapping[str, JobState | None]) -> dict[str, int]:
     """How many jobs are in each state."""
-    return dict(sorted(Counter("removed" if state is None else state.state for state in states.values()).items()))
+    return count("removed" if state is None else state.state for state in states.values())
+
+
+def counts_of(root: Workspace, sweep: Sweep) -> dict[str, int]:
+    """How many jobs of a sweep are in each state."""
+    return counts(states_of(root, sweep))
+
+
+def count(states: Iterable[str]) -> dict[str, int]:
+    """How often each state is there."""
+    return dict(sorted(Counter(states).items()))
+
+
+def told(counted: Mapping[str, int]) -> str:
+    """``3 succeeded, 1 failed``."""
+    return ", ".join(f"{n} {state}" for state, n in counted.items())
+
+
+def exit_code(counted: Mapping[str, int]) -> int:
+    """0 where all jobs succeeded, 1 where one failed or is lost, otherwise 75: `dlscale resume` goes on."""
+    if set(counted) == {"succeeded"}:
+        return 0
+    return 1 if counted.keys() & {"failed", "lost", "removed"} else Interrupted.exit_code
 
 
 def moves(states: Mapping[str, JobState | None]) -> bool:
     """Whether some job runs or waits."""
-    return any(state is not None and state.state in (*RUNNING, "submitted") for state in states.values())
+    return any(state is not None and state.moves for state in states.values())
 
 
 def table(root: Workspace, sweep: Sweep) -> list[dict[str, Any]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -14,7 +16,8 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from dlscale.batch.jobs.in_slurm import slurm_facts, slurm_words
 from dlscale.batch.kinds import KINDS
 from dlscale.batch.sweeps import store
-from dlscale.batch.workspace import RUNNING, Job
+from dlscale.batch.sweeps.store import Sweep
+from dlscale.batch.workspace import Job
 from dlscale.errors import DlscaleError
 from dlscale.report import words
 from dlscale.service.desk import Desk, desk_of, grant_of
@@ -23,7 +26,7 @@ from dlscale.service.pages import forms, telling
 from dlscale.service.problems import Problem, problem_of
 from dlscale.service.routes.facts import bytes_of
 from dlscale.service.routes.jobs import JobId
-from dlscale.service.routes.sweeps import SweepId, newest, table_of
+from dlscale.service.routes.sweeps import SweepId, page_of, table_of
 from dlscale.service.starting import read_body
 from dlscale.service.table import Filters
 
@@ -38,7 +41,7 @@ _POLICY = (
 _N_ROWS = 50
 _STATES = ("queued", "running", "succeeded", "failed", "cancelled", "interrupted", "lost")
 #: Of a form that was not sent yet.
-_NO_ANSWER: dict[str, Any] = {"good": "", "bad": "", "plan": []}
+_NO_ANSWER: dict[str, Any] = {"good": "", "bad": "", "plan": [], "sweep": None}
 _EXAMPLE = "kind: svd\ninput:\n  matrix: data/A.zarr\nparams:\n  n_components: 10\n"
 
 _templates = jinja2.Environment(
@@ -50,7 +53,8 @@ _templates = jinja2.Environment(
 )
 _templates.globals.update(tone=telling.tone, percent=telling.percent, left=telling.left, how_far=telling.how_far)
 _templates.globals.update(slurm_words=slurm_words)
-_templates.filters.update(duration=words.duration, moment=words.moment, number=words.number)
+_templates.filters.update(duration=words.duration, moment=words.moment, number=words.number, value=telling.value_words)
+_templates.filters.update(size=words.size, flop=partial(words.quantity, unit="FLOP"))
 
 
 def page(request: Request, template: str, /, status: int = 200, **values: Any) -> HTMLResponse:
@@ -85,14 +89,15 @@ def jobs(
     state: Annotated[str, Query(max_length=20)] = "",
     kind: Annotated[str, Query(max_length=64)] = "",
     name: Annotated[str, Query(max_length=64)] = "",
+    sweep: Annotated[str, Query(max_length=200)] = "",
     after: Annotated[str, Query(max_length=200)] = "",
     part: Annotated[str, Query(max_length=10)] = "",
 ) -> Response:
     """The table of jobs."""
     table = desk_of(request).table
-    filters = Filters((state,) if state else (), (kind,) if kind else (), name)
+    filters = Filters((state,) if state else (), (kind,) if kind else (), name, sweep=sweep)
     rows, following = table.page(filters, limit=_N_ROWS, after=after or None)
-    asked = {"state": state, "kind": kind, "name": name}
+    asked = {"state": state, "kind": kind, "name": name, "sweep": sweep}
     query = {key: value for key, value in asked.items() if value}
     values: dict[str, Any] = {"rows": rows, "counts": table.counts(), "loaded": table.is_loaded, "after": after, "asked": asked}
     values["first"], values["following"] = f"/?{urlencode(query)}", following and f"/?{urlencode({**query, 'after': following})}"
@@ -100,17 +105,40 @@ def jobs(
 
 
 @router.get("/sweeps")
-def sweeps(request: Request) -> Response:
+def sweeps(request: Request, after: Annotated[str, Query(max_length=200)] = "") -> Response:
     """The sweeps of the workspace, the newest first."""
-    root = desk_of(request).settings.workspace
-    return page(request, "sweeps.html", sweeps=[(sweep, store.counts(store.states_of(root, sweep))) for sweep in newest(root)])
+    desk = desk_of(request)
+    found, following = page_of(desk.settings.workspace, limit=_N_ROWS, after=after)
+    counted = [(sweep, desk.counts_of(sweep)) for sweep in found]
+    return page(request, "sweeps.html", sweeps=counted, after=after, following=following)
 
 
 @router.get("/sweeps/{sweep_id}")
 def sweep(request: Request, sweep_id: SweepId) -> Response:
     """The table of a sweep."""
-    found, rows = table_of(desk_of(request), sweep_id)
-    return page(request, "sweep.html", sweep=found, rows=rows, numbers=store.columns(rows), active=telling.any_moves(rows))
+    desk = desk_of(request)
+    found = desk.sweep(sweep_id)
+    rows, active = table_of(desk, found)
+    values: dict[str, Any] = {"rows": rows, "numbers": store.columns(rows), "counts": store.count(row["state"] for row in rows)}
+    left = any(row["state"] not in ("succeeded", "removed") for row in rows)
+    return page(request, "sweep.html", sweep=found, active=active, left=left, **values)
+
+
+@router.post("/sweeps/{sweep_id}/{what}")
+async def change_sweep(request: Request, sweep_id: SweepId, what: str) -> Response:
+    """Cancel, resume or delete the jobs of a sweep, by a button."""
+    await forms.read_form(request)
+    desk = desk_of(request)
+    found, starter = desk.sweep(sweep_id), desk.starter
+    work: dict[str, Callable[[Sweep], Any]] = {"cancel": starter.sweeps.cancel, "resume": starter.resume_sweep}
+    work["delete"] = starter.remove_sweep
+    if what not in work:
+        raise Problem(404, f"There is no {request.url.path}.")
+    try:
+        await desk.slowly(work[what], found)
+    finally:
+        await desk.slowly(desk.note_jobs, found)
+    return RedirectResponse("/sweeps" if what == "delete" else f"/sweeps/{sweep_id}", 303)
 
 
 @router.get("/new")
@@ -133,11 +161,15 @@ async def send(request: Request, part: Annotated[str, Query(max_length=10)] = ""
         document = read_body(spec.encode(), is_json=False)
         if what == "submit":
             key, who = form.get("key", ""), grant_of(request).name
-            job, _ = await desk.slowly(desk.starter.submit, document, spec.encode(), key=key, who=who)
-            desk.table.note(job)
-            return RedirectResponse(f"/jobs/{job.id}", 303)
+            made, _ = await desk.slowly(desk.starter.submit, document, spec.encode(), key=key, who=who)
+            if isinstance(made, Sweep):
+                await desk.slowly(desk.note_jobs, made)
+                return RedirectResponse(f"/sweeps/{made.sweep}", 303)
+            desk.table.note(made)
+            return RedirectResponse(f"/jobs/{made.id}", 303)
         if what == "plan":
-            answer["plan"] = telling.plan_facts(await desk.slowly(desk.starter.plan, document))
+            planned = await desk.slowly(desk.starter.plan, document)
+            answer |= {"sweep": planned} if "jobs" in planned else {"plan": telling.plan_facts(planned)}
         else:
             answer["good"] = await desk.slowly(desk.starter.validate, document)
     except (DlscaleError, Problem, OSError) as error:
@@ -156,11 +188,10 @@ def show(request: Request, job_id: JobId, part: Annotated[str, Query(max_length=
 
 def _facts(job: Job) -> dict[str, Any]:
     state = job.read_state()
-    active = state.state in RUNNING or state.state == "submitted"
     return {
         "job": job,
         "state": state,
-        "active": active,
+        "active": state.moves,
         "slurm": slurm_facts(job),
         "checks": telling.checks_of(state.certificate),
         "plan": telling.plan_facts(job.read_plan()),

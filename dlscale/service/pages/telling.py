@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from dlscale.batch.jobs.progress import Progress, progress_words
-from dlscale.batch.workspace import RUNNING, Job, JobState
+from dlscale.batch.workspace import Job, JobState
 from dlscale.report import words
 from dlscale.service.rows import Row
 from dlscale.storage.files.atomic import open_at_once
@@ -36,9 +37,9 @@ def how_far(row: Row | JobState, *, runs: bool) -> str:
     return "" if row.progress is None else progress_words(row.progress, runs=runs)
 
 
-def any_moves(rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether some job of a sweep runs or waits."""
-    return any(row["state"] in (*RUNNING, "submitted") for row in rows)
+def value_words(value: Any) -> str:
+    """A value that differs between the jobs of a sweep, as a job file says it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def plan_facts(plan: Mapping[str, Any]) -> list[tuple[str, str]]:

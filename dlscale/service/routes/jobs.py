@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse
 
 from dlscale.batch.jobs.in_slurm import slurm_facts
 from dlscale.batch.recorder import plain
+from dlscale.batch.sweeps.store import Sweep
 from dlscale.batch.workspace import Job
 from dlscale.service.desk import desk_of, grant_of, read_bounded
 from dlscale.service.problems import DESCRIBED, Problem
@@ -42,6 +43,7 @@ _BODY = {
 }
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {"description": "With validate_only or plan_only: that the job file is valid, or what the job would do and take."},
+    201: {"description": "The id of the job and its plan; of a sweep, its id and those of its jobs."},
     403: {**DESCRIBED, "description": "The job file names what is not allowed on this server, or the token may not submit."},
     409: {
         **DESCRIBED,
@@ -58,8 +60,14 @@ def facts_of(job: Job) -> dict[str, Any]:
     record = {"job": state.job, "name": state.name, "kind": state.kind, "state": state.state, "created": state.created}
     record |= {"seconds": state.seconds, "message": state.message, "result": state.result, "resumable": state.resumable}
     record |= {"exit_code": state.exit_code, "heartbeat": state.heartbeat._asdict(), "progress": vars_of(state.progress)}
-    record["slurm"] = slurm_facts(job)
+    record |= {"slurm": slurm_facts(job), "sweep": state.sweep or None}
     return plain({**record, "certificate": state.certificate, "estimates": state.summary.get("estimates")})  # type: ignore[no-any-return]
+
+
+def facts_of_sweep(sweep: Sweep) -> dict[str, Any]:
+    """What a sweep is: what differs between its jobs, and their ids."""
+    jobs = [each["job"] for each in sweep.jobs]
+    return {"sweep": sweep.sweep, "name": sweep.name, "kind": sweep.kind, "created": sweep.created, "keys": sweep.keys, "jobs": jobs}
 
 
 def vars_of(value: Any) -> dict[str, Any] | None:
@@ -75,7 +83,7 @@ async def submit(
     plan_only: Annotated[Flag, Query(description="Say what the job would do and take.")] = False,
     priority: Annotated[int, Query(ge=-1000, le=1000, description="Jobs with a higher one go first.")] = 0,
 ) -> dict[str, Any]:
-    """Hand over the job of a job file, or only check or plan it."""
+    """Hand over the job of a job file, or the jobs of one with ``matrix``, a sweep; or only check or plan them."""
     desk = desk_of(request)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     is_json = kind == "application/json" or kind.endswith("+json")
@@ -90,12 +98,16 @@ async def submit(
         response.status_code = 200
         return plain(await desk.slowly(desk.starter.plan, document))  # type: ignore[no-any-return]
     who = grant_of(request).name
-    job, made = await desk.slowly(desk.starter.submit, document, body, key=idempotency_key, who=who, priority=priority)
-    desk.table.note(job)
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
-    if not made:
+    made, new = await desk.slowly(desk.starter.submit, document, body, key=idempotency_key, who=who, priority=priority)
+    if not new:
         response.headers["Idempotency-Replayed"] = "true"
-    return {"job": job.id, "state": job.read_state().state, "plan": job.read_plan()}
+    if isinstance(made, Sweep):
+        await desk.slowly(desk.note_jobs, made)
+        response.headers["Location"] = f"/v1/sweeps/{made.sweep}"
+        return facts_of_sweep(made)
+    desk.table.note(made)
+    response.headers["Location"] = f"/v1/jobs/{made.id}"
+    return {"job": made.id, "state": made.read_state().state, "plan": made.read_plan()}
 
 
 @router.get("", response_model=_RECORD)
@@ -105,11 +117,12 @@ def list_jobs(
     kind: Annotated[list[Word], Query(max_length=64, description="Only jobs of this kind; may be given again.")] = _ANY,
     name: Annotated[str, Query(max_length=64, description="Only jobs whose name holds this.")] = "",
     begins: Annotated[str, Query(max_length=200, description="Only jobs whose id begins so.")] = "",
+    sweep: Annotated[str, Query(max_length=200, description="Only jobs of the sweep with this id.")] = "",
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="How many at most.")] = 50,
     after: Annotated[str | None, Query(max_length=200, description="The id of the job behind which the list begins.")] = None,
 ) -> Response:
     """The jobs, the newest first."""
-    filters = Filters(tuple(filter(None, state)), tuple(filter(None, kind)), name, begins)
+    filters = Filters(tuple(filter(None, state)), tuple(filter(None, kind)), name, begins, sweep)
     rows, following = desk_of(request).table.page(filters, limit=limit, after=after)
     return JSONResponse({"jobs": [row.to_dict() for row in rows], "next": following})
 

@@ -55,7 +55,7 @@
 
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName)) return;
-    const links = [...document.querySelectorAll(".jobs tbody th a")];
+    const links = [...document.querySelectorAll(".jobs tbody th a:first-of-type")];
     const at = links.indexOf(document.activeElement);
     if (event.key === "j") links[Math.min(at + 1, links.length - 1)]?.focus();
     else if (event.key === "k") links[Math.max(at - 1, 0)]?.focus();
