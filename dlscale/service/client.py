@@ -31,6 +31,9 @@ _POLL_SECONDS = 0.5
 #: A server that is started anew is waited for.
 _AWAY_SECONDS = 30.0
 _TIMEOUT = httpx.Timeout(90.0, connect=10.0)
+#: What plans or stops a thousand jobs may take so long, also where the connection is lost and the request is sent again.
+_PATIENCE_SECONDS = 900.0
+_PATIENT = httpx.Timeout(_PATIENCE_SECONDS, connect=10.0)
 
 
 class RefusedError(DlscaleError):
@@ -283,15 +286,21 @@ class Client:
 
     def _ask(self, method: str, path: str, **request: Any) -> httpx.Response:
         """A request, again where nobody answers: all that change something may be sent twice."""
-        away = time.monotonic()
+        began, away = time.monotonic(), 0.0
+        timeout = _TIMEOUT if method == "GET" else _PATIENT
         while True:
             try:
-                answer = self._http.request(method, path, **request)
+                answer = self._http.request(method, path, timeout=timeout, **request)
                 if answer.is_success:
                     return answer
-                if answer.status_code != 503 or time.monotonic() - away > _AWAY_SECONDS:
+                # The same request, sent before its answer was lost, may still be at work.
+                at_work = answer.status_code == 409 and "retry-after" in answer.headers
+                limit = _PATIENCE_SECONDS if at_work else _AWAY_SECONDS if answer.status_code == 503 else 0.0
+                if time.monotonic() - began >= limit:
                     raise _refusal(answer)
+                away = 0.0
             except httpx.TransportError as error:
+                away = away or time.monotonic()
                 self._give_up_after(away, error)
             time.sleep(_POLL_SECONDS)
 

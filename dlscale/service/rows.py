@@ -173,6 +173,4 @@ def _row_of_line(fields: Any) -> Row:
     if not words or state not in ENDED or not isinstance(resumable, bool) or certificate not in (None, True, False):
         raise ValueError("no row")
     read_from = Stamp(*map(int, stamp))
-    return Row(
-        job, name, kind, state, float(created), float(seconds), message, certificate, resumable, None, read_from, sweep
-    )
+    return Row(job, name, kind, state, float(created), float(seconds), message, certificate, resumable, None, read_from, sweep)

@@ -165,7 +165,9 @@ class Starter:
     def _made_before(self, kept: Kept) -> Job | Sweep | None:
         """What an earlier request has made; handed over where the server was killed before it had done so."""
         if kept.jobs:
-            return self.sweeps.made_before(kept.job, kept.jobs)
+            sweep = self.sweeps.made_before(kept.job, kept.jobs)
+            self._take_care_of(self._workspace.job(kept.jobs[0]))
+            return sweep
         job = self._workspace.job(kept.job)
         if not job.folder.exists():
             return None

@@ -62,12 +62,12 @@ class SweepStarter:
 
     def made_before(self, sweep_id: str, jobs: Sequence[str]) -> Sweep | None:
         """The sweep that an earlier request has made; None, and nothing of it left, where it was not made whole."""
-        if sweep_id not in store.sweep_ids(self._workspace):
+        if not store.exists(self._workspace, sweep_id):
             running.undo(self._workspace, sweep_id, [self._workspace.job(job) for job in jobs])
             return None
         sweep = store.read(self._workspace, sweep_id)
-        waiting = [job for job in running.jobs_of(self._workspace, sweep) if job.folder.exists()]
-        if all(job.stored_state().state == "submitted" and job.read_state().state == "lost" for job in waiting) and waiting:
+        there = [job for job in running.jobs_of(self._workspace, sweep) if job.folder.exists()]
+        if there and all(job.stored_state().state == "submitted" and job.read_state().state == "lost" for job in there):
             self.resume(sweep)  # the server was killed before it had handed them over
         return sweep
 

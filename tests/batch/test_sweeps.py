@@ -76,7 +76,7 @@ def test_a_sweep_is_every_combination_once(axes: dict[str, list[Any]]) -> None:
         ({"params.seed": [1, 2]}, {"output": "r.zarr"}, "output: would be the same place for all jobs"),
         ({"params.seed": [1, 2], "output": ["a.zarr", "b.zarr"]}, {}, "a.zarr would be the place of 2 jobs"),
         ({"params.seed": [1, 2]}, {"name": f"{50 * 'a'}/../b"}, "s.yaml:2: name: got 'aaa"),
-        ({"params.seed": [1, -2]}, {}, "s.yaml:10: params.seed: got -2"),
+        ({"params.seed": [1, -2]}, {}, "s.yaml:9: params.seed: got -2"),
     ],
 )
 def test_what_is_no_sweep_is_told(axes: Any, more: dict[str, Any], said: str) -> None:

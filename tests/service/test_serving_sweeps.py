@@ -142,7 +142,11 @@ def test_what_is_no_sweep_leaves_nothing(server: WebServer, folder: Path) -> Non
         assert (answer.json()["exit_code"], schema.is_valid({**good, **part})) == (2, status != 422), part
     assert (server.http.get("/v1/jobs").json(), server.http.get("/v1/sweeps").json()) == before
     without = {key: value for key, value in good.items() if key != "input"}
-    for spec, valid in ((good, True), ({**without, "matrix": {"input.matrix": [inside]}}, True), ({**without, "matrix": AXES}, None)):
+    for spec, valid in (
+        (good, True),
+        ({**without, "matrix": {"input.matrix": [inside]}}, True),
+        ({**without, "matrix": AXES}, None),
+    ):
         answer = server.http.post("/v1/jobs?validate_only", json=spec)
         assert (answer.status_code == 200, schema.is_valid(spec)) == (bool(valid), True), answer.text
     for below, method in (("", "GET"), ("/csv", "GET"), ("/cancel", "POST"), ("/resume", "POST"), ("", "DELETE")):
@@ -172,12 +176,12 @@ def test_a_key_makes_one_sweep(server: WebServer, folder: Path) -> None:
 
 
 def test_a_sweep_by_forms_alone(server: WebServer, browser: httpx.Client) -> None:
-    spec = sweep_of(server, {"params.n_components": [4, 5], "input.transforms": [[], [{"type": "center_columns"}]]}, LONG, name="formed")
+    spec = sweep_of(server, {"params.n_components": [4, 5], "input.transforms": [[], [{"center": True}]]}, LONG, name="formed")
     new = browser.get("/new").text
     checked = browser.post("/new", data={**fields_of(new), "spec": json.dumps(spec), "do": "validate"}).text
     assert "spec is a valid sweep of 4 jobs of kind svd." in checked, checked
     planned = browser.post("/new", data={**fields_of(new), "spec": json.dumps(spec), "do": "plan"}).text
-    assert all(word in planned for word in ("Plan of a sweep", "formed-4", "[{&#34;type&#34;: &#34;center_columns&#34;}]"))
+    assert all(word in planned for word in ("Plan of a sweep", "formed-4", "[{&#34;center&#34;: true}]"))
     sent = browser.post("/new", data={**fields_of(new), "spec": json.dumps(spec), "do": "submit"})
     place = sent.headers["location"]
     sweep = place.removeprefix("/sweeps/")

@@ -62,9 +62,7 @@ def new_sweep(root: Workspace, document: Document, planned: Sequence[Planned], *
     """A sweep that has an id, as its jobs have, and no files yet; ``sweep_id`` where that was known before."""
     kind = planned[0].prepared.spec.kind
     name = str(document.data.get("name") or kind)
-    jobs: list[SweptJob] = [
-        {"job": root.new_job(each.prepared.name).id, "values": list(each.values.values())} for each in planned
-    ]
+    jobs: list[SweptJob] = [{"job": root.new_job(each.prepared.name).id, "values": list(each.values.values())} for each in planned]
     return Sweep(sweep_id or store.new_id(name), name, kind, time.time(), list(document.data[KEY]), jobs)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from pydantic import BeforeValidator, StringConstraints
 from starlette.responses import JSONResponse
 
@@ -65,9 +65,8 @@ def facts_of(job: Job) -> dict[str, Any]:
 
 
 def facts_of_sweep(sweep: Sweep) -> dict[str, Any]:
-    """What a sweep is: what differs between its jobs, and their ids."""
-    jobs = [each["job"] for each in sweep.jobs]
-    return {"sweep": sweep.sweep, "name": sweep.name, "kind": sweep.kind, "created": sweep.created, "keys": sweep.keys, "jobs": jobs}
+    """What a sweep is, without its jobs."""
+    return {key: getattr(sweep, key) for key in ("sweep", "name", "kind", "created", "keys")}
 
 
 def vars_of(value: Any) -> dict[str, Any] | None:
@@ -104,25 +103,30 @@ async def submit(
     if isinstance(made, Sweep):
         await desk.slowly(desk.note_jobs, made)
         response.headers["Location"] = f"/v1/sweeps/{made.sweep}"
-        return facts_of_sweep(made)
+        return facts_of_sweep(made) | {"jobs": [each["job"] for each in made.jobs]}
     desk.table.note(made)
     response.headers["Location"] = f"/v1/jobs/{made.id}"
     return {"job": made.id, "state": made.read_state().state, "plan": made.read_plan()}
 
 
-@router.get("", response_model=_RECORD)
-def list_jobs(
-    request: Request,
+async def _filters(
     state: Annotated[list[Word], Query(max_length=20, description="Only jobs in this state; may be given again.")] = _ANY,
     kind: Annotated[list[Word], Query(max_length=64, description="Only jobs of this kind; may be given again.")] = _ANY,
     name: Annotated[str, Query(max_length=64, description="Only jobs whose name holds this.")] = "",
     begins: Annotated[str, Query(max_length=200, description="Only jobs whose id begins so.")] = "",
     sweep: Annotated[str, Query(max_length=200, description="Only jobs of the sweep with this id.")] = "",
+) -> Filters:
+    return Filters(tuple(filter(None, state)), tuple(filter(None, kind)), name, begins, sweep)
+
+
+@router.get("", response_model=_RECORD)
+def list_jobs(
+    request: Request,
+    filters: Annotated[Filters, Depends(_filters)],
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="How many at most.")] = 50,
     after: Annotated[str | None, Query(max_length=200, description="The id of the job behind which the list begins.")] = None,
 ) -> Response:
     """The jobs, the newest first."""
-    filters = Filters(tuple(filter(None, state)), tuple(filter(None, kind)), name, begins, sweep)
     rows, following = desk_of(request).table.page(filters, limit=limit, after=after)
     return JSONResponse({"jobs": [row.to_dict() for row in rows], "next": following})
 

@@ -16,7 +16,7 @@ from dlscale.batch.workspace import Workspace
 from dlscale.errors import SpecError
 from dlscale.service.desk import Desk, desk_of
 from dlscale.service.problems import Problem
-from dlscale.service.routes.jobs import MAX_LIMIT
+from dlscale.service.routes.jobs import MAX_LIMIT, facts_of_sweep
 
 router = APIRouter(prefix="/v1/sweeps", tags=["sweeps"])
 
@@ -57,11 +57,7 @@ def list_sweeps(
     desk = desk_of(request)
     found, following = page_of(desk.settings.workspace, begins=begins, limit=limit, after=after)
     counted = [{"n_jobs": len(sweep.jobs), "states": desk.counts_of(sweep)} for sweep in found]
-    return {"sweeps": [_facts(sweep) | counts for sweep, counts in zip(found, counted, strict=True)], "next": following}
-
-
-def _facts(sweep: Sweep) -> dict[str, Any]:
-    return {key: getattr(sweep, key) for key in ("sweep", "name", "kind", "created", "keys")}
+    return {"sweeps": [facts_of_sweep(sweep) | counts for sweep, counts in zip(found, counted, strict=True)], "next": following}
 
 
 @router.get("/{sweep_id}")
@@ -70,7 +66,7 @@ def show(request: Request, sweep_id: SweepId) -> dict[str, Any]:
     desk = desk_of(request)
     sweep = desk.sweep(sweep_id)
     rows, active = table_of(desk, sweep)
-    return plain({**_facts(sweep), "active": active, "jobs": rows})  # type: ignore[no-any-return]
+    return plain({**facts_of_sweep(sweep), "active": active, "jobs": rows})  # type: ignore[no-any-return]
 
 
 @router.get("/{sweep_id}/csv", response_class=Response, responses={200: {"content": {"text/csv": {}}}})
