@@ -22,6 +22,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from dlscale.batch.document import read_stored
 from dlscale.batch.jobs import records
 from dlscale.batch.jobs.in_slurm import has_place_in_slurm, slurm_number
 from dlscale.batch.prepare import Prepared
@@ -30,8 +31,9 @@ from dlscale.batch.spec.secrets import secret_environment
 from dlscale.batch.workspace import Heartbeat, Job, Workspace
 from dlscale.engine.clusters.started import TIME_LIMIT, WORD
 from dlscale.errors import DlscaleError, Interrupted, SpecError
-from dlscale.storage.checkpoints import Checkpoint
+from dlscale.storage.buckets.checkpoints import open_checkpoint
 from dlscale.storage.files.durable import write_atomically
+from dlscale.storage.objects.address import Address
 
 #: Starts in a row that end without anything new in the checkpoint before the job is given up: its time limit is too short.
 N_FRUITLESS_STARTS = 3
@@ -259,7 +261,7 @@ def requeue(job: Job) -> str:
         state, number = job.stored_state(), slurm_number(job)
         if state.state != "interrupted" or number is None:
             return f"Job {job.id} is {state.state}; it is not queued again."
-        saved, before = Checkpoint(job.checkpoint).n_saved, _starts(job)
+        saved, before = _n_saved(job), _starts(job)
         fruitless = before["fruitless"] + 1 if saved == before["saved"] else 0
         write_atomically(job.slurm_starts, json.dumps({"saved": saved, "fruitless": fruitless}).encode())
         if fruitless >= N_FRUITLESS_STARTS:
@@ -274,6 +276,12 @@ def requeue(job: Job) -> str:
             job.write_state(state)
             raise
     return "back into the queue, to go on where it stopped."
+
+
+def _n_saved(job: Job) -> int:
+    """The number of the newest step in a job's checkpoint, wherever that is."""
+    at = (read_stored(job.spec).data.get("checkpoint") or {}).get("at")
+    return open_checkpoint(str(job.checkpoint) if at is None else str(Address.of(at) / job.id)).n_saved
 
 
 def _starts(job: Job) -> records.StartsRecord:

@@ -194,9 +194,10 @@ def run_training(run: Run, inputs: Inputs, options: TrainOptions, plan: Plan) ->
         # Another rank may have been the one that was asked to stop; the job ends as if this process had been.
         signal.raise_signal(signal.SIGTERM)
         raise Interrupted("Stopped after a step; what was learned is checkpointed.")
+    run.checkpoint.look_again()
     packed = run.checkpoint.load(FINISHED)
     if packed is None:
-        raise CorruptionError(f"The trained parameters in {run.checkpoint.directory} cannot be read; resume the job.")
+        raise CorruptionError(f"The trained parameters in {run.checkpoint.uri} cannot be read; resume the job.")
     seconds = dict(zip(Seconds.names(), np.array(result["seconds"]).T.tolist(), strict=True))
     times = {"n_ranks": len(seconds["rows"]), "seconds_by_rank": seconds}
     return learned_from(Recipe.of(options), unpack(packed)), times, why
@@ -223,7 +224,7 @@ def _task(run: Run, inputs: Inputs, options: TrainOptions, plan: Plan) -> Task:
         order=order,
         n_outputs=planned["n_outputs"],
         dtype=planned["dtype"],
-        directory=str(run.checkpoint.directory),
+        directory=run.checkpoint.uri,
         every_seconds=getattr(run.checkpoint, "every_seconds", 0.0),
         token=f"dlscale-{uuid.uuid4().hex[:12]}",
         rows_directory=str(run.rows_folder) if options.log_rows and run.rows_folder else None,

@@ -69,6 +69,14 @@ class Checkpoint:
         self._steps = self.directory / "steps"
         self._manifests = self.directory / "manifests"
 
+    @property
+    def uri(self) -> str:
+        """Where it is: its folder, or its URL in an object store."""
+        return str(self.directory)
+
+    def look_again(self) -> None:
+        """Find what another process has saved meanwhile; on a disk it is found anyway."""
+
     def save(self, step: str, arrays: Mapping[str, NDArray[Any]], *, writers: Sequence[ArrayWriter] = ()) -> int:
         """Save a step; the one of that name before it counts until this one is complete.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from dlscale.batch.removing import remove
 from dlscale.batch.run import reopen, resume
 from dlscale.batch.spec import parse_spec
 from dlscale.batch.workspace import Workspace
-from dlscale.errors import InputError, SpecError, StalledError, StoreError
+from dlscale.errors import InputError, Interrupted, SpecError, StalledError, StoreError
 from dlscale.storage.groups import open_arrays
 from dlscale.storage.objects import requests
 from dlscale.storage.objects.address import Address
@@ -99,6 +100,33 @@ def test_a_job_goes_on_from_a_checkpoint_in_the_store(bucket: Address, tmp_path:
     for name, array in here.open().items():
         np.testing.assert_array_equal(resumed.open()[name][...], array[...])
     assert not any(key.startswith("checkpoints") for key in requests.listing(bucket))
+
+
+def test_a_training_goes_on_from_its_steps_in_the_store(bucket: Address, tmp_path: Path) -> None:
+    """To the bits of a training that nobody stopped and that saved on a disk."""
+    for name, array in (("X", A), ("y", A[:, :1] - 2 * A[:, 1:2])):
+        zarr.create_array(str(tmp_path / f"{name}.zarr"), data=array, chunks=(300, array.shape[1]), compressors=None)
+    job: dict[str, Any] = {"kind": "train", "model": {"type": "mlp", "hidden": [8]}, "loss": "squared"}
+    job["input"] = {"features": str(tmp_path / "X.zarr"), "targets": str(tmp_path / "y.zarr")}
+    job |= {"params": {"epochs": 4, "batch_size": 100, "checkpoint_steps": 2}, "cluster": "threads"}
+    here = dlscale.run(job, workspace=tmp_path / "here")
+    root = Workspace(tmp_path / "there")
+
+    def stop(event: dict[str, Any]) -> None:
+        if event["event"] == "epoch":
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        dlscale.run({**job, "checkpoint": {"at": f"{bucket}/steps"}}, workspace=root.root, listener=stop)
+    stopped = root.find(None)
+    assert not stopped.checkpoint.joinpath("steps").exists()
+    assert {key.split("/")[1] for key in requests.listing(bucket / "steps")} == {"manifests", "steps"}
+    resumed = resume(stopped, reopen(stopped, root))
+    assert resumed.state == "succeeded"
+    assert any(event.to_dict()["event"] == "resumed" for event in stopped.read_events())
+    for name, array in here.open().items():
+        np.testing.assert_array_equal(resumed.open()[name][...], array[...])
+    assert not requests.listing(bucket / "steps")
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,7 @@ def test_the_same_answer_from_a_store(inputs: Path, bucket: Address, tmp_path: P
         {**job, "input": {role: str(inputs / f"{name}.zarr") for role, name in job["input"].items()}}, workspace=tmp_path / "a"
     )
     there = {"input": {role: f"{bucket}/{name}.zarr" for role, name in job["input"].items()}, "output": f"{bucket}/out/{kind}.zarr"}
-    if kind not in ("train", "covariate_weights"):  # they save their steps on file systems
-        there["checkpoint"] = {"at": f"{bucket}/checkpoints"}
+    there["checkpoint"] = {"at": f"{bucket}/checkpoints"}
     found = dlscale.run({**job, **there}, workspace=tmp_path / "b")
     assert here.result is not None
     check_same(kind, {name: array[...] for name, array in found.open().items()}, arrays_of(Path(here.result)))

@@ -68,16 +68,10 @@ def check_output(data: Mapping[str, Any], *, overwrite: bool, job: str) -> Path 
     return output
 
 
-#: Kinds whose ranks save the steps of a training themselves.
-_TRAININGS = ("train", "covariate_weights")
-
-
 def check_checkpoint(spec: JobSpec) -> None:
     """Refuse an address for checkpoints that cannot be used (SpecError, StoreError)."""
     if spec.checkpoint.at is None:
         return
-    if spec.kind in _TRAININGS:
-        raise SpecError("a training saves its steps on file systems only, which all its ranks reach; leave it out.")
     place = Address.of(spec.checkpoint.at)
     first_look(place)
     require_writable(place / "checkpoint")

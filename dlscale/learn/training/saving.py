@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from dlscale.engine.ranks import Communicator
 from dlscale.learn.models.packing import pack, unpack
 from dlscale.learn.training.history import History
 from dlscale.learn.training.task import Task
-from dlscale.storage.checkpoints import Checkpoint
+from dlscale.storage.buckets.checkpoints import open_checkpoint
 
 #: Without a wish of the user, checkpoints come so seldom that they take 2% of the time, and at least so many seconds apart.
 _LEAST_SECONDS, _SAVE_SHARE = 20.0, 50.0
@@ -76,7 +75,7 @@ class Saver:
 
     def __init__(self, communicator: Communicator, task: Task, arrays: Mapping[str, Array], at: Position, history: History) -> None:
         self.communicator, self.task, self.arrays, self.at, self.history = communicator, task, arrays, at, history
-        self.checkpoint = Checkpoint(Path(task.directory))
+        self.checkpoint = open_checkpoint(task.directory)
         self._kept = KeptSteps(self.checkpoint, partial(send, task.token))
         self._saved_at, self._saved_step, self._save_seconds = time.monotonic(), 0, 0.0
 

@@ -143,7 +143,7 @@ class Task:
     n_outputs : int
     dtype : str
     directory : str
-        Of the checkpoint.
+        Of the checkpoint: a folder, or a URL in an object store.
     every_seconds : float
         Least time between checkpoints; 0 is as often as costs little.
     token : str

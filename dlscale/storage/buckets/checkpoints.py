@@ -40,7 +40,14 @@ class ObjectCheckpoint(Checkpoint):
 
     @property
     def directory(self) -> Path:  # type: ignore[override]
-        raise SpecError(f"{self.place}: what is saved here has no folder; leave checkpoint.at out for a training.")
+        raise SpecError(f"{self.place}: what is saved here has no folder.")
+
+    @property
+    def uri(self) -> str:
+        return str(self.place)
+
+    def look_again(self) -> None:
+        self._found = None
 
     def save(self, step: str, arrays: Mapping[str, NDArray[Any]], *, writers: Sequence[ArrayWriter] = ()) -> int:
         if "/" in check_name(step):
@@ -138,3 +145,8 @@ class ObjectCheckpoint(Checkpoint):
                     except CorruptionError as error:
                         self._report(step, CorruptionError(f"its manifest {self.place / 'manifests' / name} is damaged ({error})"))
         return self._found
+
+
+def open_checkpoint(uri: str) -> Checkpoint:
+    """The checkpoint in a folder, or at a URL of an object store."""
+    return ObjectCheckpoint(Address.of(uri)) if is_object_url(uri) else Checkpoint(Path(uri))
