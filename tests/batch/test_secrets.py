@@ -18,9 +18,12 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 import dlscale
 from dlscale.batch.document import read_document
+from dlscale.batch.prepare import prepare
 from dlscale.batch.run import reopen, resume
 from dlscale.batch.spec.secrets import restore_secrets, secret_environment
-from dlscale.batch.workspace import Workspace
+from dlscale.batch.sweeps import running
+from dlscale.batch.sweeps.planning import describe, members_of, new_sweep, plan_all
+from dlscale.batch.workspace import Heartbeat, Workspace
 from dlscale.cli.main import commands
 from dlscale.errors import DlscaleError, SpecError
 from dlscale.showing import shown, visible, without_address, without_secrets
@@ -193,3 +196,25 @@ def test_a_url_without_its_address_parts() -> None:
 def test_what_a_terminal_obeys_is_written_out(character: str) -> None:
     assert visible(f"a{character}b\n\tc").isascii()
     assert shown(f"{character}https://a:b@h") == visible(character) + "https://***@h"
+
+
+def test_a_sweep_over_urls_keeps_no_password(vault: Vault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dlscale.batch.sweeps.running.start_detached", lambda *_: Heartbeat("host", 0, 0.0, 0.0))
+    urls = [f"vault://me:{SECRET}@host/a.zarr", "vault://host/a.zarr"]
+    spec = {"kind": "svd", "params": {"n_components": 2}, "cluster": "threads", "matrix": {"input.matrix": urls}}
+    document, root = read_document(spec), Workspace(tmp_path / "ws")
+
+    def submit() -> None:
+        planned = plan_all(members_of(document), lambda member: prepare(member.spec, member.document, root))
+        assert SECRET not in str(describe(document, planned))
+        running.submit(root, new_sweep(root, document, planned), planned)
+
+    submit()
+    assert len(list((tmp_path / "ws" / "jobs").iterdir())) == 2
+    assert places_of(SECRET, tmp_path) == []
+    urls.append(f"vault://me:another-{SECRET}@host/a.zarr")
+    document = read_document(spec)
+    with pytest.raises(SpecError, match="submit these jobs one by one") as raised:
+        submit()
+    assert SECRET not in str(raised.value)
+    assert len(list((tmp_path / "ws" / "jobs").iterdir())) == 2

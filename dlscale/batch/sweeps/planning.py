@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dlscale.batch.document import Document
+from dlscale.batch.recorder import plain
 from dlscale.batch.spec import parse_spec
 from dlscale.batch.spec.expanding import KEY, expand
 from dlscale.batch.spec.models import absolute
@@ -62,7 +63,10 @@ def new_sweep(root: Workspace, document: Document, planned: Sequence[Planned], *
     """A sweep that has an id, as its jobs have, and no files yet; ``sweep_id`` where that was known before."""
     kind = planned[0].prepared.spec.kind
     name = str(document.data.get("name") or kind)
-    jobs: list[SweptJob] = [{"job": root.new_job(each.prepared.name).id, "values": list(each.values.values())} for each in planned]
+    # No file keeps the password of a URL.
+    jobs: list[SweptJob] = [
+        {"job": root.new_job(each.prepared.name).id, "values": plain(list(each.values.values()))} for each in planned
+    ]
     return Sweep(sweep_id or store.new_id(name), name, kind, time.time(), list(document.data[KEY]), jobs)
 
 
@@ -85,7 +89,7 @@ def _row(values: Mapping[str, Any], prepared: Prepared) -> dict[str, Any]:
     plan = prepared.plan
     return {
         "name": prepared.name,
-        "values": dict(values),
+        "values": plain(values),
         "words": plan.words,
         "flops": plan.flops,
         "bytes_read": plan.bytes_read,

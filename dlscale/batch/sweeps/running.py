@@ -7,7 +7,6 @@ import os
 import shutil
 import sys
 import time
-from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -25,6 +24,7 @@ from dlscale.batch.sweeps.planning import Planned
 from dlscale.batch.sweeps.store import Sweep, told
 from dlscale.batch.workspace import HandOver, Heartbeat, Job, JobState, Workspace
 from dlscale.errors import SpecError
+from dlscale.showing import without_secrets
 from dlscale.storage.files import locks
 from dlscale.storage.files.atomic import write_atomically
 
@@ -60,6 +60,7 @@ def submit(
     SpecError, InputError
         Nothing is left then.
     """
+    secrets = {} if slurm is not None else _shared_secrets(planned)
     if slurm is None:
         for each in planned:
             check_place(each.prepared)
@@ -78,11 +79,23 @@ def submit(
         addresses = {prepared.facts.address: job for job, prepared in prepared_jobs if prepared.facts.address}
         for address, job in addresses.items():
             check_workers_see(address, job)
-        secrets = ChainMap(*(secret_environment(prepared.data) for _, prepared in prepared_jobs))
         _start(root, sweep, jobs, {**secrets, **_trusting(addresses)}, priority)
     except BaseException:
         undo(root, sweep.sweep, jobs)
         raise
+
+
+def _shared_secrets(planned: Sequence[Planned]) -> dict[str, str]:
+    """The URLs that no file keeps, for the process that runs all jobs (SpecError if they differ between them)."""
+    secrets: dict[str, str] = {}
+    for each in planned:
+        for variable, url in secret_environment(each.prepared.data).items():
+            if secrets.setdefault(variable, url) != url:
+                raise SpecError(
+                    f"{each.prepared.name}: {without_secrets(url)} has a password or a signature, and the process that runs the "
+                    "jobs of a sweep holds one such URL for an input; submit these jobs one by one."
+                )
+    return secrets
 
 
 def jobs_of(root: Workspace, sweep: Sweep) -> list[Job]:
