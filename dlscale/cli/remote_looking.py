@@ -143,6 +143,7 @@ def _rows(record: dict[str, Any], url: str) -> Table:
 
     look = Look.of_record(record)
     pairs = [("state", look.state), ("kind", record["kind"])]
+    pairs += [("sweep", record["sweep"])] if record["sweep"] else []
     pairs += [("started", words.moment(record["created"])), ("time", words.duration(record["seconds"]))]
     if look.progress is not None and look.state != "succeeded":
         pairs.append(("progress", progress_words(look.progress, runs=look.runs)))

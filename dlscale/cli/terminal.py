@@ -236,6 +236,7 @@ def status_rows(job: Job, state: JobState) -> Table:
     pairs = [
         ("state", state.state),
         ("kind", state.kind),
+        *([("sweep", state.sweep)] if state.sweep else []),
         ("started", words.moment(state.created)),
         ("time", words.duration(state.seconds)),
     ]

@@ -71,6 +71,8 @@ def test_a_sweep_by_the_same_words_as_on_the_workspace(server: WebServer, folder
     refused = command(server, "wait", sweep[:-1] + "x")
     assert (refused.exit_code, "There is no job" in refused.stderr) == (2, True)
 
+    assert all(sweep in shown.stdout for shown in both(server, "status", jobs[0]))
+
     listed = server.http.get("/v1/jobs", params={"sweep": sweep}).json()["jobs"]
     assert sorted(row["job"] for row in listed) == jobs
     assert {row["sweep"] for row in listed} == {server.job(jobs[0])["sweep"]} == {sweep}
