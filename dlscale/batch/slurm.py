@@ -30,7 +30,7 @@ from dlscale.batch.run import create
 from dlscale.batch.spec.secrets import secret_environment
 from dlscale.batch.workspace import Heartbeat, Job, Workspace
 from dlscale.engine.clusters.started import TIME_LIMIT, WORD
-from dlscale.errors import DlscaleError, Interrupted, SpecError
+from dlscale.errors import DlscaleError, Interrupted, SpecError, StoreError
 from dlscale.storage.buckets.checkpoints import open_checkpoint
 from dlscale.storage.files.durable import write_atomically
 from dlscale.storage.objects.address import Address
@@ -261,7 +261,10 @@ def requeue(job: Job) -> str:
         state, number = job.stored_state(), slurm_number(job)
         if state.state != "interrupted" or number is None:
             return f"Job {job.id} is {state.state}; it is not queued again."
-        saved, before = _n_saved(job), _starts(job)
+        before = _starts(job)
+        saved = before["saved"]
+        with suppress(StoreError):  # a store that does not answer tells of nothing new
+            saved = _n_saved(job)
         fruitless = before["fruitless"] + 1 if saved == before["saved"] else 0
         write_atomically(job.slurm_starts, json.dumps({"saved": saved, "fruitless": fruitless}).encode())
         if fruitless >= N_FRUITLESS_STARTS:

@@ -165,12 +165,12 @@ class Table:
             known = self._rows.get(after)
             created = known.created if known else _time_in(after)
             end = bisect.bisect_left(self._order, (created, after))
-        rows, kinds, states, begins = self._rows, filters.kinds, filters.states, filters.begins
+        rows, kinds, states, begins, sweep = self._rows, filters.kinds, filters.states, filters.begins, filters.sweep
         # An id begins with the job's name.
         chosen = [name for name in self._names if filters.name in name and (name.startswith(begins) or begins.startswith(name))]
         names = set(chosen) if filters.name or begins else None
         none_of = (states and not any(map(self._counts.get, states))) or (kinds and not any(map(self._kinds.get, kinds)))
-        if none_of or names == set() or (filters.sweep and not self._sweeps[filters.sweep]):
+        if none_of or names == set() or (sweep and not self._sweeps[sweep]):
             return
         for position in range(end - 1, -1, -1):
             row = rows[self._order[position][1]]
@@ -180,7 +180,7 @@ class Table:
                 and (not states or row.state in states)
                 and (names is None or row.name in names)
                 and (not begins or row.job.startswith(begins))
-                and (not filters.sweep or row.sweep == filters.sweep)
+                and (not sweep or row.sweep == sweep)
             ):
                 current = self._current(row)
                 if current is not None and filters.pass_(current):
