@@ -14,12 +14,14 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 from jsonschema import Draft202012Validator
-from web_server import LONG, SHORT, WebServer, fields_of
+from web_server import LONG, LONG_PARAMS, SHORT, WebServer, fields_of
 
 import dlscale
 from dlscale.cli.main import commands
 from dlscale.errors import DlscaleError
 
+#: Not over before a test has looked at it.
+SLOW = {**LONG, "params": {**LONG_PARAMS, "power_iterations": 20}}
 AXES = {"params.n_components": [2, 3], "params.seed": [1]}
 
 
@@ -91,7 +93,7 @@ def test_a_sweep_by_the_same_words_as_on_the_workspace(server: WebServer, folder
 
 def test_a_sweep_from_python_is_stopped_and_goes_on(server: WebServer) -> None:
     with dlscale.Client(server.url) as client:
-        spec = sweep_of(server, {"params.n_components": [4, 5]}, LONG)
+        spec = sweep_of(server, {"params.n_components": [4, 5]}, SLOW)
         assert client.validate(spec) == "svd"
         sweep = client.submit(spec)
         with pytest.raises(TimeoutError, match="has not ended after 0 s: "):
@@ -178,7 +180,7 @@ def test_a_key_makes_one_sweep(server: WebServer, folder: Path) -> None:
 
 
 def test_a_sweep_by_forms_alone(server: WebServer, browser: httpx.Client) -> None:
-    spec = sweep_of(server, {"params.n_components": [4, 5], "input.transforms": [[], [{"center": True}]]}, LONG, name="formed")
+    spec = sweep_of(server, {"params.n_components": [4, 5], "input.transforms": [[], [{"center": True}]]}, SLOW, name="formed")
     new = browser.get("/new").text
     checked = browser.post("/new", data={**fields_of(new), "spec": json.dumps(spec), "do": "validate"}).text
     assert "spec is a valid sweep of 4 jobs of kind svd." in checked, checked

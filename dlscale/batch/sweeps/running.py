@@ -174,6 +174,7 @@ def cancel_all(root: Workspace, sweep: Sweep) -> list[str]:
         except SpecError:
             if root.job(job_id).read_state().moves:
                 raise
+    _until(lambda: not is_driven(root, sweep.sweep))  # so that it can be resumed at once
     return cancelled
 
 
@@ -214,6 +215,11 @@ def _start(root: Workspace, sweep: Sweep, jobs: Sequence[Job], environment: Mapp
     for job in jobs:
         write_atomically(job.handed_over, handed, fsync=False)
     # Whoever resumes it from now on finds that it runs.
+    _until(lambda: not driver.alive or is_driven(root, sweep.sweep))
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    """Wait for another process, but not for ever."""
     deadline = time.monotonic() + _TAKEN_SECONDS
-    while driver.alive and not is_driven(root, sweep.sweep) and time.monotonic() < deadline:
+    while not condition() and time.monotonic() < deadline:
         time.sleep(_TAKEN_POLL_SECONDS)
