@@ -124,16 +124,16 @@ def sweep(request: Request, sweep_id: SweepId) -> Response:
     return page(request, "sweep.html", sweep=found, active=active, left=left, **values)
 
 
-@router.post("/sweeps/{sweep_id}/{what}")
-async def change_sweep(request: Request, sweep_id: SweepId, what: str) -> Response:
+@router.post("/sweeps/{sweep_id}/cancel")
+@router.post("/sweeps/{sweep_id}/resume")
+@router.post("/sweeps/{sweep_id}/delete")
+async def change_sweep(request: Request, sweep_id: SweepId) -> Response:
     """Cancel, resume or delete the jobs of a sweep, by a button."""
     await forms.read_form(request)
-    desk = desk_of(request)
+    desk, what = desk_of(request), request.url.path.rpartition("/")[2]
     found, starter = desk.sweep(sweep_id), desk.starter
     work: dict[str, Callable[[Sweep], Any]] = {"cancel": starter.sweeps.cancel, "resume": starter.resume_sweep}
     work["delete"] = starter.remove_sweep
-    if what not in work:
-        raise Problem(404, f"There is no {request.url.path}.")
     try:
         await desk.slowly(work[what], found)
     finally:
