@@ -17,10 +17,9 @@ from dlscale.errors import SpecError
 from dlscale.linalg.svd import SVDOptions, compute_svd, plan_svd
 
 N_SPECTRA = int(os.environ.get("DLSCALE_SPECTRA", "6"))
-#: On some spectra a basis that has seen one iteration, or none, determines few errors near the norm of what is left.
+#: Of jobs with an iteration and the default oversampling, on each matrix. Others determine few errors near the norm
+#: of what is left: all, on a flat spectrum.
 _GIVEN = 0.5
-#: Values that the luck of four probes puts outside, by matrix: 12 of 138,469 on the first 400; on all others there is none.
-_UNLUCKY = {14: 1, 142: 1, 191: 3, 305: 2, 312: 3, 327: 2}
 
 
 def values(kind: str, n: int, rng: np.random.Generator) -> Array:
@@ -82,26 +81,28 @@ def test_estimates_and_tolerances(seed: int) -> None:
     rng = np.random.default_rng(seed)
     _, A = draw(rng)
     exact = np.linalg.svd(wide_precision(A), compute_uv=False)
-    judged = [judge(A, exact, seed, job) for job in jobs(rng, min(A.shape))]
-    n_values, n_given, n_wrong = np.sum(judged, axis=0)
+    n_values = n_given = 0
+    for job in jobs(rng, min(A.shape)):
+        of_job = judge(A, exact, seed, job)
+        if job.get("power_iterations") and job["oversampling"] == 10:
+            n_values, n_given = n_values + of_job[0], n_given + of_job[1]
     assert n_given >= _GIVEN * n_values
-    assert n_wrong <= _UNLUCKY.get(seed, 0)
 
 
-def judge(A: Array, exact: Array, seed: int, job: dict[str, Any]) -> tuple[int, int, int]:
-    """Of a job: values, those whose errors are given, and those that are given outside of the factors."""
+def judge(A: Array, exact: Array, seed: int, job: dict[str, Any]) -> tuple[int, int]:
+    """Values of a job, and those of them whose errors are given, which are all right."""
     resolution = float(np.finfo(A.dtype).eps)
     tolerance = job.get("tolerance", 1.0)
     if tolerance < resolution:
         with pytest.raises(SpecError, match="tolerance must be at least"):
             compute(plan_svd, compute_svd, A, SVDOptions(seed=seed, **job))
-        return 0, 0, 0
+        return 0, 0
     outcome, arrays, _ = compute(plan_svd, compute_svd, A, SVDOptions(seed=seed, **job))
     if not outcome.certificate.passed:
         # The job fails: rounding alone is more than the tolerance, or nearly; it is more where a random basis is divided by.
         assert [check.threshold for check in outcome.certificate.checks if not check.passed] == [1.0]
         assert tolerance < (10 if job.get("power_iterations") else 40) * np.sqrt(max(A.shape)) * resolution
-        return 0, 0, 0
+        return 0, 0
     s = arrays["s"].astype(float)
     E = wide_precision(A) - (wide_precision(arrays["u"]) * s) @ wide_precision(arrays["vh"])
     assert "tolerance" not in job or norm(E) <= tolerance * exact[0] * (1 + 1e-9)
@@ -115,9 +116,10 @@ def judge(A: Array, exact: Array, seed: int, job: dict[str, Any]) -> tuple[int, 
     told_each, true_each = np.array(outcome.estimates["singular_value_errors"], float), np.abs(s - exact[: len(s)])
     given = ~np.isnan(told_each)
     told_each, true_each = told_each[given], true_each[given]
-    wrong = (true_each > 3 * told_each + rounding) | (told_each > 10 * true_each + rounding)
+    assert (true_each <= 3 * told_each + rounding).all(), job
+    assert (told_each <= 10 * true_each + rounding).all(), job
     assert given.all() == (not [note for note in outcome.notes if "not determined by what was read" in note])
-    return len(s), int(given.sum()), int(wrong.sum())
+    return len(s), int(given.sum())
 
 
 @pytest.mark.parametrize("exponent", [-120, -40, 0, 40, 80])

@@ -22,8 +22,9 @@ from dlscale.linalg.svd.truncation import count_within, within_tolerance
 from dlscale.storage.matrix import Matrix
 
 _N_PROBES = 4
-#: LAPACK's divide and conquer is off by up to 40 eps s_1 for equal singular values of small matrices, mostly by far less.
-_DRIVER_EPS = 40
+#: LAPACK's divide and conquer is off by up to ``min(40, 10 n^1/2) eps s_1`` for equal singular values of small matrices, mostly by
+#: far less.
+_DRIVER_EPS, _DRIVER_EPS_OF_FEW = 40, 10
 
 
 def exact_svd(
@@ -109,6 +110,7 @@ def _certificate(measured: State, s: Array, V: Array, A: Matrix) -> Certificate:
 def _error(all_s: Array, k: int, n: int, dtype: np.dtype[Any]) -> ErrorEstimate:
     """What k triplets leave, and how far the driver's singular values may be off."""
     tail = all_s[k:]
-    noise = float(np.finfo(dtype).eps) * max(4 * float(np.sqrt(n)), _DRIVER_EPS) * float(all_s[0])
+    root = float(np.sqrt(n))
+    noise = float(np.finfo(dtype).eps) * max(4 * root, min(_DRIVER_EPS, _DRIVER_EPS_OF_FEW * root)) * float(all_s[0])
     behind = float(tail[0]) if len(tail) else 0.0
     return ErrorEstimate(max(behind, noise), max(float(np.linalg.norm(tail)), noise), np.full(k, noise))

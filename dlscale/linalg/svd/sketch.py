@@ -49,6 +49,8 @@ class Sketch:
         What turns Y into ``E probes``, where ``E = A - U S V^H`` is what all l triplets leave of A.
     n_iterations : int
         Power iterations that W has seen.
+    n_carried : int
+        Columns that each of them carried, less those that gave way to the probes; 0 where there was none.
     """
 
     Y: Matrix
@@ -62,6 +64,7 @@ class Sketch:
     squares: float
     rest_map: Array
     n_iterations: int
+    n_carried: int
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,8 @@ def sketch(rows: Rows, space: Subspace, *, seed: int, step: str = "range", toler
         resolution = _FINER * (tolerance or np.inf)
         found = project(basis, basis_W, Z[:, :width], gram, dtype, n_iterations=space.n_iterations, resolution=resolution)
         rest_map = np.vstack([-found.coefficients(basis, basis_W, probes), np.eye(N_PROBES)]).astype(dtype)
-    return Sketch(Y, Y_grid, basis, how, found, basis_W, probes, Z[:, width:], squares, rest_map, space.n_iterations)
+    n_carried = len(space.ritz[-1]) - N_PROBES if space.ritz else 0
+    return Sketch(Y, Y_grid, basis, how, found, basis_W, probes, Z[:, width:], squares, rest_map, space.n_iterations, n_carried)
 
 
 def widen(rows: Rows, space: Subspace, *, seed: int) -> Subspace:

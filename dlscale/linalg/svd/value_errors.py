@@ -37,8 +37,11 @@ _AGREED = 1.2
 _ASTRAY = 4.0
 #: Values that differ by less than this part are taken for equal; those above this part of the norm of what is left are near it.
 _NEAR, _BESIDE = 0.01, 0.85
-#: Values below this part of the norm of what is left may have been overtaken by one that was missed.
-_OVERTAKEN = 0.95
+#: Values below this part of the norm of what is left may have been overtaken by one that was missed; those up to so many times it
+#: go with how far four probes tell it wrong, unless iterations carried so many more columns than are asked for.
+_OVERTAKEN, _NOT_BESIDE, _SPARE = 0.95, 1.75, 10
+#: An error behind what was cut off is given where it is at most this part of its value.
+_PART = 0.5
 #: Times ``(max(m, n))^1/2 eps s_1``: what is no more than rounding.
 _FLOOR = 10.0
 #: Rounding error of a singular value, in eps s_1, and of ``A^H A v``, in eps s_1^2.
@@ -97,7 +100,7 @@ def _behind_w(found: Projection, s: Array, on_probes: Array, *, outside: float, 
     resolved = coupling > _ROUNDING_OF_COUPLING * eps * s[0] ** 2
     low = ordered(s, np.where(resolved, np.minimum(smaller, on_probes), 0.0))
     high = ordered(s, np.minimum(np.minimum(larger, _NORM_LUCK**2 * top), on_probes))
-    determined = (high <= _DETERMINED * low) | (resolved & (s < outside / _NORM_LUCK))
+    determined = (high <= _DETERMINED * low) & ~_beside(s, outside) | (resolved & (s < outside / _NORM_LUCK))
     rounding = (errors <= floor) & (np.minimum(high, coupling / np.maximum(s, _TINY)) <= floor)
     return np.asarray(np.where(determined | rounding, errors, np.nan))
 
@@ -130,12 +133,14 @@ def _behind_range(seen: Sketch, s: Array, missed: Array, *, outside: float, eps:
     astray = (s < _NORM_LUCK * outside) & (own > _ASTRAY * running_median(own, 2 * _SHARING + 1))
     determined = (lifts.high <= _DETERMINED * lifts.low) & lifts.resolved & (s > _OVERTAKEN * outside) & ~astray
     determined &= (errors <= _AGREED * own) & (rounding <= lifts.low)
+    beside = _beside(s, outside)
+    determined &= ~beside | (seen.n_carried >= k + _SPARE)
     errors = errors + _ROUNDING * eps * s[0] + rounding
-    determined |= np.maximum(lifts.likely, errors) + rounding <= floor
+    determined |= np.maximum(np.where(beside, lifts.high, lifts.likely), errors) + rounding <= floor
     if rank < k:
         missing = found.before[rank:] * np.sqrt((n - rank) / np.arange(width - rank, 0, -1))
         errors[rank:] = (np.minimum(_PROBE_SAFETY * missing, outside) + _ROUNDING * eps * s[0])[: k - rank]
-        determined[rank:] = True
+        determined[rank:] = errors[rank:] <= np.maximum(_PART * s[rank:], floor)
     return np.asarray(np.where(determined, errors, np.nan))
 
 
@@ -152,6 +157,11 @@ def _divided(seen: Sketch, R: Array, k: int, eps: float) -> Array:
 def _most(s: Array, outside: float) -> Array:
     """``(s^2 + ||E||^2)^1/2 - s``, which no error is above."""
     return np.asarray(outside**2 / (np.hypot(s, outside) + s + _TINY))
+
+
+def _beside(s: Array, outside: float) -> Array:
+    """Whether values are near the norm of what is left, (k,) of bool."""
+    return np.asarray((s > _OVERTAKEN * outside) & (s < _NOT_BESIDE * outside))
 
 
 def _on_probes(s: Array, rest: Array, inside: Array) -> Array:
