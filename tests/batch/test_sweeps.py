@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ from hypothesis import strategies as st
 
 import dlscale
 from dlscale.batch.document import parse_yaml
+from dlscale.batch.prepare import prepare
 from dlscale.batch.spec import json_schema, parse_spec
+from dlscale.batch.spec.consent import TRUSTED
 from dlscale.batch.spec.expanding import MAX_JOBS, MAX_KEYS, expand
-from dlscale.batch.sweeps import store
-from dlscale.batch.sweeps.planning import members_of
-from dlscale.batch.workspace import RUNNING, Job, Workspace
+from dlscale.batch.sweeps import running, store
+from dlscale.batch.sweeps.planning import members_of, new_sweep, plan_all
+from dlscale.batch.workspace import RUNNING, Heartbeat, Job, Workspace
 from dlscale.cli.main import commands
 from dlscale.errors import SpecError
 
@@ -187,6 +190,27 @@ def test_a_sweep_is_made_whole_or_not_at_all(folder: Path) -> None:
     ):
         assert call(*arguments).exit_code == 2
     assert "There is no sweep x" in call("jobs", "--sweep", "x").stderr
+
+
+def test_a_cluster_that_was_named_at_submission_is_one_for_its_jobs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their process reads the job files alone, which decide nothing on whose code runs."""
+    environments: list[dict[str, str]] = []
+
+    def started(command: list[str], log: Path, environment: dict[str, str]) -> Heartbeat:
+        environments.append(environment)
+        return Heartbeat("elsewhere", 0, 0.0, 0.0)
+
+    monkeypatch.setattr(running, "start_detached", started)
+    monkeypatch.setattr(running, "check_workers_see", lambda address, job: None)
+    monkeypatch.setenv(TRUSTED, "tcp://b:1")
+    root, made = Workspace(), document({"params.seed": [0, 1]}, input={"matrix": {"import": "a.npy"}})
+    planned = plan_all(members_of(made), lambda member: prepare(member.spec, member.document, root))
+    there = [
+        each._replace(prepared=replace(each.prepared, facts=replace(each.prepared.facts, kind="tcp", address="tcp://a:1")))
+        for each in planned
+    ]
+    running.submit(root, new_sweep(root, made, there), there)
+    assert environments == [{TRUSTED: "tcp://b:1,tcp://a:1"}]
 
 
 def test_a_formula_stays_text_in_a_spreadsheet() -> None:
