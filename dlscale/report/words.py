@@ -77,11 +77,11 @@ def duration(seconds: float | None) -> str:
 
 
 def share(fraction: float | None) -> str:
-    """A fraction as percent; what is nearly but not quite everything is not rounded up to 100."""
+    """A fraction as percent; what is nearly but not quite everything is not rounded up to 100, but for what sums lose of all."""
     if fraction is None or not math.isfinite(fraction):
         return MISSING
     percent = 100 * fraction
-    if 99.9 <= percent < 100:
+    if 99.9 <= percent < 100 * (1 - 1e-12):
         return f"{math.floor(percent * 1000) / 1000:g} %"
     return f"{number(percent)} %"
 

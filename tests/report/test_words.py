@@ -41,7 +41,7 @@ def test_quantities_move_to_the_next_prefix_before_they_show_four_digits() -> No
 
 def test_nearly_everything_is_not_called_everything() -> None:
     assert words.share(0.999999) == "99.999 %"
-    assert words.share(1.0) == "100 %"
+    assert words.share(1.0) == words.share(1 - 2e-16) == "100 %"
     assert words.share(0.0213) == "2.13 %"
 
 
