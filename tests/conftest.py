@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
+from drawing import leave_pages_empty
 from hypothesis import HealthCheck, settings
 from threadpoolctl import threadpool_limits
 
@@ -55,7 +56,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=key)
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    # Not of the process that only starts those with the tests, which draw what their fixtures ask for.
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        leave_pages_empty()
     # Ten thousand tests and their modules stay: to look for garbage among them, as they are found and after, finds none.
     gc.disable()
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+import zlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import wraps
 from itertools import product
@@ -25,16 +26,27 @@ from dlscale.storage.matrices import open_matrix
 Array = np.ndarray[Any, Any]
 DTYPES = ("f4", "f8", "c8", "c16")
 M, N = 700, 40
+Test = Callable[..., None]
 
 
-def each_of(**values: Iterable[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make one test of a quick one and each of these values of its parameters; what fails says with which."""
-    chosen = [dict(zip(values, each, strict=True)) for each in product(*values.values())]
+def two_dtypes(given: Mapping[str, Any]) -> tuple[str, str]:
+    """Two of `DTYPES`, for `each_of`: both precisions, one real and one complex, and by what else is given those or the others."""
+    plain = {name: value for name, value in given.items() if isinstance(value, str | int | float | tuple | dict | None)}
+    return (("f4", "c16"), ("f8", "c8"))[zlib.crc32(repr(plain).encode()) % 2]
 
-    def decorated(test: Callable[..., None]) -> Callable[..., None]:
+
+def each_of(**values: Iterable[Any] | Callable[[Mapping[str, Any]], Iterable[Any]]) -> Callable[[Test], Test]:
+    """Make one test of a quick one and each of these values of its parameters; what fails says with which.
+
+    Values may be a function of what else the test is given, by name.
+    """
+
+    def decorated(test: Test) -> Test:
         @wraps(test)
         def whole(**given: Any) -> None:
-            for each in chosen:
+            of_each = [each(given) if callable(each) else each for each in values.values()]
+            for chosen in product(*of_each):
+                each = dict(zip(values, chosen, strict=True))
                 try:
                     test(**given, **each)
                 except BaseException as error:

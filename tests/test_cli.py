@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner, Result
+from drawing import with_pages
 from helpers import store
 
 from dlscale.batch.generate import default_chunks
@@ -56,11 +57,12 @@ def call(*arguments: str) -> Result:
     return CliRunner().invoke(commands, arguments)
 
 
-def spawn(*arguments: str, under: Sequence[str] = ()) -> subprocess.Popen[str]:
-    """A command in a process group of its own, as a shell starts it; ``under`` another one."""
+def spawn(*arguments: str, under: Sequence[str] = (), drawn: bool = False) -> subprocess.Popen[str]:
+    """A command in a process group of its own, as a shell starts it; ``under`` another one. It may draw its report."""
     command = [*under, sys.executable, "-m", "dlscale", *arguments]
+    environment = with_pages(ENVIRONMENT) if drawn else ENVIRONMENT
     return subprocess.Popen(
-        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
 
 
@@ -135,7 +137,7 @@ def test_usage_errors_have_exit_code_2(folder: Path) -> None:
 
 
 def test_a_run_is_quiet_and_its_last_line_is_json(folder: Path) -> None:
-    process = spawn("run", "job.yaml", "--json", "--cluster", "local", "--output", "r.zarr")
+    process = spawn("run", "job.yaml", "--json", "--cluster", "local", "--output", "r.zarr", drawn=True)
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     record = json.loads(out.splitlines()[-1])
@@ -143,6 +145,7 @@ def test_a_run_is_quiet_and_its_last_line_is_json(folder: Path) -> None:
     assert (record["state"], record["result"]) == ("succeeded", str(folder / "r.zarr"))
     assert record["certificate"]["passed"]
     assert len(out.splitlines()) == 1
+    assert (folder / "dlscale-workspace" / "jobs" / record["job"] / "report.html").stat().st_size > 10_000
     for noise in ("distributed", "Warning", "Traceback", "INFO"):
         assert noise not in err
 

@@ -10,6 +10,7 @@ import sys
 from contextlib import chdir
 from pathlib import Path
 
+from drawing import with_pages
 from helpers import gaussian, store
 
 EVIL = "a\x1b]0;TITLE\x07\x1b[2J\x9b31m\r\u202eb"
@@ -38,7 +39,8 @@ def on_a_terminal(commands: list[list[str]], cwd: Path) -> list[str]:
     """What each of the commands writes to a terminal."""
     leader, follower = pty.openpty()
     program = [sys.executable, "-c", PROGRAM, json.dumps(commands)]
-    with subprocess.Popen(program, cwd=cwd, stdin=subprocess.DEVNULL, stdout=follower, stderr=follower) as process:
+    streams = {"stdin": subprocess.DEVNULL, "stdout": follower, "stderr": follower}
+    with subprocess.Popen(program, cwd=cwd, env=with_pages(os.environ), **streams) as process:
         os.close(follower)
         written = b""
         while True:

@@ -12,6 +12,7 @@ import nbformat
 import numpy as np
 import pytest
 import zarr
+from drawing import with_pages
 from helpers import gaussian
 
 import dlscale
@@ -36,7 +37,8 @@ def outputs(cell: Any, kind: str = "text/html") -> str:
 
 @pytest.mark.filterwarnings("ignore")  # of the libraries between a notebook and its kernel
 def test_a_notebook_shows_the_bar_the_answer_and_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(dlscale.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]))
+    places = [str(Path(dlscale.__file__).parents[1]), with_pages(os.environ)["PYTHONPATH"]]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(places))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS])
     client = nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}})

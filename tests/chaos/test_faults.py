@@ -15,9 +15,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from drawing import with_pages
 from every_kind import JOBS, Arrays, arrays_of, check_same, write_job
 from hosts import SCHEDULER, cluster, two_hosts
 from victims import (
+    ENVIRONMENT,
     RUNS,
     SEED,
     Ended,
@@ -42,6 +44,9 @@ DEADLINE_SECONDS = 240.0
 
 #: About what a process takes to load what draws its report, and to draw it.
 REPORT_SECONDS = 1.0
+
+#: A fault may meet a job while its report is drawn.
+DRAWING = with_pages(ENVIRONMENT)["PYTHONPATH"]
 
 #: Changes the time of day of a process after a while, as NTP does.
 STEP = """
@@ -118,7 +123,7 @@ def quiet(ended: Ended) -> Ended:
 @contextmanager
 def started(folder: Path, *more: str, under: Sequence[str] = (), **environment: str) -> Iterator[subprocess.Popen[str]]:
     """The job of a folder from the moment that it has a folder of its own."""
-    more = more or ("--cluster", "threads")
+    more, environment = more or ("--cluster", "threads"), {"PYTHONPATH": DRAWING, **environment}
     with killed_at_the_end(spawn("run", "job.yaml", *more, cwd=folder, under=under, **environment)) as process:
         wait_for(lambda: job_folders(folder), alive=process)
         yield process
@@ -235,9 +240,7 @@ def clock_step(case: Case) -> None:
     (case.folder / "site").mkdir()
     (case.folder / "site" / "sitecustomize.py").write_text(STEP)
     step = case.dice.choice([-7200.0, -20.0, 20.0, 7200.0])
-    from victims import ENVIRONMENT
-
-    path = f"{case.folder / 'site'}:{ENVIRONMENT['PYTHONPATH']}"
+    path = f"{case.folder / 'site'}:{DRAWING}"
     with started(case.folder, PYTHONPATH=path, STEP_AFTER=str(case.moment), STEP_SECONDS=str(step)) as process:
         case.note("clock step")
         time.sleep(case.moment)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import DTYPES, THREADS, Array, each_of, eps, gaussian, norm
+from helpers import DTYPES, THREADS, Array, each_of, eps, gaussian, norm, two_dtypes
 
 from dlscale import gallery
 from dlscale.engine.clusters import open_cluster
@@ -74,7 +74,7 @@ def test_no_inverse() -> None:
             run(np.eye(4), type(options)(assume="banded"))  # type: ignore[arg-type]
 
 
-@each_of(dtype=DTYPES)
+@each_of(dtype=two_dtypes)
 @pytest.mark.parametrize("name", SQUARE)
 def test_determinants(name: str, dtype: str) -> None:
     """The computed determinant is that of a matrix within the backward error: log|det| moves by n eps times the condition."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 from factorizations import assert_lu, factor, factor_in_files, lapack_lu
-from helpers import DTYPES, LAYOUTS, THREADS, each_of, eps, gaussian, store
+from helpers import DTYPES, LAYOUTS, THREADS, each_of, eps, gaussian, store, two_dtypes
 
 from dlscale import gallery
 from dlscale.engine.clusters import open_cluster
@@ -17,7 +17,7 @@ from dlscale.errors import DlscaleError, InputError, NonFiniteError, NumericalEr
 ORDERS = (1, 2, 32, 33, 150)
 
 
-@each_of(dtype=DTYPES)
+@each_of(dtype=two_dtypes)
 @pytest.mark.parametrize("name", gallery.HARD_SQUARE)
 def test_hard_matrices(name: str, dtype: str) -> None:
     """Panels of 32, two of them a group: one unknown, one panel, one column over a panel, several groups."""
@@ -34,7 +34,7 @@ def test_hard_matrices(name: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("group", [None, 2])
-@each_of(dtype=DTYPES)
+@each_of(dtype=two_dtypes)
 @pytest.mark.parametrize("shape", [(1, 7), (7, 1), (300, 90), (90, 300), (65, 64), (64, 65), (20, 200), (200, 33)], ids=str)
 def test_shapes(shape: tuple[int, int], dtype: str, group: int | None) -> None:
     """Tall, wide, panels beyond the last row, a panel that has fewer rows than columns."""

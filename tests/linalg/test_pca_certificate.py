@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import DTYPES, Array, compute, each_of, gaussian
+from helpers import Array, compute, each_of, gaussian, two_dtypes
 
 from dlscale.engine.passes import Passes
 from dlscale.linalg.folds import centering, products
@@ -34,7 +34,7 @@ SOLVERS: list[dict[str, Any]] = [
 ]
 
 
-@each_of(dtype=DTYPES)
+@each_of(dtype=two_dtypes)
 @pytest.mark.parametrize("mean", [0.0, 1e-3, 5.0, 1e4])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("options", SOLVERS, ids=lambda options: f"{options['solver']}-{options.get('power_iterations', 4)}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import DTYPES, THREADS, Array, each_of, eps, gaussian, spectrum, store
+from helpers import DTYPES, THREADS, Array, each_of, eps, gaussian, spectrum, store, two_dtypes
 
 from dlscale import gallery
 from dlscale.engine.clusters import open_cluster
@@ -41,7 +41,7 @@ def scaled_error(A: Array, X: Array, B: Array) -> float:
 
 
 @pytest.mark.parametrize("precision", ["double", "mixed"])
-@each_of(dtype=DTYPES)
+@each_of(dtype=two_dtypes)
 @pytest.mark.parametrize("name", [name for name in gallery.HARD_SQUARE if name != "wilkinson"])
 def test_hard_matrices(name: str, dtype: str, precision: str) -> None:
     """Panels of 32: one unknown, one panel, one over a panel, several."""

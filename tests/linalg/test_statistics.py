@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from helpers import DTYPES, HARD, Array, each_of, eps, gaussian, wide_precision
+from helpers import DTYPES, HARD, Array, each_of, eps, gaussian, two_dtypes, wide_precision
 
 import dlscale
 from dlscale import gallery
@@ -23,7 +23,7 @@ from dlscale.storage.matrices import open_matrix
 ORDERS = [None, "fro", 1, -1, 2, -2, np.inf, -np.inf, "nuc"]
 
 
-@each_of(dtype=DTYPES)
+@each_of(dtype=two_dtypes)
 @pytest.mark.parametrize("name", HARD)
 def test_norms_of_hard_matrices(name: str, dtype: str) -> None:
     A = HARD[name](dtype)
@@ -97,7 +97,7 @@ def test_entries_that_are_no_numbers_are_refused_by_their_place(tmp_path: Path) 
 SQUARE = [name for name in gallery.HARD_SQUARE if name != "hilbert"]
 
 
-@each_of(dtype=DTYPES)
+@each_of(dtype=two_dtypes)
 @pytest.mark.parametrize("name", SQUARE)
 def test_conditions(name: str, dtype: str) -> None:
     A = gallery.HARD_SQUARE[name](40, dtype)

@@ -6,7 +6,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import DTYPES, HARD, Array, backward_error, compute, departure, each_of, eps, gaussian, norm, spectrum, wide_precision
+from helpers import (
+    DTYPES,
+    HARD,
+    Array,
+    backward_error,
+    compute,
+    departure,
+    each_of,
+    eps,
+    gaussian,
+    norm,
+    spectrum,
+    two_dtypes,
+    wide_precision,
+)
 
 import dlscale
 from dlscale import gallery
@@ -28,7 +42,7 @@ def assert_upper_triangular_with_positive_diagonal(R: Array) -> None:
     assert (diagonal.real >= 0).all()
 
 
-@each_of(dtype=DTYPES)
+@each_of(dtype=two_dtypes)
 @pytest.mark.parametrize("block_rows", [64, 17])
 @pytest.mark.parametrize("name", TALL)
 def test_hard_matrices(name: str, block_rows: int, dtype: str) -> None:

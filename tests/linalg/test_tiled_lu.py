@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 from factorizations import factor, row_order, scaled_residual
-from helpers import DTYPES, each_of, eps, gaussian
+from helpers import DTYPES, each_of, eps, gaussian, two_dtypes
 
 from dlscale import gallery
 from dlscale.arrays import Array
@@ -54,7 +54,7 @@ def test_factors_multiply_to_the_matrix(shape: tuple[int, int], row_blocks: int,
         np.testing.assert_array_equal(seen.products, A[:, :4] if n >= 4 else A @ np.eye(n)[:, :4])
 
 
-@each_of(dtype=DTYPES)
+@each_of(dtype=two_dtypes)
 @pytest.mark.parametrize("name", gallery.HARD_SQUARE)
 def test_hard_matrices(name: str, dtype: str) -> None:
     """Panels of 32: one column, one panel, one column over it, two panels and a quarter; the residual of LAPACK's testers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,17 @@ from dlscale.engine.clusters import open_cluster
 from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.errors import InputError, NonFiniteError, NumericalError, SpecError
+from dlscale.linalg.solve import triangle as kind_of_triangle
+from dlscale.linalg.solve import triangular
 from dlscale.linalg.solve.kind import SolveOptions, compute_solve, plan_solve
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrices import open_matrix
 
 THRESHOLD = 30
-#: One unknown, two, one panel of the substitution less or more one, several.
-SIZES = (1, 2, 60, 511, 513, 1030)
+#: Unknowns of a panel of the substitution, of a part that threads share, and of a triangle that is not halved, as tests have them.
+SMALL = {"panel": 64, "shared": 48, "triangle": 16}
+#: One unknown, two, one such panel less or more one, several.
+SIZES = (1, 2, 30, 63, 65, 150)
 
 
 def run(A: Any, B: Any, **options: Any) -> Outcome:
@@ -63,19 +68,35 @@ OP = {False: lambda A: A, True: lambda A: A.T, "conjugate": lambda A: A.conj().T
     power=st.integers(-90, 90),
 )
 def test_any_triangle(n: int, k: int, dtype: str, lower: bool, transposed: Any, only: bool, unit: bool, power: int) -> None:
-    """Multiplied by a power of two, it has the same digits."""
-    A, B = gaussian(n, n, dtype) / n + 2 * np.eye(n), gaussian(n, k, dtype, seed=1)
-    scale = 0 if unit else power
-    A = np.ldexp(1.0, scale).astype(dtype) * A.astype(dtype)
-    T = triangle(A, lower=lower, unit=unit)
+    """In panels of few unknowns; multiplied by a power of two, it has the same digits."""
     options = {"transposed": transposed, "only_triangle": only, "unit_diagonal": unit}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind_of_triangle, "How", partial(triangular.How, panel=SMALL["panel"]))
+        patch.setattr(triangular, "SHARED_ROWS", SMALL["shared"])
+        patch.setattr(triangular, "TRIANGLE", SMALL["triangle"])
+        check_triangle(n, k, dtype, lower=lower, power=0 if unit else power, **options)
+
+
+@pytest.mark.parametrize("n", [511, 513, 1030])
+@pytest.mark.parametrize(("lower", "transposed", "dtype"), [(True, False, "f8"), (True, "conjugate", "c8"), (False, True, "f4")])
+def test_triangles_of_several_panels(n: int, lower: bool, transposed: Any, dtype: str) -> None:
+    check_triangle(n, 2, dtype, lower=lower, power=3, transposed=transposed)
+
+
+def check_triangle(n: int, k: int, dtype: str, *, lower: bool, power: int, **options: Any) -> None:
+    """Solve with a triangle that is multiplied by a power of two, and without it."""
+    unit, only, transposed = (options.get(name, False) for name in ("unit_diagonal", "only_triangle", "transposed"))
+    A, B = gaussian(n, n, dtype) / n + 2 * np.eye(n), gaussian(n, k, dtype, seed=1)
+    two = np.ldexp(1.0, power).astype(dtype)
+    A = two * A.astype(dtype)
+    T = triangle(A, lower=lower, unit=unit)
     outcome = run(A if only else T, B, assume="lower" if lower else "upper", **options)
     X = outcome.arrays["x"]
     assert X.dtype == A.dtype
     assert outcome.certificate.passed
     assert backward_error(OP[transposed](T), X, B) < THRESHOLD
-    again = run(T / np.ldexp(1.0, scale).astype(dtype), B, assume="lower" if lower else "upper", **options).arrays["x"]
-    np.testing.assert_array_equal(X * np.ldexp(1.0, scale).astype(dtype), again)
+    again = run(T / two, B, assume="lower" if lower else "upper", **options).arrays["x"]
+    np.testing.assert_array_equal(X * two, again)
 
 
 @settings(max_examples=25, deadline=None)

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 import httpx
+from drawing import with_pages
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {
@@ -44,7 +45,7 @@ class WebServer:
 
     def __enter__(self) -> WebServer:
         command = [sys.executable, "-m", "dlscale", "serve", "--port", str(self.port), "--workspace", "ws", *self.arguments]
-        self.process = subprocess.Popen(command, cwd=self.folder, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(command, cwd=self.folder, env=with_pages(ENVIRONMENT), stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         self.url = next(word for word in line.split() if word.startswith("http")).rstrip("/")

@@ -1,8 +1,9 @@
-"""Imports of damaged files, in a process with limits: ``python import_fuzz.py FORMAT FIRST N FOLDER``.
+"""Imports of damaged files, in processes with limits: ``python import_fuzz.py FORMATS FIRST N FOLDER``, formats like ``csv,mtx``.
 
 File number k of a format is made from a sound one and the seed k. Each import must end in success or a DlscaleError, in bounded
-time and memory, and each success must be what another reader says. Prints the number of each file before it is imported, and a
-line of JSON at the end.
+time and memory, and each success must be what another reader says. Each format has a process of its own, forked from one that
+has loaded all readers. It writes to FOLDER/FORMAT.txt the number of each file before it is imported, and a line of JSON at the
+end. How each process ended is printed as JSON.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import resource
 import shutil
 import signal
 import sys
+import traceback
 import warnings
 import zipfile
 from collections import Counter, namedtuple
@@ -304,5 +306,26 @@ def main(suffix, first, n, folder):
     print(json.dumps({**found, "peak_mb": peak >> 20, "faults": faults}))
 
 
+def in_a_process(suffix, first, n, folder):
+    """How the process of a format ended: 0, or how `os.waitstatus_to_exitcode` says it."""
+    if pid := os.fork():
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    told = os.open(folder / f"{suffix}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(told, 1)
+    os.dup2(told, 2)
+    place = folder / suffix
+    place.mkdir()
+    ended = 1
+    try:
+        main(suffix, first, n, place)
+        ended = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(ended)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
+    given = int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+    print(json.dumps({suffix: in_a_process(suffix, *given) for suffix in sys.argv[1].split(",")}))
