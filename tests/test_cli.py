@@ -206,12 +206,15 @@ def check_resumed(folder: Path, job_id: str, whole: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("number", "cluster"),
-    [(signal.SIGINT, "threads"), (signal.SIGTERM, "threads"), (signal.SIGINT, "local"), (signal.SIGTERM, "local")],
+    [(signal.SIGTERM, "threads"), (signal.SIGINT, "local"), (signal.SIGTERM, "local")],
 )
 def test_a_signal_ends_in_a_checkpoint_and_resume_in_the_same_bits(
     number: int, cluster: str, folder: Path, whole: dict[str, Any]
 ) -> None:
-    code, job_id, err = stop_in_the_middle(folder, cluster, lambda group: os.killpg(group, number))
+    check_stopped(folder, *stop_in_the_middle(folder, cluster, lambda group: os.killpg(group, number)), whole)
+
+
+def check_stopped(folder: Path, code: int, job_id: str, err: str, whole: dict[str, Any]) -> None:
     assert code == 75
     assert f"dlscale resume {job_id}" in err
     assert "Traceback" not in err
@@ -238,16 +241,17 @@ def test_a_killed_job_is_lost_and_can_be_resumed(folder: Path, whole: dict[str, 
     check_resumed(folder, job_id, whole)
 
 
-def test_a_running_job_is_not_resumed(folder: Path) -> None:
+def test_a_running_job_is_not_resumed_and_a_signal_to_threads_ends_in_a_checkpoint(folder: Path, whole: dict[str, Any]) -> None:
     seen: list[Result] = []
 
     def meddle(group: int) -> None:
         seen.append(call("resume", next(folder.glob("dlscale-workspace/jobs/*-*")).name))
         os.killpg(group, signal.SIGINT)
 
-    stop_in_the_middle(folder, "threads", meddle)
+    ended = stop_in_the_middle(folder, "threads", meddle)
     assert seen[0].exit_code == 2
     assert "running already" in seen[0].stderr
+    check_stopped(folder, *ended, whole)
 
 
 @pytest.mark.usefixtures("drawn_reports")

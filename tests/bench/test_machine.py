@@ -17,6 +17,7 @@ def test_command_measures_every_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "_FILE_BYTES", 2**25)
     monkeypatch.setattr(machine, "_N_MATMUL", 128)
     monkeypatch.setattr(network, "_N_TASKS", 50)
+    monkeypatch.setattr(network, "_LARGE_BYTES", 2**22)
     monkeypatch.setattr(network, "_REDUCED_BYTES", (8, 2**13))
     for name in ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"):
         monkeypatch.setenv(name, "1")

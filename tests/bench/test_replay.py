@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def svd(folder):
-    return trace("svd", folder, size=0.1), trace("svd", folder, size=0.05)
+    return trace("svd", folder, size=0.06), trace("svd", folder, size=0.03)
 
 
 def test_one_worker_without_overheads_takes_the_traced_time(svd):

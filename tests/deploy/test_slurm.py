@@ -26,6 +26,7 @@ from dlscale.errors import DlscaleError, SpecError
 from dlscale.storage.checkpoints import Checkpoint
 
 NIGHT = int(os.environ.get("DLSCALE_CHAOS_RUNS", "1")) >= 10
+#: A worker process for jobs that are told to stop; for others the process that Slurm starts.
 ONE_THREAD = {"workers": 1, "threads": 1}
 
 
@@ -39,9 +40,9 @@ def environment(slurm: SlurmCluster) -> Iterator[None]:
         yield
 
 
-def submit(folder: Path, **request: object) -> tuple[Job, str]:
+def submit(folder: Path, *, cluster: object = ONE_THREAD, **request: object) -> tuple[Job, str]:
     """Queue the job of a folder; Slurm's number of it."""
-    document = read_document(job_file(folder, cluster=ONE_THREAD))
+    document = read_document(job_file(folder, cluster=cluster))
     root = Workspace(folder / "workspace")
     job = submit_prepared(root, prepare(parse_spec(document), document, root), SlurmRequest(**{"time": "10", **request}))
     number = slurm_number(job)
@@ -137,7 +138,7 @@ def the_ready_script(slurm: SlurmCluster, folder: Path, alone: dict[str, bytes])
 def a_sweep(slurm: SlurmCluster, folder: Path, alone: dict[str, bytes]) -> None:
     """Each of its jobs is one of Slurm; cancelled while they wait, they are queued again with what was asked for before."""
     short = {"n_components": 2, "power_iterations": 1}
-    spec = job_file(folder, cluster=ONE_THREAD, params=short, matrix={"params.seed": [0, 1]})
+    spec = job_file(folder, cluster="threads", params=short, matrix={"params.seed": [0, 1]})
     root, conf = Workspace(folder / "workspace"), _conf(slurm)
 
     def dlscale_says(*arguments: str | Path) -> str:
@@ -160,7 +161,7 @@ def a_sweep(slurm: SlurmCluster, folder: Path, alone: dict[str, bytes]) -> None:
 
 
 def killed(slurm: SlurmCluster, folder: Path, alone: dict[str, bytes]) -> None:
-    job, number = submit(folder)
+    job, number = submit(folder, cluster="threads")
     until_saved(job, 2)
     os.kill(job.read_state().heartbeat.pid, signal.SIGKILL)
     check_end(slurm, job, "failed", f"Slurm's job {number} was killed (signal 9).")
@@ -176,7 +177,7 @@ def cancelled(slurm: SlurmCluster, folder: Path, alone: dict[str, bytes]) -> Non
 
 
 def cancelled_before_it_began(slurm: SlurmCluster, folder: Path, alone: dict[str, bytes]) -> None:
-    job, number = submit(folder, partition="closed")
+    job, number = submit(folder, cluster="threads", partition="closed")
     slurm.wait(number, "PENDING")
     state = job.read_state()
     assert (state.state, state.message) == ("submitted", f"Slurm's job {number}, PENDING (PartitionDown).")

@@ -128,7 +128,7 @@ def test_a_local_cluster_is_for_its_own_processes(tmp_path: Path) -> None:
 
 
 def test_a_submitted_job_opens_no_other_door(tmp_path: Path) -> None:
-    job(tmp_path, 300_000)  # which takes as long by its work
+    job(tmp_path, 300_000, cluster={"workers": 1, "threads": 1})  # which takes as long by its work
     command = [sys.executable, "-m", "dlscale"]
     handed = subprocess.run([*command, "submit", "job.yaml"], cwd=tmp_path, check=True, capture_output=True, text=True)
     try:

@@ -25,6 +25,7 @@ def imported(tmp_path, content, name="a.csv", **options):
     return zarr.open_array(import_matrix(tmp_path / name, tmp_path / "y.zarr", overwrite=True, **options), mode="r")[...]
 
 
+RUNS = int(os.environ.get("DLSCALE_CHAOS_RUNS", "1"))
 A = [[1.5, 2.25], [3, 4]]
 WITHOUT_OPTIONS = {
     "blanks": "1.5 2.25\n3 4\n",
@@ -213,7 +214,7 @@ def test_marks_inside_cells_are_letters(tmp_path, monkeypatch):
     np.testing.assert_array_equal(imported(tmp_path, text, columns=["a"])[:, 0], np.arange(200))
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100 * RUNS, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.text("01239.eEdD+-, _naif()x\t", max_size=8) | st.floats().map(repr) | st.integers().map(str), min_size=1, max_size=4
