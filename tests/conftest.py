@@ -7,11 +7,13 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 from drawing import leave_pages_empty
 from hypothesis import HealthCheck, settings
 from threadpoolctl import threadpool_limits
+from xdist.scheduler import LoadFileScheduling
 
 from dlscale.engine.clusters import Cluster, ClusterFacts, open_cluster
 from dlscale.engine.clusters.cluster import DaskCluster
@@ -44,6 +46,27 @@ FIRST = (
     "batch",
     "engine",
 )
+
+
+#: Modules whose tests take worker processes from `shared_clusters`: they go to one process, so that workers are started once.
+ON_CLUSTERS = (
+    "chaos/test_columns.py",
+    *(f"engine/test_{name}.py" for name in ("clusters", "columns", "panels", "parcels")),
+    *(f"linalg/test_{name}.py" for name in ("applying", "iterative", "operators", "solve_jobs", "sparse", "tiled_clusters")),
+    *(f"storage/test_{name}.py" for name in ("exactness", "transforms")),
+)
+
+
+class Modules(LoadFileScheduling):
+    """Which process runs a module."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = str(super()._split_scope(nodeid))
+        return "clusters" if module.removeprefix("tests/") in ON_CLUSTERS else module
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Modules | None:
+    return Modules(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,7 +9,7 @@ import pytest
 # Test files are imported by path, which leaves their folder off the module path.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from every_kind import Whole, make_inputs, on_the_local_cluster
+from every_kind import Whole, make_inputs, undisturbed
 from victims import FAULTS, SEED
 
 
@@ -22,7 +22,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     """What each kind finds where nothing disturbs it."""
-    return on_the_local_cluster(inputs, tmp_path_factory.mktemp)
+    return undisturbed(inputs, tmp_path_factory.mktemp)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 import zarr
-from victims import ask, job_folder
+from victims import GOES_ON, ask, job_folder
 
 import dlscale
 from dlscale.batch.kinds import KINDS
@@ -102,15 +102,15 @@ def check_same(kind: str, found: Arrays, expected: Arrays) -> None:
             np.testing.assert_allclose(array, expected[name], rtol=1e-10, atol=1e-10, err_msg=name)
 
 
-def on_the_local_cluster(inputs: Path, folder_of: Callable[[str], Path]) -> Whole:
-    """The arrays of an undisturbed run of a kind on the local cluster; each is run once."""
+def undisturbed(inputs: Path, folder_of: Callable[[str], Path]) -> Whole:
+    """The arrays of an undisturbed run of a kind, by night on the local cluster; each is run once."""
     known: dict[str, Arrays] = {}
 
     def run(kind: str) -> Arrays:
         if kind not in known:
             folder = folder_of(kind)
             write_job(folder, kind, inputs)
-            ended = ask("run", "job.yaml", "--cluster", "local", cwd=folder)
+            ended = ask("run", "job.yaml", *(GOES_ON or ("--cluster", "local")), cwd=folder)
             assert ended.code == 0, ended.err
             known[kind] = arrays_of(job_folder(folder) / "result.zarr")
         return known[kind]

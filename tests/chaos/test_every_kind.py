@@ -13,6 +13,7 @@ import pytest
 from every_kind import JOBS, Arrays, Whole, arrays_of, check_same, write_job
 from real_cluster import RealCluster
 from victims import (
+    GOES_ON,
     MPIRUN,
     RUNS,
     SEED,
@@ -57,7 +58,7 @@ def wait_for_work(kind: str, folder: Path) -> None:
 def check_resumed(kind: str, folder: Path, expected: Arrays) -> None:
     """Whether or not the job had ended when its victim died, `resume` ends with the right answer."""
     job = job_folder(folder)
-    ended = ask("resume", job.name, "--cluster", "local", "--json", cwd=folder)
+    ended = ask("resume", job.name, *(GOES_ON or ("--cluster", "local")), "--json", cwd=folder)
     assert ended.code == 0 or "has succeeded" in ended.err, ended.err
     check_same(kind, arrays_of(job / "result.zarr"), expected)
     assert ended.code or leftovers(folder) == set()

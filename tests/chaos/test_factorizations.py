@@ -14,6 +14,7 @@ import pytest
 import yaml
 import zarr
 from victims import (
+    GOES_ON,
     RUNS,
     SEED,
     ask,
@@ -88,7 +89,7 @@ def whole(matrix: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
 
 def check_whole_after_resume(folder: Path, expected: dict[str, str], *, n_kills: int) -> None:
     job = job_folder(folder)
-    ended = ask("resume", job.name, "--json", cwd=folder)
+    ended = ask("resume", job.name, "--json", *GOES_ON, cwd=folder)
     assert ended.code == 0 or "has succeeded" in ended.err, ended.err
     assert fingerprint(job / "result.zarr") == expected
     assert len(repeated_passes(job)) <= n_kills

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from crashes import run_until
 from victims import (
+    GOES_ON,
     PARAMS,
     RUNS,
     SEED,
@@ -76,7 +77,7 @@ def whole(matrix: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
 
 def check_whole_after_resume(folder: Path, expected: dict[str, str], *, n_kills: int = 1) -> None:
     job = job_folder(folder)
-    ended = ask("resume", job.name, "--json", cwd=folder)
+    ended = ask("resume", job.name, "--json", *GOES_ON, cwd=folder)
     if "has succeeded" in ended.err:
         assert ask("report", job.name, cwd=folder).code == 0
     else:

@@ -28,6 +28,8 @@ ROOT = Path(__file__).parents[2]
 
 #: Random kills of each test; raise it for a long night, which runs the slower tests too.
 RUNS = int(os.environ.get("DLSCALE_CHAOS_RUNS", "1"))
+#: Where a job of one worker process goes on: by night where it began, otherwise without starting one more.
+GOES_ON = () if RUNS >= 10 else ("--cluster", "threads")
 at_night = pytest.mark.skipif(RUNS < 10, reason="slow; set DLSCALE_CHAOS_RUNS=10 or more")
 #: The same in all processes of one run of the tests, whose name is in the environment; another one in each run.
 _RUN = random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID"))

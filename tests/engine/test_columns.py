@@ -170,7 +170,7 @@ def test_a_slab_whose_worker_dies_is_computed_again(two_workers, tmp_path, n_wor
 
 def test_silence_ends_it(tmp_path):
     T, B = data()
-    with open_cluster(LOCAL) as cluster:
+    with open_cluster(replace(LOCAL, n_workers=1)) as cluster:
         run = Run(cluster, stall_seconds=1.0)
         with pytest.raises(StalledError, match="No progress for 1 s"):
             product(run, Times(T, seconds=30.0), B)

@@ -38,13 +38,12 @@ MATRICES: dict[str, Callable[[], Array]] = {
 }
 
 
-@pytest.fixture(scope="module", params=[(1, 2), (2, 1), (3, 1)], ids=lambda p: f"{p[0]} workers")
+@pytest.fixture(scope="module", params=[1, 2, 3], ids=lambda n: f"{n} workers")
 def workers(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    n_workers, threads = request.param
-    if n_workers == 2:
-        yield request.getfixturevalue("shared_clusters")(2)
+    if request.param < 3:
+        yield request.getfixturevalue("shared_clusters")(request.param)
         return
-    with open_cluster(ClusterFacts("local", n_workers, threads, 2**30)) as cluster:
+    with open_cluster(ClusterFacts("local", 3, 1, 2**30)) as cluster:
         yield cluster
 
 
