@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,6 +15,7 @@ from pathlib import Path
 import psutil
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
+POLL_SECONDS = 0.4
 
 _CONFIGURATION = """
 ClusterName=dlscale
@@ -66,6 +68,8 @@ class SlurmCluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
+        self._looking = threading.Lock()
+        self._looked, self._seen = -POLL_SECONDS, dict[str, dict[str, str]]()
 
     def command(self, *arguments: str | Path) -> str:
         """Run a command of Slurm; its standard output."""
@@ -75,21 +79,32 @@ class SlurmCluster:
 
     def facts(self, job: str) -> dict[str, str]:
         """What ``scontrol show job`` says."""
-        words = self.command("scontrol", "-o", "show", "job", job).split()
-        return dict(word.split("=", 1) for word in words if "=" in word)
+        return _facts(self.command("scontrol", "-o", "show", "job", job))
+
+    def seen(self) -> dict[str, dict[str, str]]:
+        """The facts of all jobs, a moment old: many wait at the same time, and one command of Slurm tells all of them."""
+        with self._looking:
+            if time.monotonic() - self._looked >= POLL_SECONDS:
+                told = [_facts(line) for line in self.command("scontrol", "-o", "show", "jobs").splitlines()]
+                self._seen = {facts["JobId"]: facts for facts in told if "JobId" in facts}
+                self._looked = time.monotonic()
+            return self._seen
 
     def wait(self, job: str, *states: str, seconds: float = 60.0) -> dict[str, str]:
         """Wait until a job is in one of the states."""
         end = time.monotonic() + seconds
-        while (facts := self.facts(job))["JobState"] not in states:
-            assert time.monotonic() < end, f"job {job} is {facts['JobState']} ({facts['Reason']}), not {states}: {self.logs()}"
-            # Many wait at the same time, each with a command of Slurm each time.
-            time.sleep(0.4)
+        while (facts := self.seen().get(job, {})).get("JobState") not in states:
+            assert time.monotonic() < end, f"job {job} is not {states}: {facts}, {self.logs()}"
+            time.sleep(POLL_SECONDS / 4)
         return facts
 
     def logs(self) -> str:
         """The ends of the daemons' logs."""
         return "\n".join(log.read_text(errors="replace")[-2000:] for log in sorted(self.folder.glob("*.log")))
+
+
+def _facts(line: str) -> dict[str, str]:
+    return dict(word.split("=", 1) for word in line.split() if "=" in word)
 
 
 def missing_programs() -> list[str]:
