@@ -144,9 +144,8 @@ def test_columns_that_are_known_by_their_numbers_need_not_be_given():
 
 def test_two_workers_share_a_group_and_give_the_bits_of_one_process(two_workers, tmp_path):
     # Large enough for files.
-    T, B = data(n=70_000 // 8, k=16)
-    T = T[:, :100]
-    what, B = Times(np.ascontiguousarray(T), seconds=0.2), np.ascontiguousarray(B[:100])
+    rng = np.random.default_rng(0)
+    what, B = Times(rng.standard_normal((70_000 // 8, 100)), seconds=0.2), rng.standard_normal((100, 16))
     with open_cluster(THREADS) as cluster:
         expected = product(run_of(cluster), what, B)
     events: list[Event] = []
