@@ -117,7 +117,8 @@ def measure_allreduce(n_ranks: int = 2) -> list[dict[str, Any]]:
     """Lines on sums between ranks of mpirun on this machine; none where there is no mpirun."""
     if shutil.which("mpirun") is None:
         return []
-    command = ["mpirun", "-n", str(n_ranks), "--oversubscribe", sys.executable, "-m", "dlscale.bench.network"]
+    program = ["-m", "dlscale.bench.network", *map(str, _REDUCED_BYTES)]
+    command = ["mpirun", "-n", str(n_ranks), "--oversubscribe", sys.executable, *program]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if ended.returncode:
@@ -133,10 +134,10 @@ def measure_allreduce(n_ranks: int = 2) -> list[dict[str, Any]]:
     return lines
 
 
-def time_allreduce(communicator: Communicator) -> list[tuple[int, float]]:
+def time_allreduce(communicator: Communicator, sizes: Sequence[int] = _REDUCED_BYTES) -> list[tuple[int, float]]:
     """Seconds of an allreduce for some sizes in bytes: the slowest rank, the best of several."""
     found = []
-    for n_bytes in _REDUCED_BYTES:
+    for n_bytes in sizes:
         array = np.zeros(n_bytes // 8)
         best = np.array([np.inf])
         for _ in range(5 if n_bytes > 2**20 else 20):
@@ -151,7 +152,7 @@ def time_allreduce(communicator: Communicator) -> list[tuple[int, float]]:
 
 if __name__ == "__main__":
     ranks = MPICommunicator()
-    times = time_allreduce(ranks)
+    times = time_allreduce(ranks, [int(size) for size in sys.argv[1:]])
     if ranks.rank == 0:
         print(json.dumps(times))
     ranks.close()
