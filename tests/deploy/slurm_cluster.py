@@ -90,7 +90,7 @@ class SlurmCluster:
                 self._looked = time.monotonic()
             return self._seen
 
-    def wait(self, job: str, *states: str, seconds: float = 60.0) -> dict[str, str]:
+    def wait(self, job: str, *states: str, seconds: float = 120.0) -> dict[str, str]:
         """Wait until a job is in one of the states."""
         end = time.monotonic() + seconds
         while (facts := self.seen().get(job, {})).get("JobState") not in states:
