@@ -53,11 +53,14 @@ def write_spec(folder: Path, kind: str, inputs: dict[str, str], **cluster: Any) 
     (folder / "job.yaml").write_text(yaml.safe_dump(spec))
 
 
+RUNS_OF_KINDS = [(i, sorted(STEPS)[(SEED + i) % 2]) for i in range(RUNS)]
+
+
 @pytest.fixture(scope="module")
 def whole(inputs: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
     """The arrays of an uninterrupted run of each kind in one process, whose events account for its work."""
     found = {}
-    for kind in STEPS:
+    for kind in {kind for _, kind in RUNS_OF_KINDS}:
         folder = tmp_path_factory.mktemp(kind)
         write_spec(folder, kind, inputs, type="threads", workers=1)
         ended = ask("run", "job.yaml", "--json", cwd=folder)
@@ -76,7 +79,7 @@ def told_of(folder: Path, kind: str, name: str) -> int:
 
 
 @pytest.mark.usefixtures("jobs_on_shared_clusters")
-@pytest.mark.parametrize(("run", "kind"), [(i, sorted(STEPS)[(SEED + i) % 2]) for i in range(max(2, RUNS))])
+@pytest.mark.parametrize(("run", "kind"), RUNS_OF_KINDS)
 def test_a_process_tree_killed_while_columns_are_solved_for(
     run: int, kind: str, inputs: dict[str, str], whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
