@@ -132,7 +132,8 @@ class Matrix(ABC):
 
     def inexact(self) -> set[str]:
         """The sources of this matrix in which integers were met, in this process, that the compute dtype does not hold."""
-        parts = (part for part in vars(self).values() if isinstance(part, Matrix))
+        # As they are now: other threads read this matrix, and what is computed once becomes an attribute.
+        parts = [part for part in list(vars(self).values()) if isinstance(part, Matrix)]
         return set().union({self.uri} if self._is_inexact else (), *(part.inexact() for part in parts))
 
     def expect(self, start: int, stop: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 import warnings
 from fractions import Fraction
 from pathlib import Path
@@ -50,6 +52,31 @@ def test_every_kind_of_matrix_tells(value: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("jobs_on_shared_clusters", "drawn_reports")
+def test_what_other_threads_learn_of_a_matrix_meanwhile_does_no_harm() -> None:
+    """What is computed once, such as a property, becomes an attribute whenever a thread asks for it first."""
+    A = open_matrix(np.ones((2, 2)))
+    ended = threading.Event()
+
+    def learn() -> None:
+        while not ended.is_set():
+            for number in range(50):
+                setattr(A, f"property_{number}", number)
+            for number in range(50):
+                delattr(A, f"property_{number}")
+
+    seconds = sys.getswitchinterval()
+    learning = threading.Thread(target=learn)
+    sys.setswitchinterval(1e-6)
+    learning.start()
+    try:
+        for _ in range(500):
+            assert A.inexact() == set()
+    finally:
+        ended.set()
+        learning.join()
+        sys.setswitchinterval(seconds)
+
+
 @pytest.mark.parametrize("cluster", ["threads", {"workers": 2, "threads": 1}], ids=["threads", "local"])
 @pytest.mark.parametrize(("kind", "params"), [("svd", {"n_components": 2, "block_rows": 50}), ("lu", {"panel": 16})])
 def test_a_job_notes_it(kind: str, params: dict[str, Any], cluster: Any, tmp_path: Path) -> None:
