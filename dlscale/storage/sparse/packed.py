@@ -114,10 +114,11 @@ class Chunked:
         n_bytes = self._width * self.dtype.itemsize
         try:
             skipped, packed = self._dataset.id.read_direct_chunk((i * self._width,))
-            unpacked = zlib.decompress(packed, bufsize=n_bytes)
+            unpacker = zlib.decompressobj()
+            unpacked = unpacker.decompress(packed, n_bytes + 1)  # no more, whatever it would unpack to
         except Exception:  # whatever h5py raises where there is no chunk
             return None
-        if skipped or len(unpacked) != n_bytes:
+        if skipped or not unpacker.eof or len(unpacked) != n_bytes:
             return None
         elements = np.frombuffer(unpacked, np.uint8)
         if self._shuffled:
