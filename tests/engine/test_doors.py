@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import chdir, closing, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -19,6 +19,9 @@ import pytest
 import yaml
 from helpers import gaussian, store
 
+import dlscale
+from dlscale.batch.submit import cancel
+from dlscale.batch.workspace import Job, Workspace
 from dlscale.engine.clusters.secured import in_files, make_security
 
 MPIRUN = shutil.which("mpirun", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
@@ -129,8 +132,9 @@ def test_a_local_cluster_is_for_its_own_processes(tmp_path: Path) -> None:
 
 def test_a_submitted_job_opens_no_other_door(tmp_path: Path) -> None:
     job(tmp_path, 300_000, cluster={"workers": 1, "threads": 1})  # which takes as long by its work
-    command = [sys.executable, "-m", "dlscale"]
-    handed = subprocess.run([*command, "submit", "job.yaml"], cwd=tmp_path, check=True, capture_output=True, text=True)
+    root = Workspace(tmp_path / "workspace")
+    with chdir(tmp_path):
+        handed = Job(dlscale.submit("job.yaml", workspace=root.root).folder)
     try:
         commands = {p.pid: " ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"])}
         (driver,) = [pid for pid, line in commands.items() if str(tmp_path) in line and "--ticket" in line]
@@ -140,10 +144,8 @@ def test_a_submitted_job_opens_no_other_door(tmp_path: Path) -> None:
         for _, port in found:
             strangers_get_nothing(port)
     finally:
-        cancelled = subprocess.run(
-            [*command, "cancel", handed.stdout.strip()], cwd=tmp_path, capture_output=True, text=True, timeout=120
-        )
-    assert "cancelled" in cancelled.stdout
+        cancelled = cancel(handed, root)
+    assert cancelled.state == "cancelled"
 
 
 @pytest.mark.skipif(MPIRUN is None, reason="there is no mpirun here")
