@@ -551,7 +551,7 @@ def write_large_mtx(path):
         ("c.npy", write_large_npy, 80),
         ("f.npy", write_large_fortran_npy, 160),
         ("a.csv", write_large_csv, 180),
-        ("a.mtx", write_large_mtx, 120),
+        ("a.mtx", write_large_mtx, 140),
     ],
 )
 def test_memory_is_bounded(tmp_path, name, write, bound_mb):
