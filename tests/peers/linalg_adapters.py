@@ -25,6 +25,8 @@ served: Counter[str] = Counter()
 #: Calls with the same function, shapes and dtypes that are answered by dlscale; all of them with DLSCALE_PEERS=all.
 LIMIT = 10**9 if os.environ.get("DLSCALE_PEERS") == "all" else 2
 
+LARGE_POWER = 2**60
+
 _asked: Counter[Any] = Counter()
 
 
@@ -109,6 +111,10 @@ class NumPy:
     def matrix_power(self, a: Any, n: Any) -> Any:
         if not isinstance(n, int) or np.asarray(a).dtype.kind not in "fc" or not ours("matrix_power", a, square=True):
             return np.linalg.matrix_power(a, n)
+        if abs(n) >= LARGE_POWER:  # a hundred products, in whatever dtype
+            _asked["large power"] += 1
+            if _asked["large power"] > LIMIT:
+                return np.linalg.matrix_power(a, n)
         return like(call("matrix_power", a, n=n), a)
 
     def trace(self, x: Any, /, *, offset: int = 0, dtype: Any = None) -> Any:
