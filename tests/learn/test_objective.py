@@ -90,10 +90,17 @@ def test_linear_models_are_measured_in_double_precision(tmp_path, dtype, optimiz
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "rate"),
-    [("sgd", 0.1), ("momentum", 0.02), ("nesterov", 0.02), ("adam", 0.03), ({"type": "adamw", "weight_decay": 0.0}, 0.03)],
+    ("optimizer", "rate", "clip_norm"),
+    [
+        ("sgd", 0.1, None),
+        ("sgd", 0.1, 0.5),
+        ("momentum", 0.02, None),
+        ("nesterov", 0.02, 0.5),
+        ("adam", 0.03, None),
+        ("adam", 0.03, 0.5),
+        ({"type": "adamw", "weight_decay": 0.0}, 0.03, None),
+    ],
 )
-@pytest.mark.parametrize("clip_norm", [None, 0.5])
 def test_l1_has_one_minimum_whatever_moves_towards_it(tmp_path, optimizer, rate, clip_norm):
     options = {"type": optimizer} if isinstance(optimizer, str) else optimizer
     epochs = 700

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from factorizations import factor
-from helpers import DTYPES, Array, each_of, eps, gaussian
+from helpers import DTYPES, Array, each_of, eps, gaussian, two_dtypes
 
 import dlscale
 from dlscale.errors import NumericalError, OutOfRange
@@ -57,8 +57,8 @@ def times_upper(packed: Array, k: int) -> Array:
     return np.tril(packed, -1) + times_power_of_two(np.triu(packed), k)
 
 
+@each_of(dtype=two_dtypes)
 @pytest.mark.parametrize("row_blocks", [1, 2])
-@pytest.mark.parametrize("dtype", DTYPES)
 def test_factorizations(dtype: str, row_blocks: int) -> None:
     """Of several groups, and of panels in row blocks."""
     A, S = well_scaled(M, N, dtype), positive_definite(dtype)
