@@ -51,7 +51,6 @@ def test_every_kind_of_matrix_tells(value: int, tmp_path: Path) -> None:
         assert view.inexact() == matrix.inexact() == ({matrix.uri} if lossy else set())
 
 
-@pytest.mark.usefixtures("jobs_on_shared_clusters", "drawn_reports")
 def test_what_other_threads_learn_of_a_matrix_meanwhile_does_no_harm() -> None:
     """What is computed once, such as a property, becomes an attribute whenever a thread asks for it first."""
     A = open_matrix(np.ones((2, 2)))
@@ -77,6 +76,7 @@ def test_what_other_threads_learn_of_a_matrix_meanwhile_does_no_harm() -> None:
         sys.setswitchinterval(seconds)
 
 
+@pytest.mark.usefixtures("jobs_on_shared_clusters", "drawn_reports")
 @pytest.mark.parametrize("cluster", ["threads", {"workers": 2, "threads": 1}], ids=["threads", "local"])
 @pytest.mark.parametrize(("kind", "params"), [("svd", {"n_components": 2, "block_rows": 50}), ("lu", {"panel": 16})])
 def test_a_job_notes_it(kind: str, params: dict[str, Any], cluster: Any, tmp_path: Path) -> None:
