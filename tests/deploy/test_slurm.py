@@ -302,6 +302,7 @@ def test_a_job_that_saves_nothing_new_is_given_up(tmp_path):
     job.folder.mkdir(parents=True)
     submitted = JobState(job.id, "x", "svd", "submitted", 1.0, Heartbeat.now())
     job.write_state(submitted)
+    job.spec.write_text("kind: svd\n")
     job.slurm.write_text('{"job": "7"}')
     script = batch_script(job, SlurmRequest(time="1:00", ntasks=4, nodes=2, partition="main"))
     for directive in ("--time=1:00", "--ntasks=4", "--nodes=2", "--partition=main", "--signal=B:TERM@60", "--requeue"):
@@ -332,6 +333,7 @@ def test_a_job_that_saves_nothing_new_is_given_up(tmp_path):
 def test_what_is_saved_lets_a_job_start_again_and_again(tmp_path, monkeypatch):
     job = Workspace(tmp_path).new_job("x")
     job.folder.mkdir(parents=True)
+    job.spec.write_text("kind: svd\n")
     job.slurm.write_text('{"job": "7"}')
     said: list[tuple[str, ...]] = []
     monkeypatch.setattr("dlscale.batch.slurm._slurm", lambda *arguments: said.append(arguments) or "RUNNING")
