@@ -19,7 +19,8 @@ def number(value: float | None) -> str:
         return MISSING if value is None else "not a number"
     if math.isinf(value):
         return "−∞" if value < 0 else "∞"
-    value = float(f"{value:.3g}")
+    # The largest numbers round up to infinity.
+    value = rounded if math.isfinite(rounded := float(f"{value:.3g}")) else value
     if value == 0:
         return "0"
     if 1e-3 <= abs(value) < 1e5:

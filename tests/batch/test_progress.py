@@ -61,6 +61,7 @@ def test_a_run_begins_anew() -> None:
 
 @given(st.lists(EVENTS))
 @example([WorkDone("a", "0", bytes=0, flops=5e-324)])
+@example([EpochFinished(1, {"epoch_loss": 1.797e308})])
 def test_whatever_happens_it_fits_the_state_file(events: list[Event]) -> None:
     found = after(events)
     assert 0 <= found.fraction <= 1

@@ -101,7 +101,8 @@ def _span(edges: np.ndarray, k: int) -> str:
 
 def _number(value: float) -> str:
     """Four digits, which years have, and no mark of thousands."""
-    return tick_text(float(f"{value:.4g}"))
+    rounded = float(f"{value:.4g}")  # the largest numbers round up to infinity
+    return tick_text(rounded if np.isfinite(rounded) else value)
 
 
 def _key(style: str, text: str) -> Markup:
