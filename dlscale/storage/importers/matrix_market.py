@@ -29,7 +29,7 @@ from dlscale.storage.files.locations import named
 from dlscale.storage.importers.market_text import DTYPES, Entries, Line, mixed_entries, plain_entries
 from dlscale.storage.importers.tables import Blocks, Request, Table, line_pieces, open_text, row_ranges, rows_per_block
 
-PIECE_BYTES = 4 << 20  # of text; an entry of the four shortest characters takes some 40 bytes while it is parsed
+PIECE_BYTES = 2 << 20  # of text; an entry of the four shortest characters takes some 40 bytes while it is parsed
 MAX_THREADS = 4  # that parse pieces: what is left to do for one is slower than more of them
 SPARSE_ENTRIES = 1 << 20  # of a strip of a sparse matrix
 MAX_HEADER_LINE = 1 << 20
