@@ -20,9 +20,21 @@ Every message says what was required, what was got and what to do about it.
 
 from __future__ import annotations
 
-from numpy.linalg import LinAlgError
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from dlscale.showing import without_secrets
+
+if TYPE_CHECKING:
+    from dlscale.numerical_errors import NumericalError as NumericalError
+    from dlscale.numerical_errors import OutOfRange as OutOfRange
+
+
+def __getattr__(name: str) -> Any:
+    """Load NumPy for the errors that are its own too; a command that computes nothing is done before NumPy is loaded."""
+    if name not in ("NumericalError", "OutOfRange"):
+        raise AttributeError(f"module 'dlscale.errors' has no attribute {name!r}")
+    return getattr(import_module("dlscale.numerical_errors"), name)
 
 
 class DlscaleError(Exception):
@@ -92,25 +104,6 @@ class CorruptionError(DlscaleError):
 
 class StoreError(DlscaleError):
     """An object store refuses what is asked of it, or does not answer after several tries; what is there already stays."""
-
-
-class NumericalError(DlscaleError, LinAlgError, ArithmeticError):
-    """The computation cannot be completed as asked (overflow, loss of rank); `numpy.linalg.LinAlgError` catches it too."""
-
-
-class OutOfRange(NumericalError):
-    """Sums of squares left the range in which they are safe; the same computation can be made at another scale.
-
-    Parameters
-    ----------
-    message : str
-    squares : float, optional
-        The sum of squares, where it is known: neither zero nor infinite.
-    """
-
-    def __init__(self, message: str, squares: float | None = None) -> None:
-        super().__init__(message)
-        self.squares = squares
 
 
 class CertificateError(DlscaleError):

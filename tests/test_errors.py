@@ -10,7 +10,8 @@ import pytest
 import dlscale
 from dlscale import errors
 
-RAISED = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.DlscaleError)]
+KNOWN = (*vars(errors).values(), errors.NumericalError, errors.OutOfRange)
+RAISED = [each for each in KNOWN if isinstance(each, type) and issubclass(each, errors.DlscaleError)]
 ARGUMENTS = {errors.NonFiniteError: (3, 4, float("inf"), "input.rhs")}
 
 
