@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from test_terminal import on_a_terminal
 
 from dlscale.batch.jobs.progress import Progress
+from dlscale.batch.sweeps.store import Sweep, keep
 from dlscale.batch.workspace import Heartbeat, Job, JobState, ListedJob, Workspace
 from dlscale.cli.listing import table_lines
 from dlscale.cli.main import commands
@@ -92,9 +93,50 @@ def test_jobs_are_watched_until_all_rest(tmp_path: Path) -> None:
 
     lines = watched(tmp_path, "jobs", "--watch", meanwhile=live).stdout.splitlines()
     assert [line for line in lines if done.id in line] == []
-    assert lines[0] == f"{job.id} running: 42%, step 3 of 12 (iteration-2), 5.00 GFLOP/s, 100 MB/s, 30 s left"
+    assert lines[0] == f"{job.id} running: 42%, 30 s left, step 3 of 12 (iteration-2), 5.00 GFLOP/s, 100 MB/s"
     assert f"{job.id} succeeded" in lines
     assert lines[-1] == f"{late[0].id} cancelled: cancelled"
+
+
+def make_sweep(root: Path, *jobs: Job) -> str:
+    sweep = Sweep("one-sweep-20261126-120000-abcd", "one", "svd", time.time(), ["params.seed"], [])
+    sweep.jobs.extend({"job": job.id, "values": [seed]} for seed, job in enumerate(jobs))
+    keep(Workspace(root / "ws"), sweep)
+    return sweep.sweep
+
+
+def test_a_sweep_is_watched_and_its_logs_are_followed_until_all_its_jobs_rest(tmp_path: Path) -> None:
+    done, job, waiting = (make_job(tmp_path, f"one-{i}", state) for i, state in enumerate(("failed", "running", "submitted")))
+    sweep = make_sweep(tmp_path, done, job, waiting)
+    leader, follower = pty.openpty()
+    in_lines = watching("status", sweep, "--watch", cwd=tmp_path)
+    drawn = watching("status", "one-sweep", "--watch", cwd=tmp_path, to=follower)
+    os.close(follower)
+    first = [in_lines.stdout.readline().decode() for _ in range(2)]
+    assert first[0] == f"{job.id} running: 42%, 30 s left, step 3 of 12 (iteration-2), 5.00 GFLOP/s, 100 MB/s\n"
+    assert first[1].startswith(f"{waiting.id} submitted")
+    screen = ""
+    while "1 running" not in screen or "step 3" not in screen:
+        screen += os.read(leader, 2**16).decode()
+
+    def live() -> None:
+        change(waiting, state="running")
+        for text in ("hal", "f\nnext\n"):
+            time.sleep(0.7)
+            with job.log.open("a") as log:
+                log.write(text)
+        with waiting.log.open("a") as log:
+            log.write("\x1b[31m")
+        change(job, state="succeeded", progress=None)
+        change(waiting, state="cancelled", message="stopped")
+
+    said = watched(tmp_path, "logs", "-f", sweep, meanwhile=live)
+    lines = sorted(said.stdout.splitlines(), key=lambda line: line[:5])
+    assert lines == ["one-0: begun", "one-1: begun", "one-1: half", "one-1: next", "one-2: begun", "one-2: \\x1b[31m"]
+    last = in_lines.communicate(timeout=60)[0].decode().splitlines()
+    assert last[-2:] == [f"{job.id} succeeded", f"{waiting.id} cancelled: stopped"]
+    assert (drawn.communicate(timeout=60)[1], drawn.returncode) == (b"", 0)
+    os.close(leader)
 
 
 def test_ctrl_c_ends_the_watching_and_no_job(tmp_path: Path) -> None:

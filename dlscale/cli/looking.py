@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from dlscale.cli.choosing import Chosen, Listing, choosing, require_watch, show_jobs, watch_options
 from dlscale.cli.options import echo, json_option, open_console, open_workspace, print_json, workspace_option
-from dlscale.cli.sweeping import find_sweep, known_sweep, show_sweep, wait_for_sweep
-from dlscale.cli.watching import Lines, Look, drawing, goes_on, is_live, until_ctrl_c
-from dlscale.errors import SpecError
+from dlscale.cli.sweeping import find_sweep, known_sweep, show_sweep, state_words, table_of, wait_for_sweep
+from dlscale.cli.watching import Lines, Look, drawing, goes_on, is_live, sweep_goes_on, until_ctrl_c
 
 if TYPE_CHECKING:
-    from dlscale.batch.workspace import Job, JobState
-
-_MAX_LINE_BYTES = 2**20
+    from dlscale.batch.sweeps.store import Sweep
+    from dlscale.batch.workspace import Job, JobState, Workspace
 
 
 @click.command()
@@ -80,9 +76,12 @@ def jobs(chosen: Chosen) -> None:
 @workspace_option
 @json_option
 def status(job_id: str | None, watch: bool, quiet: bool, workspace: str | None, as_json: bool) -> None:
-    """Show how far the job ID (by default the newest) is."""
+    """Show how far the job ID (by default the newest) is, or each job of a sweep."""
     require_watch(watch, quiet)
     root = open_workspace(workspace)
+    if job_id is not None and (sweep := find_sweep(root, job_id)):
+        _show_sweep(root, sweep, watch=watch, quiet=quiet, as_json=as_json)
+        return
     job = root.find(job_id)
     state = _watched(job, quiet=quiet, err=as_json) if watch else job.read_state()
     if as_json:
@@ -95,6 +94,20 @@ def status(job_id: str | None, watch: bool, quiet: bool, workspace: str | None, 
         console.print(status_rows(job, state))
     else:
         echo_last_lines(_state_record(job, state))
+
+
+def _show_sweep(root: Workspace, sweep: Sweep, *, watch: bool, quiet: bool, as_json: bool) -> None:
+    from dlscale.batch.sweeps import running, store
+    from dlscale.cli.swept import Table, show_how_far, watch_how_far
+
+    if not watch:
+        show_how_far(table_of(sweep, store.states_of(root, sweep)), as_json=as_json)
+        return
+
+    def wait(show: Callable[[Table], None]) -> Table:
+        return table_of(sweep, running.wait(root, sweep, watch=lambda states: show(table_of(sweep, states))))
+
+    watch_how_far(sweep.sweep, wait, quiet=quiet, as_json=as_json)
 
 
 def _watched(job: Job, *, quiet: bool, err: bool) -> JobState:
@@ -118,48 +131,32 @@ def _watched(job: Job, *, quiet: bool, err: bool) -> JobState:
 @click.option("-f", "--follow", is_flag=True, help="Go on until the job ends.")
 @workspace_option
 def logs(job_id: str | None, follow: bool, workspace: str | None) -> None:
-    """Print the log of the job ID (by default the newest)."""
-    job = open_workspace(workspace).find(job_id)
-    if not follow:
-        _print_log(job, 0)
+    """Print the log of the job ID (by default the newest), or those of a sweep, each line behind its job's name."""
+    root = open_workspace(workspace)
+    if job_id is not None and (sweep := find_sweep(root, job_id)):
+        members = [each["job"] for each in sweep.jobs]
+        _print_logs(root, members, lambda: state_words(root, sweep), sweep_goes_on(sweep.sweep), follow=follow, marked=True)
         return
-    with until_ctrl_c(goes_on(job.id)):
-        _follow_log(job)
+    job = root.find(job_id)
+    _print_logs(root, [job.id], lambda: {job.id: job.read_state().state}, goes_on(job.id), follow=follow)
 
 
-def _follow_log(job: Job) -> None:
-    from dlscale.batch.workspace import RUNNING
+def _print_logs(
+    root: Workspace,
+    members: Sequence[str],
+    states: Callable[[], Mapping[str, str]],
+    said: str,
+    *,
+    follow: bool,
+    marked: bool = False,
+) -> None:
+    from dlscale.cli.logs import print_logs, read_piece
 
-    offset = 0
-    while True:
-        running = job.read_state().state in (*RUNNING, "submitted")
-        offset = _print_log(job, offset)
-        if not running:
-            return
-        time.sleep(0.5)
+    def read(job_id: str, offset: int) -> bytes:
+        return read_piece(root.job(job_id).log, offset)
 
-
-def _print_log(job: Job, offset: int) -> int:
-    """Print a log from a place on; the place behind it."""
-    for line in _lines_from(job.log, offset):
-        offset += len(line)
-        echo(line.decode(errors="replace"), nl=False)
-    return offset
-
-
-def _lines_from(path: Path, offset: int) -> Iterator[bytes]:
-    """The lines of a log from a place on, long ones in pieces; none where it is not there."""
-    from dlscale.storage.files.atomic import open_at_once
-
-    try:
-        with open(path, "rb", opener=open_at_once) as log:
-            log.seek(offset)
-            while line := log.readline(_MAX_LINE_BYTES):
-                yield line
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise SpecError(f"{path} cannot be read: {error.strerror}.") from error
+    with until_ctrl_c(said if follow else ""):
+        print_logs(members, read, states=states if follow else None, marked=marked)
 
 
 def _state_record(job: Job, state: JobState) -> dict[str, Any]:

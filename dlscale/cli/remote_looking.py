@@ -15,7 +15,7 @@ from dlscale.cli.choosing import Chosen, Listing, choosing, require_watch, show_
 from dlscale.cli.looking import echo_last_lines
 from dlscale.cli.options import echo, json_option, open_console, print_json
 from dlscale.cli.sweeping import leave_with, show_table, watching_sweep
-from dlscale.cli.watching import Lines, Look, drawing, goes_on, is_live, until_ctrl_c
+from dlscale.cli.watching import Lines, Look, drawing, goes_on, is_live, sweep_goes_on, until_ctrl_c
 from dlscale.errors import SpecError
 
 if TYPE_CHECKING:
@@ -110,9 +110,12 @@ def jobs(chosen: Chosen) -> None:
 @watch_options("Show it anew until the job has ended.")
 @json_option
 def status(job_id: str | None, watch: bool, quiet: bool, as_json: bool) -> None:
-    """Show how far the job ID (by default the newest) is."""
+    """Show how far the job ID (by default the newest) is, or each job of a sweep."""
     require_watch(watch, quiet)
     with open_client() as client:
+        if sweep := known_sweep(client, job_id):
+            _show_sweep(client, sweep, watch=watch, quiet=quiet, as_json=as_json)
+            return
         job = known_id(client, job_id)
         record = _watched(client, job, quiet=quiet, err=as_json) if watch else client.status(job)
     if as_json:
@@ -123,6 +126,15 @@ def status(job_id: str | None, watch: bool, quiet: bool, as_json: bool) -> None:
         console.print(_rows(record, client.url))
     else:
         echo_last_lines(record)
+
+
+def _show_sweep(client: Client, sweep: str, *, watch: bool, quiet: bool, as_json: bool) -> None:
+    from dlscale.cli.swept import show_how_far, watch_how_far
+
+    if watch:
+        watch_how_far(sweep, lambda show: client.wait_for_sweep(sweep, watch=show), url=client.url, quiet=quiet, as_json=as_json)
+    else:
+        show_how_far(client.sweep(sweep), as_json=as_json)
 
 
 def _watched(client: Client, job: str, *, quiet: bool, err: bool) -> dict[str, Any]:
@@ -158,12 +170,24 @@ def _rows(record: dict[str, Any], url: str) -> Table:
 @click.argument("job_id", metavar="[ID]", required=False)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the job ends.")
 def logs(job_id: str | None, follow: bool) -> None:
-    """Print the log of the job ID (by default the newest)."""
+    """Print the log of the job ID (by default the newest), or those of a sweep, each line behind its job's name."""
+    from dlscale.cli.logs import print_logs
+
     with open_client() as client:
-        job = known_id(client, job_id)
-        with until_ctrl_c(goes_on(job, client.url) if follow else ""):
-            for part in client.log(job, follow=follow):
-                echo(part, nl=False)
+        if sweep := known_sweep(client, job_id):
+            first = _states(client.sweep(sweep))
+            members, said = [job for job, state in first.items() if state], sweep_goes_on(sweep, client.url)
+        else:
+            job = known_id(client, job_id)
+            members, said = [job], goes_on(job, client.url)
+
+        def states() -> dict[str, str]:
+            if sweep is None:
+                return {members[0]: client.status(members[0])["state"]}
+            return {job: state or "removed" for job, state in _states(client.sweep(sweep)).items()}
+
+        with until_ctrl_c(said if follow else ""):
+            print_logs(members, client.log_part, states=states if follow else None, marked=sweep is not None)
 
 
 @click.command()

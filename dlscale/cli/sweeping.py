@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from dlscale.cli.options import Command, echo, open_console, plan_job, print_json
-from dlscale.cli.watching import EVERY_SECONDS, now_and_then, until_ctrl_c
+from dlscale.cli.watching import EVERY_SECONDS, now_and_then, sweep_goes_on, until_ctrl_c
 from dlscale.errors import SpecError
 
 if TYPE_CHECKING:
@@ -123,8 +123,7 @@ def watching_sweep(sweep_id: str, *, url: str = "", quiet: bool) -> Iterator[Cal
         if not quiet:
             say(f"{sweep_id}: {_told(states)}")
 
-    server = f"--server {url} " if url else ""
-    with until_ctrl_c(f"\nSweep {sweep_id} goes on; `dlscale {server}cancel {sweep_id}` stops it."):
+    with until_ctrl_c(sweep_goes_on(sweep_id, url)):
         yield watch
 
 
@@ -165,13 +164,13 @@ def show_plan_of_sweep(name: str, table: Mapping[str, Any]) -> None:
     """What the jobs of a sweep would do and take: a line a job, and all of them in the last one."""
     from dlscale.report import words
 
-    heads = _heads(table["keys"], ("job", "method", "work", "read", "memory", "expected"))
-    lines = [["job", *heads, "method", "work", "read", "memory", "expected"]]
+    shown = heads(table["keys"], ("job", "method", "work", "read", "memory", "expected"))
+    lines = [["job", *shown, "method", "work", "read", "memory", "expected"]]
     whole = {"name": f"{table['n_jobs']} jobs", "values": dict.fromkeys(table["keys"], ""), "words": "one after another"}
     for row in (*table["jobs"], {**table, **whole}):
         amounts = [words.quantity(row["flops"], "FLOP"), words.size(row["bytes_read"])]
         amounts += [words.size(row["peak_bytes_per_worker"]), words.duration(row["expected_seconds"])]
-        lines.append([row["name"], *map(_value_words, row["values"].values()), row["words"], *amounts])
+        lines.append([row["name"], *map(value_words, row["values"].values()), row["words"], *amounts])
     echo(f"{name}: a sweep of {table['n_jobs']} jobs of kind {table['kind']}; memory is per worker.")
     for line in _aligned(lines):
         echo(line)
@@ -181,8 +180,21 @@ def show_sweep(root: Workspace, sweep: Sweep, *, to_csv: Path | None, as_json: b
     """The table of a sweep: on the terminal, as JSON, or as a CSV file."""
     from dlscale.batch.sweeps import store
 
-    table = {"sweep": sweep.sweep, "kind": sweep.kind, "keys": sweep.keys, "jobs": store.table(root, sweep)}
-    show_table(table, to_csv=to_csv, as_json=as_json)
+    show_table(table_of(sweep, store.states_of(root, sweep)), to_csv=to_csv, as_json=as_json)
+
+
+def state_words(root: Workspace, sweep: Sweep) -> dict[str, str]:
+    """How each job of a sweep is."""
+    from dlscale.batch.sweeps.store import states_of
+
+    return {job: state or "removed" for job, state in _words(states_of(root, sweep)).items()}
+
+
+def table_of(sweep: Sweep, states: Mapping[str, JobState | None]) -> dict[str, Any]:
+    """A sweep, and how its jobs are."""
+    from dlscale.batch.sweeps import store
+
+    return {"sweep": sweep.sweep, "kind": sweep.kind, "keys": sweep.keys, "jobs": store.rows_of(sweep, states)}
 
 
 def show_table(table: dict[str, Any], *, to_csv: Path | None, as_json: bool) -> None:
@@ -206,25 +218,26 @@ def _lines(rows: list[dict[str, Any]], keys: list[str]) -> list[str]:
     from dlscale.report import words
 
     numbers = store.columns(rows)
-    heads = _heads(keys, numbers)
-    table = [["job", *heads, "state", "time", "certificate", *(name.replace("_", " ") for name in numbers), "message"]]
+    shown = heads(keys, numbers)
+    table = [["job", *shown, "state", "time", "certificate", *(name.replace("_", " ") for name in numbers), "message"]]
     for row in rows:
         certificate = {None: "", True: "passed", False: "failed"}[row["certificate"]]
         found = [words.number(row["numbers"][name]) if name in row["numbers"] else "" for name in numbers]
         seconds = "" if row["seconds"] is None else words.duration(row["seconds"])
         table.append(
-            [row["job"], *map(_value_words, row["values"].values()), row["state"], seconds, certificate, *found, row["message"]]
+            [row["job"], *map(value_words, row["values"].values()), row["state"], seconds, certificate, *found, row["message"]]
         )
     return _aligned(table)
 
 
-def _heads(keys: Sequence[str], taken: Collection[str]) -> list[str]:
+def heads(keys: Sequence[str], taken: Collection[str]) -> list[str]:
     """What differs is told by the last part of its key, where that is enough."""
     short = [key.rpartition(".")[2] for key in keys]
     return [name if short.count(name) == 1 and name not in taken else key for name, key in zip(short, keys, strict=True)]
 
 
-def _value_words(value: Any) -> str:
+def value_words(value: Any) -> str:
+    """A value as a cell."""
     return value if isinstance(value, str) else json.dumps(value)
 
 

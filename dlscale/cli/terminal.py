@@ -19,7 +19,7 @@ from rich.segment import Segment
 from rich.table import Table
 
 from dlscale.batch.jobs.in_slurm import slurm_facts, slurm_words
-from dlscale.batch.jobs.progress import Follower, progress_words, rates_of
+from dlscale.batch.jobs.progress import Follower, progress_words, rates_of, time_left
 from dlscale.certificates import leaves_no_digit
 from dlscale.engine.events import Event, StateChanged, StepFinished, StepStarted, Warned, WorkDone
 from dlscale.errors import SpecError
@@ -156,7 +156,7 @@ class JobProgress:
         if self._bar is None or self._task is None:
             return
         progress = self.follower.progress()
-        rates = list(rates_of(progress, self.follower.measure))
+        rates = [*rates_of(progress, self.follower.measure), *time_left(progress)]
         self._bar.update(self._task, description=what, completed=progress.fraction, rate=", ".join(rates))
 
     def _finished(self, event: StepFinished) -> None:

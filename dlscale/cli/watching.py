@@ -58,6 +58,10 @@ class Look:
         return self.state in ("submitted", "queued")
 
     @property
+    def moves(self) -> bool:
+        return self.runs or self.waits
+
+    @property
     def how_far(self) -> str:
         from dlscale.batch.jobs.progress import progress_words
 
@@ -86,7 +90,7 @@ class Lines:
     def __call__(self, look: Look) -> None:
         if self._states and look.state != self._state:
             self._state = look.state
-            if not (self._quiet and (look.runs or look.waits)):
+            if not (self._quiet and look.moves):
                 self._say(look, look.message or look.how_far)
             return
         if self._quiet or time.monotonic() - self._at < EVERY_SECONDS or look.how_far in ("", self._said):
@@ -112,6 +116,12 @@ def goes_on(job_id: str, server: str = "") -> str:
     """What is said of one job that is not watched any more."""
     asked = f"--server {server} " if server else ""
     return f"\nJob {job_id} goes on; `dlscale {asked}cancel {job_id}` stops it."
+
+
+def sweep_goes_on(sweep_id: str, server: str = "") -> str:
+    """What is said of a sweep that is not watched any more."""
+    asked = f"--server {server} " if server else ""
+    return f"\nSweep {sweep_id} goes on; `dlscale {asked}cancel {sweep_id}` stops it."
 
 
 def is_live(console: Console) -> bool:
@@ -150,7 +160,8 @@ def watch_jobs(listed: Callable[[], list[ListedJob]], *, quiet: bool, err: bool)
 
     console = open_console(err)
     if not is_live(console) or quiet:
-        return _until_rest(listed, _Changes(quiet=quiet, err=err))
+        changes = Changes(quiet=quiet, err=err)
+        return _until_rest(listed, lambda jobs: changes(map(Look.of, jobs)))
 
     def fitting(jobs: list[ListedJob]) -> Text:
         # Those that move stand first, so that none of them is below the end of the screen.
@@ -162,21 +173,21 @@ def watch_jobs(listed: Callable[[], list[ListedJob]], *, quiet: bool, err: bool)
         return _until_rest(listed, lambda jobs: draw(lambda: fitting(list(jobs))))
 
 
-class _Changes:
+class Changes:
     """Says of many jobs what changes: of each that moves at first, and of those that come or move later."""
 
     def __init__(self, *, quiet: bool, err: bool) -> None:
         self._quiet, self._err = quiet, err
         self._lines: dict[str, Lines] | None = None
 
-    def __call__(self, jobs: Iterable[ListedJob]) -> None:
+    def __call__(self, looks: Iterable[Look]) -> None:
         first = self._lines is None
         lines = self._lines = self._lines or {}
-        for job in jobs:
-            if job.job not in lines:
-                known = job.state if first and not _moves(job) else ""
-                lines[job.job] = Lines(known=known, quiet=self._quiet, err=self._err)
-            lines[job.job](Look.of(job))
+        for look in looks:
+            if look.job not in lines:
+                known = look.state if first and not look.moves else ""
+                lines[look.job] = Lines(known=known, quiet=self._quiet, err=self._err)
+            lines[look.job](look)
 
 
 def _until_rest(listed: Callable[[], list[ListedJob]], show: Callable[[list[ListedJob]], None]) -> list[ListedJob]:
@@ -190,8 +201,7 @@ def _until_rest(listed: Callable[[], list[ListedJob]], show: Callable[[list[List
 
 
 def _moves(job: ListedJob) -> bool:
-    look = Look.of(job)
-    return look.runs or look.waits
+    return Look.of(job).moves
 
 
 def now_and_then(seconds: float) -> Callable[[str], None]:

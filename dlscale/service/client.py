@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from dlscale.arrays import Array
 from dlscale.batch.document import read_document
-from dlscale.batch.jobs.states import ENDED, RUNNING
+from dlscale.batch.jobs.states import ENDED, MOVING
 from dlscale.batch.submit import GRACE_SECONDS
 from dlscale.batch.sweeps.store import count, told
 from dlscale.errors import DlscaleError, SpecError
@@ -207,19 +207,23 @@ class Client:
         """The log of a job, in parts as they come; ``follow`` goes on until the job rests."""
         offset, rest = 0, b""
         while True:
-            active = follow and self.status(job)["state"] in (*RUNNING, "submitted")
-            answer = self._ask("GET", _path(job, "/log"), params={"offset": offset})
-            offset = int(answer.headers["x-next-offset"])
-            whole, newline, rest = (rest + answer.content).rpartition(b"\n")
+            active = follow and self.status(job)["state"] in MOVING
+            part = self.log_part(job, offset)
+            offset += len(part)
+            whole, newline, rest = (rest + part).rpartition(b"\n")
             if newline:
                 yield (whole + newline).decode(errors="replace")
-            if answer.content:
+            if part:
                 continue
             if not active:
                 if rest:
                     yield rest.decode(errors="replace")
                 return
             time.sleep(_POLL_SECONDS)
+
+    def log_part(self, job: str, offset: int) -> bytes:
+        """What stands in the log of a job from a byte on, as much as is sent at once."""
+        return self._ask("GET", _path(job, "/log"), params={"offset": offset}).content
 
     def events(self, job: str) -> Iterator[dict[str, Any]]:
         """The events of a job from its first one, as they happen, each once, until the job rests."""

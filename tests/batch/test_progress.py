@@ -73,7 +73,7 @@ def test_whatever_happens_it_fits_the_state_file(events: list[Event]) -> None:
 def test_words() -> None:
     found = Progress(0.999, "iteration-2", 2, 12, 5.1e9, 8e8, 182.0, 4, 0.25)
     assert progress_words(found, runs=True) == (
-        "99%, step 3 of 12 (iteration-2), epoch 4, loss 0.250, 5.10 GFLOP/s, 800 MB/s, 3 min 02 s left"
+        "99%, 3 min 02 s left, step 3 of 12 (iteration-2), epoch 4, loss 0.250, 5.10 GFLOP/s, 800 MB/s"
     )
     assert progress_words(found, runs=False) == "99%, 2 of 12 steps, epoch 4, loss 0.250"
     assert progress_words(Progress(n_steps=3), runs=True) == "0%, 0 of 3 steps"
@@ -113,7 +113,7 @@ def test_lists_and_waits_say_how_far_a_running_job_is(tmp_path: Path, monkeypatc
     state = JobState(job.id, "x", "svd", "running", 1.0, Heartbeat.now(), progress=Progress(0.5, "gram", 0, 2, 1e9, None, 12.0))
     job.write_state(state)
     call = CliRunner().invoke
-    assert "50%, step 1 of 2 (gram), 1.00 GFLOP/s, 12 s left" in call(commands, ["jobs", "--workspace", str(tmp_path)]).stdout
+    assert "50%, 12 s left, step 1 of 2 (gram), 1.00 GFLOP/s" in call(commands, ["jobs", "--workspace", str(tmp_path)]).stdout
     monkeypatch.setattr(watching, "EVERY_SECONDS", -1.0)
     say = watching.Lines(states=False, err=True)
     for fraction in (0.5, 0.5, 0.75):

@@ -167,6 +167,15 @@ def test_a_sweep_is_stopped_goes_on_and_is_one_table(folder: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(Path("t.csv").read_text())))
     assert [row["params.n_components"] for row in rows] == ["2", "4", "6"]
     assert {(row["state"], row["certificate"]) for row in rows} == {("succeeded", "passed")}
+    status = call("status", "ranks-sweep").stdout.splitlines()
+    assert status[0] == f"{sweep_id}: {store.told(store.counts_of(root, store.read(root, sweep_id)))}"
+    assert [line.split()[:3] for line in status[1:]] == [
+        ["job", "state", "n_components"],
+        *([job.id, job.read_state().state, str(2 * i)] for i, job in enumerate(jobs, 1)),
+    ]
+    assert json.loads(call("status", sweep_id, "--json").stdout) == json.loads(call("jobs", "--sweep", sweep_id, "--json").stdout)
+    wrote = [f"{job.read_state().name}: {line}" for job in jobs for line in job.log.read_text().splitlines()]
+    assert call("logs", sweep_id).stdout.splitlines() == call("logs", "-f", sweep_id).stdout.splitlines() == wrote
     shown = call("jobs", "--sweep", sweep_id).stdout
     assert all(word in shown for word in ("n_components", "frobenius error", jobs[2].id))
     call("rm", jobs[1].id)

@@ -66,7 +66,8 @@ def test_a_sweep_by_the_same_words_as_on_the_workspace(server: WebServer, folder
     waited = command(server, "wait", "swept-sweep", "--quiet")
     assert said(waited) == said(both(server, "wait", sweep)[1]) == (0, f"{sweep}: 2 succeeded\n", "")
     assert both(server, "wait", sweep, "--json")[0].stdout == both(server, "wait", sweep, "--json")[1].stdout
-    for arguments in (("jobs", "--sweep", "swept-s"), ("cancel", sweep), ("resume", sweep)):
+    looks = [("status", "swept-s"), ("status", sweep, "--json"), ("status", sweep, "--watch", "--quiet"), ("logs", sweep)]
+    for arguments in (*looks, ("logs", "-f", sweep), ("jobs", "--sweep", "swept-s"), ("cancel", sweep), ("resume", sweep)):
         there, here = both(server, *arguments)
         assert said(there) == said(here), arguments
     assert "Nothing is left to run" in command(server, "resume", sweep).stderr

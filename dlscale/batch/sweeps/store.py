@@ -188,27 +188,42 @@ def moves(states: Mapping[str, JobState | None]) -> bool:
     return any(state is not None and state.moves for state in states.values())
 
 
-def table(root: Workspace, sweep: Sweep) -> list[dict[str, Any]]:
-    """A row a job: its values by key, its state, and the numbers that it found.
+def rows_of(sweep: Sweep, states: Mapping[str, JobState | None]) -> list[dict[str, Any]]:
+    """The table of a sweep, a row a job: its values by key, its state, and the numbers that it found.
+
+    Parameters
+    ----------
+    sweep : Sweep
+    states : mapping
+        See `states_of`.
 
     Returns
     -------
     list of dict
-        ``job state seconds certificate values numbers message result``; ``numbers`` are the scalar estimates.
+        ``job state seconds certificate values numbers message result progress``; ``numbers`` are the scalar estimates.
     """
-    states = states_of(root, sweep)
     rows = []
     for each in sweep.jobs:
         state = states[each["job"]]
         row: dict[str, Any] = {"job": each["job"], "values": dict(zip(sweep.keys, each["values"], strict=True))}
-        row |= {"state": "removed", "seconds": None, "certificate": None, "numbers": {}, "message": "", "result": None}
+        row |= {
+            "state": "removed",
+            "seconds": None,
+            "certificate": None,
+            "numbers": {},
+            "message": "",
+            "result": None,
+            "progress": None,
+        }
         if state is not None:
             certificate = state.certificate
             row |= {"state": state.state, "seconds": state.seconds, "message": state.message, "result": state.result}
             row["certificate"] = None if certificate is None else bool(certificate.get("passed"))
             row["numbers"] = _numbers(state.summary.get("estimates") or {})
-            if state.progress is not None and state.progress.loss is not None:
-                row["numbers"].setdefault("loss", state.progress.loss)
+            if state.progress is not None:
+                row["progress"] = asdict(state.progress)
+                if state.progress.loss is not None:
+                    row["numbers"].setdefault("loss", state.progress.loss)
         rows.append(row)
     return rows
 

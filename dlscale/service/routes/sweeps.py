@@ -42,7 +42,7 @@ def table_of(desk: Desk, sweep: Sweep) -> tuple[list[dict[str, Any]], bool]:
     """The table of a sweep, and whether some of its jobs run or wait, or a process is about to run one."""
     root = desk.settings.workspace
     driven = is_driven(root, sweep.sweep)  # asked first: what it did last is seen in the table
-    rows = store.table(root, sweep)
+    rows = store.rows_of(sweep, store.states_of(root, sweep))
     return rows, driven or any(row["state"] in MOVING for row in rows)
 
 
