@@ -16,7 +16,7 @@ from dlscale.storage.matrix import Matrix
 #: Bytes of a block: large enough that reading it is one long disk access, small enough to stay near the caches.
 BLOCK_BYTES = 16 * 2**20
 #: The same of compressed rows, with what is made of them: the operand is read again for each block.
-SPARSE_BLOCK_BYTES = 192 * 2**20
+SPARSE_BLOCK_BYTES = 96 * 2**20
 #: Bytes of a chunk of an output. A thread holds several while it gathers, writes and reads them again, so that they decide
 #: how memory grows with the matrix.
 OUTPUT_BYTES = 4 * 2**20

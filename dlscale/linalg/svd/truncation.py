@@ -11,7 +11,7 @@ from dlscale.arrays import Array
 from dlscale.certificates import Check
 
 #: Errors of eps that are foreseen of the factors as they are computed and stored.
-_ROUNDINGS = 2.0
+_ROUNDINGS = 4.0
 
 
 def count_within(s: Array, rest: float, tolerance: float, dtype: np.dtype[Any], *, whole: bool) -> int:
