@@ -274,13 +274,13 @@ def test_a_tolerance_behind_a_plateau_is_met() -> None:
     assert len(found) == 90
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(8))
 def test_a_tolerance_of_a_few_roundings_is_met(seed: int) -> None:
     """Columns are added as long as what the factors leave and their rounding are together more than it."""
     A = spectrum(np.repeat(10.0 ** -np.arange(40), 3), 300, 120).astype("f4")
-    outcome, u, found, vh = run(A, tolerance=1e-6, power_iterations=1, seed=seed)
+    outcome, u, found, vh = run(A, tolerance=1.25e-6, power_iterations=1, seed=seed)
     assert outcome.certificate.passed, outcome.certificate
-    assert norm(A - (u * found) @ vh) <= 1e-6
+    assert norm(A - (u * found) @ vh) <= 1.25e-6
 
 
 def test_a_tolerance_below_the_rounding_of_the_factors_fails_the_job() -> None:
