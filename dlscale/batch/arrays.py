@@ -51,6 +51,7 @@ def _stored(array: Any, workspace: Workspace) -> str:
     """Where an array is: its own folder, or a copy."""
     if type(array).__module__.startswith("zarr.") and (root := local_root(array)):
         return os.path.abspath(root)
+    workspace.require_folder("an array of this program as an input")
     A = open_matrix(array, vectors=True)
     folder = workspace.imports_folder
     destination = folder / "array.zarr"

@@ -18,12 +18,13 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from dlscale.batch.jobs.folder import Claim
 from dlscale.batch.queue import Queue, Ticket
+from dlscale.batch.remote.opening import job_in, open_workspace
 from dlscale.batch.workspace import ENDED, HEARTBEAT_SECONDS, Heartbeat, Job, Workspace
 from dlscale.errors import DlscaleError, Interrupted, SpecError
 from dlscale.showing import shown, without_secrets
 from dlscale.storage.files.atomic import open_at_once
-from dlscale.storage.files.locks import Lock
 from dlscale.storage.files.processes import Owner, start_of
 
 #: A process that dies so many times on one worker is not started again.
@@ -52,7 +53,7 @@ def drive_on_worker(folder: str, ticket: Ticket, secrets: Mapping[str, str]) -> 
     from distributed import get_worker, secede
 
     secede()  # type: ignore[no-untyped-call]  # the thread is free for the tasks of jobs
-    job, queue = Job(Path(folder)), _queue_of(Path(folder))
+    job, queue = job_in(Path(folder)), _queue_of(Path(folder))
     code = Interrupted.exit_code
     for _ in range(N_STARTS):
         if not wait_for_turn(job, queue, ticket):
@@ -67,7 +68,7 @@ def drive_on_worker(folder: str, ticket: Ticket, secrets: Mapping[str, str]) -> 
 
 def drive_here(folder: str, ticket: Ticket) -> int:
     """Drive a job in this process, which nobody waits for."""
-    job, queue = Job(Path(folder)), _queue_of(Path(folder))
+    job, queue = job_in(Path(folder)), _queue_of(Path(folder))
     if not wait_for_turn(job, queue, ticket):
         return Interrupted.exit_code
     try:
@@ -91,7 +92,7 @@ def wait_for_turn(job: Job, queue: Queue, ticket: Ticket) -> bool:
         said, last = "", 0.0
         ahead: list[str] | None = None
         while ahead is None or ahead:
-            if job.cancel.exists():
+            if job.is_asked_to_stop():
                 mark_cancelled(job, queue)
                 return False
             waits = f"waits for {', '.join(ahead[:3])}{' ...' if ahead[3:] else ''}" if ahead else ""
@@ -115,7 +116,7 @@ def mark_cancelled(job: Job, queue: Queue) -> None:
     """Note that a job that no process runs was cancelled; whoever calls has the claim on it."""
     message = f"cancelled: nothing ran; go on with `dlscale resume {job.id}`."
     job.write_state(replace(job.read_state(), state="cancelled", message=message, heartbeat=Heartbeat.now()))
-    job.cancel.unlink(missing_ok=True)
+    job.forget_stop()
     queue.leave(job.id)
 
 
@@ -191,7 +192,7 @@ def run_apart(job: Job, ticket: Ticket) -> subprocess.Popen[bytes]:
         )
 
 
-def _claim(job: Job) -> Lock | None:
+def _claim(job: Job) -> Claim | None:
     """Take a job for this process when it is free; None when it has ended.
 
     A driver on a worker that the scheduler has lost may still run: it keeps the job until it ends.
@@ -219,7 +220,7 @@ def _queue_of(folder: Path) -> Queue:
 
 
 def _workspace_of(folder: Path) -> Workspace:
-    return Workspace(folder.parent.parent)
+    return open_workspace(folder.parent.parent)
 
 
 def environment_with(secrets: Mapping[str, str]) -> dict[str, str]:
@@ -242,7 +243,7 @@ def main(folder: str, role: str, argument: str) -> int:
     if role == "--ticket":
         return drive_here(folder, Ticket(**json.loads(argument)))
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
-    return run_submitted(Job(Path(folder)), argument)
+    return run_submitted(job_in(Path(folder)), argument)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from typing import Any
 
 from dlscale.batch.jobs.progress import Follower, progress_words
 from dlscale.batch.prepare import Prepared
+from dlscale.batch.remote.opening import job_in
 from dlscale.batch.reporting import read_record, write_report
-from dlscale.batch.workspace import Job
 from dlscale.engine.events import Event, StateChanged
 from dlscale.report import words
 from dlscale.report.answers import key_numbers
@@ -48,12 +48,12 @@ class ReportPage(os.PathLike[str]):
 
 def report_page(folder: Path) -> ReportPage:
     """The report of the job in a folder, drawn anew (SpecError if that is not possible)."""
-    return ReportPage(write_report(Job(folder)))
+    return ReportPage(write_report(job_in(folder)))
 
 
 def card(folder: Path) -> Markup:
     """A job in a few lines: state, time, what it found, its checks."""
-    record = read_record(Job(folder))
+    record = read_record(job_in(folder))
     lines = [("state", f"{record.state} after {words.duration(record.seconds or 0.0)}")]
     lines += [(tile.name, f"{tile.value} {tile.below}".strip()) for tile in key_numbers(Told(record))]
     for check in (record.certificate or {}).get("checks", ()):

@@ -14,7 +14,7 @@ from typing import Any
 from dlscale.arrays import Array
 from dlscale.batch.assumed import Assumed
 from dlscale.batch.document import Document
-from dlscale.batch.jobs.places import check_checkpoint, check_output, check_writable, only_importer
+from dlscale.batch.jobs.places import check_checkpoint, check_output, only_importer
 from dlscale.batch.kinds import KINDS
 from dlscale.batch.spec import to_data
 from dlscale.batch.spec.consent import require_consent
@@ -166,8 +166,9 @@ def prepare(
         if assumed:
             return Prepared(spec, data, inputs, facts, options, assumed.plan(plan), output)
         with blame(document, "output"):
+            here = output if output is not None else workspace.place
             require_free_space(
-                output if isinstance(output, Path) else workspace.root, 0 if isinstance(output, Address) else plan.bytes_written
+                here if isinstance(here, Path) else workspace.root, 0 if isinstance(here, Address) else plan.bytes_written
             )
         plan = plan.writing_in(next(place for place in (workspace.root, *workspace.root.parents) if place.is_dir()))
     return Prepared(spec, data, inputs, facts, options, plan, output)
@@ -182,7 +183,7 @@ def _check_places(
     with blame(document, "checkpoint", "at"):
         check_checkpoint(spec)
     with blame(document):
-        check_writable(workspace.root)
+        workspace.require_writable()
     return output
 
 

@@ -23,7 +23,7 @@ from dlscale.batch.jobs.progress import Follower
 from dlscale.batch.workspace import ENDED, HEARTBEAT_SECONDS, Heartbeat, Job, JobState
 from dlscale.engine.events import Emit, Event, Saved, StateChanged, StepFinished, StepStarted, Warned
 from dlscale.engine.progress import MemorySampler
-from dlscale.errors import DoesNotFitError, SpecError
+from dlscale.errors import DlscaleError, DoesNotFitError, SpecError, StoreError
 from dlscale.showing import shown, without_secrets
 from dlscale.storage.files.atomic import open_at_once
 from dlscale.storage.files.locks import LockLostError
@@ -109,6 +109,8 @@ class Recorder:
         self._log.removeHandler(self._handler)
         self._handler.close()
         os.close(self._events)
+        with suppress(DlscaleError):  # nobody but this process's user is told less
+            self.job.send()
         self._claim.release()
 
     @property
@@ -152,7 +154,7 @@ class Recorder:
             try:
                 self._write(fsync=True)
                 self._rests = state in ENDED
-            except (OSError, DoesNotFitError):
+            except (OSError, DoesNotFitError, StoreError):
                 if state not in ENDED:
                     raise  # else the reason of the end counts; the job is then found lost, and can be resumed
         self.emit(StateChanged(state, message))
@@ -164,14 +166,14 @@ class Recorder:
     def _beat(self) -> None:
         asked, last = False, time.monotonic()
         while not self._stopped.wait(_CANCEL_SECONDS):
-            if not asked and self.job.cancel.exists():
+            if not asked and self.job.is_asked_to_stop():
                 asked = True
                 self.cancel()
             # What was told of the end stays as it was told, however long the report takes.
             if not self._rests and time.monotonic() - last >= HEARTBEAT_SECONDS:
                 last = time.monotonic()
                 try:
-                    with self._lock, suppress(OSError, DoesNotFitError):
+                    with self._lock, suppress(OSError, DoesNotFitError, StoreError):
                         self._write(fsync=False)
                 except LockLostError:
                     self.cancel()

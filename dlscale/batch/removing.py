@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from contextlib import suppress
-from pathlib import Path
 
 from dlscale.batch.document import read_stored
 from dlscale.batch.queue import Queue
@@ -19,16 +17,6 @@ from dlscale.storage.objects.address import Address, is_object_url
 
 #: States of jobs that no `dlscale resume` waits for.
 DONE = ("succeeded", "failed", "cancelled")
-
-
-def size_of(folder: Path) -> int:
-    """Bytes on the disk of all that is in a folder; links are not followed."""
-    n_bytes = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
-            with suppress(OSError):
-                n_bytes += os.lstat(os.path.join(place, name)).st_blocks * 512
-    return n_bytes
 
 
 def remove(job: Job, root: Workspace) -> None:
@@ -50,6 +38,7 @@ def remove(job: Job, root: Workspace) -> None:
         if state is not None and state.moves:
             raise SpecError(f"Job {job.id} is {state.state}; cancel it first.")
         _leave_stores(job)
+        job.remove_stored()
         # Nobody sees half of a job: a folder of this name is a draft, which goes in the end whatever happens here.
         gone = hidden(job.folder)
         job.folder.rename(gone)

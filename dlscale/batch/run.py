@@ -29,6 +29,7 @@ from dlscale.batch.main_guard import require_main_guard
 from dlscale.batch.notebooks import ReportPage, card, notebook_progress, report_page
 from dlscale.batch.prepare import Earlier, Prepared, Progress, prepare
 from dlscale.batch.recorder import Recorder, plain
+from dlscale.batch.remote.opening import job_in, open_workspace
 from dlscale.batch.reporting import write_report
 from dlscale.batch.spec import parse_spec
 from dlscale.batch.spec.secrets import restore_secrets
@@ -44,7 +45,6 @@ from dlscale.engine.run import Run
 from dlscale.errors import CertificateError, DlscaleError, InputError, Interrupted, NumericalError, RankError, SpecError
 from dlscale.linalg.fitting import compute_with_fits
 from dlscale.report import words
-from dlscale.storage.files import locks
 from dlscale.storage.files.atomic import fsync_path, hidden, write_atomically
 from dlscale.storage.files.locks import LockLostError
 from dlscale.storage.groups import open_arrays
@@ -111,8 +111,8 @@ class JobResult:
         DlscaleError
             If it fails or is interrupted.
         """
-        job = Job(self.folder)
-        return _checked(resume(job, reopen(job, Workspace(self.folder.parent.parent), cluster=cluster)))
+        job = job_in(self.folder)
+        return _checked(resume(job, reopen(job, open_workspace(self.folder.parent.parent), cluster=cluster)))
 
     def __repr__(self) -> str:
         certificate = "" if self.certificate is None else f", certificate {'passed' if self.certificate['passed'] else 'failed'}"
@@ -143,7 +143,7 @@ def run(
         They are kept in the workspace, so that the job can be resumed.
     overrides : iterable of str
         ``section.key=value``.
-    workspace : path, optional
+    workspace : path or URL, optional
         Where jobs are kept; by default DLSCALE_WORKSPACE or ``./dlscale-workspace``.
     listener : callable, optional
         Receives the job's events as they happen, as mappings like the lines of events.jsonl.
@@ -159,7 +159,7 @@ def run(
     DlscaleError
         If the job failed or was interrupted; a note of the exception names the job.
     """
-    root = Workspace(workspace)
+    root = open_workspace(workspace)
     document = read_document(with_arrays_stored(spec, root), overrides)
     prepared = prepare(parse_spec(document), document, root)
     if prepared.facts.kind == "local":
@@ -200,6 +200,7 @@ def create(job: Job, prepared: Prepared, *, state: str = "planned", sweep: str =
         draft.write_state(began)
         os.rename(draft.folder, job.folder)
         fsync_path(workspace.jobs_folder)
+        job.publish()
     except BaseException:
         shutil.rmtree(draft.folder, ignore_errors=True)
         raise
@@ -228,7 +229,7 @@ def reopen(job: Job, workspace: Workspace, *, cluster: str | None = None, progre
         raise SpecError(f"Job {job.id} has succeeded; its result is {state.result}. `dlscale report {job.id}` draws its report.")
     if state.final:
         raise SpecError(f"Job {job.id} would fail again: {state.message} Change the spec or the matrix and run it anew.")
-    if locks.is_held(job.lock):
+    if job.is_taken():
         raise SpecError(f"Job {job.id} is running already; `dlscale status {job.id}` shows how far it is.")
     job.check_files()
     document = restore_secrets(read_stored(job.spec))
@@ -249,14 +250,14 @@ def resume(job: Job, prepared: Prepared, *, listener: Emit = ignore) -> JobResul
 
 
 def _execute(job: Job, state: JobState, prepared: Prepared, listener: Emit) -> JobResult:
-    output = prepared.output or job.result
+    output = prepared.output or job.place / "result.zarr"
     error: Exception | None = None
     follower = Follower(prepared.plan.flops, len(prepared.plan.worker_steps))
     with Signals() as signals, Recorder(job, state, listener, cancel=signals.stop, follower=follower) as recorder:
         try:
             # A job that was killed when it had published is found complete.
             path = output if is_published(output, job.id) else _produce(job, prepared, output, recorder, signals)
-            checkpoint_of(job.checkpoint, job.id, prepared.spec.checkpoint).discard()
+            checkpoint_of(job, prepared.spec.checkpoint).discard()
             recorder.change("succeeded", result=str(path))
         except (Stop, Exception) as reason:
             lost = lost_rank() if isinstance(reason, Stop) else None
@@ -264,13 +265,13 @@ def _execute(job: Job, state: JobState, prepared: Prepared, listener: Emit) -> J
                 # Whatever stands in the job's folder now, if there is one, belongs to somebody else.
                 return _job_result(job, replace(recorder.state, state="lost"), prepared, fence)
             if signals.received and not isinstance(lost or reason, RankError):
-                cancelled = job.cancel.exists()
+                cancelled = job.is_asked_to_stop()
                 said = "cancelled" if cancelled else signals.received
                 error = Interrupted(f"{said}: stopped after the last finished pass; go on with `dlscale resume {job.id}`.")
                 recorder.change("cancelled" if cancelled else "interrupted", str(error))
             else:
                 error = _failed(lost or reason, job, prepared, output, recorder)
-        job.cancel.unlink(missing_ok=True)
+        job.forget_stop()
         try:
             write_report(job)
         except Exception as trouble:
@@ -325,7 +326,7 @@ def _compute(job: Job, prepared: Prepared, group: ResultGroup, recorder: Recorde
     image_shape = next(filter(None, shapes), None)
     recorder.change("running", summary={"machine": describe_machine(), "image_shape": image_shape})
     shared = not prepared.facts.one_host
-    checkpoint = checkpoint_of(job.checkpoint, job.id, prepared.spec.checkpoint, fsync=shared, guard=recorder.check)
+    checkpoint = checkpoint_of(job, prepared.spec.checkpoint, fsync=shared, guard=recorder.check)
     losses: list[str] = []
     try:
         with open_cluster(prepared.facts) as cluster:
@@ -359,7 +360,7 @@ def _failed(reason: BaseException, job: Job, prepared: Prepared, output: Path | 
     final = isinstance(error, FINAL_ERRORS)
     if final:
         _result_group(job, prepared, output).discard()
-        checkpoint_of(job.checkpoint, job.id, prepared.spec.checkpoint).discard()
+        checkpoint_of(job, prepared.spec.checkpoint).discard()
     gone = prepared.facts.kind == "tcp" and not final and not answers(prepared.facts.address)
     code = getattr(error, "exit_code", DlscaleError.exit_code)
     recorder.change("lost" if gone else "failed", _message(error), final=final, failure_code=code)

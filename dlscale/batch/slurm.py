@@ -193,6 +193,7 @@ def submit_prepared(root: Workspace, prepared: Prepared, request: SlurmRequest) 
     request : SlurmRequest
         Several tasks are the ranks of the job.
     """
+    root.require_folder("a job of Slurm")
     job = root.new_job(prepared.name)
     create(job, prepared, state="submitted")
     try:

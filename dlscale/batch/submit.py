@@ -27,6 +27,7 @@ from dlscale.batch.notebooks import ReportPage, card, report_page
 from dlscale.batch.prepare import Prepared, prepare
 from dlscale.batch.queue import Queue, Ticket
 from dlscale.batch.recorder import plain
+from dlscale.batch.remote.opening import job_in, open_workspace
 from dlscale.batch.run import create
 from dlscale.batch.slurm import leave_the_queue
 from dlscale.batch.spec import parse_spec
@@ -34,7 +35,6 @@ from dlscale.batch.spec.secrets import secret_environment
 from dlscale.batch.workspace import ENDED, HandOver, Heartbeat, Job, JobState, Workspace
 from dlscale.engine.clusters.client import answers, connect
 from dlscale.errors import InputError, SpecError
-from dlscale.storage.files import locks
 from dlscale.storage.files.atomic import write_atomically
 from dlscale.storage.groups import open_arrays
 
@@ -44,7 +44,7 @@ GRACE_SECONDS = 15.0
 _TAKEN_SECONDS = 20.0
 _CANCEL_SECONDS = 60.0
 _REPORT_SECONDS = 20.0
-_POLL_SECONDS = 0.2
+_POLL_SECONDS, _FREE_SECONDS = 0.2, 0.05
 #: How often `wait` asks whether a cluster that was to take a job is there; and how long all its workers have to answer.
 _ASK_SECONDS = 5.0
 _ANSWER_SECONDS = 30.0
@@ -67,15 +67,15 @@ class SubmittedJob:
     @property
     def state(self) -> str:
         """submitted, queued, running, certifying, succeeded, failed, interrupted, cancelled or lost."""
-        return Job(self.folder).read_state().state
+        return job_in(self.folder).read_state().state
 
     def wait(self, timeout_seconds: float | None = None) -> str:
         """Wait for the end of the job; its state then (TimeoutError if it has not ended in time)."""
-        return wait(Job(self.folder), timeout_seconds=timeout_seconds).state
+        return wait(job_in(self.folder), timeout_seconds=timeout_seconds).state
 
     def cancel(self) -> str:
         """Stop the job within seconds, its checkpoint kept; its state then."""
-        return cancel(Job(self.folder), Workspace(self.folder.parent.parent)).state
+        return cancel(job_in(self.folder), open_workspace(self.folder.parent.parent)).state
 
     def report(self) -> ReportPage:
         """The report as far as the job is: a path, and in a notebook the page itself."""
@@ -92,7 +92,7 @@ class SubmittedJob:
         InputError
             If the job has no result (yet).
         """
-        state = Job(self.folder).read_state()
+        state = job_in(self.folder).read_state()
         if state.result is None:
             raise InputError(f"Job {self.id} has no result; it is {state.state}.")
         return open_arrays(state.result)
@@ -130,7 +130,7 @@ def submit(
     SpecError, InputError
         Before anything is created.
     """
-    root = Workspace(workspace)
+    root = open_workspace(workspace)
     document = read_document(with_arrays_stored(spec, root), overrides)
     prepared = prepare(parse_spec(document), document, root)
     job = submit_prepared(root, prepared, priority=priority, concurrency=concurrency)
@@ -157,7 +157,7 @@ def jobs(workspace: str | Path | None = None, *, limit: int | None = None) -> li
     UserWarning
         Of each job whose files are damaged, which is left out.
     """
-    root = Workspace(workspace)
+    root = open_workspace(workspace)
     listed, faults = root.list_jobs(limit)
     for fault in faults.values():
         warnings.warn(fault, stacklevel=2)
@@ -169,6 +169,8 @@ def submit_prepared(
 ) -> Job:
     """As `submit`, for a job that was planned; ``job`` has its id already where that must be known before."""
     check_place(prepared)
+    if prepared.facts.kind == "tcp":
+        root.require_folder("a job that a cluster's workers drive")
     queue = Queue(root)
     missing = [folder for folder in (root.jobs_folder, root.root, *root.root.parents) if not folder.exists()]
     job = job or root.new_job(prepared.name)
@@ -191,9 +193,11 @@ def submit_prepared(
 def resubmit(job: Job, root: Workspace, prepared: Prepared, *, priority: int = 0) -> None:
     """Hand a stopped job over again, to go on from its checkpoint; ``prepared`` is from `reopen`."""
     check_place(prepared)
+    if prepared.facts.kind == "tcp":
+        root.require_folder("a job that a cluster's workers drive")
     before = job.read_state()
     begun(job)
-    job.cancel.unlink(missing_ok=True)
+    job.forget_stop()
     if prepared.facts.kind == "tcp":
         check_workers_see(prepared.facts.address, job)
     job.handed_over.unlink(missing_ok=True)
@@ -235,7 +239,7 @@ def wait(job: Job, *, timeout_seconds: float | None = None, watch: Callable[[Job
         lost = (lost or now) if state.state == "lost" else 0.0
         for_good = lost and (now - lost > GRACE_SECONDS or job.stored_state().state == "lost")
         if state.state in ENDED or for_good:
-            _until_free(job)
+            until_free(job)
             return state
         if timeout_seconds is not None and now - started > timeout_seconds:
             raise TimeoutError(f"Job {job.id} is {state.state} after {timeout_seconds:g} s.")
@@ -265,12 +269,12 @@ def cancel(job: Job, root: Workspace) -> JobState:
     if state.state in ENDED:
         raise SpecError(f"Job {job.id} has ended already; it is {state.state}.")
     with writable(job.cancel, "cancel it where its workspace can be written"):
-        job.cancel.touch()
+        job.ask_to_stop()
     deadline = time.monotonic() + _CANCEL_SECONDS
     while time.monotonic() < deadline:
         state = job.read_state()
         if state.state in ENDED:
-            _until_free(job)
+            until_free(job)
             return state
         if state.state in ("submitted", "lost") and _cancelled_here(job, root):
             return job.read_state()
@@ -287,7 +291,7 @@ def _cancelled_here(job: Job, root: Workspace) -> bool:
                 mark_cancelled(job, Queue(root))
             leave_the_queue(job)
     except SpecError:
-        job.cancel.unlink(missing_ok=True)
+        job.forget_stop()
         raise
     return lock is not None
 
@@ -350,8 +354,8 @@ def _until_taken(job: Job) -> None:
         time.sleep(0.05)
 
 
-def _until_free(job: Job) -> None:
+def until_free(job: Job) -> None:
     """Wait until the process of a job that has ended has written its report too; changes nothing."""
     deadline = time.monotonic() + _REPORT_SECONDS
-    while locks.is_held(job.lock) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    while job.is_taken() and time.monotonic() < deadline:
+        time.sleep(_FREE_SECONDS)

@@ -21,13 +21,13 @@ import stat
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dlscale.batch.jobs import records
+from dlscale.batch.jobs.folder import Job
 from dlscale.batch.jobs.newest import newest
-from dlscale.batch.jobs.seeing import seen
 from dlscale.batch.jobs.states import (
     ENDED,
     HAND_OVER_SECONDS,
@@ -40,171 +40,32 @@ from dlscale.batch.jobs.states import (
     JobState,
     ListedJob,
 )
-from dlscale.engine.events import Event, event_of
 from dlscale.errors import SpecError
 from dlscale.showing import without_address
-from dlscale.storage.files import locks
-from dlscale.storage.files.atomic import PARTIAL, fsync_path, make_folder, write_atomically
+from dlscale.storage.files.atomic import PARTIAL, fsync_path
 from dlscale.storage.files.locations import local_path
-from dlscale.storage.signatures import Signature
+from dlscale.storage.objects.address import Address
 
 __all__ = [
-    "ENDED", "HAND_OVER_SECONDS", "HEARTBEAT_SECONDS", "LOST_SECONDS", "RESUMABLE", "RUNNING",
-    "HandOver", "Heartbeat", "Job", "JobState", "ListedJob", "Workspace",
+    "ENDED",
+    "HAND_OVER_SECONDS",
+    "HEARTBEAT_SECONDS",
+    "LOST_SECONDS",
+    "MIRRORED",
+    "RESUMABLE",
+    "RUNNING",
+    "HandOver",
+    "Heartbeat",
+    "Job",
+    "JobState",
+    "ListedJob",
+    "Workspace",
 ]  # fmt: skip
 
+#: The file of a folder that mirrors a workspace in a bucket: the address of that.
+MIRRORED = "mirrored"
+
 _DRAFT_SECONDS = 600.0
-
-
-class Job:
-    """The folder of one job.
-
-    Parameters
-    ----------
-    folder : Path
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.id = folder.name
-        self.spec = folder / "spec.yaml"
-        self.state = folder / "state.json"
-        self.plan = folder / "plan.json"
-        self.events = folder / "events.jsonl"
-        self.log = folder / "log.txt"
-        self.checkpoint = folder / "checkpoint.zarr"
-        self.inputs = self.checkpoint / "inputs.json"
-        self.result = folder / "result.zarr"
-        self.report = folder / "report.html"
-        self.rows = folder / "rows"
-        self.lock = folder / "lock"
-        self.cancel = folder / "cancel"
-        self.handed_over = folder / "handed-over.json"
-        self.slurm = folder / "slurm.json"
-        self.slurm_script = folder / "slurm.sh"
-        self.slurm_starts = folder / "slurm-starts.json"
-        self.slurm_end = folder / "slurm-end.json"
-
-    def stored_state(self) -> JobState:
-        """What state.json says (SpecError if the folder holds no job, or the file is damaged)."""
-        try:
-            return records.read(self.state, JobState, still=f"The other files of {self.folder} are as they were.")
-        except FileNotFoundError as error:
-            if self.folder.is_dir():
-                raise SpecError(f"{self.folder} is not the folder of a job: there is no {self.state}.") from error
-            raise SpecError(f"{self.folder} is not there any more: it was removed or moved.") from error
-
-    def read_state(self) -> JobState:
-        """The state as a reader should see it: a job whose process is gone is lost.
-
-        Raises
-        ------
-        SpecError
-            If the folder holds no job, or its state is damaged.
-        """
-        return self.seen(self.stored_state())
-
-    def seen(self, state: JobState) -> JobState:
-        """A stored state as a reader should see it."""
-        return seen(self, state)
-
-    def write_state(self, state: JobState, *, fsync: bool = True) -> None:
-        """Replace state.json as one step."""
-        write_atomically(self.state, json.dumps(asdict(state), default=str).encode(), fsync=fsync)
-
-    def read_events(self) -> list[Event]:
-        """All events, in order; a line that a kill tore, that is damaged, or that only another version knows is left out."""
-        return [event for event in self._event_lines() if event is not None and not isinstance(event, ValueError)]
-
-    def torn_events(self) -> list[int]:
-        """The numbers of the lines of events.jsonl that are damaged; the last one may be torn by a kill, which is none."""
-        lines = list(self._event_lines())
-        return [number for number, event in enumerate(lines[:-1], 1) if isinstance(event, ValueError)]
-
-    def _event_lines(self) -> Iterator[Event | ValueError | None]:
-        """What each line holds: an event, one of a kind that is not known here (None), or none."""
-        data = b""
-        with suppress(FileNotFoundError):
-            data = records.read_bytes(self.events)
-        for line in data.splitlines():
-            try:
-                event = event_of(json.loads(line))
-                if event is not None and event.time is None:
-                    raise ValueError("an event without its time")
-                yield event
-            except (ValueError, RecursionError) as error:
-                yield ValueError(error)
-
-    def read_plan(self) -> dict[str, Any]:
-        """What plan.json holds; empty when the job has none (SpecError if it is damaged, or another version's)."""
-        from dlscale.engine.plan import VERSION
-
-        still = "`dlscale logs` and the result, if there is one, are as they were; to compute again, run the spec anew."
-        try:
-            data = records.read_bytes(self.plan)
-        except FileNotFoundError:
-            return {}
-        records.require_version(data, VERSION, self.plan, still=still)
-        records.parse(data, records.PlanRecord, self.plan, still=still)
-        plan: dict[str, Any] = json.loads(data)
-        return plan
-
-    def check_files(self) -> None:
-        """Compare the files that are written once with their checksums (SpecError naming a damaged one)."""
-        for name, checksum in self.stored_state().checksums.items():
-            path = self.folder / name
-            try:
-                found = records.checksum(records.read_bytes(path))
-            except FileNotFoundError:
-                found = -1
-            if found != checksum:
-                what = "is missing" if found < 0 else "is damaged: its bytes have changed since they were written"
-                raise SpecError(f"{path} {what}, so that job {self.id} cannot go on to the same answer; run it anew.")
-
-    def record_inputs(self, signatures: Mapping[str, Signature]) -> None:
-        """Keep what the inputs were when the job began to read them."""
-        if not self.inputs.exists():
-            make_folder(self.inputs.parent)
-            inputs = {role: signature._asdict() for role, signature in signatures.items()}
-            write_atomically(self.inputs, json.dumps({"checksum": _checksum(signatures), "inputs": inputs}).encode(), fsync=True)
-
-    def read_inputs(self) -> dict[str, Signature]:
-        """What each input was when the job began to read it; empty where that was not kept (SpecError if it is damaged)."""
-        still = f"Whether the inputs of job {self.id} have changed since it began is thus not known; run it anew."
-        try:
-            record = records.read(self.inputs, records.InputsRecord, still=still)
-        except FileNotFoundError:
-            return {}
-        # A flipped bit must not read as an input that has changed.
-        if _checksum(record["inputs"]) != record["checksum"]:
-            raise SpecError(f"{self.inputs} is damaged: its bytes have changed since they were written. {still}")
-        return record["inputs"]
-
-    def remove_leftovers(self) -> None:
-        """Remove the temporary files of a killed process; only whoever has the claim may."""
-        for leftover in self.folder.glob(f".*{PARTIAL}"):
-            if leftover.is_file():
-                leftover.unlink()
-
-    def take(self) -> locks.Lock | None:
-        """Take the job for this process until it is released or the process ends; None if another process has it.
-
-        Raises
-        ------
-        SpecError
-            If its folder cannot be written, or something else stands where its lock must be.
-        """
-        try:
-            return locks.take(self.lock)
-        except OSError as error:
-            raise SpecError(f"Job {self.id} cannot be taken by this process: {self.lock}: {error.strerror}.") from error
-
-    def claim(self) -> locks.Lock:
-        """As `take`, of a job that no other process has (SpecError)."""
-        lock = self.take()
-        if lock is None:
-            raise SpecError(f"Job {self.id} is running already; `dlscale status {self.id}` shows how far it is.")
-        return lock
 
 
 class Workspace:
@@ -214,13 +75,28 @@ class Workspace:
     ----------
     root : str or Path, optional
         By default the environment's DLSCALE_WORKSPACE, or ``dlscale-workspace`` in the current folder.
+
+    Attributes
+    ----------
+    place : Path or Address
+        Where it is for everybody.
     """
 
     def __init__(self, root: str | Path | None = None) -> None:
         self.root = local_path(root or os.environ.get("DLSCALE_WORKSPACE") or "dlscale-workspace", "The workspace").absolute()
+        self.place: Path | Address = self.root
         self.jobs_folder = self.root / "jobs"
         self.imports_folder = self.root / "imports"
         self.queue_folder = self.root / "queue"
+
+    def require_folder(self, what: str) -> None:
+        """Refuse something that needs a workspace on a file system, where this is none (SpecError)."""
+
+    def require_writable(self) -> None:
+        """Refuse a workspace that cannot be written to (SpecError)."""
+        from dlscale.batch.jobs.places import check_writable  # which loads what reads matrices
+
+        check_writable(self.root)
 
     def make_folder(self, folder: Path) -> None:
         """Create a folder of the workspace, for this user alone unless sharing was asked for.
@@ -247,7 +123,7 @@ class Workspace:
 
     def new_job(self, name: str) -> Job:
         """A job that has an id and no folder yet."""
-        return Job(self.jobs_folder / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
+        return self.job(f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
 
     def job(self, job_id: str) -> Job:
         """The job with this id, whether it is there or not."""
@@ -287,8 +163,8 @@ class Workspace:
         if last and job_id is None:
             return self.job(last[0])
         if not last:
-            raise SpecError(f"There is no job yet in {self.root}; `dlscale run` and `dlscale submit` make one.")
-        raise SpecError(f"There is no job {job_id} in {self.root}; the newest are: {', '.join(last)}.")
+            raise SpecError(f"There is no job yet in {self.place}; `dlscale run` and `dlscale submit` make one.")
+        raise SpecError(f"There is no job {job_id} in {self.place}; the newest are: {', '.join(last)}.")
 
     def list_jobs(
         self,
@@ -362,10 +238,6 @@ class Workspace:
         name = without_address(str(request["import"])).rstrip("/").rsplit("/", 1)[-1]
         stem = "".join(c if c.isalnum() else "-" for c in name)[:40].strip("-")
         return self.imports_folder / f"{stem}-{digest}.zarr"
-
-
-def _checksum(inputs: Mapping[str, Signature]) -> int:
-    return records.checksum(json.dumps([[role, *signature] for role, signature in inputs.items()]).encode())
 
 
 def _modified(path: Path) -> float:

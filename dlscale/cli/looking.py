@@ -138,7 +138,19 @@ def logs(job_id: str | None, follow: bool, workspace: str | None) -> None:
         _print_logs(root, members, lambda: state_words(root, sweep), sweep_goes_on(sweep.sweep), follow=follow, marked=True)
         return
     job = root.find(job_id)
-    _print_logs(root, [job.id], lambda: {job.id: job.read_state().state}, goes_on(job.id), follow=follow)
+    _print_logs(root, [job.id], lambda: {job.id: _state_with_log(job)}, goes_on(job.id), follow=follow)
+
+
+def _state_with_log(job: Job) -> str:
+    """How a job is, all that it wrote until then being here."""
+    from dlscale.batch.submit import until_free
+    from dlscale.batch.workspace import ENDED
+
+    state = job.read_state().state
+    if state in ENDED:
+        until_free(job)
+    job.refresh()
+    return state
 
 
 def _print_logs(

@@ -30,9 +30,11 @@ EXIT_FAILED = 1
 
 
 def workspace_option(command: Command) -> Command:
-    return click.option("--workspace", metavar="DIR", help="Where jobs are kept [DLSCALE_WORKSPACE or ./dlscale-workspace].")(
-        command
-    )
+    return click.option(
+        "--workspace",
+        metavar="PLACE",
+        help="Where jobs are kept: a folder, or s3://bucket/name [DLSCALE_WORKSPACE or ./dlscale-workspace].",
+    )(command)
 
 
 def json_option(command: Command) -> Command:
@@ -104,9 +106,9 @@ def open_console(as_json: bool = False) -> Console:
 
 
 def open_workspace(root: str | None) -> Workspace:
-    from dlscale.batch.workspace import Workspace
+    from dlscale.batch.remote.opening import open_workspace as opened
 
-    return Workspace(root)
+    return opened(root)
 
 
 def read_job_file(spec: Path, overrides: tuple[str, ...], cluster: str | None, output: str | None) -> Document:

@@ -74,12 +74,12 @@ def prune(
 
 def _remove(jobs: Sequence[Job], root: Workspace, *, as_json: bool, dry: bool = False) -> None:
     """Remove each, and say how much room it took; what cannot be removed is named in the end."""
-    from dlscale.batch.removing import remove, size_of
+    from dlscale.batch.removing import remove
     from dlscale.report import words
 
     sizes, refused = {}, {}
     for job in jobs:
-        size = size_of(job.folder)
+        size = job.size()
         try:
             if not dry:
                 remove(job, root)

@@ -255,7 +255,7 @@ def status_rows(job: Job, state: JobState) -> Table:
         pairs.append(("result", shown_path(state.result)))
     if state.resumable:
         pairs.append(("go on", f"dlscale resume {job.id}"))
-    pairs.append(("files", shown_path(str(job.folder))))
+    pairs.append(("files", shown_path(str(job.place))))
     return rows(pairs)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from dlscale.batch.jobs.folder import Job
 from dlscale.batch.jobs.pacing import Paced, PacedCheckpoint, PacedObjectCheckpoint
 from dlscale.batch.jobs.places import is_result_of
 from dlscale.batch.spec.sections import CheckpointSpec
@@ -14,13 +15,12 @@ from dlscale.storage.objects.address import Address
 from dlscale.storage.results import ResultGroup
 
 
-def checkpoint_of(
-    folder: Path, job: str, spec: CheckpointSpec, *, fsync: bool = False, guard: Callable[[], None] = lambda: None
-) -> Paced:
-    """The checkpoint of a job: in this folder, or below the address that its spec names."""
-    if spec.at is not None:
-        return PacedObjectCheckpoint(Address.of(spec.at) / job, every_seconds=spec.every, guard=guard)
-    return PacedCheckpoint(folder, every_seconds=spec.every, fsync=fsync, guard=guard)
+def checkpoint_of(job: Job, spec: CheckpointSpec, *, fsync: bool = False, guard: Callable[[], None] = lambda: None) -> Paced:
+    """The checkpoint of a job: where the job lies, or below the address that its spec names."""
+    place = job.place / "checkpoint.zarr" if spec.at is None else Address.of(spec.at) / job.id
+    if isinstance(place, Address):
+        return PacedObjectCheckpoint(place, every_seconds=spec.every, guard=guard)
+    return PacedCheckpoint(place, every_seconds=spec.every, fsync=fsync, guard=guard)
 
 
 def result_group(

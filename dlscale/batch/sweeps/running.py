@@ -60,6 +60,7 @@ def submit(
     SpecError, InputError
         Nothing is left then.
     """
+    root.require_folder("a sweep")
     secrets = {} if slurm is not None else _shared_secrets(planned)
     if slurm is None:
         for each in planned:

@@ -53,12 +53,12 @@ def asked(address: Address, call: Callable[[Any], T], *, first: bool = False) ->
     ------
     FileNotFoundError
         If there is no such object.
-    AlreadyExistsError (of obstore)
+    AlreadyExistsError, PreconditionError (of obstore)
         If a condition does not hold.
     StoreError
         If the store cannot be asked, refuses, or does not answer after several tries.
     """
-    from obstore.exceptions import AlreadyExistsError, BaseError, GenericError
+    from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, PreconditionError
 
     n_tries, deadline = 2 if first else _N_TRIES, time.monotonic() + RETRY_SECONDS
     for k in range(n_tries):
@@ -68,7 +68,7 @@ def asked(address: Address, call: Callable[[Any], T], *, first: bool = False) ->
             if reason := _refusal(address, str(error)):
                 raise StoreError(reason) from None
             raise
-        except AlreadyExistsError:
+        except (AlreadyExistsError, PreconditionError):
             raise
         except (BaseError, TornAnswer) as error:
             reason = _refusal(address, str(error))
@@ -236,6 +236,14 @@ def names(address: Address) -> list[str]:
         return [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]
 
     return [path.rpartition("/")[2] for path in asked(address, call)]
+
+
+def objects(address: Address) -> dict[str, Stamp]:
+    """The objects directly below an address, with size and version."""
+    import obstore
+
+    found = asked(address, lambda client: obstore.list_with_delimiter(client, _below(address))["objects"])
+    return {entry["path"].rpartition("/")[2]: _stamp(entry) for entry in found}
 
 
 def exists(address: Address) -> bool:

@@ -1,0 +1,115 @@
+"""Small files of a job here and in its bucket, and which of them are the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from dlscale.storage.files.atomic import write_atomically
+from dlscale.storage.objects.address import Address
+from dlscale.storage.objects.conditions import Tag, look, replace, write, write_new
+from dlscale.storage.objects.requests import helpers, objects
+from dlscale.storage.signatures import Stamp
+
+_RECORD = ".copies.json"
+
+
+class Copy(NamedTuple):
+    """A file that is the same here and there: the object's version, and what tells that the file was not written since."""
+
+    version: str
+    size: int
+    modified: int
+
+
+class Copies:
+    """The files of a folder that are copies of objects, or go up to be.
+
+    Parameters
+    ----------
+    folder : Path
+    place : Address
+    """
+
+    def __init__(self, folder: Path, place: Address) -> None:
+        self.folder, self.place = folder, place
+        self.lock = folder / ".copies.lock"
+        self._tags: dict[str, Tag] = {}
+        self._record: dict[str, Copy] = {}
+        with suppress(OSError, ValueError, TypeError):
+            self._record = {name: Copy(*copy) for name, copy in json.loads((folder / _RECORD).read_bytes()).items()}
+
+    def bring(self, name: str) -> bool:
+        """Make a file what its object is; whether there is one."""
+        found = look(self.place / name)
+        path = self.folder / name
+        if found is None:
+            path.unlink(missing_ok=True)
+            return False
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, found.data, fsync=False)
+        os.utime(path, (found.written, found.written))
+        self._tags[name] = found.tag
+        self._note(name, found.tag, path.stat())
+        return True
+
+    def bring_all(self, names: Sequence[str], folders: Sequence[str]) -> None:
+        """Make files of some names, and all in some folders, what their objects are; those that have none are removed."""
+        there: dict[str, Stamp] = {}
+        for folder in ("", *folders):
+            there |= {f"{folder}{name}": stamp for name, stamp in objects(self.place / folder.rstrip("/")).items()}
+        wanted = [*names, *(name for name in there if name not in names and any(name.startswith(each) for each in folders))]
+        changed = [name for name in wanted if name not in there or not self._is_same(name, there[name].version)]
+        list(helpers().map(self.bring, changed))
+        self._keep()
+
+    def send(self, name: str) -> bool:
+        """Let an object be what its file is; whether the file was written since (FileNotFoundError without one)."""
+        path = self.folder / name
+        status = path.stat()
+        known = self._record.get(name)
+        if known is not None and (known.size, known.modified) == (status.st_size, status.st_mtime_ns):
+            return False
+        self._note(name, write(self.place / name, path.read_bytes()), status)
+        return True
+
+    def send_new(self, name: str) -> bool:
+        """As `send`, where there is no object; whether there was none."""
+        return self._sent(name, write_new(self.place / name, (self.folder / name).read_bytes()))
+
+    def send_over(self, name: str) -> bool:
+        """As `send`, where the object is the one that was brought or sent last; whether it was."""
+        if name not in self._tags:
+            self.bring(name)
+        return self._sent(name, replace(self.place / name, (self.folder / name).read_bytes(), self._tags[name]))
+
+    def forget(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _sent(self, name: str, tag: Tag | None) -> bool:
+        if tag is None:
+            return False
+        self._tags[name] = tag
+        self._note(name, tag, (self.folder / name).stat())
+        self._keep()
+        return True
+
+    def _note(self, name: str, tag: Tag, status: os.stat_result) -> None:
+        self._record[name] = Copy(tag.get("e_tag") or tag.get("version") or "", status.st_size, status.st_mtime_ns)
+
+    def _is_same(self, name: str, version: str) -> bool:
+        known = self._record.get(name)
+        with suppress(FileNotFoundError):
+            status = (self.folder / name).stat()
+            return known is not None and known == (version, status.st_size, status.st_mtime_ns)
+        return False
+
+    def _keep(self) -> None:
+        with suppress(OSError):
+            write_atomically(self.folder / _RECORD, json.dumps(self._record).encode(), fsync=False)

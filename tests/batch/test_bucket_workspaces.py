@@ -1,0 +1,178 @@
+"""Workspaces in a bucket: what any machine sees of them, who runs a job, and what is left when that one is killed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from object_server import SECRET, upload
+
+import dlscale
+from dlscale.batch.remote import claims
+from dlscale.batch.remote.opening import open_workspace
+from dlscale.batch.removing import remove
+from dlscale.batch.run import JobResult, reopen, resume
+from dlscale.batch.workspace import Workspace
+from dlscale.errors import SpecError
+from dlscale.storage.files import locks
+from dlscale.storage.files.locks import LockLostError
+from dlscale.storage.files.processes import Owner
+from dlscale.storage.objects import requests
+from dlscale.storage.objects.address import Address
+
+A = np.random.default_rng(0).standard_normal((900, 60))
+#: A process that is killed when it has told so many events of one kind.
+KILLED = """
+import json, os, signal, sys
+import dlscale
+job, workspace, named, left = json.loads(sys.argv[1])
+def kill(event):
+    global left
+    left -= event["event"] == named
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+dlscale.run(job, workspace=workspace, listener=kill)
+"""
+
+
+@pytest.fixture
+def job(bucket: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A job whose matrix is in the bucket, on a machine that never saw it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
+    zarr.create_array(str(tmp_path / "A.zarr"), data=A, chunks=(200, 60), compressors=None)
+    url = upload(tmp_path / "A.zarr", bucket / "A.zarr")
+    params = {"n_components": 4, "scores": True, "method": "randomized"}
+    return {"kind": "pca", "input": {"matrix": url}, "params": params, "cluster": "threads"}
+
+
+def another_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: Address) -> Workspace:
+    """The workspace as a machine sees it that never saw it before."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
+    return open_workspace(str(place))
+
+
+def require_same(found: JobResult, job: dict[str, Any], tmp_path: Path) -> None:
+    """As the job gives from and on a disk, with no secret in any file of either."""
+    here = dlscale.run({**job, "input": {"matrix": str(tmp_path / "A.zarr")}}, workspace=tmp_path / "here")
+    ours, theirs = here.open(), found.open()
+    assert ours.keys() == theirs.keys()
+    for name, array in ours.items():
+        np.testing.assert_array_equal(theirs[name][...], array[...])
+
+
+def written(tmp_path: Path, place: Address) -> list[bytes]:
+    files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    return files + [requests.get(place / key) for key in requests.listing(place)]
+
+
+def test_a_job_goes_on_elsewhere_after_its_process_was_killed(
+    bucket: Address, job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bits of a disk, from the steps that were saved; nothing that opens the bucket is in any file or object."""
+    place = bucket / "ws"
+    given = json.dumps([job, str(place), "checkpoint", 1])
+    process = subprocess.run([sys.executable, "-c", KILLED, given], capture_output=True, check=False)
+    assert process.returncode == -signal.SIGKILL, process.stderr.decode()
+    root = another_machine(monkeypatch, tmp_path, place)
+    (row,) = root.list_jobs()[0]
+    assert (row.kind, row.state) == ("pca", "lost")
+    stopped = root.find("pca")
+    assert stopped.stored_state().state == "running"
+    resumed = resume(stopped, reopen(stopped, root))
+    steps = [event.to_dict() for event in stopped.read_events()]
+    assert any(event.get("resumed") for event in steps)
+    require_same(resumed, job, tmp_path)
+    assert resumed.result == f"{place}/jobs/{stopped.id}/result.zarr"
+    names = {key.removeprefix(f"{stopped.id}/").partition("/")[0] for key in requests.listing(place / "jobs")}
+    assert names == {"spec.yaml", "plan.json", "state.json", "events.jsonl", "log.txt", "report.html", "result.zarr"}
+    assert requests.get(stopped.place / "events.jsonl") == stopped.events.read_bytes()
+    assert not any(SECRET.encode() in data for data in written(tmp_path, place))
+    with pytest.raises(SpecError, match="has succeeded"):
+        reopen(stopped, root)
+    remove(stopped, root)
+    assert requests.listing(place) == {}
+    assert root.list_jobs() == ([], {})
+
+
+def of_another_machine(beat: int) -> bytes:
+    owner = Owner("elsewhere", 1, 1.0, "another boot")
+    return json.dumps({"token": "other", "count": beat, **owner._asdict()}).encode()
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "LEASE_SECONDS", 0.5)
+    monkeypatch.setattr(claims, "_POLL_SECONDS", 0.1)
+    monkeypatch.setattr(claims, "BEAT_SECONDS", 0.05)
+
+
+def test_one_claim_at_a_time(bucket: Address, tmp_path: Path, short: None) -> None:
+    """One that beats is left alone, one that is left is taken over, and who had it finds out."""
+    place = bucket / "claim"
+    first_lock, second_lock = locks.take(tmp_path / "first"), locks.take(tmp_path / "second")
+    assert first_lock is not None
+    assert second_lock is not None
+    with first_lock, second_lock:
+        first = claims.take(place, first_lock)
+        assert first is not None
+        assert claims.is_taken(place)
+        assert claims.take(place, second_lock) is None
+        first.release()
+        assert not requests.exists(place)
+        requests.put(place, of_another_machine(1))
+        second = claims.take(place, second_lock)
+        assert second is not None, "nobody has written it for long enough"
+        second.check()
+        requests.put(place, of_another_machine(2))
+        claims.time.sleep(0.5)
+        with pytest.raises(LockLostError, match="taken over by another process"):
+            second.check()
+        second.release()
+        assert requests.get(place) == of_another_machine(2), "the claim of another is no one's to remove"
+
+
+def test_a_claim_that_is_written_anew_is_nobody_elses(bucket: Address, tmp_path: Path, short: None) -> None:
+    place, lock, ended = bucket / "claim", locks.take(tmp_path / "lock"), []
+    assert lock is not None
+
+    def beat() -> None:
+        for k in range(100):
+            if ended:
+                return
+            requests.put(place, of_another_machine(k))
+            claims.time.sleep(0.05)
+
+    beat_once = requests.helpers().submit(beat)
+    while not requests.exists(place):
+        claims.time.sleep(0.01)
+    with lock:
+        assert claims.take(place, lock) is None
+    ended.append(True)
+    beat_once.result()
+
+
+def test_who_lost_its_claim_stops(bucket: Address, job: dict[str, Any], short: None) -> None:
+    """And says so; the state, which another process has written meanwhile, stays as that one wrote it."""
+    root = open_workspace(f"{bucket}/ws")
+    theirs = b""
+
+    def take_over(event: dict[str, Any]) -> None:
+        nonlocal theirs
+        if event["event"] == "checkpoint" and not theirs:
+            place = root.find(None).place
+            assert isinstance(place, Address)
+            theirs = requests.get(place / "state.json") + b" "
+            requests.put(place / "claim", of_another_machine(1))
+            requests.put(place / "state.json", theirs)
+
+    with pytest.raises(LockLostError, match="another process"):
+        dlscale.run(job, workspace=f"{bucket}/ws", listener=take_over)
+    (key,) = (key for key in requests.listing(bucket / "ws") if key.endswith("state.json"))
+    assert requests.get(bucket / "ws" / key) == theirs
