@@ -33,7 +33,8 @@ from dlscale.storage.files.durable import PARTIAL, require_free_space
 from dlscale.storage.files.nodes import attributes_of, remove_node
 from dlscale.storage.importers import import_matrix
 from dlscale.storage.inputs import Inputs, StoredResult
-from dlscale.storage.labels.names import Labels
+from dlscale.storage.labels.names import Color, Labels
+from dlscale.storage.labels.stored import color_beside
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.matrix import Matrix
 from dlscale.storage.objects.address import Address
@@ -81,6 +82,8 @@ class Prepared:
     plan : Plan
     output : Path, Address or None
         Where the result goes; None is the job's own folder.
+    color : Color or None
+        What colours the rows of the first matrix, where the spec names it.
     """
 
     spec: JobSpec
@@ -90,6 +93,7 @@ class Prepared:
     options: Any
     plan: Plan
     output: Path | Address | None
+    color: Color | None = None
 
     @property
     def name(self) -> str:
@@ -98,7 +102,8 @@ class Prepared:
     def labels(self, arrays: Mapping[str, Array]) -> Labels:
         """What the rows and columns of the first matrix are called, transformed as these arrays of an outcome say."""
         first = self.inputs.get(KINDS[self.spec.kind].roles[0].name)
-        return Labels() if first is None else fitted_by(first, arrays).labels
+        found = Labels() if first is None else fitted_by(first, arrays).labels
+        return found if self.color is None else found._replace(color=self.color)
 
     def inexact_notes(self, job: Job) -> list[str]:
         """A note on each input of which integers were rounded: as this process saw, or workers said, before a stop too."""
@@ -152,6 +157,7 @@ def prepare(
             require_consent(spec.cluster, document, only_looks=only_looks)
             facts = describe_cluster(cluster_request(spec.cluster))
     found = assumed.inputs(spec) if assumed and assumed.shape else _open_inputs(spec, data, document, workspace, progress)
+    color = None if assumed and assumed.shape else _color(spec, found, document)
     inputs, kind = _transformed(spec, found, document), KINDS[spec.kind]
     options = kind.options(**spec.option_values())
     if earlier is not None:
@@ -164,14 +170,14 @@ def prepare(
             plan = plan_with_fits(kind, inputs, options, facts)
         plan = replace(plan, notes=(*plan.notes, *facts.notes))
         if assumed:
-            return Prepared(spec, data, inputs, facts, options, assumed.plan(plan), output)
+            return Prepared(spec, data, inputs, facts, options, assumed.plan(plan), output, color)
         with blame(document, "output"):
             here = output if output is not None else workspace.place
             require_free_space(
                 here if isinstance(here, Path) else workspace.root, 0 if isinstance(here, Address) else plan.bytes_written
             )
         plan = plan.writing_in(next(place for place in (workspace.root, *workspace.root.parents) if place.is_dir()))
-    return Prepared(spec, data, inputs, facts, options, plan, output)
+    return Prepared(spec, data, inputs, facts, options, plan, output, color)
 
 
 def _check_places(
@@ -215,6 +221,20 @@ def _open_inputs(
             matrices[role] = matrix = open_matrix(location, vectors=known.vector, missing_chunks=missing)
             signatures[role] = matrix.check()
     return Inputs(matrices, results, {role: signature for role, signature in signatures.items() if signature})
+
+
+def _color(spec: JobSpec, inputs: Inputs, document: Document) -> Color | None:
+    """What the spec says that colours the rows of the first matrix."""
+    kind, name = KINDS[spec.kind], spec.input.color
+    if name is None:
+        return None
+    first = kind.roles[0].name
+    with blame(document, "input", "color"):
+        if not any(along[:1] == ("row",) for along in kind.dimensions.values()):
+            raise SpecError(f"colours rows of a result, and that of kind {spec.kind} has none; leave it out.")
+        if not isinstance(spec.input.roles().get(first), str):
+            raise SpecError(f"is of a matrix that lies in Zarr; set color in the section of input.{first} with import.")
+        return color_beside(inputs[first].uri, inputs[first].shape[0], name)
 
 
 def _transformed(spec: JobSpec, inputs: Inputs, document: Document) -> Inputs:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import csv
 import io
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import scipy.sparse as sp
 import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import dlscale
-from dlscale.errors import ImportNote, SpecError
+from dlscale.errors import DlscaleError, ImportNote, SpecError
 from dlscale.storage.importers import import_matrix
 from dlscale.storage.labels.names import AXES
+from dlscale.storage.labels.stored import color_beside
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.matrix import RowRange
 from dlscale.storage.verifying import verify
@@ -139,3 +142,126 @@ def test_a_result_has_it_along_its_rows(tmp_path, columns):
     assert (color.metadata.dimension_names, color[:].tolist()) == (("row",), ["g0", "g1", "g0", "g1"])
     assert dict(color.attrs) == {"long_name": "city"}
     assert not verify(str(result.result)).damage
+
+
+COLUMNS = {
+    "kind": ["B", "T", "", "B"],
+    "older": ["T", "B", "", "T"],
+    "grade": ["2.5", "1.0", "2.5", "1.0"],
+    "text": ["é", "x", "", "y"],
+    "depth": ["1.5", "", "3.0", "4.0"],
+    "single": ["0.0", "0.1", "0.2", "0.3"],
+    "n": ["1", "2", "3", "4"],
+    "alive": ["True", "False", "True", "True"],
+    "maybe": ["7", "", "8", "9"],
+}
+MATRICES = {"dense": np.arange(8.0).reshape(4, 2), "rows": sp.csr_matrix(np.eye(4, 2)), "columns": sp.csc_matrix(np.eye(4, 2))}
+
+
+def write_anndata(root, matrix):
+    """What AnnData writes into HDF5 and Zarr: a matrix, and a column of every encoding in obs."""
+
+    def put(group, name, values):
+        array = np.asarray(values)
+        if array.dtype.kind != "U":
+            return group.create_dataset(name, data=array) if is_hdf5 else group.create_array(name, data=array)
+        if is_hdf5:
+            return group.create_dataset(name, data=array.astype(object), dtype=h5py.string_dtype())
+        found = group.create_array(name, shape=array.shape, dtype="string")
+        found[:] = array.astype(np.dtypes.StringDType())
+        return found
+
+    def encoded(name, encoding, **arrays):
+        group = obs.create_group(name)
+        group.attrs["encoding-type"] = encoding
+        for each, values in arrays.items():
+            put(group, each, values)
+
+    is_hdf5 = isinstance(root, h5py.File)
+    root.attrs["encoding-type"] = "anndata"
+    if isinstance(matrix, np.ndarray):
+        put(root, "X", matrix)
+    else:
+        group = root.create_group("X")
+        group.attrs.update({"encoding-type": f"{matrix.format}_matrix", "encoding-version": "0.1.0", "shape": list(matrix.shape)})
+        for name in ("data", "indices", "indptr"):
+            put(group, name, getattr(matrix, name))
+    obs = root.create_group("obs")
+    obs.attrs["_index"] = "_index"
+    put(obs, "_index", [f"c{i}" for i in range(4)])
+    encoded("kind", "categorical", codes=np.array([0, 1, -1, 0], "i1"), categories=["B", "T"])
+    encoded("grade", "categorical", codes=np.array([1, 0, 1, 0], "i1"), categories=[1.0, 2.5])
+    encoded("maybe", "nullable-integer", values=[7, 1, 8, 9], mask=[False, True, False, False])
+    categories = put(obs.create_group("__categories"), "older", ["T", "B"])
+    put(obs, "older", np.array([0, 1, -1, 0], "i1")).attrs["categories"] = categories.ref if is_hdf5 else "__categories/older"
+    put(obs, "text", ["é", "x", "", "y"])
+    put(obs, "depth", [1.5, np.nan, 3, 4])
+    put(obs, "single", np.arange(4, dtype="f4") / np.float32(10))
+    put(obs, "n", [1, 2, 3, 4])
+    put(obs, "alive", [True, False, True, True])
+    put(obs, "short", [1, 2, 3])
+    encoded("broken", "categorical", codes=np.array([0, 1, 5, 0], "i1"), categories=["B", "T"])
+
+
+@pytest.mark.parametrize("form", MATRICES)
+def test_a_column_of_anndata_colours_rows_in_hdf5(tmp_path, form):
+    with h5py.File(tmp_path / "a.h5ad", "w") as file:
+        write_anndata(file, MATRICES[form])
+    for name, texts in (COLUMNS if form == "dense" else {"kind": COLUMNS["kind"]}).items():
+        copy = import_matrix(tmp_path / "a.h5ad", tmp_path / "y.zarr", overwrite=True, color=name)
+        assert told(open_matrix(copy)) == (name, texts)
+        assert list(open_matrix(copy).labels.row[:]) == [f"c{i}" for i in range(4)]
+    for name, words in (
+        ("nothing", "has no column 'nothing' of text or numbers in obs .* there are: alive, broken, depth"),
+        ("short", "'short' has 3 values, and the matrix 4 rows"),
+        ("broken", "says category 5 of 2"),
+    ):
+        with pytest.raises(DlscaleError, match=words):
+            import_matrix(tmp_path / "a.h5ad", tmp_path / "z.zarr", color=name)
+    assert not (tmp_path / "z.zarr").exists()
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_a_column_of_anndata_colours_rows_in_zarr(tmp_path, zarr_format):
+    write_anndata(zarr.create_group(tmp_path / "a.zarr", zarr_format=zarr_format), MATRICES["dense"])
+    place = str(tmp_path / "a.zarr" / "X")
+    for name, texts in COLUMNS.items():
+        color = color_beside(place, 4, name)
+        assert (color.name, color.texts[0:4]) == (name, texts)
+
+
+def test_a_job_names_the_column_of_a_matrix_in_zarr(tmp_path):
+    write_anndata(zarr.create_group(tmp_path / "a.zarr"), MATRICES["columns"] + sp.csc_matrix([[0, 0], [3, 1], [0, 2], [1, 1]]))
+    place, params = str(tmp_path / "a.zarr" / "X"), {"n_components": 1, "scores": True}
+    spec = {"kind": "pca", "input": {"matrix": place, "color": "kind"}, "params": params, "cluster": "threads"}
+    result = dlscale.run(spec, workspace=tmp_path / "w").result
+    color = zarr.open_array(f"{result}/color", mode="r")
+    assert (color[:].tolist(), dict(color.attrs)) == (COLUMNS["kind"], {"long_name": "kind"})
+    csv = {"import": str(tmp_path / "a.csv")}
+    (tmp_path / "a.csv").write_text(TABLE)
+    for changed, words in (
+        ({"input": {"matrix": place, "color": "x"}}, "input.color: there is no column or array 'x' of text or numbers in"),
+        ({"input": {"matrix": place, "color": "../X"}}, "input.color: there is no column"),
+        ({"input": {"matrix": place, "color": "short"}}, "input.color: .* has 3 values, and the matrix 4 rows"),
+        ({"input": {"matrix": {**csv, "numeric": True, "fill": 0}, "color": "a"}}, "set color in the section of input.matrix"),
+        ({"kind": "slogdet", "params": {}}, "input.color: colours rows of a result, and that of kind slogdet has none"),
+    ):
+        with pytest.raises(SpecError, match=words):
+            dlscale.run({**spec, **changed}, workspace=tmp_path / "w")
+
+
+@pytest.mark.parametrize("name", ["groups", "table/group", "deep/groups"])
+def test_a_dataset_of_hdf5_colours_rows(tmp_path, name):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["x"], file["groups"], file["wide"] = MATRICES["dense"], np.array([b"u", b"v", b"u", b"w"]), np.eye(4)
+        file["table"] = np.array([(b"u", 1), (b"v", 2), (b"u", 3), (b"w", 4)], [("group", "S1"), ("n", "i4")])
+        file["deep/groups"] = h5py.SoftLink("/groups")
+        file["far"] = h5py.ExternalLink("/etc/b.h5", "groups")
+    found = open_matrix(import_matrix(tmp_path / "a.h5", tmp_path / "y.zarr", dataset="x", color=name))
+    assert told(found) == (name.rpartition("/")[2], list("uvuw"))
+    for wrong, words in (("wide", "no dataset 'wide' of one dimension"), ("nothing", "no dataset 'nothing'"), ("far", "not there")):
+        with pytest.raises(DlscaleError, match=words):
+            import_matrix(tmp_path / "a.h5", tmp_path / "z.zarr", dataset="x", color=wrong)
+    np.save(tmp_path / "a.npy", np.eye(2))
+    with pytest.raises(SpecError, match=r"color does not apply to .*npy; it is for \.csv"):
+        import_matrix(tmp_path / "a.npy", tmp_path / "z.zarr", color="x")

@@ -36,7 +36,7 @@ def is_result_of(path: Path | Address, job: str) -> bool:
 
 
 #: Keys of an input that are no roles.
-OPTIONS = ("missing_chunks", "transforms")
+OPTIONS = ("missing_chunks", "transforms", "color")
 
 
 def check_output(data: Mapping[str, Any], *, overwrite: bool, job: str) -> Path | Address | None:

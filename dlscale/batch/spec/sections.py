@@ -93,6 +93,11 @@ class InputSection(Section):
 
     transforms: Transforms = Field(default_factory=list, description=TRANSFORMS_WORDS)
 
+    color: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description="text: the column of AnnData's obs, or the array beside the matrix in Zarr, that colours its rows in reports",
+    )
+
     def roles(self) -> dict[str, str | ImportSpec]:
         """What was given, by role."""
         names = type(self).model_fields.keys() - InputSection.model_fields.keys()

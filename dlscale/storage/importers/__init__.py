@@ -69,7 +69,7 @@ FORMATS: dict[str, Format] = {
     ".npz": Format(read_npz, ("dataset",)),
     **dict.fromkeys((".csv", ".csv.gz", ".tsv", ".tsv.gz"), _TABLES),
     ".parquet": _PARQUET,
-    **dict.fromkeys((".h5", ".hdf5", ".h5ad"), Format(read_hdf5, ("dataset",))),
+    **dict.fromkeys((".h5", ".hdf5", ".h5ad"), Format(read_hdf5, ("dataset", "color"))),
     **dict.fromkeys((".svmlight", ".svmlight.gz", ".libsvm", ".libsvm.gz", ".svm", ".svm.gz"), _SVMLIGHT),
     ".mtx": Format(read_matrix_market),
     ".mtx.gz": Format(read_matrix_market),

@@ -26,7 +26,8 @@ from dlscale.storage.importers.tables import (
     open_binary,
     row_ranges,
 )
-from dlscale.storage.labels.hdf5 import labels_of_dataset, labels_of_group
+from dlscale.storage.labels.hdf5 import color_of, labels_of_dataset, labels_of_group
+from dlscale.storage.labels.names import Labels
 from dlscale.storage.packing import PACKING_KEYS, Packing
 from dlscale.storage.signatures import Stamp
 
@@ -59,12 +60,13 @@ def read_hdf5(request: Request) -> Iterator[Table]:
         m, n, dtype = matrix_layout(dataset.shape or (), stored, what=what)
         packing = Packing.of({key: dataset.attrs[key] for key in PACKING_KEYS if key in dataset.attrs}, stored, what)
         blocks = _blocks(dataset, m, n, dtype=dtype, parts=parts)
+        labels = _colored(h5py, store, dataset, labels_of_dataset(h5py, store, dataset, (m, n)), m, request, others)
         attributes = _read_also(others)
         turned = ["MATLAB wrote it, column by column: its columns are the rows here"] if "MATLAB_class" in dataset.attrs else []
         if packing is not None:
             dtype = np.dtype(np.float64) if dtype.kind in "iu" or dtype.itemsize == 2 else dtype
             blocks = _unpacked(blocks, packing, dtype=dtype, what=what)
-        yield Table(m, n, dtype, blocks, attributes, notes=turned, labels=labels_of_dataset(h5py, store, dataset, (m, n)))
+        yield Table(m, n, dtype, blocks, attributes, notes=turned, labels=labels)
 
 
 def _dataset(h5py: Any, store: Any, request: Request) -> Any:
@@ -114,8 +116,23 @@ def _sparse_table(h5py: Any, store: Any, group: Any, request: Request) -> Table:
             f"{request.source}: {group.name!r} is a sparse matrix in three arrays that do not say its shape, as those of AnnData, "
             "10x and MATLAB do; write it by scipy.sparse.save_npz or scipy.io.mmwrite. (Name one of its arrays to import that.)"
         )
-    labels = labels_of_group(h5py, store, group, found[0].shape)
+    shape = found[0].shape
+    labels = _colored(h5py, store, group, labels_of_group(h5py, store, group, shape), shape[0], request, others)
     return replace(compressed_table(found[0], request, notes=found[1]), attributes=_read_also(others), labels=labels)
+
+
+def _colored(h5py: Any, store: Any, matrix: Any, labels: Labels, n_rows: int, request: Request, others: set[Path]) -> Labels:
+    """Labels with what colours the rows, if that was asked for; the files that it comes from are added to the others."""
+    if request.color is None:
+        return labels
+
+    def item(path: str) -> Any:
+        found = follow(h5py, store, path, request.source)
+        if isinstance(found, h5py.Dataset):
+            others.update(check_sources(h5py, found, request.source))
+        return found
+
+    return labels._replace(color=color_of(h5py, matrix, n_rows, request.color, item, request.source))
 
 
 def _read_also(others: set[Path]) -> dict[str, Any]:

@@ -69,8 +69,8 @@ class ReadOptions(BaseModel):
     )
     color: Annotated[str, Field(min_length=1)] | None = Field(
         default=None,
-        title="Which column of a table colours the rows in reports; it is none of the matrix unless --columns names it.",
-        description="text: the column of a table that colours the rows in reports; none of the matrix unless columns names it",
+        title="Which column of a table or of AnnData's obs, or dataset of HDF5, colours the rows in reports.",
+        description="text: the column of a table or of AnnData's obs, or dataset of HDF5, that colours the rows in reports",
     )
     triplets: Annotated[Names, Field(min_length=2, max_length=3)] | None = Field(
         default=None,

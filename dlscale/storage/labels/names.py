@@ -42,11 +42,15 @@ class Text(NamedTuple):
 
 
 class Labels(NamedTuple):
-    """What the rows and the columns of a matrix are called, and what colours the rows; None where nobody says."""
+    """What the rows and the columns of a matrix are called, and what colours the rows; None where nobody says.
+
+    What colours columns is what colours the rows of the transpose, and shown nowhere else.
+    """
 
     row: Names | None = None
     column: Names | None = None
     color: Color | None = None
+    column_color: Color | None = None
 
     @classmethod
     def of(cls, axes: Iterable[Names | None]) -> Labels:
@@ -56,8 +60,8 @@ class Labels(NamedTuple):
 
     @property
     def T(self) -> Labels:
-        """Those of the transpose, whose rows nothing colours."""
-        return Labels(self.column, self.row)
+        """Those of the transpose."""
+        return Labels(self.column, self.row, self.column_color, self.color)
 
     def stored(self) -> Iterator[Text]:
         """All that there are, each as an array; what colours rows has its name as the attribute that xarray shows."""
@@ -78,7 +82,8 @@ class Labels(NamedTuple):
     def fitting(self, shape: tuple[int, int]) -> Labels:
         """Those that a matrix of this shape has one of for each row, or column."""
         row, column = (names if names is not None and len(names) == n else None for names, n in zip(self[:2], shape, strict=True))
-        return Labels(row, column, self.color if self.color is not None and len(self.color.texts) == shape[0] else None)
+        colors = (color if color is not None and len(color.texts) == n else None for color, n in zip(self[2:], shape, strict=True))
+        return Labels(row, column, *colors)
 
 
 class ChosenNames:

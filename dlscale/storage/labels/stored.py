@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dlscale.errors import InputError
+from dlscale.errors import InputError, SpecError
 from dlscale.storage.integrity import holds_numbers, holds_text
+from dlscale.storage.labels.columns import ColumnTexts, column_texts
 from dlscale.storage.labels.names import AXES, COLOR, Color, Labels, Names, counts, text_of
 from dlscale.storage.labels.writing import FOLDER
 from dlscale.storage.zarr_stores import is_group, open_array, open_node, refusing
@@ -70,20 +71,79 @@ def color_at(uri: str) -> Color | None:
     return Color(text_of(dict(array.attrs).get("long_name", "")), StoredNames(array))
 
 
+def color_beside(uri: str, n_rows: int, name: str) -> Color:
+    """A column of AnnData's ``obs``, or an array beside a matrix, as what colours its rows.
+
+    Parameters
+    ----------
+    uri : str
+        Of the matrix.
+    n_rows : int
+    name : str
+
+    Raises
+    ------
+    SpecError
+        If there is none, or what there is has not a text or a number for each row.
+    """
+    root = _anndata_root(uri, "obsm")
+    places = [f"{root}/obs"] if root else []
+    beside, _, _ = uri.rstrip("/").rpartition("/")
+    for group in [*places, beside]:
+        texts = _column_in(group, name)
+        if texts is None:
+            continue
+        if len(texts) != n_rows:
+            raise SpecError(f"{group}/{name} has {len(texts)} values, and the matrix {n_rows} rows to be coloured.")
+        return Color(name, texts)
+    where = " or ".join([*places, beside])
+    raise SpecError(f"there is no column or array {name!r} of text or numbers in {where}, to colour the rows of {uri} by.")
+
+
+def _column_in(group: str, name: str) -> ColumnTexts | None:
+    if not _stays_inside(name):
+        return None
+    uri = f"{group}/{name}"
+
+    def part(below: str) -> Any:
+        try:
+            return refusing(open_array(f"{group}/{below}"))
+        except InputError:
+            return None
+
+    try:
+        found = open_node(uri)
+    except InputError:
+        return None
+    older = dict(found.attrs).get("categories")
+    if not is_group(found) and isinstance(older, str) and older == f"__categories/{name}":  # before 0.8
+        codes, categories = part(name), part(older)
+        return None if categories is None else ColumnTexts(codes, ColumnTexts(categories)[:])
+    column = found if is_group(found) else refusing(open_array(uri))
+    return column_texts(column, lambda below: part(f"{name}/{below}"), lambda array: holds_text(array) or holds_numbers(array))
+
+
 def _names_in(group: str, name: object) -> Names | None:
     """The names in an array of a group; what a stranger wrote as its name leads nowhere else."""
-    if not isinstance(name, str) or not name or name.startswith(".") or set(name) & set("/\\?#"):
-        return None
-    return names_at(f"{group}/{name}")
+    return names_at(f"{group}/{name}") if isinstance(name, str) and _stays_inside(name) else None
+
+
+def _stays_inside(name: str) -> bool:
+    """Whether a name leads to no other group."""
+    return bool(name) and not name.startswith(".") and not set(name) & set("/\\?#")
 
 
 def _annotations(uri: str) -> Labels:
     """Those that AnnData keeps of a matrix ``X`` or ``layers/...``."""
+    root = _anndata_root(uri)
+    return Labels.of(_index_at(f"{root}/{table}") for table in ("obs", "var")) if root else Labels()
+
+
+def _anndata_root(uri: str, *more: str) -> str:
+    """The group of AnnData that a matrix ``X``, or in ``layers`` or one of more groups, lies in; empty where it is none."""
     parts = uri.rstrip("/").split("/")
-    depth = 1 if parts[-1] == "X" else 2 if parts[-2:-1] == ["layers"] else 0
-    if not depth:
-        return Labels()
-    return Labels.of(_index_at("/".join([*parts[:-depth], table])) for table in ("obs", "var"))
+    depth = 1 if parts[-1] == "X" else 2 if parts[-2:-1] and parts[-2] in ("layers", *more) else 0
+    return "/".join(parts[:-depth]) if depth else ""
 
 
 def _index_at(uri: str) -> Names | None:
