@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from dlscale.batch.jobs.in_slurm import begun
-from dlscale.batch.jobs.progress import Follower
+from dlscale.batch.jobs.progress import Follower, progress_words
 from dlscale.batch.workspace import ENDED, HEARTBEAT_SECONDS, Heartbeat, Job, JobState
 from dlscale.engine.events import Emit, Event, Saved, StateChanged, StepFinished, StepStarted, Warned
 from dlscale.engine.progress import MemorySampler
@@ -30,6 +30,8 @@ from dlscale.storage.files.locks import LockLostError
 
 #: How often a running job looks whether it is to be cancelled.
 _CANCEL_SECONDS = 0.5
+#: Within a step that is long, the log says so often how far the job is.
+TELL_SECONDS = 60.0
 
 
 class Recorder:
@@ -55,7 +57,7 @@ class Recorder:
         self.fence: LockLostError | None = None
         self._lock = threading.RLock()
         self._stopped = threading.Event()
-        self._rests = False
+        self._rests, self._told = False, time.monotonic()
         self._pulse = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._sampler = MemorySampler(self.emit)
         self._log = logging.getLogger(f"dlscale.job.{job.id}")
@@ -125,9 +127,12 @@ class Recorder:
         # One write: a kill cannot mix two lines. A full disk ends the job where it needs the disk, not here.
         with suppress(OSError):
             os.write(self._events, line)
-        if sentence := _sentence(event):
-            self._log.log(logging.WARNING if isinstance(event, Warned) else logging.INFO, sentence)
         self.follower(event)
+        if sentence := _sentence(event):
+            if isinstance(event, StepFinished):
+                self._told = time.monotonic()
+                sentence += f"; {progress_words(replace(self.follower.progress(), step=''), runs=True)}"
+            self._log.log(logging.WARNING if isinstance(event, Warned) else logging.INFO, sentence)
         self.listener(event)
 
     def change(
@@ -178,6 +183,10 @@ class Recorder:
                 except LockLostError:
                     self.cancel()
                     return
+                progress = self.state.progress
+                if last - self._told >= TELL_SECONDS and progress is not None and progress.rate is not None:
+                    self._told = last
+                    self._log.info(progress_words(progress, runs=True))
 
     def _write(self, *, fsync: bool) -> None:
         self.check()

@@ -16,8 +16,8 @@ _HEAD = ("job", "kind", "state", "started", "time", "message")
 _STATE = 2
 #: What goes first where a terminal is narrow: started, time, kind.
 _DROPPED = (3, 4, 1)
-#: Of a message, fewer characters say nothing.
-_MESSAGE_CHARACTERS = 16
+#: Of a message, fewer characters say too little: they hold ``42%, 3 min 02 s left``.
+_MESSAGE_CHARACTERS = 22
 
 
 def terminal_width() -> int | None:

@@ -161,7 +161,7 @@ def _rows(record: dict[str, Any], url: str) -> Table:
         pairs.append(("progress", progress_words(look.progress, runs=look.runs)))
     pairs += slurm_rows(record["slurm"])
     pairs += [(label, record[key]) for label, key in (("reason", "message"), ("result", "result")) if record[key]]
-    if record["resumable"]:
+    if record["resumable"] and not look.moves:
         pairs.append(("go on", f"dlscale --server {url} resume {look.job}"))
     return rows(pairs)
 

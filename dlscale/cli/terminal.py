@@ -253,7 +253,7 @@ def status_rows(job: Job, state: JobState) -> Table:
         pairs.append(("reason", state.message))
     if state.result:
         pairs.append(("result", shown_path(state.result)))
-    if state.resumable:
+    if state.resumable and not state.moves:
         pairs.append(("go on", f"dlscale resume {job.id}"))
     pairs.append(("files", shown_path(str(job.place))))
     return rows(pairs)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from helpers import gaussian
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from dlscale.batch import recorder
 from dlscale.batch import run as jobs
 from dlscale.batch.jobs.progress import Follower, Progress, progress_words
 from dlscale.batch.workspace import Heartbeat, JobState, Workspace
@@ -79,7 +82,7 @@ def test_words() -> None:
     assert progress_words(Progress(n_steps=3), runs=True) == "0%, 0 of 3 steps"
 
 
-def test_the_state_of_a_job_that_stopped_says_how_far_it_came(tmp_path: Path) -> None:
+def test_state_and_log_of_a_job_that_stopped_say_how_far_it_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "a.npy", gaussian(400, 20))
     spec = {
         "kind": "svd",
@@ -88,9 +91,13 @@ def test_the_state_of_a_job_that_stopped_says_how_far_it_came(tmp_path: Path) ->
         "cluster": "threads",
     }
     seen = []
+    monkeypatch.setattr(recorder, "HEARTBEAT_SECONDS", 0.0)
+    monkeypatch.setattr(recorder, "TELL_SECONDS", 0.0)
 
     def fail(event: dict[str, object]) -> None:
         seen.append(event)
+        if [event["event"] for event in seen].count("pass_finished") == 1 and event["event"] == "pass_started":
+            time.sleep(1.2)  # the heart beats meanwhile
         if sum(event["event"] == "pass_finished" for event in seen) == 2:
             raise OSError("the disk is gone")
 
@@ -100,6 +107,9 @@ def test_the_state_of_a_job_that_stopped_says_how_far_it_came(tmp_path: Path) ->
     assert progress is not None
     assert progress.n_done == 2
     assert 0 < progress.fraction < 1
+    log = Workspace(tmp_path / "ws").find(None).log.read_text()
+    assert re.search(r"pass iteration-1: [\d.]+ s; \d+%, \d+ s left, 1 of 7 steps, .* FLOP/s", log), log
+    assert re.search(r"INFO \d+%, \d+ s left, step 2 of 7 \(iteration-2\), ", log), log
     call = CliRunner().invoke
     shown = call(commands, ["status", "--workspace", str(tmp_path / "ws")]).stdout
     assert f"2 of {progress.n_steps} steps" in " ".join(shown.split())
