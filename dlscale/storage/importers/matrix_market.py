@@ -35,7 +35,6 @@ SPARSE_ENTRIES = 1 << 20  # of a strip of a sparse matrix
 MAX_HEADER_LINE = 1 << 20
 MAX_SIZE_DIGITS = 18
 GZIP_RATIO = 1032  # of text to packed text, at most
-FORTRAN_BLOCKS = 2  # blocks read together from the columns: each column is then one longer read
 MIRRORED: dict[str, Callable[[Array], Array]] = {"symmetric": np.positive, "skew-symmetric": np.negative, "hermitian": np.conj}
 #: Kinds that contradict themselves.
 IMPOSSIBLE = {("pattern", "skew-symmetric"), ("unsigned-integer", "skew-symmetric")}
@@ -124,7 +123,7 @@ def _columns(stream: BinaryIO, banner: Banner, *, request: Request) -> Blocks:
         for values, _ in _pieces(stream, banner, request=request):
             values.values.tofile(file)
         file.flush()
-        for start, stop in row_ranges(m, FORTRAN_BLOCKS * rows_per_block(n, itemsize)):
+        for start, stop in row_ranges(m, rows_per_block(n, itemsize)):
             block = np.empty((n, stop - start), banner.dtype)
             for j in range(n):
                 file.seek((j * m + start) * itemsize)
