@@ -160,6 +160,8 @@ def prepare(
     color = None if assumed and assumed.shape else _color(spec, found, document)
     inputs, kind = _transformed(spec, found, document), KINDS[spec.kind]
     options = kind.options(**spec.option_values())
+    if getattr(options, "log_rows", False) and not facts.one_host:
+        workspace.require_folder("a log of rows from several machines (params.log_rows)")
     if earlier is not None:
         plan = earlier.plan
         _check_same(earlier, inputs, document)

@@ -42,7 +42,7 @@ from dlscale.engine.machine import describe_machine
 from dlscale.engine.plan import Plan
 from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
-from dlscale.errors import CertificateError, DlscaleError, InputError, Interrupted, NumericalError, RankError, SpecError
+from dlscale.errors import CertificateError, DlscaleError, InputError, Interrupted, NumericalError, RankError, SpecError, StoreError
 from dlscale.linalg.fitting import compute_with_fits
 from dlscale.report import words
 from dlscale.storage.files.atomic import fsync_path, hidden, write_atomically
@@ -283,7 +283,7 @@ def _execute(job: Job, state: JobState, prepared: Prepared, listener: Emit) -> J
 
 def _fence(reason: BaseException, recorder: Recorder) -> LockLostError | None:
     """Why a job that stopped must not be written to any more, if that is so."""
-    with suppress(LockLostError):
+    with suppress(LockLostError, StoreError):
         recorder.check()
     return recorder.fence or (reason if isinstance(reason, LockLostError) else None)
 

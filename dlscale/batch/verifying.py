@@ -5,6 +5,8 @@ from __future__ import annotations
 from dlscale.batch.jobs import records
 from dlscale.batch.workspace import Job
 from dlscale.errors import InputError, SpecError
+from dlscale.storage.objects.address import Address
+from dlscale.storage.objects.requests import names
 from dlscale.storage.verifying import Findings, verify
 
 
@@ -32,9 +34,16 @@ def verify_job(job: Job) -> Findings:
             continue
         except SpecError as error:
             findings.damage.append(str(error))
-    for place in filter(None, (str(job.checkpoint) if job.checkpoint.exists() else "", result)):
+    for place in filter(None, (_checkpoint_of(job), result)):
         try:
             verify(place, findings)
         except InputError as error:
             findings.damage.append(str(error))
     return findings
+
+
+def _checkpoint_of(job: Job) -> str:
+    """Where its checkpoint is; nothing where it has none."""
+    place = job.place / "checkpoint.zarr"
+    there = names(place / "manifests") if isinstance(place, Address) else place.exists()
+    return str(place) if there else ""

@@ -83,7 +83,8 @@ class Workspace:
     """
 
     def __init__(self, root: str | Path | None = None) -> None:
-        self.root = local_path(root or os.environ.get("DLSCALE_WORKSPACE") or "dlscale-workspace", "The workspace").absolute()
+        location = root or os.environ.get("DLSCALE_WORKSPACE") or "dlscale-workspace"
+        self.root = local_path(location, "The workspace, if it is no URL of s3:, gs: or az:,").absolute()
         self.place: Path | Address = self.root
         self.jobs_folder = self.root / "jobs"
         self.imports_folder = self.root / "imports"

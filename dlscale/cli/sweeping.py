@@ -55,7 +55,7 @@ def known_sweep(root: Workspace, sweep_id: str) -> Sweep:
 
         newest = ", ".join(sweep_ids(root)[:4])
         there = f"the newest are: {newest}" if newest else "`dlscale submit` of a job file with matrix: makes one"
-        raise SpecError(f"There is no sweep {sweep_id} in {root.root}; {there}.")
+        raise SpecError(f"There is no sweep {sweep_id} in {root.place}; {there}.")
     return sweep
 
 

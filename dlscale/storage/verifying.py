@@ -14,12 +14,14 @@ import numpy as np
 
 from dlscale.certificates import Certificate, orthogonality
 from dlscale.errors import CorruptionError, InputError, MissingChunkError, StoreError
-from dlscale.storage.checkpoints import Checkpoint
+from dlscale.storage.buckets.checkpoints import open_checkpoint
 from dlscale.storage.files.atomic import read_plain
 from dlscale.storage.files.durable import check_chunk, crc32c
 from dlscale.storage.groups import open_array, open_arrays, result_attributes
 from dlscale.storage.integrity import check_chunks, holds_numbers, holds_text
 from dlscale.storage.labels.writing import FOLDER
+from dlscale.storage.objects.address import Address, is_object_url
+from dlscale.storage.objects.requests import listing, names
 from dlscale.storage.seals import SEAL, description_crc, displaced
 from dlscale.storage.zarr_stores import look_first
 
@@ -74,8 +76,8 @@ def verify(path: str, findings: Findings | None = None) -> Findings:
     path = path.removeprefix("file://")
     look_first(path)
     local = None if "://" in path else Path(path)
-    if local is not None and (local / "manifests").is_dir():
-        _verify_checkpoint(local, findings)
+    if _is_checkpoint(path):
+        _verify_checkpoint(path, findings)
         return findings
     if local is not None and not local.exists():
         raise InputError(f"There is nothing at {path}: no such file or directory.")
@@ -237,12 +239,22 @@ def _blocks(array: Any, *, rows: bool) -> Iterator[np.ndarray[Any, Any]]:
         yield part.conj().T if rows else part
 
 
-def _verify_checkpoint(folder: Path, findings: Findings) -> None:
-    checkpoint = Checkpoint(folder)
+def _is_checkpoint(path: str) -> bool:
+    if is_object_url(path):
+        return bool(names(Address.of(path) / "manifests"))
+    return "://" not in path and (Path(path) / "manifests").is_dir()
+
+
+def _verify_checkpoint(path: str, findings: Findings) -> None:
+    checkpoint = open_checkpoint(path)
     for step in checkpoint.steps():
         loaded = checkpoint.load(step)
         if loaded is not None:
             findings.n_arrays += len(loaded)
             findings.n_bytes += sum(array.nbytes for array in loaded.values())
-    findings.n_chunks += sum(1 for path in (folder / "steps").rglob("*") if path.is_file() and path.name != "zarr.json")
+    if checkpoint.is_local:
+        files = [file.name for file in (checkpoint.directory / "steps").rglob("*") if file.is_file()]
+    else:
+        files = [key.rpartition("/")[2] for key in listing(Address.of(path) / "steps")]
+    findings.n_chunks += sum(name != "zarr.json" for name in files)
     findings.damage += checkpoint.problems

@@ -6,25 +6,31 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 import zarr
-from object_server import SECRET, upload
+from click.testing import CliRunner
+from object_server import SECRET, Faults, upload
 
 import dlscale
 from dlscale.batch.remote import claims
 from dlscale.batch.remote.opening import open_workspace
 from dlscale.batch.removing import remove
 from dlscale.batch.run import JobResult, reopen, resume
+from dlscale.batch.submit import cancel
+from dlscale.batch.verifying import verify_job
 from dlscale.batch.workspace import Workspace
-from dlscale.errors import SpecError
+from dlscale.cli.main import commands
+from dlscale.errors import InputError, SpecError, StoreError
 from dlscale.storage.files import locks
 from dlscale.storage.files.locks import LockLostError
 from dlscale.storage.files.processes import Owner
-from dlscale.storage.objects import requests
+from dlscale.storage.objects import conditions, requests
 from dlscale.storage.objects.address import Address
 
 A = np.random.default_rng(0).standard_normal((900, 60))
@@ -131,7 +137,7 @@ def test_one_claim_at_a_time(bucket: Address, tmp_path: Path, short: None) -> No
         assert second is not None, "nobody has written it for long enough"
         second.check()
         requests.put(place, of_another_machine(2))
-        claims.time.sleep(0.5)
+        time.sleep(0.5)
         with pytest.raises(LockLostError, match="taken over by another process"):
             second.check()
         second.release()
@@ -147,11 +153,11 @@ def test_a_claim_that_is_written_anew_is_nobody_elses(bucket: Address, tmp_path:
             if ended:
                 return
             requests.put(place, of_another_machine(k))
-            claims.time.sleep(0.05)
+            time.sleep(0.05)
 
     beat_once = requests.helpers().submit(beat)
     while not requests.exists(place):
-        claims.time.sleep(0.01)
+        time.sleep(0.01)
     with lock:
         assert claims.take(place, lock) is None
     ended.append(True)
@@ -176,3 +182,96 @@ def test_who_lost_its_claim_stops(bucket: Address, job: dict[str, Any], short: N
         dlscale.run(job, workspace=f"{bucket}/ws", listener=take_over)
     (key,) = (key for key in requests.listing(bucket / "ws") if key.endswith("state.json"))
     assert requests.get(bucket / "ws" / key) == theirs
+
+
+def test_same_bits_when_the_store_freezes_and_fails(
+    bucket: Address, job: dict[str, Any], faults: Faults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For longer than a claim is trusted unasked; a request in twenty fails, and an answer in twenty breaks off."""
+    monkeypatch.setattr(claims, "LEASE_SECONDS", 1.0)
+    monkeypatch.setattr(claims, "BEAT_SECONDS", 0.1)
+    faults.failing = faults.torn = 0.05
+
+    def freeze(event: dict[str, Any]) -> None:
+        if event["event"] == "checkpoint" and not faults.frozen_until:
+            faults.frozen_until = time.monotonic() + 2.0
+
+    found = dlscale.run(job, workspace=f"{bucket}/ws", listener=freeze)
+    assert faults.counts["frozen"]
+    require_same(found, job, tmp_path)
+    faults.failing = faults.torn = 0.0
+    assert not any(SECRET.encode() in data for data in written(tmp_path, bucket))
+
+
+def test_a_submitted_job_from_another_machine(
+    bucket: Address, job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is watched, refused, cancelled, verified, gone on with and removed from where nothing of it was ever."""
+    zarr.create_array(str(tmp_path / "B.zarr"), data=np.tile(A, (10, 1)), chunks=(200, 60), compressors=None)
+    job["input"]["matrix"] = upload(tmp_path / "B.zarr", bucket / "B.zarr")
+    job["params"] = {"n_components": 4, "solver": "randomized", "power_iterations": 100}
+    submitted = dlscale.submit(job, workspace=f"{bucket}/ws")
+    root = another_machine(monkeypatch, tmp_path, bucket / "ws")
+    there = root.find(None)
+    assert there.id == submitted.id
+    assert there.folder != submitted.folder
+    command = [sys.executable, "-m", "dlscale", "logs", "-f", "--workspace", str(root.place)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as logs:
+        while not requests.names(bucket / f"ws/jobs/{there.id}/checkpoint.zarr/manifests"):
+            assert [row.job for row in root.list_jobs()[0]] == [there.id]
+        with pytest.raises(SpecError, match="is running already"):
+            reopen(there, root)
+        with pytest.raises(SpecError, match="is running already"):
+            there.claim()
+        assert cancel(there, root).state == "cancelled"
+        assert "cancelled" in logs.communicate(timeout=60)[0].splitlines()[-1]
+    findings = verify_job(root.find(None))
+    assert not findings.damage
+    assert findings.n_chunks > 0
+    again = resume(there, reopen(there, root), listener=lambda _: signal.raise_signal(signal.SIGINT))
+    assert again.state == submitted.state == "interrupted"
+    remove(there, root)
+    assert requests.listing(bucket / "ws") == {}
+    assert dlscale.jobs(f"{bucket}/ws") == []
+
+
+@pytest.mark.parametrize(
+    ("workspace", "told"),
+    [
+        ("s3://nowhere/ws", "there is no bucket 'nowhere'"),
+        ("s3://user:word@bucket/ws", "credentials and endpoints come from the environment only"),
+        ("ftp://host/ws", "The workspace, if it is no URL of s3:, gs: or az:, must be a path"),
+    ],
+)
+def test_a_place_that_cannot_be_used_is_refused(job: dict[str, Any], workspace: str, told: str) -> None:
+    with pytest.raises((SpecError, InputError), match=told):
+        dlscale.run(job, workspace=workspace)
+    with pytest.raises((SpecError, StoreError), match=told):
+        dlscale.jobs(workspace)
+
+
+def test_what_needs_a_folder_is_refused(
+    bucket: Address, job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is created; so is a store that can be reached but obeys no condition, and a machine without the driver."""
+    root = open_workspace(f"{bucket}/ws")
+    with pytest.raises(SpecError, match="An array of this program as an input needs a workspace on a file system; got s3://"):
+        dlscale.run({**job, "input": {"matrix": A}}, workspace=f"{bucket}/ws")
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**job, "matrix": {"params.n_components": [2, 3]}}))
+    for arguments, what in (
+        (("submit", str(tmp_path / "sweep.yaml")), "A sweep"),
+        (("serve",), "A server"),
+        (("submit", "--slurm", str(tmp_path / "job.yaml")), "A job of Slurm"),
+    ):
+        (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+        run = CliRunner().invoke(commands, [*arguments, "--workspace", str(root.place)])
+        assert f"{what} needs a workspace on a file system" in run.output
+        assert run.exit_code == 2
+    monkeypatch.setattr(conditions, "replace", lambda *_, **__: {"e_tag": "whatever"})
+    with pytest.raises(SpecError, match="writes objects whatever the condition"):
+        dlscale.run(job, workspace=f"{bucket}/ws")
+    monkeypatch.setattr("dlscale.storage.objects.address.has_driver", lambda: False)
+    with pytest.raises(SpecError, match="needs the package obstore"):
+        dlscale.jobs(f"{bucket}/ws")
+    monkeypatch.setattr("dlscale.storage.objects.address.has_driver", lambda: True)
+    assert requests.listing(bucket / "ws") == {}

@@ -37,6 +37,11 @@ class BucketClaim:
         Of the object.
     lock : Lock
         Of this machine's mirror, which is held as long.
+
+    Attributes
+    ----------
+    answers : bool
+        Whether the store answered when `check` asked it last; where it did not for minutes, it is not waited for as long again.
     """
 
     note = ""
@@ -45,7 +50,7 @@ class BucketClaim:
         self.place, self._local = place, lock
         self._token, self._count, self._known = uuid.uuid4().hex, 0, 0.0
         self._tag: dict[str, str] = {}
-        self._lost = False
+        self._lost, self.answers = False, True
         self._writing, self._ended = threading.Lock(), threading.Event()
         self._beat = threading.Thread(target=self._go_on, name="claim", daemon=True)
 
@@ -61,7 +66,9 @@ class BucketClaim:
         self._local.check()
         # What was written so lately nobody has seen unchanged for long enough.
         if not self._lost and _now() - self._known > LEASE_SECONDS / 2:
-            self._renew(soon=False)
+            patient, self.answers = self.answers, False
+            self._renew(soon=not patient)
+            self.answers = True
         if self._lost:
             raise LockLostError(
                 f"{self.place} was taken over by another process while this one did not run or had no connection; it stops here, "

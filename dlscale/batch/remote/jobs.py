@@ -125,7 +125,9 @@ class BucketJob(Job):
 
     def forget_stop(self) -> None:
         self._stop = False
-        with suppress(StoreError):
+        with suppress(StoreError, LockLostError):
+            if self._claim is not None:
+                self._claim.check()  # which waits less for a store that has not answered for long
             remove_object(self.place / "cancel")
 
     def is_taken(self) -> bool:

@@ -33,18 +33,21 @@ class BucketWorkspace(Workspace):
     def __init__(self, place: Address) -> None:
         super().__init__(_mirror_of(place))
         self.place: Address = place
+        self._is_found = False
 
     def require_folder(self, what: str) -> None:
         raise SpecError(f"{what[0].upper()}{what[1:]} needs a workspace on a file system; got {self.place}.")
 
     def require_writable(self) -> None:
+        self._require_mirror()
         super().require_writable()
-        first_look(self.place)
         require_conditions(self.place)
-        self.require_mirror()
 
-    def require_mirror(self) -> None:
-        """Make the mirror, for this user alone."""
+    def _require_mirror(self) -> None:
+        """Find the bucket, and make the mirror for this user alone (SpecError, StoreError)."""
+        if self._is_found:
+            return
+        first_look(self.place)
         try:
             self.jobs_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not is_own_folder(self.root):
@@ -56,12 +59,13 @@ class BucketWorkspace(Workspace):
                 f"{self.root}, which mirrors {self.place}, cannot be written: {error.strerror}; set XDG_CACHE_HOME to a folder "
                 "of yours."
             ) from error
+        self._is_found = True
 
     def job(self, job_id: str) -> Job:
         return BucketJob(self.jobs_folder / job_id, self.place / "jobs" / job_id)
 
     def ids(self, begins: str = "") -> list[str]:
-        self.require_mirror()
+        self._require_mirror()
         found = [name for name in names(self.place / "jobs") if name[0] != "." and name.startswith(begins)]
         there = list(helpers().map(self._bring_listed, found))
         return [name for name, is_job in zip(found, there, strict=True) if is_job]
@@ -74,7 +78,7 @@ class BucketWorkspace(Workspace):
         return job
 
     def _is_there(self, job_id: str) -> bool:
-        self.require_mirror()
+        self._require_mirror()
         return "/" not in job_id and not job_id.startswith(".") and self._bring_listed(job_id)
 
     def _bring_listed(self, job_id: str) -> bool:

@@ -96,10 +96,15 @@ class Address:
         return f"{other}/".startswith(f"{self}/")
 
 
-def connected(address: Address, *, first_look: bool = False) -> Any:
-    """The client of an address's bucket in this process (SpecError without its driver)."""
+def require_driver(address: Address) -> None:
+    """Refuse an address where object stores cannot be reached at all (SpecError)."""
     if not has_driver():
         raise SpecError(f"{address} needs the package obstore, which is not installed; pip install 'dlscale[cloud]'.")
+
+
+def connected(address: Address, *, first_look: bool = False) -> Any:
+    """The client of an address's bucket in this process (SpecError without its driver)."""
+    require_driver(address)
     return _client(f"{address.scheme}://{address.bucket}", first_look)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from dlscale.arrays import Array
 from dlscale.errors import StoreError
 from dlscale.showing import without_secrets
-from dlscale.storage.objects.address import RETRY_SECONDS, Address, connected
+from dlscale.storage.objects.address import RETRY_SECONDS, Address, connected, require_driver
 from dlscale.storage.signatures import Stamp
 
 T = TypeVar("T")
@@ -37,7 +37,8 @@ _SHOWN_CHARACTERS = 200
 
 
 def first_look(address: Address) -> None:
-    """Ask for the first key below an address: whether there are credentials, an endpoint and a bucket (StoreError)."""
+    """Ask for the first key below an address: whether there are a driver, credentials, an endpoint and a bucket (StoreError)."""
+    require_driver(address)
     import obstore
 
     def look(client: Any) -> None:
