@@ -26,8 +26,11 @@ threadpool_limits(1, user_api="blas")
 # Of the many commands that are started, the first compiles the package for all of them, as it does for users.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# How long an example takes says how busy the machine is.
-settings.register_profile("dlscale", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# How long an example takes says how busy the machine is. Examples are the same in each run, so that a run says what has changed;
+# DLSCALE_FRESH_EXAMPLES=1 draws others.
+settings.register_profile(
+    "dlscale", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="DLSCALE_FRESH_EXAMPLES" not in os.environ
+)
 settings.load_profile("dlscale")
 
 #: Whose fixtures tests of several folders share.
