@@ -176,6 +176,24 @@ def test_without_colours_where_they_are_not_wanted(tmp_path: Path, monkeypatch: 
         assert not re.search(r"\x1b\[[\d;]*[34]\dm", said)
 
 
+@pytest.mark.parametrize(
+    ("rank", "size", "live"),
+    [("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", False), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", True)],
+)
+def test_the_terminal_of_a_rank_is_nobody_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str, size: str, live: bool
+) -> None:
+    """Open MPI gives each rank a terminal, whose output it passes on; a shell in Slurm is a step of one task."""
+    job = make_job(tmp_path, state="succeeded")
+    monkeypatch.setenv(rank, "0")
+    monkeypatch.setenv(size, "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    kinds = [["jobs"], ["status"], ["status", "--watch"]]
+    said = on_a_terminal([[*kind, "--workspace", "ws"] for kind in kinds], tmp_path)
+    assert all(job.id in each for each in said)
+    assert ["\x1b" in each for each in said] == [live] * 3
+
+
 def test_quiet_goes_with_watch(tmp_path: Path) -> None:
     make_job(tmp_path)
     for command in ("status", "jobs"):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dlscale.cli.options import owns_terminal
+
 if TYPE_CHECKING:
     from dlscale.batch.workspace import ListedJob
 
@@ -22,7 +24,7 @@ _MESSAGE_CHARACTERS = 22
 
 def terminal_width() -> int | None:
     """Of standard output; None where it is no terminal, and nothing is cut."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() and owns_terminal() else None
 
 
 def table_lines(jobs: Sequence[ListedJob], *, width: int | None = None) -> Iterator[str]:

@@ -30,6 +30,7 @@ from dlscale.cli.options import (
     json_option,
     open_console,
     open_workspace,
+    owns_terminal,
     plan_job,
     print_json,
     read_job_file,
@@ -129,7 +130,7 @@ def _at_home(option: re.Match[str]) -> str:
 @click.option("--server", metavar="URL", help="Ask a server (`dlscale serve`), with the token in DLSCALE_TOKEN if it needs one.")
 def commands(server: str | None) -> None:
     """Large linear algebra as batch jobs: planned, checkpointed, certified."""
-    if os.environ.get("NO_COLOR"):
+    if os.environ.get("NO_COLOR") or not owns_terminal():
         click.get_current_context().color = False
 
 
@@ -225,7 +226,7 @@ def schema() -> None:
 @click.option("--dtype", type=click.Choice(["f4", "f8", "c8", "c16"]), help="Convert to this dtype.")
 @click.option("--overwrite", is_flag=True, help="Replace a Zarr array at DESTINATION.")
 def import_(source: str, destination: Path, chunks: str | None, dtype: str | None, overwrite: bool, **options: Any) -> None:
-    """Turn .npy, .npz, CSV, Parquet, HDF5, Matrix Market or images (SOURCE) into a Zarr array (DESTINATION)."""
+    """Turn .npy, .npz, CSV, Parquet, HDF5, Matrix Market, SVMlight or images (SOURCE) into a Zarr array (DESTINATION)."""
     from dlscale.batch.jobs.places import only_importer
     from dlscale.cli.terminal import import_bar
     from dlscale.storage.files.locations import local_path

@@ -102,7 +102,17 @@ def refusal_as_json(as_json: bool) -> Iterator[None]:
 def open_console(as_json: bool = False) -> Console:
     from dlscale.cli.terminal import SafeConsole
 
-    return SafeConsole(stderr=as_json, soft_wrap=False)
+    return SafeConsole(stderr=as_json, soft_wrap=False, force_terminal=None if owns_terminal() else False)
+
+
+def owns_terminal() -> bool:
+    """Whether a terminal that this process writes to is the user's.
+
+    Open MPI gives each of its processes one, and passes on to a file or a pipe what is written there.
+    """
+    from dlscale.engine.clusters.launchers import launched
+
+    return "OMPI_COMM_WORLD_RANK" not in os.environ and (launched() or (0, 1))[1] == 1
 
 
 def open_workspace(root: str | None) -> Workspace:
@@ -139,7 +149,7 @@ def follow(console: Console, title: str, prepared: Prepared, work: Callable[[Any
     from dlscale.cli.terminal import JobProgress, plan_panel, show_result
 
     console.print(plan_panel(title, prepared.describe_plan()))
-    progress = JobProgress(console, prepared.plan.flops)
+    progress = JobProgress(console, prepared.plan.flops, len(prepared.plan.worker_steps))
     with progress.live():
         result = work(progress)
     show_result(console, result)

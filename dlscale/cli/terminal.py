@@ -19,7 +19,7 @@ from rich.segment import Segment
 from rich.table import Table
 
 from dlscale.batch.jobs.in_slurm import slurm_facts, slurm_words
-from dlscale.batch.jobs.progress import Follower, progress_words, rates_of, time_left
+from dlscale.batch.jobs.progress import Follower, learned, progress_words, rates_of, step_words, time_left
 from dlscale.certificates import leaves_no_digit
 from dlscale.engine.events import Event, StateChanged, StepFinished, StepStarted, Warned, WorkDone
 from dlscale.errors import SpecError
@@ -109,21 +109,23 @@ class JobProgress:
     console : Console
     total : float
         Of the whole plan, in the measure.
+    n_steps : int
+        Planned ones; 0 where there are none.
     measure : str
         ``flops`` or ``bytes``: what the bar moves by, so that its remaining time means something.
     """
 
-    def __init__(self, console: Console, total: float, *, measure: Literal["flops", "bytes"] = "flops") -> None:
-        self.console, self.follower = console, Follower(total, measure=measure)
+    def __init__(self, console: Console, total: float, n_steps: int = 0, *, measure: Literal["flops", "bytes"] = "flops") -> None:
+        self.console, self.follower = console, Follower(total, n_steps, measure=measure)
         self._lock = threading.Lock()
         columns = (
             TextColumn("{task.description}", justify="left"),
             BarColumn(),
             TaskProgressColumn(),
-            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[more]}"),
         )
         self._bar = Bars(*columns, console=console, transient=True) if console.is_terminal else None
-        self._task = self._bar.add_task("starting", total=1.0, rate="") if self._bar else None
+        self._task = self._bar.add_task("starting", total=1.0, more="") if self._bar else None
 
     @contextmanager
     def live(self) -> Iterator[JobProgress]:
@@ -142,7 +144,7 @@ class JobProgress:
         self.follower(event)
         match event:
             case StepStarted() | WorkDone():
-                self._show(event.step)
+                self._show()
             case StepFinished():
                 self._finished(event)
             case StateChanged(state="running"):
@@ -152,12 +154,14 @@ class JobProgress:
             case Warned():
                 self.console.print(f"[yellow]warning[/] {escape(without_secrets(event.message))}")
 
-    def _show(self, what: str) -> None:
+    def _show(self, what: str = "") -> None:
+        """What is done now: something, or the step that runs."""
         if self._bar is None or self._task is None:
             return
         progress = self.follower.progress()
-        rates = [*rates_of(progress, self.follower.measure), *time_left(progress)]
-        self._bar.update(self._task, description=what, completed=progress.fraction, rate=", ".join(rates))
+        what = what or (step_words(progress) if progress.n_steps else progress.step)
+        more = [*time_left(progress), *learned(progress), *rates_of(progress, self.follower.measure)]
+        self._bar.update(self._task, description=what, completed=progress.fraction, more=", ".join(more))
 
     def _finished(self, event: StepFinished) -> None:
         seconds = max(event.seconds, 1e-9)

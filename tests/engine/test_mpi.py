@@ -46,7 +46,7 @@ def start(n_ranks: int, *command: object, **more: Any) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=CLEAN | OPEN_MPI_AS_ROOT,
+        env=CLEAN | OPEN_MPI_AS_ROOT | {"TERM": "xterm-256color"},
         **more,
     )
 
@@ -91,6 +91,7 @@ def test_same_bits_and_a_quiet_end(
     code, out, err = mpirun(n_ranks, "-m", "dlscale", "run", tmp_path / "job.yaml", "--workspace", tmp_path / "w")
     ended = time.time()
     assert (code, err) == (0, ""), out
+    assert "\x1b" not in out  # which Open MPI passes on from a terminal of its own
     [job] = (tmp_path / "w" / "jobs").iterdir()
     assert ended - (job / "state.json").stat().st_mtime < 30
     plan = json.loads((job / "plan.json").read_text())

@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -128,16 +128,25 @@ def time_left(progress: Progress) -> Iterator[str]:
         yield f"{left:.0f} s left" if left < 60 else f"{words.duration(left)} left"
 
 
+def step_words(progress: Progress) -> str:
+    """Which step runs: ``step 3 of 12 (iteration-2)``; between steps, how many are finished."""
+    if progress.step and progress.n_done < progress.n_steps:
+        return f"step {progress.n_done + 1} of {progress.n_steps} ({progress.step})"
+    return f"{progress.n_done} of {progress.n_steps} steps"
+
+
+def learned(progress: Progress) -> Iterator[str]:
+    """Of a training: ``epoch 4, loss 0.250``."""
+    if progress.epoch:
+        yield f"epoch {progress.epoch}" + ("" if progress.loss is None else f", loss {words.number(progress.loss)}")
+
+
 def progress_words(progress: Progress, *, runs: bool) -> str:
     """How far a job is, or was when it stopped: ``42%, 3 min 02 s left, step 3 of 12 (iteration-2), 5.1 GFLOP/s``.
 
     A narrow terminal cuts the end, which is what is missed least.
     """
-    said = [f"{math.floor(100 * progress.fraction)}%", *(time_left(progress) if runs else ())]
-    if progress.step and runs and progress.n_done < progress.n_steps:
-        said.append(f"step {progress.n_done + 1} of {progress.n_steps} ({progress.step})")
-    else:
-        said.append(f"{progress.n_done} of {progress.n_steps} steps")
-    if progress.epoch:
-        said.append(f"epoch {progress.epoch}" + ("" if progress.loss is None else f", loss {words.number(progress.loss)}"))
-    return ", ".join([*said, *(rates_of(progress) if runs else ())])
+    said = [f"{math.floor(100 * progress.fraction)}%"]
+    if not runs:
+        return ", ".join([*said, step_words(replace(progress, step="")), *learned(progress)])
+    return ", ".join([*said, *time_left(progress), step_words(progress), *learned(progress), *rates_of(progress)])
