@@ -135,7 +135,11 @@ def test_one_claim_at_a_time(bucket: Address, tmp_path: Path, short: None) -> No
         requests.put(place, of_another_machine(1))
         second = claims.take(place, second_lock)
         assert second is not None, "nobody has written it for long enough"
-        second.check()
+        late = requests.get(place)
+        time.sleep(0.3)
+        requests.put(place, late)
+        time.sleep(0.5)
+        second.check()  # what it wrote itself, and a store carried out late, is no other process
         requests.put(place, of_another_machine(2))
         time.sleep(0.5)
         with pytest.raises(LockLostError, match="taken over by another process"):

@@ -113,11 +113,14 @@ class BucketClaim:
     def _renew(self, *, soon: bool = True) -> None:
         with self._writing:
             began = _now()
-            tag = replace(self.place, self._data(), self._tag, soon=soon)
+            tag = replace(self.place, self._data(), self._tag, own=self._is_own, soon=soon)
             if tag is None:
                 self._lost = True
             else:
                 self._tag, self._known = dict(tag), began
+
+    def _is_own(self, data: bytes) -> bool:
+        return self._token.encode() in data
 
     def _data(self) -> bytes:
         self._count += 1

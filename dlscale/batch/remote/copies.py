@@ -40,6 +40,7 @@ class Copies:
         self.folder, self.place = folder, place
         self.lock = folder / ".copies.lock"
         self._tags: dict[str, Tag] = {}
+        self._tried: list[bytes] = []
         self._record: dict[str, Copy] = {}
         with suppress(OSError, ValueError, TypeError):
             self._record = {name: Copy(*copy) for name, copy in json.loads((folder / _RECORD).read_bytes()).items()}
@@ -83,10 +84,13 @@ class Copies:
         return self._sent(name, write_new(self.place / name, (self.folder / name).read_bytes()))
 
     def send_over(self, name: str) -> bool:
-        """As `send`, where the object is the one that was brought or sent last; whether it was."""
-        if name not in self._tags:
-            self.bring(name)
-        return self._sent(name, replace(self.place / name, (self.folder / name).read_bytes(), self._tags[name]))
+        """As `send`, where the object is the one that was brought or sent last by this process; whether it was."""
+        data, place = (self.folder / name).read_bytes(), self.place / name
+        self._tried.append(data)
+        tag = replace(place, data, self._tags[name], own=self._tried.__contains__) if name in self._tags else None
+        if tag is not None:
+            self._tried.clear()
+        return self._sent(name, tag)
 
     def forget(self) -> None:
         """Remove the folder."""

@@ -83,7 +83,7 @@ class BucketJob(Job):
     def refresh(self) -> None:
         with self._bringing() as alone:
             if alone:
-                self._copies.bring_all((*_FILES, "state.json"), _FOLDERS)
+                self._bring_files()
                 self._asked = time.monotonic()
 
     def send(self) -> None:
@@ -143,7 +143,7 @@ class BucketJob(Job):
             claim = claims.take(self.place / "claim", lock)
             if claim is not None:
                 with locks.held(self._copies.lock):
-                    self._copies.bring_all((*_FILES, "state.json"), _FOLDERS)
+                    self._bring_files()
                 self._claim = claim
                 return claim
         except BaseException:
@@ -165,6 +165,11 @@ class BucketJob(Job):
         self.folder.mkdir(exist_ok=True)
         with locks.held(self._copies.lock):
             yield not self._is_here()
+
+    def _bring_files(self) -> None:
+        """All files, the state above all, whose version the next one is written over."""
+        self._copies.bring("state.json")
+        self._copies.bring_all(_FILES, _FOLDERS)
 
     def _send_files(self, *, all_of_them: bool) -> None:
         names = [*_FILES, *(f"rows/{path.name}" for path in sorted(self.rows.glob("[!.]*")))]

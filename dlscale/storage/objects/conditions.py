@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from dlscale.errors import SpecError
+from dlscale.errors import SpecError, StoreError
 from dlscale.storage.objects.address import Address
 from dlscale.storage.objects.requests import asked, remove_object
 
 #: By what a store tells one content of an object from another: its tag, or its version.
 Tag = Mapping[str, str]
+
+#: So many requests of this process that come late are overwritten.
+_N_TRIES = 10
 
 
 class Found(NamedTuple):
@@ -45,15 +48,33 @@ def look(address: Address, *, soon: bool = False) -> Found | None:
 
 def write_new(address: Address, data: bytes, *, soon: bool = False) -> Tag | None:
     """Write an object where there is none; its tag, or None where there is one."""
-    return _write(address, data, "create", soon)
+    return _write(address, data, "create", soon=soon)
 
 
-def replace(address: Address, data: bytes, tag: Tag, *, soon: bool = False) -> Tag | None:
+def replace(
+    address: Address, data: bytes, tag: Tag, *, own: Callable[[bytes], bool] = lambda _: False, soon: bool = False
+) -> Tag | None:
     """Write an object in place of the one of a tag; the new tag, or None where that one is not there any more.
 
-    The data must be unlike that of any other writer: a request whose answer was lost is asked again, and knows what it wrote by it.
+    Parameters
+    ----------
+    address : Address
+    data : bytes
+        Unlike that of any other writer: a request whose answer was lost is asked again, and knows by it what it wrote.
+    tag : Tag
+    own : callable
+        Whether an object is of this writer: a store may carry out a request long after its writer has given up on it.
+    soon : bool
+        See `look`.
     """
-    return _write(address, data, dict(tag), soon)
+    for _ in range(_N_TRIES):
+        if (written := _write(address, data, dict(tag), soon=soon)) is not None:
+            return written
+        there = look(address, soon=soon)
+        if there is None or not own(there.data):
+            return None
+        tag = there.tag
+    raise StoreError(f"{address} is written again and again by requests that this process has given up on.")
 
 
 def write(address: Address, data: bytes) -> Tag:
@@ -63,7 +84,7 @@ def write(address: Address, data: bytes) -> Tag:
     return tag
 
 
-def _write(address: Address, data: bytes, mode: Any, soon: bool) -> Tag | None:
+def _write(address: Address, data: bytes, mode: Any, *, soon: bool) -> Tag | None:
     import obstore
     from obstore.exceptions import AlreadyExistsError, PreconditionError
 
