@@ -14,6 +14,16 @@ def with_eigenvalues(values: Array, dtype: str = "f8", seed: int = 0) -> Array:
     return np.asarray((A + A.conj().T) / 2, dtype)
 
 
+def with_large_parts(values: Array, dtype: str, least: float) -> Array:
+    """Nearly the same, with no part of an entry below `least`: none loses a digit when the matrix is made that much smaller."""
+    A = with_eigenvalues(values, dtype)
+    parts = A.view(A.real.dtype)
+    parts[np.abs(parts) < least] = least
+    A = np.asarray(np.tril(A) + np.tril(A, -1).conj().T)
+    np.fill_diagonal(A, A.diagonal().real)
+    return A
+
+
 def wilkinson(n: int) -> Array:
     """W+ of order n: pairs of eigenvalues that agree to more and more digits the larger they are."""
     return np.diag(np.abs(np.arange(n) - (n - 1) / 2)) + np.eye(n, k=1) + np.eye(n, k=-1)

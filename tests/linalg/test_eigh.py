@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.linalg
-from eigenproblems import wanted, wilkinson, with_eigenvalues
+from eigenproblems import wanted, wilkinson, with_eigenvalues, with_large_parts
 from helpers import DTYPES, Array, departure, each_of, eps, gaussian, norm, wide_precision
 
 import dlscale
@@ -90,10 +90,7 @@ def test_wilkinson_and_the_smallest_sizes() -> None:
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @each_of(dtype=DTYPES)
 def test_a_power_of_two_gives_the_same_bits(dtype: str, options: dict[str, Any]) -> None:
-    A, info = with_eigenvalues(np.linspace(-1, 2, N), dtype), np.finfo(dtype)
-    A = np.where(np.abs(A) < 2.0**-10, 2.0**-10, A).astype(dtype)
-    A = np.asarray(np.tril(A) + np.tril(A, -1).conj().T)
-    np.fill_diagonal(A, A.diagonal().real)
+    A, info = with_large_parts(np.linspace(-1, 2, N), dtype, 2.0**-10), np.finfo(dtype)
     found = computed(A, **options).arrays
     for k in (info.minexp + 12, -150, -1, 1, 60, info.maxexp - 3):
         if not info.minexp + 12 <= k <= info.maxexp - 3:

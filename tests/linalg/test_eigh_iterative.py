@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from eigenproblems import wanted, wilkinson, with_eigenvalues
+from eigenproblems import wanted, wilkinson, with_eigenvalues, with_large_parts
 from helpers import DTYPES, THREADS, Array, departure, each_of, eps, gaussian, norm, store, wide_precision
 
 import dlscale
@@ -117,10 +117,7 @@ def test_every_precision(dtype: str, which: Any) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_power_of_two_gives_the_same_bits(dtype: str) -> None:
-    A, info = with_eigenvalues(np.geomspace(0.05, 2, 60), dtype), np.finfo(dtype)
-    A = np.where(np.abs(A) < 2.0**-12, 2.0**-12, A).astype(dtype)
-    A = np.asarray(np.tril(A) + np.tril(A, -1).conj().T)
-    np.fill_diagonal(A, A.diagonal().real)
+    A, info = with_large_parts(np.geomspace(0.05, 2, 60), dtype, 2.0**-12), np.finfo(dtype)
     found = computed(A, n_components=3).arrays
     for k in (info.minexp + 16, -150, -41, 1, 60, info.maxexp - 3):
         if not info.minexp + 16 <= k <= info.maxexp - 3:
