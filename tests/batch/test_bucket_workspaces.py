@@ -198,7 +198,7 @@ def test_same_bits_when_the_store_freezes_and_fails(
 
     def freeze(event: dict[str, Any]) -> None:
         if event["event"] == "checkpoint" and not faults.frozen_until:
-            faults.frozen_until = time.monotonic() + 2.0
+            faults.frozen_until = time.monotonic() + 1.0
 
     found = dlscale.run(job, workspace=f"{bucket}/ws", listener=freeze)
     assert faults.counts["frozen"]
