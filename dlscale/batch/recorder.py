@@ -9,7 +9,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +48,11 @@ class Recorder:
         Called, in another thread, when somebody asks for the job's end.
     follower : Follower
         Hears every event, and says how far the job is.
+
+    Attributes
+    ----------
+    losses : sequence of str
+        A sentence on each worker that was lost, which may grow: it is told with the next event.
     """
 
     def __init__(self, job: Job, state: JobState, listener: Emit, *, cancel: Callable[[], None], follower: Follower) -> None:
@@ -58,6 +63,8 @@ class Recorder:
         self._lock = threading.RLock()
         self._stopped = threading.Event()
         self._rests, self._told = False, time.monotonic()
+        self.losses: Sequence[str] = ()
+        self._n_losses_told = 0
         self._pulse = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._sampler = MemorySampler(self.emit)
         self._log = logging.getLogger(f"dlscale.job.{job.id}")
@@ -134,6 +141,17 @@ class Recorder:
                 sentence += f"; {progress_words(replace(self.follower.progress(), step=''), runs=True)}"
             self._log.log(logging.WARNING if isinstance(event, Warned) else logging.INFO, sentence)
         self.listener(event)
+        self.tell_losses()
+
+    def tell_losses(self) -> None:
+        """Say which workers were lost meanwhile, and why."""
+        if len(self.losses) == self._n_losses_told:
+            return
+        with self._lock:
+            new = self.losses[self._n_losses_told :]
+            self._n_losses_told += len(new)
+        for problem in new:
+            self.emit(Warned(problem))
 
     def change(
         self,

@@ -327,12 +327,12 @@ def _compute(job: Job, prepared: Prepared, group: ResultGroup, recorder: Recorde
     recorder.change("running", summary={"machine": describe_machine(), "image_shape": image_shape})
     shared = not prepared.facts.one_host
     checkpoint = checkpoint_of(job, prepared.spec.checkpoint, fsync=shared, guard=recorder.check)
-    losses: list[str] = []
+    kind = prepared.spec.kind
     try:
         with open_cluster(prepared.facts) as cluster:
-            losses, stall, rows = cluster.losses, prepared.spec.stall, job.rows
-            run = Run(cluster, checkpoint=checkpoint, result=group, emit=emit, stall_seconds=stall, rows_folder=rows)
-            outcome = compute_with_fits(KINDS[prepared.spec.kind], run, prepared.inputs, prepared.options, prepared.plan)
+            recorder.losses, stall, told = cluster.losses, prepared.spec.stall, (kind, job.id)
+            run = Run(cluster, checkpoint=checkpoint, result=group, emit=emit, stall_seconds=stall, rows_folder=job.rows, job=told)
+            outcome = compute_with_fits(KINDS[kind], run, prepared.inputs, prepared.options, prepared.plan)
     except Stop:
         checkpoint.flush()
         raise
@@ -341,8 +341,9 @@ def _compute(job: Job, prepared: Prepared, group: ResultGroup, recorder: Recorde
         prepared.inputs.require_unchanged()
         raise
     finally:
-        for problem in (*checkpoint.problems, *losses):
+        for problem in checkpoint.problems:
             recorder.emit(Warned(problem))
+        recorder.tell_losses()
     prepared.inputs.require_unchanged()
     outcome = replace(outcome, notes=(*outcome.notes, *prepared.inexact_notes(job)))
     recorder.change("certifying", summary=_summary(outcome))

@@ -113,6 +113,8 @@ def show_jobs(chosen: Chosen, listed: Callable[[], Listing]) -> None:
         if not chosen.as_json:
             return
     found, faults, of = listed()
+    if chosen.kinds and not found:
+        _require_known(chosen.kinds)
     if chosen.as_json:
         _print_json(found, faults)
         return
@@ -128,6 +130,14 @@ def show_jobs(chosen: Chosen, listed: Callable[[], Listing]) -> None:
             "--state those that are meant, --json all.",
             err=True,
         )
+
+
+def _require_known(kinds: tuple[str, ...]) -> None:
+    """Refuse what is no kind of job; where jobs were found, nothing is loaded for that."""
+    from dlscale.batch.kinds import KINDS
+
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise click.BadParameter(f"{unknown[0]!r} is no kind of job; the kinds are {', '.join(KINDS)}.", param_hint="'--kind'")
 
 
 def _print_json(found: list[ListedJob], faults: dict[str, str]) -> None:

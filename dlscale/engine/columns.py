@@ -11,7 +11,6 @@ to the problem alone, and slabs know nothing of each other, so that no bit of a 
 from __future__ import annotations
 
 import time
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -201,7 +200,7 @@ class Columns:
 
     def _together(self, name: str, what: Applied, B: Array | None, shares: Sequence[Sequence[Span]]) -> list[list[State]]:
         """Apply it to the slabs of a group, those of a worker in one task."""
-        run, token = self.run, f"dlscale-{uuid.uuid4().hex[:12]}"
+        run, token = self.run, self.run.token(name)
         watch = run.watch(token)
         if run.cluster.shares_memory:
             # This process is the worker.

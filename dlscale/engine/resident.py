@@ -6,7 +6,6 @@ are given blocks instead of reading them.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -85,7 +84,8 @@ class Resident:
         """
         if self._held:
             return
-        run, token = self.passes.run, f"dlscale-{uuid.uuid4().hex[:12]}"
+        run = self.passes.run
+        token = run.token(step)
         touch, stalled = watchdog(run.stall_seconds)
         shared = (f"{token}-matrix",)
         keys = [(f"{token}-block", i) for i in range(self.grid.n_leaves)]

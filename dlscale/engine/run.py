@@ -68,6 +68,8 @@ class Run:
         A step that reports nothing for so long fails.
     rows_folder : Path, optional
         Where a training writes down which rows it used, if it is asked to.
+    job : (str, str)
+        Its kind and its id, which the names of its tasks bear.
     """
 
     def __init__(
@@ -79,9 +81,10 @@ class Run:
         emit: Emit = ignore,
         stall_seconds: float | None = None,
         rows_folder: Path | None = None,
+        job: tuple[str, str] = ("dlscale", ""),
     ) -> None:
         self.cluster, self.checkpoint, self.result, self.emit = cluster, checkpoint, result, emit
-        self.stall_seconds, self.rows_folder = stall_seconds, rows_folder
+        self.stall_seconds, self.rows_folder, self.job = stall_seconds, rows_folder, job
         self._kept = None if checkpoint is None else KeptSteps(checkpoint, emit)
         self.outputs: dict[str, Array] = {}
         self.prefix = ""
@@ -131,6 +134,11 @@ class Run:
         seconds = time.perf_counter() - started
         self.emit(StepFinished(name, seconds, cost.bytes_read, cost.bytes_written, cost.flops, resumed))
         return state
+
+    def token(self, step: str) -> str:
+        """A name for tasks that no others have: kind and step, by which Dask's pages group them, and the job."""
+        kind, job = self.job
+        return "-".join(filter(None, (kind, step, job, uuid.uuid4().hex[:12])))
 
     def watch(self, token: str) -> Watch:
         """How tasks that send under a token are followed: what they did is told, and once a second the memory of each worker."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import uuid
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -226,7 +225,7 @@ def _task(run: Run, inputs: Inputs, options: TrainOptions, plan: Plan) -> Task:
         dtype=planned["dtype"],
         directory=run.checkpoint.uri,
         every_seconds=getattr(run.checkpoint, "every_seconds", 0.0),
-        token=f"dlscale-{uuid.uuid4().hex[:12]}",
+        token=run.token("training"),
         rows_directory=str(run.rows_folder) if options.log_rows and run.rows_folder else None,
     )
 

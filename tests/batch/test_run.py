@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,11 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from dask.utils import key_split
 
 from dlscale.batch import run as jobs
 from dlscale.batch.jobs.pacing import PacedCheckpoint
 from dlscale.batch.reporting import write_report
 from dlscale.batch.workspace import Heartbeat, Workspace
+from dlscale.engine.clusters.cluster import ThreadCluster
 from dlscale.errors import CertificateError, DoesNotFitError, InputError, NonFiniteError, SpecError
 
 Spec = dict[str, Any]
@@ -95,6 +98,30 @@ def test_a_matrix_is_imported_once(run: Callable[..., jobs.JobResult], tmp_path:
     before = [path.stat().st_mtime_ns for path in stored]
     run(spec, "params.mode=r")
     assert [path.stat().st_mtime_ns for path in (tmp_path / "ws" / "imports").glob("*.zarr")] == before
+
+
+def test_tasks_bear_kind_step_and_job_and_a_lost_worker_is_told_at_once(
+    spec: Spec, run: Callable[..., jobs.JobResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute, keys = ThreadCluster.compute, []
+
+    def losing(self: ThreadCluster, graph: dict[Any, Any], key: Any, watch: Any) -> Any:
+        if not keys:
+            self.losses.append("Worker 1 was killed by SIGKILL.")
+        keys.extend(graph)
+        return compute(self, graph, key, watch)
+
+    monkeypatch.setattr(ThreadCluster, "compute", losing)
+    result = run(spec)
+    assert all(re.fullmatch(rf"svd-[a-z]+(-\d+)?-{result.job}-[0-9a-f]{{12}}-[a-z]+.*", key_of(key)) for key in keys), keys
+    assert key_split(next(key for key in keys if "iteration-1-" in key_of(key))) == "svd-iteration"
+    log = (result.folder / "log.txt").read_text()
+    assert log.count("WARNING Worker 1 was killed by SIGKILL.") == 1
+    assert log.index("Worker 1 was killed") < log.index("checkpoint iteration-1")
+
+
+def key_of(key: Any) -> str:
+    return str(key[0] if isinstance(key, tuple) else key)
 
 
 @pytest.mark.usefixtures("drawn_reports")

@@ -12,7 +12,6 @@ algorithm resumes by simply being run once more.
 from __future__ import annotations
 
 import copy
-import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -120,7 +119,7 @@ class Passes:
         outputs: Sequence[RowOutput],
         held: Held | None = None,
     ) -> State:
-        token = f"dlscale-{uuid.uuid4().hex[:12]}"
+        token = self.run.token(step)
         self.run.require_shared(*outputs, *fold.concluded())
         with self.run.parcels() as folder:
             sweep = Sweep(token, step, inputs, fold, grid.block_rows, tuple(outputs), folder and folder / step)

@@ -177,7 +177,7 @@ def memoised(run: Run, work: Work[V], cost: Cost, panels: range, compute: Callab
     def undisturbed(name: str) -> Facts:
         """From its start again, under other keys, where a worker was lost meanwhile."""
         for _ in range(MAX_LOSSES):
-            group = Group(run, replace(work, step=name, token=f"dlscale-{uuid.uuid4().hex[:12]}"), panels, width=width)
+            group = Group(run, replace(work, step=name, token=run.token(name)), panels, width=width)
             try:
                 facts = compute(group)
                 if not group.has_lost_workers:
