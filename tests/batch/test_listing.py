@@ -97,7 +97,8 @@ def test_of_very_many_jobs_the_newest_are_shown_and_it_is_said(tmp_path: Path, m
 
 def test_a_kind_that_there_is_not_is_refused(tmp_path: Path) -> None:
     put(tmp_path, NOW)
-    found, refused = (CliRunner().invoke(commands, ["jobs", "--workspace", str(tmp_path), "--kind", kind]) for kind in ("pca", "pac"))
+    asked = (["jobs", "--workspace", str(tmp_path), "--kind", kind] for kind in ("pca", "pac"))
+    found, refused = (CliRunner().invoke(commands, arguments) for arguments in asked)
     assert (found.exit_code, found.stdout) == (0, "No such jobs.\n")
     assert (refused.exit_code, "'pac' is no kind of job; the kinds are svd, pca, " in refused.stderr) == (2, True)
 
