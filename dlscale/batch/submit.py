@@ -34,7 +34,7 @@ from dlscale.batch.spec import parse_spec
 from dlscale.batch.spec.secrets import secret_environment
 from dlscale.batch.workspace import ENDED, HandOver, Heartbeat, Job, JobState, Workspace
 from dlscale.engine.clusters.client import answers, connect
-from dlscale.errors import InputError, SpecError
+from dlscale.errors import DlscaleError, InputError, SpecError
 from dlscale.storage.files.atomic import write_atomically
 from dlscale.storage.groups import open_arrays
 
@@ -114,7 +114,7 @@ def submit(
         As for `dlscale.run`.
     overrides : iterable of str
         ``section.key=value``.
-    workspace : path, optional
+    workspace : path or URL, optional
         Where jobs are kept, seen by all workers; by default DLSCALE_WORKSPACE or ``./dlscale-workspace``.
     priority : int
         Jobs with a higher one go first.
@@ -142,7 +142,7 @@ def jobs(workspace: str | Path | None = None, *, limit: int | None = None) -> li
 
     Parameters
     ----------
-    workspace : path, optional
+    workspace : path or URL, optional
         By default DLSCALE_WORKSPACE or ``./dlscale-workspace``.
     limit : int, optional
         Only so many.
@@ -182,6 +182,8 @@ def submit_prepared(
             queue.limit(concurrency)
         _hand_over(job, prepared, priority, job.read_state().created)
     except BaseException:
+        with suppress(DlscaleError):
+            job.remove_stored()
         shutil.rmtree(job.folder, ignore_errors=True)
         for folder in missing:
             with suppress(OSError):

@@ -239,6 +239,27 @@ def test_a_submitted_job_from_another_machine(
     assert dlscale.jobs(f"{bucket}/ws") == []
 
 
+def test_a_job_that_cannot_be_handed_over_leaves_nothing(
+    bucket: Address, job: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does one whose place in the bucket is taken, and what is there stays."""
+
+    def refused(*_: object) -> None:
+        raise SpecError("no process can be started")
+
+    monkeypatch.setattr("dlscale.batch.submit.detach", refused)
+    with pytest.raises(SpecError, match="no process"):
+        dlscale.submit(job, workspace=f"{bucket}/ws")
+    assert requests.listing(bucket / "ws") == {}
+    monkeypatch.setattr("dlscale.batch.workspace.time.strftime", lambda _: "20260101-000000")
+    monkeypatch.setattr("dlscale.batch.workspace.secrets.token_hex", lambda _: "abcd")
+    requests.put(bucket / "ws/jobs/pca-20260101-000000-abcd/spec.yaml", b"another's")
+    with pytest.raises(StoreError, match="is the place of another job"):
+        dlscale.run(job, workspace=f"{bucket}/ws")
+    assert requests.get(bucket / "ws/jobs/pca-20260101-000000-abcd/spec.yaml") == b"another's"
+    assert dlscale.jobs(f"{bucket}/ws") == []
+
+
 @pytest.mark.parametrize(
     ("workspace", "told"),
     [

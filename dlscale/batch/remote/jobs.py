@@ -95,9 +95,11 @@ class BucketJob(Job):
     def publish(self) -> None:
         try:
             with locks.held(self._copies.lock):
-                self._send_files(all_of_them=True)
-                there = self._copies.send_new("state.json")
-            if not there:
+                is_new = self._copies.send_new(self.spec.name)
+                if is_new:
+                    self._send_files(all_of_them=True)
+                    is_new = self._copies.send_new(self.state.name)
+            if not is_new:
                 raise StoreError(f"{self.place} is the place of another job; run the command again.")
         except BaseException:
             self._copies.forget()
