@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import gc
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any
 
 import pytest
 from drawing import leave_pages_empty
 from hypothesis import HealthCheck, settings
+from psutil import virtual_memory
 from threadpoolctl import threadpool_limits
 from xdist.scheduler import LoadFileScheduling
 
@@ -32,6 +35,10 @@ settings.register_profile(
     "dlscale", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="DLSCALE_FRESH_EXAMPLES" not in os.environ
 )
 settings.load_profile("dlscale")
+
+#: A file system in memory, and how much room must be in it for the files of tests: a disk would be waited for longer than all
+#: that is computed, for files that are written through and removed by the hundred thousand.
+IN_MEMORY, ROOM_BYTES = Path("/dev/shm"), 8 * 2**30
 
 #: Whose fixtures tests of several folders share.
 pytest_plugins = ("object_server",)
@@ -86,6 +93,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # Not of the process that only starts those with the tests, which draw what their fixtures ask for.
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
         leave_pages_empty()
+    if IN_MEMORY.is_dir() and min(disk_usage(IN_MEMORY).free, virtual_memory().available) > ROOM_BYTES:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(IN_MEMORY))
     # Ten thousand tests and their modules stay: to look for garbage among them, as they are found and after, finds none.
     gc.disable()
 
@@ -93,6 +102,13 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_finish() -> None:
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture
+def on_disk() -> Iterator[Path]:
+    """A folder that is not in memory, as `tmp_path` may be."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -153,10 +153,10 @@ def test_plain_chunks_give_any_rows_without_reading_others(stored: dict[str, Pat
 
 
 @pytest.mark.parametrize("n", [512, 500, 37])
-def test_reading_past_the_page_cache(tmp_path: Path, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_past_the_page_cache(on_disk: Path, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What memory cannot keep is read in whole pages where rows are, and completed by ordinary reads; damage is found too."""
     expected = gaussian(300, n)
-    path = store(tmp_path / "A.zarr", expected, chunks=(64, n), compressors=None)
+    path = store(on_disk / "A.zarr", expected, chunks=(64, n), compressors=None)
     A = open_matrix(path)
     assert not A.past_cache  # type: ignore[attr-defined]
     A.past_cache = True  # type: ignore[attr-defined]
@@ -176,9 +176,9 @@ def test_reading_past_the_page_cache(tmp_path: Path, n: int, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(("n", "width"), [(20_000, 20_000), (20_001, 20_001), (20_001, 1500)])
-def test_reading_pieces_of_rows_past_the_page_cache(tmp_path: Path, n: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_pieces_of_rows_past_the_page_cache(on_disk: Path, n: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = gaussian(40, n)
-    path = store(tmp_path / "A.zarr", expected, chunks=(16, width), compressors=None)
+    path = store(on_disk / "A.zarr", expected, chunks=(16, width), compressors=None)
     A = open_matrix(path)
     A.past_cache = True  # type: ignore[attr-defined]
     ordinary: list[int] = []
@@ -200,9 +200,9 @@ def test_reading_pieces_of_rows_past_the_page_cache(tmp_path: Path, n: int, widt
 
 @pytest.mark.parametrize("past_cache", [False, True])
 @pytest.mark.parametrize("chunks", [(1, 6000), (3, 512), (7, 999)])
-def test_strips_of_many_short_chunks_are_read_side_by_side(tmp_path: Path, chunks: tuple[int, int], past_cache: bool) -> None:
+def test_strips_of_many_short_chunks_are_read_side_by_side(on_disk: Path, chunks: tuple[int, int], past_cache: bool) -> None:
     expected = gaussian(101, 6000)
-    path = store(tmp_path / "A.zarr", expected, chunks=chunks, compressors=None, fill_value=7)
+    path = store(on_disk / "A.zarr", expected, chunks=chunks, compressors=None, fill_value=7)
     A = open_matrix(path)
     A.past_cache = past_cache  # type: ignore[attr-defined]
     for columns in [(0, 512), (512, 1024), (999, 1998), (5120, 6000), (0, 6000)]:
@@ -219,9 +219,9 @@ def test_strips_of_many_short_chunks_are_read_side_by_side(tmp_path: Path, chunk
     np.testing.assert_array_equal(np.delete(filled, rows, axis=1), np.delete(expected[:, :512].T, rows, axis=1))
 
 
-def test_reading_past_the_page_cache_compares_checksums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_past_the_page_cache_compares_checksums(on_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = gaussian(64, 500)
-    path = store(tmp_path / "A.zarr", expected, **LAYOUTS["crc32c row strips"] | {"chunks": (64, 500)})
+    path = store(on_disk / "A.zarr", expected, **LAYOUTS["crc32c row strips"] | {"chunks": (64, 500)})
     A = open_matrix(path)
     A.past_cache = True  # type: ignore[attr-defined]
     flags, real_open = [], os.open

@@ -54,7 +54,7 @@ def test_zarr_reads_the_same_bits(tmp_path: Path, dtype: str, order: str, shards
 
 
 @pytest.mark.parametrize("checksum", [True, False])
-def test_writing_past_the_page_cache(tmp_path: Path, checksum: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writing_past_the_page_cache(on_disk: Path, checksum: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole pages at whole pages of memory; the rest, and other blocks, are written as usual."""
     monkeypatch.setattr(writers, "total_bytes", lambda: 0)
     direct: list[int] = []
@@ -68,16 +68,16 @@ def test_writing_past_the_page_cache(tmp_path: Path, checksum: bool, monkeypatch
     monkeypatch.setattr(os, "write", counting)
     A = empty_pages((192, 100), np.dtype("f8"))
     A[...] = np.arange(A.size).reshape(A.shape)
-    writer = create_array(tmp_path / "a", Layout(A.shape, "f8", (64, 100)), checksum=checksum)
+    writer = create_array(on_disk / "a", Layout(A.shape, "f8", (64, 100)), checksum=checksum)
     writer.write(0, A)
     assert direct == [12 * 4096] * 2  # 12.5 pages a chunk: the first and the third begin at one
-    np.testing.assert_array_equal(zarr.open(tmp_path / "a", mode="r")[...], A)
+    np.testing.assert_array_equal(zarr.open(on_disk / "a", mode="r")[...], A)
     writer.write(64, A[:64])
     assert len(direct) == 3
-    np.testing.assert_array_equal(zarr.open(tmp_path / "a", mode="r")[64:128], A[:64])
+    np.testing.assert_array_equal(zarr.open(on_disk / "a", mode="r")[64:128], A[:64])
     writer.write(0, np.zeros((192, 101))[:, 1:])
     assert len(direct) == 3
-    assert not zarr.open(tmp_path / "a", mode="r")[...].any()
+    assert not zarr.open(on_disk / "a", mode="r")[...].any()
 
 
 def test_zarr_finds_a_flipped_bit(tmp_path: Path) -> None:
