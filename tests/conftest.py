@@ -104,6 +104,12 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_sessionfinish() -> None:
+    # Garbage that is left is told; pytest would look for it five times among all that there is.
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def on_disk() -> Iterator[Path]:
     """A folder that is not in memory, as `tmp_path` may be."""

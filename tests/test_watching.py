@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import re
@@ -44,6 +45,14 @@ def change(job: Job, **changes: object) -> None:
     job.write_state(replace(job.stored_state(), **changes), fsync=False)  # type: ignore[arg-type]
 
 
+def until_said(*words: str) -> None:
+    """Wait until the command of `watched` has said each of these."""
+    end = time.monotonic() + 60
+    while not (isinstance(caught := sys.stdout.buffer, io.BytesIO) and all(word.encode() in caught.getvalue() for word in words)):
+        assert time.monotonic() < end, words
+        time.sleep(0.02)
+
+
 def watched(root: Path, *arguments: str, meanwhile: Callable[[], None]) -> Result:
     """What a command says while something happens."""
     import_module("dlscale.batch.submit")  # before the clock of what happens runs
@@ -67,8 +76,8 @@ def test_a_job_is_watched_in_lines(options: tuple[str, ...], states: list[str], 
     change(job, message="waits")
 
     def live() -> None:
-        for state, message in (("running", ""), ("failed", "it broke")):
-            time.sleep(0.5)
+        for said, state, message in (("queued: waits", "running", ""), ("running", "failed", "it broke")):
+            until_said(*({said} & set(states)))
             change(job, state=state, message=message)
 
     said = watched(tmp_path, "status", job.id[:5], "--watch", *options, meanwhile=live)
@@ -85,10 +94,10 @@ def test_jobs_are_watched_until_all_rest(tmp_path: Path) -> None:
     late: list[Job] = []
 
     def live() -> None:
-        time.sleep(0.3)
+        until_said("step 3 of 12")
         late.append(make_job(tmp_path, "late"))
         change(job, state="succeeded")
-        time.sleep(1.5)
+        until_said(late[0].id, "succeeded")
         change(late[0], state="cancelled", message="cancelled")
 
     lines = watched(tmp_path, "jobs", "--watch", meanwhile=live).stdout.splitlines()
