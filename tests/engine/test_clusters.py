@@ -352,15 +352,15 @@ def wait_and_make(seconds: float) -> Array:
 
 @dataclass(frozen=True)
 class Stuck(Fold):
-    """A pass of which no block ends before a file is there."""
+    """A pass of which no block ends while a file is there."""
 
-    free: Path
+    held: Path
 
     def start(self) -> State:
         return {"sum": np.zeros(50)}
 
     def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
-        while not self.free.exists():
+        while self.held.exists():
             time.sleep(0.02)
         return ()
 
@@ -368,9 +368,10 @@ class Stuck(Fold):
 def test_a_pass_without_progress_ends(shared_clusters: Any, matrices: dict[str, Path], tmp_path: Path) -> None:
     A = open_matrix(matrices["row strips"])
     passes = Passes(Run(shared_clusters(2), stall_seconds=1.0))
+    (held := tmp_path / "held").touch()
     with pytest.raises(StalledError, match=r"No progress for 1 s.*Waiting for"):
-        passes.sweep("stuck", A, Stuck(tmp_path / "free"), RowGrid(2000, 1000, 1000))
-    (tmp_path / "free").touch()
+        passes.sweep("stuck", A, Stuck(held), RowGrid(2000, 1000, 1000))
+    held.unlink()
 
 
 @pytest.mark.parametrize(
