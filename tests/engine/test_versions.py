@@ -18,7 +18,7 @@ from dlscale.errors import SpecError
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
     """Of two worker processes."""
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster, Client(cluster) as client:
         yield client
 
 
