@@ -20,6 +20,7 @@ from xdist.scheduler import LoadFileScheduling
 
 from dlscale.engine.clusters import Cluster, ClusterFacts, open_cluster
 from dlscale.engine.clusters.cluster import DaskCluster
+from dlscale.host import total_bytes
 from dlscale.report.html import render
 
 # Several processes share the cores: threads of BLAS that wait for a core take more time than they save.
@@ -93,7 +94,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # Not of the process that only starts those with the tests, which draw what their fixtures ask for.
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
         leave_pages_empty()
-    if IN_MEMORY.is_dir() and min(disk_usage(IN_MEMORY).free, virtual_memory().available) > ROOM_BYTES:
+    if IN_MEMORY.is_dir() and min(disk_usage(IN_MEMORY).free, virtual_memory().available, total_bytes()) > ROOM_BYTES:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(IN_MEMORY))
     # Ten thousand tests and their modules stay: to look for garbage among them, as they are found and after, finds none.
     gc.disable()
