@@ -112,12 +112,16 @@ def test_a_training_goes_on_from_its_steps_in_the_store(bucket: Address, tmp_pat
     here = dlscale.run(job, workspace=tmp_path / "here")
     root = Workspace(tmp_path / "there")
 
+    epochs: list[dict[str, Any]] = []
+
     def stop(event: dict[str, Any]) -> None:
         if event["event"] == "epoch":
+            epochs.append(event)
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(Interrupted):
         dlscale.run({**job, "checkpoint": {"at": f"{bucket}/steps"}}, workspace=root.root, listener=stop)
+    assert len(epochs) == 1, "it stops behind the next step"
     stopped = root.find(None)
     assert not stopped.checkpoint.joinpath("steps").exists()
     assert {key.split("/")[1] for key in requests.listing(bucket / "steps")} == {"manifests", "steps"}

@@ -91,8 +91,9 @@ class Communicator:
         self._stop_asked = False
 
     def request_stop(self) -> None:
-        """Ask all ranks to stop; each sees `stopping` after the next collective. Safe in a signal handler."""
+        """Ask all ranks to stop; each sees `stopping` after the next collective, a single one at once. Safe in a signal handler."""
         self._stop_asked = True
+        self.stopping = self.stopping or self.size == 1
 
     def allreduce(self, array: Array, *, name: str, op: str = "sum") -> Array:
         """Combine an array over all ranks, in place, on every rank.
