@@ -88,6 +88,8 @@ def wait_for_turn(job: Job, queue: Queue, ticket: Ticket) -> bool:
     if claim is None:
         return False
     try:
+        if job.stored_state().state in ENDED:  # by whoever resumed it, because it seemed lost, before it could be taken here
+            return False
         queue.join(ticket)
         said, last = "", 0.0
         ahead: list[str] | None = None
@@ -146,7 +148,10 @@ def run_submitted(job: Job, cluster: str | None = None) -> int:
 def _mark_failed(job: Job, error: Exception) -> None:
     """Let the state tell why a job cannot run; whoever calls has the claim on it."""
     with suppress(DlscaleError, OSError):
-        failed = replace(job.read_state(), state="failed", message=without_secrets(str(error)), failure_code=_exit_code(error))
+        state = job.read_state()
+        if state.state == "succeeded":  # by whoever resumed it meanwhile
+            return
+        failed = replace(state, state="failed", message=without_secrets(str(error)), failure_code=_exit_code(error))
         job.write_state(failed)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dlscale.batch.driver import wait_for_turn
+from dlscale.batch.driver import run_submitted, wait_for_turn
 from dlscale.batch.queue import Queue, Ticket
 from dlscale.batch.workspace import Heartbeat, Job, JobState, Workspace
 from dlscale.errors import SpecError
@@ -111,3 +111,21 @@ def test_a_job_lives_before_it_takes_its_turn(workspace: Workspace, monkeypatch:
     monkeypatch.setattr(Queue, "take_turn", take_turn)
     assert wait_for_turn(workspace.job("mine"), Queue(workspace), ticket)
     assert seen == ["queued"]
+
+
+def test_a_job_that_another_process_ended_before_it_was_taken_stays_as_it_is(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its driver died and it seemed lost, so that somebody resumed it while the process that was to run it started."""
+    ticket, take = enter(workspace, "mine", 1.0), Job.take
+
+    def take_late(job: Job) -> object:
+        end(workspace, ticket)
+        return take(job)
+
+    monkeypatch.setattr(Job, "take", take_late)
+    assert not wait_for_turn(workspace.job("mine"), Queue(workspace), ticket)
+    assert workspace.job("mine").read_state().state == "succeeded"
+    assert not workspace.job("mine").is_taken()
+    assert run_submitted(workspace.job("mine")) != 0  # it is too late here, too
+    assert workspace.job("mine").read_state().state == "succeeded"

@@ -114,11 +114,14 @@ def call(*arguments: str) -> Result:
 
 
 def run_here(job: Job) -> None:
-    """Run a job of a sweep in this process, as any other, if it has not run meanwhile."""
-    while job.read_state().state in (*RUNNING, "submitted"):
-        time.sleep(0.1)
-    if job.read_state().state != "succeeded":
-        assert call("resume", job.id).exit_code == 0
+    """Run a job of a sweep in this process, as any other, if its own process, which may only start now, does not run it."""
+    ended = time.monotonic() + 60
+    while (state := job.read_state().state) != "succeeded":
+        assert time.monotonic() < ended, state
+        if state in (*RUNNING, "submitted"):
+            time.sleep(0.1)
+        elif (resumed := call("resume", job.id)).exit_code:
+            assert "is running already" in resumed.stderr
 
 
 def test_a_sweep_is_stopped_goes_on_and_is_one_table(folder: Path) -> None:
