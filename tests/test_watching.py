@@ -175,6 +175,33 @@ def test_ctrl_c_ends_the_watching_and_no_job(tmp_path: Path) -> None:
     assert job.state.read_bytes() == before
 
 
+#: Sends itself Ctrl-C as soon as a module is looked for.
+_INTERRUPTED_AT = """
+import os, runpy, signal, sys
+module = sys.argv.pop(1)
+class At:
+    def find_spec(self, name, *_):
+        if name == module:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, At())
+runpy.run_module("dlscale", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("module", ["dlscale.cli.main", "dlscale.engine.clusters.launchers", "dlscale.batch.remote.opening"])
+def test_ctrl_c_in_the_first_moments_ends_with_a_shell_s_code(module: str, tmp_path: Path) -> None:
+    """While modules are loaded: before the command is known nothing handles signals, and then nothing was begun."""
+    make_job(tmp_path)
+    kinds = [("wait",), ("status", "--watch"), ("logs", "-f"), ("jobs", "--watch")]
+    command = [sys.executable, "-c", _INTERRUPTED_AT, module]
+    started = [
+        subprocess.Popen([*command, *kind, "--workspace", "ws"], cwd=tmp_path, stderr=subprocess.PIPE, text=True) for kind in kinds
+    ]
+    said = [process.communicate(timeout=60)[1] for process in started]
+    expected = (130, "\nThe jobs go on.\n") if module == "dlscale.batch.remote.opening" else (-signal.SIGINT, "")
+    assert list(zip([process.returncode for process in started], said, strict=True)) == [expected] * len(kinds)
+
+
 def test_without_colours_where_they_are_not_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = make_job(tmp_path, state="succeeded")
     monkeypatch.setenv("NO_COLOR", "1")

@@ -42,6 +42,7 @@ from dlscale.cli.options import (
 from dlscale.cli.removing import prune, rm
 from dlscale.cli.serving import serve
 from dlscale.cli.sweeping import is_sweep, plan_of_sweep, show_plan_of_sweep
+from dlscale.cli.watching import EXIT_WATCHED
 from dlscale.errors import DlscaleError, Interrupted
 from dlscale.interrupts import interrupt
 from dlscale.showing import shown
@@ -55,13 +56,10 @@ def main() -> None:
     # What a command makes mostly stays, its modules above all: to look for garbage among it takes a tenth of a short job.
     gc.set_threshold(10_000)
     sys.excepthook = _show_traceback
-    # Until a job runs and handles it better, SIGTERM cleans up as Ctrl-C does.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
     from dlscale.engine.clusters.launchers import across_ranks
 
     code = across_ranks(_run)
-    if code != Interrupted.exit_code:
+    if code not in (Interrupted.exit_code, EXIT_WATCHED):
         sys.exit(code)
     # All is said and saved. Threads that still compute, or wait for a lock that the signal tore, must not hold the process.
     for stream in (sys.stdout, sys.stderr):
@@ -77,10 +75,20 @@ def _show_traceback(kind: type[BaseException], error: BaseException, trace: Trac
 
 def _run() -> int:
     try:
-        commands(prog_name="dlscale")
+        commands(prog_name="dlscale", obj=_handle_signals)
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else EXIT_FAILED if ended.code else 0
     return 0
+
+
+def _handle_signals() -> None:
+    """Until a job runs and handles it better, SIGTERM cleans up as Ctrl-C does."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+
+
+#: Commands that only look at jobs.
+_LOOKING = {command.name for command in looking.COMMANDS}
 
 
 class _Group(click.Group):
@@ -92,6 +100,8 @@ class _Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
+            if ctx.obj is not None:
+                ctx.obj()
             return super().invoke(ctx)
         except click.ClickException as error:
             if (message := shown(error.format_message())) == error.format_message():
@@ -104,9 +114,12 @@ class _Group(click.Group):
             say(error)
             ctx.exit(EXIT_FAILED)
         except KeyboardInterrupt:
+            if ctx.invoked_subcommand in _LOOKING:
+                echo("\nThe jobs go on.", err=True)
+                ctx.exit(EXIT_WATCHED)
             if places := sys.modules.get("dlscale.batch.jobs.places"):
                 places.clean_up()
-            say(Interrupted("stopped by a signal before any work was done; run the command again."))
+            say(Interrupted("stopped by a signal; run the command again."))
             ctx.exit(Interrupted.exit_code)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
