@@ -46,6 +46,7 @@ def hard(name: str, n: int) -> Array:
         "indefinite": lambda: np.concatenate([-np.linspace(0.1, 1, n // 2), np.linspace(0.1, 1, n - n // 2)]),
         "semicircle": lambda: np.linalg.eigvalsh(gaps + gaps.T),
         "five that are not zero": lambda: np.concatenate([np.zeros(n - 5), np.arange(1.0, 6)]),
+        "two": lambda: np.repeat([1.0, 2.0], [n // 3, n - n // 3]),
         "one": lambda: np.ones(n),
         "zeros": lambda: np.zeros(n),
     }[name]()
@@ -60,6 +61,7 @@ NAMES = (
     "indefinite",
     "semicircle",
     "five that are not zero",
+    "two",
     "one",
     "zeros",
     "wilkinson",

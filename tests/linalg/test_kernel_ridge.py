@@ -87,6 +87,17 @@ def test_one_target_in_any_dtype(dtype: str) -> None:
 
 
 @pytest.mark.usefixtures("_small_tiles")
+@pytest.mark.parametrize("apart", [1e4, 1e6, 1e8, 1e18])
+def test_groups_that_are_far_apart_keep_their_digits(apart: float) -> None:
+    X = gaussian(90, 3) + apart * np.repeat(np.arange(3.0), 30)[:, None]
+    y = targets(gaussian(90, 3))
+    K = np.exp(-0.5 * ((X[:, None] - X) ** 2).sum(axis=2))
+    expected = K @ np.linalg.solve(K + 0.01 * np.eye(90), y)
+    ours = dlscale.kernel_ridge(X, y, gamma=0.5, penalties=0.01)
+    np.testing.assert_allclose(ours.predict(X), expected, atol=1e-7 * np.abs(y).max())
+
+
+@pytest.mark.usefixtures("_small_tiles")
 @pytest.mark.parametrize("columns", [1000, 3])
 @pytest.mark.parametrize("n_folds", [2, 5])
 def test_errors_are_those_of_fits_without_each_fold(n_folds: int, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:

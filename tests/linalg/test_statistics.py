@@ -16,6 +16,7 @@ from dlscale import gallery
 from dlscale.declaration.kind import run_here
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.errors import NonFiniteError, SpecError
+from dlscale.kernels import times_power_of_two
 from dlscale.linalg.statistics import kind
 from dlscale.linalg.statistics.kind import KIND, NormOptions
 from dlscale.storage.matrices import open_matrix
@@ -160,6 +161,16 @@ def test_pseudo_inverses(dtype: str) -> None:
     B = np.diag(np.array([1, 1e-2], dtype))
     np.testing.assert_allclose(dlscale.pinv(B, 0.1), np.diag([1, 0]), atol=1e-6)
     np.testing.assert_allclose(dlscale.pinv(B, rtol=0.001), np.diag([1, 100]), rtol=1e-5)
+
+
+@each_of(dtype=DTYPES)
+@pytest.mark.parametrize("shape", [(7, 4), (3, 5)])
+def test_pseudo_inverses_at_any_scale(shape: tuple[int, int], dtype: str) -> None:
+    A = gaussian(*shape, dtype)
+    X, limits = dlscale.pinv(A), np.finfo(dtype)
+    for power in (limits.minexp + 20, limits.minexp // 2, limits.maxexp // 2, limits.maxexp - 20):
+        scaled = dlscale.pinv(times_power_of_two(A, power))
+        np.testing.assert_allclose(times_power_of_two(scaled, power), X, rtol=100 * limits.eps)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

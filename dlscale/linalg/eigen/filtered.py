@@ -189,6 +189,7 @@ def _ritz(it: Iterate, W: Array, Y: Array, Z: Array, aim: Aim) -> tuple[Iterate,
         # The far end was looked for beside; it is known well enough.
         W, Y, Z = W[:, :-FAR_COLUMNS], Y[:, :-FAR_COLUMNS], Z[:, :-FAR_COLUMNS]
         it = replace(it, active=active[:-FAR_COLUMNS], high=float(active[-FAR_COLUMNS - 1]))
+    it = _below_a_cluster(it, residuals, (W, Y, Z), aim)
     return _with_length(it, residuals, aim), W, Y, Z
 
 
@@ -201,6 +202,22 @@ def _with_interval(it: Iterate, residuals: Array, T: Array, aim: Aim) -> Iterate
     # Ritz values lie inside of the spectrum, and this one near its end.
     low = float(active[-1] - residuals[-1]) if it.cycle <= WARM_UP + 1 else min(it.low, float(active[-1]))
     return replace(it, low=low, high=max(float(active[-1]), low + NARROWEST * it.norm))
+
+
+def _below_a_cluster(it: Iterate, residuals: Array, products: tuple[Array, Array, Array], aim: Aim) -> Iterate:
+    """Where all of the block is one eigenvalue to within its residuals, the interval ends at what is still mixed in.
+
+    Up to the last Ritz value the filter would keep that as it keeps what is wanted. Residuals consist of it, and cost no read.
+    """
+    last = min(max(aim.k - len(it.values), 1), len(it.active)) - 1
+    if it.cycle <= WARM_UP or float(aim.height(it.active[last])) - it.high > float(residuals[: len(it.active)].max()):
+        return it
+    W, Y, Z = products
+    R, AR = Y - W * it.active, Z - Y * it.active
+    if not (size := float(np.linalg.norm(R))):
+        return it
+    mixed = float(np.linalg.norm(AR)) / size if aim.which == "magnitude" else float(np.vdot(R / size, AR / size).real)
+    return replace(it, high=max(min(it.high, mixed), it.low + NARROWEST * it.norm))
 
 
 def _with_length(it: Iterate, residuals: Array, aim: Aim) -> Iterate:

@@ -14,16 +14,22 @@ from dlscale.errors import NumericalError
 Name = Literal["rbf", "laplacian", "polynomial", "linear"]
 #: What an exponential takes, in the flops of a product.
 EXP_FLOPS = 40.0
+#: From this half of a square on, an exponent that is made of squares is off by more than 1e-10: distances are taken by differences.
+FAR = 2.0**18
 
 
 class Points(NamedTuple):
-    """Rows, as a kernel takes them on its left and on its right side."""
+    """Rows, as a kernel takes them on its left and on its right side, and as they are."""
 
     left: Array
     right: Array
+    rows: Array
 
     def part(self, start: int, stop: int) -> Points:
-        return Points(self.left[start:stop], self.right[start:stop])
+        return self.of(slice(start, stop))
+
+    def of(self, chosen: slice | Array) -> Points:
+        return Points(self.left[chosen], self.right[chosen], self.rows[chosen])
 
 
 @dataclass(frozen=True)
@@ -66,9 +72,9 @@ class Kernel:
             If squares overflow.
         """
         if self.name == "laplacian":
-            return Points(X, X)
+            return Points(X, X, X)
         if self.name != "rbf":
-            return Points(X * self.gamma if self.name == "polynomial" else X, X)
+            return Points(X * self.gamma if self.name == "polynomial" else X, X, X)
         with np.errstate(over="ignore", under="ignore"):
             scaled = (X - center) * np.sqrt(2 * self.gamma)
             half = np.einsum("ij,ij->i", scaled, scaled)[:, None] / 2
@@ -76,12 +82,15 @@ class Kernel:
             raise NumericalError("Squares of the features overflow; scale them, or lower params.gamma.")
         one = np.ones_like(half)
         # Their product is the exponent itself: -gamma ||x - y||^2 = 2 gamma x'y - gamma ||x||^2 - gamma ||y||^2.
-        return Points(np.hstack([scaled, half, one]), np.hstack([scaled, -one, -half]))
+        return Points(np.hstack([scaled, half, one]), np.hstack([scaled, -one, -half]), X)
 
     def block(self, X: Points, Y: Points, *, same: bool = False, out: Array | None = None) -> Array:
         """``K(X, Y)``; ``same`` says that they are the same rows."""
         if self.name == "laplacian":
             E = scipy.spatial.distance.cdist(X.left, Y.right, "cityblock", out=out)
+            E *= -self.gamma
+        elif self.name == "rbf" and max(X.left[:, -2].max(), -Y.right[:, -1].min()) > FAR:
+            E = scipy.spatial.distance.cdist(X.rows, Y.rows, "sqeuclidean", out=out)
             E *= -self.gamma
         else:
             E = np.matmul(X.left, Y.right.T, out=out)
@@ -99,7 +108,7 @@ class Kernel:
 
     def columns(self, X: Points, chosen: Array) -> Array:
         """Some columns of ``K(X, X)``."""
-        return self.block(X, Points(X.left[chosen], X.right[chosen]))
+        return self.block(X, X.of(chosen))
 
     def diagonal(self, X: Points) -> Array:
         """``K(x, x)`` of every row."""

@@ -251,8 +251,9 @@ def _check_pseudo_inverse(X: Array, U: Array, V: Array, s: Array) -> None:
     """On random w, X must take U S w to V w: the singular vectors have been checked against the matrix themselves."""
     if not len(s):
         return
-    w = np.random.default_rng(0).standard_normal((len(s), _N_PROBES)).astype(s.dtype) / float(s[0])
-    R = X @ (U @ (s[:, None] * w)) - V @ w
+    w = np.random.default_rng(0).standard_normal((len(s), _N_PROBES)).astype(s.dtype)
+    # Of X s_1 and S / s_1, so that no scale takes a product out of range.
+    R = (X * s[0]) @ (U @ ((s / s[0])[:, None] * w)) - V @ w
     check = scaled(
         "||(X U S - V) w|| / (cond ||w|| max(m, n) eps)",
         float(np.linalg.norm(R)) * float(s[-1]) / float(s[0]),
