@@ -19,7 +19,7 @@ from dlscale.cli.options import (
     spec_options,
 )
 from dlscale.cli.remote_looking import how_it_ended, known_id, known_sweep, listed_jobs, open_client
-from dlscale.cli.removing import prune_options, say_removed
+from dlscale.cli.removing import prune_options, remove_each
 from dlscale.cli.sweeping import (
     is_sweep,
     show_cancelled_sweep,
@@ -27,7 +27,6 @@ from dlscale.cli.sweeping import (
     show_resumed_sweep,
     show_submitted_sweep,
 )
-from dlscale.errors import DlscaleError
 
 if TYPE_CHECKING:
     from dlscale.service.client import Client
@@ -180,8 +179,8 @@ def report(job_id: str | None, output: Path | None, show: bool) -> None:
 def rm(job_ids: tuple[str, ...], as_json: bool) -> None:
     """Remove jobs that have ended, or those of a sweep, with checkpoint, log, report and the result in the job's folder."""
     with open_client() as client:
-        found = [job for job_id in dict.fromkeys(job_ids) for job in _meant(client, job_id)]
-    _remove(found, as_json=as_json)
+        found = dict.fromkeys(job for job_id in job_ids for job in _meant(client, job_id))
+        remove_each(found, client.size, client.delete, as_json=as_json)
 
 
 def _meant(client: Client, job_id: str) -> list[str]:
@@ -212,25 +211,8 @@ def prune(
     latest = time.time() - 86400.0 * (older_than or 0.0)
     with open_client() as client:
         listed = listed_jobs(client, None, states=states or DONE, kinds=kinds, name=name)[0]
-    _remove([row.job for row in listed if row.created <= latest][keep:], as_json=as_json, dry=not yes)
-
-
-def _remove(jobs: list[str], *, as_json: bool, dry: bool = False) -> None:
-    removed, refused = [], {}
-    with open_client() as client:
-        for job in jobs:
-            try:
-                if not dry:
-                    client.delete(job)
-            except DlscaleError as error:
-                refused[job] = str(error)
-                continue
-            removed.append(job)
-            if not as_json:
-                echo(job)
-    if as_json:
-        print_json({"removed": [] if dry else removed, "would_remove": removed if dry else [], "refused": refused})
-    say_removed(len(removed), refused, dry=dry, as_json=as_json)
+        chosen = [row.job for row in listed if row.created <= latest][keep:]
+        remove_each(chosen, client.size, client.delete, as_json=as_json, dry=not yes)
 
 
 COMMANDS = {

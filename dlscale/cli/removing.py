@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import click
 
 from dlscale.cli.options import EXIT_FAILED, Command, echo, job_filters, json_option, open_workspace, print_json, workspace_option
 from dlscale.cli.sweeping import find_sweep
-from dlscale.errors import SpecError
+from dlscale.errors import DlscaleError
 
 if TYPE_CHECKING:
     from dlscale.batch.workspace import Job, Workspace
@@ -72,37 +72,39 @@ def prune(
     _remove([root.job(job_id) for job_id in chosen], root, as_json=as_json, dry=not yes)
 
 
-def _remove(jobs: Sequence[Job], root: Workspace, *, as_json: bool, dry: bool = False) -> None:
-    """Remove each, and say how much room it took; what cannot be removed is named in the end."""
-    from dlscale.batch.removing import remove
+def remove_each(
+    jobs: Iterable[str], size_of: Callable[[str], int], remove: Callable[[str], None], *, as_json: bool, dry: bool = False
+) -> None:
+    """Remove each, and say how much room it took; what cannot be removed is named in the end, which is a failure."""
     from dlscale.report import words
 
     sizes, refused = {}, {}
     for job in jobs:
-        size = job.size()
         try:
+            size = size_of(job)
             if not dry:
-                remove(job, root)
-        except (SpecError, OSError) as error:
-            refused[job.id] = str(error)
+                remove(job)
+        except (DlscaleError, OSError) as error:
+            refused[job] = str(error)
             continue
-        sizes[job.id] = size
+        sizes[job] = size
         if not as_json:
-            echo(f"{job.id}  {words.size(size)}")
+            echo(f"{job}  {words.size(size)}")
     if as_json:
         print_json({"removed": {} if dry else sizes, "would_remove": sizes if dry else {}, "refused": refused})
-    say_removed(len(sizes), refused, f", {words.size(sum(sizes.values()))}", dry=dry, as_json=as_json)
-
-
-def say_removed(n_removed: int, refused: Mapping[str, str], room: str = "", *, dry: bool, as_json: bool) -> None:
-    """Say how many jobs were removed, and why others were kept, which is a failure."""
-    if not as_json:
-        if not n_removed and not refused:
-            echo("No such jobs.")
-        else:
-            whole = f"{n_removed} job{'s' if n_removed != 1 else ''}{room}"
-            echo(f"{whole}: not removed yet; add --yes." if dry else f"{whole}: removed.")
+    elif not sizes and not refused:
+        echo("No such jobs.")
+    else:
+        whole = f"{len(sizes)} job{'s' if len(sizes) != 1 else ''}, {words.size(sum(sizes.values()))}"
+        echo(f"{whole}: not removed yet; add --yes." if dry else f"{whole}: removed.")
         for message in refused.values():
             echo(message, prefix=f"{click.style('kept:', fg='yellow')} ", err=True)
     if refused:
         sys.exit(EXIT_FAILED)
+
+
+def _remove(jobs: Iterable[Job], root: Workspace, *, as_json: bool, dry: bool = False) -> None:
+    from dlscale.batch.removing import remove
+
+    known = {job.id: job for job in jobs}
+    remove_each(known, lambda job: known[job].size(), lambda job: remove(known[job], root), as_json=as_json, dry=dry)

@@ -199,6 +199,10 @@ class Client:
         """Let a stopped job go on from its checkpoint; its status then."""
         return self._record("POST", job, "/resume")
 
+    def size(self, job: str) -> int:
+        """Bytes on the server's disk of all that is in a job's folder."""
+        return int(self._record("GET", job, "/size")["bytes"])
+
     def delete(self, job: str) -> None:
         """Remove a job that has ended, with all in its folder."""
         self._ask("DELETE", _path(job))

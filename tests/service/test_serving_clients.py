@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
@@ -104,10 +105,15 @@ def test_all_that_is_asked_of_jobs_here_is_asked_of_a_server(server: WebServer, 
     assert all(word in shown for word in (ids[0], "params.seed", "frobenius error", "&lt;b&gt;", "removed"))
     assert "many-sweep-1" in server.http.get("/sweeps").text
     assert server.http.get("/sweeps/..%2fx").status_code == 404
-    assert command(server, "rm", ids[0]).stdout == f"{ids[0]}\n1 job: removed.\n"
-    assert "2 jobs: not removed yet; add --yes." in command(server, "prune", "--name", "many").stdout
+    there, here = both("prune", "--name", "many")
+    assert there.stdout == here.stdout
+    assert re.fullmatch(r"(many\S+  [\d.]+ [kM]B\n){3}3 jobs, [\d.]+ [kM]B: not removed yet; add --yes\.\n", there.stdout)
+    assert re.fullmatch(rf"{ids[0]}  [\d.]+ [kM]B\n1 job, [\d.]+ [kM]B: removed\.\n", command(server, "rm", ids[0]).stdout)
+    missing = command(server, "rm", ids[0])
+    assert (missing.exit_code, missing.stdout, "There is no job" in missing.stderr) == (1, "0 jobs, 0 B: removed.\n", True)
+    size = Workspace(folder / "ws").job(ids[1]).size()
     removed = json.loads(command(server, "prune", "--name", "many", "--keep", "1", "--yes", "--json").stdout)
-    assert removed == {"removed": [ids[1]], "would_remove": [], "refused": {}}
+    assert removed == {"removed": {ids[1]: size}, "would_remove": {}, "refused": {}}
 
 
 def test_a_client_follows_a_job_while_its_server_is_started_anew(folder: Path) -> None:

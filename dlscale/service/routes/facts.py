@@ -1,4 +1,4 @@
-"""Below one job: its plan, certificate, job file, log, report and result."""
+"""Below one job: its plan, certificate, job file, size, log, report and result."""
 
 from __future__ import annotations
 
@@ -47,6 +47,13 @@ def certificate(request: Request, job_id: JobId) -> dict[str, Any]:
 def spec(request: Request, job_id: JobId) -> Response:
     """The job file, with absolute paths."""
     return Response(bytes_of(desk_of(request).job(job_id), "spec"), media_type="application/yaml")
+
+
+@router.get("/size")
+async def size(request: Request, job_id: JobId) -> dict[str, int]:
+    """Bytes on the disk of all that is in the job's folder."""
+    desk = desk_of(request)
+    return {"bytes": await desk.slowly(desk.job(job_id).size)}
 
 
 @router.get("/log", response_class=Response)
