@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,12 +50,14 @@ def test_a_disk_that_fills_up_meanwhile(small_disk: Path, tmp_path: Path) -> Non
     ballast = small_disk / "ballast"
     with killed_at_the_end(spawn("run", "job.yaml", "--json", "--workspace", small_disk / "ws", cwd=tmp_path)) as process:
         (job,) = wait_for(lambda: list(small_disk.glob("ws/jobs/[!.]*")), alive=process)
+        process.send_signal(signal.SIGSTOP)  # or it may be done before the disk is full
         with open(ballast, "wb", buffering=0) as file:
             try:
                 while True:
                     file.write(bytes(4096))
             except OSError:
                 fault("full disk")
+        process.send_signal(signal.SIGCONT)
         ended = finish(process)
     assert ended.code != 0
     assert "Traceback" not in ended.err
