@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import update_wrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -141,7 +141,10 @@ def _require_known(kinds: tuple[str, ...]) -> None:
 
 
 def _print_json(found: list[ListedJob], faults: dict[str, str]) -> None:
-    listed = [{key: value for key, value in asdict(s).items() if key != "message"} for s in found]
+    # `asdict` goes through every value: of a hundred thousand jobs it took more than all else.
+    listed = [{**vars(job), "progress": job.progress and vars(job.progress)} for job in found]
+    for row in listed:
+        del row["message"]
     empty = {"kind": None, "created": None, "seconds": None, "progress": None}
     damaged = [{"job": job, "state": "damaged", **empty, "message": message} for job, message in sorted(faults.items())]
     click.echo(json.dumps(listed + damaged))
