@@ -104,6 +104,7 @@ def generate(spec: GenerateSpec, destination: Path, *, emit: Emit = ignore) -> P
     matrix = SpectrumMatrix(spec.shape, _singular_values(spec), spec.seed, dtype, spec.offset)
     chunks = spec.chunks or default_chunks(spec.shape, dtype.itemsize)
     with open_cluster(cluster_request(spec.cluster)) as cluster:
+        cluster.tell_dashboard(emit)
         return Path(generate_matrix(Passes(Run(cluster, emit=emit)), matrix, destination, chunks=chunks))
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from dlscale.batch.jobs.in_slurm import begun
 from dlscale.batch.jobs.progress import Follower, progress_words
 from dlscale.batch.workspace import ENDED, HEARTBEAT_SECONDS, Heartbeat, Job, JobState
-from dlscale.engine.events import Emit, Event, Saved, StateChanged, StepFinished, StepStarted, Warned
+from dlscale.engine.events import DashboardOpened, Emit, Event, Saved, StateChanged, StepFinished, StepStarted, Warned
 from dlscale.engine.progress import MemorySampler
 from dlscale.errors import DlscaleError, DoesNotFitError, SpecError, StoreError
 from dlscale.showing import shown, without_secrets
@@ -250,6 +250,8 @@ def _sentence(event: Event) -> str:
             return f"checkpoint {event.step}: {event.bytes / 1e6:.3g} MB in {event.seconds:.2f} s"
         case Warned():
             return event.message
+        case DashboardOpened():
+            return f"dashboard: {event.url}"
     return ""
 
 

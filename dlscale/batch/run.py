@@ -332,6 +332,7 @@ def _compute(job: Job, prepared: Prepared, group: ResultGroup, recorder: Recorde
         with open_cluster(prepared.facts) as cluster:
             recorder.losses, stall, told = cluster.losses, prepared.spec.stall, (kind, job.id)
             run = Run(cluster, checkpoint=checkpoint, result=group, emit=emit, stall_seconds=stall, rows_folder=job.rows, job=told)
+            cluster.tell_dashboard(emit)
             outcome = compute_with_fits(KINDS[kind], run, prepared.inputs, prepared.options, prepared.plan)
     except Stop:
         checkpoint.flush()

@@ -21,7 +21,7 @@ from rich.table import Table
 from dlscale.batch.jobs.in_slurm import slurm_facts, slurm_words
 from dlscale.batch.jobs.progress import Follower, learned, progress_words, rates_of, step_words, time_left
 from dlscale.certificates import leaves_no_digit
-from dlscale.engine.events import Event, StateChanged, StepFinished, StepStarted, Warned, WorkDone
+from dlscale.engine.events import DashboardOpened, Event, StateChanged, StepFinished, StepStarted, Warned, WorkDone
 from dlscale.errors import SpecError
 from dlscale.report import words
 from dlscale.showing import visible, without_secrets
@@ -151,6 +151,8 @@ class JobProgress:
                 self._show("starting workers")
             case StateChanged(state="certifying"):
                 self._show("checking the answer")
+            case DashboardOpened():
+                self.console.print(f"  [dim]dashboard[/] {event.url}", highlight=False)
             case Warned():
                 self.console.print(f"[yellow]warning[/] {escape(without_secrets(event.message))}")
 

@@ -69,6 +69,14 @@ class Warned(Event):
 
 
 @dataclass(frozen=True)
+class DashboardOpened(Event):
+    """Dask's dashboard of the job's cluster can be looked at."""
+
+    word: ClassVar[str] = "dashboard"
+    url: str
+
+
+@dataclass(frozen=True)
 class StepStarted(Event):
     """A step begins.
 
@@ -227,6 +235,7 @@ _TYPES: dict[str, type[Event]] = {
     for kind in (
         StateChanged,
         Warned,
+        DashboardOpened,
         StepStarted,
         WorkDone,
         StepFinished,

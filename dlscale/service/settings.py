@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlscale.batch.workspace import Workspace
+from dlscale.engine.clusters.peers import is_loopback
 from dlscale.errors import SpecError
 from dlscale.service.allowed import Allowed
 from dlscale.service.retention import ALL_STAY, Retention
@@ -95,11 +96,3 @@ class Settings:
                 socket.getfqdn().lower(),
             )
         return address.is_loopback or not is_loopback(self.host)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only processes of this machine reach an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"

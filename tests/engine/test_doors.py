@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,7 +14,9 @@ import time
 from collections.abc import Iterator
 from contextlib import chdir, closing, contextmanager, suppress
 from pathlib import Path
+from urllib.parse import urljoin, urlsplit
 
+import httpx
 import psutil
 import pytest
 import yaml
@@ -22,7 +25,9 @@ from helpers import gaussian, store
 import dlscale
 from dlscale.batch.submit import cancel
 from dlscale.batch.workspace import Job, Workspace
+from dlscale.engine.clusters import describe_cluster
 from dlscale.engine.clusters.secured import in_files, make_security
+from dlscale.errors import SpecError
 
 MPIRUN = shutil.which("mpirun", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
 
@@ -128,6 +133,60 @@ def test_a_local_cluster_is_for_its_own_processes(tmp_path: Path) -> None:
         came = subprocess.run([sys.executable, "-c", STRANGER, address], capture_output=True, text=True, timeout=100)
         assert came.stdout.count("refused") == 2, (came.stdout, came.stderr)
         goes_on(process)
+
+
+#: Asks a port for a page as another user.
+OTHER_USER = """
+import encodings.idna, os, socket, sys
+if os.getuid() == 0:
+    os.setgid(65534)
+    os.setuid(65534)
+with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as stream:
+    stream.sendall(b"GET /status HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")
+    try:
+        print(stream.recv(12).decode())
+    except ConnectionError:
+        print()
+"""
+
+
+def test_a_dashboard_is_for_its_own_user_and_pages(tmp_path: Path) -> None:
+    pytest.importorskip("bokeh", reason="the dashboard needs bokeh")
+    job(tmp_path, cluster={"workers": 1, "threads": 1, "dashboard": True})
+    with running(*SLOWLY, sys.executable, "-m", "dlscale", "run", "job.yaml", cwd=tmp_path) as process:
+        assert process.stdout is not None
+        url = next(line.split()[1] for line in process.stdout if "dashboard" in line)
+        (log,) = tmp_path.glob("dlscale-workspace/jobs/*/log.txt")
+        assert f"dashboard: {url}\n" in log.read_text()
+        found = doors(process.pid, n_ports=4)
+        assert len(found) == 4, "a scheduler, its pages, a nanny, a worker"
+        assert {ip for ip, _ in found} == {"127.0.0.1"}
+
+        assert "<title>Dask Diagnostic UI<" in httpx.get(url).text
+        for page in ("/info/main/workers.html", "/api/v1/workers", "/json/counts.json", "/metrics"):
+            assert httpx.get(urljoin(url, page)).status_code == 404
+        # What a page shows comes by a WebSocket, which no page of somebody else may open.
+        asked = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "x" * 24}
+        for origin, status in (("http://evil.example", 403), (urljoin(url, "/").rstrip("/"), 101)):
+            token = re.search(r'"token":"([^"]+)"', httpx.get(url).text)
+            assert token is not None
+            headers = asked | {"Origin": origin, "Sec-WebSocket-Protocol": f"bokeh, {token[1]}"}
+            with httpx.stream("GET", f"{url}/ws", headers=headers) as answered:
+                assert answered.status_code == status, origin
+        command = [sys.executable, "-c", OTHER_USER, str(urlsplit(url).port)]
+        came = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+        assert came.stdout == ("\n" if os.getuid() == 0 and sys.platform == "linux" else "HTTP/1.1 200\n")
+        goes_on(process)
+
+
+def test_a_dashboard_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in ("threads", "slurm"):
+        with pytest.raises(SpecError, match=f"dashboard is one of worker processes on this machine, .* got type {kind}"):
+            describe_cluster({"type": kind, "dashboard": True})
+    monkeypatch.setitem(sys.modules, "bokeh.application", None)
+    monkeypatch.delitem(sys.modules, "distributed.dashboard.core", raising=False)
+    with pytest.raises(SpecError, match=r"dashboard needs bokeh; install it with `pip install dlscale\[dashboard\]`"):
+        describe_cluster({"dashboard": True})
 
 
 def test_a_submitted_job_opens_no_other_door(tmp_path: Path) -> None:

@@ -114,6 +114,9 @@ class ClusterSpec(Section):
     workers: Positive | None = Field(default=None, description="an integer of at least 1: worker processes")
     threads: Positive | None = Field(default=None, description="an integer of at least 1: threads per worker")
     memory: Size | None = Field(default=None, description="a size such as 4GB: the limit of the whole job, all processes together")
+    dashboard: bool = Field(
+        default=False, description="true or false: Dask's dashboard of worker processes (type local), for this user"
+    )
     queue: Word | None = Field(default=None, description="a word: queue or partition of slurm or pbs")
     account: Word | None = Field(default=None, description="a word: account of slurm or pbs")
     walltime: Annotated[str, Field(pattern=rf"^{TIME_LIMIT}$")] | None = Field(

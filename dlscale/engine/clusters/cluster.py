@@ -21,7 +21,7 @@ from dlscale.engine.clusters import started
 from dlscale.engine.clusters.client import connect, list_workers, quieten
 from dlscale.engine.clusters.facts import BASELINE_BYTES, ClusterFacts, describe_cluster
 from dlscale.engine.clusters.watching import Watch, Wishes
-from dlscale.engine.events import Emit, event_of, ignore
+from dlscale.engine.events import DashboardOpened, Emit, event_of, ignore
 from dlscale.errors import DlscaleError, StalledError
 from dlscale.kernels import one_blas_thread
 
@@ -116,6 +116,9 @@ class Cluster(ABC):
 
     def release(self, handles: Iterable[Any]) -> None:
         """Let go of held results."""
+
+    def tell_dashboard(self, emit: Emit) -> None:
+        """Say where Dask's dashboard is, if the cluster was asked for one."""
 
     def workers(self) -> frozenset[str]:
         """Addresses of the workers that are there now; one that was lost and started again has another."""
@@ -292,6 +295,12 @@ class DaskCluster(Cluster):
         # At once, and not when the last reference to a future goes: exceptions keep some.
         for future in handles:
             future.release()
+
+    def tell_dashboard(self, emit: Emit) -> None:
+        if self.facts.options.get("dashboard"):
+            _ = self.client  # whose scheduler serves it
+            port = self.local.scheduler.http_server.port
+            emit(DashboardOpened(f"http://localhost:{port}/status"))
 
     def workers(self) -> frozenset[str]:
         try:

@@ -31,7 +31,7 @@ class ClusterFacts:
     address : str
         Of the scheduler, for ``tcp``.
     options : mapping
-        What else a batch system or Kubernetes is told (see `dlscale.engine.clusters.started.OPTIONS`).
+        What else a batch system or Kubernetes is told (see `dlscale.engine.clusters.started.OPTIONS`); ``dashboard``.
     notes : tuple of str
         In what its workers differ from this process.
     """
@@ -71,7 +71,7 @@ def describe_cluster(spec: str | Mapping[str, Any] = "local") -> ClusterFacts:
     spec : str or mapping
         ``"local"`` (under mpirun its ranks), ``"threads"``, ``"mpi"``, ``"tcp://host:port"``, or a mapping with
         ``workers``, ``threads`` (of each worker) and ``memory`` (of all processes together: bytes, or text such as
-        ``"4GB"``) for a cluster of ``type`` local, threads, slurm, pbs or kubernetes.
+        ``"4GB"``) for a cluster of ``type`` local, threads, slurm, pbs or kubernetes, and ``dashboard`` for local.
 
     Raises
     ------
@@ -86,6 +86,8 @@ def describe_cluster(spec: str | Mapping[str, Any] = "local") -> ClusterFacts:
     if kind == "mpi" or (spec == "local" and launchers.session() is not None):
         return _ranks_facts()
     options = {name: value for name, value in options.items() if value is not None}
+    if has_pages := bool(options.pop("dashboard", False)):
+        _require_dashboard(kind)
     if kind in started.OPTIONS:
         return _asked_for(kind, options)
     if kind not in ("local", "threads"):
@@ -97,7 +99,7 @@ def describe_cluster(spec: str | Mapping[str, Any] = "local") -> ClusterFacts:
     if memory > total:
         raise SpecError(f"cluster: memory must be at most the machine's {total / 1e9:.1f} GB; got {memory / 1e9:.1f} GB.")
     if options:
-        raise SpecError(f"cluster: unknown key {next(iter(options))!r}; allowed: type, workers, threads, memory.")
+        raise SpecError(f"cluster: unknown key {next(iter(options))!r}; allowed: type, workers, threads, memory, dashboard.")
     if min(n_workers, threads, memory) < 1:
         raise SpecError(f"cluster: workers, threads and memory must be positive; got {n_workers}, {threads}, {memory}.")
     if kind == "threads":
@@ -106,7 +108,13 @@ def describe_cluster(spec: str | Mapping[str, Any] = "local") -> ClusterFacts:
     if per_worker < BASELINE_BYTES + 32 * 2**20:
         needed = (BASELINE_BYTES * (n_workers + 1) + n_workers * 32 * 2**20) / 1e9
         raise SpecError(f"cluster: memory must be at least {needed:.2f} GB for {n_workers} worker(s); got {memory / 1e9:.2f} GB.")
-    return ClusterFacts("local", n_workers, threads, per_worker)
+    return ClusterFacts("local", n_workers, threads, per_worker, options={"dashboard": True} if has_pages else {})
+
+
+def _require_dashboard(kind: str) -> None:
+    if kind != "local":
+        raise SpecError(f"cluster: dashboard is one of worker processes on this machine, of type local; got type {kind}.")
+    started.require_dashboard()
 
 
 def _bytes(text: Any) -> int:

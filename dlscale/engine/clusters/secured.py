@@ -14,6 +14,8 @@ from typing import Any
 from distributed import LocalCluster, Scheduler, Worker
 from distributed.security import Security
 
+from dlscale.engine.clusters.peers import is_foreign
+
 #: No job runs for longer than this.
 _LIFE = datetime.timedelta(days=3650)
 #: Clocks of hosts differ.
@@ -76,9 +78,26 @@ class ClosedWorker(_NoPages, Worker):
     """A worker without an HTTP server."""
 
 
+class OwnScheduler(Scheduler):
+    """A scheduler with the pages of Dask's dashboard for this user: connections of others are closed unheard."""
+
+    def start_http_server(self, *arguments: Any, **options: Any) -> None:
+        super().start_http_server(*arguments, **options)  # type: ignore[no-untyped-call]
+        serve = self.http_server.handle_stream
+
+        def serve_own(stream: Any, address: Any) -> None:
+            if is_foreign(stream.socket):
+                stream.close()
+            else:
+                serve(stream, address)
+
+        self.http_server.handle_stream = serve_own  # type: ignore[method-assign]
+
+
 class ClosedCluster(LocalCluster):
-    """A cluster whose scheduler has no HTTP server."""
+    """A cluster whose scheduler has no HTTP server, unless it was asked for a dashboard."""
 
     async def _start(self) -> None:
-        self.scheduler_spec = {**self.scheduler_spec, "cls": ClosedScheduler}
+        has_pages = self.scheduler_spec["options"]["dashboard"]
+        self.scheduler_spec = {**self.scheduler_spec, "cls": OwnScheduler if has_pages else ClosedScheduler}
         await super()._start()  # type: ignore[no-untyped-call]

@@ -6,6 +6,7 @@ import logging
 import math
 import shlex
 import tempfile
+import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -34,6 +35,12 @@ SETTINGS: Mapping[str, Any] = {
     # Where pages are served after all (by workers that a batch system starts), there are none.
     **{f"distributed.{node}.http.routes": [] for node in ("scheduler", "worker")},
 }
+#: Of a cluster with a dashboard: its figures and what they are drawn with, but not the tables of workers, logs and call stacks.
+#: Only pages of its own may read them, so that no page of somebody else in the same browser does.
+DASHBOARD: Mapping[str, Any] = {
+    "distributed.scheduler.http.routes": ["distributed.http.statics"],
+    "distributed.scheduler.dashboard.bokeh-application.allow_websocket_origin": [],
+}
 #: A word of a batch script or of Kubernetes: no blanks, quotes, line breaks or signs of a shell, and no option of its own.
 WORD = r"[A-Za-z0-9_][A-Za-z0-9_.,:+=@/-]{0,127}"
 #: Address of a scheduler: nothing that one reader of addresses takes for a host and another one for something else.
@@ -58,6 +65,17 @@ def require_library(kind: str) -> None:
     if find_spec(package.replace("-", "_")) is None:
         extra = "kubernetes" if kind == "kubernetes" else "slurm"
         raise SpecError(f"cluster: {kind} needs {package}; install it with `pip install dlscale[{extra}]`.")
+
+
+def require_dashboard() -> None:
+    """Refuse a dashboard where what draws it is not installed (SpecError, which says what to install)."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import distributed.dashboard.core  # noqa: F401
+    except ImportError as error:
+        said = "bokeh" if isinstance(error, ModuleNotFoundError) else f"another bokeh ({error})"
+        raise SpecError(f"cluster: dashboard needs {said}; install it with `pip install dlscale[dashboard]`.") from error
 
 
 def start(facts: ClusterFacts, tell: Callable[[str], None]) -> Any:
@@ -85,6 +103,8 @@ def _start_processes(facts: ClusterFacts, tell: Callable[[str], None]) -> Any:
     settings: dict[str, Any] = {"distributed.worker.preload": [_WORKER_SETUP]}
     if facts.n_workers == 1:  # nobody else could take what it is given ahead
         settings["distributed.scheduler.worker-saturation"] = math.inf
+    if has_pages := bool(facts.options.get("dashboard")):
+        settings |= DASHBOARD
     with dask.config.set(settings):
         cluster = PatientCluster(  # type: ignore[no-untyped-call]
             worker_class=WatchedNanny,
@@ -92,7 +112,7 @@ def _start_processes(facts: ClusterFacts, tell: Callable[[str], None]) -> Any:
             n_workers=facts.n_workers,
             threads_per_worker=facts.threads_per_worker,
             memory_limit=facts.memory_bytes,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0" if has_pages else None,
             security=make_security(),
             silence_logs=logging.CRITICAL,
         )
