@@ -168,9 +168,7 @@ def submit_prepared(
     root: Workspace, prepared: Prepared, *, priority: int = 0, concurrency: int | None = None, job: Job | None = None
 ) -> Job:
     """As `submit`, for a job that was planned; ``job`` has its id already where that must be known before."""
-    check_place(prepared)
-    if prepared.facts.kind == "tcp":
-        root.require_folder("a job that a cluster's workers drive")
+    check_place(prepared, root)
     queue = Queue(root)
     missing = [folder for folder in (root.jobs_folder, root.root, *root.root.parents) if not folder.exists()]
     job = job or root.new_job(prepared.name)
@@ -194,9 +192,7 @@ def submit_prepared(
 
 def resubmit(job: Job, root: Workspace, prepared: Prepared, *, priority: int = 0) -> None:
     """Hand a stopped job over again, to go on from its checkpoint; ``prepared`` is from `reopen`."""
-    check_place(prepared)
-    if prepared.facts.kind == "tcp":
-        root.require_folder("a job that a cluster's workers drive")
+    check_place(prepared, root)
     before = job.read_state()
     begun(job)
     job.forget_stop()
@@ -298,9 +294,12 @@ def _cancelled_here(job: Job, root: Workspace) -> bool:
     return lock is not None
 
 
-def check_place(prepared: Prepared) -> None:
+def check_place(prepared: Prepared, root: Workspace) -> None:
+    """Refuse a job that cannot be submitted to its cluster (SpecError)."""
     if prepared.facts.kind not in ("local", "threads", "tcp"):
         raise SpecError(f"cluster: got {prepared.facts.kind}; a job is submitted to tcp://host:port, local or threads.")
+    if prepared.facts.kind == "tcp":
+        root.require_folder("a job that a cluster's workers drive")
 
 
 def _hand_over(job: Job, prepared: Prepared, priority: int, submitted: float) -> None:

@@ -64,7 +64,7 @@ def submit(
     secrets = {} if slurm is not None else _shared_secrets(planned)
     if slurm is None:
         for each in planned:
-            check_place(each.prepared)
+            check_place(each.prepared, root)
     if concurrency is not None:
         Queue(root).limit(concurrency)
     jobs = jobs_of(root, sweep)
