@@ -20,6 +20,15 @@ def has_inexact(block: np.ndarray[Any, np.dtype[Any]]) -> bool:
     return bool(beyond.any() or (np.where(beyond, 0, rounded).astype(block.dtype) != block).any())
 
 
+def whole_and_large(block: np.ndarray[Any, np.dtype[np.float64]], fill: float | None = None) -> list[int]:
+    """The columns of whole numbers, NaN and `fill` alone, some of them so large that they may have been rounded."""
+    if not block.size:
+        return []
+    large = (np.fmax.reduce(block, axis=0) >= _EXACT) | (np.fmin.reduce(block, axis=0) <= -_EXACT)
+    columns = [(j, block[:, j]) for j in np.flatnonzero(large).tolist()]
+    return [j for j, column in columns if not ((np.floor(column) < column) & (column != fill)).any()]
+
+
 def inexact_words(uri: str) -> str:
     """What is said of a matrix that holds such integers."""
     return f"{uri} holds integers beyond 2^53 that double precision does not hold exactly; they were rounded to 53 binary digits."

@@ -11,6 +11,8 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import zarr
 from hypothesis import given
@@ -104,3 +106,20 @@ def test_functions_warn_and_imports_note_it(tmp_path: Path) -> None:
         import_matrix(str(tmp_path / "a.npy"), tmp_path / "b.zarr")
         dlscale.svd(np.eye(3, dtype=np.int64) * HELD)
     assert open_matrix(tmp_path / "b.zarr").stored_dtype == np.int64
+
+
+@pytest.mark.parametrize("options", [{}, {"fill": 0.5}, {"fill": "mean"}, {"fill": 1}], ids=str)
+@pytest.mark.parametrize("number", [ROUNDED, -ROUNDED, HELD])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
+def test_tables_tell_what_they_round(number: int, suffix: str, options: dict[str, Any], tmp_path: Path) -> None:
+    path, gap = tmp_path / f"a{suffix}", None if options else 5
+    if suffix == ".parquet":
+        pyarrow.parquet.write_table(pa.table({"a": [number, gap, 7], "b": [0.5, 1.0, 2.0]}), path)
+    else:
+        mark = "," if suffix == ".csv" else "\t"
+        path.write_text(f"a{mark}b\n{number}{mark}0.5\n{gap or ''}{mark}1\n7{mark}2\n")
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
+        matrix = open_matrix(import_matrix(path, tmp_path / "a.zarr", **options))
+    assert matrix.read(0, 3)[0, 0] == float(number)
+    assert sum("integers beyond 2^53" in note for note in matrix.notes) == (number != HELD)

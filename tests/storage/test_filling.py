@@ -123,6 +123,16 @@ def test_refusals_of_parquet_name_column_and_row(tmp_path):
         import_matrix(tmp_path / "a.parquet", tmp_path / "y.zarr", drop=["z"])
 
 
+@pytest.mark.parametrize("fill", ["mean", "median"])
+def test_a_statistic_that_is_not_finite_is_refused(tmp_path, fill):
+    (tmp_path / "a.csv").write_text("a,b\n1e308,1\n1.7e308,2\n,3\n")
+    with pytest.raises(InputError, match=f"column 'a' has no finite {fill}; scale or correct it"):
+        imported(tmp_path, "a.csv", fill=fill)
+    for number in (np.nan, np.inf):
+        with pytest.raises(SpecError, match="fill: got"):
+            imported(tmp_path, "a.csv", fill=number)
+
+
 def test_a_median_that_would_not_fit_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(filling, "_MAX_COLUMN_BYTES", 16)
     (tmp_path / "a.csv").write_text("a,b\n1,\n2,3\n4,5\n")

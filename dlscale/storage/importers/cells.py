@@ -22,6 +22,7 @@ TRUE, FALSE = ("true", "True", "TRUE"), ("false", "False", "FALSE")
 _NUMBER = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:[eEdD][+-]?\d+)?|nan|inf(?:inity)?)", re.IGNORECASE | re.ASCII)
 _INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
 _SHOWN = 60
+_MAX_DIGITS = 300
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,13 @@ def read_cells(piece: Piece, dialect: Dialect, columns: Columns, *, dtype: np.dt
     finally:
         csv.field_size_limit(limit)
         columns.settled = True
+
+
+def has_inexact_cells(piece: Piece, dialect: Dialect, columns: list[int]) -> bool:
+    """Whether a cell of these columns is a whole number that double precision rounds; the cells have been read before."""
+    reader = dialect.reader(io.StringIO(piece.text.decode("utf-8", "backslashreplace"), newline="\n"))
+    cells = (dialect.plain(row[j].strip()) for row in reader for j in columns if j < len(row))
+    return any(int(cell) != float(cell) for cell in cells if _INTEGER.fullmatch(cell) and len(cell) < _MAX_DIGITS)
 
 
 def _row(cells: list[str], dialect: Dialect, columns: Columns, *, dtype: np.dtype[Any], where: str) -> list[Any]:

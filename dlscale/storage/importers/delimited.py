@@ -12,7 +12,9 @@ import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.errors import InputError, SpecError
-from dlscale.storage.importers.cells import Columns, read_cells
+from dlscale.showing import without_secrets
+from dlscale.storage.exactness import inexact_words, whole_and_large
+from dlscale.storage.importers.cells import Columns, has_inexact_cells, read_cells
 from dlscale.storage.importers.columns.filling import filled_dtype
 from dlscale.storage.importers.columns.numeric import numbers_among, shortened
 from dlscale.storage.importers.dialect import INDEX_NAMES, WORDS_OF_ROWS, Head, read_head
@@ -49,7 +51,7 @@ def read_delimited(request: Request) -> Iterator[Table]:
                 f"{request.source} begins with text that is not UTF-8. Set encoding, for example to latin-1."
             ) from error
         columns, notes = _columns(request, head)
-        reader = _Reader(request, head, columns, dtype)
+        reader = _Reader(request, head, columns, dtype, notes)
         rest = itertools.chain([head.rest], map(reader.prepared, pieces))
         blocks = (block for piece in rest for block in reader.blocks(piece))
         open_ = request.columns is None and request.index is None and columns.row_names is None and columns.color != 0
@@ -164,7 +166,8 @@ def _with_number(line: bytes, delimiter: bytes, j: int) -> bytes:
 class _Reader:
     """Pieces of text as blocks of rows."""
 
-    def __init__(self, request: Request, head: Head, columns: Columns, dtype: np.dtype[Any]) -> None:
+    def __init__(self, request: Request, head: Head, columns: Columns, dtype: np.dtype[Any], notes: list[str]) -> None:
+        self._notes, self._is_inexact = notes, False
         self._source, self._comment, self._quote = request.source, (request.comment or "").encode(), request.quote.encode()
         self._blanks, self._dialect, self._columns, self._dtype = head.blanks, head.dialect, columns, dtype
         self._arrow, self._csv = need("pyarrow", request.source), need("pyarrow.csv", request.source)
@@ -186,10 +189,22 @@ class _Reader:
             block = None
         # An infinity may be a number out of range, which only the reading of cells tells apart.
         if block is None or (block.dtype.kind == "f" and np.isinf(block).any()):
-            yield from read_cells(piece, self._dialect, self._columns, dtype=self._dtype, source=self._source)
+            for block in read_cells(piece, self._dialect, self._columns, dtype=self._dtype, source=self._source):
+                self._note_rounded(block, piece)
+                yield block
         else:
             self._columns.settled = True
+            self._note_rounded(block, piece)
             yield block
+
+    def _note_rounded(self, block: Array, piece: Piece) -> None:
+        """Once, where whole numbers of the text are rounded; their cells are looked at again where there may be such."""
+        if self._is_inexact or self._dtype != np.float64:
+            return
+        suspects = [self._columns.chosen[j] for j in whole_and_large(block, self._dialect.fill)]
+        if suspects and has_inexact_cells(piece, self._dialect, suspects):
+            self._is_inexact = True
+            self._notes.append(inexact_words(without_secrets(self._source)))
 
     def _parsed(self, text: bytes) -> Array | None:
         """By Arrow, column by column."""

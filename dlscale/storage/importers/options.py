@@ -127,7 +127,7 @@ class ReadOptions(BaseModel):
         title="Words for 0 and 1, besides false and true.",
         description="a list of two words: the one that stands for 0 and the one for 1, besides false and true",
     )
-    fill: float | Literal["mean", "median"] | None = Field(
+    fill: Annotated[float, Field(allow_inf_nan=False)] | Literal["mean", "median"] | None = Field(
         default=None,
         title="What missing values of a table become: a number, or mean or median of their column [they are refused].",
         description="a number, or mean or median of their column: what missing values of a table become",

@@ -11,6 +11,8 @@ import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.errors import InputError, SpecError
+from dlscale.showing import without_secrets
+from dlscale.storage.exactness import has_inexact, inexact_words
 from dlscale.storage.importers.columns.filling import filled_dtype
 from dlscale.storage.importers.columns.numeric import shortened
 from dlscale.storage.importers.folders import parts_of
@@ -71,14 +73,15 @@ def read_parquet(request: Request) -> Iterator[Table]:
     if request.color is not None and request.color not in [column.name for column in columns]:
         told[f"{request.color!r} colours the rows, and is no column of the matrix"] = {request.color: None}
     dtype = filled_dtype(np.result_type(*(column.dtype for layout in layouts.values() for column in layout)), request)
-    how = _How(columns, dtype, request.mark, list(left_out), [], request.color, [])
+    notes = [note for note, about in told.items() if about]
+    how = _How(columns, dtype, request.mark, list(left_out), [], request.color, [], notes)
     labels = Labels(column=[name for column in columns for name in column.names])
     yield Table(
         n_rows,
         len(labels.column or ()),
         dtype,
         _blocks(files, list(layouts), how),
-        notes=[note for note, about in told.items() if about],
+        notes=notes,
         labels=labels,
         row_names=how.row_names,
         colors=how.colors,
@@ -95,6 +98,7 @@ class _How(NamedTuple):
     row_names: list[str]
     color: str | None
     colors: list[str]
+    notes: list[str]
 
 
 @contextmanager
@@ -188,7 +192,8 @@ def _refuse_partitions(request: Request, folders: list[str]) -> None:
 
 
 def _blocks(files: Any, paths: list[str], how: _How) -> Blocks:
-    columns, dtype, fill, index, row_names, color, colors = how
+    columns, dtype, fill, index, row_names, color, colors, notes = how
+    is_inexact = dtype.kind not in "fc"
     n = sum(column.width for column in columns)
     step = min(rows_per_block(n, dtype.itemsize), 1 << 16)
     names = dict.fromkeys([*(column.name for column in columns), *index, *([] if color is None else [color])])
@@ -199,6 +204,9 @@ def _blocks(files: Any, paths: list[str], how: _How) -> Blocks:
                 block, j = np.empty((batch.num_rows, n), dtype), 0
                 for column in columns:
                     part_of_it = _numbers(batch.column(column.name), column, fill=fill, path=path, start=start)
+                    if not is_inexact and _is_rounded(batch.column(column.name)):
+                        is_inexact = True
+                        notes.append(inexact_words(without_secrets(path)))
                     block[:, j : j + column.width] = part_of_it
                     j += column.width
                 if index:
@@ -238,11 +246,18 @@ def _numbers(values: Any, column: Column, *, fill: float | None, path: str, star
     if values.null_count:
         # Whole numbers stay such where what they are filled with is one, too.
         whole = types.is_integer(values.type) and float(fill or 0).is_integer()
-        values = values.fill_null(int(fill or 0)) if whole else values.cast("float64").fill_null(fill)
+        values = values.fill_null(int(fill or 0)) if whole else values.cast("float64", safe=False).fill_null(fill)
     array: Array = values.to_numpy(zero_copy_only=False)
     if fill is not None and array.dtype.kind == "f" and (gaps := np.isnan(array)).any():
         array = np.where(gaps, array.dtype.type(fill), array)
     return array.reshape(n_rows, column.width)
+
+
+def _is_rounded(values: Any) -> bool:
+    """Whether double precision does not hold all integers of a column."""
+    types = need("pyarrow.types", "a Parquet file")
+    values = values.flatten() if types.is_nested(values.type) else values
+    return types.is_integer(values.type) and has_inexact(values.fill_null(0).to_numpy(zero_copy_only=False))
 
 
 def _missing(values: Any, column: Column, width: int, *, path: str, start: int) -> InputError:

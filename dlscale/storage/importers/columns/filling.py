@@ -55,7 +55,8 @@ def _filled(table: Table, request: Request, *, names: Any, row_names: list[str])
         for block in table.blocks:
             block = np.ascontiguousarray(block, dtype)
             there = ~np.isnan(block)
-            sums += np.where(there, block, 0).sum(axis=0, dtype=np.float64)
+            with np.errstate(over="ignore", invalid="ignore"):
+                sums += np.where(there, block, 0).sum(axis=0, dtype=np.float64)
             counts += there.sum(axis=0)
             n_rows += len(block)
             block.tofile(file)
@@ -67,7 +68,12 @@ def _filled(table: Table, request: Request, *, names: Any, row_names: list[str])
     if (empty := np.flatnonzero(counts == 0)).size:
         raise InputError(f"{request.source}: {_named(names, empty)} no value, and so no {request.fill}; drop it.")
     stored: Array = np.memmap(path, dtype, "r", shape=(n_rows, n))
-    values = sums[where] / counts[where] if request.fill == "mean" else _medians(stored, where, request)
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = sums[where] / counts[where] if request.fill == "mean" else _medians(stored, where, request)
+    if (endless := where[~np.isfinite(values)]).size:
+        raise InputError(
+            f"{request.source}: {_named(names, endless)} no finite {request.fill}; scale or correct it, or set fill to a number."
+        )
     if where.size:
         missing = int(where.size * n_rows - counts[where].sum())
         table.notes.append(
