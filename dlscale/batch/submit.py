@@ -180,14 +180,19 @@ def submit_prepared(
             queue.limit(concurrency)
         _hand_over(job, prepared, priority, job.read_state().created)
     except BaseException:
-        with suppress(DlscaleError):
-            job.remove_stored()
-        shutil.rmtree(job.folder, ignore_errors=True)
+        discard(job)
         for folder in missing:
             with suppress(OSError):
                 folder.rmdir()
         raise
     return job
+
+
+def discard(job: Job) -> None:
+    """Remove what there is of a job that was not made whole."""
+    with suppress(DlscaleError):
+        job.remove_stored()
+    shutil.rmtree(job.folder, ignore_errors=True)
 
 
 def resubmit(job: Job, root: Workspace, prepared: Prepared, *, priority: int = 0) -> None:

@@ -28,6 +28,7 @@ from typing import Any
 from dlscale.batch.jobs import records
 from dlscale.batch.jobs.folder import Job
 from dlscale.batch.jobs.newest import newest
+from dlscale.batch.jobs.shelf import Shelf
 from dlscale.batch.jobs.states import (
     ENDED,
     HAND_OVER_SECONDS,
@@ -129,6 +130,20 @@ class Workspace:
     def job(self, job_id: str) -> Job:
         """The job with this id, whether it is there or not."""
         return Job(self.jobs_folder / job_id)
+
+    @property
+    def sweeps(self) -> Shelf:
+        """The files of sweeps."""
+        return Shelf(self.root / "sweeps")
+
+    def read_states(self, ids: Sequence[str]) -> dict[str, JobState | None]:
+        """How each of some jobs is; None of one that was removed, or is damaged."""
+        return {job_id: self._state_of(job_id) for job_id in ids}
+
+    def _state_of(self, job_id: str) -> JobState | None:
+        with suppress(SpecError):
+            return self.job(job_id).read_state()
+        return None
 
     def ids(self, begins: str = "") -> list[str]:
         """Of all jobs whose id begins so, in no order; a folder among them that holds no job is one too."""

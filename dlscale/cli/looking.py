@@ -135,7 +135,9 @@ def logs(job_id: str | None, follow: bool, workspace: str | None) -> None:
     root = open_workspace(workspace)
     if job_id is not None and (sweep := find_sweep(root, job_id)):
         members = [each["job"] for each in sweep.jobs]
-        _print_logs(root, members, lambda: state_words(root, sweep), sweep_goes_on(sweep.sweep), follow=follow, marked=True)
+        states = _states_with_logs(root, sweep)
+        states()
+        _print_logs(root, members, states, sweep_goes_on(sweep.sweep), follow=follow, marked=True)
         return
     job = root.find(job_id)
     _print_logs(root, [job.id], lambda: {job.id: _state_with_log(job)}, goes_on(job.id), follow=follow)
@@ -143,14 +145,35 @@ def logs(job_id: str | None, follow: bool, workspace: str | None) -> None:
 
 def _state_with_log(job: Job) -> str:
     """How a job is, all that it wrote until then being here."""
+    state = job.read_state().state
+    _bring_log(job, state)
+    return state
+
+
+def _bring_log(job: Job, state: str) -> None:
     from dlscale.batch.submit import until_free
     from dlscale.batch.workspace import ENDED
 
-    state = job.read_state().state
     if state in ENDED:
         until_free(job)
     job.refresh()
-    return state
+
+
+def _states_with_logs(root: Workspace, sweep: Sweep) -> Callable[[], dict[str, str]]:
+    """How each job of a sweep is whenever that is asked, all that it wrote until then being here."""
+    from dlscale.batch.jobs.states import MOVING
+
+    known: dict[str, str] = {}
+
+    def look() -> dict[str, str]:
+        found = state_words(root, sweep)
+        for job_id, state in found.items():
+            if state != "removed" and (state in MOVING or known.get(job_id) != state):
+                _bring_log(root.job(job_id), state)
+        known.update(found)
+        return found
+
+    return look
 
 
 def _print_logs(

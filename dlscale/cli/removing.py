@@ -35,7 +35,7 @@ def _meant(root: Workspace, job_id: str) -> list[Job]:
         return [root.find(job_id)]
     from dlscale.batch.sweeps.running import jobs_of
 
-    return [job for job in jobs_of(root, sweep) if job.folder.exists()]
+    return [job for job in jobs_of(root, sweep) if job.exists()]
 
 
 def prune_options(command: Command) -> Command:

@@ -41,8 +41,6 @@ def is_sweep(document: Document) -> bool:
 
 def find_sweep(root: Workspace, sweep_id: str) -> Sweep | None:
     """The sweep that is meant; None where it is a job."""
-    if not (root.root / "sweeps").is_dir():
-        return None
     from dlscale.batch.sweeps.store import find
 
     return find(root, sweep_id)

@@ -224,7 +224,7 @@ class Starter:
         """Remove the jobs of a sweep that runs no more, and the sweep with them."""
         self.sweeps.require_rest(sweep)
         for job in jobs_of(self._workspace, sweep):
-            if job.folder.exists():
+            if job.exists():
                 self.remove(job)
         forget_if_empty(self._workspace, sweep.sweep)
 

@@ -66,7 +66,7 @@ class SweepStarter:
             running.undo(self._workspace, sweep_id, [self._workspace.job(job) for job in jobs])
             return None
         sweep = store.read(self._workspace, sweep_id)
-        there = [job for job in running.jobs_of(self._workspace, sweep) if job.folder.exists()]
+        there = [job for job in running.jobs_of(self._workspace, sweep) if job.exists()]
         if there and all(job.stored_state().state == "submitted" and job.read_state().state == "lost" for job in there):
             self.resume(sweep)  # the server was killed before it had handed them over
         return sweep

@@ -284,7 +284,7 @@ def test_what_needs_a_folder_is_refused(
         dlscale.run({**job, "input": {"matrix": A}}, workspace=f"{bucket}/ws")
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**job, "matrix": {"params.n_components": [2, 3]}}))
     for arguments, what in (
-        (("submit", str(tmp_path / "sweep.yaml")), "A sweep"),
+        (("submit", "--slurm", str(tmp_path / "sweep.yaml")), "A job of Slurm"),
         (("serve",), "A server"),
         (("submit", "--slurm", str(tmp_path / "job.yaml")), "A job of Slurm"),
     ):

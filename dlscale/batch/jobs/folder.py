@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from dlscale.batch.jobs import records
 from dlscale.batch.jobs.seeing import seen
-from dlscale.batch.jobs.states import JobState
+from dlscale.batch.jobs.states import HandOver, Heartbeat, JobState
 from dlscale.engine.events import Event, event_of
 from dlscale.errors import SpecError
 from dlscale.storage.files import locks
@@ -174,6 +174,16 @@ class Job:
 
     def publish(self) -> None:
         """Let others see a job that was created."""
+
+    def exists(self) -> bool:
+        """Whether it is there, damaged or not."""
+        return self.folder.exists()
+
+    def say_that_it_waits(self) -> None:
+        """Tell those who cannot look up this process that it will start the job."""
+        handed = json.dumps(asdict(HandOver(driver=Heartbeat.now()))).encode()
+        if self.folder.is_dir():
+            write_atomically(self.handed_over, handed, fsync=False)
 
     def remove_stored(self) -> None:
         """Remove what lies of it outside of its folder, with its result; whoever calls has the claim on it."""

@@ -14,6 +14,7 @@ import uuid
 from contextlib import suppress
 from types import TracebackType
 
+from dlscale.batch.jobs.folder import Claim
 from dlscale.batch.jobs.states import LOST_SECONDS
 from dlscale.errors import StoreError
 from dlscale.storage.files.locks import BEAT_SECONDS, LEASE_SECONDS, Lock, LockLostError
@@ -150,6 +151,21 @@ def take(place: Address, lock: Lock) -> BucketClaim | None:
             return claim
         if found is not None:
             return None  # somebody was quicker
+
+
+def take_with(lock: Claim | None, place: Address) -> BucketClaim | None:
+    """As `take`, with the lock of this machine's mirror if this process has it; it is let go where the claim is another's."""
+    if lock is None:
+        return None
+    assert isinstance(lock, Lock)
+    try:
+        claim = take(place, lock)
+    except BaseException:
+        lock.release()
+        raise
+    if claim is None:
+        lock.release()
+    return claim
 
 
 def is_taken(place: Address) -> bool:

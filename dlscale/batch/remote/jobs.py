@@ -12,10 +12,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from dlscale.batch.jobs.folder import Claim, Job
-from dlscale.batch.jobs.states import JobState
+from dlscale.batch.jobs.states import Heartbeat, JobState
 from dlscale.batch.remote import claims
 from dlscale.batch.remote.copies import Copies
 from dlscale.errors import SpecError, StoreError
@@ -105,6 +106,14 @@ class BucketJob(Job):
             self._copies.forget()
             raise
 
+    def exists(self) -> bool:
+        return exists(self.place / "state.json")
+
+    def say_that_it_waits(self) -> None:
+        state = self.stored_state()
+        if state.state == "submitted":
+            self.write_state(replace(state, heartbeat=Heartbeat.now()), fsync=False)
+
     def remove_stored(self) -> None:
         left = ("state.json", "claim")  # what tells that there is something to remove goes last
         for key in sorted({key.partition("/")[0] for key in listing(self.place)} - {*left}):
@@ -137,22 +146,16 @@ class BucketJob(Job):
 
     def take(self) -> Claim | None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = super().take()
-        if lock is None:
-            return None
-        assert isinstance(lock, locks.Lock)
-        try:
-            claim = claims.take(self.place / "claim", lock)
-            if claim is not None:
+        claim = claims.take_with(super().take(), self.place / "claim")
+        if claim is not None:
+            try:
                 with locks.held(self._copies.lock):
                     self._bring_files()
-                self._claim = claim
-                return claim
-        except BaseException:
-            lock.release()
-            raise
-        lock.release()
-        return None
+            except BaseException:
+                claim.release()
+                raise
+            self._claim = claim
+        return claim
 
     def _is_here(self) -> bool:
         """Whether a process of this machine works on it, and writes its files."""

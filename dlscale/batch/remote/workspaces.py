@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from dlscale.batch.jobs.folder import Job
+from dlscale.batch.jobs.states import JobState
 from dlscale.batch.remote.jobs import BucketJob
+from dlscale.batch.remote.shelves import BucketShelf
 from dlscale.batch.workspace import MIRRORED, Workspace
 from dlscale.errors import SpecError
 from dlscale.storage.files.atomic import is_own_folder, write_atomically
@@ -63,6 +66,15 @@ class BucketWorkspace(Workspace):
 
     def job(self, job_id: str) -> Job:
         return BucketJob(self.jobs_folder / job_id, self.place / "jobs" / job_id)
+
+    @property
+    def sweeps(self) -> BucketShelf:
+        self._require_mirror()
+        return BucketShelf(self.root / "sweeps", self.place / "sweeps")
+
+    def read_states(self, ids: Sequence[str]) -> dict[str, JobState | None]:
+        self._require_mirror()
+        return dict(zip(ids, helpers().map(self._state_of, ids), strict=True))
 
     def ids(self, begins: str = "") -> list[str]:
         self._require_mirror()

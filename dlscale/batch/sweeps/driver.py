@@ -6,25 +6,23 @@ and `dlscale resume` runs what is left.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
 from collections import deque
 from contextlib import suppress
-from dataclasses import asdict
 from socket import gethostname
 
 from dlscale.batch.document import read_stored
 from dlscale.batch.driver import run_apart
 from dlscale.batch.kinds import KINDS
 from dlscale.batch.queue import Queue, Ticket
+from dlscale.batch.remote.opening import open_workspace
 from dlscale.batch.spec import parse_spec
 from dlscale.batch.sweeps import store
-from dlscale.batch.workspace import HAND_OVER_SECONDS, HandOver, Heartbeat, Job, Workspace
-from dlscale.errors import SpecError
-from dlscale.storage.files import locks
-from dlscale.storage.files.atomic import write_atomically
+from dlscale.batch.workspace import HAND_OVER_SECONDS, Job, Workspace
+from dlscale.errors import DlscaleError, SpecError, StoreError
+from dlscale.showing import shown
 
 _POLL_SECONDS = 0.3
 
@@ -38,9 +36,15 @@ def drive(root: Workspace, sweep_id: str, priority: int) -> None:
         running = [process for process in running if process.poll() is None]
         while waiting and len(running) < queue.concurrency:
             job = waiting.popleft()
-            with suppress(SpecError, OSError):  # removed, or damaged: its own state says so
+            try:
                 if job.stored_state().state == "submitted":
                     running.append(run_apart(job, _ticket(job, priority)))
+            except StoreError as error:  # asked again later
+                print(shown(str(error)), flush=True)
+                waiting.appendleft(job)
+                break
+            except (SpecError, OSError):  # removed, or damaged: its own state says so
+                pass
         if time.monotonic() - told > HAND_OVER_SECONDS / 3:
             told = time.monotonic()
             _say_that_they_wait(waiting)
@@ -55,19 +59,17 @@ def _ticket(job: Job, priority: int) -> Ticket:
 
 def _say_that_they_wait(jobs: deque[Job]) -> None:
     """For those who look from another machine, and cannot see this process."""
-    handed = json.dumps(asdict(HandOver(driver=Heartbeat.now()))).encode()
     for job in jobs:
-        with suppress(OSError):
-            if job.folder.is_dir():
-                write_atomically(job.handed_over, handed, fsync=False)
+        with suppress(DlscaleError, OSError):
+            job.say_that_it_waits()
 
 
 def main(root: str, sweep_id: str, priority: str) -> None:
-    workspace = Workspace(root)
-    lock = locks.take(store.lock_of(workspace, sweep_id))
-    if lock is not None:
-        drive(workspace, sweep_id, int(priority))
-        lock.release(remove=True)
+    workspace = open_workspace(root)
+    claim = workspace.sweeps.take(store.lock_of(sweep_id))
+    if claim is not None:
+        with claim:
+            drive(workspace, sweep_id, int(priority))
 
 
 if __name__ == "__main__":

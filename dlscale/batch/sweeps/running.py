@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,17 +17,17 @@ from dlscale.batch.run import create
 from dlscale.batch.slurm import SlurmRequest, leave_the_queue, queue_again, submit_to_slurm
 from dlscale.batch.spec.consent import TRUSTED
 from dlscale.batch.spec.secrets import secret_environment
-from dlscale.batch.submit import cancel, check_place, check_workers_see
+from dlscale.batch.submit import cancel, check_place, check_workers_see, discard
 from dlscale.batch.sweeps import store
 from dlscale.batch.sweeps.planning import Planned
 from dlscale.batch.sweeps.store import Sweep, told
 from dlscale.batch.workspace import HandOver, Heartbeat, Job, JobState, Workspace
 from dlscale.errors import SpecError
 from dlscale.showing import without_secrets
-from dlscale.storage.files import locks
 from dlscale.storage.files.atomic import write_atomically
 
-_POLL_SECONDS = 1.0
+#: How often `wait` looks, or after so many times what looking takes.
+_POLL_SECONDS, _POLL_SHARE = 1.0, 5.0
 _TAKEN_SECONDS, _TAKEN_POLL_SECONDS = 20.0, 0.05
 
 
@@ -60,7 +59,8 @@ def submit(
     SpecError, InputError
         Nothing is left then.
     """
-    root.require_folder("a sweep")
+    if slurm is not None:
+        root.require_folder("a job of Slurm")
     secrets = {} if slurm is not None else _shared_secrets(planned)
     if slurm is None:
         for each in planned:
@@ -108,7 +108,7 @@ def undo(root: Workspace, sweep_id: str, jobs: Sequence[Job]) -> None:
     """Remove what a sweep that was not made whole has left."""
     for job in jobs:
         leave_the_queue(job)
-        shutil.rmtree(job.folder, ignore_errors=True)
+        discard(job)
     store.forget(root, sweep_id)
 
 
@@ -145,19 +145,21 @@ def resume(
     for job_id, state in store.states_of(root, sweep).items():
         job = root.job(job_id)
         if state is not None and state.resumable and not has_place_in_slurm(job):
+            job.refresh()
             job.check_files()
             check(job)
             left.append((job, state))
     if not left:
         raise SpecError(f"Nothing is left to run of sweep {sweep.sweep}: {told(store.counts_of(root, sweep))}.")
     if slurm is not None:
+        root.require_folder("a job of Slurm")
         for job, _ in left:
             queue_again(job, slurm)
         return [job.id for job, _ in left]
     for job, state in left:
         with job.claim():
             begun(job)
-            job.cancel.unlink(missing_ok=True)
+            job.forget_stop()
             job.handed_over.unlink(missing_ok=True)
             job.write_state(replace(state, state="submitted", message="", heartbeat=Heartbeat.now()), fsync=False)
     _start(root, sweep, [job for job, _ in left], _trusting(trusted), priority)
@@ -181,7 +183,7 @@ def cancel_all(root: Workspace, sweep: Sweep) -> list[str]:
 
 def is_driven(root: Workspace, sweep_id: str) -> bool:
     """Whether the process that runs a sweep lives."""
-    return locks.is_held(store.lock_of(root, sweep_id))
+    return root.sweeps.is_taken(store.lock_of(sweep_id))
 
 
 def wait(
@@ -194,6 +196,7 @@ def wait(
     """Wait until no job of a sweep runs or waits; how each is then (TimeoutError if that is not in time)."""
     started = time.monotonic()
     while True:
+        looked = time.monotonic()
         driven = is_driven(root, sweep.sweep)  # asked first: what it did last is seen below
         states = store.states_of(root, sweep)
         watch(states)
@@ -201,7 +204,7 @@ def wait(
             return states
         if timeout_seconds is not None and time.monotonic() - started > timeout_seconds:
             raise TimeoutError(f"Sweep {sweep.sweep} has not ended after {timeout_seconds:g} s: {told(store.counts(states))}.")
-        time.sleep(_POLL_SECONDS)
+        time.sleep(max(_POLL_SECONDS, _POLL_SHARE * (time.monotonic() - looked)))
 
 
 def _trusting(addresses: Iterable[str]) -> dict[str, str]:
@@ -210,6 +213,7 @@ def _trusting(addresses: Iterable[str]) -> dict[str, str]:
 
 
 def _start(root: Workspace, sweep: Sweep, jobs: Sequence[Job], environment: Mapping[str, str], priority: int) -> None:
+    root.make_folder(root.sweeps.folder)
     command = [sys.executable, "-m", "dlscale.batch.sweeps.driver", str(root.root), sweep.sweep, str(priority)]
     driver = start_detached(command, store.log_of(root, sweep.sweep), environment)
     handed = json.dumps(asdict(HandOver(driver=driver))).encode()

@@ -23,10 +23,11 @@ from typing import Any
 from typing_extensions import TypedDict
 
 from dlscale.batch.jobs import records
-from dlscale.batch.workspace import Job, JobState, Workspace
+from dlscale.batch.workspace import JobState, Workspace
 from dlscale.engine.events import UnixTime
 from dlscale.errors import Interrupted, SpecError
-from dlscale.storage.files.atomic import write_atomically
+
+_ENDING = ".json"
 
 
 class SweptJob(TypedDict):
@@ -62,43 +63,38 @@ def new_id(name: str) -> str:
     return f"{name}-sweep-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
-def folder_of(root: Workspace) -> Path:
-    return root.root / "sweeps"
-
-
 def log_of(root: Workspace, sweep_id: str) -> Path:
-    return folder_of(root) / f"{sweep_id}.log"
+    """Of this machine."""
+    return root.sweeps.folder / f"{sweep_id}.log"
 
 
-def lock_of(root: Workspace, sweep_id: str) -> Path:
-    """Held by the process that runs it."""
-    return folder_of(root) / f"{sweep_id}.lock"
+def lock_of(sweep_id: str) -> str:
+    """The name of the lock that the process has which runs it."""
+    return f"{sweep_id}.lock"
 
 
 def keep(root: Workspace, sweep: Sweep) -> None:
     """Write a sweep down."""
-    root.make_folder(folder_of(root))
-    write_atomically(folder_of(root) / f"{sweep.sweep}.json", json.dumps(asdict(sweep)).encode())
+    root.make_folder(root.sweeps.folder)
+    root.sweeps.write(f"{sweep.sweep}{_ENDING}", json.dumps(asdict(sweep)).encode())
 
 
 def exists(root: Workspace, sweep_id: str) -> bool:
-    return (folder_of(root) / f"{sweep_id}.json").is_file()
+    return root.sweeps.has(f"{sweep_id}{_ENDING}")
 
 
 def sweep_ids(root: Workspace, begins: str = "") -> list[str]:
     """Of all sweeps whose id begins so, the newest first."""
-    with suppress(OSError):
-        found = [path for path in folder_of(root).glob("[!.]*.json") if path.name.startswith(begins) and path.is_file()]
-        return [path.stem for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
-    return []
+    return [name.removesuffix(_ENDING) for name in root.sweeps.names(begins, _ENDING)]
 
 
 def read(root: Workspace, sweep_id: str) -> Sweep:
     """The sweep with this id (SpecError if there is none, or its file is damaged)."""
+    name = f"{sweep_id}{_ENDING}"
     try:
-        return records.read(folder_of(root) / f"{sweep_id}.json", Sweep)
+        return records.parse(root.sweeps.read(name), Sweep, root.sweeps.folder / name)
     except FileNotFoundError:
-        raise SpecError(f"There is no sweep {sweep_id} in {root.root}.") from None
+        raise SpecError(f"There is no sweep {sweep_id} in {root.place}.") from None
 
 
 def find(root: Workspace, sweep_id: str) -> Sweep | None:
@@ -134,26 +130,22 @@ def meant(begun: Sequence[str], sweep_id: str, job_begins: Callable[[], bool]) -
 
 def forget(root: Workspace, sweep_id: str) -> None:
     """Remove the files of a sweep; its jobs stay."""
-    for path in (folder_of(root) / f"{sweep_id}.json", log_of(root, sweep_id), lock_of(root, sweep_id)):
-        path.unlink(missing_ok=True)
+    for name in (f"{sweep_id}{_ENDING}", lock_of(sweep_id)):
+        root.sweeps.remove(name)
+    log_of(root, sweep_id).unlink(missing_ok=True)
 
 
 def forget_if_empty(root: Workspace, sweep_id: str) -> None:
     """Remove the files of a sweep none of whose jobs is there any more."""
     with suppress(SpecError, OSError):
-        if not any(root.job(each["job"]).folder.exists() for each in read(root, sweep_id).jobs):
+        # The last ones first: those that stand first are mostly removed first.
+        if not any(root.job(each["job"]).exists() for each in reversed(read(root, sweep_id).jobs)):
             forget(root, sweep_id)
 
 
 def states_of(root: Workspace, sweep: Sweep) -> dict[str, JobState | None]:
     """How each job is; None of one that was removed, or is damaged."""
-    return {each["job"]: _state(root.job(each["job"])) for each in sweep.jobs}
-
-
-def _state(job: Job) -> JobState | None:
-    with suppress(SpecError):
-        return job.read_state()
-    return None
+    return root.read_states([each["job"] for each in sweep.jobs])
 
 
 def counts(states: Mapping[str, JobState | None]) -> dict[str, int]:
