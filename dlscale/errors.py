@@ -13,7 +13,7 @@ DlscaleError
 ├── CertificateError        the answer was computed and failed its own check (exit code 1)
 ├── StalledError            no progress within the stated time (exit code 1)
 ├── RankError               an MPI rank is lost, failed, or disagrees with the others (exit code 1)
-└── Interrupted             SIGINT or SIGTERM; checkpointed, can be resumed (exit code 75)
+└── Interrupted             SIGINT, SIGTERM or SIGHUP; checkpointed, can be resumed (exit code 75)
 
 Every message says what was required, what was got and what to do about it.
 """
@@ -134,6 +134,6 @@ class WorkersLostError(DlscaleError):
 
 
 class Interrupted(DlscaleError):
-    """SIGINT or SIGTERM arrived; what was finished is checkpointed."""
+    """SIGINT, SIGTERM or SIGHUP arrived; what was finished is checkpointed."""
 
     exit_code = 75

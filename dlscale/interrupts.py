@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as one exception that comes between the steps of a command, and not within one."""
+"""Signals that ask for a stop, as one exception that comes between the steps of a command, and not within one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ from types import FrameType
 
 _n_holding = 0
 _has_come = False
+
+
+def asking_to_stop() -> tuple[signal.Signals, ...]:
+    """Ctrl-C, SIGTERM, and the end of the terminal, unless somebody asked to outlive it (nohup)."""
+    hangup = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+    return (signal.SIGINT, signal.SIGTERM, *hangup)
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:

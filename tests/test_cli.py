@@ -206,7 +206,7 @@ def check_resumed(folder: Path, job_id: str, whole: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("number", "cluster"),
-    [(signal.SIGTERM, "threads"), (signal.SIGINT, "local"), (signal.SIGTERM, "local")],
+    [(signal.SIGTERM, "threads"), (signal.SIGHUP, "threads"), (signal.SIGINT, "local"), (signal.SIGTERM, "local")],
 )
 def test_a_signal_ends_in_a_checkpoint_and_resume_in_the_same_bits(
     number: int, cluster: str, folder: Path, whole: dict[str, Any]
@@ -220,6 +220,25 @@ def check_stopped(folder: Path, code: int, job_id: str, err: str, whole: dict[st
     assert "Traceback" not in err
     assert json.loads(call("status", job_id, "--json").stdout)["state"] == "interrupted"
     check_resumed(folder, job_id, whole)
+
+
+def test_a_job_goes_on_where_nobody_reads_what_it_says(folder: Path) -> None:
+    with spawn("run", "job.yaml", *MANY_PASSES, "--cluster", "threads", under=SLOWLY) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+    assert process.returncode == 0
+    (job,) = json.loads(call("jobs", "--json").stdout)
+    assert job["state"] == "succeeded"
+
+
+def test_closed_streams_are_no_fault(folder: Path) -> None:
+    closed = 'exec "$0" -m dlscale run job.yaml --cluster threads <&- >&- 2>&-'
+    assert subprocess.run(["bash", "-c", closed, sys.executable], env=ENVIRONMENT, check=False).returncode == 0
+    listed = subprocess.run(["bash", "-c", 'exec "$0" -m dlscale jobs >&-', sys.executable], env=ENVIRONMENT, check=True, stderr=-1)
+    assert not listed.stderr
+    (job,) = json.loads(call("jobs", "--json").stdout)
+    assert job["state"] == "succeeded"
 
 
 def test_a_second_ctrl_c_is_safe(folder: Path, whole: dict[str, Any]) -> None:

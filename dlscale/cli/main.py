@@ -44,7 +44,7 @@ from dlscale.cli.serving import serve
 from dlscale.cli.sweeping import is_sweep, plan_of_sweep, show_plan_of_sweep
 from dlscale.cli.watching import EXIT_WATCHED
 from dlscale.errors import DlscaleError, Interrupted
-from dlscale.interrupts import interrupt
+from dlscale.interrupts import asking_to_stop, interrupt
 from dlscale.showing import shown
 
 
@@ -56,6 +56,7 @@ def main() -> None:
     # What a command makes mostly stays, its modules above all: to look for garbage among it takes a tenth of a short job.
     gc.set_threshold(10_000)
     sys.excepthook = _show_traceback
+    _open_standard_streams()
     from dlscale.engine.clusters.launchers import across_ranks
 
     code = across_ranks(_run)
@@ -66,6 +67,17 @@ def main() -> None:
         with suppress(OSError):
             stream.flush()
     os._exit(code)
+
+
+def _open_standard_streams() -> None:
+    """Streams that were closed lead nowhere: a file that takes the number of one would be given what is said."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
 
 
 def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -82,8 +94,8 @@ def _run() -> int:
 
 
 def _handle_signals() -> None:
-    """Until a job runs and handles it better, SIGTERM cleans up as Ctrl-C does."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """Until a job runs and handles them better, other signals clean up as Ctrl-C does."""
+    for number in asking_to_stop():
         signal.signal(number, interrupt)
 
 

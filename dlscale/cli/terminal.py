@@ -117,7 +117,7 @@ class JobProgress:
 
     def __init__(self, console: Console, total: float, n_steps: int = 0, *, measure: Literal["flops", "bytes"] = "flops") -> None:
         self.console, self.follower = console, Follower(total, n_steps, measure=measure)
-        self._lock = threading.Lock()
+        self._lock, self._unheard = threading.Lock(), False
         columns = (
             TextColumn("{task.description}", justify="left"),
             BarColumn(),
@@ -137,8 +137,13 @@ class JobProgress:
             yield self
 
     def __call__(self, event: Event) -> None:
+        """Show an event; where nobody can be told any more the job goes on, and its log has what would have been said."""
         with self._lock:
-            self._follow(event)
+            if not self._unheard:
+                try:
+                    self._follow(event)
+                except (OSError, SystemExit):  # with which Rich leaves a pipe that has no reader
+                    self._unheard = True
 
     def _follow(self, event: Event) -> None:
         self.follower(event)

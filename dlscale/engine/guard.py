@@ -27,6 +27,7 @@ from dlscale.engine.ranks import Communicator
 from dlscale.engine.ranks.communicator import explain_failure
 from dlscale.engine.ranks.meeting import admit, introduce
 from dlscale.errors import RankError
+from dlscale.interrupts import asking_to_stop
 
 Failure = dict[str, Any]
 
@@ -46,7 +47,7 @@ class Guard:
     on_failure : callable, optional
         Called on rank 0, and on every rank when rank 0 itself is lost, with ``{rank, cause, traceback}``, in another thread.
     handles_signals : bool
-        Whether SIGTERM and SIGINT are a request to stop, for all ranks; only in the main thread. What arrived is raised again
+        Whether signals that ask for a stop are a request, for all ranks; only in the main thread. What arrived is raised again
         at the end, with the handlers of before.
 
     Notes
@@ -76,7 +77,7 @@ class Guard:
 
     def __enter__(self) -> Guard:
         if self._handles_signals:
-            self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._before = {number: signal.signal(number, self._handle) for number in asking_to_stop()}
         if self.communicator.size > 1:
             self._connect()
             threading.Thread(target=self._watch, name="dlscale-guard", daemon=True).start()

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and a request from another thread as one exception in the thread of the job."""
+"""Signals that ask for a stop, and a request from another thread, as one exception in the thread of the job."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from dlscale.interrupts import asking_to_stop
+
 
 class Stop(KeyboardInterrupt):
     """A signal arrived. Not an `Exception`, so that no library on the way swallows it."""
 
 
 class Signals:
-    """A context that notes the first SIGINT or SIGTERM; inside `raising` it raises `Stop`. Later ones change nothing.
+    """A context that notes the first signal that asks for a stop; inside `raising` it raises `Stop`. Later ones change nothing.
 
     Outside the main thread Python handles no signals, and only `stop` has an effect, at the next `check`.
     """
@@ -28,7 +30,7 @@ class Signals:
     def __enter__(self) -> Signals:
         self._thread = threading.get_ident()
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._before = {number: signal.signal(number, self._handle) for number in asking_to_stop()}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -35,7 +35,7 @@ _VARIABLES = (
 )
 #: A launcher forwards these to all ranks and leaves them the time they need, which it does not after SIGTERM.
 _STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, *_STOP_SIGNALS)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, *_STOP_SIGNALS)
 #: Deaths on other hosts are known after so long: the operating system closes the connections of a process as it dies.
 _KNOWN_SECONDS = 0.02
 _END_SECONDS = 8.0
