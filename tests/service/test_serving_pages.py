@@ -8,7 +8,9 @@ import shutil
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+import zarr
 from web_server import WebServer, fields_of, wait_until
 
 JOB = """kind: svd
@@ -77,6 +79,9 @@ def test_a_job_in_a_browser(server: WebServer) -> None:
     """Typed, submitted, watched live, cancelled, resumed; on a phone, in the dark, with nothing loaded from elsewhere."""
     from playwright.sync_api import expect, sync_playwright
 
+    # The page is drawn anew once a second: the job takes several.
+    rows = zarr.create_array(server.folder / "long.zarr", shape=(40_000, 30), dtype="f8", chunks=(500, 30))
+    rows[:] = np.random.default_rng(1).standard_normal(rows.shape)
     asked: set[str] = set()
     faults: list[Any] = []
     with sync_playwright() as playwright:
@@ -92,14 +97,14 @@ def test_a_job_in_a_browser(server: WebServer) -> None:
         page.keyboard.press("n")
         page.fill("#spec", JOB.format(name="browsed", n=-1))
         expect(page.locator(".say.bad")).to_contain_text("power_iterations")
-        page.fill("#spec", JOB.format(name="browsed", n=100))
+        page.fill("#spec", JOB.format(name="browsed", n=100).replace("a.zarr", "long.zarr"))
         expect(page.locator(".say.good")).to_contain_text("is a valid job")
         page.get_by_role("button", name="Submit").click()
         page.wait_for_url("**/jobs/browsed-*")
         expect(page.locator("pre")).to_contain_text("pass iteration-3", timeout=30_000)
         page.get_by_role("button", name="Cancel").click()
         page.get_by_role("button", name="Resume").click(timeout=30_000)
-        expect(page.frame_locator("iframe").locator("h1")).to_contain_text("browsed", timeout=60_000)
+        expect(page.frame_locator("iframe").locator("h1")).to_contain_text("browsed", timeout=120_000)
         assert page.evaluate("document.documentElement.scrollWidth") == 390
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(13, 18, 24)"
         chromium.close()

@@ -21,7 +21,7 @@ from dlscale.cli.main import commands
 from dlscale.errors import DlscaleError
 
 #: Not over before a test has looked at it.
-SLOW = {**LONG, "params": {**LONG_PARAMS, "power_iterations": 20}}
+SLOW = {**LONG, "params": {**LONG_PARAMS, "power_iterations": 40}}
 AXES = {"params.n_components": [2, 3], "params.seed": [1]}
 
 
