@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from victims import (
+    ENVIRONMENT,
     ask,
     at_night,
     events,
     fault,
     fingerprint,
     job_folder,
-    job_folders,
-    kill_tree,
-    killed_at_the_end,
     make_matrix,
-    spawn,
-    wait_for,
     write_spec,
 )
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
@@ -58,15 +57,23 @@ def test_a_damaged_input_is_refused_before_work(layout: str, damage: Callable[[P
     assert not (tmp_path / "ws").exists()
 
 
+#: A job in a process that kills itself when a step is in the checkpoint.
+KILLED = """
+import os, signal, sys, dlscale
+
+def listen(event):
+    if event["event"] == "checkpoint" and event["step"] == sys.argv[1]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+dlscale.run("job.yaml", listener=listen)
+"""
+
+
 def kill_after(step: str, folder: Path) -> Path:
-    """Start the job of a folder, and kill its process tree when a step is in the checkpoint; the job's folder."""
-    with killed_at_the_end(spawn("run", "job.yaml", cwd=folder)) as process:
-        wait_for(
-            lambda: any(e["event"] == "checkpoint" and e["step"] == step for f in job_folders(folder) for e in events(f)),
-            alive=process,
-        )
-        kill_tree(process)
-        fault("tree of svd")
+    """Start the job of a folder, and kill its process when a step is in the checkpoint; the job's folder."""
+    ended = subprocess.run([sys.executable, "-c", KILLED, step], cwd=folder, env=ENVIRONMENT, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    fault("tree of svd")
     return job_folder(folder)
 
 
