@@ -86,6 +86,11 @@ def _solve_tiles(job: Job) -> list[Tile]:
     return shown + rate_tile(job)
 
 
+def _lstsq_title(job: Job) -> str:
+    shortest = job.record.params.get("preconditioner") in (None, "none")
+    return f"The least squares solution of minimum norm{'' if shortest else ' where columns are independent'}"
+
+
 def _lstsq_tiles(job: Job) -> list[Tile]:
     rank, shape = _estimate(job, "rank"), job.record.matrix.get("shape")
     shown = []
@@ -191,7 +196,7 @@ TELLINGS: Mapping[str, Telling] = {
     "lu": Telling(lambda job: "The LU factorization with partial pivoting", _lu_tiles, (pivots,)),
     "cholesky": Telling(lambda job: "The Cholesky factorization", rate_tile, (cholesky_factor,)),
     "solve": Telling(lambda job: "The solution of linear systems with the matrix", _solve_tiles, (convergence, solution)),
-    "lstsq": Telling(lambda job: "The least squares solution of minimum norm", _lstsq_tiles, (convergence, solution)),
+    "lstsq": Telling(_lstsq_title, _lstsq_tiles, (convergence, solution)),
     "inverse": Telling(lambda job: "The inverse", lambda job: condition_tile(job, "in the 1-norm") + rate_tile(job), ()),
     "polar": Telling(lambda job: "The polar decomposition", _polar_tiles, (polar_factors,)),
     "slogdet": Telling(lambda job: "Sign and logarithm of the determinant", _slogdet_tiles, ()),

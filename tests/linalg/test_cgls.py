@@ -70,8 +70,11 @@ def test_a_preconditioner_for_badly_scaled_columns() -> None:
     A, B = spectrum(gallery.geometric(N, 3), M, N) * np.geomspace(1, 1e6, N), gaussian(M, 1)
     here = computed(A, B, preconditioner="jacobi", tolerance=1e-9)
     np.testing.assert_allclose(A @ here.arrays["x"], A @ np.linalg.lstsq(A, B)[0], atol=1e-4)
+    assert "of minimum norm where the columns of the matrix are independent" in here.outcome.notes[0]
     with pytest.raises(NumericalError, match="CGLS ended at the limit of 50 iterations"):
         computed(A, B, tolerance=1e-9, max_iterations=50)
+    with pytest.raises(SpecError, match="jacobi is for a matrix with at least as many rows as columns; got 39 x 40"):
+        computed(A[:39], B[:39], preconditioner="jacobi")
 
 
 def test_rank_deficient_and_trivial_problems() -> None:

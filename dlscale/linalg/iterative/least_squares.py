@@ -46,6 +46,11 @@ def plan_least_squares(A: Matrix, B: Matrix, options: Iterations, facts: Cluster
         raise SpecError(f"input.rhs: must have {m} rows like the matrix; got {B.shape[0]}.")
     if options.preconditioner not in ("none", "jacobi"):
         raise SpecError(f"params.preconditioner: must be none or jacobi with method cgls; got {options.preconditioner}.")
+    if options.preconditioner == "jacobi" and m < n:
+        raise SpecError(
+            f"params.preconditioner: jacobi is for a matrix with at least as many rows as columns; got {m} x {n}, of which it would "
+            "find a solution that is not the one of minimum norm. Leave it out."
+        )
     wide, max_iterations = np.result_type(accumulator_dtype(A.dtype), B.dtype), options.iterations_for(min(m, n))
     width = k * (2 if wide.kind == "c" and A.dtype.kind != "c" else 1)
     driver_bytes = (_VECTORS * n + 3 * m) * k * wide.itemsize
@@ -112,7 +117,8 @@ def compute_least_squares(run: Run, A: Matrix, B: Matrix, options: Iterations, p
         "true_residual": true, "iterations": it.iterations, "ended": "converged", "reads": 1 + it.iterations + len(it.measured),
         "residuals": squares.tolist(), "norm_of_x": safe_norm(X, axis=0).tolist(),
     }  # fmt: skip
-    return Outcome(arrays, (), Certificate((check,)), estimates, scale_words(exponent))
+    notes = (*scale_words(exponent), *([_ANY_NORM] if options.preconditioner == "jacobi" else []))
+    return Outcome(arrays, (), Certificate((check,)), estimates, notes)
 
 
 def _solve(passes: Passes, A: Matrix, plan: Plan, *, sides: Sides, options: Iterations) -> _Found:
@@ -165,6 +171,12 @@ _CHECKS = {
         "every column of x solves exactly a problem whose matrix differs from A by about {tolerance:.1e} of it or less",
     ),
 }
+
+
+_ANY_NORM = (
+    "preconditioner jacobi: x is the solution of minimum norm where the columns of the matrix are independent, which this method "
+    "does not find out"
+)
 
 
 def _ended(it: Iterate, plan: Plan, tolerance: float) -> str:

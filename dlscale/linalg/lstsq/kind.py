@@ -65,7 +65,8 @@ class LstsqOptions(Iterations):
     Notes
     -----
     ``cgls`` multiplies with ``A^H A``, in one read an iteration, until ``||A^H r|| / (||A|| ||r||)`` or ``||r|| / ||b||`` is at
-    most ``tolerance``; it finds no rank. With preconditioner ``jacobi`` columns count as of the same length.
+    most ``tolerance``; it finds no rank. With preconditioner ``jacobi`` columns count as of the same length; where they
+    are dependent the solution is not that of minimum norm.
     """
 
     method: Annotated[
