@@ -48,8 +48,8 @@ def plan_least_squares(A: Matrix, B: Matrix, options: Iterations, facts: Cluster
         raise SpecError(f"params.preconditioner: must be none or jacobi with method cgls; got {options.preconditioner}.")
     if options.preconditioner == "jacobi" and m < n:
         raise SpecError(
-            f"params.preconditioner: jacobi is for a matrix with at least as many rows as columns; got {m} x {n}, of which it would "
-            "find a solution that is not the one of minimum norm. Leave it out."
+            f"params.preconditioner: jacobi is for a matrix with at least as many rows as columns; got {m} x {n}, of which it "
+            "would find a solution that is not the one of minimum norm. Leave it out."
         )
     wide, max_iterations = np.result_type(accumulator_dtype(A.dtype), B.dtype), options.iterations_for(min(m, n))
     width = k * (2 if wide.kind == "c" and A.dtype.kind != "c" else 1)
