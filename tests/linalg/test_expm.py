@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import scipy.linalg
-from helpers import DTYPES, eps, gaussian, wide_precision
+from helpers import DTYPES, each_of, eps, gaussian, wide_precision
 
 import dlscale
 from dlscale.errors import NumericalError, SpecError
@@ -25,6 +25,19 @@ def test_exponentials(dtype: str) -> None:
     nilpotent = np.diag(np.ones(3, dtype), 1)
     exact = sum(np.diag(np.full(4 - i, 1 / math.factorial(i)), i) for i in range(4))
     np.testing.assert_allclose(dlscale.expm(nilpotent), exact, atol=20 * eps(nilpotent))
+
+
+@each_of(dtype=DTYPES)
+@pytest.mark.parametrize("part", [0.9, 0.4, 0.1, 0.04, 0.01])
+def test_small_matrices(part: float, dtype: str) -> None:
+    """Whose powers are below the smallest numbers."""
+    size = 2.0 ** int(part * np.finfo(dtype).minexp)
+    A = (size * gaussian(6, 6, dtype)).astype(dtype)
+    found = dlscale.expm(A)
+    np.testing.assert_allclose(found, scipy.linalg.expm(wide_precision(A)), atol=4 * eps(A))
+    assert found.dtype == A.dtype
+    beside = ~np.eye(6, dtype=bool)
+    np.testing.assert_allclose(found[beside], A[beside], rtol=max(40 * eps(A), 40 * size))
 
 
 def test_a_rotation_by_many_turns() -> None:

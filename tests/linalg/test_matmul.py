@@ -209,6 +209,9 @@ def test_what_is_no_number_is_named(role: str, value: float) -> None:
     given[role][17, 9] = value
     with pytest.raises(NonFiniteError, match=rf"input\.{role} contains NaN or infinity: \S+ at row 17, column 9"):
         product(given["a"], given["b"], tile=16)
+    if role == "a":
+        with pytest.raises(NonFiniteError, match=r"input\.a contains NaN or infinity: \S+ at row 17, column 9"):
+            product(given["a"], adjoint_a=True, tile=16)
 
 
 def test_operands_that_do_not_fit_are_refused_before_any_work() -> None:

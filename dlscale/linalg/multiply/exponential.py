@@ -20,6 +20,8 @@ _PADE = (
     33522128640, 1323241920, 40840800, 960960, 16380, 182, 1,
 )  # fmt: skip
 _THETA = 5.371920351148152
+#: The same of degree 3, whose powers keep their digits however small the matrix is.
+_PADE_3, _THETA_3 = (120, 60, 12, 1), 1.495585217958292e-2
 
 
 def expm(A: Any) -> Array:
@@ -54,11 +56,13 @@ def expm(A: Any) -> Array:
     if M.shape[0] != M.shape[1]:
         raise SpecError(f"A: must be square to have an exponential; got {M.shape[0]} x {M.shape[1]}.")
     size, limits = float(norm(M, 1)), np.finfo(M.dtype)
-    n_squarings = max(0, math.ceil(math.log2(size / _THETA))) if size else 0
+    if size <= limits.eps:
+        return np.asarray(np.eye(M.shape[0], dtype=M.dtype) + M.read(0, M.shape[0]), M.dtype)
+    n_squarings = max(0, math.ceil(math.log2(size / _THETA)))
     if n_squarings > limits.maxexp:
         raise NumericalError(f"The exponential of a matrix of 1-norm {size:.1e} is out of the range of {M.dtype}.")
     X = np.ldexp(1.0, -n_squarings).astype(limits.dtype) * M.read(0, M.shape[0])
-    numerator, denominator = _pade(np.asarray(X, M.dtype))
+    numerator, denominator = (_pade_3 if size <= _THETA_3 else _pade)(np.asarray(X, M.dtype))
     found = solve(denominator, numerator)
     for _ in range(n_squarings):
         found = matmul(found, found)
@@ -73,4 +77,12 @@ def _pade(A: Array) -> tuple[Array, Array]:
     A6 = matmul(A4, A2)
     U = matmul(A, matmul(A6, b[13] * A6 + b[11] * A4 + b[9] * A2) + b[7] * A6 + b[5] * A4 + b[3] * A2 + b[1] * eye)
     V = matmul(A6, b[12] * A6 + b[10] * A4 + b[8] * A2) + b[6] * A6 + b[4] * A4 + b[2] * A2 + b[0] * eye
+    return V + U, V - U
+
+
+def _pade_3(A: Array) -> tuple[Array, Array]:
+    """The same for a small A."""
+    b, eye = [A.real.dtype.type(c) for c in _PADE_3], np.eye(len(A), dtype=A.dtype)
+    A2 = matmul(A, A)
+    U, V = matmul(A, b[3] * A2 + b[1] * eye), b[2] * A2 + b[0] * eye
     return V + U, V - U

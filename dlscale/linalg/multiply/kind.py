@@ -271,8 +271,9 @@ def compute_matmul(run: Run, inputs: Inputs, options: MatmulOptions, plan: Plan)
     chunks = _chunks(problem, tiling, plan.rows if plan.method == "rows" else None)
     layouts = _layouts(problem, plan.cluster, chunk_rows=chunks[0])
     X = signs(n, dtype)
-    b = probe(passes, problem.b, X, layouts["b"].grid, name="b")
-    a = probe(passes, problem.a, b.product, layouts["a"].grid, name="a")
+    role = "a" if inputs.get("b") is None else "b"
+    b = probe(passes, problem.b, X, layouts["b"].grid, name="b", role=role)
+    a = probe(passes, problem.a, b.product, layouts["a"].grid, name="a", role="a")
     exponent, output = a.exponent + b.exponent, _target(run, problem, chunks)
     if plan.method == "rows":
         fold = SparseRowsTimes(b.operand, exponent, dtype)

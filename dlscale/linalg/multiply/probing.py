@@ -198,7 +198,7 @@ class Probed:
     product: Matrix
 
 
-def probe(passes: Passes, operand: Operand, Xw: Matrix, grid: RowGrid, *, name: str) -> Probed:
+def probe(passes: Passes, operand: Operand, Xw: Matrix, grid: RowGrid, *, name: str, role: str) -> Probed:
     """Multiply probes by an operand, in one read; where its entries are out of a safe range, in two.
 
     Raises
@@ -209,7 +209,7 @@ def probe(passes: Passes, operand: Operand, Xw: Matrix, grid: RowGrid, *, name: 
     try:
         return _at_safe_scale(passes, operand, partial(_sweep, Xw=Xw, grid=grid, name=name), grid, name)
     except NonFiniteError as error:
-        raise NonFiniteError(error.row, error.column, error.value, matrix=f"input.{name}") from None
+        raise NonFiniteError(error.row, error.column, error.value, matrix=f"input.{role}") from None
 
 
 def _at_safe_scale(
