@@ -11,7 +11,7 @@ import scipy.sparse
 
 import dlscale
 from dlscale.declaration.kind import run_here
-from dlscale.errors import NonFiniteError, SpecError
+from dlscale.errors import NonFiniteError, NumericalError, SpecError
 from dlscale.linalg.statistics.moments import KIND, StatisticsOptions
 
 
@@ -44,12 +44,21 @@ def test_those_of_numpy(dtype: str, offset: float, of: str) -> None:
         assert found["variance"][3] == 0
 
 
-@pytest.mark.parametrize("exponent", [-700, 500])
+@pytest.mark.parametrize("exponent", [-490, 500])
 def test_squares_that_are_out_of_range(exponent: int) -> None:
     A = matrix("f8", 8.0)
     want, found = told(A, "columns"), told(A * 2.0**exponent, "columns")
     np.testing.assert_array_equal(found["mean"], want["mean"] * 2.0**exponent)
     np.testing.assert_array_equal(found["variance"], np.ldexp(want["variance"], 2 * exponent))
+
+
+@pytest.mark.parametrize("of", ["columns", "rows"])
+def test_variances_that_lose_their_digits_are_refused(of: str) -> None:
+    A = matrix("f8", 8.0)
+    A.data[:] *= 2.0**-530
+    for source in (A, A.toarray()):
+        with pytest.raises(NumericalError, match=f"The variance of {of[:-1]} 0 is out of the range in which float64 has all"):
+            told(source, of)
 
 
 def test_rows_of_a_job_on_any_workers(tmp_path: Path) -> None:

@@ -219,6 +219,24 @@ def test_an_estimator_transforms_new_rows_by_what_it_was_fitted_to(solver: Any) 
     np.testing.assert_allclose(found.score(new), dense.score(expected(new.toarray(), steps, A.toarray())), rtol=1e-6)
 
 
+@pytest.mark.parametrize("powers", [(-700, -700, -700), (600, 600, 600), (0, -700, 600), (-900, 0, 1000)], ids=str)
+def test_columns_of_any_scale(powers: tuple[int, ...]) -> None:
+    A = np.round(100 * np.random.default_rng(0).standard_normal((60, 3))) * (np.arange(60) % 3 > 0)[:, None]
+    here = np.ldexp(A, powers)
+    for source in (here, scipy.sparse.csr_array(here)):
+        for steps in ([{"scale_columns": "std"}], [{"scale_columns": "robust"}]):
+            np.testing.assert_array_equal(read_as(source, steps).read(0, 60), read_as(A, steps).read(0, 60))
+        chosen = read_as(source, [{"select_columns": {"most_variable": 1}}]).read(0, 60)
+        np.testing.assert_array_equal(chosen[:, 0], here[:, np.argmax(np.log2(A.std(axis=0)) + powers)])
+    positive = np.abs(A) + 1
+    scaled_rows = transformed(open_matrix(np.ldexp(positive, powers[2])), steps_of([{"scale_rows": {"to": 100}}])).read(0, 60)
+    np.testing.assert_array_equal(
+        scaled_rows, transformed(open_matrix(positive), steps_of([{"scale_rows": {"to": 100}}])).read(0, 60)
+    )
+    with pytest.raises(InputError, match=r"column 0 cannot be scaled from a .* out of range"):
+        read_as(np.ldexp(A, -1074), [{"scale_columns": "std"}])
+
+
 def test_what_cannot_be_transformed_is_named(tmp_path: Path) -> None:
     A = counts().tolil()
     A[7, 3] = -2.0

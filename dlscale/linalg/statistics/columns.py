@@ -11,6 +11,7 @@ import numpy as np
 from dlscale.arrays import Array
 from dlscale.engine.passes import Fold, State
 from dlscale.engine.passes.fold import Squares
+from dlscale.errors import NumericalError
 from dlscale.kernels import tile_rows, tiles
 from dlscale.linalg.folds.products import squares_of
 from dlscale.sparse_rows import SparseRows
@@ -22,6 +23,8 @@ NAMES = ("mean", "squares", "nonzeros", "smallest", "largest")
 _TOTALS = ("entries", "moduli", "all_squares")
 #: What the statistics of rows make of entries and squares.
 _OF_ROWS = ("of_rows", "squares_of_rows")
+#: Sums of squares from here on have all their digits.
+LEAST_SQUARES = float(np.finfo(float).tiny / np.finfo(float).eps)
 
 
 @dataclass(frozen=True)
@@ -87,11 +90,13 @@ class RowStatistics(Fold):
         return {name: np.zeros(1) for name in (*_TOTALS, *_OF_ROWS)}
 
     def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
-        parts = []
+        parts: list[Array] = []
         for tile in _dense_tiles(A):
             mean, squares, nonzeros, smallest, largest = _along(tile, axis=1)
             equal = smallest == largest
             mean, squares = np.where(equal, smallest, mean), np.where(equal, 0.0, np.maximum(squares, 0.0))
+            if (lost := ~equal & (squares < LEAST_SQUARES)).any():
+                raise too_small("row", first_row + sum(part.shape[1] for part in parts) + int(np.argmax(lost)))
             totals = tile.sum(axis=0).sum(), np.abs(tile).sum(axis=0).sum(), np.einsum("ij,ij->j", tile, tile).sum()
             measured = mean.sum() * self.n, (squares + self.n * mean**2).sum()
             for name, value in zip((*_TOTALS, *_OF_ROWS), (*totals, *measured), strict=True):
@@ -125,9 +130,25 @@ def _along(wide: Array, *, axis: int) -> tuple[Array, Array, Array, Array, Array
     return mean.squeeze(axis) + rest, squares, np.count_nonzero(wide, axis=axis).astype(float), *extremes
 
 
-def moments_of(state: State) -> Moments:
-    """Of the result of a pass."""
-    return Moments(float(state["count"][0]), state["mean"], state["squares"], state["nonzeros"])
+def moments_of(state: State, exponents: Array) -> Moments:
+    """Of the result of a pass over columns that are ``2^exponents`` larger."""
+    deviations = np.sqrt(state["squares"] / max(float(state["count"][0]) - 1, 1))
+    with np.errstate(over="ignore", under="ignore"):
+        mean, deviations = np.ldexp(state["mean"], exponents), np.ldexp(deviations, exponents)
+    return Moments(float(state["count"][0]), mean, deviations, state["nonzeros"])
+
+
+def are_lost(state: State) -> Array:
+    """Which columns vary by so little that their squares lose digits."""
+    return np.asarray((state["smallest"] < state["largest"]) & (state["squares"] < LEAST_SQUARES))
+
+
+def too_small(what: str, number: int) -> NumericalError:
+    """What is said of a variance that has lost its digits."""
+    return NumericalError(
+        f"The variance of {what} {number} is out of the range in which float64 has all its digits; multiply the {what} by a power "
+        "of two."
+    )
 
 
 def _settled(n_rows: int, found: tuple[Array, Array, Array, Array, Array], totals: tuple[float, float, float]) -> State:

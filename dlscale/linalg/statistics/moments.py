@@ -22,7 +22,7 @@ from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.errors import NumericalError, SpecError
 from dlscale.linalg.scaling import at_safe_scale, scale_words
-from dlscale.linalg.statistics.columns import NAMES, ColumnStatistics, RowStatistics
+from dlscale.linalg.statistics.columns import NAMES, ColumnStatistics, RowStatistics, are_lost, too_small
 from dlscale.storage.matrix import Matrix
 
 
@@ -119,6 +119,9 @@ def _told(found: State, n_numbers: int, exponent: int) -> dict[str, Array]:
         values[1] = values[1] / max(n_numbers - 1, 1)
     if not np.isfinite(values[1]).all():
         raise NumericalError("A variance overflows float64; divide the matrix by a power of two.")
+    lost = are_lost(found) | ((found["squares"] > 0) & (values[1] < np.finfo(float).tiny))
+    if lost.any():
+        raise too_small("column", int(np.argmax(lost)))
     return dict(zip(_named("columns"), values, strict=True))
 
 

@@ -16,6 +16,8 @@ from dlscale.arrays import Array
 from dlscale.errors import InputError, NonFiniteError, SpecError
 
 Map = Literal["log1p", "sqrt", "binary"]
+#: Sums from here on have all their digits, and an inverse with all of them.
+_SMALL = 2.0**-900
 
 
 class Entries(NamedTuple):
@@ -36,6 +38,16 @@ class Entries(NamedTuple):
     def row_sums(self) -> Array:
         return np.bincount(self.rows, self.values, minlength=self.shape[0])
 
+    def with_row_sums(self) -> tuple[Entries, Array]:
+        """The same entries and their sums; rows whose sum is out of a safe range are multiplied by a power of two before."""
+        sums = self.row_sums()
+        if not (np.isinf(sums) | ((sums != 0) & (np.abs(sums) < _SMALL))).any():
+            return self, sums
+        largest = np.zeros(self.shape[0])
+        np.maximum.at(largest, self.rows, np.where(np.isfinite(self.values), np.abs(self.values), 0.0))
+        near_1 = self._replace(values=np.ldexp(self.values, -np.frexp(largest)[1][self.rows]))
+        return near_1, near_1.row_sums()
+
 
 class Moments(NamedTuple):
     """What is known of the columns of a matrix of so many rows, each (n,).
@@ -43,27 +55,21 @@ class Moments(NamedTuple):
     Parameters
     ----------
     n_rows : float
-    mean, squares : (n,)
-        Means, and sums of the squares of what is beside them.
+    mean, deviations : (n,)
+        Means, and the roots of the variances, divided by m - 1 as a PCA does; 0 of a single row.
     nonzeros : (n,)
     """
 
     n_rows: float
     mean: Array
-    squares: Array
+    deviations: Array
     nonzeros: Array
 
-    @property
-    def variance(self) -> Array:
-        """Divided by m - 1, as a PCA does; 0 of a single row."""
-        variance: Array = self.squares / max(self.n_rows - 1, 1)
-        return variance
-
     def scaled(self, factors: Array) -> Moments:
-        return Moments(self.n_rows, self.mean * factors, self.squares * factors**2, self.nonzeros)
+        return Moments(self.n_rows, self.mean * factors, self.deviations * factors, self.nonzeros)
 
     def chosen(self, columns: Array) -> Moments:
-        return Moments(self.n_rows, self.mean[columns], self.squares[columns], self.nonzeros[columns])
+        return Moments(self.n_rows, self.mean[columns], self.deviations[columns], self.nonzeros[columns])
 
 
 class Quartiles(NamedTuple):
@@ -144,7 +150,7 @@ class ScaleRows(Step):
         return f"rows scaled to the sum {self.to:g}"
 
     def applied(self, entries: Entries, parameter: Any, place: Place) -> Entries:
-        sums = entries.row_sums()
+        entries, sums = entries.with_row_sums()
         held = np.bincount(entries.rows, entries.values != 0, minlength=len(sums)) > 0
         if (wrong := np.flatnonzero(held & (sums <= 0))).size:
             uri, row, _ = place(int(wrong[0]), 0)
@@ -203,6 +209,28 @@ class _ColumnFactors(Step):
         return columns.scaled(parameter)
 
 
+def _factors(to: float, sizes: Array, what: str) -> Array:
+    """What makes sizes as large as is asked; 1 of a column that has none (InputError if it is out of range)."""
+    varies = sizes > 0
+    with np.errstate(over="ignore", under="ignore"):
+        factors = np.where(varies, to / np.where(varies, sizes, 1.0), 1.0)
+    if (wrong := np.flatnonzero(~(np.isfinite(factors) & (factors >= np.finfo(float).tiny)))).size:
+        j = int(wrong[0])
+        raise InputError(f"column {j} cannot be scaled from a {what} of {sizes[j]:.3g} to {to:g}: the factor is out of range.")
+    return factors
+
+
+@dataclass(frozen=True)
+class PowersOfTwo(_ColumnFactors):
+    """Each column is multiplied by a power of two, which is given."""
+
+    parameter = "powers"
+
+    @property
+    def words(self) -> str:
+        return "columns multiplied by powers of two"
+
+
 @dataclass(frozen=True)
 class ScaleColumns(_ColumnFactors):
     """Each column is scaled to one standard deviation; one that is constant stays as it is."""
@@ -219,9 +247,7 @@ class ScaleColumns(_ColumnFactors):
         return f"columns scaled to the standard deviation {self.to:g}"
 
     def fit(self, moments: Moments) -> Array:
-        deviations = np.sqrt(moments.variance)
-        varies = deviations > 0
-        return np.where(varies, self.to / np.where(varies, deviations, 1.0), 1.0)
+        return _factors(self.to, moments.deviations, "standard deviation")
 
 
 @dataclass(frozen=True)
@@ -238,8 +264,7 @@ class ScaleQuartiles(_ColumnFactors):
     def fit(self, quartiles: Quartiles) -> Array:
         # The range may overflow where its half does not.
         half = quartiles.high / 2 - quartiles.low / 2
-        varies = half >= np.finfo(float).tiny  # whose inverse is a number
-        return np.where(varies, 0.5 / np.where(varies, half, 1.0), 1.0)
+        return _factors(0.5, half, "half of the interquartile range")
 
 
 @dataclass(frozen=True)
@@ -352,7 +377,7 @@ class MostVariable(Step):
         return np.arange(self.k)
 
     def fit(self, moments: Moments) -> Array:
-        return np.sort(np.argsort(-moments.variance, kind="stable")[: self.k])
+        return np.sort(np.argsort(-moments.deviations, kind="stable")[: self.k])
 
     def after(self, columns: Statistics, parameter: Any) -> Statistics | None:
         return columns.chosen(parameter)
