@@ -202,6 +202,10 @@ def test_a_driver_that_dies_before_it_takes_the_job_leaves_it_lost(folder: Path,
     for handed, state in ((HandOver(driver=gone), "lost"), (alive, "submitted"), (cluster, "submitted")):
         write_atomically(job.handed_over, json.dumps(asdict(handed)).encode())
         assert job.read_state().state == state
+    # Handed over again from another machine, of which this one's mirror of a bucket has only the state.
+    write_atomically(job.handed_over, json.dumps(asdict(HandOver(driver=gone))).encode())
+    job.write_state(replace(job.stored_state(), heartbeat=Heartbeat.now()._replace(machine="another")))
+    assert job.read_state().state == "submitted"
 
 
 def test_many_jobs_in_one_process_leave_nothing_behind(tmp_path: Path) -> None:

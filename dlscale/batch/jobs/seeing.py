@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from dataclasses import replace
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from dlscale.batch.jobs import records
@@ -87,7 +88,8 @@ def _is_on_its_way(job: Job, beat: Heartbeat) -> bool:
         handed = records.read(job.handed_over, HandOver)
         if handed.scheduler:
             return True
-        beat = handed.driver or beat
+        # What an earlier hand-over left in this machine's mirror of a bucket says nothing of a later one elsewhere.
+        beat = max(beat, handed.driver or beat, key=attrgetter("time"))
     if beat.owner.is_near:
         return beat.alive or locks.is_held(job.lock)
     return abs(time.time() - beat.time) < HAND_OVER_SECONDS
