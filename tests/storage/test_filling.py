@@ -131,6 +131,10 @@ def test_a_statistic_that_is_not_finite_is_refused(tmp_path, fill):
     for number in (np.nan, np.inf):
         with pytest.raises(SpecError, match="fill: got"):
             imported(tmp_path, "a.csv", fill=number)
+    pa.parquet.write_table(pa.table({"a": pa.array([1, None], pa.float32())}), tmp_path / "a.parquet")
+    for name, options in (("a.csv", {"dtype": "f4"}), ("a.parquet", {}), ("a.parquet", {"dtype": "f8"})):
+        with pytest.raises(SpecError, match=r"fill: 1e\+39 is infinite in float32; ask for a wider dtype"):
+            imported(tmp_path, name, fill=1e39, **options)
 
 
 def test_a_median_that_would_not_fit_is_refused(tmp_path, monkeypatch):

@@ -27,12 +27,15 @@ def filled_dtype(dtype: np.dtype[Any], request: Request) -> np.dtype[Any]:
     Raises
     ------
     SpecError
-        If another one was asked for, which does not hold what they become.
+        If the table's, or another one that was asked for, does not hold what they become.
     """
     fill = request.fill
     whole = not isinstance(fill, str) and (fill is None or float(fill).is_integer())
     if request.dtype is not None and request.dtype.kind in "iu" and not whole:
         raise SpecError(f"fill: {fill} is not a number of dtype {request.dtype}; ask for a floating one.")
+    for kept in (dtype, request.dtype):
+        if isinstance(fill, float) and kept is not None and kept.kind in "fc" and abs(fill) > float(np.finfo(kept).max):
+            raise SpecError(f"fill: {fill:g} is infinite in {kept}; ask for a wider dtype.")
     if fill is None or dtype.kind in "fc":
         return dtype
     fits = whole and dtype.kind in "iu" and np.iinfo(dtype).min <= float(fill) <= np.iinfo(dtype).max
