@@ -98,6 +98,19 @@ def test_groups_that_are_far_apart_keep_their_digits(apart: float) -> None:
 
 
 @pytest.mark.usefixtures("_small_tiles")
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kernel", ["rbf", "laplacian", "polynomial", "linear"])
+def test_a_row_at_infinity_is_named(kernel: Any, value: float) -> None:
+    X = gaussian(70, 3)
+    fit = partial(dlscale.kernel_ridge, y=targets(X), kernel=kernel)
+    model = fit(X)
+    X[41, 2] = value
+    for take in (fit, model.predict):
+        with pytest.raises(NonFiniteError, match=f"{value} at row 41, column 2"):
+            take(X)
+
+
+@pytest.mark.usefixtures("_small_tiles")
 @pytest.mark.parametrize("columns", [1000, 3])
 @pytest.mark.parametrize("n_folds", [2, 5])
 def test_errors_are_those_of_fits_without_each_fold(n_folds: int, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,9 @@ class Kernel:
         NumericalError
             If squares overflow.
         """
+        if self.name in ("rbf", "laplacian"):
+            # A row that is infinitely far from all others must not pass for one that is only far.
+            X = X if np.isfinite(X).all() else np.where(np.isfinite(X), X, np.nan)
         if self.name == "laplacian":
             return Points(X, X, X)
         if self.name != "rbf":
