@@ -76,7 +76,8 @@ class Operator(operators.Operator):
             raise InputError(f"{name} must return numbers of shape {shape}; got shape {found.shape}, dtype {found.dtype}.")
         if found.dtype.kind == "c" and np.result_type(self.dtype, X.dtype).kind != "c":
             raise InputError(f"{name} returned complex numbers where dtype says {self.dtype}.")
-        found = found.astype(np.result_type(self.dtype, X.dtype), copy=False)
+        # A copy, since a function may fill the same array anew each time.
+        found = found.astype(np.result_type(self.dtype, X.dtype))
         if not np.isfinite(found).all():
             row, column = (int(index) for index in np.argwhere(~np.isfinite(found))[0])
             raise NumericalError(f"{name} returned {found[row, column].item()} at row {row}, column {column}; it must be finite.")

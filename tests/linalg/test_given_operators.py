@@ -155,9 +155,20 @@ def test_what_does_not_suit_is_refused() -> None:
         dlscale.cg(operator(hermitian(5, "f8")), np.ones(5), M="jacobi")
     with pytest.raises(NumericalError, match="Conjugate gradients ended not definite"):
         dlscale.cg(operator(-hermitian(30, "f8", definite=True)), np.ones(30))
+    with pytest.raises(NumericalError, match=r"ended not definite .* The preconditioner that was given is not positive definite"):
+        dlscale.minres(hermitian(30, "f8"), np.ones(30), M=-np.eye(30))
+    with pytest.raises(NumericalError, match="ended broken down"):
+        dlscale.minres(hermitian(30, "f8"), np.ones(30), M=np.zeros((30, 30)))
     with pytest.raises(SpecError, match="has no rmatmat"):
         dlscale.Operator((3, 3), lambda X: X).adjoint(np.ones((3, 1)))
     assert repr(operator(A)) == "dlscale.Operator(6 x 4, float64)"
+
+
+@pytest.mark.parametrize("solve", [dlscale.cg, dlscale.minres, dlscale.gmres])
+def test_a_function_may_fill_the_same_array_each_time(solve: Any) -> None:
+    A, filled = hermitian(40, "f8", definite=True), dict[tuple[int, ...], Array]()
+    same = dlscale.Operator(A.shape, lambda X: np.matmul(A, X, out=filled.setdefault(X.shape, np.zeros(X.shape))))
+    np.testing.assert_allclose(A @ solve(same, np.ones(40), rtol=1e-9).x, 1, atol=1e-6)
 
 
 def test_vectors_alone_are_enough_for_scipy_s() -> None:

@@ -10,10 +10,12 @@ import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.engine.kept import State
-from dlscale.linalg.iterative.recurrence import BROKEN_DOWN, DUE, GOES_ON, Map, Recurrence, inner, unchanged
+from dlscale.linalg.iterative.recurrence import BROKEN_DOWN, DUE, GOES_ON, NOT_DEFINITE, Map, Recurrence, inner, unchanged
 
 #: Part of ||A|| ||r|| that ``||A r||`` is of a residual that A cannot reduce.
 _FLAT = 1e-10
+#: Of ``r^H M r`` beside ``||r|| ||M r||``: no rounding of a definite M.
+_NEGATIVE = 1e-8
 
 
 class MINRES(Recurrence):
@@ -37,12 +39,14 @@ class MINRES(Recurrence):
     def begin(self, R: Array) -> State:
         Y, k = self.precondition(R), R.shape[1]
         squares = inner(R, Y)
-        beta = np.sqrt(np.maximum(squares, 0))
+        beta, sizes = np.sqrt(np.maximum(squares, 0)), np.linalg.norm(R, axis=0)
+        code = np.where(squares > 0, GOES_ON, BROKEN_DOWN)
+        code[squares < -_NEGATIVE * sizes * np.linalg.norm(Y, axis=0)] = NOT_DEFINITE
         zeros, zero = np.zeros_like(R), np.zeros(k)
         return {
             "D": zeros, "R": R, "before": zeros, "here": R, "Y": Y, "W": zeros, "W_before": zeros, "last_beta": zero, "beta": beta,
             "diagonal": zero, "epsilon": zero, "phi": beta, "cosine": np.full(k, -1.0), "sine": zero, "norm": zero,
-            "size": np.linalg.norm(R, axis=0), "code": np.where(squares > 0, GOES_ON, BROKEN_DOWN),
+            "size": sizes, "code": code,
         }  # fmt: skip
 
     def operand(self, state: State) -> Array:
@@ -53,10 +57,10 @@ class MINRES(Recurrence):
         V = self.operand(s)
         ahead = product - np.where(last > 0, beta / np.where(last > 0, last, 1), 0) * s["before"]
         alpha = inner(V, ahead)
-        ahead = ahead - (alpha / beta) * s["here"]
+        ahead = ahead - (alpha / np.where(beta > 0, beta, 1)) * s["here"]
         Y = self.precondition(ahead)
         squares = inner(ahead, Y)
-        code[squares < 0] = BROKEN_DOWN
+        code[(code == GOES_ON) & (squares < 0)] = BROKEN_DOWN
         new_beta = np.sqrt(np.maximum(squares, 0))
         delta = s["cosine"] * s["diagonal"] + s["sine"] * alpha
         across = s["sine"] * s["diagonal"] - s["cosine"] * alpha
@@ -65,7 +69,7 @@ class MINRES(Recurrence):
         slope = np.hypot(across, s["cosine"] * new_beta)
         gamma = np.hypot(across, new_beta)
         # Along such a direction, of a singular matrix, a step would only be long.
-        flat = (gamma <= _FLAT * norm) | (slope <= _FLAT * norm)
+        flat = (gamma <= _FLAT * norm) | (slope <= _FLAT * norm) | (code == NOT_DEFINITE)
         code[(code == GOES_ON) & flat] = DUE
         gamma = np.where(flat, 1, gamma)
         cosine, sine = across / gamma, new_beta / gamma

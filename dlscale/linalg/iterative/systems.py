@@ -293,12 +293,16 @@ _ADVICE = {
 }
 
 
+_OF_MINRES = "The preconditioner that was given is not positive definite, which minres needs; give another one."
+
+
 def ended_words(found: Solved, method: str, tolerance: float, max_iterations: int) -> str:
     """How iterations ended that have not converged, and what to do about it."""
     it = found.it
     n = it.iterations
     end = f"at the limit of {max_iterations} iterations" if it.end == "limit" else f"{it.end} after {n} iteration{'s' * (n != 1)}"
+    advice = _OF_MINRES if (method, it.end) == ("minres", "not definite") else _ADVICE[it.end].format(rounding=found.rounding)
     return (
         f"{NAMES[method]} ended {end}: the true residual is {float(it.reached.max()):.1e} of the right-hand side, and must be at "
-        f"most {tolerance:.1e}. {_ADVICE[it.end].format(rounding=found.rounding)}"
+        f"most {tolerance:.1e}. {advice}"
     )
