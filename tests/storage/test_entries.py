@@ -83,6 +83,8 @@ def test_svmlight_of_any_entries(tmp_path, rows, end):
         ("1 99999999999999999999:2\n", "is no entry"),
         ("1 9223372036854775807:2\n", "is no entry"),
         ("1 1:0x1p3\n", "is no entry"),
+        ("inf qid:a 1:inf\n1 qid:b 1:2 2:-1e400\n", "line 2: '2:-1e400' is infinite in double precision; scale the numbers"),
+        ("1 1:2\n1e999 1:2\n", "line 2: '1e999' is infinite in double precision"),
         ("1 qid:7 2:1 qid:7\n", "'qid:7' is no entry"),
         ("# nothing\n", "holds no rows"),
     ],

@@ -120,9 +120,21 @@ def _parsed(text: bytes, source: str, line: int) -> _Piece:
             numbers = np.array(labels, "S").astype(np.float64) if labels else np.zeros(0)
         except (ValueError, OverflowError):
             columns = np.array([-1])
+        else:
+            if np.isinf(values).any() or np.isinf(numbers).any():
+                _require_in_range(text, source, line)
         if not columns.size or 0 <= columns.min() <= columns.max() < _MAX_COLUMN:
             return _Piece(numbers, np.array(counts, np.int64), columns, values, has_queries)
     raise _fault(text, source, line)
+
+
+def _require_in_range(text: bytes, source: str, line: int) -> None:
+    """Refuse the first number that is infinite only in double precision (InputError)."""
+    for number, row in enumerate(text.split(b"\n"), line):
+        for token in row.partition(b"#")[0].split():
+            value = token.rpartition(b":")[2]
+            if not token.startswith(b"qid:") and b"n" not in value.lower() and np.isinf(float(value)):
+                raise InputError(f"{source}, line {number}: {_shown(token)} is infinite in double precision; scale the numbers.")
 
 
 def _fault(text: bytes, source: str, line: int) -> InputError:
