@@ -24,6 +24,9 @@ from dlscale.linalg.solve.factoring import After
 from dlscale.linalg.solve.factors import Factorization
 from dlscale.storage.matrix import Matrix
 
+#: Slabs of columns meet strips of factors at about this part of a product's rate.
+EFFICIENCY = 0.8
+
 
 @dataclass(frozen=True)
 class Function(Applied):
@@ -118,7 +121,7 @@ def planned(
         # Workers wait for the one that has most to do.
         longest += max(one.flops for one in costs)
         most = max(most, *(len(share) for share in group))
-    n_threads = total.flops / longest * facts.threads_per_worker
+    n_threads = total.flops / longest * facts.threads_per_worker * EFFICIENCY
     step = Step(name, total.flops, total.bytes_read, total.bytes_written, n_threads=n_threads)
     return Planned(step, Need("columns that factors are applied to", most * width * column_bytes))
 
