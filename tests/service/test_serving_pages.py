@@ -82,6 +82,7 @@ def test_a_job_in_a_browser(server: WebServer) -> None:
     # The page is drawn anew once a second: the job takes several.
     rows = zarr.create_array(server.folder / "long.zarr", shape=(40_000, 30), dtype="f8", chunks=(500, 30))
     rows[:] = np.random.default_rng(1).standard_normal(rows.shape)
+    expect.set_options(timeout=30_000)
     asked: set[str] = set()
     faults: list[Any] = []
     with sync_playwright() as playwright:
@@ -95,6 +96,7 @@ def test_a_job_in_a_browser(server: WebServer) -> None:
         page.on("pageerror", lambda error: faults.append(error))
         page.goto(f"{server.url}/")
         page.keyboard.press("n")
+        page.wait_for_url("**/new")  # with its script, which hears what is typed
         page.fill("#spec", JOB.format(name="browsed", n=-1))
         expect(page.locator(".say.bad")).to_contain_text("power_iterations")
         page.fill("#spec", JOB.format(name="browsed", n=100).replace("a.zarr", "long.zarr"))
