@@ -11,19 +11,8 @@ from pydantic_core import PydanticCustomError
 from dlscale.declaration.faults import explain
 from dlscale.declaration.sections import AboveZero, Positive, Section
 from dlscale.errors import SpecError
-from dlscale.storage.sparse.steps import (
-    Center,
-    CenterMedian,
-    Map,
-    Mapped,
-    MostVariable,
-    Ppmi,
-    ScaleColumns,
-    ScaleQuartiles,
-    ScaleRows,
-    Step,
-    TfIdf,
-)
+from dlscale.storage.sparse.column_steps import Center, CenterMedian, MostVariable, ScaleColumns, ScaleQuartiles, TfIdf
+from dlscale.storage.sparse.steps import Map, Mapped, Ppmi, ScaleRows, Step
 
 _FITTED_MAPS: dict[str, Step] = {"tfidf": TfIdf(), "ppmi": Ppmi()}
 

@@ -25,7 +25,8 @@ from dlscale.linalg.statistics.columns import ColumnStatistics, are_lost, moment
 from dlscale.linalg.statistics.quartiles import counts_bytes, digits_of, quartiles_of
 from dlscale.storage.inputs import Inputs, StoredResult
 from dlscale.storage.matrix import Matrix
-from dlscale.storage.sparse.steps import Moments, PowersOfTwo, Quartiles, Statistics, fits
+from dlscale.storage.sparse.column_steps import PowersOfTwo
+from dlscale.storage.sparse.steps import Moments, Quartiles, Statistics, fits
 from dlscale.storage.sparse.steps import Step as Transform
 from dlscale.storage.sparse.transforms import Transformed, transformed
 

@@ -12,7 +12,8 @@ from dlscale.errors import SpecError
 from dlscale.sparse_rows import SparseRows
 from dlscale.storage.labels.names import ChosenNames, Labels
 from dlscale.storage.matrix import Matrix, SameRows
-from dlscale.storage.sparse.steps import Center, Entries, MostVariable, Place, Step
+from dlscale.storage.sparse.column_steps import Center, MostVariable
+from dlscale.storage.sparse.steps import Entries, Place, Step
 
 #: Bytes of dense rows that are transformed at a time.
 _PIECE_BYTES = 2**24
