@@ -6,6 +6,7 @@ import gzip
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet
 import pytest
 import scipy.sparse
@@ -103,6 +104,23 @@ def test_svmlight_adds_up_what_stands_twice_and_knows_its_width(tmp_path):
         imported(tmp_path / "a.svm", n_columns=2)
     with pytest.raises(SpecError, match="dataset: got 'X'"):
         imported(tmp_path / "a.svm", dataset="X")
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("suffix", ["svm", "csv", "parquet"])
+def test_sums_out_of_range_are_refused_by_their_place(tmp_path, suffix, sparse):
+    """1e308 + 1e308 at row 1, column 2; an infinity that the file holds is kept."""
+    path, options = tmp_path / f"a.{suffix}", {"sparse": sparse}
+    entries = [(0, 2, 1e308), (0, 1, np.inf), (0, 1, 1.0), (1, 2, 1e308), (1, 0, 1.0), (1, 2, 1e308)]
+    if suffix == "svm":
+        path.write_text("".join(f"1 {' '.join(f'{j}:{x}' for i, j, x in entries if i == row)}\n" for row in range(2)))
+    else:
+        table = pa.table(dict(zip("ijx", map(list, zip(*entries, strict=True)), strict=True)))
+        (pyarrow.parquet.write_table if suffix == "parquet" else pyarrow.csv.write_csv)(table, path)
+        options["triplets"] = ["i", "j", "x"]
+    with pytest.raises(InputError, match=r"row 1, column 2 .* add up to inf, which float64 does not hold; correct"):
+        imported(path, **options)
+    assert not (tmp_path / "y.zarr").exists()
 
 
 def test_a_job_learns_from_svmlight(tmp_path):

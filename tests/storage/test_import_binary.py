@@ -323,6 +323,12 @@ def test_sparse_npz_sums_and_damage(tmp_path):
     twice = scipy.sparse.coo_array((np.full(3, 100, np.uint8), ([0, 0, 0], [1, 1, 1])), shape=(2, 2))
     scipy.sparse.save_npz(tmp_path / "x.npz", twice)
     np.testing.assert_array_equal(values(tmp_path / "x.npz"), [[0, 300], [0, 0]])
+    large = np.full(2, 3e38, "f4")
+    in_rows = scipy.sparse.csr_array((large, [0, 0], [0, 0, 2]), shape=(2, 2))
+    for entries in (scipy.sparse.coo_array((large, ([1, 1], [0, 0])), shape=(2, 2)), in_rows):
+        scipy.sparse.save_npz(tmp_path / "x.npz", entries)
+        with pytest.raises(InputError, match=r"row 1, column 0 .* add up to inf, which float32 does not hold"):
+            imported(tmp_path / "x.npz")
     broken = scipy.sparse.csr_array(np.eye(3))
     broken.indices[1] = 10**9
     scipy.sparse.save_npz(tmp_path / "x.npz", broken)

@@ -146,6 +146,10 @@ def test_sums_of_entries_given_twice(tmp_path):
         imported(tmp_path, "coordinate unsigned-integer general", f"2 2 2\n2 1 {2**63}\n2 1 {2**63}\n")
     with pytest.raises(InputError, match="add up to inf, which float64"):
         imported(tmp_path, "coordinate real general", "2 2 2\n2 1 1e308\n2 1 1e308\n")
+    body = "2 2 5\n1 1 inf\n1 1 1\n2 2 -1e308\n2 1 nan\n"
+    np.testing.assert_array_equal(imported(tmp_path, "coordinate real general", body + "2 2 1\n"), [[np.inf, 0], [np.nan, -1e308]])
+    with pytest.raises(InputError, match="row 2, column 2 add up to -inf, which float64 does not hold"):
+        imported(tmp_path, "coordinate real general", body + "2 2 -1e308\n")
 
 
 def test_counts_of_pattern_files(tmp_path):

@@ -28,6 +28,7 @@ from dlscale.storage.files.ahead import ahead, worked_ahead
 from dlscale.storage.files.locations import named
 from dlscale.storage.importers.market_text import DTYPES, Entries, Line, mixed_entries, plain_entries
 from dlscale.storage.importers.tables import Blocks, Request, Table, line_pieces, open_text, row_ranges, rows_per_block
+from dlscale.storage.sparse.sums import first_overflow
 
 PIECE_BYTES = 2 << 20  # of text; an entry of the four shortest characters takes some 40 bytes while it is parsed
 MAX_THREADS = 4  # that parse pieces: what is left to do for one is slower than more of them
@@ -179,23 +180,26 @@ def _summed(entries: Array, shape: tuple[int, int], *, start: int, limit: np.dty
     stored = entries["value"].dtype
     values = entries["value"].astype(np.int64 if stored == np.uint8 else stored)
     largest = limit if limit.kind in "iu" else values.dtype
-    if not _sums_fit(values, largest):
-        if values.dtype.kind in "iu" and limit.kind in "fc":
-            values = values.astype(np.float64)
-        else:
-            _check_sums(entries, largest, start=start, source=source)
-    return scipy.sparse.coo_array((values, (entries["i"], entries["j"])), shape=shape)
+    fit = _sums_fit(values, largest)
+    if not fit and values.dtype.kind in "iu" and limit.kind in "fc":
+        values, fit = values.astype(np.float64), True
+    parts = scipy.sparse.coo_array((values, (entries["i"], entries["j"])), shape=shape)
+    if not fit and values.dtype.kind in "iu":
+        _check_sums(entries, limit, start=start, source=source)
+    elif not fit and (lost := first_overflow(parts, rows := parts.tocsr())) is not None:
+        raise _out_of_range(start + lost[0], lost[1], rows[lost], values.dtype, source)
+    return parts
 
 
 def _sums_fit(values: Array, dtype: np.dtype[Any]) -> bool:
     """Whether no sum of any of these values can pass the range of a dtype."""
     parts = values.view(values.real.dtype) if values.dtype.kind == "c" else values
     most = max(abs(float(parts.max())), abs(float(parts.min()))) * values.size
-    return most < float(np.iinfo(dtype).max if dtype.kind in "iu" else np.finfo(dtype).max) / 2 or not np.isfinite(parts).all()
+    return most < float(np.iinfo(dtype).max if dtype.kind in "iu" else np.finfo(dtype).max) / 2
 
 
 def _check_sums(entries: Array, dtype: np.dtype[Any], *, start: int, source: str) -> None:
-    """Add up exactly what is given twice; InputError names the first sum out of range."""
+    """Add up exactly the integers that are given twice; InputError names the first sum out of range."""
     sums: dict[tuple[int, int], Any] = {}
     order = np.lexsort((entries["j"], entries["i"]))
     i, j = entries["i"][order], entries["j"][order]
@@ -206,12 +210,14 @@ def _check_sums(entries: Array, dtype: np.dtype[Any], *, start: int, source: str
     for row, column, value in entries[np.sort(order[repeated])].tolist():
         sums[row, column] = sums.get((row, column), 0) + value
     for (row, column), total in sums.items():
-        out = not np.isfinite(total) if dtype.kind in "fc" else not np.iinfo(dtype).min <= total <= np.iinfo(dtype).max
-        if out:
-            raise InputError(
-                f"{source}: the entries given for row {start + row + 1}, column {column + 1} add up to {total}, which {dtype} does "
-                f"not hold. {'Ask for dtype f8, or correct' if dtype.kind in 'iu' else 'Correct'} the file."
-            )
+        if not np.iinfo(dtype).min <= total <= np.iinfo(dtype).max:
+            raise _out_of_range(start + row, column, total, dtype, source)
+
+
+def _out_of_range(row: int, column: int, total: Any, dtype: np.dtype[Any], source: str) -> InputError:
+    advice = "Ask for dtype f8, or correct the file" if dtype.kind in "iu" else "Correct or scale the numbers"
+    place = f"row {row + 1}, column {column + 1}"
+    return InputError(f"{source}: the entries given for {place} add up to {total}, which {dtype} does not hold. {advice}.")
 
 
 def spill(entries: Array, strips: Array, *, folder: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from dlscale.errors import InputError
 from dlscale.storage.importers.tables import Blocks, Request, Table, matrix_layout, row_ranges, rows_per_block
+from dlscale.storage.sparse.sums import require_finite_sums
 
 MAX_BYTES = 1 << 29  # of the arrays of a sparse matrix, which is read as a whole
 
@@ -42,11 +43,12 @@ def sparse_table(archive: zipfile.ZipFile, stream: BinaryIO, request: Request) -
     if dtype.kind in "iu":
         # Sums may pass the range of the entries' own type.
         matrix = matrix.astype(np.int64 if dtype.kind == "i" else np.uint64)
-    rows = matrix.tocsr()
+    rows = matrix.tocsr(copy=not getattr(matrix, "has_canonical_format", False))
+    rows.sum_duplicates()
+    require_finite_sums(matrix, rows, source=source, place=lambda i, j: (i, j))
     if dtype.kind in "iu" and rows.nnz and not (np.iinfo(dtype).min <= rows.data.min() and rows.data.max() <= np.iinfo(dtype).max):
         dtype = rows.dtype
     if request.sparse:
-        rows.sum_duplicates()
         return Table(m, n, dtype, (rows.astype(dtype) for _ in range(1)), sparse=True, n_entries=rows.nnz)
     return Table(m, n, dtype, _blocks(rows, m, n, dtype=dtype))
 

@@ -21,6 +21,7 @@ from dlscale.storage.labels.stored import labels_at
 from dlscale.storage.matrix import Matrix, compute_dtype
 from dlscale.storage.signatures import Signature
 from dlscale.storage.sparse.groups import Compressed
+from dlscale.storage.sparse.sums import require_finite_sums
 from dlscale.storage.sparse.vectors import StoredVector
 
 #: Entries that are held beside a dense block while it is filled.
@@ -160,9 +161,9 @@ class SparseMatrix(Matrix):
         Raises
         ------
         InputError
-            If an entry lies outside of the matrix; names its row.
+            If an entry lies outside of the matrix, or a sum of entries is infinite; names its row.
         """
-        return _canonical(self._block(start, stop, self._values))
+        return self._canonical(self._block(start, stop, self._values), start)
 
     def stored_rows(self, start: int, stop: int) -> Any:
         """As `rows`, with numbers as they are stored (InputError if they do not hold the sum of what stands at one place)."""
@@ -172,7 +173,7 @@ class SparseMatrix(Matrix):
         stored = block.dtype
         if stored.kind in "biu":
             block = block.astype(np.uint64 if stored.kind == "u" else np.int64)
-        block = _canonical(block)
+        block = self._canonical(block, start)
         if stored.kind in "iu" and block.nnz:
             limits = np.iinfo(stored)
             beyond = np.flatnonzero((block.data < limits.min) | (block.data > limits.max))
@@ -183,6 +184,15 @@ class SparseMatrix(Matrix):
                     f"{stored} does not hold; write it as f8."
                 )
         return block.astype(np.uint8 if stored.kind == "b" else stored)
+
+    def _canonical(self, block: Any, start: int) -> Any:
+        """Rows from ``start`` on with their columns in order, none of them twice."""
+        if block.has_canonical_format:
+            return block
+        parts, block = block, block.copy()  # which may be the user's own
+        block.sum_duplicates()
+        require_finite_sums(parts, block, source=self.uri, place=lambda i, j: self.place(start + i, j))
+        return block
 
     def _block(self, start: int, stop: int, values: Callable[[int, int], Array]) -> Any:
         pointers = self.pointers(start, stop)
@@ -236,14 +246,6 @@ class SparseMatrix(Matrix):
             block = self.rows(start, stop)
             (block if whole else block[:, slice(*columns)]).toarray(out=out[start - rows[0] : stop - rows[0]])
         return out
-
-
-def _canonical(block: Any) -> Any:
-    """The same with its columns in order, none of them twice."""
-    if not block.has_canonical_format:
-        block = block.copy()  # which may be the user's own
-        block.sum_duplicates()
-    return block
 
 
 def in_memory(source: Any) -> Matrix:

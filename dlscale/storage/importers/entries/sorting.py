@@ -14,6 +14,7 @@ from dlscale.arrays import Array
 from dlscale.storage.importers.entries.spilled import Spill
 from dlscale.storage.importers.matrix_market import spill
 from dlscale.storage.importers.tables import row_ranges, rows_per_block
+from dlscale.storage.sparse.sums import require_finite_sums
 
 #: Entries of a strip, unless a few rows have more; and rows.
 STRIP_ENTRIES, STRIP_ROWS = 1 << 20, 1 << 22
@@ -28,10 +29,12 @@ class Entries:
     Parameters
     ----------
     folder : Path
+    source : str
+        What errors name.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, source: str) -> None:
+        self._folder, self._source = folder, source
         self._spill = Spill(folder / "entries", ENTRY)
         self._counts, self._width = np.zeros(_N_BINS, np.int64), 1
         self.lowest, self.highest = np.full(2, np.iinfo(np.int64).max), np.full(2, -1)
@@ -82,7 +85,10 @@ class Entries:
                 continue
             strip = np.fromfile(path, ENTRY)
             path.unlink()
-            yield scipy.sparse.coo_array((strip["value"], (strip["i"] - start, strip["j"])), shape=n).tocsr()
+            parts = scipy.sparse.coo_array((strip["value"], (strip["i"] - start, strip["j"])), shape=n)
+            rows = parts.tocsr()
+            require_finite_sums(parts, rows, source=self._source, place=lambda i, j, start=start: (start + i, j))  # type: ignore[misc]
+            yield rows
 
     def dense_rows(self, shape: tuple[int, int]) -> Iterator[Array]:
         """As `rows`, with the zeros."""

@@ -61,7 +61,7 @@ class _Batch(NamedTuple):
 
 def _table(batches: Iterator[_Batch], axes: tuple[_Axis, _Axis], request: Request) -> Table:
     """All entries, sorted by rows."""
-    entries = Entries(request.scratch)
+    entries = Entries(request.scratch, request.source)
     for batch in batches:
         i, j = (axis.places(keys) for axis, keys in zip(axes, batch.keys, strict=True))
         for axis, places in zip(axes, (i, j), strict=True):
