@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}
 
 #: Many passes with a pause before each, so that a signal always meets one.
-SLOWLY = (sys.executable, str(ROOT / "tests" / "chaos" / "slowly.py"))
+SLOWLY = ("env", "PAUSE_SECONDS=0.05", sys.executable, str(ROOT / "tests" / "chaos" / "staged.py"))
 MANY_PASSES = ("--set", "params.power_iterations=16", "--set", "params.block_rows=500")
 
 

@@ -19,20 +19,19 @@ import pytest
 import zarr
 from victims import (
     ENVIRONMENT,
-    SLOWLY,
     ask,
     events,
     fingerprint,
     finish,
-    finished,
+    held,
     job_folder,
     job_folders,
     killed_at_the_end,
     leftovers,
+    let_go,
     make_matrix,
     spawn,
     system,
-    wait_for,
     write_spec,
 )
 
@@ -59,9 +58,9 @@ def folder(tmp_path: Path, data: tuple[Path, dict[str, str]]) -> Path:
 
 def stop_it(folder: Path, number: int = signal.SIGINT) -> str:
     """Run the job of a folder until it has some passes, and stop it; its id."""
-    with killed_at_the_end(spawn("run", "job.yaml", cwd=folder, under=SLOWLY)) as process:
-        wait_for(lambda: finished(folder) >= 2, alive=process)
+    with held("pass_finished .* 2", "run", "job.yaml", cwd=folder) as process:
         os.killpg(process.pid, number)
+        let_go(process)
         finish(process)
     return job_folder(folder).name
 
@@ -82,28 +81,26 @@ def test_of_two_resumes_one_wins_and_the_other_says_so(folder: Path, data: tuple
 
 def test_a_driver_that_was_frozen_goes_on_alone(folder: Path, data: tuple[Path, dict[str, str]]) -> None:
     """It keeps its job while it does not run: nobody else may take it, and the next of the queue waits."""
-    with killed_at_the_end(spawn("run", "job.yaml", cwd=folder, under=SLOWLY)) as process:
-        wait_for(lambda: finished(folder) >= 2, alive=process)
-        os.killpg(process.pid, signal.SIGSTOP)
+    with held("pass_finished .* 2", "run", "job.yaml", cwd=folder) as process:
         job = job_folder(folder)
         assert "running" in ask("status", job.name, cwd=folder).out
         refused = ask("resume", job.name, cwd=folder)
         assert (refused.code, "running already" in refused.err) == (2, True)
-        os.killpg(process.pid, signal.SIGCONT)
+        let_go(process)
         assert finish(process).code == 0
     assert fingerprint(job / "result.zarr") == data[1]
 
 
 @pytest.mark.parametrize("what", ["removed", "moved"])
 def test_a_job_whose_folder_goes_while_it_runs_ends_in_words(what: str, folder: Path) -> None:
-    with killed_at_the_end(spawn("run", "job.yaml", cwd=folder, under=SLOWLY)) as process:
-        wait_for(lambda: finished(folder) >= 2, alive=process)
+    with held("pass_finished .* 2", "run", "job.yaml", cwd=folder) as process:
         job = job_folder(folder)
         if what == "moved":
             job.rename(folder / "elsewhere")
         else:
             job.rename(folder / "trash")
-            shutil.rmtree(folder / "trash", ignore_errors=True)
+            shutil.rmtree(folder / "trash")
+        let_go(process)
         ended = finish(process)
     assert ended.code == 1, ended.err
     assert "removed or moved" in ended.err

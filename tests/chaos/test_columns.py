@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,12 @@ from victims import (
     events,
     fault,
     fingerprint,
+    held,
     job_folder,
     job_folders,
-    killed_at_the_end,
     leftovers,
+    let_go,
     repeated_passes,
-    spawn,
-    wait_for,
 )
 
 from dlscale.engine import columns
@@ -34,8 +32,6 @@ N, K = 1200, 2000
 #: What the steps of a kind are called in which its factors are applied.
 STEPS = {"solve": "solve-", "inverse": "inverse-"}
 CLUSTER: dict[str, Any] = {"type": "local", "workers": 2, "threads": 1, "memory": "2GB"}
-#: What makes several groups of what would be one, as the test does here.
-SMALL_GROUPS = [sys.executable, str(Path(__file__).with_name("small_groups.py"))]
 
 
 @pytest.fixture(scope="module")
@@ -83,14 +79,14 @@ def told_of(folder: Path, kind: str, name: str) -> int:
 def test_a_process_tree_killed_while_columns_are_solved_for(
     run: int, kind: str, inputs: dict[str, str], whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed a moment after a random number of messages; the whole run had no worker processes."""
+    """Killed a moment after one of the groups has begun; the whole run had no worker processes."""
     monkeypatch.setattr(columns, "GROUP_FLOPS", 1.0)
     write_spec(tmp_path, kind, inputs)
     drawn = random.Random(SEED + run)
-    n_messages, seconds = drawn.randint(1, 4), drawn.uniform(0, 0.2)
-    print(f"DLSCALE_CHAOS_SEED={SEED}, killed {seconds:.2f} s after {n_messages} messages")
-    with killed_at_the_end(spawn("run", "job.yaml", cwd=tmp_path, under=SMALL_GROUPS)) as process:
-        wait_for(lambda: told_of(tmp_path, kind, "blocks") >= n_messages, alive=process)
+    group, seconds = drawn.randint(1, 2), drawn.uniform(0, 0.2)
+    print(f"DLSCALE_CHAOS_SEED={SEED}, killed {seconds:.2f} s after group {group} had begun")
+    with held(f"pass_started {STEPS[kind]}.* {group}", "run", "job.yaml", cwd=tmp_path, GROUP_FLOPS="1") as process:
+        let_go(process)
         time.sleep(seconds)
         fault(f"tree of {kind}")
     done = told_of(tmp_path, kind, "checkpoint")

@@ -6,10 +6,12 @@ import json
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 import zarr
@@ -18,14 +20,15 @@ from victims import (
     RUNS,
     SEED,
     ask,
-    events,
     fault,
     fingerprint,
     finish,
+    held,
     job_folder,
     job_folders,
     killed_at_the_end,
     leftovers,
+    let_go,
     repeated_passes,
     spawn,
     wait_for,
@@ -62,12 +65,6 @@ def write_spec(folder: Path, kind: str, matrix: Path, *, n_workers: int = 1, **m
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump(spec | {"cluster": CLUSTERS[n_workers]} | more))
     return path
-
-
-def groups_done(folder: Path, kind: str) -> int:
-    """Groups of panels that the only job of a folder has finished, in this run or from the checkpoint."""
-    steps = {e["step"] for job in job_folders(folder) for e in events(job) if e["event"] == "pass_finished"}
-    return sum(f"{kind}-{i + 1}" in steps for i in range(len(steps)))
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +104,7 @@ def test_a_process_tree_killed_at_every_group(kind: str, matrix: Path, whole: Wh
     for n_kills in range(10):
         if n_kills == n_groups:
             break
-        with killed_at_the_end(spawn(*command, cwd=tmp_path)) as process:
-            wait_for(lambda wanted=n_kills + 1: groups_done(tmp_path, kind) >= wanted, alive=process)
+        with held(f"pass_finished {kind}-{n_kills + 1}", *command, cwd=tmp_path):
             fault(f"tree of {kind}")
         n_groups = json.loads((job_folder(tmp_path) / "plan.json").read_text())["grids"]["panels"]["n_groups"]
         command = ("resume", job_folder(tmp_path).name)
@@ -133,15 +129,16 @@ def test_a_worker_killed_in_the_middle(run: int, kind: str, n_workers: int, matr
     """While panels of a later group are in the memory of the workers; the job succeeds, with the bits of one worker."""
     expected, _ = whole(kind)
     moment = random.Random(SEED + run).uniform(0.0, 0.5)
-    print(f"DLSCALE_CHAOS_SEED={SEED}, killed {moment:.2f} s after the first group")
+    print(f"DLSCALE_CHAOS_SEED={SEED}, killed {moment:.2f} s after the second group had begun")
     write_spec(tmp_path, kind, matrix, n_workers=n_workers)
-    with killed_at_the_end(spawn("run", "job.yaml", "--json", cwd=tmp_path)) as process:
-        wait_for(lambda: groups_done(tmp_path, kind) >= 1, alive=process)
+    with held(f"pass_started {kind}-2", "run", "job.yaml", "--json", cwd=tmp_path) as process:
         found = workers_of(process)
         assert len(found) == n_workers
+        let_go(process)
         time.sleep(moment)
-        found[run % n_workers].kill()
-        fault(f"worker of {kind}")
+        with suppress(psutil.NoSuchProcess):  # where the job had no more need of it
+            found[run % n_workers].kill()
+            fault(f"worker of {kind}")
         ended = finish(process)
     assert ended.code == 0, ended.err
     assert fingerprint(ended.record["result"]) == expected

@@ -23,12 +23,13 @@ from victims import (
     fault,
     fingerprint,
     finish,
-    finished,
+    held,
     job_folder,
     job_folders,
     kill_tree,
     killed_at_the_end,
     leftovers,
+    let_go,
     make_matrix,
     repeated_passes,
     spawn,
@@ -169,11 +170,11 @@ def test_a_kill_while_publishing_or_reporting(matrix: Path, tmp_path: Path) -> N
 def test_a_worker_killed_in_the_middle_of_a_pass(matrix: Path, whole: Callable[[str], Any], tmp_path: Path) -> None:
     expected, _ = whole("svd")
     write_spec(tmp_path / "job.yaml", "svd", matrix)
-    with killed_at_the_end(spawn("run", "job.yaml", "--json", cwd=tmp_path)) as process:
-        wait_for(lambda: finished(tmp_path) >= 2, alive=process)
-        (worker,) = wait_for(lambda: workers_of(process))
+    with held("pass_started .* 3", "run", "job.yaml", "--json", cwd=tmp_path) as process:
+        (worker,) = workers_of(process)
         worker.kill()
         fault("worker of svd")
+        let_go(process)
         ended = finish(process)
     assert ended.code == 0, ended.err
     assert fingerprint(ended.record["result"]) == expected
@@ -186,8 +187,7 @@ def test_no_worker_outlives_its_driver(matrix: Path, whole: Callable[[str], Any]
     """Killed alone, as by an out-of-memory killer, the driver leaves workers that notice and go; the job resumes at once."""
     expected, _ = whole("svd")
     write_spec(tmp_path / "job.yaml", "svd", matrix)
-    with killed_at_the_end(spawn("run", "job.yaml", cwd=tmp_path)) as process:
-        wait_for(lambda: finished(tmp_path) >= 2, alive=process)
+    with held("pass_started .* 3", "run", "job.yaml", cwd=tmp_path) as process:
         workers = workers_of(process)
         process.kill()
         fault("driver of svd")
@@ -203,8 +203,8 @@ def test_a_signal_stops_within_seconds(
 ) -> None:
     expected, _ = whole("svd")
     write_spec(tmp_path / "job.yaml", "svd", matrix)
-    with killed_at_the_end(spawn("run", "job.yaml", "--json", cwd=tmp_path)) as process:
-        wait_for(lambda: finished(tmp_path) >= 2, alive=process)
+    with held("pass_started .* 3", "run", "job.yaml", "--json", cwd=tmp_path) as process:
+        let_go(process)
         for _ in range(n_times):
             kill_tree(process, number)
             time.sleep(0.1)

@@ -31,9 +31,10 @@ RUNS = int(os.environ.get("DLSCALE_CHAOS_RUNS", "1"))
 #: Where a job of one worker process goes on: by night where it began, otherwise without starting one more.
 GOES_ON = () if RUNS >= 10 else ("--cluster", "threads")
 at_night = pytest.mark.skipif(RUNS < 10, reason="slow; set DLSCALE_CHAOS_RUNS=10 or more")
-#: The same in all processes of one run of the tests, whose name is in the environment; another one in each run.
+#: The same in each short run, so that it says what has changed; of a long night, the same in all its processes, whose name is in
+#: the environment, and another one in each.
 _RUN = random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID"))
-SEED = int(os.environ.get("DLSCALE_CHAOS_SEED", "0")) or _RUN.randrange(1, 2**31)
+SEED = int(os.environ.get("DLSCALE_CHAOS_SEED", "0")) or (_RUN.randrange(1, 2**31) if RUNS > 1 else 1)
 
 #: What the launchers of other jobs may have left in the environment of the tests must not reach those that they start.
 _CLEAN = {name: value for name, value in os.environ.items() if not name.startswith(("OMPI_", "PMI", "SLURM_"))}
@@ -49,8 +50,8 @@ MPIRUN = shutil.which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}
 
 _NOT_ALLOWED = re.compile("permission denied|not permitted|superuser|only root|not supported|unknown device type", re.IGNORECASE)
 
-#: For `spawn`: so that a job still runs when a test is ready to stop it.
-SLOWLY = [sys.executable, str(Path(__file__).with_name("slowly.py"))]
+#: For `spawn`: the command as its environment says (see staged.py).
+STAGED = (sys.executable, str(Path(__file__).with_name("staged.py")))
 
 #: What was done to jobs so far in the test that runs.
 FAULTS: list[str] = []
@@ -101,6 +102,18 @@ def spawn(*arguments: str | Path, cwd: Path, under: Sequence[str] = (), **enviro
 def ranks(n: int) -> list[str]:
     """The launcher of so many ranks, for `spawn`."""
     return [str(MPIRUN), "-n", str(n), "--oversubscribe"]
+
+
+@contextmanager
+def held(at: str, *arguments: str | Path, cwd: Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """A command that stands still right behind an event (see staged.py) until `let_go`, and is killed at the end."""
+    with killed_at_the_end(spawn(*arguments, cwd=cwd, under=STAGED, HELD_AT=at, **environment)) as process:
+        wait_for(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED, alive=process)
+        yield process
+
+
+def let_go(process: subprocess.Popen[str]) -> None:
+    kill_tree(process, signal.SIGCONT)
 
 
 def kill_tree(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> None:

@@ -32,7 +32,7 @@ from dlscale.errors import SpecError
 MPIRUN = shutil.which("mpirun", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
 
 #: A job of a hundred passes that runs for longer than strangers stay.
-SLOWLY = ("env", "PAUSE_SECONDS=1", sys.executable, str(Path(__file__).parents[1] / "chaos" / "slowly.py"))
+SLOWLY = ("env", "PAUSE_SECONDS=1", sys.executable, str(Path(__file__).parents[1] / "chaos" / "staged.py"))
 
 #: Comes to an address as another user, in clear text, and with TLS of its own.
 STRANGER = """
