@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -69,6 +70,25 @@ def test_any_table_is_filled_as_numpy_does(tmp_path, rows, fill, suffix):
         return
     expected = np.where(np.isnan(values), {"mean": np.nanmean, "median": np.nanmedian}[fill](values, axis=0), values)
     np.testing.assert_allclose(imported(tmp_path, f"a.{suffix}", fill=fill)[0], expected, rtol=1e-14, atol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore::dlscale.errors.ImportNote")
+@pytest.mark.parametrize("mark", ["-999", "-9.99E2"])
+@pytest.mark.parametrize("one_by_one", [False, True])
+@pytest.mark.parametrize("dtype", [None, "f4", "i4"])
+def test_marks_that_are_numbers_are_compared_by_value(tmp_path, mark, one_by_one, dtype):
+    """And with the words of colours and of names, and keys, by text."""
+    rows = "-999,7,-999,-999.0\nB,-999,2,red\n" + ("C,1,?,red\n" if one_by_one else "C,1,0,red\n")
+    rows = rows if dtype == "i4" else rows.replace("-999,-999.0", "-999.000,-999.0").replace("B,-999", "B,-99.9e1")
+    (tmp_path / "a.csv").write_text("name,a,b,color\n" + rows)
+    block, matrix = imported(tmp_path, "a.csv", fill=0, missing=[mark, "?"], dtype=dtype, color="color", index=True)
+    np.testing.assert_array_equal(block, [[7, 0], [0, 2], [1, 0]])
+    assert list(matrix.labels.row[:]) == ["-999", "B", "C"]
+    assert list(matrix.labels.color.texts[:]) == ["", "red", "red"]
+    assert zarr.open_array(matrix.uri, mode="r").dtype == (dtype or "f8")
+    (tmp_path / "b.csv").write_text(f"i,j,x\n1,0,1.0\n0,1,{'?' if one_by_one else 5}\n1,1,2\n")
+    entries, _ = imported(tmp_path, "b.csv", fill=3, missing=["1", "?"], triplets=["i", "j", "x"])
+    np.testing.assert_array_equal(entries, [[0, 3 if one_by_one else 5], [3, 2]])
 
 
 @pytest.mark.filterwarnings("ignore::dlscale.errors.ImportNote")

@@ -6,7 +6,8 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ MISSING = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "None")
 TRUE, FALSE = ("true", "True", "TRUE"), ("false", "False", "FALSE")
 _NUMBER = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:[eEdD][+-]?\d+)?|nan|inf(?:inity)?)", re.IGNORECASE | re.ASCII)
 _INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
+_DOUBLE = np.dtype(np.float64)
 _SHOWN = 60
 _MAX_DIGITS = 300
 
@@ -40,7 +42,7 @@ class Dialect:
     def number(self, cell: str, dtype: np.dtype[Any]) -> float | int | bool | None:
         """The number of a cell (a bool for a word that stands for one); None if it is not one of this dtype."""
         text = cell.strip()
-        if text in self.missing:
+        if self.is_missing(text, dtype):
             return self.fill
         text = self.plain(text)
         if dtype.kind in "iu":
@@ -52,10 +54,41 @@ class Dialect:
             return number if abs(number) <= largest or "n" in text.lower() else None
         return text in self.words[1] if text in self.words[0] or text in self.words[1] else None
 
+    def is_missing(self, text: str, dtype: np.dtype[Any]) -> bool:
+        """Whether a cell is one of the words for missing values, or as large as one of them that is a number."""
+        if text in self.missing:
+            return True
+        if not self.missing_values or (value := self._value(text)) is None:
+            return False
+        return _held(value, dtype) in self._marks(dtype)
+
+    @cached_property
+    def missing_values(self) -> frozenset[float | int]:
+        """The numbers among the words for missing values."""
+        return frozenset(value for word in self.missing if (value := self._value(word)) is not None)
+
+    def _marks(self, dtype: np.dtype[Any]) -> set[float | int]:
+        """The same as a dtype holds them."""
+        return {held for value in self.missing_values if (held := _held(value, dtype)) is not None}
+
+    def _value(self, text: str) -> float | int | None:
+        """A finite number, whatever dtype holds it."""
+        text = self.plain(text.strip())
+        if _INTEGER.fullmatch(text) and len(text) < _MAX_DIGITS:
+            return int(text)
+        number = float(re.sub("[dD]", "e", text)) if _NUMBER.fullmatch(text) and "n" not in text.lower() else np.inf
+        return number if np.isfinite(number) else None
+
+    def filled(self, values: Array) -> Array:
+        """The numbers of a column; those that stand for missing values became what such become."""
+        for mark in self._marks(values.dtype) if values.dtype.kind in "iuf" else ():
+            values = np.where(values == mark, values.dtype.type(self.fill), values)
+        return values
+
     def label(self, cell: str) -> str:
         """The text of a cell that colours a row: a number as Python writes it, and nothing where the value is missing."""
         text = cell.strip()
-        if text in (self.missing or MISSING):
+        if self.is_missing(text, _DOUBLE) if self.missing else text in MISSING:
             return ""
         plain = self.plain(text)
         return plain if plain != text and _NUMBER.fullmatch(plain) else text
@@ -71,6 +104,15 @@ class Dialect:
     def reader(self, lines: Iterable[str]) -> Any:
         """Records of lines, as lists of cells."""
         return csv.reader(lines, delimiter=self.delimiter, quotechar=self.quote, strict=False)
+
+
+def _held(value: float | int, dtype: np.dtype[Any]) -> float | int | None:
+    """A number as a dtype holds it; None if it does not."""
+    if dtype.kind in "iu":
+        return int(value) if value == int(value) and np.iinfo(dtype).min <= value <= np.iinfo(dtype).max else None
+    with np.errstate(over="ignore"):
+        held = float(dtype.type(value))
+    return held if np.isfinite(held) else None
 
 
 @dataclass
@@ -137,7 +179,7 @@ def _row(cells: list[str], dialect: Dialect, columns: Columns, *, dtype: np.dtyp
     if len(cells) != n_columns:
         raise InputError(f"{where}: every line must have {n_columns} cells like the first; this one has {len(cells)}.")
     if columns.count is not None:
-        index = dialect.number(cells[0], np.dtype(np.float64))
+        index = replace(dialect, missing=frozenset()).number(cells[0], _DOUBLE)
         if not columns.continued_by(np.array([np.nan if index is None else index])):
             raise SpecError(
                 f"{where}: the first column is called {columns.names[0]!r}, as row numbers are, and {cells[0]!r} is not the number "
@@ -165,8 +207,6 @@ def _row(cells: list[str], dialect: Dialect, columns: Columns, *, dtype: np.dtyp
 def _fault(text: str, dialect: Dialect, dtype: np.dtype[Any]) -> str:
     if not text:
         return "the cell is empty. Correct or fill it (fill: 0 fills all; mean or median of the column), or choose other columns."
-    if text in dialect.missing:
-        return f"{text!r} stands for a missing value. Set fill to a number, mean or median, or choose other columns."
     shown = repr(text[:_SHOWN])
     if dtype.kind == "f" and _NUMBER.fullmatch(dialect.plain(text)):
         return f"{shown} is infinite in {dtype}. Ask for a wider dtype, or scale the numbers."

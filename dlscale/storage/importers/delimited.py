@@ -260,7 +260,7 @@ class _Reader:
     def _filled(self, column: Any) -> Array:
         if column.null_count:
             column = column.fill_null(self._arrow.scalar(self._dialect.fill, self._arrow.float64()).cast(column.type))
-        return np.asarray(column.to_numpy())
+        return self._dialect.filled(np.asarray(column.to_numpy()))
 
     def _convert(self) -> Any:
         """Arrow's options for the chosen columns; remade when columns of booleans have been found."""

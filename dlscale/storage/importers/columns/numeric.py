@@ -24,7 +24,7 @@ def numbers_among(chosen: list[int], head: Head) -> set[int]:
     for cells in records:
         for j in list(kept):
             cell = cells[j].strip() if j < len(cells) else ""
-            if cell in dialect.missing or cell in MISSING:
+            if dialect.is_missing(cell, _DOUBLE) or cell in MISSING:
                 continue
             if dialect.number(cell, _DOUBLE) is None:
                 kept.discard(j)

@@ -165,9 +165,12 @@ class _TextReader:
             return
         keys = [column.combine_chunks() for column in table.columns]
         values = None
+        if any(key.null_count for key in keys[:2]):  # no key is a missing value
+            yield self._one_by_one(piece)
+            return
         if len(keys) == 3:
             filled = keys[2].fill_null(self._head.dialect.fill) if keys[2].null_count else keys[2]
-            values = np.asarray(filled.to_numpy(zero_copy_only=False))
+            values = self._head.dialect.filled(np.asarray(filled.to_numpy(zero_copy_only=False)))
             if np.isinf(values).any():  # which may be a number out of range
                 yield self._one_by_one(piece)
                 return
