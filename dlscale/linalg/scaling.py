@@ -113,17 +113,22 @@ def scaled_back(values: Array, exponent: int, dtype: np.dtype[Any], *, what: str
         If the largest of them overflows the dtype, or has fewer digits there than the others of its size.
     """
     largest = float(np.abs(values).max(initial=0.0))
-    limits = np.finfo(dtype)
     with np.errstate(over="ignore", under="ignore"):
         found = times_power_of_two(values.astype(dtype), exponent)
     if not np.isfinite(found).all():
         raise NumericalError(f"{what} overflow {dtype}: the largest is near {power_words(largest, exponent)}; divide the matrix.")
-    if largest > 0 and np.abs(found).max() < limits.tiny:
+    require_digits(largest, exponent, dtype, what=what)
+    return np.asarray(found)
+
+
+def require_digits(largest: float, exponent: int, dtype: np.dtype[Any], *, what: str) -> None:
+    """NumericalError if even the largest of some numbers, ``2^exponent largest``, has fewer digits than its dtype."""
+    tiny = float(np.finfo(dtype).tiny)
+    if largest > 0 and np.ldexp(largest, exponent) < tiny:
         raise NumericalError(
             f"{what} are too small for the digits of {dtype}: the largest is near {power_words(largest, exponent)}, and "
-            f"numbers below {limits.tiny:.1e} have fewer; multiply the matrix by a power of two."
+            f"numbers below {tiny:.1e} have fewer; multiply the matrix by a power of two."
         )
-    return np.asarray(found)
 
 
 def power_words(value: float, exponent: int) -> str:

@@ -107,6 +107,29 @@ def test_solves_inverses_and_determinants(dtype: str, assume: Any) -> None:
         assert found.logabsdet == pytest.approx(determinant.logabsdet + N * k * np.log(2), rel=1e-12, abs=N * eps(A))
 
 
+@each_of(dtype=DTYPES)
+def test_subnormal_matrices(dtype: str) -> None:
+    """What their few digits determine is what it is of the same matrix near 1; factors that would lose digits are refused."""
+    k = int(np.finfo(dtype).minexp) - 10
+    small = times_power_of_two(positive_definite(dtype) / 512, k)
+    A = times_power_of_two(small, -k)
+    b, rhs = (np.ascontiguousarray(matrix[:, :2]) for matrix in (A, small))
+    for assume in ("general", "pos", "sym" if A.dtype.kind == "f" else "her"):
+        assert (dlscale.solve(small, rhs, assume=assume) == dlscale.solve(A, b, assume=assume)).all()
+    assert dlscale.slogdet(small).logabsdet == pytest.approx(dlscale.slogdet(A).logabsdet + N * k * np.log(2), rel=1e-12)
+    assert (dlscale.cholesky(small).l == times_power_of_two(dlscale.cholesky(A).l, k // 2)).all()
+    for p in (2, 1):
+        assert dlscale.cond(small, p) == pytest.approx(dlscale.cond(A, p), rel=100 * eps(A))
+    assert dlscale.matrix_rank(small) == dlscale.matrix_rank(small, float(np.ldexp(1.0, k - 9))) == N
+    refused: list[Callable[[Array], Any]] = [dlscale.lu, dlscale.qr, dlscale.eigh, dlscale.svd, dlscale.polar]
+    for function in [*refused, lambda M: dlscale.qr(M, pivoting=True), lambda M: dlscale.qr(M, panel=8, mode="raw")]:
+        function(A)
+        with pytest.raises(NumericalError, match=r"too small for the digits of .* multiply the matrix by a power of two\.$"):
+            function(small)
+    with pytest.raises(NumericalError, match="The inverse is out of the range"):
+        dlscale.inverse(small)
+
+
 @pytest.mark.parametrize("precision", ["double", "mixed"])
 def test_columns_of_right_hand_sides_have_their_own_scales(precision: Any) -> None:
     A, b = well_scaled(N, N, "f8"), well_scaled(N, 3, "f8")

@@ -108,7 +108,7 @@ def compute_lu(run: Run, A: Matrix, options: LUOptions, plan: Plan) -> Outcome:
     ----------
     Golub and Van Loan (2013), section 3.4; Toledo (1997) for left-looking factorization out of memory.
     """
-    return panels_at_safe_scale(Passes(run), A, partial(_factor, plan=plan))
+    return panels_at_safe_scale(Passes(run), A, partial(_factor, plan=plan), factor="U")
 
 
 def _factor(passes: Passes, A: Matrix, exponent: int, *, plan: Plan) -> Outcome:

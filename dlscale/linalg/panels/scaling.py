@@ -21,7 +21,7 @@ from dlscale.engine.tiles.whole_tasks import STRIP_BYTES
 from dlscale.errors import NumericalError, OutOfRange
 from dlscale.kernels import largest_part, safe_exponent, times_power_of_two
 from dlscale.linalg.panels.plan import factor_target
-from dlscale.linalg.scaling import Largest, power_words
+from dlscale.linalg.scaling import Largest, power_words, require_digits
 from dlscale.storage.matrix import Matrix
 from dlscale.storage.scaled import scaled
 
@@ -36,7 +36,7 @@ def largest_entry(passes: Passes, step: str, A: Matrix) -> float:
     return float(passes.sweep(step, A, Largest(), RowGrid(m, rows, rows * max(1, m // rows // 16)))["largest"][0])
 
 
-def panels_at_safe_scale(passes: Passes, A: Matrix, compute: Callable[[Passes, Matrix, int], T]) -> T:
+def panels_at_safe_scale(passes: Passes, A: Matrix, compute: Callable[[Passes, Matrix, int], T], *, factor: str = "") -> T:
     """``compute(passes, 2^-k A, k)`` with k = 0 wherever that is safe.
 
     Parameters
@@ -46,6 +46,8 @@ def panels_at_safe_scale(passes: Passes, A: Matrix, compute: Callable[[Passes, M
     compute : callable
         Is called again, its steps under other names, where it fails and the entries turn out to be out of range; it calls
         `require_safe` when it has seen them.
+    factor : str
+        What has entries as large as those of A and is stored: they must have the digits of its dtype.
     """
     try:
         return compute(passes, A, 0)
@@ -54,6 +56,8 @@ def panels_at_safe_scale(passes: Passes, A: Matrix, compute: Callable[[Passes, M
         exponent = safe_exponent(largest, A.dtype)
         if exponent == 0:
             raise
+    if factor:
+        require_digits(largest, 0, A.dtype, what=f"The entries of the matrix and of {factor}")
     return compute(passes.apart("scaled-"), scaled(A, -exponent), exponent)
 
 

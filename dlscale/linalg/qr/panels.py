@@ -175,7 +175,7 @@ def compute_panel_qr(run: Run, A: Matrix, mode: str, plan: Plan, way: QRSteps) -
     ----------
     Schreiber and Van Loan (1989); Elmroth and Gustavson (2000) for the recursive panel.
     """
-    return panels_at_safe_scale(Passes(run), A, partial(_compute, mode=mode, plan=plan, way=way))
+    return panels_at_safe_scale(Passes(run), A, partial(_compute, mode=mode, plan=plan, way=way), factor="R")
 
 
 def _compute(passes: Passes, A: Matrix, exponent: int, *, mode: str, plan: Plan, way: QRSteps) -> Outcome:

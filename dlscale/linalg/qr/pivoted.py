@@ -33,7 +33,7 @@ from dlscale.lapack import call
 from dlscale.linalg.in_memory import WORK_BYTES, n_blas_threads, patiently, read_all
 from dlscale.linalg.panels.products import probes, scaled_residual
 from dlscale.linalg.panels.scaling import times_back
-from dlscale.linalg.scaling import scale_words
+from dlscale.linalg.scaling import require_digits, scale_words
 from dlscale.storage.matrix import Matrix
 
 #: 32-bit LAPACK: an index of the matrix.
@@ -153,7 +153,9 @@ class FactorPivoted(Applied):
         (m, n), dtype = self.A.shape, self.A.dtype
         F, X, Y = np.empty((n, m), dtype), probes(n, dtype), probes(min(m, n), dtype)
         read_all(self.A, F.T, tell)
-        exponent = safe_exponent(largest_part(F), dtype)
+        largest = largest_part(F)
+        require_digits(largest, 0, dtype, what="The entries of the matrix and of R")
+        exponent = safe_exponent(largest, dtype)
         if exponent:
             times_power_of_two(F, -exponent, out=F)
         with blas_threads(self.n_threads):

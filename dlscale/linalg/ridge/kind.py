@@ -274,7 +274,7 @@ class _Back:
 
     def targets(self, values: Array) -> Array:
         pairs = zip(values, self.powers, strict=True)
-        return np.array([scaled_back(value, e, values.dtype, what="The intercept") for value, e in pairs])
+        return np.array([scaled_back(value, e, values.dtype, what="The intercepts") for value, e in pairs])
 
     def squares(self, values: Array) -> Array:
         with np.errstate(over="ignore", under="ignore"):

@@ -9,17 +9,21 @@ from typing import Any
 import numpy as np
 
 from dlscale.arrays import Array
-from dlscale.certificates import scaled
+from dlscale.certificates import scaled as scaled_check
 from dlscale.declaration.kind import run_here
 from dlscale.errors import CertificateError, NonFiniteError, NumericalError, SpecError
+from dlscale.kernels import safe_exponent
+from dlscale.linalg.scaling import exponent_of
 from dlscale.linalg.solve.inverse import KIND as INVERSE
 from dlscale.linalg.solve.inverse import InverseOptions
 from dlscale.linalg.solve_functions import slogdet
 from dlscale.linalg.statistics.kind import KIND, NormOptions
 from dlscale.linalg.svd.kind import KIND as SVD
 from dlscale.linalg.svd.kind import SVDOptions
+from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.matrix import Matrix
+from dlscale.storage.scaled import scaled
 
 #: What NumPy calls the norms of a matrix, and of a vector as a column.
 _OF_MATRICES: dict[Any, str] = {
@@ -98,9 +102,22 @@ def _in_precision_of(A: Matrix, value: complex, what: str, *, real: bool = True)
     return found
 
 
-def _singular_values(A: Matrix) -> Array:
-    """All of them, in double precision."""
-    return np.asarray(run_here(KIND, KIND.inputs({"matrix": A}), NormOptions(ord="-2")).arrays["s"])
+def _singular_values(A: Matrix) -> tuple[Array, int]:
+    """All of ``2^-e A``, in double precision, and e, which is 0 unless those of A are out of its range."""
+    s, limits = _spectrum(A), np.finfo(float)
+    if s[0] == 0 or limits.tiny / limits.eps**2 < s[0] < np.inf:
+        return s, 0
+    exponent = exponent_of(float(s[0])) if s[0] < np.inf else limits.maxexp
+    return _spectrum(scaled(A, -exponent)), exponent
+
+
+def _times_power(value: float, exponent: int) -> Any:
+    with np.errstate(over="ignore", under="ignore"):
+        return np.ldexp(value, exponent)
+
+
+def _spectrum(A: Matrix) -> Array:
+    return np.asarray(run_here(KIND, Inputs({"matrix": A}), NormOptions(ord="-2")).arrays["s"])
 
 
 def cond(x: Any, p: Any = None) -> Any:
@@ -134,15 +151,17 @@ def cond(x: Any, p: Any = None) -> Any:
     """
     A = open_matrix(x)
     if p is None or p in (2, -2):
-        s = _singular_values(A)
+        s, _ = _singular_values(A)
         over, under = (s[-1], s[0]) if p == -2 else (s[0], s[-1])
         return _ratio(A, float(over), float(under))
     if p not in (1, -1, np.inf, -np.inf, "fro"):
         raise SpecError(f"p: got {p!r:.40}; allowed: None, 2, -2, 1, -1, inf, -inf, fro.")
     if A.shape[0] != A.shape[1]:
         raise SpecError(f"x: must be square for the condition number of p = {p}; got {A.shape[0]} x {A.shape[1]}.")
+    largest = float(run_here(KIND, Inputs({"matrix": A}), NormOptions(ord="max")).arrays["norm"][0])
+    A = scaled(A, -safe_exponent(largest, A.dtype))
     try:
-        X = run_here(INVERSE, INVERSE.inputs({"matrix": A}), InverseOptions()).arrays["inverse"]
+        X = run_here(INVERSE, Inputs({"matrix": A}), InverseOptions()).arrays["inverse"]
     except NumericalError:
         if slogdet(A).sign == 0:
             return np.dtype(A.dtype.char.lower()).type(np.inf)
@@ -190,9 +209,11 @@ def matrix_rank(A: Any, tol: float | None = None, hermitian: bool = False, *, rt
     M = open_matrix(A, vectors=True)
     if M.is_vector:
         return int(norm(M, np.inf) > 0)
-    s = _singular_values(M)
+    s, exponent = _singular_values(M)
     if tol is None:
         tol = float(s[0]) * (float(np.finfo(M.dtype).eps) * max(M.shape) if rtol is None else rtol)
+    else:
+        tol = float(_times_power(tol, -exponent))
     return int((s > tol).sum())
 
 
@@ -254,7 +275,7 @@ def _check_pseudo_inverse(X: Array, U: Array, V: Array, s: Array) -> None:
     w = np.random.default_rng(0).standard_normal((len(s), _N_PROBES)).astype(s.dtype)
     # Of X s_1 and S / s_1, so that no scale takes a product out of range.
     R = (X * s[0]) @ (U @ ((s / s[0])[:, None] * w)) - V @ w
-    check = scaled(
+    check = scaled_check(
         "||(X U S - V) w|| / (cond ||w|| max(m, n) eps)",
         float(np.linalg.norm(R)) * float(s[-1]) / float(s[0]),
         float(np.linalg.norm(w)),
