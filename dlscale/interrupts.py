@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 _n_holding = 0
-_has_come = False
+_has_come = _ends = False
 
 
 def asking_to_stop() -> tuple[signal.Signals, ...]:
@@ -17,9 +17,25 @@ def asking_to_stop() -> tuple[signal.Signals, ...]:
     return (signal.SIGINT, signal.SIGTERM, *hangup)
 
 
+def handle_signals() -> None:
+    """From now on, let `interrupt` be what signals that ask for a stop do."""
+    global _ends
+    _ends = False
+    for number in asking_to_stop():
+        signal.signal(number, interrupt)
+
+
+def ends() -> None:
+    """This command comes to its end because it was asked to: further signals change nothing."""
+    global _ends
+    _ends = True
+
+
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """As a handler of signals: raise KeyboardInterrupt, after the body of `held_back` where one runs."""
+    """As a handler of signals: raise KeyboardInterrupt, after the body of `held_back` where one runs, and not after `ends`."""
     global _has_come
+    if _ends:
+        return
     if _n_holding:
         _has_come = True
         return

@@ -42,7 +42,7 @@ settings.load_profile("dlscale")
 IN_MEMORY, ROOM_BYTES = Path("/dev/shm"), 8 * 2**30
 
 #: Whose fixtures tests of several folders share.
-pytest_plugins = ("object_server",)
+pytest_plugins = ("gate", "object_server")
 
 #: Long modules, so that none of them is left for the end, when there is nothing to do beside it.
 FIRST = (

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import pytest
 import zarr
 from click.testing import CliRunner, Result
 from drawing import with_pages
+from gate import PATIENCE_SECONDS, Gate
 from helpers import store
 
 from dlscale.batch.generate import default_chunks
@@ -28,8 +29,6 @@ from dlscale.report.words import duration
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}
 
-#: Many passes with a pause before each, so that a signal always meets one.
-SLOWLY = ("env", "PAUSE_SECONDS=0.05", sys.executable, str(ROOT / "tests" / "chaos" / "staged.py"))
 MANY_PASSES = ("--set", "params.power_iterations=16", "--set", "params.block_rows=500")
 
 
@@ -57,10 +56,10 @@ def call(*arguments: str) -> Result:
     return CliRunner().invoke(commands, arguments)
 
 
-def spawn(*arguments: str, under: Sequence[str] = (), drawn: bool = False) -> subprocess.Popen[str]:
-    """A command in a process group of its own, as a shell starts it; ``under`` another one. It may draw its report."""
-    command = [*under, sys.executable, "-m", "dlscale", *arguments]
-    environment = with_pages(ENVIRONMENT) if drawn else ENVIRONMENT
+def spawn(*arguments: str, drawn: bool = False, **more: str) -> subprocess.Popen[str]:
+    """A command in a process group of its own, as a shell starts it, with more in its environment. It may draw its report."""
+    command = [sys.executable, "-m", "dlscale", *arguments]
+    environment = (with_pages(ENVIRONMENT) if drawn else ENVIRONMENT) | more
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -138,7 +137,7 @@ def test_usage_errors_have_exit_code_2(folder: Path) -> None:
 
 def test_a_run_is_quiet_and_its_last_line_is_json(folder: Path) -> None:
     process = spawn("run", "job.yaml", "--json", "--cluster", "local", "--output", "r.zarr", drawn=True)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, err
     record = json.loads(out.splitlines()[-1])
     assert set(record) == {"job", "state", "kind", "result", "seconds", "certificate", "plan"}
@@ -159,21 +158,15 @@ def test_help_loads_little() -> None:
     assert not {"dask", "distributed", "zarr", "sklearn", "matplotlib", "pyarrow", "h5py", "mpi4py", "PIL"} & loaded
 
 
-def finished_passes(folder: Path) -> int:
-    logs = list(folder.glob("dlscale-workspace/jobs/*/events.jsonl"))
-    return logs[0].read_text().count("pass_finished") if logs else 0
-
-
-def stop_in_the_middle(folder: Path, cluster: str, stop: Callable[[int], None]) -> tuple[int, str, str]:
+def stop_in_the_middle(
+    folder: Path, cluster: str, stop: Callable[[subprocess.Popen[str]], None], gate: Gate
+) -> tuple[int, str, str]:
     """Run the job of many passes, stop it after a few, and give its exit code, its id and what it said."""
-    process = spawn("run", "job.yaml", *MANY_PASSES, "--cluster", cluster, under=SLOWLY)
-    deadline = time.monotonic() + 120
-    while finished_passes(folder) < 4:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    stop(process.pid)
-    _, err = process.communicate(timeout=240)
+    with gate.closed(steps=4):
+        process = spawn("run", "job.yaml", *MANY_PASSES, "--cluster", cluster, **gate.environment)
+        gate.wait_for_job(process)
+        stop(process)
+        _, err = process.communicate(timeout=PATIENCE_SECONDS)
     return process.returncode, next(folder.glob("dlscale-workspace/jobs/*-*")).name, err
 
 
@@ -209,9 +202,9 @@ def check_resumed(folder: Path, job_id: str, whole: dict[str, Any]) -> None:
     [(signal.SIGTERM, "threads"), (signal.SIGHUP, "threads"), (signal.SIGINT, "local"), (signal.SIGTERM, "local")],
 )
 def test_a_signal_ends_in_a_checkpoint_and_resume_in_the_same_bits(
-    number: int, cluster: str, folder: Path, whole: dict[str, Any]
+    number: int, cluster: str, folder: Path, whole: dict[str, Any], gate: Gate
 ) -> None:
-    check_stopped(folder, *stop_in_the_middle(folder, cluster, lambda group: os.killpg(group, number)), whole)
+    check_stopped(folder, *stop_in_the_middle(folder, cluster, lambda process: os.killpg(process.pid, number), gate), whole)
 
 
 def check_stopped(folder: Path, code: int, job_id: str, err: str, whole: dict[str, Any]) -> None:
@@ -222,11 +215,12 @@ def check_stopped(folder: Path, code: int, job_id: str, err: str, whole: dict[st
     check_resumed(folder, job_id, whole)
 
 
-def test_a_job_goes_on_where_nobody_reads_what_it_says(folder: Path) -> None:
-    with spawn("run", "job.yaml", *MANY_PASSES, "--cluster", "threads", under=SLOWLY) as process:
+def test_a_job_goes_on_where_nobody_reads_what_it_says(folder: Path, gate: Gate) -> None:
+    with gate.closed(), spawn("run", "job.yaml", *MANY_PASSES, "--cluster", "threads", **gate.environment) as process:
         assert process.stdout is not None
         process.stdout.readline()
         process.stdout.close()
+        gate.open()
     assert process.returncode == 0
     (job,) = json.loads(call("jobs", "--json").stdout)
     assert job["state"] == "succeeded"
@@ -241,33 +235,38 @@ def test_closed_streams_are_no_fault(folder: Path) -> None:
     assert job["state"] == "succeeded"
 
 
-def test_a_second_ctrl_c_is_safe(folder: Path, whole: dict[str, Any]) -> None:
-    def twice(pid: int) -> None:
-        for _ in range(3):
-            os.kill(pid, signal.SIGINT)
-            time.sleep(0.03)
+def test_a_second_ctrl_c_is_safe(folder: Path, whole: dict[str, Any], gate: Gate) -> None:
+    """And a third one, and all that come until the command has ended."""
 
-    code, job_id, err = stop_in_the_middle(folder, "local", twice)
-    assert code == 75
+    def again_and_again(process: subprocess.Popen[str]) -> None:
+        # Not waited for, its number is no other's.
+        while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            os.kill(process.pid, signal.SIGINT)
+            time.sleep(0.003)
+
+    code, job_id, err = stop_in_the_middle(folder, "local", again_and_again, gate)
+    assert code == 75, err
     assert "Traceback" not in err
     check_resumed(folder, job_id, whole)
 
 
-def test_a_killed_job_is_lost_and_can_be_resumed(folder: Path, whole: dict[str, Any]) -> None:
-    code, job_id, _ = stop_in_the_middle(folder, "local", lambda group: os.killpg(group, signal.SIGKILL))
+def test_a_killed_job_is_lost_and_can_be_resumed(folder: Path, whole: dict[str, Any], gate: Gate) -> None:
+    code, job_id, _ = stop_in_the_middle(folder, "local", lambda process: os.killpg(process.pid, signal.SIGKILL), gate)
     assert code == -signal.SIGKILL
     assert json.loads(call("status", job_id, "--json").stdout)["state"] == "lost"
     check_resumed(folder, job_id, whole)
 
 
-def test_a_running_job_is_not_resumed_and_a_signal_to_threads_ends_in_a_checkpoint(folder: Path, whole: dict[str, Any]) -> None:
+def test_a_running_job_is_not_resumed_and_a_signal_to_threads_ends_in_a_checkpoint(
+    folder: Path, whole: dict[str, Any], gate: Gate
+) -> None:
     seen: list[Result] = []
 
-    def meddle(group: int) -> None:
+    def meddle(process: subprocess.Popen[str]) -> None:
         seen.append(call("resume", next(folder.glob("dlscale-workspace/jobs/*-*")).name))
-        os.killpg(group, signal.SIGINT)
+        os.killpg(process.pid, signal.SIGINT)
 
-    ended = stop_in_the_middle(folder, "threads", meddle)
+    ended = stop_in_the_middle(folder, "threads", meddle, gate)
     assert seen[0].exit_code == 2
     assert "running already" in seen[0].stderr
     check_stopped(folder, *ended, whole)

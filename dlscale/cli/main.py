@@ -9,7 +9,6 @@ import gc
 import json
 import os
 import re
-import signal
 import sys
 import traceback
 import warnings
@@ -44,7 +43,7 @@ from dlscale.cli.serving import serve
 from dlscale.cli.sweeping import is_sweep, plan_of_sweep, show_plan_of_sweep
 from dlscale.cli.watching import EXIT_WATCHED
 from dlscale.errors import DlscaleError, Interrupted
-from dlscale.interrupts import asking_to_stop, interrupt
+from dlscale.interrupts import ends, handle_signals
 from dlscale.showing import shown
 
 
@@ -87,16 +86,11 @@ def _show_traceback(kind: type[BaseException], error: BaseException, trace: Trac
 
 def _run() -> int:
     try:
-        commands(prog_name="dlscale", obj=_handle_signals)
+        # Until a job runs and handles them better, other signals clean up as Ctrl-C does.
+        commands(prog_name="dlscale", obj=handle_signals)
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else EXIT_FAILED if ended.code else 0
     return 0
-
-
-def _handle_signals() -> None:
-    """Until a job runs and handles them better, other signals clean up as Ctrl-C does."""
-    for number in asking_to_stop():
-        signal.signal(number, interrupt)
 
 
 #: Commands that only look at jobs.
@@ -126,6 +120,7 @@ class _Group(click.Group):
             say(error)
             ctx.exit(EXIT_FAILED)
         except KeyboardInterrupt:
+            ends()
             if ctx.invoked_subcommand in _LOOKING:
                 echo("\nThe jobs go on.", err=True)
                 ctx.exit(EXIT_WATCHED)

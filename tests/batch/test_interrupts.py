@@ -15,7 +15,7 @@ import pytest
 
 import dlscale
 from dlscale.batch.jobs.places import clean_up, only_importer
-from dlscale.interrupts import held_back, interrupt
+from dlscale.interrupts import asking_to_stop, ends, handle_signals, held_back
 from dlscale.storage.importers import import_matrix
 
 OURS = str(Path(dlscale.__file__).parent)
@@ -46,9 +46,11 @@ class SignalAt:
 
 @pytest.fixture(autouse=True)
 def _as_a_command() -> Iterator[None]:
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.getsignal(number) for number in asking_to_stop()}
+    handle_signals()
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def run_import(source: Path, destination: Path, k: int) -> int:
@@ -105,3 +107,5 @@ def test_a_signal_within_a_step_comes_after_it() -> None:
     assert steps[3:] == ["inner"]
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGTERM)
+    ends()
+    signal.raise_signal(signal.SIGTERM)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from dlscale.interrupts import asking_to_stop
+from dlscale.interrupts import asking_to_stop, ends
 
 
 class Stop(KeyboardInterrupt):
@@ -62,5 +62,6 @@ class Signals:
     def _handle(self, number: int, _: FrameType | None) -> None:
         first = not self.received
         self.received = self.received or signal.Signals(number).name
+        ends()
         if first and self._raising:
             raise Stop(self.received)
