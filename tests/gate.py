@@ -42,11 +42,12 @@ class Gate:
     @contextmanager
     def closed(self, *, steps: int = 3) -> Iterator[None]:
         """Until `open`, or the end of the body, let jobs only begin so many steps, those from their checkpoint included."""
-        for said in self._folder.iterdir():
+        for said in self._folder.glob("[0-9]*-*"):
             said.unlink()
         written = self._folder / ".closed"
         written.write_text(str(steps))
         written.rename(self._closed)
+        self._steps = steps
         try:
             yield
         finally:
@@ -55,7 +56,7 @@ class Gate:
     def wait_for_job(self, process: subprocess.Popen[str] | None = None) -> None:
         """Until a job stands before the gate, all that it did before finished and saved; of a process, while it is alive."""
         end = time.monotonic() + PATIENCE_SECONDS
-        while not any(said.name.isdecimal() for said in self._folder.iterdir()):
+        while not list(self._folder.glob(f"{self._steps}-*")):
             assert process is None or process.poll() is None, process.communicate()
             assert time.monotonic() < end, "no job has come to the gate"
             time.sleep(0.01)

@@ -21,10 +21,12 @@ class RealCluster:
     ----------
     folder : Path
         Where they run.
+    environment : str
+        More of what the workers, and what they start, find in theirs.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, **environment: str) -> None:
+        self.folder, self._environment = folder, ENVIRONMENT | _QUIET | environment
         folder.mkdir(exist_ok=True)
         # A port that the scheduler chooses: one that was found free may be taken when it comes up.
         told = folder / "scheduler.json"
@@ -47,7 +49,7 @@ class RealCluster:
     def _spawn(self, *arguments: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "dask", *arguments]
         quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        return subprocess.Popen(command, env=ENVIRONMENT | _QUIET, cwd=self.folder, **quiet)
+        return subprocess.Popen(command, env=self._environment, cwd=self.folder, **quiet)
 
     def close(self) -> None:
         for process in (self.scheduler, *self.workers):

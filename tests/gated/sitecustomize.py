@@ -34,8 +34,8 @@ def gated(step):
     def wait_and_step(*arguments, **options):
         nonlocal n_begun
         n_begun += 1
-        while n_begun > passed():
-            (GATE / f"{os.getpid()}").touch()
+        while n_begun > (steps := passed()):
+            (GATE / f"{steps}-{os.getpid()}").touch()
             time.sleep(0.01)
         return step(*arguments, **options)
 
