@@ -196,7 +196,7 @@ def test_a_scheduler_that_is_killed(
             gate.wait_for_job()
             other.scheduler.kill()
             fault("scheduler of svd")
-            wait_for(lambda: state_of(job) == "lost")
+        wait_for(lambda: state_of(job) == "lost")
         assert f"dlscale resume {job.id}" in ask("status", job.id, cwd=folder).out
         assert "pass " in ask("logs", job.id, cwd=folder).out
         assert wait(job).exit_code == 1

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from gate import PATIENCE_SECONDS, Gate
 from helpers import gaussian
 from hypothesis import given
 from hypothesis import strategies as st
@@ -115,7 +116,7 @@ def call(*arguments: str) -> Result:
 
 def run_here(job: Job) -> None:
     """Run a job of a sweep in this process, as any other, if its own process, which may only start now, does not run it."""
-    ended = time.monotonic() + 60
+    ended = time.monotonic() + PATIENCE_SECONDS
     while (state := job.read_state().state) != "succeeded":
         assert time.monotonic() < ended, state
         if state in (*RUNNING, "submitted"):
@@ -124,35 +125,41 @@ def run_here(job: Job) -> None:
             assert "is running already" in resumed.stderr
 
 
-def test_a_sweep_is_stopped_goes_on_and_is_one_table(folder: Path) -> None:
+def test_a_sweep_is_stopped_goes_on_and_is_one_table(folder: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     planned = call("plan", "s.yaml")
     assert planned.stdout.splitlines()[0] == "s.yaml: a sweep of 3 jobs of kind svd; memory is per worker.", planned.stderr
     assert [line.split()[:2] for line in planned.stdout.splitlines()[2:5]] == [[f"ranks-{i}", str(2 * i)] for i in (1, 2, 3)]
     assert not (folder / "ws" / "jobs").exists()
     assert call("validate", "s.yaml").stdout == "s.yaml is a valid sweep of 3 jobs of kind svd.\n"
-    submitted = call("submit", "s.yaml")
-    assert submitted.exit_code == 0, submitted.stderr
-    sweep_id, root = submitted.stdout.strip(), Workspace()
-    jobs = [root.job(each["job"]) for each in store.read(root, sweep_id).jobs]
-    assert [job.read_state().state for job in jobs[1:]] == ["submitted"] * 2
+    for name, value in gate.environment.items():
+        monkeypatch.setenv(name, value)
+    with gate.closed():
+        submitted = call("submit", "s.yaml")
+        assert submitted.exit_code == 0, submitted.stderr
+        sweep_id, root = submitted.stdout.strip(), Workspace()
+        jobs = [root.job(each["job"]) for each in store.read(root, sweep_id).jobs]
+        gate.wait_for_job()
+        assert [job.read_state().state for job in jobs] == ["running", "submitted", "submitted"]
 
-    # The process that runs them dies: those that waited for it are lost, the one that runs goes on.
-    driver = json.loads(jobs[2].handed_over.read_text())["driver"][1]
-    os.kill(driver, signal.SIGKILL)
-    os.waitpid(driver, 0)
-    assert [job.read_state().state for job in jobs[1:]] == ["lost"] * 2
+        # The process that runs them dies: those that waited for it are lost, the one that runs goes on.
+        driver = json.loads(jobs[2].handed_over.read_text())["driver"][1]
+        os.kill(driver, signal.SIGKILL)
+        os.waitpid(driver, 0)
+        assert [job.read_state().state for job in jobs] == ["running", "lost", "lost"]
     run_here(jobs[0])
     first = jobs[0].state.read_bytes()
     waited = call("wait", sweep_id)
     assert (waited.exit_code, waited.stdout) == (1, f"{sweep_id}: 2 lost, 1 succeeded\n")
-    resumed = call("resume", sweep_id)
-    assert resumed.stdout == f"{sweep_id}: 2 of 3 jobs are left; they run.\n", resumed.stderr
-    refused = call("resume", "ranks-sweep")
-    assert (refused.exit_code, "is running already" in refused.stderr) == (2, True)
+    with gate.closed():
+        resumed = call("resume", sweep_id)
+        assert resumed.stdout == f"{sweep_id}: 2 of 3 jobs are left; they run.\n", resumed.stderr
+        refused = call("resume", "ranks-sweep")
+        assert (refused.exit_code, "is running already" in refused.stderr) == (2, True)
 
-    # Cancelled, what is left is run again, and only that.
-    assert call("cancel", sweep_id).exit_code == 0
-    assert call("wait", sweep_id).exit_code == 75
+        # Cancelled, what is left is run again, and only that.
+        gate.wait_for_job()
+        assert call("cancel", sweep_id).exit_code == 0
+        assert call("wait", sweep_id).exit_code == 75
     run_here(jobs[1])
     assert json.loads(call("resume", sweep_id, "--json").stdout)["jobs"] == [jobs[2].id]
     waited = call("wait", sweep_id)
