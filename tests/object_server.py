@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import itertools
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -22,32 +21,32 @@ from dlscale.storage.objects import requests
 from dlscale.storage.objects.address import Address, forget_clients
 
 SECRET = "wJalrXUtnFEMIK7MDENGbPxRfiCYplanted"
-_START_SECONDS = 60.0
+#: Much more than any request takes; it only ends a test that would wait for ever.
+_PATIENCE_SECONDS = 300.0
+
+#: A server that says on which port, which the system chose, it listens, until its input ends.
+_SERVER = """
+import sys
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+sys.stdin.read()
+"""
 
 
 @contextmanager
 def s3_server() -> Iterator[int]:
     """The port of a server on this machine, which holds its objects in memory."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    run = f"from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])"
-    server = subprocess.Popen([sys.executable, "-W", "ignore", "-c", run], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + _START_SECONDS
-        while not _listens(port):
-            assert server.poll() is None, "the server ended"
-            assert time.monotonic() < deadline, "the server does not listen"
-            time.sleep(0.05)
-        yield port
-    finally:
-        server.kill()
-        server.wait()
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-W", "ignore", "-c", _SERVER], **pipes) as server:
+        try:
+            assert server.stdout is not None
+            port = server.stdout.readline()
+            assert port, "the server ended"
+            yield int(port)
+        finally:
+            server.kill()
 
 
 @contextmanager
@@ -72,7 +71,7 @@ def upload(folder: Path, to: Address) -> str:
 
 
 def make_bucket(port: int, name: str) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_PATIENCE_SECONDS)
     connection.request("PUT", f"/{name}")
     assert connection.getresponse().status == 200
     connection.close()
@@ -99,12 +98,14 @@ class Faults:
         The fraction of answers to GET that break off in the middle.
     frozen_until : float
         Of `time.monotonic`: nothing is answered before.
+    freezing : float
+        For so many seconds nothing is answered from the next request on.
     counts : dict
         How often each happened, and how many requests there were.
     """
 
     def __init__(self) -> None:
-        self.failing = self.torn = self.frozen_until = 0.0
+        self.failing = self.torn = self.frozen_until = self.freezing = 0.0
         self.counts = {"requests": 0, "failing": 0, "torn": 0, "frozen": 0}
         self.log: list[str] = []
         self._due = {"failing": 0.5, "torn": 0.5}
@@ -119,9 +120,12 @@ class Faults:
         return drawn
 
     def wait(self) -> None:
-        if (left := self.frozen_until - time.monotonic()) > 0:
-            self.counts["frozen"] += 1
-            time.sleep(left)
+        with self._lock:
+            if self.freezing:
+                self.frozen_until, self.freezing = time.monotonic() + self.freezing, 0.0
+            self.counts["frozen"] += time.monotonic() < self.frozen_until
+        while time.monotonic() < self.frozen_until:
+            time.sleep(0.02)
 
 
 @contextmanager
@@ -140,7 +144,7 @@ def faulty_proxy(port: int) -> Iterator[tuple[int, Faults]]:
             if faults.draw("failing"):
                 self._answer(503, [], b"<Error><Code>SlowDown</Code></Error>")
                 return
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_PATIENCE_SECONDS)
             connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
             for name, value in self.headers.items():
                 connection.putheader(name, value)
@@ -175,8 +179,10 @@ def faulty_proxy(port: int) -> Iterator[tuple[int, Faults]]:
             with suppress(OSError):  # of a client that waited no longer
                 super().handle()
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
-    server.daemon_threads = True
+    class Server(ThreadingHTTPServer):
+        daemon_threads, request_queue_size = True, 128
+
+    server = Server(("127.0.0.1", 0), Proxy)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     try:
         yield int(server.server_address[1]), faults

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 import yaml
 import zarr
 from click.testing import CliRunner
+from gate import PATIENCE_SECONDS, Gate
 from object_server import SECRET, Faults, upload
 
 import dlscale
@@ -112,14 +115,34 @@ def of_another_machine(beat: int) -> bytes:
     return json.dumps({"token": "other", "count": beat, **owner._asdict()}).encode()
 
 
+class Clock:
+    """Stands for the clock of those who watch a claim: when they sleep, time goes on at once, and something may happen."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.happens: Callable[[], object] = lambda: None
+
+    def clock_gettime(self, _: int) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return time.time()
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.happens()
+
+
 @pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claims, "LEASE_SECONDS", 0.5)
-    monkeypatch.setattr(claims, "_POLL_SECONDS", 0.1)
-    monkeypatch.setattr(claims, "BEAT_SECONDS", 0.05)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Of claims; those of this process beat only when they are asked for."""
+    clock = Clock()
+    monkeypatch.setattr(claims, "time", clock)
+    monkeypatch.setattr(claims, "BEAT_SECONDS", 3600.0)
+    return clock
 
 
-def test_one_claim_at_a_time(bucket: Address, tmp_path: Path, short: None) -> None:
+def test_one_claim_at_a_time(bucket: Address, tmp_path: Path, clock: Clock) -> None:
     """One that beats is left alone, one that is left is taken over, and who had it finds out."""
     place = bucket / "claim"
     first_lock, second_lock = locks.take(tmp_path / "first"), locks.take(tmp_path / "second")
@@ -133,43 +156,64 @@ def test_one_claim_at_a_time(bucket: Address, tmp_path: Path, short: None) -> No
         first.release()
         assert not requests.exists(place)
         requests.put(place, of_another_machine(1))
+        began = clock.now
         second = claims.take(place, second_lock)
         assert second is not None, "nobody has written it for long enough"
+        assert clock.now - began >= claims.LEASE_SECONDS
         late = requests.get(place)
-        time.sleep(0.3)
+        second._renew()
         requests.put(place, late)
-        time.sleep(0.5)
+        clock.now += claims.LEASE_SECONDS
         second.check()  # what it wrote itself, and a store carried out late, is no other process
         requests.put(place, of_another_machine(2))
-        time.sleep(0.5)
+        second.check()  # nobody can have seen it unchanged for long enough since
+        clock.now += claims.LEASE_SECONDS
         with pytest.raises(LockLostError, match="taken over by another process"):
             second.check()
         second.release()
         assert requests.get(place) == of_another_machine(2), "the claim of another is no one's to remove"
 
 
-def test_a_claim_that_is_written_anew_is_nobody_elses(bucket: Address, tmp_path: Path, short: None) -> None:
-    place, lock, ended = bucket / "claim", locks.take(tmp_path / "lock"), []
+def test_a_claim_beats_by_itself(bucket: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And finds out that it was lost, without being asked."""
+    monkeypatch.setattr(claims, "BEAT_SECONDS", 0.02)
+    place, lock = bucket / "claim", locks.take(tmp_path / "lock")
+    assert lock is not None
+    claim = claims.take(place, lock)
+    assert claim is not None
+    for _ in range(2):
+        written = requests.get(place)
+        until(lambda written=written: requests.get(place) != written)
+    requests.put(place, of_another_machine(1))
+    until(lambda: claim._lost)
+    claim.release()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < end, "not in time"
+        time.sleep(0.02)
+
+
+def test_a_claim_that_is_written_anew_is_nobody_elses(bucket: Address, tmp_path: Path, clock: Clock) -> None:
+    place, lock, beats = bucket / "claim", locks.take(tmp_path / "lock"), itertools.count()
     assert lock is not None
 
     def beat() -> None:
-        for k in range(100):
-            if ended:
-                return
-            requests.put(place, of_another_machine(k))
-            time.sleep(0.05)
+        if clock.now - began > claims.LEASE_SECONDS / 2:
+            requests.put(place, of_another_machine(next(beats)))
 
-    beat_once = requests.helpers().submit(beat)
-    while not requests.exists(place):
-        time.sleep(0.01)
+    began, clock.happens = clock.now, beat
+    requests.put(place, of_another_machine(next(beats)))
     with lock:
         assert claims.take(place, lock) is None
-    ended.append(True)
-    beat_once.result()
+    assert clock.now - began < claims.LEASE_SECONDS
 
 
-def test_who_lost_its_claim_stops(bucket: Address, job: dict[str, Any], short: None) -> None:
+def test_who_lost_its_claim_stops(bucket: Address, job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """And says so; the state, which another process has written meanwhile, stays as that one wrote it."""
+    monkeypatch.setattr(claims, "LEASE_SECONDS", 0.0)  # a claim is asked for before anything is written
     root = open_workspace(f"{bucket}/ws")
     theirs = b""
 
@@ -197,8 +241,8 @@ def test_same_bits_when_the_store_freezes_and_fails(
     faults.failing = faults.torn = 0.05
 
     def freeze(event: dict[str, Any]) -> None:
-        if event["event"] == "checkpoint" and not faults.frozen_until:
-            faults.frozen_until = time.monotonic() + 1.0
+        if event["event"] == "checkpoint" and not faults.counts["frozen"]:
+            faults.freezing = 1.0
 
     found = dlscale.run(job, workspace=f"{bucket}/ws", listener=freeze)
     assert faults.counts["frozen"]
@@ -208,27 +252,29 @@ def test_same_bits_when_the_store_freezes_and_fails(
 
 
 def test_a_submitted_job_from_another_machine(
-    bucket: Address, job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bucket: Address, job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate: Gate
 ) -> None:
     """It is watched, refused, cancelled, verified, gone on with and removed from where nothing of it was ever."""
-    zarr.create_array(str(tmp_path / "B.zarr"), data=np.tile(A, (10, 1)), chunks=(200, 60), compressors=None)
-    job["input"]["matrix"] = upload(tmp_path / "B.zarr", bucket / "B.zarr")
-    job["params"] = {"n_components": 4, "solver": "randomized", "power_iterations": 100}
-    submitted = dlscale.submit(job, workspace=f"{bucket}/ws")
-    root = another_machine(monkeypatch, tmp_path, bucket / "ws")
-    there = root.find(None)
-    assert there.id == submitted.id
-    assert there.folder != submitted.folder
-    command = [sys.executable, "-m", "dlscale", "logs", "-f", "--workspace", str(root.place)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as logs:
-        while not requests.names(bucket / f"ws/jobs/{there.id}/checkpoint.zarr/manifests"):
+    job["params"] = {"n_components": 4, "solver": "randomized", "power_iterations": 5, "block_rows": 200}
+    for name, value in gate.environment.items():
+        monkeypatch.setenv(name, value)
+    with gate.closed():
+        submitted = dlscale.submit(job, workspace=f"{bucket}/ws")
+        root = another_machine(monkeypatch, tmp_path, bucket / "ws")
+        there = root.find(None)
+        assert there.id == submitted.id
+        assert there.folder != submitted.folder
+        command = [sys.executable, "-m", "dlscale", "logs", "-f", "--workspace", str(root.place)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as logs:
+            gate.wait_for_job()
+            assert requests.names(bucket / f"ws/jobs/{there.id}/checkpoint.zarr/manifests")
             assert [row.job for row in root.list_jobs()[0]] == [there.id]
-        with pytest.raises(SpecError, match="is running already"):
-            reopen(there, root)
-        with pytest.raises(SpecError, match="is running already"):
-            there.claim()
-        assert cancel(there, root).state == "cancelled"
-        assert "cancelled" in logs.communicate(timeout=60)[0].splitlines()[-1]
+            with pytest.raises(SpecError, match="is running already"):
+                reopen(there, root)
+            with pytest.raises(SpecError, match="is running already"):
+                there.claim()
+            assert cancel(there, root).state == "cancelled"
+            assert "cancelled" in logs.communicate(timeout=PATIENCE_SECONDS)[0].splitlines()[-1]
     findings = verify_job(root.find(None))
     assert not findings.damage
     assert findings.n_chunks > 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -163,16 +162,12 @@ def test_what_cannot_work_is_refused_before_it_begins(bucket: Address, tmp_path:
 def test_a_store_that_hangs_is_a_stall(bucket: Address, faults: Faults, tmp_path: Path) -> None:
     """What a worker waits for is told when the time is over, and not when the store answers."""
     url = upload(stored("pca", tmp_path), bucket / "A.zarr")
-    began = 0.0
 
     def freeze(event: dict[str, Any]) -> None:
-        nonlocal began
-        if event["event"] == "pass_started" and not began:
-            began = time.monotonic()
-            faults.frozen_until = began + 300
+        if event["event"] == "pass_started":
+            faults.frozen_until = float("inf")
 
     job = spec("pca", url, stall=2.0) | {"cluster": {"type": "local", "workers": 1, "threads": 1}}
     with pytest.raises(StalledError, match=r"No progress for 2 s\. Waiting for"):
         dlscale.run(job, workspace=tmp_path / "w", listener=freeze)
-    assert time.monotonic() - began < 60
     faults.frozen_until = 0.0
