@@ -17,6 +17,7 @@ import pytest
 import yaml
 import zarr
 from click.testing import CliRunner, Result
+from gate import PATIENCE_SECONDS, Gate
 from object_server import upload
 
 import dlscale
@@ -60,36 +61,42 @@ def submit(place: Address, tmp_path: Path, params: dict[str, Any], seeds: list[i
 
 
 def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         assert time.monotonic() < end, "not in time"
         time.sleep(0.05)
 
 
 def test_a_sweep_is_seen_goes_on_and_is_removed_from_another_machine(
-    place: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate: Gate
 ) -> None:
     """Also where the process that ran it was killed; one of all machines runs it, and any can cancel it."""
-    params = {"n_components": 3, "solver": "randomized", "power_iterations": 60}
-    sweep_id = submit(place, tmp_path, params, [0, 1])
-    here = open_workspace(str(place))
-    first, second = [each["job"] for each in store.read(here, sweep_id).jobs]
-    until(lambda: state_of(here, first) == "running")
-    on_machine(monkeypatch, tmp_path, "second")
-    there = open_workspace(str(place))
-    assert running.is_driven(there, sweep_id)
-    assert "is running already" in call(place, "resume", sweep_id).stderr
-    driver = records.read(here.job(first).handed_over, HandOver).driver
-    assert driver is not None
-    os.kill(driver.pid, signal.SIGKILL)
+    params = {"n_components": 3, "solver": "randomized", "power_iterations": 6}
+    for name, value in gate.environment.items():
+        monkeypatch.setenv(name, value)
+    with gate.closed():
+        sweep_id = submit(place, tmp_path, params, [0, 1])
+        here = open_workspace(str(place))
+        first, second = [each["job"] for each in store.read(here, sweep_id).jobs]
+        gate.wait_for_job()
+        assert state_of(here, first) == "running"
+        on_machine(monkeypatch, tmp_path, "second")
+        there = open_workspace(str(place))
+        assert running.is_driven(there, sweep_id)
+        assert "is running already" in call(place, "resume", sweep_id).stderr
+        driver = records.read(here.job(first).handed_over, HandOver).driver
+        assert driver is not None
+        os.kill(driver.pid, signal.SIGKILL)
     until(lambda: state_of(here, first) == "succeeded")
     assert state_of(here, second) == "lost"
-    resumed = call(place, "resume", sweep_id)
-    assert resumed.stdout == f"{sweep_id}: 1 of 2 jobs are left; they run.\n", resumed.output
-    until(lambda: state_of(there, second) == "running")
-    on_machine(monkeypatch, tmp_path, "first")
-    assert call(place, "cancel", sweep_id).exit_code == 0
-    assert not running.is_driven(here, sweep_id)
+    with gate.closed():
+        resumed = call(place, "resume", sweep_id)
+        assert resumed.stdout == f"{sweep_id}: 1 of 2 jobs are left; they run.\n", resumed.output
+        gate.wait_for_job()
+        until(lambda: state_of(there, second) == "running")
+        on_machine(monkeypatch, tmp_path, "first")
+        assert call(place, "cancel", sweep_id).exit_code == 0
+        assert not running.is_driven(here, sweep_id)
     assert call(place, "wait", sweep_id).exit_code == 75
     assert call(place, "resume", sweep_id).exit_code == 0
     on_machine(monkeypatch, tmp_path, "second")
@@ -135,9 +142,9 @@ def test_a_job_that_waits_for_long_is_said_to_others(place: Address) -> None:
         return json.loads(requests.get(place / f"jobs/{job.id}/state.json"))["heartbeat"][-2]
 
     assert beat() == 1.0
-    waiting = root.job(job.id)
+    waiting, began = root.job(job.id), time.time()
     waiting.say_that_it_waits()
-    assert time.time() - beat() < 60
+    assert beat() >= began
     cancelled = replace(before, state="cancelled")
     requests.put(place / f"jobs/{job.id}/state.json", json.dumps(asdict(cancelled)).encode())  # by another machine
     with suppress(LockLostError):
