@@ -32,7 +32,7 @@ class TracedGraph:
     started, ended : float
         Seconds of a monotonic clock; the driver waited in between.
     seconds, result_bytes : dict
-        Of each task.
+        Of each task; a value in the graph is none.
     """
 
     graph: dict[Any, Any]
@@ -83,7 +83,7 @@ class TracingCluster(DaskCluster):
         asked = time.perf_counter()
         # All of it: since when is a question of two clocks.
         for record in self.client.get_task_stream():
-            if record["key"] in graph:
+            if record["key"] in graph and not is_value(graph[record["key"]]):
                 spans = [span for span in record["startstops"] if span["action"] == "compute"]
                 trace.seconds[record["key"]] = sum(span["stop"] - span["start"] for span in spans)
                 trace.result_bytes[record["key"]] = int(record["nbytes"])
@@ -139,10 +139,12 @@ class Trace:
 
     @cached_property
     def overheads(self) -> tuple[float, float]:
-        """What a graph takes beside its tasks, and a task beside its own time: the line through all graphs."""
+        """What a graph takes beside its tasks, and a task beside its own time: the line through all graphs, and their sum."""
         waited = [graph.ended - graph.started - sum(graph.seconds.values()) for graph in self.graphs]
         counts = [[1.0, float(len(graph.seconds))] for graph in self.graphs]
         graph_seconds, between_seconds = scipy.optimize.nnls(np.array(counts), np.array(waited))[0]
+        if not graph_seconds:  # a line through the origin, which keeps the sum only with another slope
+            between_seconds = max(sum(waited), 0.0) / sum(n for _, n in counts)
         return float(graph_seconds), float(between_seconds)
 
 

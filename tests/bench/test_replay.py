@@ -17,7 +17,7 @@ from dlscale.bench.measuring import cores
 from dlscale.bench.plots import efficiency, model_of, problem_of
 from dlscale.bench.replay import trace
 from dlscale.bench.simulation import ModelCluster, simulate
-from dlscale.bench.tracing import replayed
+from dlscale.bench.tracing import Trace, TracedGraph, replayed
 from dlscale.errors import SpecError
 
 
@@ -38,9 +38,20 @@ def test_one_worker_without_overheads_takes_the_traced_time(svd):
     graph_seconds, between_seconds = svd[0].overheads
     driver = sum(svd[0].driver_seconds) + graph_seconds * len(job.stages)
     assert found.seconds == pytest.approx(job.work_seconds + driver)
-    assert found.critical_seconds <= found.seconds
+    assert found.critical_seconds <= found.seconds * (1 + 1e-9)
     between = simulate(job, replace(alone, between_seconds=between_seconds))
-    assert between.seconds == pytest.approx(svd[0].ended - svd[0].started, rel=0.1)
+    assert between.seconds == pytest.approx(svd[0].ended - svd[0].started, rel=1e-6)
+
+
+@pytest.mark.parametrize("waited", [(1.0, 1.9), (0.1, 2.0), (2.0, 0.1)], ids=["both", "tasks alone", "graphs alone"])
+def test_overheads_are_all_that_was_waited_for(waited):
+    graphs = [
+        TracedGraph({}, {}, {}, started=10.0, ended=10.0 + 3.0 + seconds, seconds=dict.fromkeys(range(n), 3.0 / n))
+        for n, seconds in zip((10, 100), waited, strict=True)
+    ]
+    graph_seconds, between_seconds = Trace(graphs, 10.0, 20.0, 1.0, (1, 1)).overheads
+    assert min(graph_seconds, between_seconds) >= 0
+    assert 2 * graph_seconds + 110 * between_seconds == pytest.approx(sum(waited))
 
 
 def test_more_workers_are_never_slower_than_the_longest_chain_nor_faster_than_their_share(svd):
