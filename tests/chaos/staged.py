@@ -1,4 +1,4 @@
-"""The command behind ``python -m dlscale`` as a test wants it: ``python staged.py PYTHON -m dlscale ...``.
+"""The command behind ``python -m dlscale``, or another module, as a test wants it: ``python staged.py PYTHON -m dlscale ...``.
 
 How quick the machine is, and how late a test that watches from outside, is then no matter. In the environment:
 
@@ -48,4 +48,4 @@ if __name__ == "__main__":
     Run.step, Recorder.emit = step, emit  # type: ignore[method-assign]
     columns.GROUP_FLOPS = float(os.environ.get("GROUP_FLOPS", columns.GROUP_FLOPS))
     sys.argv = sys.argv[3:]
-    runpy.run_module("dlscale", run_name="__main__", alter_sys=True)
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -43,12 +44,15 @@ def collectives(folder: Path) -> None:
         assert (table == [[rank, 1] for rank in range(comm.size)]).all()
         comm.barrier("g")
         if comm.rank == 1:
-            time.sleep(1.5)
+            while len(list(folder.glob("waits-*"))) < comm.size - 1:
+                time.sleep(0.01)
         late = comm.start_allreduce(np.ones(10), name="h")
+        if comm.rank != 1:
+            threading.Timer(0.5, (folder / f"waits-{comm.rank}").touch).start()
         late.wait()
-        # The time for a rank that is late is not that of the reduction.
+        # The time for a rank that is late, here until the others have waited for half a second, is not that of the reduction.
         assert late.exposed_seconds <= late.waited_seconds
-        assert comm.rank == 1 or late.waited_seconds - late.exposed_seconds > 0.2
+        assert comm.rank == 1 or late.waited_seconds - late.exposed_seconds > 0.05
     comm.close()
 
 
@@ -74,6 +78,8 @@ def fault(folder: Path, kind: str, victim: str) -> None:
             if step == FAULT_STEP and comm.rank == int(victim):
                 if kind in ("raise", "slow"):
                     raise ValueError("a fault of this rank")
+                if kind in ("exit", "kill"):
+                    os.kill(os.getppid(), signal.SIGSTOP)
                 if kind == "exit":
                     os._exit(3)
                 if kind == "kill":
@@ -89,6 +95,7 @@ def fault(folder: Path, kind: str, victim: str) -> None:
             time.sleep(0.001)
             if comm.stopping:
                 (folder / f"stopped-{comm.rank}").write_text(str(step))
+                comm.barrier("all have written it")
                 # The signal comes again at the end of the guard; without a handler of its own this process ends by it.
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 os._exit(75)

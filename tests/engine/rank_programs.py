@@ -38,6 +38,8 @@ def misbehave(communicator: Communicator, how: str, rank: int) -> None:
     for step in range(1000):
         communicator.allreduce(np.ones(10), name=f"step {step}")
         if step == 5 and communicator.rank == rank:
+            if how in ("exit", "kill"):
+                os.kill(os.getppid(), signal.SIGSTOP)
             match how:
                 case "raise":
                     raise ZeroDivisionError("of all things")
@@ -100,7 +102,8 @@ def command(name: str, *arguments: Any) -> int:
         print(said, flush=True)
         # Launchers may drop what is written in the moment in which a rank dies.
         if place := os.environ.get("SAID"):
-            Path(place).write_text(said)
+            (begun := Path(f"{place}-begun")).write_text(said)
+            begun.rename(place)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -29,13 +30,14 @@ FLOPS = GROUP_FLOPS / 8
 
 @dataclass(frozen=True)
 class Times(Applied):
-    """``T B``; one slab's task ends its process once, or sleeps."""
+    """``T B``; one slab's task ends its process once, or sleeps, or all wait until so many processes are at work."""
 
     T: Array
     flops: float = KEPT_FLOPS
     fatal: Path | None = None
     n_fatal: int = 1
     seconds: float = 0.0
+    together: tuple[Path, int] | None = None
 
     def cost(self, slabs: Sequence[Span]) -> Cost:
         return Cost(self.flops * sum(stop - start for start, stop in slabs), self.T.nbytes)
@@ -47,9 +49,13 @@ class Times(Applied):
 
     def _apply(self, B: Array | None, columns: Span, tell: Tell) -> State:
         if self.seconds:
-            import time
-
             time.sleep(self.seconds)
+        if self.together is not None:
+            folder, n_processes = self.together
+            (folder / str(os.getpid())).touch()
+            ended = time.monotonic() + 120
+            while len(list(folder.iterdir())) < n_processes and time.monotonic() < ended:
+                time.sleep(0.01)
         if self.fatal is not None and (columns[0] or self.n_fatal > 1):
             for number in range(self.n_fatal):
                 with suppress(FileExistsError):
@@ -145,11 +151,13 @@ def test_columns_that_are_known_by_their_numbers_need_not_be_given():
 def test_two_workers_share_a_group_and_give_the_bits_of_one_process(two_workers, tmp_path):
     # Large enough for files.
     rng = np.random.default_rng(0)
-    what, B = Times(rng.standard_normal((70_000 // 8, 100)), seconds=0.2), rng.standard_normal((100, 16))
+    what, B = Times(rng.standard_normal((70_000 // 8, 100))), rng.standard_normal((100, 16))
     with open_cluster(THREADS) as cluster:
         expected = product(run_of(cluster), what, B)
     events: list[Event] = []
     run = run_of(two_workers, tmp_path, events)
+    (pids := tmp_path / "pids").mkdir()
+    what = replace(what, together=(pids, 2))
     found = Columns(run, LOCAL).apply("times", what, B, n_columns=16, width=8)
     np.testing.assert_array_equal(np.hstack([state["x"] for state in found]), expected)
     assert len({int(state["pid"]) for state in found} - {os.getpid()}) == 2

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 
 import pytest
 
@@ -39,8 +38,8 @@ def replay(door: socket.socket) -> socket.socket:
     """Somebody who has heard how a rank introduced itself elsewhere."""
     ours, theirs = socket.socketpair()
     ours.sendall(b"another number\n")
-    with suppress(OSError), closing(theirs):
-        threading.Timer(0.2, ours.close).start()
+    with suppress(OSError), ours, theirs:
+        ours.shutdown(socket.SHUT_WR)  # and then nothing: it is not answered
         introduce(Recorder(theirs), "elsewhere" + SECRET, 1)  # type: ignore[arg-type]
     return knock(door, Recorder.said)
 
@@ -86,13 +85,12 @@ def test_strangers_neither_end_nor_delay_the_meeting(name: str, door: socket.soc
     strangers = [STRANGERS[name](door) for _ in range(3)]
     ours = [knock(door), knock(door)]
     threads = [threading.Thread(target=introduce, args=(ours[i], SECRET, i + 1)) for i in range(2)]
-    began = time.monotonic()
     for thread in threads:
         thread.start()
-    peers = admit(door, SECRET, {1, 2}, seconds=20.0)
+    # Who waited for a stranger would wait as long as the test may take.
+    peers = admit(door, SECRET, {1, 2}, seconds=3600.0)
     for thread in threads:
         thread.join()
-    assert time.monotonic() - began < 10.0
     for rank, connection in peers.items():
         connection.sendall(b"hello\n")
         assert ours[rank - 1].recv(6) == b"hello\n"
@@ -104,7 +102,7 @@ def test_a_crowd_is_borne(door: socket.socket) -> None:
     strangers: list[socket.socket] = []
     crowd = threading.Thread(target=lambda: strangers.extend(knock(door) for _ in range(400)))
     meeting: list[dict[int, socket.socket]] = []
-    host = threading.Thread(target=lambda: meeting.append(admit(door, SECRET, {1}, seconds=20.0)))
+    host = threading.Thread(target=lambda: meeting.append(admit(door, SECRET, {1}, seconds=3600.0)))
     host.start()
     crowd.start()
     crowd.join()

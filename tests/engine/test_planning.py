@@ -8,13 +8,16 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import zarr
 
+from dlscale.arrays import Array
 from dlscale.batch.assumed import AssumedMatrix
+from dlscale.engine import machine
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.clusters.facts import BASELINE_BYTES
 from dlscale.engine.costs import lay_out
@@ -25,6 +28,7 @@ from dlscale.errors import DoesNotFitError
 from dlscale.linalg.lu.kind import KIND as LU
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrices import open_matrix
+from dlscale.storage.matrix import View
 
 GB = 10**9
 
@@ -119,7 +123,7 @@ def test_the_rate_of_writing_is_measured_where_much_is_written(tmp_path: Path) -
         return plan.writing_in(folder).rates
 
     assert rates(MUCH_BYTES - 1) == {}
-    assert rates(MUCH_BYTES)["write_bytes_per_second"] > 1e6  # type: ignore[operator]
+    assert rates(MUCH_BYTES)["write_bytes_per_second"] > 0  # type: ignore[operator]
     assert list(tmp_path.iterdir()) == []
     assert rates(MUCH_BYTES, tmp_path / "none") == {"write_bytes_per_second": None}
 
@@ -251,12 +255,23 @@ def test_a_worker_holds_no_more_than_its_plan_says(stored: Path, tmp_path: Path)
         assert 0.25 * planned <= found["worker_bytes"] <= planned
 
 
-def test_the_rate_of_reading_is_that_of_the_pieces_that_are_read(tmp_path: Path) -> None:
+class Clocked(View):
+    """A matrix whose stored rows are files, which take a millisecond each by a clock that nothing else moves."""
+
+    read: ClassVar[list[int]] = []
+
+    def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
+        self.read.append(rows[1] - rows[0])
+        return self.base.region(rows, columns, out)
+
+
+def test_the_rate_of_reading_is_that_of_the_pieces_that_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A strip of columns of one-row chunks takes a file for each row, which a whole row does not tell."""
+    monkeypatch.setattr(machine, "time", SimpleNamespace(perf_counter=lambda: 1e-3 * sum(Clocked.read)))
     shape = (1500, 8000)
     zarr.create_array(tmp_path / "A", data=np.ones(shape), chunks=(1, shape[1]), compressors=None)
-    A = open_matrix(tmp_path / "A")
-    whole, pieces = read_rate(A), read_rate(A.T, block_rows=16)
-    assert 0 < pieces < whole / 4
-    assert np.isfinite(read_rate(A.T, n_threads=2, block_rows=1024))
+    A = Clocked(open_matrix(tmp_path / "A"))
+    assert read_rate(A) == pytest.approx(8000 * 8 / 1e-3)
+    assert read_rate(A.T, block_rows=16) == pytest.approx(16 * 8 / 1e-3)
+    assert read_rate(A.T, n_threads=2, block_rows=1024) == pytest.approx(1024 * 8 / 1e-3)
     assert read_rate(open_matrix(np.ones(shape)).T, block_rows=16) == float("inf")

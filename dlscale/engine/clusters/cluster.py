@@ -35,8 +35,8 @@ __all__ = [
 ]
 
 
-#: The scheduler may hear of the end of a worker sooner than whoever started it.
-_KNOWN_SECONDS = 0.5
+#: The scheduler may hear of the end of a worker sooner than whoever started it, which is waited for at most so long.
+_KNOWN_SECONDS = 10.0
 _CLOSE_SECONDS = 20
 
 
@@ -366,11 +366,16 @@ class DaskCluster(Cluster):
                 future.result()
             return None
         except KilledWorker as error:
-            time.sleep(_KNOWN_SECONDS)
+            self._await_losses(error.allowed_failures + 1)
             said = " ".join(dict.fromkeys(self.losses)) or str(error)
             raise DlscaleError(f"The same task was lost with each of {error.allowed_failures + 1} workers. {said}") from error
         except (CancelledError, CommClosedError) as error:
             raise self._unreachable() from error
+
+    def _await_losses(self, n: int) -> None:
+        deadline = time.monotonic() + _KNOWN_SECONDS
+        while self.facts.kind == "local" and len(self.losses) < n and time.monotonic() < deadline:
+            time.sleep(0.02)
 
     def _unreachable(self) -> DlscaleError:
         where = f" at {self.facts.address}" if self.facts.address else ""

@@ -71,11 +71,11 @@ class WatchedNanny(Nanny):
         self._peak_bytes = max(self._peak_bytes, peak_bytes(self.pid))
 
     async def instantiate(self) -> Status:
-        status = await super().instantiate()
-        for _ in range(_STARTS - 1):
+        for _ in range(_STARTS):
+            status = await super().instantiate()
             if status != Status.stopped or self.status != Status.init:
                 break  # it is up; or the nanny is, which then starts workers again by itself
-            status = await super().instantiate()
+        self._sample()  # it may be gone before the next one
         return status
 
     async def _on_worker_exit(self, exitcode: int) -> None:
