@@ -2,13 +2,16 @@
 
     C = L^-1 A L^-H,    C Y = Y L,    X = L^-H Y
 
-All pairs are found and measured, on A and B as they are stored, and those that are wanted are written.
+All pairs are found and measured, on A and B as they are stored, and those that are wanted are written. Where B is so ill
+conditioned that some are not exact up to rounding, all are found again, more slowly (`graded`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +29,9 @@ from dlscale.kernels import accumulator_dtype, blas_threads, times_power_of_two
 from dlscale.lapack import factor_cholesky, solve_lower, solve_right
 from dlscale.linalg.eigen import direct
 from dlscale.linalg.eigen.direct import EFFICIENCY, N_PROBES, SAFETY, Choice
+from dlscale.linalg.eigen.graded import graded_eigenpairs, pivoted_cholesky
 from dlscale.linalg.eigen.pairs import Pairs, Which, rank
+from dlscale.linalg.in_memory import patiently
 from dlscale.linalg.svd.subspace import gaussian
 from dlscale.linalg.symmetry import require_symmetric
 from dlscale.storage.matrix import Matrix
@@ -57,32 +62,45 @@ class Generalized(Applied):
         return Cost(flops(n), n_bytes_read(self.A, self.B), n * k * self.A.dtype.itemsize)
 
     def apply(self, B: Array | None, slabs: Sequence[Span], tell: Tell) -> list[State]:
-        n, k, dtype = self.A.shape[0], slabs[0][1], self.A.dtype
-        L, e = direct.read_near_one(self.B, tell, even=True)
-        require_symmetric(L, "input.b")
-        if minor := factor_cholesky(L):
-            raise NumericalError(f"input.b: must be positive definite; its leading minor of order {minor} is not positive.")
-        C, exponent = direct.read_near_one(self.A, tell)
-        require_symmetric(C)
-        G = np.ascontiguousarray(gaussian(n, N_PROBES, self.seed, dtype), dtype)
-        P = np.hstack([G, solve_lower(L, G.copy(), op="C")])
-        BP = direct.times(self.B, P, -e, tell)
+        n, k = self.A.shape[0], slabs[0][1]
         with blas_threads(self.choice.n_threads):
-            AP = C @ P
-            solve_right(solve_lower(L, C), L, uplo="L", op="C")
-            values, XH, info = direct.told(tell, C, (0, n), self.choice.routine)
-            if info:
-                raise NumericalError(f"LAPACK {self.choice.routine} did not converge (info = {info}).")
-            solve_right(XH, L, uplo="L")
-            U = XH.conj().T @ gaussian(n, N_PROBES, self.seed + 1, dtype).astype(dtype)
-            measured = self._measure(values, XH, (AP, BP), U, direct.times(self.B, U, -e, tell))
-        order = rank(values, self.which)
+            found = self._found(tell, graded=False)
+            if not residual_check(found, n, self.A.dtype).passed:
+                del found["vectors"]
+                found = self._found(tell, graded=True)
+        order = rank(found["values"], self.which)
         chosen = np.sort(order[:k])
         tell(flops(n), 0)
-        direct.write_columns(self.output, times_power_of_two(XH[chosen], -(e // 2)))
-        nearest = values[order[k : k + 1]].astype(float)
-        measured["bars"] = measured["bars"][chosen]
-        return [measured | {"values": values[chosen], "nearest": nearest, "exponent": np.array([exponent - e])}]
+        direct.write_columns(self.output, times_power_of_two(found.pop("vectors")[chosen], -int(found["e"][0]) // 2))
+        nearest = found["values"][order[k : k + 1]].astype(float)
+        return [found | {"values": found["values"][chosen], "bars": found["bars"][chosen], "nearest": nearest}]
+
+    def _found(self, tell: Tell, *, graded: bool) -> State:
+        """All pairs, ``vectors`` as rows and conjugated, of A and B near 1; ``graded`` where B is ill conditioned."""
+        n, dtype = self.A.shape[0], self.A.dtype
+        L, e = direct.read_near_one(self.B, tell, even=True)
+        require_symmetric(L, "input.b")
+        p = factor_b(L, graded=graded)
+        C, exponent = direct.read_near_one(self.A, tell)
+        require_symmetric(C)
+        P = np.empty((n, 2 * N_PROBES), dtype)
+        P[:, :N_PROBES] = gaussian(n, N_PROBES, self.seed, dtype)
+        P[p, N_PROBES:] = solve_lower(L, P[p, :N_PROBES].copy(), op="C")
+        products = C @ P, direct.times(self.B, P, -e, tell)
+        if graded:
+            C = C[np.ix_(p, p)]
+        solve_right(solve_lower(L, C), L, uplo="L", op="C")
+        routine = self.choice.routine
+        solved = patiently(tell, partial(graded_eigenpairs, C)) if graded else direct.told(tell, C, (0, n), routine)
+        values, XH, info = solved
+        if info:
+            raise NumericalError(f"LAPACK {'ev' if graded else routine} did not converge (info = {info}).")
+        solve_right(XH, L, uplo="L")
+        if graded:
+            XH[:, p] = XH.copy()
+        U = XH.conj().T @ gaussian(n, N_PROBES, self.seed + 1, dtype).astype(dtype)
+        measured = self._measure(values, XH, products, U, direct.times(self.B, U, -e, tell))
+        return measured | {"values": values, "vectors": XH, "exponent": np.array([exponent - e]), "e": np.array([e])}
 
     def _measure(self, values: Array, XH: Array, products: tuple[Array, Array], U: Array, BU: Array) -> State:
         """Residuals ``r = A x - lambda B x`` of all pairs on random vectors, and of ``L^-1 r``, the error of lambda."""
@@ -107,6 +125,32 @@ class Generalized(Applied):
         }
 
 
+def factor_b(B: Array, *, graded: bool) -> Any:
+    """Leave L in B, the places of whose rows in B are returned."""
+    if not graded:
+        if minor := factor_cholesky(B):
+            raise NumericalError(f"input.b: must be positive definite; its leading minor of order {minor} is not positive.")
+        return slice(None)
+    p, steps = pivoted_cholesky(B)
+    if steps < len(B):
+        raise NumericalError(
+            f"input.b: is singular to working precision, of rank {steps} of {len(B)}; multiply both matrices from both sides by "
+            "the eigenvectors of b whose eigenvalues are not negligible."
+        )
+    return p
+
+
+def residual_check(found: State, n: int, dtype: np.dtype[Any]) -> Check:
+    """What all pairs leave."""
+    return scaled(
+        "||Ax - l Bx|| / ((||A|| + |l| ||B||) ||x|| n eps)",
+        float(found["error"][0]),
+        size=n,
+        dtype=dtype,
+        meaning="each of all n pairs is an exact one of matrices that differ from A and B by rounding only: none was missed",
+    )
+
+
 def find_generalized(
     run: Run, A: Matrix, B: Matrix, *, k: int, which: Which, choice: Choice, seed: int
 ) -> tuple[Pairs, tuple[Check, ...]]:
@@ -120,13 +164,7 @@ def find_generalized(
     largest = float(np.abs(found["values"]).max())
     pairs = Pairs(found["values"], found["bars"], largest, float(found["departure"][0]), nearest, int(found["exponent"][0]))
     checks = (
-        scaled(
-            "||Ax - l Bx|| / ((||A|| + |l| ||B||) ||x|| n eps)",
-            float(found["error"][0]),
-            size=n,
-            dtype=dtype,
-            meaning="each of all n pairs is an exact one of matrices that differ from A and B by rounding only: none was missed",
-        ),
+        residual_check(found, n, dtype),
         scaled(
             "||I - X'BX|| / (||B|| ||X||^2 n eps)",
             pairs.departure,
