@@ -12,6 +12,7 @@ import zarr
 # Test files are imported by path, which leaves their folder off the module path.
 sys.path.insert(0, str(Path(__file__).parent))
 
+from gate import PATIENCE_SECONDS
 from web_server import WebServer
 
 from dlscale.service.tokens import add_token
@@ -38,7 +39,7 @@ def server(folder: Path) -> Iterator[WebServer]:
 def browser(server: WebServer) -> Iterator[httpx.Client]:
     """A client that keeps cookies and sends what a browser does."""
     headers = {"Accept": "text/html", "Origin": server.url, "Sec-Fetch-Site": "same-origin"}
-    with httpx.Client(base_url=server.url, headers=headers, timeout=60) as client:
+    with httpx.Client(base_url=server.url, headers=headers, timeout=PATIENCE_SECONDS) as client:
         yield client
 
 

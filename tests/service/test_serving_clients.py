@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from contextlib import chdir
+import socket
+from contextlib import chdir, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from meanwhile import meanwhile, until_said
 from web_server import LONG, WebServer, wait_until
 
 import dlscale
@@ -62,8 +64,11 @@ def test_all_that_is_asked_of_jobs_here_is_asked_of_a_server(server: WebServer, 
         **json.loads(here.stdout), "rates": 0, "expected_seconds": 0,
     }  # fmt: skip
     assert "randomized SVD" in command(server, "plan", "many.yaml").stdout
-    ids = [command(server, "submit", "many.yaml").stdout.strip() for _ in range(3)]
-    watched = command(server, "jobs", "--watch", "--name", "many")
+    with server.gate.closed():
+        ids = [command(server, "submit", "many.yaml").stdout.strip() for _ in range(3)]
+        watched = meanwhile(
+            lambda: command(server, "jobs", "--watch", "--name", "many"), lambda: (until_said(ids[2]), server.gate.open())
+        )
     assert (watched.exit_code, f"{ids[2]} succeeded" in watched.stdout) == (0, True)
     assert [row["state"] for row in json.loads(command(server, "jobs", "--name", "many", "--json").stdout)] == ["succeeded"] * 3
     assert command(server, "status", "--watch", ids[0]).stdout == f"{ids[0]} succeeded\n"
@@ -118,7 +123,7 @@ def test_all_that_is_asked_of_jobs_here_is_asked_of_a_server(server: WebServer, 
 
 def test_a_client_follows_a_job_while_its_server_is_started_anew(folder: Path) -> None:
     heard: list[dict[str, Any]] = []
-    with WebServer(folder) as first, dlscale.Client(first.url) as client:
+    with WebServer(folder, port=port_of_nobody()) as first, dlscale.Client(first.url) as client, first.gate.closed():
         job = client.submit(first.spec(LONG, cluster="threads"))
         for event in client.events(job):
             heard.append(event)
@@ -126,6 +131,7 @@ def test_a_client_follows_a_job_while_its_server_is_started_anew(folder: Path) -
                 first.kill()
                 second = WebServer(folder, port=first.port)
                 second.__enter__()
+                second.gate.open()
         try:
             assert client.wait(job)["exit_code"] == 0
             assert heard == [json.loads(line) for line in (folder / "ws" / "jobs" / job / "events.jsonl").read_text().splitlines()]
@@ -141,6 +147,16 @@ def test_a_client_follows_a_job_while_its_server_is_started_anew(folder: Path) -
             assert raised.value.exit_code == 2
         finally:
             second.__exit__(None, None, None)
+
+
+def port_of_nobody() -> int:
+    """A free port that the system gives to nobody who asks for any, so that it is still free when a server comes again."""
+    first_of_any = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for port in range(first_of_any - 1, 1024, -1):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def test_an_address_that_is_none_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from gate import PATIENCE_SECONDS
 from web_server import ENVIRONMENT, WebServer
 
 from dlscale.batch.document import Document
@@ -107,7 +108,7 @@ def test_a_file_of_tokens_that_others_can_change_is_refused(tmp_path: Path) -> N
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can ask as another user")
 def test_another_user_of_the_machine_is_not_heard(server: WebServer) -> None:
     ask = f"import os, urllib.request as u; os.setuid(65534); print(u.urlopen('{server.url}/health', timeout=10).status)"
-    asked = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, timeout=60)
+    asked = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert asked.returncode != 0
     assert "refused" not in asked.stderr
     assert server.http.get("/health").status_code == 200
@@ -189,7 +190,9 @@ def test_readers_that_read_nothing_do_not_keep_others_out(server: WebServer) -> 
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.sendall(request.encode())
         with ThreadPoolExecutor(4) as readers:
-            answers = list(readers.map(lambda _: httpx.get(f"{server.url}/v1/jobs/{job}", timeout=30).status_code, range(40)))
+            answers = list(
+                readers.map(lambda _: httpx.get(f"{server.url}/v1/jobs/{job}", timeout=PATIENCE_SECONDS).status_code, range(40))
+            )
         assert answers == [200] * 40
     finally:
         for connection in slow:
@@ -200,6 +203,6 @@ def test_the_command_says_what_is_missing(tmp_path: Path) -> None:
     """Without the extra, one sentence."""
     blocked = "import sys; sys.modules['uvicorn'] = None; from dlscale.cli.main import main; main()"
     command = [sys.executable, "-c", blocked, "serve", "--workspace", str(tmp_path)]
-    said = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    said = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert (said.returncode, said.stderr.count("\n")) == (2, 1)
     assert "pip install 'dlscale[serve]'" in said.stderr

@@ -13,15 +13,14 @@ import httpx
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from gate import PATIENCE_SECONDS
 from jsonschema import Draft202012Validator
-from web_server import LONG, LONG_PARAMS, SHORT, WebServer, fields_of
+from web_server import LONG, SHORT, WebServer, fields_of
 
 import dlscale
 from dlscale.cli.main import commands
 from dlscale.errors import DlscaleError
 
-#: Not over before a test has looked at it.
-SLOW = {**LONG, "params": {**LONG_PARAMS, "power_iterations": 40}}
 AXES = {"params.n_components": [2, 3], "params.seed": [1]}
 
 
@@ -94,18 +93,20 @@ def test_a_sweep_by_the_same_words_as_on_the_workspace(server: WebServer, folder
 
 def test_a_sweep_from_python_is_stopped_and_goes_on(server: WebServer) -> None:
     with dlscale.Client(server.url) as client:
-        spec = sweep_of(server, {"params.n_components": [4, 5]}, SLOW)
+        spec = sweep_of(server, {"params.n_components": [4, 5]}, LONG)
         assert client.validate(spec) == "svd"
-        sweep = client.submit(spec)
-        with pytest.raises(TimeoutError, match="has not ended after 0 s: "):
-            client.wait_for_sweep(sweep, timeout_seconds=0)
-        with pytest.raises(DlscaleError, match="is running already"):
-            client.resume_sweep(sweep)
-        with pytest.raises(DlscaleError, match="cancel it first"):
-            client.delete_sweep(sweep)
-        jobs = [row["job"] for row in client.sweep(sweep)["jobs"]]
-        assert sorted(client.cancel_sweep(sweep)) == jobs
-        stopped = command(server, "wait", sweep)
+        with server.gate.closed():
+            sweep = client.submit(spec)
+            with pytest.raises(TimeoutError, match="has not ended after 0 s: "):
+                client.wait_for_sweep(sweep, timeout_seconds=0)
+            with pytest.raises(DlscaleError, match="is running already"):
+                client.resume_sweep(sweep)
+            with pytest.raises(DlscaleError, match="cancel it first"):
+                client.delete_sweep(sweep)
+            jobs = [row["job"] for row in client.sweep(sweep)["jobs"]]
+            server.gate.wait_for_job()
+            assert sorted(client.cancel_sweep(sweep)) == jobs
+            stopped = command(server, "wait", sweep)
         assert said(stopped) == (75, f"{sweep}: 2 cancelled\n", "")
         assert [row["state"] for row in client.jobs(sweep=sweep, state="cancelled")] == ["cancelled"] * 2
         resumed = command(server, "resume", sweep)
@@ -169,39 +170,41 @@ def test_a_key_makes_one_sweep(server: WebServer, folder: Path) -> None:
     kept = {"digest": hashlib.sha256(body).hexdigest(), "job": meant, "jobs": [half, "keyed-2-x"]}
     (keys / hashlib.sha256(b"\nsweep-key").hexdigest()).write_text(json.dumps(kept))
     sent: dict[str, Any] = {"headers": {"Idempotency-Key": "sweep-key", "Content-Type": "application/json"}}
-    first, again = (server.http.post("/v1/jobs", content=body, **sent) for _ in range(2))
-    assert (first.status_code, first.json()["sweep"], first.headers["location"]) == (201, meant, f"/v1/sweeps/{meant}")
-    assert (again.status_code, again.json(), again.headers["idempotency-replayed"]) == (201, first.json(), "true")
-    assert not (jobs / half).exists()
-    assert server.http.post("/v1/jobs", content=body + b" ", **sent).status_code == 409
-    with dlscale.Client(server.url) as client:
-        client.cancel_sweep(meant)
-        client.wait_for_sweep(meant)
-        client.delete_sweep(meant)
+    with server.gate.closed():
+        first, again = (server.http.post("/v1/jobs", content=body, **sent) for _ in range(2))
+        assert (first.status_code, first.json()["sweep"], first.headers["location"]) == (201, meant, f"/v1/sweeps/{meant}")
+        assert (again.status_code, again.json(), again.headers["idempotency-replayed"]) == (201, first.json(), "true")
+        assert not (jobs / half).exists()
+        assert server.http.post("/v1/jobs", content=body + b" ", **sent).status_code == 409
+        with dlscale.Client(server.url) as client:
+            client.cancel_sweep(meant)
+            client.wait_for_sweep(meant)
+            client.delete_sweep(meant)
 
 
 def test_a_sweep_by_forms_alone(server: WebServer, browser: httpx.Client) -> None:
-    spec = sweep_of(server, {"params.n_components": [4, 5], "input.transforms": [[], [{"center": True}]]}, SLOW, name="formed")
+    spec = sweep_of(server, {"params.n_components": [4, 5], "input.transforms": [[], [{"center": True}]]}, LONG, name="formed")
     new = browser.get("/new").text
     checked = browser.post("/new", data={**fields_of(new), "spec": json.dumps(spec), "do": "validate"}).text
     assert "spec is a valid sweep of 4 jobs of kind svd." in checked, checked
     planned = browser.post("/new", data={**fields_of(new), "spec": json.dumps(spec), "do": "plan"}).text
     assert all(word in planned for word in ("Plan of a sweep", "formed-4", "[{&#34;center&#34;: true}]"))
-    sent = browser.post("/new", data={**fields_of(new), "spec": json.dumps(spec), "do": "submit"})
-    place = sent.headers["location"]
-    sweep = place.removeprefix("/sweeps/")
-    shown = browser.get(place).text
-    assert (sent.status_code, 'http-equiv="refresh"' in shown) == (303, True)
-    job = re.findall(r'href="/jobs/(formed-2-[^"]+)"', shown)[0]
-    assert f'<a href="/sweeps/{sweep}">Sweep {sweep}</a>' in browser.get(f"/jobs/{job}").text
-    listed = browser.get("/", params={"sweep": sweep}).text
-    assert (listed.count(f'href="/sweeps/{sweep}"'), f'value="{sweep}"' in listed) == (4, True)
-    assert "No job passes the filter" in browser.get("/", params={"sweep": "<b>"}).text
-    assert sweep in browser.get("/sweeps").text
-    forgery = {"forgery": fields_of(shown)["forgery"]}
-    assert httpx.post(f"{server.url}{place}/cancel", data=forgery).status_code == 403
-    assert browser.post(f"{place}/delete", data=forgery).status_code == 409
-    assert browser.post(f"{place}/cancel", data=forgery).headers["location"] == place
+    with server.gate.closed():
+        sent = browser.post("/new", data={**fields_of(new), "spec": json.dumps(spec), "do": "submit"})
+        place = sent.headers["location"]
+        sweep = place.removeprefix("/sweeps/")
+        shown = browser.get(place).text
+        assert (sent.status_code, 'http-equiv="refresh"' in shown) == (303, True)
+        job = re.findall(r'href="/jobs/(formed-2-[^"]+)"', shown)[0]
+        assert f'<a href="/sweeps/{sweep}">Sweep {sweep}</a>' in browser.get(f"/jobs/{job}").text
+        listed = browser.get("/", params={"sweep": sweep}).text
+        assert (listed.count(f'href="/sweeps/{sweep}"'), f'value="{sweep}"' in listed) == (4, True)
+        assert "No job passes the filter" in browser.get("/", params={"sweep": "<b>"}).text
+        assert sweep in browser.get("/sweeps").text
+        forgery = {"forgery": fields_of(shown)["forgery"]}
+        assert httpx.post(f"{server.url}{place}/cancel", data=forgery, timeout=PATIENCE_SECONDS).status_code == 403
+        assert browser.post(f"{place}/delete", data=forgery).status_code == 409
+        assert browser.post(f"{place}/cancel", data=forgery).headers["location"] == place
     rested = browser.get(place).text
     assert ('action="' + place + '/resume"' in rested, 'http-equiv="refresh"' in rested) == (True, False)
     assert browser.post(f"{place}/nothing", data=forgery).status_code == 404

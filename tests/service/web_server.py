@@ -15,6 +15,9 @@ from typing import Any
 
 import httpx
 from drawing import with_pages
+from gate import PATIENCE_SECONDS, Gate
+
+from dlscale.batch.workspace import ENDED, Job
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {
@@ -23,8 +26,8 @@ ENVIRONMENT = os.environ | {
     "OPENBLAS_NUM_THREADS": "1",
 }
 
-#: Passes that are many and short: a test has time to look at the job, and to stop it.
-LONG_PARAMS = {"n_components": 5, "power_iterations": 100, "block_rows": 200}
+#: Of some passes, most of them behind a closed gate.
+LONG_PARAMS = {"n_components": 5, "power_iterations": 8, "block_rows": 200}
 LONG = {"kind": "svd", "name": "long", "cluster": "threads", "params": LONG_PARAMS}
 SHORT = {"kind": "svd", "name": "short", "cluster": "threads", "params": {"n_components": 5, "power_iterations": 1}}
 
@@ -38,26 +41,33 @@ class WebServer:
         Its current folder, where its workspace is.
     arguments : str
         More of the command line.
+
+    Attributes
+    ----------
+    gate : Gate
+        On the way of its jobs.
     """
 
     def __init__(self, folder: Path, *arguments: str, port: int = 0) -> None:
         self.folder, self.arguments, self.port = folder, arguments, port
+        self.gate = Gate(folder / "gate")
 
     def __enter__(self) -> WebServer:
         command = [sys.executable, "-m", "dlscale", "serve", "--port", str(self.port), "--workspace", "ws", *self.arguments]
-        self.process = subprocess.Popen(command, cwd=self.folder, env=with_pages(ENVIRONMENT), stdout=subprocess.PIPE, text=True)
+        environment = with_pages(ENVIRONMENT | self.gate.environment)
+        self.process = subprocess.Popen(command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         self.url = next(word for word in line.split() if word.startswith("http")).rstrip("/")
         self.port = int(self.url.rpartition(":")[2])
-        self.http = httpx.Client(base_url=self.url, timeout=60)
+        self.http = httpx.Client(base_url=self.url, timeout=PATIENCE_SECONDS)
         wait_until(lambda: self.http.get("/ready").status_code == 200)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.http.close()
         self.process.send_signal(signal.SIGTERM)
-        self.process.communicate(timeout=30)
+        self.process.communicate(timeout=PATIENCE_SECONDS)
 
     def kill(self) -> None:
         self.process.kill()
@@ -75,8 +85,11 @@ class WebServer:
         return dict(self.http.get(f"/v1/jobs/{job}").json())
 
     def wait_for(self, job: str, *states: str) -> dict[str, Any]:
+        """Until it is in one of these states; if it has ended, until its process has said all of it."""
         wait_until(lambda: self.job(job)["state"] in states)
-        return self.job(job)
+        if (found := self.job(job))["state"] in ENDED:
+            wait_until(lambda: not Job(self.folder / "ws" / "jobs" / job).is_taken())
+        return found
 
 
 def fields_of(page: str) -> dict[str, str]:
@@ -84,7 +97,7 @@ def fields_of(page: str) -> dict[str, str]:
     return dict(re.findall(r'name="(forgery|key)" value="([^"]+)"', page))
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "not in time"
