@@ -25,6 +25,7 @@ from helpers import (
 import dlscale
 from dlscale import gallery
 from dlscale.errors import SpecError
+from dlscale.linalg.folds.orthogonal import TriangularFactor
 from dlscale.linalg.qr.tall import TallQROptions, compute_tall_qr, plan_tall_qr
 
 TALL = [name for name in HARD if "wide" not in name and "row" not in name] + ["graded rows, square"]
@@ -162,3 +163,26 @@ def test_no_error_of_numpy_reaches_a_user() -> None:
         A = (column + 1e-7 * gaussian(4000, 5, "f4", seed + 100)).astype("f4")
         outcome, _, _ = run(A)
         assert outcome.certificate.passed
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [1.0, 1e-12, 1e12])
+@pytest.mark.parametrize(("condition", "inverted"), [(10.0, True), (1e6, False)])
+def test_blocks_are_multiplied_by_an_inverse_only_where_it_is_harmless(
+    condition: float, inverted: bool, scale: float, dtype: str
+) -> None:
+    """Whatever the scales of the columns, the backward error of each is that of a solve up to `INVERSE_LIMIT`."""
+    rng = np.random.default_rng(0)
+    A = (spectrum(np.geomspace(1, 1 / condition, 20), 300, 20, dtype=dtype) * scale ** rng.uniform(-1, 1, 20)).astype(dtype)
+    R = np.linalg.qr(wide_precision(A), mode="r")
+    factor = TriangularFactor.of(R, A.dtype)
+    assert (factor.inverse is not None) == inverted
+    Q = factor.divide(A, out=np.empty_like(A))
+    lost = np.linalg.norm(A - Q.astype(R.dtype) @ R, axis=0) / np.linalg.norm(A, axis=0)
+    assert lost.max() < 10 * eps(A)
+
+
+def test_an_inverse_beyond_the_range_of_the_dtype_is_not_used() -> None:
+    R = np.diag([1e-20, 1e30]) @ np.array([[1.0, 0.1], [0.0, 1.0]])
+    assert TriangularFactor.of(R, np.dtype("f8")).inverse is not None
+    assert TriangularFactor.of(np.diag([1e30, 1e37]), np.dtype("f4")).inverse is None

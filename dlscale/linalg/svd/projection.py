@@ -92,7 +92,7 @@ def project(
     if isinstance(basis, TriangularBasis) and condition < min(eps**-0.3, resolution / eps):
         BH = Z.copy()
         for factor in basis.factors:
-            solve_right(BH, np.ascontiguousarray(factor, BH.dtype), uplo="U")
+            solve_right(BH, np.ascontiguousarray(factor.R, BH.dtype), uplo="U")
         return _on_range(BH, f"projected on the range of A W (condition {condition:.2g})", eps * condition, basis)
     if n_iterations == 0:
         # Rounding in Z is amplified by at most 1 / cut, and what is cut off is at most this: they balance.
