@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import os
+import sys
 from contextlib import contextmanager
 
 import numpy as np
@@ -52,6 +54,22 @@ def test_whatever_a_reader_raises_names_the_file(tmp_path, monkeypatch, error, w
         import_matrix(tmp_path / "a.odd", tmp_path / "y.zarr")
     assert caught.value.__cause__ is error
     assert os.listdir(tmp_path) == ["a.odd"]
+
+
+@pytest.mark.parametrize("with_isal", [True, False])
+def test_gzip_with_either_library(tmp_path, monkeypatch, with_isal):
+    """Two members are one text; whatever is cut, changed or added is refused."""
+    if not with_isal:
+        monkeypatch.setitem(sys.modules, "isal.igzip", None)
+    rows = [f"{i},{i**2}\n".encode() for i in range(5000)]
+    packed = gzip.compress(b"".join(rows[:2000])) + gzip.compress(b"".join(rows[2000:]))
+    (tmp_path / "a.csv.gz").write_bytes(packed)
+    found = zarr.open_array(import_matrix(tmp_path / "a.csv.gz", tmp_path / "y.zarr", index=False), mode="r")
+    np.testing.assert_array_equal(found[:], [[i, i**2] for i in range(5000)])
+    for damaged in (packed[:-20], packed[:-8] + b"\0\0\0\0" + packed[-4:], packed + b"more", b"1,2\n"):
+        (tmp_path / "a.csv.gz").write_bytes(damaged)
+        with pytest.raises(InputError, match=r"a\.csv\.gz cannot be read: "):
+            import_matrix(tmp_path / "a.csv.gz", tmp_path / "z.zarr", index=False)
 
 
 def test_a_full_disk_is_not_blamed_on_the_source(tmp_path, monkeypatch):

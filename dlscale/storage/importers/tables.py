@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import importlib
 import io
 from collections.abc import Callable, Generator, Iterator
@@ -154,10 +153,18 @@ def open_text(source: str) -> Iterator[tuple[BinaryIO, Callable[[], tuple[int, i
                 return counted.n_bytes, n_total
 
             if named(source).endswith(".gz"):
-                with gzip.open(text, "rb") as unpacked:
+                with _gzip().open(text, "rb") as unpacked:
                     yield cast(BinaryIO, unpacked), position
             else:
                 yield text, position
+
+
+def _gzip() -> Any:
+    """ISA-L's, some three times as fast as Python's, where it is installed."""
+    try:
+        return importlib.import_module("isal.igzip")
+    except ImportError:
+        return importlib.import_module("gzip")
 
 
 def line_pieces(stream: BinaryIO, size: int, *, source: str, first: bytes = b"") -> Generator[bytes, None, None]:
