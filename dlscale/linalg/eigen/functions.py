@@ -73,7 +73,6 @@ def eigsh(
     which: Literal["LM", "LA", "SA"] = "LM",
     tol: float = 0.0,
     return_eigenvectors: bool = True,
-    seed: int = EighOptions.seed,
 ) -> EighResult | Array:
     """The k eigenpairs of largest modulus, the largest or smallest ones, or those nearest to sigma, of a Hermitian matrix.
 
@@ -91,8 +90,6 @@ def eigsh(
         Residuals, beside the norm of A, with which an iteration ends; 0: working precision, by LAPACK where that is quicker,
         and always with M or sigma.
     return_eigenvectors : bool
-    seed : int
-        Of random vectors.
 
     Returns
     -------
@@ -111,11 +108,11 @@ def eigsh(
     if operator is not None and (sigma is not None or M is not None):
         raise SpecError("sigma and M go with a matrix, which is factored; A is an operator.")
     if sigma is None:
-        options = EighOptions(n_components=k, which=_SIDES[which], tolerance=(tol or None) if M is None else None, seed=seed)
+        options = EighOptions(n_components=k, which=_SIDES[which], tolerance=(tol or None) if M is None else None)
     elif which != "LM":
         raise SpecError(f"which must be LM with sigma; got {which}.")
     else:
-        options = EighOptions(n_components=k, sigma=sigma, seed=seed)
+        options = EighOptions(n_components=k, sigma=sigma)
     found = _compute(A, options, M) if operator is None else _of_operator(operator, options)
     return found if return_eigenvectors else found.eigenvalues
 

@@ -22,7 +22,7 @@ from dlscale.engine.passes import Passes
 from dlscale.errors import NonFiniteError, NumericalError, SpecError
 from dlscale.linalg.fitting import fitted, plan_with_fits
 from dlscale.linalg.pca.covariance import whitening
-from dlscale.linalg.pca.kind import KIND, Method, PCAOptions, Solver, principal_components
+from dlscale.linalg.pca.kind import KIND, PCAOptions, Solver, principal_components
 from dlscale.storage.arrays import unmasked
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrices import open_matrix
@@ -40,12 +40,12 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
     n_components : int, float, "mle" or None
         k; a fraction of the variance to explain, strictly between 0 and 1; the most likely number (Minka 2000); or None for
         all, min(m, n).
-    solver : {"auto", "covariance", "randomized", "full"}
+    solver : {"auto", "covariance", "randomized", "krylov", "full"}
         See `dlscale.linalg.pca.kind.PCAOptions`.
     whiten : bool
         Scale the transformed data to unit variance.
-    oversampling, power_iterations, method, seed
-        Of the randomized solver (`dlscale.linalg.svd.kind.SVDOptions`).
+    oversampling, power_iterations, seed
+        Of the solvers randomized and krylov (`dlscale.linalg.svd.kind.SVDOptions`).
     transforms : list of dict, optional
         What is done to rows as they are read, as ``input.transforms`` of a job, such as
         ``[{"scale_rows": {"to": 1e4}}, {"map": "log1p"}]``. What a step takes from the columns is found in `fit`, and is the same
@@ -80,7 +80,6 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
         whiten: bool = PCAOptions.whiten,
         oversampling: int = PCAOptions.oversampling,
         power_iterations: int = PCAOptions.power_iterations,
-        method: Method = PCAOptions.method,
         seed: int = PCAOptions.seed,
         transforms: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
@@ -89,7 +88,6 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
         self.whiten = whiten
         self.oversampling = oversampling
         self.power_iterations = power_iterations
-        self.method = method
         self.seed = seed
         self.transforms = transforms
 
@@ -126,7 +124,6 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
             scores=scores,
             oversampling=self.oversampling,
             power_iterations=self.power_iterations,
-            method=self.method,
             seed=self.seed,
         )
         rows = transformed(A, steps_of(self.transforms or []))

@@ -43,8 +43,7 @@ from dlscale.linalg.svd.triplets import LeftOutput, Triplets
 from dlscale.storage.matrix import Dense, Matrix
 from dlscale.storage.scaled import Scaled
 
-Solver = Literal["auto", "covariance", "randomized", "full"]
-Method = Literal["randomized", "krylov"]
+Solver = Literal["auto", "covariance", "randomized", "krylov", "full"]
 #: How much longer than the randomized solver the exact one may take and still be chosen.
 EXACT_IS_WORTH = 2.0
 
@@ -55,17 +54,18 @@ class PCAOptions(Options):
 
     Notes
     -----
-    ``covariance``: eigenvectors of the n x n covariance matrix, one read; ``randomized``: q + 1 reads; ``full``: the exact SVD;
+    ``covariance``: eigenvectors of the n x n covariance matrix, one read; ``randomized``: q + 1 reads; ``krylov``: the same reads,
+    with a block Krylov space, which takes more memory and is more accurate; ``full``: the exact SVD;
     ``auto``: the covariance matrix, unless the randomized solver is faster by a second or more, and the exact SVD where variances
     are asked for that a covariance matrix does not resolve. `dlscale.linalg.pca.dimension` says what ``mle`` means;
-    ``oversampling``, ``power_iterations``, ``tolerance`` and ``method`` are the randomized solver's (`SVDOptions`).
+    ``oversampling``, ``power_iterations`` and ``tolerance`` are those of the randomized solvers (`SVDOptions`).
     """
 
     n_components: Annotated[
         Positive | Annotated[float, Field(gt=0, lt=1)] | Literal["mle"] | None,
         Field(description="an integer of at least 1, a fraction of the variance between 0 and 1, or mle"),
     ] = None
-    solver: Annotated[Solver, Field(description="auto, covariance, randomized or full")] = "auto"
+    solver: Annotated[Solver, Field(description="auto, covariance, randomized, krylov or full")] = "auto"
     whiten: Annotated[bool, Field(description="true or false: scores with unit variance")] = False
     scores: Annotated[bool, Field(description="true or false: also write the scores (m, k)")] = False
     oversampling: Oversampling = 10
@@ -73,7 +73,6 @@ class PCAOptions(Options):
     tolerance: Annotated[float | None, Field(gt=0, lt=1, description="a number between 0 and 1: stop at this relative error")] = (
         None
     )
-    method: Annotated[Method, Field(description="randomized or krylov")] = "randomized"
     seed: Seed = 0
     block_rows: BlockRows = None
 
@@ -89,7 +88,7 @@ class PCAOptions(Options):
             tolerance=self.tolerance,
             oversampling=self.oversampling,
             power_iterations=self.power_iterations,
-            method=self.method,
+            method="krylov" if self.solver == "krylov" else "randomized",
             seed=self.seed,
             block_rows=self.block_rows,
         )
@@ -111,9 +110,9 @@ class PCAOptions(Options):
             raise SpecError(f"params.n_components must be between 1 and {most} for a {shape[0]} x {shape[1]} matrix; got {k}.")
         if self.tolerance is not None and self.n_components is not None:
             raise SpecError("params must not hold both n_components and tolerance.")
-        if self.solver == "randomized":
+        if self.solver in ("randomized", "krylov"):
             if self.fraction is not None or k == "mle" or (k is None and self.tolerance is None):
-                raise SpecError("params.solver randomized needs a whole number of n_components, or a tolerance.")
+                raise SpecError(f"params.solver {self.solver} needs a whole number of n_components, or a tolerance.")
             self.svd().check(shape)
 
 
@@ -215,7 +214,7 @@ def _plan_randomized(A: Matrix, options: PCAOptions, facts: ClusterFacts) -> Pla
     return replace(plan, kind="pca", method="randomized", words=f"randomized PCA: {plan.words}", steps=steps)
 
 
-_PLANS = {"covariance": _plan_covariance, "full": _plan_full, "randomized": _plan_randomized}
+_PLANS = {"covariance": _plan_covariance, "full": _plan_full, "randomized": _plan_randomized, "krylov": _plan_randomized}
 
 
 def compute_pca(run: Run, A: Matrix, options: PCAOptions, plan: Plan) -> Outcome:
