@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import pty
 import re
@@ -12,14 +11,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from gate import PATIENCE_SECONDS
 from hypothesis import given
 from hypothesis import strategies as st
+from meanwhile import meanwhile, until_said
 from test_terminal import on_a_terminal
 
 from dlscale.batch.jobs.progress import Progress
@@ -27,6 +29,7 @@ from dlscale.batch.sweeps.store import Sweep, keep
 from dlscale.batch.workspace import Heartbeat, Job, JobState, ListedJob, Workspace
 from dlscale.cli.listing import table_lines
 from dlscale.cli.main import commands
+from dlscale.storage.files.atomic import hidden
 
 FAR = Progress(0.42, "iteration-2", 2, 12, 5e9, 1e8, 30.0)
 
@@ -34,10 +37,12 @@ FAR = Progress(0.42, "iteration-2", 2, 12, 5e9, 1e8, 30.0)
 def make_job(root: Path, name: str = "one", state: str = "running") -> Job:
     """A job that this process seems to work on."""
     job = Workspace(root / "ws").new_job(name)
-    job.folder.mkdir(parents=True)
-    job.spec.write_text("kind: svd\n")
-    job.log.write_text("begun\n")
-    job.write_state(JobState(job.id, name, "svd", state, time.time(), Heartbeat.now(), progress=FAR), fsync=False)
+    draft = Job(hidden(job.folder))  # those who watch see it whole or not at all
+    draft.folder.mkdir(parents=True)
+    draft.spec.write_text("kind: svd\n")
+    draft.log.write_text("begun\n")
+    draft.write_state(JobState(job.id, name, "svd", state, time.time(), Heartbeat.now(), progress=FAR), fsync=False)
+    draft.folder.rename(job.folder)
     return job
 
 
@@ -45,26 +50,54 @@ def change(job: Job, **changes: object) -> None:
     job.write_state(replace(job.stored_state(), **changes), fsync=False)  # type: ignore[arg-type]
 
 
-def until_said(*words: str) -> None:
-    """Wait until the command of `watched` has said each of these."""
-    end = time.monotonic() + 60
-    while not (isinstance(caught := sys.stdout.buffer, io.BytesIO) and all(word.encode() in caught.getvalue() for word in words)):
-        assert time.monotonic() < end, words
-        time.sleep(0.02)
-
-
-def watched(root: Path, *arguments: str, meanwhile: Callable[[], None]) -> Result:
+def watched(root: Path, *arguments: str, happens: Callable[[], None]) -> Result:
     """What a command says while something happens."""
     import_module("dlscale.batch.submit")  # before the clock of what happens runs
-    thread = threading.Thread(target=meanwhile)
-    thread.start()
-    result = CliRunner().invoke(commands, [*arguments, "--workspace", str(root / "ws")])
-    thread.join()
-    return result
+    return meanwhile(lambda: CliRunner().invoke(commands, [*arguments, "--workspace", str(root / "ws")]), happens)
+
+
+class Screen:
+    """A terminal, and what is drawn on it, which is taken as it comes: nobody waits until it can be drawn."""
+
+    def __init__(self) -> None:
+        self._leader, self.follower = pty.openpty()
+        self._drawn = b""
+        self._thread = threading.Thread(target=self._take, daemon=True)
+
+    def of(self, process: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
+        """The process alone draws from now on."""
+        os.close(self.follower)
+        self._thread.start()
+        return process
+
+    def _take(self) -> None:
+        with suppress(OSError):  # nobody has it any more
+            while data := os.read(self._leader, 2**16):
+                self._drawn += data
+
+    def until(self, *words: str) -> str:
+        """What was drawn, once each of these was."""
+        end = time.monotonic() + PATIENCE_SECONDS
+        while not all(word.encode() in self._drawn for word in words):
+            assert time.monotonic() < end, self._drawn
+            time.sleep(0.02)
+        return self._drawn.decode(errors="replace")
+
+    def close(self) -> None:
+        self._thread.join()
+        os.close(self._leader)
+
+
+#: Says at once what is said every ten seconds.
+_SOON = """
+from dlscale.cli import main, watching
+watching.EVERY_SECONDS = 0.0
+main.main()
+"""
 
 
 def watching(*arguments: str, cwd: Path, to: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "dlscale", *arguments, "--workspace", "ws"]
+    command = [sys.executable, "-c", _SOON, *arguments, "--workspace", "ws"]
     return subprocess.Popen(command, cwd=cwd, env=os.environ | {"TERM": "xterm"}, stdout=to, stderr=subprocess.PIPE)
 
 
@@ -80,7 +113,7 @@ def test_a_job_is_watched_in_lines(options: tuple[str, ...], states: list[str], 
             until_said(*({said} & set(states)))
             change(job, state=state, message=message)
 
-    said = watched(tmp_path, "status", job.id[:5], "--watch", *options, meanwhile=live)
+    said = watched(tmp_path, "status", job.id[:5], "--watch", *options, happens=live)
     lines = said.stdout.splitlines()
     assert said.exit_code == 0
     assert len(lines) == len(states)
@@ -96,11 +129,12 @@ def test_jobs_are_watched_until_all_rest(tmp_path: Path) -> None:
     def live() -> None:
         until_said("step 3 of 12")
         late.append(make_job(tmp_path, "late"))
+        until_said(late[0].id)
         change(job, state="succeeded")
-        until_said(late[0].id, "succeeded")
+        until_said("succeeded")
         change(late[0], state="cancelled", message="cancelled")
 
-    lines = watched(tmp_path, "jobs", "--watch", meanwhile=live).stdout.splitlines()
+    lines = watched(tmp_path, "jobs", "--watch", happens=live).stdout.splitlines()
     assert [line for line in lines if done.id in line] == []
     assert lines[0] == f"{job.id} running: 42%, 30 s left, step 3 of 12 (iteration-2), 5.00 GFLOP/s, 100 MB/s"
     assert f"{job.id} succeeded" in lines
@@ -117,61 +151,60 @@ def make_sweep(root: Path, *jobs: Job) -> str:
 def test_a_sweep_is_watched_and_its_logs_are_followed_until_all_its_jobs_rest(tmp_path: Path) -> None:
     done, job, waiting = (make_job(tmp_path, f"one-{i}", state) for i, state in enumerate(("failed", "running", "submitted")))
     sweep = make_sweep(tmp_path, done, job, waiting)
-    leader, follower = pty.openpty()
+    screen = Screen()
     in_lines = watching("status", sweep, "--watch", cwd=tmp_path)
-    drawn = watching("status", "one-sweep", "--watch", cwd=tmp_path, to=follower)
-    os.close(follower)
+    drawn = screen.of(watching("status", "one-sweep", "--watch", cwd=tmp_path, to=screen.follower))
     first = [in_lines.stdout.readline().decode() for _ in range(2)]
     assert first[0] == f"{job.id} running: 42%, 30 s left, step 3 of 12 (iteration-2), 5.00 GFLOP/s, 100 MB/s\n"
     assert first[1].startswith(f"{waiting.id} submitted")
-    screen = ""
-    while "1 running" not in screen or "step 3" not in screen:
-        screen += os.read(leader, 2**16).decode()
+    screen.until("1 running", "step 3")
 
     def live() -> None:
         change(waiting, state="running")
-        for text in ("hal", "f\nnext\n"):
-            time.sleep(0.7)
-            with job.log.open("a") as log:
-                log.write(text)
+        until_said("one-0: begun", "one-1: begun", "one-2: begun")
+        with job.log.open("a") as log:
+            log.write("hal")
+            log.flush()
+            time.sleep(0.7)  # in which it is read, and kept until the line ends
+            log.write("f\nnext\n")
+        until_said("one-1: half\none-1: next\n")
         with waiting.log.open("a") as log:
             log.write("\x1b[31m")
         change(job, state="succeeded", progress=None)
         change(waiting, state="cancelled", message="stopped")
 
-    said = watched(tmp_path, "logs", "-f", sweep, meanwhile=live)
+    said = watched(tmp_path, "logs", "-f", sweep, happens=live)
     lines = sorted(said.stdout.splitlines(), key=lambda line: line[:5])
     assert lines == ["one-0: begun", "one-1: begun", "one-1: half", "one-1: next", "one-2: begun", "one-2: \\x1b[31m"]
-    last = in_lines.communicate(timeout=60)[0].decode().splitlines()
-    assert last[-2:] == [f"{job.id} succeeded", f"{waiting.id} cancelled: stopped"]
-    assert (drawn.communicate(timeout=60)[1], drawn.returncode) == (b"", 0)
-    os.close(leader)
+    told = in_lines.communicate(timeout=PATIENCE_SECONDS)[0].decode().splitlines()
+    # Both changed at once: whoever looks in between sees the one, or the other.
+    ends = [f"{job.id} succeeded", f"{waiting.id} cancelled: stopped"]
+    assert sorted(line for line in told if line in ends) == sorted(ends)
+    assert told[-1] in ends
+    assert (drawn.communicate(timeout=PATIENCE_SECONDS)[1], drawn.returncode) == (b"", 0)
+    screen.close()
 
 
 def test_ctrl_c_ends_the_watching_and_no_job(tmp_path: Path) -> None:
     job = make_job(tmp_path)
     before = job.state.read_bytes()
     kinds = [("wait",), ("status", "--watch"), ("logs", "-f"), ("jobs", "--watch")]
-    leader, follower = pty.openpty()
+    screen = Screen()
     started = [watching(*kind, cwd=tmp_path) for kind in kinds]
-    on_terminal = watching("status", "--watch", cwd=tmp_path, to=follower)
-    os.close(follower)
-    # Each says something at first, but for `wait`, which says how far the job is after a while.
+    on_terminal = screen.of(watching("status", "--watch", cwd=tmp_path, to=screen.follower))
+    # Each says something at first, `wait` how far the job is.
     assert all(started[i].stdout.readline() for i in (1, 2, 3))
     assert b"step 3 of 12" in started[0].stderr.readline()
-    drawn = ""
-    while "step 3 of 12" not in drawn:
-        drawn += os.read(leader, 2**16).decode()
+    assert "\x1b[" in screen.until("step 3 of 12")
     started.append(on_terminal)
     for process in started:
         process.send_signal(signal.SIGINT)
-    said = [process.communicate(timeout=60) for process in started]
+    said = [process.communicate(timeout=PATIENCE_SECONDS) for process in started]
     assert [process.returncode for process in started] == [130] * len(started), said
     for _, err in said:
         assert re.search(rb"goes on; `dlscale cancel one-[\w-]+` stops it|The jobs go on", err)
         assert b"Traceback" not in err
-    assert "\x1b[" in drawn
-    os.close(leader)
+    screen.close()
     assert job.state.read_bytes() == before
 
 
@@ -197,7 +230,7 @@ def test_ctrl_c_in_the_first_moments_ends_with_a_shell_s_code(module: str, tmp_p
     started = [
         subprocess.Popen([*command, *kind, "--workspace", "ws"], cwd=tmp_path, stderr=subprocess.PIPE, text=True) for kind in kinds
     ]
-    said = [process.communicate(timeout=60)[1] for process in started]
+    said = [process.communicate(timeout=PATIENCE_SECONDS)[1] for process in started]
     expected = (130, "\nThe jobs go on.\n") if module == "dlscale.batch.remote.opening" else (-signal.SIGINT, "")
     assert list(zip([process.returncode for process in started], said, strict=True)) == [expected] * len(kinds)
 
