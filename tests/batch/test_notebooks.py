@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import zarr
 from drawing import with_pages
+from gate import PATIENCE_SECONDS
 from helpers import gaussian
 
 import dlscale
@@ -41,7 +42,8 @@ def test_a_notebook_shows_the_bar_the_answer_and_the_report(tmp_path: Path, monk
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(places))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS])
-    client = nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}})
+    patience = {"timeout": PATIENCE_SECONDS, "startup_timeout": PATIENCE_SECONDS}
+    client = nbclient.NotebookClient(notebook, **patience, resources={"metadata": {"path": str(tmp_path)}})
     client.execute()
     run, result, report, jobs = notebook.cells[2:]
     assert "<progress" in outputs(run)

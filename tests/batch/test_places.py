@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from victims import ENVIRONMENT, ask, kill_tree, killed_at_the_end, leftovers, spawn, wait_for
+from victims import ENVIRONMENT, ask, leftovers
 
 from dlscale.batch.main_guard import _is_guarded
 
@@ -74,13 +75,27 @@ def test_generating_where_nothing_can_be_written(tmp_path: Path) -> None:
         assert "free" not in ended.err
 
 
+#: An import that is killed when it has written a strip.
+KILLED = """
+import os, signal
+from dlscale.cli.main import main
+from dlscale.storage.importers.strips import StripWriter
+append = StripWriter.append
+def killed(*given):
+    append(*given)
+    os.kill(os.getpid(), signal.SIGKILL)
+StripWriter.append = killed
+main()
+"""
+
+
 def test_the_next_import_removes_what_a_killed_one_left(tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", np.zeros((200_000, 100)))
-    with killed_at_the_end(spawn("import", "a.npy", "a.zarr", cwd=tmp_path)) as process:
-        wait_for(lambda: leftovers(tmp_path), alive=process)
-        kill_tree(process)
-    assert leftovers(tmp_path)
+    np.save(tmp_path / "a.npy", np.zeros((4000, 100)))
+    command = [sys.executable, "-c", KILLED, "import", "a.npy", "a.zarr", "--chunks", "100x100"]
+    ended = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert any(Path(left).suffix != ".lock" for left in leftovers(tmp_path))
     np.save(tmp_path / "a.npy", np.ones((40, 3)))
-    ended = ask("import", "a.npy", "a.zarr", cwd=tmp_path)
-    assert ended.code == 0, ended.err
+    imported = ask("import", "a.npy", "a.zarr", cwd=tmp_path)
+    assert imported.code == 0, imported.err
     assert {path.name for path in tmp_path.iterdir()} == {"a.npy", "a.zarr"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import threading
@@ -69,7 +68,9 @@ def test_events_tell_the_course_of_the_job(spec: Spec, run: Callable[..., jobs.J
     states = [event["state"] for event in events if event["event"] == "state"]
     assert states == ["running", "certifying", "succeeded"]
     assert {"pass_started", "blocks", "pass_finished", "checkpoint"} <= {event["event"] for event in events}
-    assert all(before["time"] <= after["time"] + 0.1 for before, after in itertools.pairwise(events))
+    # Each thread tells in its order; what two of them tell at once may stand either way.
+    told = [event["time"] for event in events if event["event"] not in ("blocks", "memory")]
+    assert told == sorted(told)
 
 
 def test_an_output_is_kept_unless_it_may_be_replaced(spec: Spec, run: Callable[..., jobs.JobResult], tmp_path: Path) -> None:

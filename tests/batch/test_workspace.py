@@ -38,7 +38,7 @@ def test_the_environment_names_the_workspace(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_job_whose_process_vanished_is_lost(tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    process = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
     heartbeat = replace_heartbeat(pid=process.pid, started=start_of(process.pid))
     job = make_job(Workspace(tmp_path), heartbeat=heartbeat)
     assert job.read_state().state == "running"
