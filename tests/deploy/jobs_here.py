@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
+import socket
 import subprocess
 import sys
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,18 @@ def command(*arguments: str | Path, cwd: Path, timeout: float = 240, **environme
     return subprocess.run(
         [*map(str, arguments)], env=ENVIRONMENT | environment, cwd=cwd, capture_output=True, text=True, timeout=timeout
     )
+
+
+def free_ports(n: int) -> list[int]:
+    """Of those that the system gives to no connection, so that they stay free until somebody listens there."""
+    with ExitStack() as stack:
+        ports: list[int] = []
+        while len(ports) < n:
+            with suppress(OSError):
+                probe = stack.enter_context(socket.socket())
+                probe.bind(("127.0.0.1", random.SystemRandom().randrange(20_000, 32_000)))
+                ports.append(probe.getsockname()[1])
+        return ports
 
 
 def arrays(result: Path) -> dict[str, bytes]:

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
+from jobs_here import free_ports
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 POLL_SECONDS = 0.4
@@ -120,7 +121,7 @@ def running_slurm(folder: Path) -> Iterator[SlurmCluster]:
     key.write_bytes(os.urandom(1024))
     key.chmod(0o400)
     cluster, host = SlurmCluster(folder), socket.gethostname().split(".")[0]
-    controller_port, node_port = _free_ports(2)
+    controller_port, node_port = free_ports(2)
     memory = psutil.virtual_memory().total // 2**20 * 3 // 4
     user = psutil.Process().username()
     configuration = _CONFIGURATION.format(
@@ -165,11 +166,3 @@ def _until(condition: Callable[[], bool], cluster: SlurmCluster, *, seconds: flo
     while not condition():
         assert time.monotonic() < end, f"Slurm did not start: {cluster.logs()}"
         time.sleep(0.1)
-
-
-def _free_ports(n: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(n)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]

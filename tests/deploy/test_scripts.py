@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,22 +15,18 @@ import dask
 import psutil
 import pytest
 import yaml
-from jobs_here import DEPLOY, ENVIRONMENT, ROOT, arrays, command, job_file
+from jobs_here import DEPLOY, ENVIRONMENT, ROOT, arrays, command, free_ports, job_file
 
 from dlscale.engine.clusters import open_cluster
 from dlscale.errors import SpecError
 
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+STAGED = ROOT / "tests" / "chaos" / "staged.py"
 
 
 @contextmanager
 def local_cluster(folder: Path, **environment: str) -> Iterator[str]:
     """The address of what deploy/local starts."""
-    environment = {"PORT": str(free_port()), "FOLDER": str(folder / "cluster"), "WORKERS": "2", "THREADS": "1", **environment}
+    environment = {"PORT": str(*free_ports(1)), "FOLDER": str(folder / "cluster"), "WORKERS": "2", "THREADS": "1", **environment}
     script = DEPLOY / "local" / "cluster.sh"
     started = command(script, "start", cwd=folder, **environment)
     logs = [log.read_text()[-2000:] for log in (folder / "cluster").glob("*.log")]
@@ -71,21 +69,35 @@ def test_local_cluster_serves_jobs(tmp_path, alone):
 @pytest.mark.skipif(shutil.which("mpirun", path=ENVIRONMENT["PATH"]) is None, reason="there is no mpirun here")
 def test_mpirun_script_goes_on_after_a_rank_was_killed(tmp_path, alone):
     spec, result = job_file(tmp_path, cluster="mpi"), tmp_path / "result.zarr"
+    # The first start stands still behind its third checkpoint.
+    (tmp_path / "bin").mkdir()
+    (program := tmp_path / "bin" / "dlscale").write_text(
+        f"""#!/bin/sh
+[ "$1" != run ] || exec env HELD_AT="checkpoint .* 3" {sys.executable} {STAGED} {sys.executable} -m dlscale "$@"
+exec {sys.executable} -m dlscale "$@"
+"""
+    )
+    program.chmod(0o700)
     arguments = [DEPLOY / "mpirun" / "job.sh", spec, "--output", result]
-    environment = ENVIRONMENT | {"RANKS": "2", "MPIRUN_OPTIONS": "--oversubscribe"}
+    path = os.pathsep.join([str(program.parent), ENVIRONMENT["PATH"]])
+    environment = ENVIRONMENT | {"RANKS": "2", "MPIRUN_OPTIONS": "--oversubscribe", "PATH": path}
     with subprocess.Popen(arguments, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as script:
-        checkpoints = "dlscale-workspace/jobs/*/checkpoint.zarr/manifests/*.json"
-        end = time.monotonic() + 120
-        while len(list(tmp_path.glob(checkpoints))) < 3:
+        end = time.monotonic() + 240
+        while not [rank for rank in ranks_of(script) if rank.status() == psutil.STATUS_STOPPED]:
             assert script.poll() is None
             assert time.monotonic() < end
             time.sleep(0.02)
-        ranks = [p for p in psutil.Process(script.pid).children(recursive=True) if "run" in p.cmdline() and "-n" not in p.cmdline()]
-        ranks[-1].kill()
-        _, errors = script.communicate(timeout=240)
+        (other,) = (rank for rank in ranks_of(script) if rank.status() != psutil.STATUS_STOPPED)
+        other.kill()
+        _, errors = script.communicate(timeout=480)
     assert script.returncode == 0, errors
     assert "job.sh: resuming" in errors
     assert arrays(result) == alone
+
+
+def ranks_of(script: subprocess.Popen[str]) -> list[psutil.Process]:
+    children = psutil.Process(script.pid).children(recursive=True)
+    return [child for child in children if "OMPI_COMM_WORLD_RANK" in child.environ()]
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed here")

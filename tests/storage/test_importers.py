@@ -518,7 +518,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path):
         assert len(os.listdir(tmp_path)) == 2
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=120)
     assert "KeyboardInterrupt" in errors
     assert os.listdir(tmp_path) == ["a.npy"]
 

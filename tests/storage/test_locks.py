@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -87,6 +88,12 @@ def ask(process: subprocess.Popen[str]) -> str:
     return said(process)
 
 
+def freeze(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGSTOP)
+    while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
+        time.sleep(0.01)
+
+
 def test_one_process_has_a_lock_until_it_is_killed(kept: str, tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with holder(path) as other:
@@ -96,7 +103,7 @@ def test_one_process_has_a_lock_until_it_is_killed(kept: str, tmp_path: Path) ->
         with holder(path) as third:
             assert said(third) == "held"
         assert ask(other) == "mine"
-        other.send_signal(signal.SIGSTOP)  # frozen is not gone
+        freeze(other)  # and not gone
         assert take(path) is None
         other.kill()
         other.wait()
@@ -141,7 +148,7 @@ def test_a_frozen_owner_whose_lease_was_taken_over_stops(tmp_path: Path, monkeyp
     with holder(path) as other:
         assert said(other) == "got"
         assert take(path) is None
-        other.send_signal(signal.SIGSTOP)
+        freeze(other)
         (lease,) = tmp_path.glob("*.lease")
         os.utime(lease, (time.time() - 100,) * 2)
         lock = take(path)
@@ -164,6 +171,14 @@ def test_a_lease_that_is_touched_is_not_taken_over(tmp_path: Path, monkeypatch: 
     record = json.loads(lease.read_text())
     lease.write_text(json.dumps(record | {"machine": "another"}))
     monkeypatch.setattr(locks, "age_of", lambda path: 3600.0)
+
+    def until_touched(_: float) -> None:
+        """The time in which a lease is touched, however late the thread that does it."""
+        before, deadline = lease.stat().st_mtime_ns, time.monotonic() + 60
+        while lease.stat().st_mtime_ns == before and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    monkeypatch.setattr(locks, "time", SimpleNamespace(sleep=until_touched, monotonic=time.monotonic))
     assert take(tmp_path / "lock") is None
     lock.release()
     assert not lease.exists()

@@ -205,6 +205,15 @@ def test_packing_that_is_not_understood_is_refused(tmp_path: Path, told: dict[st
 # Signatures
 
 
+def until_the_clock_of_files_moves(folder: Path) -> None:
+    """It moves in steps of some milliseconds; what is written in one of them has one time."""
+    (probe := folder / "probe").touch()
+    written = probe.stat().st_mtime_ns
+    while probe.stat().st_mtime_ns == written:
+        probe.touch()
+    probe.unlink()
+
+
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_a_signature_finds_every_change(tmp_path: Path, layout: dict[str, Any]) -> None:
     path = tmp_path / "a.zarr"
@@ -232,6 +241,7 @@ def test_a_signature_finds_every_change(tmp_path: Path, layout: dict[str, Any]) 
         array.attrs["scale_factor"] = 2.0
 
     for change in (written, kept_time, copied_over, meant_otherwise):
+        until_the_clock_of_files_moves(tmp_path)
         change()
         after = open_matrix(path).check()
         assert after is not None
@@ -256,6 +266,7 @@ def test_a_signature_says_what_changed(tmp_path: Path) -> None:
     matrix = open_matrix(tmp_path / "a.zarr")
     inputs = Inputs({"matrix": matrix}, signatures={"matrix": matrix.check()})  # type: ignore[dict-item]
     inputs.require_unchanged()
+    until_the_clock_of_files_moves(tmp_path)
     array[20:40] = 0
     with pytest.raises(
         InputError, match=r"input\.matrix: .*a\.zarr was changed while the job read it \(its file c/1/0 was written at "
@@ -286,6 +297,7 @@ def test_versions_of_sources(tmp_path: Path) -> None:
     before = [source_version(source) for source in sources]
     assert before == [source_version(source) for source in sources]
     assert all(before)
+    until_the_clock_of_files_moves(tmp_path)
     (tmp_path / "folder" / "a.npy").write_bytes(b"2")
     files.pipe("/versions/a.npy", b"2")
     assert not set(before) & {source_version(source) for source in sources}
