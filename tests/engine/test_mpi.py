@@ -121,7 +121,7 @@ def test_a_killed_rank_is_the_recorded_cause(matrix: Path, tmp_path: Path) -> No
         return dict(json.loads((job / "state.json").read_text()))
 
     with running(start(2, *command, HELD_AT="pass_finished .*")) as process:
-        wait_for(lambda: any(rank.status() == psutil.STATUS_STOPPED for rank in ranks_of(process)))
+        wait_for(lambda: process.poll() or any(rank.status() == psutil.STATUS_STOPPED for rank in ranks_of(process)))
         process.send_signal(signal.SIGSTOP)
         ranks = {rank.environ()["OMPI_COMM_WORLD_RANK"]: rank for rank in ranks_of(process)}
         ranks["1"].kill()

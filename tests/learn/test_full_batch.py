@@ -79,10 +79,10 @@ def test_softmax_on_digits_reaches_scikit_learns_accuracy():
     X, y = load_digits(return_X_y=True)
     X = X / 16
     train, test = slice(0, 1200), slice(1200, None)
-    peer = LogisticRegression(C=1.0, tol=1e-7, max_iter=2000).fit(X[train], y[train])
+    peer = LogisticRegression(C=1.0, tol=1e-9, max_iter=2000).fit(X[train], y[train])
     m = model("softmax")
     W, bias, iteration = minimize(
-        LBFGS(tolerance=1e-7), m, X[train], y[train], regularization=Regularization(l2=1 / 1200), n_outputs=10
+        LBFGS(tolerance=1e-9), m, X[train], y[train], regularization=Regularization(l2=1 / 1200), n_outputs=10
     )
     assert iteration.converged
     p = m.predict({"layer-0/weight": W, "layer-0/bias": bias}, X[test])

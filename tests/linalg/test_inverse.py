@@ -46,7 +46,9 @@ def test_inverses(name: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> Non
         departure = norm((np.eye(n) - A.astype(wide) @ X.astype(wide)).astype("c16"))
         assert departure <= 30 * n * eps(A) * norm(A) * norm(X)
         product = np.abs(A).sum(0).max() * np.abs(X).sum(0).max()
-        assert outcome.estimates["condition"] == pytest.approx(product, rel=1e-5 if product * eps(A) < 0.1 else 0.5)
+        # Where rounding hides the number, the larger one of two estimates is told.
+        most = 1 + 1e-5 if product * eps(A) < 0.1 else 20
+        assert (1 - 1e-5) * product <= outcome.estimates["condition"] <= most * product
 
 
 def test_the_inverse_chooses_qr_where_lu_alone_is_inaccurate() -> None:

@@ -52,7 +52,8 @@ def test_many_columns_are_solved_as_accurately_as_few(dtype: str, precision: str
     assert not X[:, 3].any()
     assert scaled_error(A, np.delete(X, 3, axis=1), np.delete(B, 3, axis=1)) < 5
     few, _ = solve(A, B[:, :2], precision=precision)
-    np.testing.assert_allclose(X[:, :2], few.arrays["x"], rtol=1e4 * eps(A))
+    # Of small entries other roundings leave fewer digits.
+    np.testing.assert_allclose(X[:, :2], few.arrays["x"], rtol=0, atol=300 * eps(A) * np.abs(X).max())
 
 
 def test_complex_right_hand_sides_of_a_real_matrix_in_a_store(tmp_path: Path) -> None:
