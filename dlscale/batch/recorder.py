@@ -128,7 +128,10 @@ class Recorder:
         return self.seconds_before + time.monotonic() - self.started
 
     def emit(self, event: Event) -> None:
-        """Append an event, with its time, to events.jsonl, and say the telling ones in the log."""
+        """Append an event, with its time, to events.jsonl, say the telling ones in the log, and let the listener hear it."""
+        self._heard(self._noted(event))
+
+    def _noted(self, event: Event) -> Event:
         event = replace(event, time=time.time())
         line = (json.dumps({key: plain(value) for key, value in event.to_dict().items()}) + "\n").encode()
         # One write: a kill cannot mix two lines. A full disk ends the job where it needs the disk, not here.
@@ -140,6 +143,9 @@ class Recorder:
                 self._told = time.monotonic()
                 sentence += f"; {progress_words(replace(self.follower.progress(), step=''), runs=True)}"
             self._log.log(logging.WARNING if isinstance(event, Warned) else logging.INFO, sentence)
+        return event
+
+    def _heard(self, event: Event) -> None:
         self.listener(event)
         self.tell_losses()
 
@@ -163,7 +169,9 @@ class Recorder:
         final: bool = False,
         failure_code: int = 1,
     ) -> None:
-        """Go over to another state."""
+        """Go over to another state, which is noted first: whoever sees the state finds the job's last words."""
+        self.check()
+        event = self._noted(StateChanged(state, message))
         with self._lock:
             self.state = replace(
                 self.state,
@@ -180,7 +188,7 @@ class Recorder:
             except (OSError, DoesNotFitError, StoreError):
                 if state not in ENDED:
                     raise  # else the reason of the end counts; the job is then found lost, and can be resumed
-        self.emit(StateChanged(state, message))
+        self._heard(event)
 
     def failure(self, error: BaseException) -> None:
         """Keep the traceback for whoever must find out."""

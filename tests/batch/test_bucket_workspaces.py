@@ -57,7 +57,7 @@ def job(bucket: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dic
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
     zarr.create_array(str(tmp_path / "A.zarr"), data=A, chunks=(200, 60), compressors=None)
     url = upload(tmp_path / "A.zarr", bucket / "A.zarr")
-    params = {"n_components": 4, "scores": True, "method": "randomized"}
+    params = {"n_components": 4, "scores": True, "solver": "randomized"}
     return {"kind": "pca", "input": {"matrix": url}, "params": params, "cluster": "threads"}
 
 

@@ -25,7 +25,7 @@ from dlscale.storage.objects.address import Address
 
 A = np.random.default_rng(0).standard_normal((900, 60))
 KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "pca": (A, {"n_components": 4, "scores": True, "method": "randomized"}),
+    "pca": (A, {"n_components": 4, "scores": True, "solver": "randomized"}),
     "lu": (A[:60] + 4 * np.eye(60), {}),
 }
 

@@ -18,8 +18,9 @@ from dask.utils import key_split
 from dlscale.batch import run as jobs
 from dlscale.batch.jobs.pacing import PacedCheckpoint
 from dlscale.batch.reporting import write_report
-from dlscale.batch.workspace import Heartbeat, Workspace
+from dlscale.batch.workspace import Heartbeat, Job, JobState, Workspace
 from dlscale.engine.clusters.cluster import ThreadCluster
+from dlscale.engine.events import StateChanged
 from dlscale.errors import CertificateError, DoesNotFitError, InputError, NonFiniteError, SpecError
 
 Spec = dict[str, Any]
@@ -71,6 +72,23 @@ def test_events_tell_the_course_of_the_job(spec: Spec, run: Callable[..., jobs.J
     # Each thread tells in its order; what two of them tell at once may stand either way.
     told = [event["time"] for event in events if event["event"] not in ("blocks", "memory")]
     assert told == sorted(told)
+
+
+def test_whoever_sees_a_state_finds_the_last_words(
+    spec: Spec, run: Callable[..., jobs.JobResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, str] = {}
+    write = Job.write_state
+
+    def looked_at(job: Job, state: JobState, **how: bool) -> None:
+        if job.log.exists():
+            states = [event.state for event in job.read_events() if isinstance(event, StateChanged)]
+            seen.setdefault(state.state, f"{job.log.read_text().split()[-1]}, {states[-1]}")
+        write(job, state, **how)
+
+    monkeypatch.setattr(Job, "write_state", looked_at)
+    run(spec)
+    assert seen == {state: f"{state}, {state}" for state in ("running", "certifying", "succeeded")}
 
 
 def test_an_output_is_kept_unless_it_may_be_replaced(spec: Spec, run: Callable[..., jobs.JobResult], tmp_path: Path) -> None:
