@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -25,6 +26,8 @@ from dlscale.report.html import render
 
 # Several processes share the cores: threads of BLAS that wait for a core take more time than they save.
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+# Whoever starts the tests with nohup does not mean the jobs that they start, which take it over.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # For the BLAS that a plugin of pytest has loaded already.
 threadpool_limits(1, user_api="blas")
 # Of the many commands that are started, the first compiles the package for all of them, as it does for users.

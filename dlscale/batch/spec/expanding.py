@@ -2,7 +2,7 @@
 
     matrix:
       params.n_components: [10, 20, 40]
-      params.method: [randomized, covariance]
+      params.solver: [randomized, covariance]
 
 Each job has one value of every list, in all combinations; the list that stands first changes last.
 """
