@@ -16,7 +16,7 @@ import zarr
 from sparse_matrices import random_sparse
 
 from dlscale.errors import ImportNote, InputError, SpecError
-from dlscale.storage.importers import import_matrix
+from dlscale.storage.importers import import_matrix, matrix_market
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.matrix import Matrix
 from dlscale.storage.sparse.matrix import SparseMatrix
@@ -82,6 +82,31 @@ def test_matrix_market(tmp_path: Path, field: str, symmetry: str, packed: bool, 
     np.testing.assert_array_equal(matrix.read(0, 40), expected)
     assert isinstance(matrix, SparseMatrix)
     assert matrix.nnz == np.count_nonzero(expected)
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("order", ["rows", "by rows but the last", "from the last row", "columns", "no row before 30"])
+def test_matrix_market_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str, sparse: bool) -> None:
+    """By rows nothing is spilled; what turns out of order late is read again."""
+    monkeypatch.setattr(matrix_market, "PIECE_BYTES", 100)
+    monkeypatch.setattr(matrix_market, "SPARSE_ENTRIES", 64)
+    monkeypatch.setattr("dlscale.storage.importers.tables.BLOCK_BYTES", 8 * 9 * 16)
+    spilled: list[int] = []
+    spill = matrix_market.spill
+    monkeypatch.setattr(matrix_market, "spill", lambda *args, **kwargs: (spilled.append(1), spill(*args, **kwargs)))
+    A = scipy.sparse.random_array((64, 9), density=0.6, rng=np.random.default_rng(0)).toarray().round(3)
+    A[50:60] = 0
+    if order == "no row before 30":
+        A[:30] = 0
+    i, j = np.nonzero(A.T)[::-1] if order == "columns" else np.nonzero(A)
+    if order == "from the last row":
+        i, j = i[::-1], j[::-1]
+    if order == "by rows but the last":
+        i, j = np.roll(i, -1), np.roll(j, -1)
+    lines = "".join(f"{row + 1} {column + 1} {float(A[row, column])!r}\n" for row, column in zip(i, j, strict=True))
+    (tmp_path / "x.mtx").write_text(f"%%MatrixMarket matrix coordinate real general\n64 9 {len(i)}\n{lines}")
+    np.testing.assert_array_equal(imported(tmp_path / "x.mtx", sparse=sparse).read(0, 64), A)
+    assert bool(spilled) == (order not in ("rows", "no row before 30"))
 
 
 def test_matrix_market_entries_given_twice_are_added(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from dlscale.storage.importers.options import ReadOptions, parse_options
 from dlscale.storage.importers.parquet import PARQUET_SUFFIXES, read_parquet
 from dlscale.storage.importers.samples import is_sample, read_sample
 from dlscale.storage.importers.strips import StripWriter
-from dlscale.storage.importers.tables import KEPT_DTYPES, Reader, Request, Table, is_url
+from dlscale.storage.importers.tables import KEPT_DTYPES, OutOfOrderError, Reader, Request, Table, is_url
 from dlscale.storage.labels.names import COLOR
 from dlscale.storage.labels.writing import LabelsWriter
 from dlscale.storage.sparse.writing import CompressedWriter, write_vector
@@ -130,7 +130,12 @@ def import_matrix(
     _check_destination(destination, overwrite=overwrite)
     destination.parent.mkdir(parents=True, exist_ok=True)
     try:
-        notes = _copy(request, read, partial / "array", chunks=chunks, progress=progress)
+        try:
+            notes = _copy(request, read, partial / "array", chunks=chunks, progress=progress)
+        except OutOfOrderError:
+            shutil.rmtree(partial)
+            spilling = request.model_copy(update={"in_order": False})
+            notes = _copy(spilling, read, partial / "array", chunks=chunks, progress=progress)
         _publish(partial, destination)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

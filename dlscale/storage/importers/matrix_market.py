@@ -1,8 +1,8 @@
 """Matrix Market, plain or gzipped: dense columns or sparse coordinates, made dense or compressed strip by strip.
 
-Entries come in an order of their own. A first sweep parses the text in pieces and drops every entry into the spill file of
-its strip of rows; a second one takes strip after strip. Whole columns of numbers are kept as they come, and
-read again by rows.
+Entries come in an order of their own. Where it is that of the rows, a strip of rows is done when the next one begins. Else a first
+sweep parses the text in pieces and drops every entry into the spill file of its strip; a second one takes strip after strip. Whole
+columns of numbers are kept as they come, and read again by rows.
 
 References
 ----------
@@ -11,7 +11,7 @@ R. F. Boisvert, R. Pozo, K. A. Remington, The Matrix Market exchange formats, NI
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -27,7 +27,16 @@ from dlscale.host import n_cores
 from dlscale.storage.files.ahead import ahead, worked_ahead
 from dlscale.storage.files.locations import named
 from dlscale.storage.importers.market_text import DTYPES, Entries, Line, mixed_entries, plain_entries
-from dlscale.storage.importers.tables import Blocks, Request, Table, line_pieces, open_text, row_ranges, rows_per_block
+from dlscale.storage.importers.tables import (
+    Blocks,
+    OutOfOrderError,
+    Request,
+    Table,
+    line_pieces,
+    open_text,
+    row_ranges,
+    rows_per_block,
+)
 from dlscale.storage.sparse.sums import first_overflow
 
 PIECE_BYTES = 2 << 20  # of text; an entry of the four shortest characters takes some 40 bytes while it is parsed
@@ -79,7 +88,7 @@ def read_matrix_market(request: Request) -> Iterator[Table]:
             )
         dense = banner.layout == "array" and banner.symmetry == "general"
         sparse = _is_sparse(banner, request)
-        blocks = (_columns if dense else _strips)(stream, banner, request=request)
+        blocks = _columns(stream, banner, request=request) if dense else ahead(_strips(stream, banner, request=request))
         n_entries = banner.n_entries * (1 if banner.symmetry == "general" else 2) if sparse else None
         yield Table(banner.n_rows, banner.n_columns, banner.dtype, blocks, position=position, sparse=sparse, n_entries=n_entries)
 
@@ -133,36 +142,83 @@ def _columns(stream: BinaryIO, banner: Banner, *, request: Request) -> Blocks:
 
 
 def _strips(stream: BinaryIO, banner: Banner, *, request: Request) -> Blocks:
-    m, n = banner.n_rows, banner.n_columns
-    sparse = _is_sparse(banner, request)
+    n, sparse = banner.n_columns, _is_sparse(banner, request)
     # A power of two of rows; an entry of a strip takes up to 6 times its value.
     step = _sparse_rows(banner) if sparse else max(1, rows_per_block(n, banner.dtype.itemsize) // 4)
-    shift = step.bit_length() - 1
     entry = np.dtype([("i", "i4"), ("j", "i4" if n <= 1 << 31 else "i8"), ("value", banner.dtype)])
     request.scratch.mkdir(parents=True, exist_ok=True)
+    parts = _records(stream, banner, entry, step, request=request)
+    done = False
+    if request.in_order and banner.symmetry == "general":
+        done = yield from _as_they_come(parts, banner, step, request=request)
+    if not done:
+        for strips, entries in parts:
+            spill(entries, strips, folder=request.scratch)
+        yield from _spilled(banner, entry, step, request=request)
+
+
+def _records(
+    stream: BinaryIO, banner: Banner, entry: np.dtype[Any], step: int, *, request: Request
+) -> Iterator[tuple[Array, Array]]:
+    """The strips of entries, and these, piece by piece."""
+    shift = step.bit_length() - 1
     for i, j, values in _entries(stream, banner, request=request):
-        strips, local = i >> shift, i & (step - 1)
-        entries = np.empty(i.size, entry)
-        entries["i"], entries["j"], entries["value"] = local, j, values
-        spill(entries, strips if m >> shift >= 1 << 16 else strips.astype(np.uint16), folder=request.scratch)
-    yield from ahead(_spilled(banner, entry, step, request=request))
+        strips, entries = i >> shift, np.empty(i.size, entry)
+        entries["i"], entries["j"], entries["value"] = i & (step - 1), j, values
+        yield strips if banner.n_rows >> shift >= 1 << 16 else strips.astype(np.uint16), entries
+
+
+def _as_they_come(
+    parts: Iterator[tuple[Array, Array]], banner: Banner, step: int, *, request: Request
+) -> Generator[Any, None, bool]:
+    """Each strip when the next one begins; false, and all is spilled, where the order breaks before the first one has ended."""
+    held, current = list[Array](), 0
+    for strips, entries in parts:
+        if strips[0] < current or (strips[1:] < strips[:-1]).any():
+            if current:
+                raise OutOfOrderError(f"{request.source} has its rows in order at first, and not to its end.")
+            for few in held:
+                spill(few, np.zeros(len(few), np.uint16), folder=request.scratch)
+            spill(entries, strips, folder=request.scratch)
+            return False
+        for lo, hi in _runs(strips):
+            for k in range(current, int(strips[lo])):
+                yield _strip(held, k * step, step, banner, request=request)
+                held = []
+            current = int(strips[lo])
+            held.append(entries[lo:hi])
+    for start in range(current * step, banner.n_rows, step):
+        yield _strip(held, start, step, banner, request=request)
+        held = []
+    return True
 
 
 def _spilled(banner: Banner, entry: np.dtype[Any], step: int, *, request: Request) -> Blocks:
     """Strip after strip of what was spilled."""
-    n, sparse = banner.n_columns, _is_sparse(banner, request)
-    limit = request.dtype or banner.dtype
-    for start, stop in row_ranges(banner.n_rows, step):
-        path = request.scratch / str(start // step)
-        if not path.exists():
-            empty = (stop - start, n)
-            yield scipy.sparse.csr_array(empty, dtype=banner.dtype) if sparse else np.zeros(empty, banner.dtype)
-            continue
-        entries = np.fromfile(path, entry)
-        path.unlink()
-        strip = _summed(entries, (stop - start, n), start=start, limit=limit, source=request.source)
-        rows: Any = strip.tocsr() if sparse else strip.toarray()
-        yield rows.astype(np.uint8) if limit == np.uint8 else rows
+    for start, _ in row_ranges(banner.n_rows, step):
+        path, found = request.scratch / str(start // step), list[Array]()
+        if path.exists():
+            found = [np.fromfile(path, entry)]
+            path.unlink()
+        yield _strip(found, start, step, banner, request=request)
+
+
+def _strip(found: list[Array], start: int, step: int, banner: Banner, *, request: Request) -> Any:
+    """The rows of a strip, from its entries."""
+    shape, limit = (min(step, banner.n_rows - start), banner.n_columns), request.dtype or banner.dtype
+    sparse = _is_sparse(banner, request)
+    if not found:
+        return scipy.sparse.csr_array(shape, dtype=banner.dtype) if sparse else np.zeros(shape, banner.dtype)
+    entries = found[0] if len(found) == 1 else np.concatenate(found)
+    parts = _summed(entries, shape, start=start, limit=limit, source=request.source)
+    rows: Any = parts.tocsr() if sparse else parts.toarray()
+    return rows.astype(np.uint8) if limit == np.uint8 else rows
+
+
+def _runs(strips: Array) -> Iterator[tuple[int, int]]:
+    """Where equal neighbours begin, and where they end."""
+    bounds = [0, *(np.flatnonzero(strips[1:] != strips[:-1]) + 1).tolist(), len(strips)]
+    return pairwise(bounds)
 
 
 def _is_sparse(banner: Banner, request: Request) -> bool:
@@ -227,8 +283,7 @@ def spill(entries: Array, strips: Array, *, folder: Path) -> None:
     if (strips[1:] < strips[:-1]).any():
         order = np.argsort(strips, kind="stable")
         entries, strips = entries[order], strips[order]
-    bounds = np.concatenate([[0], np.flatnonzero(strips[1:] != strips[:-1]) + 1, [strips.size]])
-    for lo, hi in pairwise(bounds):
+    for lo, hi in _runs(strips):
         with (folder / str(strips[lo])).open("ab") as file:
             file.write(entries[lo:hi].data)
 

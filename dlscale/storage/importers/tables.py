@@ -48,6 +48,12 @@ class Request(ReadOptions):
     source: str
     scratch: Path
     dtype: np.dtype[Any] | None = None
+    #: Whether a reader may hand over rows in the trust that no later part of the source belongs to them.
+    in_order: bool = True
+
+
+class OutOfOrderError(InputError):
+    """A reader trusted in an order that the source has not to its end; it is read again without."""
 
 
 @dataclass(frozen=True)
