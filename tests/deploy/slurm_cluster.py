@@ -74,7 +74,7 @@ class SlurmCluster:
 
     def command(self, *arguments: str | Path) -> str:
         """Run a command of Slurm; its standard output."""
-        ended = subprocess.run([*map(str, arguments)], env=self.environment, capture_output=True, text=True, timeout=60)
+        ended = subprocess.run([*map(str, arguments)], env=self.environment, capture_output=True, text=True, timeout=300)
         assert ended.returncode == 0, f"{arguments}: {ended.stderr}"
         return ended.stdout.strip()
 
@@ -91,7 +91,7 @@ class SlurmCluster:
                 self._looked = time.monotonic()
             return self._seen
 
-    def wait(self, job: str, *states: str, seconds: float = 120.0) -> dict[str, str]:
+    def wait(self, job: str, *states: str, seconds: float = 300.0) -> dict[str, str]:
         """Wait until a job is in one of the states."""
         end = time.monotonic() + seconds
         while (facts := self.seen().get(job, {})).get("JobState") not in states:
@@ -157,11 +157,11 @@ def _daemon(cluster: SlurmCluster, *command: str) -> Iterator[None]:
 
 
 def _says(cluster: SlurmCluster, *command: str) -> str | None:
-    ended = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, timeout=30)
+    ended = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, timeout=300)
     return ended.stdout.strip() if ended.returncode == 0 else None
 
 
-def _until(condition: Callable[[], bool], cluster: SlurmCluster, *, seconds: float = 30.0) -> None:
+def _until(condition: Callable[[], bool], cluster: SlurmCluster, *, seconds: float = 300.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"Slurm did not start: {cluster.logs()}"
