@@ -173,13 +173,17 @@ def prepare(
         plan = replace(plan, notes=(*plan.notes, *facts.notes))
         if assumed:
             return Prepared(spec, data, inputs, facts, options, assumed.plan(plan), output, color)
-        with blame(document, "output"):
-            here = output if output is not None else workspace.place
-            require_free_space(
-                here if isinstance(here, Path) else workspace.root, 0 if isinstance(here, Address) else plan.bytes_written
-            )
+        _require_room(plan, output, document, workspace)
         plan = plan.writing_in(next(place for place in (workspace.root, *workspace.root.parents) if place.is_dir()))
     return Prepared(spec, data, inputs, facts, options, plan, output, color)
+
+
+def _require_room(plan: Plan, output: Path | Address | None, document: Document, workspace: Workspace) -> None:
+    here = output if output is not None else workspace.place
+    with blame(document, "output"):
+        require_free_space(
+            here if isinstance(here, Path) else workspace.root, 0 if isinstance(here, Address) else plan.bytes_written
+        )
 
 
 def _check_places(
