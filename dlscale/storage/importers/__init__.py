@@ -106,10 +106,6 @@ def import_matrix(
     **options
         How the source is read: the fields of `ReadOptions`; without one, the reader decides.
 
-    Returns
-    -------
-    Path
-
     Raises
     ------
     SpecError
