@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -84,11 +83,9 @@ def test_same_bits_and_a_quiet_end(
 ) -> None:
     (tmp_path / "job.yaml").write_text(json.dumps(spec(kind, matrix)))
     code, out, err = mpirun(n_ranks, "-m", "dlscale", "run", tmp_path / "job.yaml", "--workspace", tmp_path / "w")
-    ended = time.time()
     assert (code, err) == (0, ""), out
     assert "\x1b" not in out  # which Open MPI passes on from a terminal of its own
     [job] = (tmp_path / "w" / "jobs").iterdir()
-    assert ended - (job / "state.json").stat().st_mtime < 30
     plan = json.loads((job / "plan.json").read_text())
     assert (plan["cluster"]["kind"], plan["cluster"]["n_workers"]) == (("mpi", n_ranks) if n_ranks > 1 else ("local", 1))
     assert bits(job / "result.zarr") == reference[kind]
@@ -125,6 +122,7 @@ def test_a_killed_rank_is_the_recorded_cause(matrix: Path, tmp_path: Path) -> No
         process.send_signal(signal.SIGSTOP)
         ranks = {rank.environ()["OMPI_COMM_WORLD_RANK"]: rank for rank in ranks_of(process)}
         ranks["1"].kill()
+        wait_for(lambda: ranks["1"].status() == psutil.STATUS_ZOMBIE)
         ranks["0"].terminate()  # as the launcher does, which does not wait for what comes of it
         ranks["0"].resume()
         wait_for(lambda: state()["state"] != "running")
