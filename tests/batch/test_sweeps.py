@@ -153,11 +153,11 @@ def test_a_sweep_is_stopped_goes_on_and_is_one_table(folder: Path, gate: Gate, m
     with gate.closed():
         resumed = call("resume", sweep_id)
         assert resumed.stdout == f"{sweep_id}: 2 of 3 jobs are left; they run.\n", resumed.stderr
+        gate.wait_for_job()
         refused = call("resume", "ranks-sweep")
         assert (refused.exit_code, "is running already" in refused.stderr) == (2, True)
 
         # Cancelled, what is left is run again, and only that.
-        gate.wait_for_job()
         assert call("cancel", sweep_id).exit_code == 0
         assert call("wait", sweep_id).exit_code == 75
     run_here(jobs[1])

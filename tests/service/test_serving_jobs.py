@@ -216,9 +216,9 @@ def test_a_key_makes_one_job(server: WebServer, folder: Path) -> None:
 def test_a_job_is_cancelled_resumed_and_removed(server: WebServer, folder: Path) -> None:
     with server.gate.closed():
         job = server.submit(LONG)
+        server.gate.wait_for_job()
         assert server.http.post(f"/v1/jobs/{job}/resume").status_code == 409
         assert server.http.delete(f"/v1/jobs/{job}").status_code == 409
-        server.gate.wait_for_job()
         assert server.http.post(f"/v1/jobs/{job}/cancel").json()["state"] == "cancelled"
     assert command(folder, "status", job, "--workspace", "ws", "--json").stdout.count('"cancelled"') == 1
     assert server.http.post(f"/v1/jobs/{job}/cancel").status_code == 409

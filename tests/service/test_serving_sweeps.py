@@ -97,6 +97,7 @@ def test_a_sweep_from_python_is_stopped_and_goes_on(server: WebServer) -> None:
         assert client.validate(spec) == "svd"
         with server.gate.closed():
             sweep = client.submit(spec)
+            server.gate.wait_for_job()
             with pytest.raises(TimeoutError, match="has not ended after 0 s: "):
                 client.wait_for_sweep(sweep, timeout_seconds=0)
             with pytest.raises(DlscaleError, match="is running already"):
@@ -104,7 +105,6 @@ def test_a_sweep_from_python_is_stopped_and_goes_on(server: WebServer) -> None:
             with pytest.raises(DlscaleError, match="cancel it first"):
                 client.delete_sweep(sweep)
             jobs = [row["job"] for row in client.sweep(sweep)["jobs"]]
-            server.gate.wait_for_job()
             assert sorted(client.cancel_sweep(sweep)) == jobs
             stopped = command(server, "wait", sweep)
         assert said(stopped) == (75, f"{sweep}: 2 cancelled\n", "")
