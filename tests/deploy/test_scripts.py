@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import dask
@@ -83,21 +83,33 @@ exec {sys.executable} -m dlscale "$@"
     environment = ENVIRONMENT | {"RANKS": "2", "MPIRUN_OPTIONS": "--oversubscribe", "PATH": path}
     with subprocess.Popen(arguments, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as script:
         end = time.monotonic() + 240
-        while not [rank for rank in ranks_of(script) if rank.status() == psutil.STATUS_STOPPED]:
-            assert script.poll() is None
-            assert time.monotonic() < end
-            time.sleep(0.02)
-        (other,) = (rank for rank in ranks_of(script) if rank.status() != psutil.STATUS_STOPPED)
-        other.kill()
-        _, errors = script.communicate(timeout=480)
+        try:
+            while psutil.STATUS_STOPPED not in ranks_of(script).values():
+                assert script.poll() is None
+                assert time.monotonic() < end
+                time.sleep(0.02)
+            (other,) = (rank for rank, status in ranks_of(script).items() if status != psutil.STATUS_STOPPED)
+            other.kill()
+            _, errors = script.communicate(timeout=480)
+        finally:
+            if script.poll() is None:
+                ranks = ranks_of(script)
+                script.kill()
+                for rank in ranks:
+                    rank.kill()
     assert script.returncode == 0, errors
     assert "job.sh: resuming" in errors
     assert arrays(result) == alone
 
 
-def ranks_of(script: subprocess.Popen[str]) -> list[psutil.Process]:
-    children = psutil.Process(script.pid).children(recursive=True)
-    return [child for child in children if "OMPI_COMM_WORLD_RANK" in child.environ()]
+def ranks_of(script: subprocess.Popen[str]) -> dict[psutil.Process, str]:
+    """Each of the ranks that a script has started, and its status."""
+    found = {}
+    for child in psutil.Process(script.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # some other command, which has just ended
+            if "OMPI_COMM_WORLD_RANK" in child.environ():
+                found[child] = child.status()
+    return found
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed here")

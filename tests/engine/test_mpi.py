@@ -165,7 +165,11 @@ def test_a_signal_stops_all_ranks_at_the_same_step(tmp_path: Path, number: signa
 
 
 def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    return [child for child in psutil.Process(process.pid).children(recursive=True) if "python" in child.name()]
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            found += [child] if "python" in child.name() else []
+    return found
 
 
 @contextmanager
