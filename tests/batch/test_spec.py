@@ -70,7 +70,7 @@ def test_a_job_file_makes_the_options_that_python_makes(kind: Kind) -> None:
         ("svd", "tolerance", 1.0),
         ("svd", "power_iterations", 101),
         ("pca", "n_components", 1.5),
-        ("pca", "method", "streaming"),
+        ("pca", "solver", "streaming"),
         ("lu", "panel", 0),
         ("qr", "mode", "full"),
         ("solve", "assume", "spd"),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable
+
+import psutil
 
 #: Only what is wrong lets a test wait for so long.
 LONG_SECONDS = 240.0
@@ -16,6 +19,11 @@ def wait_for(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def is_gone(process: psutil.Process) -> bool:
+    """Whether all threads of a process have ended, and with the last one its connections, though its launcher has not looked."""
+    return process.status() == psutil.STATUS_ZOMBIE and len(os.listdir(f"/proc/{process.pid}/task")) == 1
 
 
 def end(launcher: subprocess.Popen[str], noted: Callable[[], object]) -> tuple[int, str, str]:

@@ -22,7 +22,7 @@ from dlscale.engine.clusters import describe_cluster, launchers
 from dlscale.engine.clusters.launchers import Place, launched
 from dlscale.errors import SpecError
 from dlscale.storage.groups import open_arrays
-from tests.engine.launching import LONG_SECONDS, end, wait_for
+from tests.engine.launching import LONG_SECONDS, end, is_gone, wait_for
 
 MPIRUN = shutil.which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 PROGRAMS = Path(__file__).with_name("rank_programs.py")
@@ -122,7 +122,7 @@ def test_a_killed_rank_is_the_recorded_cause(matrix: Path, tmp_path: Path) -> No
         process.send_signal(signal.SIGSTOP)
         ranks = {rank.environ()["OMPI_COMM_WORLD_RANK"]: rank for rank in ranks_of(process)}
         ranks["1"].kill()
-        wait_for(lambda: ranks["1"].status() == psutil.STATUS_ZOMBIE)
+        wait_for(lambda: is_gone(ranks["1"]))
         ranks["0"].terminate()  # as the launcher does, which does not wait for what comes of it
         ranks["0"].resume()
         wait_for(lambda: state()["state"] != "running")
@@ -141,7 +141,7 @@ def test_one_rank_ends_all(how: str, rank: int, n_ranks: int, tmp_path: Path) ->
     def noted() -> bool:
         return said.exists() or (
             psutil.Process(launcher.pid).status() == psutil.STATUS_STOPPED
-            and all(each.status() == psutil.STATUS_ZOMBIE for each in ranks_of(launcher))
+            and all(map(is_gone, ranks_of(launcher)))
         )
 
     code, out, err = end(launcher, noted)
