@@ -140,8 +140,7 @@ def test_one_rank_ends_all(how: str, rank: int, n_ranks: int, tmp_path: Path) ->
 
     def noted() -> bool:
         return said.exists() or (
-            psutil.Process(launcher.pid).status() == psutil.STATUS_STOPPED
-            and all(map(is_gone, ranks_of(launcher)))
+            psutil.Process(launcher.pid).status() == psutil.STATUS_STOPPED and all(map(is_gone, ranks_of(launcher)))
         )
 
     code, out, err = end(launcher, noted)
