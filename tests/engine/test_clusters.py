@@ -35,6 +35,7 @@ from dlscale.linalg.svd import SVDOptions, compute_svd, plan_svd
 from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.results import ResultGroup
+from tests.engine.launching import wait_for
 
 SHAPE = (2000, 50)
 GRID = RowGrid(2000, 100, 200)
@@ -119,17 +120,6 @@ def test_an_error_in_a_worker_arrives_as_it_is(shared_clusters: Any, tmp_path: P
     path = store(tmp_path / "A.zarr", A, chunks=(100, 50))
     with pytest.raises(NonFiniteError, match="row 1234, column 5"):
         run(shared_clusters(2), "svd", path, tmp_path)
-
-
-#: Only what is wrong lets a test wait for so long.
-LONG_SECONDS = 300.0
-
-
-def wait_for(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + LONG_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @dataclass(frozen=True)
