@@ -177,14 +177,20 @@ class Moments:
 
 
 def add_normal_product(
-    A: Array | SparseRows, W: Array, ZH: Array, *, mean: Array | None = None, moments: Moments | None = None
+    A: Array | SparseRows,
+    W: Array,
+    ZH: Array,
+    *,
+    mean: Array | None = None,
+    moments: Moments | None = None,
+    halved: bool = False,
 ) -> Array:
     """``Z += (A - 1 mean)^H Y`` with ``Y = (A - 1 mean) W``: one step of a power iteration, in one read of A.
 
     Parameters
     ----------
     A : (b, n)
-        Of compressed rows only what is stored is multiplied, in double precision.
+        Of compressed rows only what is stored is multiplied, in double precision unless halved.
     W : (n, l), C order
         Of A's dtype, or of half its precision, in which the products are then made; moments keep A's.
     ZH : (l, n), double precision, updated in place
@@ -192,6 +198,8 @@ def add_normal_product(
     mean : (n,), optional
     moments : Moments, optional
         Gains those of ``A - 1 mean``.
+    halved : bool
+        Whether the precision of W is half of the matrix's.
 
     Returns
     -------
@@ -203,7 +211,7 @@ def add_normal_product(
     4 b n l flops.
     """
     if isinstance(A, SparseRows):
-        Y, centred = sparse_rows.add_normal_product(A, W, ZH, mean=mean)
+        Y, centred = sparse_rows.add_normal_product(A, W, ZH, mean=mean, halved=halved)
         if moments is not None:
             moments.add_sparse(A, centred)
         return Y

@@ -2,8 +2,8 @@
 
     B = R - 1 s,   B W = R W - 1 (s W),   B^H Y = R^H Y - s^H (1^H Y)
 
-Products are made in double precision, whatever the entries are: SciPy's release the interpreter, so that one thread a task is
-enough. Where all rows have an entry in a column, s is subtracted from these entries themselves, so that no digit is lost beside a
+Products are made in double precision, whatever the entries are, unless less is asked for: SciPy's release the interpreter, so that
+one thread a task is enough. Where all rows have an entry in a column, s is subtracted from these entries themselves, so that no digit is lost beside a
 large mean; elsewhere a column holds zeros, and its mean is no larger than its spread allows.
 """
 
@@ -22,6 +22,8 @@ from dlscale.lapack import add_hermitian_square, multiply_add
 
 #: Rows that are transposed at a time.
 _TURNED_ROWS = 512
+#: Rows that are looked at for columns that may be full, before all are.
+_LOOKED_AT_ROWS = 16
 #: Up to this density ``R^H R`` is faster from what is stored: 1.2e8 products a second, 4e10 flops of dense tiles.
 _SPARSE_GRAM_UNTIL = 0.05
 #: Bytes of what is made of it at a time: a strip of ``R^H R``, or a tile of R.
@@ -60,6 +62,17 @@ class SparseRows:
         return dtype
 
     @cached_property
+    def full(self) -> Array:
+        """Whether a column has an entry in each row (n,), bool."""
+        pointers, candidates = self.rows.indptr, np.arange(self.shape[1])
+        for i in range(min(len(self), _LOOKED_AT_ROWS)):
+            candidates = np.intersect1d(candidates, self.rows.indices[pointers[i] : pointers[i + 1]], assume_unique=True)
+            if not candidates.size:
+                return np.zeros(self.shape[1], bool)
+        full: Array = self.counts == len(self)
+        return full
+
+    @cached_property
     def counts(self) -> Array:
         """How many entries each column has."""
         return np.bincount(self.rows.indices, minlength=self.shape[1])
@@ -77,7 +90,7 @@ class SparseRows:
     def beside(self) -> Array:
         """What of B stands in each column where R has no entry; nothing does in a column that is full (n,)."""
         shift = np.zeros(self.shape[1]) if self.shift is None else self.shift
-        return np.where(self.counts < len(self), -shift, 0)
+        return np.where(self.full, 0, -shift)
 
     def moduli(self) -> SparseRows:
         """``|B|`` entry by entry, in double precision."""
@@ -108,7 +121,7 @@ class SparseRows:
 
     def less(self, row: Array) -> SparseRows:
         """``R - 1 (s + row)``, in double precision."""
-        wide, full = self.wide(), self.counts == len(self)
+        wide, full = self.wide(), self.full
         left = row.astype(wide.dtype)
         if full.any():
             wide = wide.with_data(wide.rows.data - np.where(full, left, 0)[self.rows.indices])
@@ -117,20 +130,20 @@ class SparseRows:
 
     def typical_row(self) -> Array:
         """The mean of the rows, and what stands in all of them where a column is constant; in double precision."""
-        wide, full = self.wide(), self.counts == len(self)
+        wide, full = self.wide(), self.full
         mean = wide.sums() / len(self)
         if full.any():
             columns = wide.rows[:, full].toarray()
             mean[full] = np.where((columns == columns[0]).all(axis=0), columns[0], mean[full])
         return mean
 
-    def times(self, W: Array) -> Array:
-        """``B W`` (b, l) in double precision."""
-        wide = self.wide()
-        W = np.ascontiguousarray(W, np.result_type(wide.dtype, W.dtype))
-        Y: Array = wide.rows @ W
+    def times(self, W: Array, *, halved: bool = False) -> Array:
+        """``B W`` (b, l) in double precision, or in that of W."""
+        block = self.astype(W.dtype) if halved else self.wide()
+        W = np.ascontiguousarray(W, np.result_type(block.dtype, W.dtype))
+        Y: Array = block.rows @ W
         if self.shift is not None:
-            Y -= self.shift @ W
+            Y -= self.shift.astype(W.dtype, copy=False) @ W
         return Y
 
     def transposed_times(self, Y: Array) -> Array:
@@ -147,17 +160,15 @@ class SparseRows:
         self.add_adjoint(Y, ZH)
         return ZH
 
-    def add_adjoint(self, Y: Array, ZH: Array) -> None:
-        """``Z^H += Y^H B``, of double precision (l, n)."""
-        wide, n = self.wide(), self.shape[1]
-        Y = np.ascontiguousarray(Y.conj(), np.result_type(wide.dtype, Y.dtype))
-        Z, total = wide.rows.T @ Y, Y.sum(axis=0)
-        # Turned piece by piece, in the cache.
-        for start in range(0, n, _TURNED_ROWS):
-            piece = slice(start, min(start + _TURNED_ROWS, n))
-            ZH[:, piece] += Z[piece].T
+    def add_adjoint(self, Y: Array, ZH: Array, *, halved: bool = False) -> None:
+        """``Z^H += Y^H B``, of double precision (l, n), quickest in Fortran's order; products in double precision or in that of Y."""
+        block, n = self.astype(Y.dtype) if halved else self.wide(), self.shape[1]
+        Y = np.ascontiguousarray(Y.conj(), np.result_type(block.dtype, Y.dtype))
+        Z, total = block.rows.T @ Y, Y.sum(axis=0, dtype=ZH.dtype)
+        for piece in _pieces(n):
+            ZH.T[piece] += Z[piece]
             if self.shift is not None:
-                ZH[:, piece] -= np.multiply.outer(total, self.shift[piece])
+                ZH.T[piece] -= np.multiply.outer(self.shift[piece], total)
 
     def sums(self) -> Array:
         """The sums of the columns, in double precision."""
@@ -259,12 +270,27 @@ def rows_of(X: Any, dtype: Any) -> Any:
     return X.astype(dtype) if isinstance(X, SparseRows) else np.asarray(X, dtype)
 
 
+def turned(Z: Array) -> Array:
+    """``Z'`` (l, n) of Z (n, l), in C order."""
+    ZT = np.empty(Z.shape[::-1], Z.dtype)
+    for piece in _pieces(len(Z)):
+        ZT[:, piece] = Z[piece].T
+    return ZT
+
+
+def _pieces(n: int) -> list[slice]:
+    """Some of n rows after another, so many as the cache holds."""
+    return [slice(start, min(start + _TURNED_ROWS, n)) for start in range(0, n, _TURNED_ROWS)]
+
+
 def all_finite(X: Any) -> bool:
     """Whether no entry of a block of rows, dense or compressed, is NaN or infinite."""
     return X.all_finite() if isinstance(X, SparseRows) else bool(np.isfinite(X).all())
 
 
-def add_normal_product(A: SparseRows, W: Array, ZH: Array, *, mean: Array | None = None) -> tuple[Array, SparseRows]:
+def add_normal_product(
+    A: SparseRows, W: Array, ZH: Array, *, mean: Array | None = None, halved: bool = False
+) -> tuple[Array, SparseRows]:
     """``Z += (A - 1 mean)^H Y`` with ``Y = (A - 1 mean) W``: one step of a power iteration.
 
     Parameters
@@ -274,6 +300,8 @@ def add_normal_product(A: SparseRows, W: Array, ZH: Array, *, mean: Array | None
         In whose precision Y is given back, and multiplied; sums are in double precision.
     ZH : (l, n), double precision, updated in place
     mean : (n,), optional
+    halved : bool
+        Whether the products of a block are made in the precision of W.
 
     Returns
     -------
@@ -286,8 +314,9 @@ def add_normal_product(A: SparseRows, W: Array, ZH: Array, *, mean: Array | None
     4 nnz l flops.
     """
     centred = A.wide() if mean is None else A.less(mean)
-    Y = centred.times(W).astype(W.dtype, copy=False)
-    centred.add_adjoint(Y, ZH)
+    block = centred.astype(W.dtype) if halved else centred
+    Y = block.times(W, halved=halved).astype(W.dtype, copy=False)
+    block.add_adjoint(Y, ZH, halved=halved)
     return Y, centred
 
 

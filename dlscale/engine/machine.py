@@ -52,7 +52,7 @@ def sparse_rate() -> float:
     rng, (m, n, per_row, width) = np.random.default_rng(0), _SPARSE_SAMPLE
     indices = np.sort(rng.integers(0, n, (m, per_row)), axis=1).ravel()
     rows = scipy.sparse.csr_array((rng.random(m * per_row), indices, np.arange(m + 1) * per_row), shape=(m, n))
-    block, W, ZH = SparseRows(rows), rng.random((n, width)), np.zeros((width, n))
+    block, W, ZH = SparseRows(rows), rng.random((n, width)), np.zeros((n, width)).T
     seconds = min(_timed(lambda: add_normal_product(block, W, ZH)) for _ in range(2))
     return 4 * m * per_row * width / seconds
 

@@ -24,7 +24,7 @@ from dlscale.engine.passes import Passes, State
 from dlscale.engine.passes.fold import Fold, Squares
 from dlscale.kernels import Moments, accumulator_dtype, add_gram, add_normal_product, mirror_upper
 from dlscale.lapack import add_outer_packed, multiply_add, pack_upper, unpack_upper
-from dlscale.sparse_rows import SparseRows
+from dlscale.sparse_rows import SparseRows, turned
 from dlscale.storage.matrix import Matrix
 
 #: Rows whose mean a leaf subtracts before it takes squares; what that leaves is corrected when the leaf is complete.
@@ -155,8 +155,10 @@ class NormalProduct(Fold):
 
     def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
         shift = shift_rows(state, A) if self.center else None
+        if isinstance(A, SparseRows):
+            state["ZH"] = np.asfortranarray(state["ZH"])  # the order in which their products are made
         moments = Moments(state.get("rest"), 0.0 if self.squares else None, probe=self.probe)
-        Y = add_normal_product(A, self.W, state["ZH"], mean=shift, moments=moments)
+        Y = add_normal_product(A, self.W, state["ZH"], mean=shift, moments=moments, halved=self.halved)
         if self.center:
             state["met"] += (moments.met, moments.met_low)
         if self.squares:
@@ -167,6 +169,8 @@ class NormalProduct(Fold):
         return (Y,) if self.keep_Y else ()
 
     def finish(self, state: State) -> State:
+        if not state["ZH"].flags.c_contiguous:
+            state["ZH"] = turned(state["ZH"].T)
         if self.center:
             count, low = settle_means(state)
             add_outer(low @ self.W, low, state["ZH"], alpha=-count)

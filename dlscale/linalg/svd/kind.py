@@ -222,8 +222,7 @@ def right_subspace(rows: Rows, options: SVDOptions, *, probe: Array | None = Non
         n_iterations=options.n_iterations,
         probe=probe,
         krylov=krylov,
-        # Of compressed rows all products are made in double precision.
-        halve=not krylov and not rows.A.is_sparse,
+        halve=not krylov,
     )
 
 
