@@ -2,9 +2,9 @@
 
     B = R - 1 s,   B W = R W - 1 (s W),   B^H Y = R^H Y - s^H (1^H Y)
 
-Products are made in double precision, whatever the entries are, unless less is asked for: SciPy's release the interpreter, so that
-one thread a task is enough. Where all rows have an entry in a column, s is subtracted from these entries themselves, so that no digit is lost beside a
-large mean; elsewhere a column holds zeros, and its mean is no larger than its spread allows.
+Products are made in double precision, whatever the entries are, unless less is asked for: SciPy's release the interpreter, so
+that one thread a task is enough. Where all rows have an entry in a column, s is subtracted from these entries themselves, so
+that no digit is lost beside a large mean; elsewhere a column holds zeros, and its mean is no larger than its spread allows.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from dlscale.lapack import add_hermitian_square, multiply_add
 
 #: Rows that are transposed at a time.
 _TURNED_ROWS = 512
+#: Bytes that stay in a thread's share of the last cache, and the columns below which their product is slower.
+_SCATTERED_BYTES, _LEAST_WIDTH = 2**23, 16
 #: Rows that are looked at for columns that may be full, before all are.
 _LOOKED_AT_ROWS = 16
 #: Up to this density ``R^H R`` is faster from what is stored: 1.2e8 products a second, 4e10 flops of dense tiles.
@@ -161,14 +163,16 @@ class SparseRows:
         return ZH
 
     def add_adjoint(self, Y: Array, ZH: Array, *, halved: bool = False) -> None:
-        """``Z^H += Y^H B``, of double precision (l, n), quickest in Fortran's order; products in double precision or in that of Y."""
+        """``Z^H += Y^H B`` (l, n), best in Fortran's order, in double precision; products perhaps in that of Y."""
         block, n = self.astype(Y.dtype) if halved else self.wide(), self.shape[1]
         Y = np.ascontiguousarray(Y.conj(), np.result_type(block.dtype, Y.dtype))
-        Z, total = block.rows.T @ Y, Y.sum(axis=0, dtype=ZH.dtype)
-        for piece in _pieces(n):
-            ZH.T[piece] += Z[piece]
-            if self.shift is not None:
-                ZH.T[piece] -= np.multiply.outer(self.shift[piece], total)
+        RT, total = block.rows.T, Y.sum(axis=0, dtype=ZH.dtype)
+        for some in _scattered(n, Y.shape[1], Y.itemsize):
+            Z, sums = RT @ np.ascontiguousarray(Y[:, some]), ZH.T[:, some]
+            for piece in _pieces(n):
+                sums[piece] += Z[piece]
+                if self.shift is not None:
+                    sums[piece] -= np.multiply.outer(self.shift[piece], total[some])
 
     def sums(self) -> Array:
         """The sums of the columns, in double precision."""
@@ -276,6 +280,13 @@ def turned(Z: Array) -> Array:
     for piece in _pieces(len(Z)):
         ZT[:, piece] = Z[piece].T
     return ZT
+
+
+def _scattered(n: int, width: int, itemsize: int) -> list[slice]:
+    """Columns of a product (n, width) whose rows are added to in any order: so many at a time as a cache holds, or all."""
+    step = _SCATTERED_BYTES // (n * itemsize) if n else width
+    step = width if step < _LEAST_WIDTH else min(step // _LEAST_WIDTH * _LEAST_WIDTH, width)
+    return [slice(start, min(start + step, width)) for start in range(0, width, step)]
 
 
 def _pieces(n: int) -> list[slice]:

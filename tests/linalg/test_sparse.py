@@ -13,6 +13,8 @@ import scipy.sparse.linalg
 from sparse_matrices import anndata_group
 
 import dlscale
+from dlscale import sparse_rows
+from dlscale.arrays import Array
 from dlscale.declaration.kind import run_here
 from dlscale.engine.clusters import describe_cluster, open_cluster
 from dlscale.engine.grids import plan_sparse_grid
@@ -23,8 +25,9 @@ from dlscale.linalg.lstsq.kind import LstsqOptions
 from dlscale.linalg.multiply.kind import KIND as MATMUL
 from dlscale.linalg.multiply.kind import MatmulOptions
 from dlscale.linalg.statistics.kind import NormOptions, plan_norm
-from dlscale.linalg.svd import SVDOptions, plan_svd
+from dlscale.linalg.svd import SVDOptions, plan_svd, subspace
 from dlscale.linalg.svd.kind import KIND
+from dlscale.sparse_rows import SparseRows
 from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.matrices import open_matrix
 
@@ -96,6 +99,41 @@ def test_centring_beside_a_mean_of_a_hundred_million(solver: Any) -> None:
     expected = np.linalg.eigvalsh(np.cov(far.toarray() - far.toarray()[0], rowvar=False))[::-1]
     found = dlscale.PCA(3, solver=solver).fit(far)
     np.testing.assert_allclose(found.explained_variance_, expected[:3], rtol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", ["f8", "c16"])
+def test_single_precision_iterations_cost_no_accuracy(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of centred rows with columns that are always on, far from zero."""
+    A = scipy.sparse.hstack([always_on(3000, 1, "f8"), sparse_matrix(3000, 60, density=0.03)], format="csr").astype(dtype)
+    assert open_matrix(A).is_sparse
+    dense, precisions = A.toarray(), []
+    exact = np.linalg.svd(dense - dense.mean(axis=0), full_matrices=False)
+    times = SparseRows.times
+
+    def watched(self: SparseRows, W: Array, *, halved: bool = False) -> Array:
+        Y = times(self, W, halved=halved)
+        precisions.append(Y.real.itemsize)
+        return Y
+
+    def distances() -> Array:
+        model = dlscale.PCA(4, solver="randomized", power_iterations=3, seed=0).fit(A)
+        turns = np.sum(model.components_ * exact.Vh[:4].conj(), axis=1)[:, None]
+        return np.asarray(np.linalg.norm(model.components_ - turns * exact.Vh[:4], axis=1))
+
+    monkeypatch.setattr(SparseRows, "times", watched)
+    single = distances()
+    assert {4, 8} == set(precisions)
+    monkeypatch.setattr(subspace, "half_precision", lambda dtype: dtype)
+    assert (single <= 1.1 * distances() + 1e-10).all()
+
+
+def test_a_product_that_is_made_by_columns_has_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = SparseRows(scipy.sparse.csr_array(sparse_matrix(500, 300)), np.linspace(0, 1, 300))
+    Y, parts = np.random.default_rng(0).standard_normal((500, 50)), sparse_rows._scattered
+    whole = rows.adjoint_times(Y)
+    monkeypatch.setattr(sparse_rows, "_SCATTERED_BYTES", 20 * 300 * 8)
+    assert parts(300, 50, 8) == [slice(0, 16), slice(16, 32), slice(32, 48), slice(48, 50)]
+    np.testing.assert_array_equal(rows.adjoint_times(Y), whole)
 
 
 @pytest.mark.parametrize("exponent", [-300, 300])
