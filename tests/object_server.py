@@ -100,11 +100,14 @@ class Faults:
         Of `time.monotonic`: nothing is answered before.
     freezing : float
         For so many seconds nothing is answered from the next request on.
+    port : int
+        Where it is asked.
     counts : dict
         How often each happened, and how many requests there were.
     """
 
     def __init__(self) -> None:
+        self.port = 0
         self.failing = self.torn = self.frozen_until = self.freezing = 0.0
         self.counts = {"requests": 0, "failing": 0, "torn": 0, "frozen": 0}
         self.log: list[str] = []
@@ -185,7 +188,8 @@ def faulty_proxy(port: int) -> Iterator[tuple[int, Faults]]:
     server = Server(("127.0.0.1", 0), Proxy)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     try:
-        yield int(server.server_address[1]), faults
+        faults.port = int(server.server_address[1])
+        yield faults.port, faults
     finally:
         server.shutdown()
         server.server_close()

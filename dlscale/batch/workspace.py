@@ -19,7 +19,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -91,8 +91,16 @@ class Workspace:
         self.imports_folder = self.root / "imports"
         self.queue_folder = self.root / "queue"
 
+    #: Whoever shows all jobs looks so often, and at so many at a time of those that rest and could go on.
+    look_seconds, n_resting = 0.5, 300
+    #: What was asked so lately need not be asked again for whoever only looks.
+    fresh_seconds = 0.0
+
     def require_folder(self, what: str) -> None:
         """Refuse something that needs a workspace on a file system, where this is none (SpecError)."""
+
+    def require_answers(self) -> None:
+        """Refuse what needs the workspace, while it does not answer (StoreError)."""
 
     def require_writable(self) -> None:
         """Refuse a workspace that cannot be written to (SpecError)."""
@@ -131,18 +139,46 @@ class Workspace:
         """The job with this id, whether it is there or not."""
         return Job(self.jobs_folder / job_id)
 
+    def watched(self, job_id: str) -> Job:
+        """As `job`, for many who read it again and again."""
+        return self.job(job_id)
+
+    def follow(self, ids: Iterable[str]) -> Sequence[str]:
+        """Bring what lists show of some jobs to what others have written, and find those that came or went (StoreError).
+
+        Returns
+        -------
+        sequence of str
+            The jobs of which something was brought; on a file system all is there anyway.
+        """
+        return ()
+
+    def shelf(self, name: str) -> Shelf:
+        """Small files beside the jobs, in a folder of a name."""
+        return Shelf(self.root / name)
+
     @property
     def sweeps(self) -> Shelf:
         """The files of sweeps."""
-        return Shelf(self.root / "sweeps")
+        return self.shelf("sweeps")
 
     def read_states(self, ids: Sequence[str]) -> dict[str, JobState | None]:
         """How each of some jobs is; None of one that was removed, or is damaged."""
         return {job_id: self._state_of(job_id) for job_id in ids}
 
+    def kept_states(self, ids: Sequence[str]) -> dict[str, JobState | None]:
+        """As `read_states`, as `follow` has brought them."""
+        return {job_id: self._kept_state_of(job_id) for job_id in ids}
+
     def _state_of(self, job_id: str) -> JobState | None:
         with suppress(SpecError):
             return self.job(job_id).read_state()
+        return None
+
+    def _kept_state_of(self, job_id: str) -> JobState | None:
+        with suppress(SpecError):
+            job = self.job(job_id)
+            return job.seen(job.kept_state())
         return None
 
     def ids(self, begins: str = "") -> list[str]:

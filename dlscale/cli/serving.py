@@ -50,8 +50,8 @@ def serve(
     from dlscale.service.settings import Settings
 
     root = open_workspace(workspace)
-    root.require_folder("a server")
+    root.require_answers()
     settings = Settings.checked(root, host=host, port=port, allow=allow, cluster=cluster, token_file=token_file, names=names)
     settings = replace(settings, retention=Retention(keep_days, keep_jobs))
     who = "you alone" if settings.tokens is None else f"the tokens of {token_file}"
-    serve_until_stopped(settings, ready=f"dlscale serves {root.root} at {{url}} for {who}; Ctrl-C ends it, and no job.")
+    serve_until_stopped(settings, ready=f"dlscale serves {root.place} at {{url}} for {who}; Ctrl-C ends it, and no job.")

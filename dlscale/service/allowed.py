@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from dlscale.batch.document import Document
 from dlscale.batch.jobs.places import OPTIONS
+from dlscale.batch.workspace import Workspace
 from dlscale.errors import SpecError
 from dlscale.storage.files.locations import local_path
 
@@ -32,7 +33,7 @@ class Allowed:
     ----------
     roots : sequence of str
         Folders, and URLs such as ``s3://bucket/data``.
-    workspace : Path
+    workspace : Workspace
         What is in it may be read, such as the result of an earlier job; jobs write there only to their own folder.
 
     Raises
@@ -41,14 +42,14 @@ class Allowed:
         If a root is no folder.
     """
 
-    def __init__(self, roots: Sequence[str], workspace: Path) -> None:
+    def __init__(self, roots: Sequence[str], workspace: Workspace) -> None:
         self.urls = tuple(root for root in roots if "://" in root and not root.startswith("file://"))
         folders = [local_path(root, "--allow") for root in roots if root not in self.urls]
         for folder in folders:
             if not folder.is_dir():
                 raise SpecError(f"--allow: {folder} is no folder.")
         self.folders = tuple(Path(os.path.realpath(folder)) for folder in folders)
-        self._workspace = Path(os.path.realpath(workspace))
+        self._workspace, self._place = Path(os.path.realpath(workspace.root)), str(workspace.place)
 
     def check(self, data: Mapping[str, Any], document: Document) -> None:
         """Refuse a job that names anything else.
@@ -83,6 +84,8 @@ class Allowed:
         if location.startswith("sample:"):
             return not writes
         if _URL.match(location) and not location.startswith("file://"):
+            if _begins(location, self._place):
+                return not writes
             return any(_begins(location, url) for url in self.urls)
         path = location.removeprefix("file://")
         if _URL.search(path):

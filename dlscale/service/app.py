@@ -9,7 +9,7 @@ from fastapi import Depends, FastAPI, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dlscale import __version__
-from dlscale.service.desk import Desk
+from dlscale.service.desk import Desk, desk_of
 from dlscale.service.guard import Guard
 from dlscale.service.pages import routes as pages
 from dlscale.service.problems import DESCRIBED, Problem, explain_errors
@@ -25,6 +25,11 @@ async def _asked_once(request: Request) -> None:
     for name in request.query_params.keys() - {*_REPEATED}:
         if len(given := request.query_params.getlist(name)) > 1:
             raise Problem(422, f"{name}: got {len(given)} values; it is given once.", exit_code=2)
+
+
+async def _workspace_answers(request: Request) -> None:
+    """Refuse at once what would wait for a store that does not answer."""
+    desk_of(request).settings.workspace.require_answers()
 
 
 class _App(FastAPI):
@@ -55,17 +60,10 @@ def make_app(desk: Desk) -> ASGIApp:
     )
     app.state.desk = desk
     explain_errors(app, pages.problem_page)
-    for router in (
-        jobs.router,
-        facts.router,
-        slices.router,
-        stored.router,
-        streams.router,
-        sweeps.router,
-        state.router,
-        pages.router,
-    ):
+    for router in (state.router, pages.static_router):
         app.include_router(router)
+    for router in (jobs.router, facts.router, slices.router, stored.router, streams.router, sweeps.router, pages.router):
+        app.include_router(router, dependencies=[Depends(_workspace_answers)])
     return _Counted(Guard(app, desk.settings), desk)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 import time
 from collections import Counter
@@ -16,9 +17,11 @@ from starlette.requests import Request
 
 from dlscale.batch.removing import DONE
 from dlscale.batch.sweeps import store
+from dlscale.batch.sweeps.running import is_driven
 from dlscale.batch.sweeps.store import Sweep
 from dlscale.batch.workspace import Job
-from dlscale.errors import SpecError
+from dlscale.errors import SpecError, StoreError
+from dlscale.service.lately import Lately
 from dlscale.service.problems import Problem
 from dlscale.service.retention import LOOK_SECONDS, N_AT_ONCE
 from dlscale.service.settings import IDLE_SECONDS, MAX_BODY_BYTES, MAX_SLOW, MAX_STREAMS, SLOW_SECONDS, Settings
@@ -54,20 +57,44 @@ class Desk:
         self.n_streams = 0
         #: (method, status) of answers.
         self.answers: Counter[tuple[str, int]] = Counter()
+        fresh = settings.workspace.fresh_seconds
+        self._lately, self._sweeps = Lately(fresh), Lately(math.inf if fresh else 0.0)  # a sweep stays what it is
         self._slow = asyncio.Semaphore(MAX_SLOW)
 
     def job(self, job_id: str) -> Job:
-        """The job with this id (Problem if there is none)."""
-        job = self.settings.workspace.job(job_id)
-        if not _ID.fullmatch(job_id) or not job.folder.is_dir():
-            raise Problem(404, f"There is no job {job_id} in {self.settings.workspace.root}.", exit_code=2)
+        """The job with this id, to read it (Problem if there is none)."""
+        job = self.settings.workspace.watched(job_id) if _ID.fullmatch(job_id) else None
+        if job is None or not job.catch_up():
+            raise Problem(404, f"There is no job {job_id} in {self.settings.workspace.place}.", exit_code=2)
         return job
+
+    def change(self, job_id: str, change: Callable[[Job], Any]) -> Job:
+        """Change the job with this id; it is read again (Problem if there is none)."""
+        found, job = self.job(job_id), self.settings.workspace.job(job_id)
+        try:
+            change(job)
+        finally:
+            self.table.note(job)
+        return found
 
     def sweep(self, sweep_id: str) -> Sweep:
         """The sweep with this id (Problem if there is none)."""
-        if not _ID.fullmatch(sweep_id) or not store.exists(self.settings.workspace, sweep_id):
-            raise Problem(404, f"There is no sweep {sweep_id} in {self.settings.workspace.root}.", exit_code=2)
-        return store.read(self.settings.workspace, sweep_id)
+        root = self.settings.workspace
+        if not _ID.fullmatch(sweep_id) or not self._lately.asked(("there", sweep_id), lambda: store.exists(root, sweep_id)):
+            raise Problem(404, f"There is no sweep {sweep_id} in {root.place}.", exit_code=2)
+        return self.read_sweep(sweep_id)
+
+    def read_sweep(self, sweep_id: str) -> Sweep:
+        """A sweep that is there (SpecError if its file is damaged, or was removed just now)."""
+        return self._sweeps.asked(sweep_id, lambda: store.read(self.settings.workspace, sweep_id))
+
+    def sweep_ids(self) -> list[str]:
+        """Of all sweeps, the newest first."""
+        return self._lately.asked("sweeps", lambda: store.sweep_ids(self.settings.workspace))
+
+    def is_driven(self, sweep: Sweep) -> bool:
+        """Whether the process that runs a sweep lives."""
+        return self._lately.asked(("driven", sweep.sweep), lambda: is_driven(self.settings.workspace, sweep.sweep))
 
     def counts_of(self, sweep: Sweep) -> dict[str, int]:
         """How many jobs of a sweep are in each state, as the table has them."""
@@ -75,6 +102,7 @@ class Desk:
 
     def note_jobs(self, sweep: Sweep) -> None:
         """Read the jobs of a sweep again that have changed."""
+        self._lately.forget()
         for each in sweep.jobs:
             self.table.note(self.settings.workspace.job(each["job"]))
 
@@ -94,7 +122,7 @@ class Desk:
     async def life(self) -> AsyncIterator[None]:
         """While the server serves."""
         self.table.start()
-        self.starter.forget_old_keys()
+        await run_in_threadpool(self.starter.forget_old_keys)
         watching = [asyncio.create_task(self._see_off())]
         if self.settings.retention.removes:
             watching.append(asyncio.create_task(self._let_go()))
@@ -127,7 +155,7 @@ class Desk:
                 # The table may be behind: whoever resumed it meanwhile wants it to stay.
                 if job.read_state().state in DONE:
                     self.starter.remove(job)
-            except (Problem, SpecError, OSError) as error:
+            except (Problem, SpecError, StoreError, OSError) as error:
                 _log.warning("Job %s could not be removed: %s", name, error)
             self.table.note(job)
 

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import compile_path
 
-from dlscale.errors import DlscaleError, InputError, SpecError
+from dlscale.errors import DlscaleError, InputError, SpecError, StoreError
 from dlscale.service.allowed import NotAllowedError
 from dlscale.service.schema import FormError
 from dlscale.showing import shown
@@ -81,6 +81,8 @@ def problem_of(error: Exception) -> Problem:
             return Problem(422, str(error), exit_code=error.exit_code)
         case SpecError() | InputError():
             return Problem(409, str(error), exit_code=error.exit_code)
+        case StoreError():
+            return Problem(503, str(error), headers={"Retry-After": "5"}, exit_code=error.exit_code)
         case DlscaleError():
             return Problem(500, str(error), exit_code=error.exit_code)
         case TimeoutError():

@@ -108,7 +108,7 @@ def read_row(job: Job) -> Row | None:
     """A job's row; None where there is no job (any more)."""
     try:
         stamp = Stamp.of(job.state)
-        return row_of(job, job.stored_state(), stamp)
+        return row_of(job, job.kept_state(), stamp)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not os.path.lexists(job.spec):
             return None

@@ -15,6 +15,7 @@ from dlscale.service.app import make_app
 from dlscale.service.connections import Connection, OwnConnection
 from dlscale.service.desk import Desk
 from dlscale.service.settings import IDLE_SECONDS, Settings
+from dlscale.storage.objects.address import SERVING, be
 
 _SHUTDOWN_SECONDS = 3
 #: Descriptors for all that is not a connection.
@@ -30,6 +31,7 @@ def serve(settings: Settings, *, ready: str = "") -> None:
     ready : str
         Printed when the server listens; ``{url}`` is its address.
     """
+    be(SERVING)
     listener, desk = _listen(settings.host, settings.port), Desk(settings)
     port = listener.getsockname()[1]
     config = uvicorn.Config(

@@ -74,7 +74,7 @@ class Settings:
                 f"--host: got {host}, which others can reach; give --token-file too, or listen on 127.0.0.1. "
                 "`dlscale serve --token-file FILE --new-token NAME:SCOPE` makes a token."
             )
-        allowed = Allowed(allow or (str(Path.cwd()),), workspace.root)
+        allowed = Allowed(allow or (str(Path.cwd()),), workspace)
         tokens = None if token_file is None else Tokens(token_file)
         return cls(workspace, host, port, allowed, cluster, tokens, tuple(name.lower() for name in names))
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from dlscale.batch.document import Document, UnusableValueError, parse_yaml, read_document, set_value
@@ -24,13 +22,11 @@ from dlscale.batch.submit import cancel, resubmit, submit_prepared
 from dlscale.batch.sweeps.running import jobs_of
 from dlscale.batch.sweeps.store import Sweep, forget_if_empty
 from dlscale.batch.workspace import ENDED, HandOver, Job, JobState
-from dlscale.errors import SpecError
+from dlscale.errors import SpecError, StoreError
 from dlscale.service.problems import Problem
 from dlscale.service.schema import FormError, form_told
 from dlscale.service.settings import Settings
 from dlscale.service.sweeping import SweepStarter
-from dlscale.storage.files import locks
-from dlscale.storage.files.atomic import write_atomically
 
 #: Writes down which job, or which sweep with which jobs, is about to be made.
 Note = Callable[[str, Sequence[str]], None]
@@ -97,7 +93,7 @@ class Starter:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._workspace = settings.workspace
-        self._keys = settings.workspace.root / "service" / "keys"
+        self._keys = settings.workspace.shelf("service/keys")
         #: Processes that this server started and that it must see off when they end.
         self._drivers: set[int] = set()
         self.sweeps = SweepStarter(settings)
@@ -138,19 +134,19 @@ class Starter:
         """
         if not key:
             return self._hand_over(document, priority, lambda job, jobs: None), True
-        self._workspace.make_folder(self._keys)
-        path = self._keys / hashlib.sha256(f"{who}\n{key}".encode()).hexdigest()
-        lock = locks.take(path.with_suffix(".lock"))
+        self._workspace.make_folder(self._keys.folder)
+        name = hashlib.sha256(f"{who}\n{key}".encode()).hexdigest()
+        lock = self._keys.take(f"{name}.lock")
         if lock is None:
             raise Problem(409, "A request with this Idempotency-Key is being answered.", headers={"Retry-After": "2"}, exit_code=1)
         try:
-            return self._submit_once(document, body, path, priority)
+            return self._submit_once(document, body, name, priority)
         finally:
             lock.release(remove=True)
 
-    def _submit_once(self, document: Document, body: bytes, path: Path, priority: int) -> tuple[Job | Sweep, bool]:
+    def _submit_once(self, document: Document, body: bytes, name: str, priority: int) -> tuple[Job | Sweep, bool]:
         digest = hashlib.sha256(body).hexdigest()
-        kept = _kept(path)
+        kept = self._kept(name)
         if kept is not None and kept.digest != digest:
             raise Problem(409, "This Idempotency-Key was sent with another job file; use a new key for a new job.", exit_code=2)
         if kept is not None and (made := self._made_before(kept)) is not None:
@@ -158,7 +154,7 @@ class Starter:
 
         def note(made: str, jobs: Sequence[str]) -> None:
             """Written down before it is done: a server that is killed in between finds out what was meant."""
-            write_atomically(path, json.dumps(asdict(Kept(digest, made, list(jobs)))).encode())
+            self._keys.write(name, json.dumps(asdict(Kept(digest, made, list(jobs)))).encode())
 
         return self._hand_over(document, priority, note, "" if kept is None else kept.job), True
 
@@ -169,7 +165,7 @@ class Starter:
             self._take_care_of(self._workspace.job(kept.jobs[0]))
             return sweep
         job = self._workspace.job(kept.job)
-        if not job.folder.exists():
+        if not job.catch_up():
             return None
         if job.stored_state().state == "submitted" and job.read_state().state == "lost":
             self.resume(job)
@@ -238,10 +234,13 @@ class Starter:
 
     def forget_old_keys(self) -> None:
         """Remove the keys that nobody repeats any more."""
-        with suppress(OSError):
-            for entry in os.scandir(self._keys):
-                if time.time() - entry.stat().st_mtime > _KEY_SECONDS:
-                    os.unlink(entry)
+        with suppress(OSError, StoreError):
+            self._keys.forget_older(_KEY_SECONDS)
+
+    def _kept(self, name: str) -> Kept | None:
+        with suppress(OSError, SpecError):
+            return records.parse(self._keys.read(name), Kept, self._keys.folder / name)
+        return None
 
     def _prepare(self, document: Document, *, only_looks: bool = False) -> Prepared:
         document = self._placed(document)
@@ -264,12 +263,6 @@ class Starter:
             driver = records.read(job.handed_over, HandOver).driver
             if driver is not None:
                 self._drivers.add(driver.pid)
-
-
-def _kept(path: Path) -> Kept | None:
-    with suppress(OSError, SpecError):
-        return records.read(path, Kept)
-    return None
 
 
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:

@@ -1,7 +1,8 @@
 """All jobs of a workspace, the newest first, kept up with its files: a page of a hundred thousand takes milliseconds.
 
-A thread looks twice a second which folders came and went, reads the jobs again that somebody works on, and goes through all
-others that could go on, a part at a time. What a page shows is compared with its file when it is asked for.
+A thread looks once or twice a second which folders came and went, reads the jobs again that somebody works on, and goes through all
+others that could go on, a part at a time. What a page shows is compared with its file when it is asked for; of a bucket, the
+files are those of this machine's mirror, which that thread alone keeps up.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from dataclasses import dataclass
 from itertools import islice
 
 from dlscale.batch.workspace import Job, Workspace
+from dlscale.errors import StoreError
 from dlscale.service.rows import Row, RowFile, Stamp, read_row
 
-_REFRESH_SECONDS = 0.5
-#: Jobs that rest and could go on, compared with their files at each look.
-_N_RESTING = 300
+_STOP_SECONDS = 2.0
+#: Of those that somebody works on, so many are compared with their files when a list is asked for.
+_N_COMPARED = 300
 #: A list of so few jobs is compared with their folder when it is asked for; one of more half a second later.
 _N_AT_ONCE = 5000
 #: A folder that changed so lately may change again within the resolution of its time.
@@ -98,7 +100,7 @@ class Table:
 
     def stop(self) -> None:
         self._stopped.set()
-        self._thread.join()
+        self._thread.join(_STOP_SECONDS)  # it may wait for a store
         with self._lock:
             self._write()
 
@@ -140,13 +142,13 @@ class Table:
         """
         if self.is_loaded and len(self._rows) < _N_AT_ONCE:
             self._look_for_folders()
-        self._read_again(list(islice(self._active, _N_RESTING)))
+        self._read_again(list(islice(self._active, _N_COMPARED)))
         with self._lock:
             found = list(islice(self._passing(filters, after), limit + 1))
         return found[:limit], found[limit - 1].job if len(found) > limit else None
 
     def states_of(self, names: Iterable[str]) -> list[str]:
-        """The state of each job, as it was half a second ago at most; removed where there is none."""
+        """The state of each job, as it was at the last look; removed where there is none."""
         with self._lock:
             known = [(name, self._rows.get(name)) for name in names]
         rows = (row or read_row(self._workspace.job(name)) for name, row in known)
@@ -228,21 +230,35 @@ class Table:
                 del counter[key]
 
     def _keep_up(self) -> None:
+        said = ""
         while not self._stopped.is_set():
             try:
                 self._refresh()
+                said = ""
+            except StoreError as error:  # whoever asks is told
+                if str(error) != said:
+                    said = str(error)
+                    _log.warning("The table of jobs could not be brought up to date: %s", error)
             except Exception as error:  # a disk that fails now and then; the next look may succeed
                 _log.error("The table of jobs could not be brought up to date.", exc_info=error)
-            self._stopped.wait(_REFRESH_SECONDS)
+            self._stopped.wait(self._workspace.look_seconds)
 
     def _refresh(self) -> None:
         self._look_for_folders()
+        resting = self._next_resting()
+        # What the last server knew of those that could go on may be old.
+        followed = [*self._active, *resting] if self.is_loaded else [name for name, row in self._rows.items() if not row.is_final]
+        self._follow(followed)
         self._read_again(self._active)
-        self._read_again(self._next_resting())
+        self._read_again(resting)
         with self._lock:
             if len(self._unwritten) >= _N_UNWRITTEN or time.monotonic() - self._wrote > _WRITE_SECONDS:
                 self._write()
         self._loaded.set()
+
+    def _follow(self, names: Iterable[str]) -> None:
+        for name in self._workspace.follow(names):
+            self.note(self._workspace.job(name))
 
     def _look_for_folders(self) -> None:
         with self._looking:
@@ -277,11 +293,11 @@ class Table:
 
     def _next_resting(self) -> list[str]:
         """The next part of the jobs that rest and could go on."""
-        part = list(islice(self._resting, _N_RESTING))
+        part = list(islice(self._resting, self._workspace.n_resting))
         if not part:
             with self._lock:
                 self._resting = iter([name for name, row in self._rows.items() if not row.is_final and not row.is_active])
-            part = list(islice(self._resting, _N_RESTING))
+            part = list(islice(self._resting, self._workspace.n_resting))
         return part
 
     def _read_again(self, names: Iterable[str]) -> None:

@@ -331,7 +331,6 @@ def test_what_needs_a_folder_is_refused(
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**job, "matrix": {"params.n_components": [2, 3]}}))
     for arguments, what in (
         (("submit", "--slurm", str(tmp_path / "sweep.yaml")), "A job of Slurm"),
-        (("serve",), "A server"),
         (("submit", "--slurm", str(tmp_path / "job.yaml")), "A job of Slurm"),
     ):
         (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))

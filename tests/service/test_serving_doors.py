@@ -156,7 +156,7 @@ def test_job_files_name_nothing_outside_of_the_allowed_folders(server: WebServer
 
 
 def test_urls_are_allowed_by_how_they_begin(tmp_path: Path) -> None:
-    allowed = Allowed([str(tmp_path), "s3://bucket/data", "https://example.org"], tmp_path / "ws")
+    allowed = Allowed([str(tmp_path), "s3://bucket/data", "https://example.org"], Workspace(tmp_path / "ws"))
 
     def passes(url: str) -> bool:
         try:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,7 +17,8 @@ import httpx
 from drawing import with_pages
 from gate import PATIENCE_SECONDS, Gate
 
-from dlscale.batch.workspace import ENDED, Job
+from dlscale.batch.remote.opening import open_workspace
+from dlscale.batch.workspace import ENDED
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {
@@ -41,6 +42,9 @@ class WebServer:
         Its current folder, where its workspace is.
     arguments : str
         More of the command line.
+    workspace : str
+    environment : mapping
+        Beside that of all servers.
 
     Attributes
     ----------
@@ -48,13 +52,16 @@ class WebServer:
         On the way of its jobs.
     """
 
-    def __init__(self, folder: Path, *arguments: str, port: int = 0) -> None:
-        self.folder, self.arguments, self.port = folder, arguments, port
+    def __init__(
+        self, folder: Path, *arguments: str, port: int = 0, workspace: str = "ws", environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.folder, self.arguments, self.port = folder, ("--workspace", workspace, *arguments), port
+        self.workspace, self.environment = folder / workspace if "://" not in workspace else workspace, environment or {}
         self.gate = Gate(folder / "gate")
 
     def __enter__(self) -> WebServer:
-        command = [sys.executable, "-m", "dlscale", "serve", "--port", str(self.port), "--workspace", "ws", *self.arguments]
-        environment = with_pages(ENVIRONMENT | self.gate.environment)
+        command = [sys.executable, "-m", "dlscale", "serve", "--port", str(self.port), *self.arguments]
+        environment = with_pages(ENVIRONMENT | self.gate.environment | self.environment)
         self.process = subprocess.Popen(command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -88,7 +95,7 @@ class WebServer:
         """Until it is in one of these states; if it has ended, until its process has said all of it."""
         wait_until(lambda: self.job(job)["state"] in states)
         if (found := self.job(job))["state"] in ENDED:
-            wait_until(lambda: not Job(self.folder / "ws" / "jobs" / job).is_taken())
+            wait_until(lambda: not open_workspace(self.workspace).job(job).is_taken())
         return found
 
 

@@ -29,7 +29,7 @@ class Claim(Protocol):
 
     def check(self) -> None: ...
 
-    def release(self) -> None: ...
+    def release(self, *, remove: bool = False) -> None: ...
 
     def __enter__(self) -> Claim: ...
 
@@ -73,6 +73,10 @@ class Job:
 
     def stored_state(self) -> JobState:
         """What state.json says (SpecError if the folder holds no job, or the file is damaged)."""
+        return self.kept_state()
+
+    def kept_state(self) -> JobState:
+        """As `stored_state`, as far as this machine knows without asking others."""
         try:
             return records.read(self.state, JobState, still=f"The other files of {self.folder} are as they were.")
         except FileNotFoundError as error:
@@ -168,6 +172,10 @@ class Job:
 
     def refresh(self) -> None:
         """Bring the files to what others have written; on a file system they are that anyway."""
+
+    def catch_up(self) -> bool:
+        """As `refresh`, of what readers are shown; whether the job is there, damaged or not."""
+        return self.exists()
 
     def send(self) -> None:
         """Let others see what was written since the last state; on a file system they do."""

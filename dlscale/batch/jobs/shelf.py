@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -44,6 +46,12 @@ class Shelf:
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
         (self.folder / name).unlink(missing_ok=True)
+
+    def forget_older(self, seconds: float) -> None:
+        """Remove the files that were written longer ago."""
+        for entry in os.scandir(self.folder) if self.folder.is_dir() else ():
+            if time.time() - entry.stat().st_mtime > seconds:
+                os.unlink(entry)
 
     def take(self, name: str) -> Claim | None:
         """Take a lock for this process; None if another one has it. The folder exists."""

@@ -76,8 +76,8 @@ class BucketClaim:
                 "and the other one goes on."
             )
 
-    def release(self) -> None:
-        """Give the claim back, at most once."""
+    def release(self, *, remove: bool = False) -> None:
+        """Give the claim back, at most once; the lock file of this machine too where ``remove`` says that nobody else needs it."""
         if self._ended.is_set():
             return
         self._ended.set()
@@ -87,7 +87,7 @@ class BucketClaim:
             if not self._lost:
                 remove_object(self.place)
         _tokens.discard(self._token)
-        self._local.release()
+        self._local.release(remove=remove)
 
     def __enter__(self) -> BucketClaim:
         return self

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -52,15 +52,23 @@ class Copies:
         if found is None:
             path.unlink(missing_ok=True)
             return False
+        self._tags[name] = found.tag
+        if self._is_same(name, _version(found.tag)):
+            return True
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, found.data, fsync=False)
         os.utime(path, (found.written, found.written))
-        self._tags[name] = found.tag
         self._note(name, found.tag, path.stat())
         return True
 
-    def bring_all(self, names: Sequence[str], folders: Sequence[str]) -> None:
-        """Make files of some names, and all in some folders, what their objects are; those that have none are removed."""
+    def bring_all(self, names: Sequence[str], folders: Sequence[str]) -> Collection[str]:
+        """Make files of some names, and all in some folders, what their objects are; those that have none are removed.
+
+        Returns
+        -------
+        collection of str
+            All that is in the bucket, in these folders and beside them.
+        """
         there: dict[str, Stamp] = {}
         for folder in ("", *folders):
             there |= {f"{folder}{name}": stamp for name, stamp in objects(self.place / folder.rstrip("/")).items()}
@@ -68,6 +76,11 @@ class Copies:
         changed = [name for name in wanted if name not in there or not self._is_same(name, there[name].version)]
         list(helpers().map(self.bring, changed))
         self._keep()
+        return there
+
+    def version_of(self, name: str) -> str:
+        """Which version of an object a file is the same as; empty where that is not known."""
+        return self._record[name].version if name in self._record else ""
 
     def send(self, name: str) -> bool:
         """Let an object be what its file is; whether the file was written since (FileNotFoundError without one)."""
@@ -105,7 +118,7 @@ class Copies:
         return True
 
     def _note(self, name: str, tag: Tag, status: os.stat_result) -> None:
-        self._record[name] = Copy(tag.get("e_tag") or tag.get("version") or "", status.st_size, status.st_mtime_ns)
+        self._record[name] = Copy(_version(tag), status.st_size, status.st_mtime_ns)
 
     def _is_same(self, name: str, version: str) -> bool:
         known = self._record.get(name)
@@ -117,3 +130,7 @@ class Copies:
     def _keep(self) -> None:
         with suppress(OSError):
             write_atomically(self.folder / _RECORD, json.dumps(self._record).encode(), fsync=False)
+
+
+def _version(tag: Tag) -> str:
+    return tag.get("e_tag") or tag.get("version") or ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from dlscale.batch.jobs.folder import Claim
@@ -42,6 +43,12 @@ class BucketShelf(Shelf):
     def remove(self, name: str) -> None:
         super().remove(name)
         remove_object(self.place / name)
+
+    def forget_older(self, seconds: float) -> None:
+        super().forget_older(seconds)
+        for name, stamp in objects(self.place).items():
+            if time.time() - stamp.time_ns / 1e9 > seconds:
+                remove_object(self.place / name)
 
     def take(self, name: str) -> Claim | None:
         return claims.take_with(super().take(name), self.place / name)

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dlscale.batch.jobs.folder import Job
 from dlscale.batch.jobs.states import JobState
 from dlscale.batch.remote.jobs import BucketJob
 from dlscale.batch.remote.shelves import BucketShelf
+from dlscale.batch.remote.watched import Follower, WatchedJob, lookers
 from dlscale.batch.workspace import MIRRORED, Workspace
 from dlscale.errors import SpecError
 from dlscale.storage.files.atomic import is_own_folder, write_atomically
 from dlscale.storage.files.locations import expand_home
 from dlscale.storage.objects.address import Address
 from dlscale.storage.objects.conditions import require_conditions
-from dlscale.storage.objects.requests import first_look, helpers, names
+from dlscale.storage.objects.requests import first_look, names
+
+#: So many jobs that were asked for last are known by more than their files.
+_N_WATCHED = 4096
 
 
 class BucketWorkspace(Workspace):
@@ -33,10 +39,15 @@ class BucketWorkspace(Workspace):
         If this machine's mirror of it, in the user's cache folder, belongs to somebody else.
     """
 
+    look_seconds, n_resting, fresh_seconds = 1.0, 20, 1.0
+
     def __init__(self, place: Address) -> None:
         super().__init__(_mirror_of(place))
         self.place: Address = place
         self._is_found = False
+        self._watched: OrderedDict[str, WatchedJob] = OrderedDict()
+        self._watching = threading.Lock()
+        self._follower = Follower(place / "jobs", self.jobs_folder, self.watched)
 
     def require_folder(self, what: str) -> None:
         raise SpecError(f"{what[0].upper()}{what[1:]} needs a workspace on a file system; got {self.place}.")
@@ -67,19 +78,35 @@ class BucketWorkspace(Workspace):
     def job(self, job_id: str) -> Job:
         return BucketJob(self.jobs_folder / job_id, self.place / "jobs" / job_id)
 
-    @property
-    def sweeps(self) -> BucketShelf:
+    def watched(self, job_id: str) -> WatchedJob:
+        with self._watching:
+            job = self._watched.get(job_id) or WatchedJob(self.jobs_folder / job_id, self.place / "jobs" / job_id)
+            self._watched[job_id] = job
+            self._watched.move_to_end(job_id)
+            if len(self._watched) > _N_WATCHED:
+                self._watched.popitem(last=False)
+            return job
+
+    def require_answers(self) -> None:
         self._require_mirror()
-        return BucketShelf(self.root / "sweeps", self.place / "sweeps")
+        self._follower.require_answers()
+
+    def follow(self, ids: Iterable[str]) -> Sequence[str]:
+        self._require_mirror()
+        return self._follower.look(ids)
+
+    def shelf(self, name: str) -> BucketShelf:
+        self._require_mirror()
+        return BucketShelf(self.root / name, self.place / name)
 
     def read_states(self, ids: Sequence[str]) -> dict[str, JobState | None]:
         self._require_mirror()
-        return dict(zip(ids, helpers().map(self._state_of, ids), strict=True))
+        return dict(zip(ids, lookers().map(self._state_of, ids), strict=True))
 
     def ids(self, begins: str = "") -> list[str]:
         self._require_mirror()
         found = [name for name in names(self.place / "jobs") if name[0] != "." and name.startswith(begins)]
-        there = list(helpers().map(self._bring_listed, found))
+        there = list(lookers().map(self._bring_listed, found))
         return [name for name, is_job in zip(found, there, strict=True) if is_job]
 
     def find(self, job_id: str | None) -> Job:

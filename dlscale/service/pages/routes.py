@@ -30,7 +30,7 @@ from dlscale.service.routes.sweeps import SweepId, page_of, table_of
 from dlscale.service.starting import read_body
 from dlscale.service.table import Filters
 
-router = APIRouter(include_in_schema=False)
+router, static_router = APIRouter(include_in_schema=False), APIRouter(include_in_schema=False)
 
 _HERE = Path(__file__).parent
 _STATIC = {"style.css": "text/css", "page.js": "text/javascript"}
@@ -62,7 +62,7 @@ def page(request: Request, template: str, /, status: int = 200, **values: Any) -
     session = forms.session_of(request)
     desk = desk_of(request)
     shared: dict[str, Any] = {"forgery": forms.forgery_token(session), "key": secrets.token_urlsafe(16)}
-    shared |= {"workspace": str(desk.settings.workspace.root), "with_tokens": desk.settings.tokens is not None}
+    shared |= {"workspace": str(desk.settings.workspace.place), "with_tokens": desk.settings.tokens is not None}
     text = _templates.get_template(template).render(**shared, **values)
     response = HTMLResponse(text, status, {"Content-Security-Policy": _POLICY})
     forms.keep_session(response, session)
@@ -76,7 +76,7 @@ def problem_page(request: Request, problem: Problem) -> Response | None:
     return page(request, "problem.html", problem.status, problem=problem)
 
 
-@router.get("/static/{name}")
+@static_router.get("/static/{name}")
 def static(name: str) -> Response:
     if name not in _STATIC:
         raise Problem(404, f"There is no /static/{name}.")
@@ -108,7 +108,7 @@ def jobs(
 def sweeps(request: Request, after: Annotated[str, Query(max_length=200)] = "") -> Response:
     """The sweeps of the workspace, the newest first."""
     desk = desk_of(request)
-    found, following = page_of(desk.settings.workspace, limit=_N_ROWS, after=after)
+    found, following = page_of(desk, limit=_N_ROWS, after=after)
     counted = [(sweep, desk.counts_of(sweep)) for sweep in found]
     return page(request, "sweeps.html", sweeps=counted, after=after, following=following)
 
@@ -131,7 +131,7 @@ async def change_sweep(request: Request, sweep_id: SweepId) -> Response:
     """Cancel, resume or delete the jobs of a sweep, by a button."""
     await forms.read_form(request)
     desk, what = desk_of(request), request.url.path.rpartition("/")[2]
-    found, starter = desk.sweep(sweep_id), desk.starter
+    found, starter = await desk.slowly(desk.sweep, sweep_id), desk.starter
     work: dict[str, Callable[[Sweep], Any]] = {"cancel": starter.sweeps.cancel, "resume": starter.resume_sweep}
     work["delete"] = starter.remove_sweep
     try:
@@ -165,7 +165,7 @@ async def send(request: Request, part: Annotated[str, Query(max_length=10)] = ""
             if isinstance(made, Sweep):
                 await desk.slowly(desk.note_jobs, made)
                 return RedirectResponse(f"/sweeps/{made.sweep}", 303)
-            desk.table.note(made)
+            await desk.slowly(desk.table.note, made)
             return RedirectResponse(f"/jobs/{made.id}", 303)
         if what == "plan":
             planned = await desk.slowly(desk.starter.plan, document)
@@ -206,13 +206,11 @@ async def change(request: Request, job_id: JobId, what: str) -> Response:
     """Cancel, resume or delete a job, by a button."""
     await forms.read_form(request)
     desk: Desk = desk_of(request)
-    job = desk.job(job_id)
     work = {"cancel": desk.starter.cancel, "resume": desk.starter.resume, "delete": desk.starter.remove}.get(what)
     if work is None:
         raise Problem(404, f"There is no {request.url.path}.")
-    await desk.slowly(work, job)
-    desk.table.note(job)
-    return RedirectResponse("/" if what == "delete" else f"/jobs/{job.id}", 303)
+    await desk.slowly(desk.change, job_id, work)
+    return RedirectResponse("/" if what == "delete" else f"/jobs/{job_id}", 303)
 
 
 @router.get("/login")

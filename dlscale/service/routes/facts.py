@@ -53,7 +53,7 @@ def spec(request: Request, job_id: JobId) -> Response:
 async def size(request: Request, job_id: JobId) -> dict[str, int]:
     """Bytes on the disk of all that is in the job's folder."""
     desk = desk_of(request)
-    return {"bytes": await desk.slowly(desk.job(job_id).size)}
+    return {"bytes": await desk.slowly(lambda: desk.job(job_id).size())}
 
 
 @router.get("/log", response_class=Response)
@@ -73,7 +73,7 @@ def log_part(job: Job, asked: str | None, offset: int, limit: int) -> Response:
     try:
         with open(job.log, "rb", opener=open_at_once) as file:
             size = os.fstat(file.fileno()).st_size
-            span = None if asked is None else _span(asked, size)
+            span = None if asked is None else span_of(asked, size)
             if span is not None:
                 offset, limit = span[0], min(span[1] - span[0], MAX_LOG_BYTES)
             data = b""
@@ -88,7 +88,7 @@ def log_part(job: Job, asked: str | None, offset: int, limit: int) -> Response:
     return Response(data, 206 if span is not None else 200, headers, media_type="text/plain; charset=utf-8")
 
 
-def _span(asked: str, size: int) -> tuple[int, int] | None:
+def span_of(asked: str, size: int) -> tuple[int, int] | None:
     """Begin and end of the one range that a request asks for; None where it is none that is understood.
 
     Raises
@@ -112,7 +112,7 @@ def _span(asked: str, size: int) -> tuple[int, int] | None:
 async def report(request: Request, job_id: JobId) -> Response:
     """The report, in a sandbox: the one that was drawn at the end, or one of how far the job is."""
     desk = desk_of(request)
-    page = await desk.slowly(_report_of, desk.job(job_id))
+    page = await desk.slowly(lambda: _report_of(desk.job(job_id)))
     return HTMLResponse(page, headers={"Content-Security-Policy": REPORT_POLICY})
 
 

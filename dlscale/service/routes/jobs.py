@@ -12,7 +12,7 @@ from dlscale.batch.jobs.in_slurm import slurm_facts
 from dlscale.batch.recorder import plain
 from dlscale.batch.sweeps.store import Sweep
 from dlscale.batch.workspace import Job
-from dlscale.service.desk import desk_of, grant_of, read_bounded
+from dlscale.service.desk import Desk, desk_of, grant_of, read_bounded
 from dlscale.service.problems import DESCRIBED, Problem
 from dlscale.service.schema import JOB
 from dlscale.service.starting import read_body
@@ -104,8 +104,12 @@ async def submit(
         await desk.slowly(desk.note_jobs, made)
         response.headers["Location"] = f"/v1/sweeps/{made.sweep}"
         return facts_of_sweep(made) | {"jobs": [each["job"] for each in made.jobs]}
-    desk.table.note(made)
     response.headers["Location"] = f"/v1/jobs/{made.id}"
+    return await desk.slowly(_told, desk, made)
+
+
+def _told(desk: Desk, made: Job) -> dict[str, Any]:
+    desk.table.note(made)
     return {"job": made.id, "state": made.read_state().state, "plan": made.read_plan()}
 
 
@@ -141,26 +145,18 @@ def show(request: Request, job_id: JobId) -> Response:
 async def cancel(request: Request, job_id: JobId) -> dict[str, Any]:
     """Stop a job wherever it runs or waits; its checkpoint stays. Answers when it has stopped."""
     desk = desk_of(request)
-    job = desk.job(job_id)
-    await desk.slowly(desk.starter.cancel, job)
-    desk.table.note(job)
-    return facts_of(job)
+    return await desk.slowly(lambda: facts_of(desk.change(job_id, desk.starter.cancel)))
 
 
 @router.post("/{job_id}/resume", status_code=202)
 async def resume(request: Request, job_id: JobId) -> dict[str, Any]:
     """Let a stopped job go on from its last checkpoint."""
     desk = desk_of(request)
-    job = desk.job(job_id)
-    await desk.slowly(desk.starter.resume, job)
-    desk.table.note(job)
-    return facts_of(job)
+    return await desk.slowly(lambda: facts_of(desk.change(job_id, desk.starter.resume)))
 
 
 @router.delete("/{job_id}", status_code=204)
 async def delete(request: Request, job_id: JobId) -> None:
     """Remove a job that has ended, with all that is in its folder; a result that went to another place stays."""
     desk = desk_of(request)
-    job = desk.job(job_id)
-    await desk.slowly(desk.starter.remove, job)
-    desk.table.note(job)
+    await desk.slowly(desk.change, job_id, desk.starter.remove)

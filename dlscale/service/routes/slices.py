@@ -46,8 +46,7 @@ async def part_of_array(
 ) -> Response:
     """A part of an array of the result, of at most a million numbers."""
     desk = desk_of(request)
-    job = desk.job(job_id)
-    spans, values = await desk.slowly(_read, result_of(job), array, rows, columns)
+    spans, values = await desk.slowly(lambda: _read(result_of(desk.job(job_id)), array, rows, columns))
     if format == "npy":
         buffer = io.BytesIO()
         np.save(buffer, values, allow_pickle=False)

@@ -18,17 +18,18 @@ from dlscale.service.schema import job_schema
 router = APIRouter(tags=["server"])
 
 
-@router.get("/health")
-def health() -> dict[str, str]:
+@router.get("/health")  # which needs no thread: all may wait for a store
+async def health() -> dict[str, str]:
     """Whether the server lives."""
     return {"status": "ok", "version": __version__}
 
 
 @router.get("/ready")
 def ready(request: Request) -> dict[str, str]:
-    """Whether it has read all jobs, and their folder can be written."""
+    """Whether it has read all jobs, their store answers, and their folder can be written."""
     desk = desk_of(request)
     root = desk.settings.workspace.root
+    desk.settings.workspace.require_answers()
     if not desk.table.is_loaded:
         raise Problem(503, "The jobs are still being read.", headers={"Retry-After": "1"})
     if root.exists() and not os.access(root, os.W_OK):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated
@@ -15,10 +16,10 @@ from starlette.types import Receive, Scope, Send
 
 from dlscale.batch.workspace import RUNNING, Job
 from dlscale.engine.events import word_of
+from dlscale.errors import StoreError
 from dlscale.service.desk import Desk, desk_of
 from dlscale.service.problems import Problem
 from dlscale.service.routes.jobs import JobId
-from dlscale.storage.files import locks
 from dlscale.storage.files.atomic import open_at_once
 
 router = APIRouter(tags=["streams"])
@@ -56,7 +57,7 @@ async def events(
 ) -> EventStream:
     """The events of a job as they happen, from its first one; the last one, ``end``, comes when the job rests."""
     desk = desk_of(request)
-    job = desk.job(job_id)
+    job = await run_in_threadpool(desk.job, job_id)
     if last_event_id and not (last_event_id.isascii() and last_event_id.isdigit()):
         raise Problem(422, f"Last-Event-ID: got {last_event_id}; allowed: the id of an event of this stream.", exit_code=2)
     return EventStream(_follow(job, int(last_event_id or after), desk), desk)
@@ -75,7 +76,7 @@ async def _follow(job: Job, offset: int, desk: Desk) -> AsyncIterator[bytes]:
     yield b"retry: 1000\n\n"
     while not desk.stopping:
         # Asked before the file is read: what was written before the job came to rest is in it then.
-        state = await run_in_threadpool(_rest_of, job)
+        state = await run_in_threadpool(_rest_of, job, desk)
         found, offset = await run_in_threadpool(_events_from, job, offset)
         if found:
             yield b"".join(found)
@@ -104,19 +105,27 @@ async def _changes(desk: Desk) -> AsyncIterator[bytes]:
             yield b": waiting\n\n"
 
 
-def _rest_of(job: Job) -> str:
+def _rest_of(job: Job, desk: Desk) -> str:
     """The state of a job that nobody works on; empty while somebody does, or is about to."""
     try:
+        desk.settings.workspace.require_answers()
         state = job.read_state().state
+        if state in (*RUNNING, "submitted") or job.is_taken():
+            return ""
+        job.refresh()
+        return state
+    except StoreError:
+        return ""
     except Exception:
         return "damaged" if job.folder.is_dir() else "removed"
-    return "" if state in (*RUNNING, "submitted") or locks.is_held(job.lock) else state
 
 
 def _events_from(job: Job, offset: int) -> tuple[list[bytes], int]:
     """The events of the whole lines from a place on, ready to send, and the place behind them."""
     try:
         with open(job.events, "rb", opener=open_at_once) as file:
+            # A process that was killed may have told more of it here than in a bucket.
+            offset = min(offset, os.fstat(file.fileno()).st_size)
             file.seek(offset)
             data = file.read(_PIECE_BYTES)
     except OSError:

@@ -10,9 +10,7 @@ from starlette.responses import Response
 from dlscale.batch.jobs.states import MOVING
 from dlscale.batch.recorder import plain
 from dlscale.batch.sweeps import store
-from dlscale.batch.sweeps.running import is_driven
 from dlscale.batch.sweeps.store import Sweep
-from dlscale.batch.workspace import Workspace
 from dlscale.errors import SpecError
 from dlscale.service.desk import Desk, desk_of
 from dlscale.service.problems import Problem
@@ -23,16 +21,16 @@ router = APIRouter(prefix="/v1/sweeps", tags=["sweeps"])
 SweepId = Annotated[str, Path(max_length=200, description="The id of a sweep.")]
 
 
-def page_of(root: Workspace, *, begins: str = "", limit: int, after: str = "") -> tuple[list[Sweep], str | None]:
+def page_of(desk: Desk, *, begins: str = "", limit: int, after: str = "") -> tuple[list[Sweep], str | None]:
     """So many sweeps, the newest first, and behind which the next page begins; a damaged one is left out."""
-    ids = store.sweep_ids(root, begins)
+    ids = [sweep_id for sweep_id in desk.sweep_ids() if sweep_id.startswith(begins)]
     if after and after not in ids:
-        raise Problem(404, f"after: there is no sweep {after} in {root.root}.", exit_code=2)
+        raise Problem(404, f"after: there is no sweep {after} in {desk.settings.workspace.place}.", exit_code=2)
     first = ids.index(after) + 1 if after else 0
     found = []
     for sweep_id in ids[first : first + limit]:
         try:
-            found.append(store.read(root, sweep_id))
+            found.append(desk.read_sweep(sweep_id))
         except SpecError:
             continue
     return found, ids[first + limit - 1] if len(ids) > first + limit else None
@@ -40,9 +38,8 @@ def page_of(root: Workspace, *, begins: str = "", limit: int, after: str = "") -
 
 def table_of(desk: Desk, sweep: Sweep) -> tuple[list[dict[str, Any]], bool]:
     """The table of a sweep, and whether some of its jobs run or wait, or a process is about to run one."""
-    root = desk.settings.workspace
-    driven = is_driven(root, sweep.sweep)  # asked first: what it did last is seen in the table
-    rows = store.rows_of(sweep, store.states_of(root, sweep))
+    driven = desk.is_driven(sweep)  # asked first: what it did last is seen in the table
+    rows = store.rows_of(sweep, desk.settings.workspace.kept_states([each["job"] for each in sweep.jobs]))
     return rows, driven or any(row["state"] in MOVING for row in rows)
 
 
@@ -55,7 +52,7 @@ def list_sweeps(
 ) -> dict[str, Any]:
     """The sweeps, the newest first."""
     desk = desk_of(request)
-    found, following = page_of(desk.settings.workspace, begins=begins, limit=limit, after=after)
+    found, following = page_of(desk, begins=begins, limit=limit, after=after)
     counted = [{"n_jobs": len(sweep.jobs), "states": desk.counts_of(sweep)} for sweep in found]
     return {"sweeps": [facts_of_sweep(sweep) | counts for sweep, counts in zip(found, counted, strict=True)], "next": following}
 
@@ -82,7 +79,7 @@ def as_csv(request: Request, sweep_id: SweepId) -> Response:
 async def cancel(request: Request, sweep_id: SweepId) -> dict[str, Any]:
     """Stop the jobs of a sweep that run or wait; their checkpoints stay. Answers with their ids when they have stopped."""
     desk = desk_of(request)
-    sweep = desk.sweep(sweep_id)
+    sweep = await desk.slowly(desk.sweep, sweep_id)
     try:
         return {"sweep": sweep_id, "jobs": await desk.slowly(desk.starter.sweeps.cancel, sweep)}
     finally:
@@ -93,7 +90,7 @@ async def cancel(request: Request, sweep_id: SweepId) -> dict[str, Any]:
 async def resume(request: Request, sweep_id: SweepId) -> dict[str, Any]:
     """Run what is left of a sweep: the jobs that have not succeeded, and would not fail again; their ids."""
     desk = desk_of(request)
-    sweep = desk.sweep(sweep_id)
+    sweep = await desk.slowly(desk.sweep, sweep_id)
     left = await desk.slowly(desk.starter.resume_sweep, sweep)
     await desk.slowly(desk.note_jobs, sweep)
     return {"sweep": sweep_id, "jobs": left}
@@ -103,7 +100,7 @@ async def resume(request: Request, sweep_id: SweepId) -> dict[str, Any]:
 async def delete(request: Request, sweep_id: SweepId) -> None:
     """Remove a sweep that runs no more, with all its jobs."""
     desk = desk_of(request)
-    sweep = desk.sweep(sweep_id)
+    sweep = await desk.slowly(desk.sweep, sweep_id)
     try:
         await desk.slowly(desk.starter.remove_sweep, sweep)
     finally:

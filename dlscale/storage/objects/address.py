@@ -12,19 +12,42 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 from dlscale.errors import SpecError
 
 _URL = re.compile(r"(s3|gs|az)://([^/?#]*)/*([^?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 
-#: A request that is not answered in this time is asked again; a piece of data has to arrive in it.
-_REQUEST_SECONDS = 60
-#: How long a request is asked again and again, with growing pauses that are drawn at random (jitter).
-RETRY_SECONDS = 180
-#: The same for the first look at a store, where a person waits for what is wrong.
-_FIRST_REQUEST_SECONDS, _FIRST_RETRY_SECONDS = 10, 15
+
+class Patience(NamedTuple):
+    """How long a store is waited for.
+
+    Parameters
+    ----------
+    request_seconds : int
+        A request that is not answered in this time is asked again; a piece of data has to arrive in it.
+    silent_seconds : int
+        So is one of which nothing comes for so long.
+    retry_seconds : int
+        How long a request is asked again and again, with growing pauses that are drawn at random (jitter).
+    retries, tries : int
+        How often the driver asks, and how often that is begun anew.
+    """
+
+    request_seconds: int
+    silent_seconds: int
+    retry_seconds: int
+    retries: int
+    tries: int
+
+
+PATIENT = Patience(60, 60, 180, 12, 5)
+#: Of the first look at a store, where a person waits for what is wrong.
+FIRST_LOOK = Patience(10, 10, 15, 3, 2)
+#: Of a server, whose clients wait too.
+SERVING = Patience(60, 5, 5, 3, 2)
+_usual = PATIENT
 
 
 def is_object_url(location: object) -> bool:
@@ -102,18 +125,30 @@ def require_driver(address: Address) -> None:
         raise SpecError(f"{address} needs the package obstore, which is not installed; pip install 'dlscale[cloud]'.")
 
 
-def connected(address: Address, *, first_look: bool = False) -> Any:
+def be(patience: Patience) -> None:
+    """Wait for stores so long from now on, in this process."""
+    global _usual
+    _usual = patience
+
+
+def usual() -> Patience:
+    """How long this process waits for stores."""
+    return _usual
+
+
+def connected(address: Address, patience: Patience | None = None) -> Any:
     """The client of an address's bucket in this process (SpecError without its driver)."""
     require_driver(address)
-    return _client(f"{address.scheme}://{address.bucket}", first_look)
+    return _client(f"{address.scheme}://{address.bucket}", patience or _usual)
 
 
 @cache
-def _client(root: str, first_look: bool) -> Any:
+def _client(root: str, patience: Patience) -> Any:
     from obstore.store import from_url
 
-    request, retry = (_FIRST_REQUEST_SECONDS, _FIRST_RETRY_SECONDS) if first_look else (_REQUEST_SECONDS, RETRY_SECONDS)
-    options: dict[str, Any] = {"timeout": timedelta(seconds=request), "connect_timeout": timedelta(seconds=min(10, request // 2))}
+    request, silent = patience.request_seconds, patience.silent_seconds
+    options: dict[str, Any] = {"timeout": timedelta(seconds=request), "read_timeout": timedelta(seconds=silent)}
+    options["connect_timeout"] = timedelta(seconds=min(10, silent // 2))
     endpoint = next((value for name in _ENDPOINTS if (value := os.environ.get(name))), "") if root.startswith("s3:") else ""
     if endpoint.startswith("http://"):
         options["allow_http"] = True  # it was asked for by name
@@ -121,8 +156,8 @@ def _client(root: str, first_look: bool) -> Any:
         root,
         client_options=options,
         retry_config={
-            "max_retries": 3 if first_look else 12,
-            "retry_timeout": timedelta(seconds=retry),
+            "max_retries": patience.retries,
+            "retry_timeout": timedelta(seconds=patience.retry_seconds),
             "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=10), "base": 2},
         },
     )

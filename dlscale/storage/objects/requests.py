@@ -21,7 +21,7 @@ import numpy as np
 from dlscale.arrays import Array
 from dlscale.errors import StoreError
 from dlscale.showing import without_secrets
-from dlscale.storage.objects.address import RETRY_SECONDS, Address, connected, require_driver
+from dlscale.storage.objects.address import FIRST_LOOK, Address, connected, require_driver, usual
 from dlscale.storage.signatures import Stamp
 
 T = TypeVar("T")
@@ -31,7 +31,6 @@ PIECE_BYTES = 8 * 2**20
 #: Bytes that one process asks for at the same time, beside where they go to.
 IN_FLIGHT_BYTES = 128 * 2**20
 _N_TOGETHER = 16
-_N_TRIES = 5
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 5.0
 _SHOWN_CHARACTERS = 200
 
@@ -61,10 +60,11 @@ def asked(address: Address, call: Callable[[Any], T], *, first: bool = False) ->
     """
     from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, PreconditionError
 
-    n_tries, deadline = 2 if first else _N_TRIES, time.monotonic() + RETRY_SECONDS
-    for k in range(n_tries):
+    patience = FIRST_LOOK if first else usual()
+    deadline = time.monotonic() + patience.retry_seconds
+    for k in range(patience.tries):
         try:
-            return call(connected(address, first_look=first))
+            return call(connected(address, patience))
         except FileNotFoundError as error:
             if reason := _refusal(address, str(error)):
                 raise StoreError(reason) from None
@@ -73,7 +73,7 @@ def asked(address: Address, call: Callable[[Any], T], *, first: bool = False) ->
             raise
         except (BaseError, TornAnswer) as error:
             reason = _refusal(address, str(error))
-            ends = k == n_tries - 1 or time.monotonic() > deadline
+            ends = k == patience.tries - 1 or time.monotonic() > deadline
             if reason or ends or not isinstance(error, GenericError | TornAnswer):
                 raise StoreError(reason or f"{address} cannot be reached: {_told(address, error)}") from None
             time.sleep(random.uniform(0, min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2**k)))
@@ -249,13 +249,18 @@ def objects(address: Address) -> dict[str, Stamp]:
 
 def exists(address: Address) -> bool:
     """Whether there is an object of this name."""
-    import obstore
-
     try:
-        asked(address, lambda client: obstore.head(client, address.key))
+        stamp_of(address)
     except FileNotFoundError:
         return False
     return True
+
+
+def stamp_of(address: Address) -> Stamp:
+    """Size and version of an object (FileNotFoundError where it is not)."""
+    import obstore
+
+    return _stamp(asked(address, lambda client: obstore.head(client, address.key)))
 
 
 def _stamp(entry: Any) -> Stamp:
