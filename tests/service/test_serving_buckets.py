@@ -63,12 +63,12 @@ def test_what_one_server_does_another_sees(serve: Callable[..., WebServer], buck
             heard = []
             watched = threading.Thread(target=lambda: heard.extend(told(second, job)))
             watched.start()
-            wait_until(lambda: "pass iteration-1" in second.http.get(f"/v1/jobs/{job}/log").text)
             first.kill()
             assert second.http.delete(f"/v1/jobs/{job}").status_code == 409
             assert second.http.post(f"/v1/jobs/{job}/cancel").json()["state"] == "cancelled"
             watched.join(PATIENCE_SECONDS)
             assert heard[-1][1] == "end"
+            assert "cancelled" in second.http.get(f"/v1/jobs/{job}/log").text
         with serve("first") as first:
             assert listed(first) == [(job, "cancelled")]
             assert second.http.post(f"/v1/jobs/{job}/resume").status_code == 202
@@ -107,8 +107,8 @@ def require_whole(server: WebServer, done: dict[str, Any], bucket: Address) -> N
 
 
 def test_one_key_is_one_job_of_all_servers(serve: Callable[..., WebServer]) -> None:
-    """A sweep too, which any of them shows, and removes with its jobs."""
-    with serve("first") as first, serve("second", "--keep-jobs", "2") as second:
+    """A sweep too, which any of them shows, and removes with its jobs; one that keeps no jobs removes them for all."""
+    with serve("first") as first, serve("second") as second:
         body = first.spec(SHORT, matrix={"params.n_components": [2, 3]})
         made, again = (each.http.post("/v1/jobs", json=body, headers={"Idempotency-Key": "k"}) for each in (first, second))
         assert (made.status_code, again.headers["idempotency-replayed"]) == (201, "true")
@@ -131,6 +131,8 @@ def test_one_key_is_one_job_of_all_servers(serve: Callable[..., WebServer]) -> N
         wait_until(lambda: second.http.delete(f"/v1/sweeps/{sweep}").status_code == 204)
         wait_until(lambda: [job for job, _ in listed(first)] == [formed])
         assert first.http.get(f"/v1/sweeps/{sweep}").status_code == 404
+        with serve("third", "--keep-jobs", "0"):
+            wait_until(lambda: not listed(first))
 
 
 def test_a_store_that_is_silent_is_told_and_not_asked_for_each_request(serve: Callable[..., WebServer], faults: Faults) -> None:
