@@ -83,6 +83,8 @@ class Recorder:
     def _begin(self) -> Recorder:
         self.job.remove_leftovers()
         begun(self.job)
+        if not self.job.slurm.exists():
+            self.state = replace(self.state, slurm="")
         os.close(_open_to_append(self.job.log))
         self._events = _open_to_append(self.job.events)
         self._handler = _QuietFileHandler(self.job.log, encoding="utf-8")

@@ -123,15 +123,15 @@ def batch_script(job: Job, request: SlurmRequest) -> str:
     Parameters
     ----------
     job : Job
-        On a file system that the nodes see.
+        On a file system that the nodes see, or in a bucket, which they reach with what is in their environment.
     request : SlurmRequest
         Several tasks are the ranks of the job.
     """
-    program, workspace = [sys.executable, "-m", "dlscale"], [job.id, "--workspace", str(job.folder.parent.parent)]
+    program, workspace = [sys.executable, "-m", "dlscale"], [job.id, "--workspace", str(job.place.parent.parent)]
     resume = [*program, "resume", *workspace, "--unless-cancelled", *(["--cluster", "mpi"] if request.ntasks > 1 else [])]
     directives = [
         f"--job-name={job.id}",
-        f"--output={job.folder}/slurm-%j.txt",
+        f"--output={job.slurm_output}",
         "--open-mode=append",
         "--requeue",
         f"--signal=B:TERM@{request.signal_seconds}",
@@ -168,16 +168,24 @@ def submit_to_slurm(job: Job, request: SlurmRequest, secrets: Mapping[str, str] 
         If an option is wrong, or Slurm is not installed here or refuses the job.
     """
     request.check()
-    if not re.fullmatch(r"[\w./+,:=@~-]+", str(job.folder)):  # sbatch reads its own quotes and %-signs in it
+    if not re.fullmatch(r"[\w./+,:=@~-]+", job.slurm_output.replace("%j", "")):  # sbatch reads its own quotes and %-signs in it
         raise SpecError(
             f"--workspace must be of letters, digits and ./_+,:=@~- for a job under Slurm, without spaces; got {job.folder}."
         )
     write_atomically(job.slurm_script, batch_script(job, request).encode())
     try:
-        number = _slurm("sbatch", "--parsable", str(job.slurm_script), environment=secrets).partition(";")[0]
+        # It is let go when all who see the job can know of it.
+        number = _slurm("sbatch", "--parsable", "--hold", str(job.slurm_script), environment=secrets).partition(";")[0]
     except DlscaleError as error:
         raise SpecError(f"Slurm did not take the job: {error}") from error
-    write_atomically(job.slurm, json.dumps({"job": number, **asdict(request)}).encode())
+    try:
+        job.keep(job.slurm, json.dumps({"job": number, **asdict(request)}).encode())
+        job.write_state(replace(job.stored_state(), slurm=number))
+        _slurm("scontrol", "release", number)
+    except BaseException:
+        with suppress(DlscaleError):
+            _slurm("scancel", number)
+        raise
     return number
 
 
@@ -187,19 +195,17 @@ def submit_prepared(root: Workspace, prepared: Prepared, request: SlurmRequest) 
     Parameters
     ----------
     root : Workspace
-        On a file system that the nodes see.
     prepared : Prepared
         Planned here; the nodes must have the memory that the plan takes.
     request : SlurmRequest
         Several tasks are the ranks of the job.
     """
-    root.require_folder("a job of Slurm")
     job = root.new_job(prepared.name)
     create(job, prepared, state="submitted")
     try:
         submit_to_slurm(job, request, secret_environment(prepared.data))
     except BaseException:
-        shutil.rmtree(job.folder, ignore_errors=True)
+        job.discard()
         raise
     return job
 
@@ -232,14 +238,16 @@ def queue_again(job: Job, asked: Mapping[str, Any], secrets: Mapping[str, str] |
     request = replace(SlurmRequest(**{name: value for name, value in last.items() if name != "job"}), **asked)
     request.check()
     before = job.stored_state()
-    for stale in (job.cancel, job.handed_over, job.slurm, job.slurm_starts, job.slurm_end):
-        stale.unlink(missing_ok=True)
+    job.forget_stop()
+    job.handed_over.unlink(missing_ok=True)
+    for stale in (job.slurm, job.slurm_starts, job.slurm_end):
+        job.drop(stale)
     job.write_state(replace(before, state="submitted", message="", heartbeat=Heartbeat.now()))
     try:
         return submit_to_slurm(job, request, secrets)
     except BaseException:
         if last:
-            write_atomically(job.slurm, json.dumps(last).encode())
+            job.keep(job.slurm, json.dumps(last).encode())
         job.write_state(before)
         raise
 
@@ -267,25 +275,26 @@ def requeue(job: Job) -> str:
         with suppress(StoreError):  # a store that does not answer tells of nothing new
             saved = _n_saved(job)
         fruitless = before["fruitless"] + 1 if saved == before["saved"] else 0
-        write_atomically(job.slurm_starts, json.dumps({"saved": saved, "fruitless": fruitless}).encode())
+        job.keep(job.slurm_starts, json.dumps({"saved": saved, "fruitless": fruitless}).encode())
         if fruitless >= N_FRUITLESS_STARTS:
             return f"{fruitless} starts in a row saved nothing new; submit the job with a longer --time."
         if (said := slurm_state(number)) != "RUNNING":
             return f"Slurm says that its job {number} is {said}; it is not queued again."
         # Before it is queued: what follows may be cut short by the end of the batch script.
         job.write_state(replace(state, state="submitted", message=""))
-        try:
-            _slurm("scontrol", "requeue", number)
-        except DlscaleError:
+    try:
+        _slurm("scontrol", "requeue", number)
+    except DlscaleError:
+        with job.claim():
             job.write_state(state)
-            raise
+        raise
     return "back into the queue, to go on where it stopped."
 
 
 def _n_saved(job: Job) -> int:
     """The number of the newest step in a job's checkpoint, wherever that is."""
     at = (read_stored(job.spec).data.get("checkpoint") or {}).get("at")
-    return open_checkpoint(str(job.checkpoint) if at is None else str(Address.of(at) / job.id)).n_saved
+    return open_checkpoint(str(job.place / "checkpoint.zarr") if at is None else str(Address.of(at) / job.id)).n_saved
 
 
 def _starts(job: Job) -> records.StartsRecord:

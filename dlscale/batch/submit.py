@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -34,7 +33,7 @@ from dlscale.batch.spec import parse_spec
 from dlscale.batch.spec.secrets import secret_environment
 from dlscale.batch.workspace import ENDED, HandOver, Heartbeat, Job, JobState, Workspace
 from dlscale.engine.clusters.client import answers, connect
-from dlscale.errors import DlscaleError, InputError, SpecError
+from dlscale.errors import InputError, SpecError
 from dlscale.storage.files.atomic import write_atomically
 from dlscale.storage.groups import open_arrays
 
@@ -180,19 +179,12 @@ def submit_prepared(
             queue.limit(concurrency)
         _hand_over(job, prepared, priority, job.read_state().created)
     except BaseException:
-        discard(job)
+        job.discard()
         for folder in missing:
             with suppress(OSError):
                 folder.rmdir()
         raise
     return job
-
-
-def discard(job: Job) -> None:
-    """Remove what there is of a job that was not made whole."""
-    with suppress(DlscaleError):
-        job.remove_stored()
-    shutil.rmtree(job.folder, ignore_errors=True)
 
 
 def resubmit(job: Job, root: Workspace, prepared: Prepared, *, priority: int = 0) -> None:

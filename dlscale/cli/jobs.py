@@ -163,8 +163,6 @@ def resume(
     from dlscale.cli.terminal import import_bar
 
     with refusal_as_json(as_json):
-        if request is not None:
-            root.require_folder("a job of Slurm")
         job = root.find(job_id)
         if unless_cancelled and job.stored_state().state == "cancelled":
             raise Interrupted(f"Job {job.id} was cancelled; it does not go on by itself.")

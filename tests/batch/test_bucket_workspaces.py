@@ -14,9 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 import zarr
-from click.testing import CliRunner
 from gate import PATIENCE_SECONDS, Gate
 from object_server import SECRET, Faults, upload
 
@@ -28,7 +26,6 @@ from dlscale.batch.run import JobResult, reopen, resume
 from dlscale.batch.submit import cancel
 from dlscale.batch.verifying import verify_job
 from dlscale.batch.workspace import Workspace
-from dlscale.cli.main import commands
 from dlscale.errors import InputError, SpecError, StoreError
 from dlscale.storage.files import locks
 from dlscale.storage.files.locks import LockLostError
@@ -325,18 +322,8 @@ def test_what_needs_a_folder_is_refused(
     bucket: Address, job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before anything is created; so is a store that can be reached but obeys no condition, and a machine without the driver."""
-    root = open_workspace(f"{bucket}/ws")
     with pytest.raises(SpecError, match="An array of this program as an input needs a workspace on a file system; got s3://"):
         dlscale.run({**job, "input": {"matrix": A}}, workspace=f"{bucket}/ws")
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**job, "matrix": {"params.n_components": [2, 3]}}))
-    for arguments, what in (
-        (("submit", "--slurm", str(tmp_path / "sweep.yaml")), "A job of Slurm"),
-        (("submit", "--slurm", str(tmp_path / "job.yaml")), "A job of Slurm"),
-    ):
-        (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
-        run = CliRunner().invoke(commands, [*arguments, "--workspace", str(root.place)])
-        assert f"{what} needs a workspace on a file system" in run.output
-        assert run.exit_code == 2
     monkeypatch.setattr(conditions, "replace", lambda *_, **__: {"e_tag": "whatever"})
     with pytest.raises(SpecError, match="writes objects whatever the condition"):
         dlscale.run(job, workspace=f"{bucket}/ws")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from held.drivers import PATH_OF_HELD_JOBS, driver_of, held, stop, until
+from in_bucket import in_a_bucket
 from jobs_here import DEPLOY, ENVIRONMENT, arrays, command, job_file
 from slurm_cluster import SlurmCluster
 
@@ -174,9 +175,8 @@ def cancelled(slurm: SlurmCluster, folder: Path, alone: dict[str, bytes]) -> Non
 
 def cancelled_before_it_began(slurm: SlurmCluster, folder: Path, alone: dict[str, bytes]) -> None:
     job, number = submit(folder, cluster="threads", partition="closed")
-    slurm.wait(number, "PENDING")
-    state = job.read_state()
-    assert (state.state, state.message) == ("submitted", f"Slurm's job {number}, PENDING (PartitionDown).")
+    until(lambda: job.read_state().message == f"Slurm's job {number}, PENDING (PartitionDown).")
+    assert job.read_state().state == "submitted"
     slurm.command("scancel", number)
     check_end(slurm, job, "cancelled", f"Slurm's job {number} was cancelled; what was finished is in the checkpoint.")
 
@@ -204,7 +204,7 @@ def check_end(slurm: SlurmCluster, job: Job, state: str, message: str) -> None:
     assert json.loads(job.slurm_end.read_text())["job"] == slurm_number(job)
 
 
-GOES_ON = (stopped_again_and_again, ranks_of_srun, queued_by_the_command, the_ready_script, a_sweep)
+GOES_ON = (stopped_again_and_again, ranks_of_srun, queued_by_the_command, the_ready_script, a_sweep, in_a_bucket)
 ENDS = (killed, cancelled, cancelled_before_it_began, out_of_memory, *((gone_with_its_time,) if NIGHT else ()))
 SCENARIOS = (*GOES_ON, *ENDS)
 

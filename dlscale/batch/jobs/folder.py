@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -15,7 +16,7 @@ from dlscale.batch.jobs import records
 from dlscale.batch.jobs.seeing import seen
 from dlscale.batch.jobs.states import HandOver, Heartbeat, JobState
 from dlscale.engine.events import Event, event_of
-from dlscale.errors import SpecError
+from dlscale.errors import DlscaleError, SpecError
 from dlscale.storage.files import locks
 from dlscale.storage.files.atomic import PARTIAL, make_folder, write_atomically
 from dlscale.storage.objects.address import Address
@@ -70,6 +71,8 @@ class Job:
         self.slurm_script = folder / "slurm.sh"
         self.slurm_starts = folder / "slurm-starts.json"
         self.slurm_end = folder / "slurm-end.json"
+        #: Where Slurm writes on its node, as sbatch takes it.
+        self.slurm_output = f"{folder}/slurm-%j.txt"
 
     def stored_state(self) -> JobState:
         """What state.json says (SpecError if the folder holds no job, or the file is damaged)."""
@@ -186,6 +189,20 @@ class Job:
     def exists(self) -> bool:
         """Whether it is there, damaged or not."""
         return self.folder.exists()
+
+    def keep(self, path: Path, data: bytes) -> None:
+        """Write a small file of the job that others read."""
+        write_atomically(path, data)
+
+    def drop(self, path: Path) -> None:
+        """Remove one."""
+        path.unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Remove what there is of a job that was not made whole."""
+        with suppress(DlscaleError):
+            self.remove_stored()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def say_that_it_waits(self) -> None:
         """Tell those who cannot look up this process that it will start the job."""

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dlscale.batch.jobs import records
-from dlscale.errors import SpecError
-from dlscale.storage.files.atomic import open_at_once, write_atomically
+from dlscale.errors import SpecError, StoreError
+from dlscale.storage.files.atomic import open_at_once
 
 if TYPE_CHECKING:
     from dlscale.batch.workspace import Job
@@ -130,8 +130,8 @@ def in_slurm(job: Job) -> InSlurm | None:
         return None
     if said.has_ended and not job.slurm_end.exists():
         kept = {"job": number, "state": said.state, "reason": said.reason, "exit_status": said.exit_status}
-        with suppress(OSError):  # whoever may only read sees it as long as Slurm knows it
-            write_atomically(job.slurm_end, json.dumps(kept).encode(), fsync=False)
+        with suppress(OSError, StoreError):  # whoever may only read sees it as long as Slurm knows it
+            job.keep(job.slurm_end, json.dumps(kept).encode())
     return said
 
 
@@ -158,8 +158,8 @@ def begun(job: Job) -> None:
         return
     outside = os.environ.get("SLURM_JOB_ID") != number
     if outside and ((said := in_slurm(job)) is None or said.has_ended):
-        job.slurm.unlink(missing_ok=True)
-    job.slurm_end.unlink(missing_ok=True)
+        job.drop(job.slurm)
+    job.drop(job.slurm_end)
 
 
 def slurm_facts(job: Job) -> dict[str, Any] | None:
@@ -196,7 +196,7 @@ def ending(job: Job, said: InSlurm) -> tuple[str, str] | None:
 
 def last_lines(job: Job, number: str) -> list[str]:
     """The end of what Slurm wrote down of a job's last start."""
-    for path in (job.folder / f"slurm-{number}.txt", job.log):
+    for path in (Path(job.slurm_output.replace("%j", number)), job.log):
         lines = _tail(path)
         begins = max((i + 1 for i, line in enumerate(lines) if line.startswith("dlscale: back into the queue")), default=0)
         if lines[begins:]:

@@ -92,6 +92,8 @@ class JobState:
         How far it was at the last heartbeat; None before it ran.
     sweep : str
         The sweep that it is a job of; empty where it is none.
+    slurm : str
+        Its number in Slurm, where it was queued there; empty elsewhere.
     """
 
     job: str
@@ -109,6 +111,7 @@ class JobState:
     checksums: dict[str, int] = field(default_factory=dict)
     progress: Progress | None = None
     sweep: str = ""
+    slurm: str = ""
 
     @property
     def exit_code(self) -> int:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dlscale.batch.jobs.folder import Claim, Job
+from dlscale.batch.jobs.in_slurm import slurm_number
 from dlscale.batch.jobs.states import Heartbeat, JobState
 from dlscale.batch.remote import claims
 from dlscale.batch.remote.copies import Copies
@@ -26,7 +27,8 @@ from dlscale.storage.objects.address import Address
 from dlscale.storage.objects.requests import exists, listing, put, remove, remove_object
 
 #: In the order in which they go up; the state is the last.
-_FILES = ("spec.yaml", "plan.json", "checkpoint.zarr/inputs.json", "log.txt", "events.jsonl", "report.html")
+_SLURM = ("slurm.json", "slurm-starts.json", "slurm-end.json")
+_FILES = ("spec.yaml", "plan.json", *_SLURM, "checkpoint.zarr/inputs.json", "log.txt", "events.jsonl", "report.html")
 #: Of which all files go up, or one.
 _FOLDERS = ("rows/", "checkpoint.zarr/")
 #: A file that grows goes up as a whole, at this rate at most.
@@ -49,6 +51,7 @@ class BucketJob(Job):
     def __init__(self, folder: Path, place: Address) -> None:
         super().__init__(folder)
         self.place: Address = place
+        self.slurm_output = f"/tmp/{self.id}-slurm-%j.txt"  # of the node: there may be no folder that it shares with this machine
         self._copies = Copies(folder, place)
         self._claim: Claim | None = None
         self._sending = threading.RLock()
@@ -77,6 +80,9 @@ class BucketJob(Job):
             if not alone:
                 return self.state.exists()
             there = self._copies.bring("state.json") and (self.spec.exists() or self._copies.bring("spec.yaml"))
+            with suppress(SpecError):
+                if there and (number := self.kept_state().slurm) and slurm_number(self) != number:
+                    self._copies.bring(self.slurm.name)
         if not there:
             self._copies.forget()
         return there
@@ -108,6 +114,14 @@ class BucketJob(Job):
 
     def exists(self) -> bool:
         return exists(self.place / "state.json")
+
+    def keep(self, path: Path, data: bytes) -> None:
+        super().keep(path, data)
+        self._copies.send(path.name)
+
+    def drop(self, path: Path) -> None:
+        super().drop(path)
+        remove_object(self.place / path.name)
 
     def say_that_it_waits(self) -> None:
         state = self.stored_state()

@@ -23,7 +23,7 @@ from dlscale.storage.objects.requests import names
 _ASK_SECONDS = 1.0
 _N_TOGETHER = 16
 #: What readers are shown beside the state.
-_SHOWN = ("spec.yaml", "plan.json", "log.txt", "events.jsonl", "report.html")
+_SHOWN = ("spec.yaml", "plan.json", "slurm.json", "slurm-end.json", "log.txt", "events.jsonl", "report.html")
 #: A job is created here first, and a blink later in the bucket; one that was never seen there is left for so long.
 _CREATED_SECONDS = 60.0
 #: A look goes through many objects one after another; each answer counts.

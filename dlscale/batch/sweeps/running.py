@@ -17,7 +17,7 @@ from dlscale.batch.run import create
 from dlscale.batch.slurm import SlurmRequest, leave_the_queue, queue_again, submit_to_slurm
 from dlscale.batch.spec.consent import TRUSTED
 from dlscale.batch.spec.secrets import secret_environment
-from dlscale.batch.submit import cancel, check_place, check_workers_see, discard
+from dlscale.batch.submit import cancel, check_place, check_workers_see
 from dlscale.batch.sweeps import store
 from dlscale.batch.sweeps.planning import Planned
 from dlscale.batch.sweeps.store import Sweep, told
@@ -59,8 +59,6 @@ def submit(
     SpecError, InputError
         Nothing is left then.
     """
-    if slurm is not None:
-        root.require_folder("a job of Slurm")
     secrets = {} if slurm is not None else _shared_secrets(planned)
     if slurm is None:
         for each in planned:
@@ -108,7 +106,7 @@ def undo(root: Workspace, sweep_id: str, jobs: Sequence[Job]) -> None:
     """Remove what a sweep that was not made whole has left."""
     for job in jobs:
         leave_the_queue(job)
-        discard(job)
+        job.discard()
     store.forget(root, sweep_id)
 
 
@@ -152,7 +150,6 @@ def resume(
     if not left:
         raise SpecError(f"Nothing is left to run of sweep {sweep.sweep}: {told(store.counts_of(root, sweep))}.")
     if slurm is not None:
-        root.require_folder("a job of Slurm")
         for job, _ in left:
             queue_again(job, slurm)
         return [job.id for job, _ in left]
