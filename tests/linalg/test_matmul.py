@@ -147,6 +147,20 @@ def test_the_same_bits_from_any_number_of_threads_and_after_a_stop(tmp_path: Pat
     assert again == [f"tiles-{i}" for i in range(8, 17)] + ["check"]
 
 
+@pytest.mark.parametrize("adjoint", [False, True], ids=["A A", "A^H A"])
+def test_one_task_of_all_tiles_computes_the_bits_of_a_task_for_each(
+    adjoint: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Strips that the next tile needs too stay, and it is computed where the one before is being written."""
+    for name, value in (("STRIPS", (64,)), ("PIECE_ROWS", 48), ("DIAGONAL_ROWS", 32), ("WRITTEN_ROWS", 16)):
+        monkeypatch.setattr(f"dlscale.linalg.multiply.tiling.{name}", value)
+    path = store(tmp_path / "a.zarr", gaussian(500, 500), chunks=(50, 500), compressors=None)
+    options = MatmulOptions(tile=128, adjoint_a=adjoint)
+    found = in_files(tmp_path / "1", path, options, replace(THREADS, threads_per_worker=5))
+    monkeypatch.setattr("dlscale.engine.columns.GROUP_FLOPS", 1.0)
+    assert found.tobytes() == in_files(tmp_path / "2", path, options, THREADS).tobytes()
+
+
 def test_a_wrong_tile_is_always_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """One product of two pieces is left out, or one entry of it is off by a millionth, at a place that is drawn."""
     A, B = gaussian(120, 90), gaussian(90, 110)
@@ -254,7 +268,8 @@ def test_tiles_cover_a_product_once_in_whole_chunks(m: int, n: int, k: int, item
     assert tiling.column_spans[-1][1] == n
     assert not symmetric or tiling.row_spans == tiling.column_spans
     assert all(top % tiling.chunk_rows == 0 for top, _ in tiling.row_spans)
-    assert all(top % tiling.chunk_rows == 0 for top, _ in tiling.pieces((0, tiling.rows)))
+    spans = [*tiling.written((0, tiling.rows)), *tiling.pieces((0, tiling.rows), (0, tiling.columns))]
+    assert all(top % tiling.chunk_rows == 0 for top, _ in spans)
     ahead = [rows == before[0] or columns == before[1] for before, (rows, columns) in itertools.pairwise(tiling.tiles)]
     assert symmetric or all(ahead)
 

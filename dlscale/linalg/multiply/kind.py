@@ -204,7 +204,7 @@ def _memory(problem: Problem, tiling: Tiling, facts: ClusterFacts) -> list[Need]
         Need("a tile of the product", tile * item),
         Need("strips of the operands", strips * item),
         # Of the shapes of a tile, its chunks on their way to the disk, or the adjoint of a piece.
-        Need("what is written", (facts.threads_per_worker + 1) * min(tiling.piece_rows, tiling.rows) * tiling.columns * item),
+        Need("what is written", (facts.threads_per_worker + 1) * min(tiling.written_rows, tiling.rows) * tiling.columns * item),
         *libraries(facts),
     ]
 

@@ -1,15 +1,16 @@
-"""What the task of a tile does: strips of A and B are read ahead and multiplied by all threads, then the tile is written.
+"""What the task of some tiles does: strips of A and B are read ahead and multiplied by all threads, then each tile is written.
 
-The pieces that threads multiply belong to the tiling, and each is added to in the order of the strips: no bit depends on the
-threads.
+Nobody waits between two tiles: a piece of the next one begins where that of the last one is written, and its strips are read
+meanwhile. The pieces that threads multiply belong to the tiling, and each is added to in the order of the strips: no bit depends on
+the threads.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -61,16 +62,9 @@ class Tiles(Applied):
         return Cost(tiling.flops * share, round(n_read * share), round(n_bytes * share))
 
     def apply(self, B: Array | None, slabs: Sequence[Span], tell: Tell) -> list[State]:
-        return [self._apply(number, tell) for number, _ in slabs]
-
-    def _apply(self, number: int, tell: Tell) -> State:
-        """Compute and write a tile; returns the largest entry, of ``A B``."""
-        rows, across = self.tiling.tiles[number]
-        C = self.output.room(rows, across, self.a.dtype)
+        tiles = [self.tiling.tiles[number] for number, _ in slabs]
         with one_blas_thread(), ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(self.n_threads) as pool:
-            tile = _Tile(self, rows, across, C, reader, pool)
-            tile.multiply(tell)
-            return {"largest": np.array([tile.finish()])}
+            return [{"largest": np.array([largest])} for largest in _Stream(self, tiles, reader, pool).run(tell)]
 
 
 @dataclass(frozen=True)
@@ -91,56 +85,100 @@ class _Strip:
 class _Slot:
     """Memory for one strip after the other, and who still uses what is in it."""
 
-    strip: _Strip
+    strip: _Strip | None = None
     block: Array
     buffer: Array | None = None
 
     def __init__(self) -> None:
         self.users: list[Future[Any]] = []
 
+    def inner(self, step: Span) -> slice:
+        """Where a part of the inner dimension stands in the strip."""
+        assert self.strip is not None
+        return slice(step[0] - self.strip.inner[0], step[1] - self.strip.inner[0])
 
+
+@dataclass
 class _Tile:
-    """One tile while it is computed."""
+    """One tile while it is computed.
+
+    Parameters
+    ----------
+    rows, columns : Span
+    C : Array
+    free : sequence of (rows, future)
+        What still reads these rows of C, counted from the first one, for the tile before.
+    last : dict
+        The last product that was added to each piece.
+    """
+
+    rows: Span
+    columns: Span
+    C: Array
+    free: Sequence[tuple[Span, Future[Any]]]
+    last: dict[tuple[Span, Span], Future[Any]] = field(default_factory=dict)
+
+    def before(self, place: tuple[Span, Span]) -> list[Future[Any]]:
+        """What a product that is added to a piece waits for."""
+        if place in self.last:
+            return [self.last[place]]
+        return [job for rows, job in self.free if rows[0] < place[0][1] and place[0][0] < rows[1]]
+
+
+class _Stream:
+    """The tiles of a task, and the threads that read and multiply for them."""
 
     def __init__(
-        self, work: Tiles, rows: Span, columns: Span, C: Array, reader: ThreadPoolExecutor, pool: ThreadPoolExecutor
+        self, work: Tiles, tiles: Sequence[tuple[Span, Span]], reader: ThreadPoolExecutor, pool: ThreadPoolExecutor
     ) -> None:
-        self.work, self.tiling, self.rows, self.columns, self.C = work, work.tiling, rows, columns, C
-        self.reader, self.pool = reader, pool
-        self.diagonal = work.tiling.is_diagonal(rows, columns)
-        self._slots = {name: itertools.cycle([_Slot() for _ in range(N_SLOTS)]) for name in "ab"}
-        #: The last product that was added to each piece.
-        self._last: dict[tuple[Span, Span], Future[Any]] = {}
+        self.work, self.tiling, self.tiles, self.reader, self.pool = work, work.tiling, tiles, reader, pool
+        n_strips = {"a": len(self.tiling.strips_a), "b": len(self.tiling.strips_b)}
+        self._slots = {name: itertools.cycle([_Slot() for _ in range(min(N_SLOTS, n))]) for name, n in n_strips.items()}
+        strips = (strip for tile in tiles for step in self.tiling.steps for strip in self._strips(tile, step))
+        self._loads = (reader.submit(self._load, strip) for strip in strips)
+        self._ahead = next(self._loads, None)
+        self._room: Array | None = None
+        self._at: dict[str, _Slot] = {}
 
-    def multiply(self, tell: Tell) -> None:
-        """Stream the strips; products are still under way when it returns."""
-        strips = list(self._strips())
-        ahead = [self.reader.submit(self._load, strips[0])]
-        at: dict[str, _Slot] = {}
-        for step in self.tiling.steps:
-            n_bytes = 0
-            while strips and strips[0].inner[0] == step[0]:
-                slot = ahead.pop().result()
-                at[slot.strip.name], n_bytes = slot, n_bytes + slot.strip.n_bytes
-                strips.pop(0)
-                if strips:
-                    ahead = [self.reader.submit(self._load, strips[0])]
-            tell(self._add(step, at.get("a", at["b"]), at["b"]), n_bytes)
+    def run(self, tell: Tell) -> list[float]:
+        """Compute and write the tiles; returns the largest entry of each, of ``A B``."""
+        found, free = [], list[tuple[Span, Future[Any]]]()
+        written = list[Future[float]]()
+        for rows, columns in self.tiles:
+            tile = _Tile(rows, columns, self._room_of(rows, columns), free)
+            for step in self.tiling.steps:
+                tell(*self._multiply(tile, step))
+            # Of the tile before, which is written by now: an error is told before more is begun.
+            found += [max(job.result() for job in written)] if written else []
+            written, free = self._finish(tile)
+        return [*found, max(job.result() for job in written)]
 
-    def _strips(self) -> Iterator[_Strip]:
-        """What is read, in order."""
-        tiling, a, b = self.tiling, self.work.a, self.work.b
-        begins_a, begins_b = ({strip[0]: strip for strip in strips} for strips in (tiling.strips_a, tiling.strips_b))
-        for start, _ in tiling.steps:
+    def _room_of(self, rows: Span, columns: Span) -> Array:
+        """Memory for a tile: its own place where that is in memory, and else that of the tile before."""
+        work, shape = self.work, (rows[1] - rows[0], columns[1] - columns[0])
+        if work.output.in_memory:
+            return work.output.room(rows, columns, work.a.dtype)
+        if self._room is None:
+            tallest, widest = (max(stop - start for start, stop in spans) for spans in zip(*self.tiles, strict=True))
+            self._room = work.output.room((0, tallest), (0, widest), work.a.dtype)
+        return self._room[: shape[0], : shape[1]]
+
+    def _strips(self, tile: tuple[Span, Span], step: Span) -> Iterator[_Strip]:
+        """What is read for a step of a tile, in order."""
+        (rows, columns), work = tile, self.work
+        for name, operand, strips in (("a", work.a, self.tiling.strips_a), ("b", work.b, self.tiling.strips_b)):
             # On the diagonal the strip of B is that of A too, where one is the adjoint of the other.
-            if start in begins_a and not (self.diagonal and self.work.one_operand):
-                yield _Strip("a", a, begins_a[start], (self.rows, begins_a[start]))
-            if start in begins_b:
-                yield _Strip("b", b, begins_b[start], (begins_b[start], self.columns))
+            if name == "a" and work.one_operand and self.tiling.is_diagonal(rows, columns):
+                continue
+            inner = strips[min(step[0] // (strips[0][1] - strips[0][0]), len(strips) - 1)]
+            if inner[0] == step[0]:
+                yield _Strip(name, operand, inner, (rows, inner) if name == "a" else (inner, columns))
 
-    def _load(self, strip: _Strip) -> _Slot:
-        """Read a strip into the next memory, once nobody uses that any more."""
+    def _load(self, strip: _Strip) -> tuple[_Slot, int]:
+        """Read a strip into the next memory, once nobody uses that any more; the bytes that were read."""
         slot = next(self._slots[strip.name])
+        if slot.strip == strip:
+            return slot, 0  # of the tile before, beside this one
         for user in slot.users:
             user.result()
         slot.users, slot.strip = [], strip
@@ -153,49 +191,74 @@ class _Tile:
                 slot.buffer = empty_pages((shape[0] * shape[1],), M.dtype)
             out = slot.buffer[: shape[0] * shape[1]].reshape(shape)
         slot.block = _by_rows(M.region(rows, columns, out))
-        return slot
+        return slot, strip.n_bytes
 
-    def _add(self, step: Span, a: _Slot, b: _Slot) -> float:
-        """Begin the products of a step along the inner dimension; returns their flops."""
+    def _multiply(self, tile: _Tile, step: Span) -> tuple[float, int]:
+        """Begin the products of a step along the inner dimension; returns their flops, and the bytes that were read for them."""
+        n_read = 0
+        for i, strip in enumerate(self._strips((tile.rows, tile.columns), step)):
+            if i:
+                self._ahead = next(self._loads, None)
+            assert self._ahead is not None
+            self._at[strip.name], n_bytes = self._ahead.result()
+            n_read += n_bytes
+        flops = self._add(tile, step)
+        # What comes next may take the place of what these products use.
+        self._ahead = next(self._loads, None)
+        return flops, n_read
+
+    def _add(self, tile: _Tile, step: Span) -> float:
         flops, of_a, of_b = 0.0, self.work.a.adjoint, self.work.b.adjoint
-        inner_a, inner_b = (slice(step[0] - slot.strip.inner[0], step[1] - slot.strip.inner[0]) for slot in (a, b))
-        for rows in self.tiling.pieces(self.rows):
+        both = self.work.one_operand and self.tiling.is_diagonal(tile.rows, tile.columns)
+        a, b = self._at["b" if both else "a"], self._at["b"]
+        inner_a, inner_b = a.inner(step), b.inner(step)
+        for rows in self.tiling.pieces(tile.rows, tile.columns):
             A = a.block[inner_a, slice(*rows)] if of_a else a.block[slice(*rows), inner_a]
-            for columns in self.tiling.products(self.rows, self.columns, rows):
+            for columns in self.tiling.products(tile.rows, tile.columns, rows):
                 B = b.block[slice(*columns), inner_b] if of_b else b.block[inner_b, slice(*columns)]
-                before = self._last.get((rows, columns))
-                job = self.pool.submit(self._multiply_piece, A, B, (rows, columns), before)
-                self._last[rows, columns] = job
+                place = (rows, columns)
+                first, before = place not in tile.last, tile.before(place)
+                job = self.pool.submit(self._multiply_piece, A, B, tile.C[slice(*rows), slice(*columns)], before, first=first)
+                tile.last[place] = job
                 a.users.append(job)
                 b.users.append(job)
                 flops += 2.0 * (rows[1] - rows[0]) * (columns[1] - columns[0]) * (step[1] - step[0])
         return flops
 
-    def _multiply_piece(self, A: Array, B: Array, place: tuple[Span, Span], before: Future[Any] | None) -> None:
-        if before is not None:
-            before.result()  # it was begun earlier, so that it waits for nobody who comes later
-        C = self.C[slice(*place[0]), slice(*place[1])]
-        multiply_add(A, B, C, alpha=1.0, beta=0.0 if before is None else 1.0, op_a=self.work.a.op, op_b=self.work.b.op)
+    def _multiply_piece(self, A: Array, B: Array, C: Array, before: Sequence[Future[Any]], *, first: bool) -> None:
+        _await(before)
+        multiply_add(A, B, C, alpha=1.0, beta=0.0 if first else 1.0, op_a=self.work.a.op, op_b=self.work.b.op)
 
-    def finish(self) -> float:
-        """Write the tile, and its adjoint where that is another tile; returns the largest entry."""
-        if self.diagonal:
-            for job in self._last.values():
-                job.result()
-            n = len(self.C)
-            self.C[np.arange(n), np.arange(n)] = self.C[np.arange(n), np.arange(n)].real
-            mirror_upper(self.C)
-        pieces = list(self.tiling.pieces(self.rows))
-        largest = max(self.pool.map(self._finish_rows, pieces))
-        if self.tiling.symmetric and not self.diagonal:
-            list(self.pool.map(self._mirror_rows, self.tiling.pieces(self.columns)))
-        return largest
+    def _finish(self, tile: _Tile) -> tuple[list[Future[float]], list[tuple[Span, Future[Any]]]]:
+        """Begin to write a tile, and its adjoint where that is another tile.
 
-    def _finish_rows(self, piece: Span) -> float:
-        for (rows, _), job in self._last.items():
-            if rows == piece:
-                job.result()
-        C, exponent = self.C[slice(*piece)], self.work.exponent
+        Returns
+        -------
+        list of Future
+            The largest entries of its parts.
+        list of (rows, Future)
+            After which these rows of its memory are free.
+        """
+        diagonal, whole = self.tiling.is_diagonal(tile.rows, tile.columns), (0, len(tile.C))
+        last = [self.pool.submit(self._complete, tile.C, list(tile.last.values()))] if diagonal else None
+        spans = list(self.tiling.written(tile.rows))
+        written = [self.pool.submit(self._write_rows, tile, span, last or _over(tile.last, span)) for span in spans]
+        if not self.tiling.symmetric or diagonal:
+            return written, list(zip(spans, written, strict=True))
+        across = self.tiling.written(tile.columns)
+        mirrored = [self.pool.submit(self._write_adjoint, tile, span, written) for span in across]
+        return [*written, *mirrored], [(whole, job) for job in mirrored]
+
+    def _complete(self, C: Array, before: Sequence[Future[Any]]) -> None:
+        """Fill the lower triangle of a tile on the diagonal."""
+        _await(before)
+        n = np.arange(len(C))
+        C[n, n] = C[n, n].real
+        mirror_upper(C)
+
+    def _write_rows(self, tile: _Tile, span: Span, before: Iterable[Future[Any]]) -> float:
+        _await(before)
+        C, exponent = tile.C[slice(*span)], self.work.exponent
         largest = largest_part(C)
         if exponent:
             times_power_of_two(C, exponent, out=C)
@@ -204,12 +267,25 @@ class _Tile:
                     f"The product overflows {C.dtype}: its largest entry is about {power_words(largest, exponent)} or more. "
                     "Multiply an operand by a power of two."
                 )
-        self.work.output.write(self.rows[0] + piece[0], C, self.columns[0])
+        self.work.output.write(tile.rows[0] + span[0], C, tile.columns[0])
         return largest
 
-    def _mirror_rows(self, piece: Span) -> None:
-        block = np.ascontiguousarray(self.C[:, slice(*piece)].conj().T)
-        self.work.output.write(self.columns[0] + piece[0], block, self.rows[0])
+    def _write_adjoint(self, tile: _Tile, span: Span, before: Iterable[Future[Any]]) -> float:
+        _await(before)
+        block = np.ascontiguousarray(tile.C[:, slice(*span)].conj().T)
+        self.work.output.write(tile.columns[0] + span[0], block, tile.rows[0])
+        return 0.0
+
+
+def _await(jobs: Iterable[Future[Any]]) -> None:
+    """They were begun earlier than what waits, so that they wait for nobody who comes later."""
+    for job in jobs:
+        job.result()
+
+
+def _over(jobs: dict[tuple[Span, Span], Future[Any]], span: Span) -> list[Future[Any]]:
+    """The products that some rows of a tile are made of."""
+    return [job for (rows, _), job in jobs.items() if rows[0] < span[1] and span[0] < rows[1]]
 
 
 def _by_rows(block: Array) -> Array:

@@ -23,8 +23,12 @@ from typing import Any
 from dlscale.engine.grids import OUTPUT_BYTES, blocks
 from dlscale.linalg.multiply.operands import Operand, Span
 
-#: Rows and columns, at most, of what one thread multiplies at a time: with fewer columns products are slower.
-PIECE_ROWS, PIECE_COLUMNS = 512, 2560
+#: Rows, at most, of what one thread multiplies at a time; on the diagonal, where a piece computes half of a square in vain, fewer.
+PIECE_ROWS, DIAGONAL_ROWS = 1024, 512
+#: Columns, and entries in whose favour there may be fewer columns: narrower pieces, and flatter ones, are slower.
+PIECE_COLUMNS, PIECE_ENTRIES = 2560, 1_500_000
+#: Rows that are written at a time.
+WRITTEN_ROWS = 512
 #: Entries of a tile from which on larger ones hardly cost less time: several tiles are then better, for workers and checkpoints.
 TILE_ENTRIES = 2**24
 MIN_TILES = 16
@@ -100,13 +104,19 @@ class Tiling:
         return found
 
     @property
-    def piece_rows(self) -> int:
-        """Rows that are multiplied at a time, whole chunks."""
-        return self.chunk_rows * max(1, PIECE_ROWS // self.chunk_rows)
+    def written_rows(self) -> int:
+        """Rows that are written at a time, whole chunks."""
+        return self.chunk_rows * max(1, WRITTEN_ROWS // self.chunk_rows)
 
-    def pieces(self, rows: Span) -> Iterator[Span]:
-        """The rows of a tile as they are multiplied, counted from its first one."""
-        return blocks(0, rows[1] - rows[0], self.piece_rows)
+    def written(self, span: Span) -> Iterator[Span]:
+        """The rows (or columns) of a tile as they are written, counted from its first one."""
+        return blocks(0, span[1] - span[0], self.written_rows)
+
+    def pieces(self, rows: Span, columns: Span) -> Iterator[Span]:
+        """The rows of a tile as they are multiplied, whole chunks, counted from its first one."""
+        height = rows[1] - rows[0]
+        n_pieces = -(-height // (DIAGONAL_ROWS if self.is_diagonal(rows, columns) else PIECE_ROWS))
+        return blocks(0, height, self.chunk_rows * -(-height // (n_pieces * self.chunk_rows)))
 
     def is_diagonal(self, rows: Span, columns: Span) -> bool:
         return self.symmetric and rows == columns
@@ -116,14 +126,15 @@ class Tiling:
         width = columns[1] - columns[0]
         # What stands left of a piece of a diagonal tile is below the diagonal.
         first = piece[0] if self.is_diagonal(rows, columns) else 0
-        return blocks(first, width, max(1, -(-(width - first) // -(-(width - first) // PIECE_COLUMNS))))
+        most = min(PIECE_COLUMNS, max(1, PIECE_ENTRIES // (piece[1] - piece[0])))
+        return blocks(first, width, max(1, -(-(width - first) // -(-(width - first) // most))))
 
     @cached_property
     def flops(self) -> float:
         entries = 0
         for rows, columns in self.tiles:
             if self.is_diagonal(rows, columns):
-                pieces = [(piece, across) for piece in self.pieces(rows) for across in self.products(rows, columns, piece)]
+                pieces = [(piece, across) for piece in self.pieces(rows, columns) for across in self.products(rows, columns, piece)]
                 entries += sum((piece[1] - piece[0]) * (across[1] - across[0]) for piece, across in pieces)
             else:
                 entries += (rows[1] - rows[0]) * (columns[1] - columns[0])
@@ -166,7 +177,7 @@ def cut(
     (m, n, k), (rows, columns) = shape, tile
     columns = -(-n // -(-n // min(n, columns)))
     rows = columns if symmetric else -(-m // -(-m // min(m, rows)))
-    chunk_rows = min(rows, 2 ** max(0, (min(PIECE_ROWS, OUTPUT_BYTES // (columns * itemsize))).bit_length() - 1))
+    chunk_rows = min(rows, 2 ** max(0, (min(WRITTEN_ROWS, OUTPUT_BYTES // (columns * itemsize))).bit_length() - 1))
     if rows < m:
         rows = -(-rows // chunk_rows) * chunk_rows
         columns = rows if symmetric else columns
