@@ -29,6 +29,7 @@ from dlscale.host import total_bytes
 from dlscale.storage.files.durable import (
     PARTIAL,
     Stamp,
+    begin_flush,
     fsync_path,
     fsync_tree,
     make_folder,
@@ -183,15 +184,10 @@ class ArrayWriter:
         block = block.astype(self.dtype, copy=False)
         if self._is_plain:
             for key, part in self._files(region):
-                write_chunk(
-                    self.path / key,
-                    block[part],
-                    self.chunks,
-                    fsync=self.fsync,
-                    checksum=self.checksum,
-                    direct=self.past_cache,
-                    root=self.path,
-                )
+                file, direct = self.path / key, self.past_cache
+                write_chunk(file, block[part], self.chunks, fsync=self.fsync, checksum=self.checksum, direct=direct, root=self.path)
+                if not self.fsync:
+                    begin_flush(file)
         else:
             self._array[region] = block
             if self.fsync:

@@ -14,6 +14,7 @@ from dlscale.errors import CorruptionError, DoesNotFitError
 from dlscale.storage.files import durable
 from dlscale.storage.files.durable import (
     PARTIAL,
+    begin_flush,
     crc32c,
     fsync_path,
     fsync_tree,
@@ -52,6 +53,16 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["state.json"]
+
+
+@pytest.mark.parametrize("has_call", [True, False])
+def test_a_flush_that_is_begun_early_changes_nothing(has_call: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not has_call:
+        monkeypatch.setattr(durable, "_sync_file_range", lambda: None)
+    (tmp_path / "0").write_bytes(b"12345")
+    for name in ("0", "replaced by nobody"):
+        begin_flush(tmp_path / name)
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("0", b"12345")]
 
 
 @pytest.mark.parametrize("n_files", [1, 20])

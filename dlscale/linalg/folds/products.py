@@ -37,6 +37,8 @@ _HARMLESS_SQUARES = 1.0
 _SAFE_EXPONENTS = {32: (-48, 80), 64: (-400, 400)}
 #: The same for single precision products of double precision entries, whose sums no driver sees in single precision.
 _HALVED_HIGH = 100
+#: A square of at most so many bytes is kept from leaf to leaf: memory touched for the first time is slow.
+_KEPT_BYTES = 2**25
 
 
 def squares_of(value: float, dtype: np.dtype[Any], *, halved: bool = False) -> Squares:
@@ -224,7 +226,7 @@ class Gram(Fold):
 
     def start(self) -> State:
         wide = accumulator_dtype(self.dtype)
-        state: State = {"gram": np.zeros((self.n, self.n), wide)}
+        state: State = {"gram": _square(self.n, wide)}
         if self.probe is not None:
             state["probed"] = np.zeros(self.n, wide)
         if self.center:
@@ -265,6 +267,15 @@ class Gram(Fold):
     def matrix(self, state: State) -> Array:
         """G (n, n) of the result of a pass."""
         return mirror_upper(unpack_upper(state["gram"], self.n))
+
+
+def _square(n: int, dtype: np.dtype[Any]) -> Array:
+    """Zeros (n, n); where they are not many, in memory of this thread, which each leaf uses until it is finished."""
+    if n * n * dtype.itemsize > _KEPT_BYTES:
+        return np.zeros((n, n), dtype)
+    G = workspace("square", (n, n), dtype)
+    G.fill(0)
+    return G
 
 
 def sweep_gram(passes: Passes, A: Matrix, grid: RowGrid) -> Array:
