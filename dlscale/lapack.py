@@ -254,56 +254,11 @@ def largest_eigenpairs(G: Array, k: int) -> tuple[Array, Array]:
         work: list[int | Array] = [np.empty(67 * n, G.dtype), 67 * n, *real_work, np.empty(5 * n, np.intc), np.empty(n, np.intc)]
         name = "heevx" if is_complex else "syevx"
         wanted = (zero, zero, n - k + 1, n, zero)
-        info = call(cython_lapack, name, G.dtype, "V", "I", "U", n, copy, n, *wanted, count, values, vectors, n, *work)
+        info = call(cython_lapack, name, G.dtype, "V", "I", "L", n, copy, n, *wanted, count, values, vectors, n, *work)
         if info == 0 and count[0] == k:
             return values[:k][::-1], vectors[:, ::-1]
     values, vectors = np.linalg.eigh(G)
     return values[::-1][:k], vectors[:, ::-1][:, :k]
-
-
-def eigenpairs(A: Array, *, wanted: tuple[int, int], overwrite_whole: bool) -> tuple[Array, Array, int]:
-    """Eigenvalues, ascending, and eigenvectors of a Hermitian matrix (n, n), which is overwritten.
-
-    Parameters
-    ----------
-    A : (n, n), C order, both triangles
-    wanted : (first, stop)
-        Of the eigenvalues in ascending order; with ``overwrite_whole`` all of them.
-    overwrite_whole : bool
-        Divide and conquer (LAPACK ``evd``), which works in 2 n^2 more entries and leaves the vectors in A; or else relatively
-        robust representations (``evr``; of a part of the pairs bisection and inverse iteration), with no more than the vectors.
-
-    Returns
-    -------
-    values : (k,), real
-    vectors : (k, n)
-        As rows, conjugated: ``V^H``.
-    info : int
-        0, or that of LAPACK where it did not converge.
-
-    Notes
-    -----
-    Lengths are 32-bit numbers here: ``evd`` takes n up to 32,766.
-    """
-    n, real, is_complex = len(A), np.dtype(A.dtype.char.lower()), A.dtype.kind == "c"
-    # In Fortran's eyes A is its transpose, the conjugate, whose eigenvectors are the conjugates, one a column there and a row here.
-    if overwrite_whole:
-        values = np.empty(n, real)
-        sizes = (2 * n + n * n, 1 + 5 * n + 2 * n * n) if is_complex else (1 + 6 * n + 2 * n * n,)
-        work = [np.empty(size, dtype) for size, dtype in zip(sizes, (A.dtype, real), strict=False)]
-        integers = np.empty(3 + 5 * n, np.intc)
-        spaces = [item for space in (*work, integers) for item in (space, len(space))]
-        info = call(cython_lapack, "heevd" if is_complex else "syevd", A.dtype, "V", "U", n, A, n, values, *spaces)
-        return values, A, info
-    first, stop = wanted
-    k, zero, count = stop - first, np.zeros(1, real), np.zeros(1, np.intc)
-    values, vectors, support = np.empty(n, real), np.empty((k, n), A.dtype), np.empty(2 * n, np.intc)
-    work = [np.empty(70 * n, A.dtype), *([np.empty(24 * n, real)] if is_complex else []), np.empty(10 * n, np.intc)]
-    spaces = [item for space in work for item in (space, len(space))]
-    which = ("A" if k == n else "I", "U", n, A, n, zero, zero, first + 1, stop, zero)
-    name = "heevr" if is_complex else "syevr"
-    info = call(cython_lapack, name, A.dtype, "V", *which, count, values, vectors, n, support, *spaces)
-    return values[:k], vectors, info or (0 if count[0] == k else 1)
 
 
 def interchanges(pivots: Array, n_rows: int) -> tuple[Array, Array]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.passes import Passes
 from dlscale.errors import CertificateError, DlscaleError, DoesNotFitError, InputError, NonFiniteError, NumericalError, SpecError
 from dlscale.kernels import times_power_of_two
-from dlscale.linalg.eigen import direct, generalized
+from dlscale.linalg import in_memory
+from dlscale.linalg.eigen import direct, generalized, tridiagonal
 from dlscale.linalg.eigen.completeness import prove
 from dlscale.linalg.eigen.kind import KIND, EighOptions, plan_eigh
 from dlscale.linalg.eigen.pairs import Pairs
@@ -177,6 +179,17 @@ def test_each_routine_of_lapack(dtype: str, routine: Any) -> None:
     assert departure(run.outputs["eigenvectors"]) <= 30 * N * eps(A)
 
 
+@pytest.mark.parametrize("n", [1, 2, 32, 33, 34, 90])
+@each_of(dtype=DTYPES)
+def test_reflectors_are_applied_some_at_a_time(dtype: str, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tridiagonal, "WIDTH", 32)
+    A = with_eigenvalues(np.linspace(-1, 2, n), dtype)
+    values, VH, info = tridiagonal.evd(A.copy())
+    assert info == 0
+    assert norm(VH @ A - values[:, None] * VH) <= 10 * n * eps(A)
+    assert departure(VH.conj().T) <= 10 * n * eps(A)
+
+
 @pytest.mark.parametrize("which", ["largest", "smallest", "magnitude"])
 @pytest.mark.parametrize("name", ["separate", "three in a cluster", "multiplicity five", "negative"])
 def test_a_pair_that_was_left_out_fails_the_proof(name: str, which: Any) -> None:
@@ -214,8 +227,8 @@ def test_a_wrong_answer_fails_its_certificate(monkeypatch: pytest.MonkeyPatch) -
         values[4] += 1e-8
         return values, VH, info
 
-    lapack = direct.eigenpairs
-    monkeypatch.setattr(direct, "eigenpairs", spoilt)
+    lapack = direct.evd
+    monkeypatch.setattr(direct, "evd", spoilt)
     with pytest.raises(CertificateError, match=r"\|\|AV - V L\|\|"):
         dlscale.eigh(A)
 
@@ -241,9 +254,10 @@ def test_the_functions_are_those_of_scipy() -> None:
 
 
 def test_the_thread_of_the_task_says_that_lapack_is_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(direct, "_TICK_SECONDS", 1e-4)
+    monkeypatch.setattr(in_memory, "_TICK_SECONDS", 1e-4)
     threads = set()
-    values, _, info = direct.told(lambda *_: threads.add(threading.get_ident()), gaussian(400, 400), (0, 400), "evd")
+    work = partial(tridiagonal.evd, with_eigenvalues(np.linspace(-1, 2, 400)))
+    values, _, info = in_memory.patiently(lambda *_: threads.add(threading.get_ident()), work)
     assert (len(values), info) == (400, 0)
     assert threads == {threading.get_ident()}
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -18,8 +18,9 @@ from dlscale.engine.outputs import RowOutput
 from dlscale.engine.run import Cost, Run, State
 from dlscale.errors import NonFiniteError, NumericalError
 from dlscale.kernels import accumulator_dtype, blas_threads, largest_part, times_power_of_two
-from dlscale.lapack import eigenpairs
 from dlscale.linalg.eigen.pairs import Pairs, Which, rank
+from dlscale.linalg.eigen.tridiagonal import evd, evr
+from dlscale.linalg.in_memory import patiently
 from dlscale.linalg.scaling import exponent_of
 from dlscale.linalg.svd.subspace import gaussian
 from dlscale.linalg.symmetry import require_symmetric
@@ -39,8 +40,7 @@ MANY_THREADS_FROM = 3000
 N_PROBES = 16
 #: The mean square of so many normal numbers is below 1/9 of what is expected once in some hundred thousand times.
 SAFETY = 3.0
-_STRIP_BYTES = 2**25
-_TICK_SECONDS = 0.5
+_STRIP_BYTES, _TRANSPOSED = 2**25, 32
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,13 @@ class Direct(Applied):
         X = np.ascontiguousarray(gaussian(n, N_PROBES, self.seed, dtype), dtype)
         with blas_threads(choice.n_threads):
             AX = A @ X
-            values, VH, info = told(tell, A, _computed(n, k, self.which), choice.routine)
+            first, stop = _computed(n, k, self.which)
+            find = partial(evd, A) if choice.routine == "evd" else partial(evr, A, first, stop)
+            values, VH, info = patiently(tell, find)
             if info and choice.routine == "evr" and choice.may_repeat:
                 # Rare: eigenvalues that agree up to rounding, in single precision.
                 A, _ = read_near_one(self.A, tell)
-                values, VH, info = told(tell, A, (0, n), "evd")
+                values, VH, info = patiently(tell, partial(evd, A))
             if info:
                 raise NumericalError(
                     f"LAPACK {choice.routine} did not converge (info = {info}); divide and conquer, with more memory, would."
@@ -133,7 +135,11 @@ def write_columns(output: RowOutput, VH: Array) -> None:
     unit = output.writers[0].chunks[0] if output.writers else 1
     rows = max(1, _STRIP_BYTES // (k * VH.itemsize) // unit) * unit
     for i in range(0, n, rows):
-        output.write(i, np.ascontiguousarray(VH[:, i : i + rows].conj().T))
+        strip = np.empty((min(rows, n - i), k), VH.dtype)
+        # A few rows of V^H at a time, which the cache holds.
+        for j in range(0, k, _TRANSPOSED):
+            np.conjugate(VH[j : j + _TRANSPOSED, i : i + rows].T, out=strip[:, j : j + _TRANSPOSED])
+        output.write(i, strip)
 
 
 def find_directly(run: Run, A: Matrix, *, k: int, which: Which, choice: Choice, seed: int) -> tuple[Pairs, Matrix]:
@@ -223,9 +229,11 @@ def _measure(VH: Array, values: Array, X: Array, AX: Array, seed: int) -> State:
     8 n k p flops. The mean over normal vectors of the square of ``r^H x`` is ``||r||^2``.
     """
     k, wide = len(VH), accumulator_dtype(VH.dtype)
-    left = (VH @ AX).astype(wide) - values[:, None] * (VH @ X).astype(wide)
+    products = (VH @ np.hstack([AX, X])).astype(wide)
+    left = products[:, :N_PROBES] - values[:, None] * products[:, N_PROBES:]
     C = gaussian(k, N_PROBES, seed + 1, VH.dtype).astype(VH.dtype)
-    lost = (VH @ (VH.conj().T @ C)).astype(wide) - C
+    # V C from the left, without a copy of V.
+    lost = (VH @ (C.conj().T @ VH).conj().T).astype(wide) - C
     # Of a complex normal vector the two parts have unit variance each.
     mean = N_PROBES * (2 if VH.dtype.kind == "c" else 1)
     return {
@@ -235,12 +243,3 @@ def _measure(VH: Array, values: Array, X: Array, AX: Array, seed: int) -> State:
             keepdims=True
         ),
     }
-
-
-def told(tell: Tell, A: Array, wanted: tuple[int, int], routine: Routine) -> tuple[Array, Array, int]:
-    """`eigenpairs` in a thread of its own, while this one, to which the messages of the task belong, says that it works."""
-    with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(eigenpairs, A, wanted=wanted, overwrite_whole=routine == "evd")
-        while not wait([ahead], timeout=_TICK_SECONDS).done:
-            tell(0.0, 0)
-        return ahead.result()

@@ -31,6 +31,7 @@ from dlscale.linalg.eigen import direct
 from dlscale.linalg.eigen.direct import EFFICIENCY, N_PROBES, SAFETY, Choice
 from dlscale.linalg.eigen.graded import graded_eigenpairs, pivoted_cholesky
 from dlscale.linalg.eigen.pairs import Pairs, Which, rank
+from dlscale.linalg.eigen.tridiagonal import evd, evr
 from dlscale.linalg.in_memory import patiently
 from dlscale.linalg.svd.subspace import gaussian
 from dlscale.linalg.symmetry import require_symmetric
@@ -90,15 +91,15 @@ class Generalized(Applied):
         if graded:
             C = C[np.ix_(p, p)]
         solve_right(solve_lower(L, C), L, uplo="L", op="C")
-        routine = self.choice.routine
-        solved = patiently(tell, partial(graded_eigenpairs, C)) if graded else direct.told(tell, C, (0, n), routine)
-        values, XH, info = solved
+        routine = "ev" if graded else self.choice.routine
+        find = {"ev": partial(graded_eigenpairs, C), "evd": partial(evd, C), "evr": partial(evr, C, 0, n)}[routine]
+        values, XH, info = patiently(tell, find)
         if info:
-            raise NumericalError(f"LAPACK {'ev' if graded else routine} did not converge (info = {info}).")
+            raise NumericalError(f"LAPACK {routine} did not converge (info = {info}).")
         solve_right(XH, L, uplo="L")
         if graded:
             XH[:, p] = XH.copy()
-        U = XH.conj().T @ gaussian(n, N_PROBES, self.seed + 1, dtype).astype(dtype)
+        U = (gaussian(n, N_PROBES, self.seed + 1, dtype).astype(dtype).conj().T @ XH).conj().T
         measured = self._measure(values, XH, products, U, direct.times(self.B, U, -e, tell))
         return measured | {"values": values, "vectors": XH, "exponent": np.array([exponent - e]), "e": np.array([e])}
 

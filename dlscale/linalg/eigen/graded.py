@@ -34,7 +34,7 @@ def pivoted_cholesky(B: Array) -> tuple[Array, int]:
 
 
 def graded_eigenpairs(C: Array) -> tuple[Array, Array, int]:
-    """As `dlscale.lapack.eigenpairs`, all of a matrix whose entries grow from its top to its bottom."""
+    """As `dlscale.linalg.eigen.tridiagonal.evd`, of a matrix whose entries grow from its top to its bottom."""
     n, values = len(C), np.empty(len(C), C.real.dtype)
     work = np.empty((_BLOCK + 2) * n, C.dtype)
     real = [np.empty(3 * n, values.dtype)] if C.dtype.kind == "c" else []
