@@ -16,6 +16,7 @@ from dlscale.engine.columns import Applied, Columns, Span, Tell
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.outputs import RowOutput
 from dlscale.engine.run import Cost, Run, State
+from dlscale.engine.targets import MemoryTarget
 from dlscale.errors import NonFiniteError, NumericalError
 from dlscale.kernels import accumulator_dtype, blas_threads, largest_part, times_power_of_two
 from dlscale.linalg.eigen.pairs import Pairs, Which, rank
@@ -35,7 +36,7 @@ EFFICIENCY = 0.4
 #: Bisection finds one pair in so many faster than divide and conquer finds all.
 FEW = 8
 #: BLAS on several threads is faster from this order on.
-MANY_THREADS_FROM = 3000
+MANY_THREADS_FROM = 300
 #: Random vectors on which the pairs are measured.
 N_PROBES = 16
 #: The mean square of so many normal numbers is below 1/9 of what is expected once in some hundred thousand times.
@@ -90,7 +91,9 @@ class Direct(Applied):
 
     def apply(self, B: Array | None, slabs: Sequence[Span], tell: Tell) -> list[State]:
         n, k, dtype, choice = self.A.shape[0], slabs[0][1], self.A.dtype, self.choice
-        A, exponent = read_near_one(self.A, tell)
+        # Where the vectors go to in the end, the matrix is before: memory is slow that is touched for the first time.
+        room = self.output.array if isinstance(self.output, MemoryTarget) and k == n else None
+        A, exponent = read_near_one(self.A, tell, out=room)
         require_symmetric(A)
         X = np.ascontiguousarray(gaussian(n, N_PROBES, self.seed, dtype), dtype)
         with blas_threads(choice.n_threads):
@@ -100,7 +103,7 @@ class Direct(Applied):
             values, VH, info = patiently(tell, find)
             if info and choice.routine == "evr" and choice.may_repeat:
                 # Rare: eigenvalues that agree up to rounding, in single precision.
-                A, _ = read_near_one(self.A, tell)
+                A, _ = read_near_one(self.A, tell, out=A)
                 values, VH, info = patiently(tell, partial(evd, A))
             if info:
                 raise NumericalError(
@@ -121,9 +124,9 @@ class Direct(Applied):
         return [measured | found]
 
 
-def read_near_one(A: Matrix, tell: Tell, *, even: bool = False) -> tuple[Array, int]:
-    """All of a matrix in memory of its own, at a size near 1: ``2^-exponent A``; of an even exponent on request."""
-    whole = _whole(A, tell)
+def read_near_one(A: Matrix, tell: Tell, *, even: bool = False, out: Array | None = None) -> tuple[Array, int]:
+    """All of a matrix in memory of its own, or in ``out``, at a size near 1: ``2^-exponent A``; of an even exponent on request."""
+    whole = _whole(A, tell, empty_pages(A.shape, A.dtype) if out is None else out)
     exponent = exponent_of(largest_part(whole))
     exponent += exponent % 2 if even else 0
     return times_power_of_two(whole, -exponent, out=whole), exponent
@@ -187,20 +190,19 @@ def _computed(n: int, k: int, which: Which) -> tuple[int, int]:
     return (n - k - 1, n) if which == "largest" else (0, k + 1)
 
 
-def _whole(A: Matrix, tell: Tell) -> Array:
-    """All of a matrix, in memory of its own.
+def _whole(A: Matrix, tell: Tell, whole: Array) -> Array:
+    """All of a matrix, in ``whole``.
 
     Raises
     ------
     NonFiniteError
     """
-    whole: Array = empty_pages(A.shape, A.dtype)
     for i, strip in _strips(A, tell, whole):
         if not np.isfinite(strip).all():
             row, column = (int(index) for index in np.argwhere(~np.isfinite(strip))[0])
             raise NonFiniteError(*A.place(i + row, column), strip[row, column].item())
         place = whole[i : i + len(strip)]
-        if not np.may_share_memory(strip, place):
+        if (strip.ctypes.data, strip.strides) != (place.ctypes.data, place.strides):
             place[...] = strip
     return whole
 

@@ -19,8 +19,8 @@ from scipy.linalg import cython_lapack
 from dlscale.arrays import Array
 from dlscale.lapack import call, multiply_add, solve_right
 
-#: Reflectors that are applied at a time.
-WIDTH = 256
+#: Reflectors that are applied at a time, at most, and as a part of the order.
+WIDTH, PART = 256, 8
 #: Columns that LAPACK reduces at a time.
 _PANEL = 64
 
@@ -81,8 +81,9 @@ def apply_reflectors_right(A: Array, tau: Array, SH: Array) -> None:
     part of ``V^H V`` above its diagonal.
     """
     n = len(A)
-    for j in reversed(range(0, n - 1, WIDTH)):
-        VT = np.triu(A[j : min(j + WIDTH, n - 1), j + 1 :])
+    width = min(WIDTH, n // PART + 1)
+    for j in reversed(range(0, n - 1, width)):
+        VT = np.triu(A[j : min(j + width, n - 1), j + 1 :])
         k = len(VT)
         np.fill_diagonal(VT, 1)
         D, L, W = tau[j : j + k], np.empty((k, k), A.dtype), np.empty((len(SH), k), A.dtype)
