@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import scipy.sparse
@@ -74,6 +74,14 @@ class Banner:
         """For a dense symmetric matrix: where in the file each column's first stored entry is, and that entry's row."""
         first = np.arange(self.n_columns, dtype=np.int64) + (self.symmetry == "skew-symmetric")
         return np.concatenate([[0], np.cumsum(self.n_rows - first)]), first
+
+
+class Part(NamedTuple):
+    """Some of the entries, with rows and columns from 0."""
+
+    i: Array
+    j: Array
+    values: Array
 
 
 @contextmanager
@@ -147,72 +155,82 @@ def _strips(stream: BinaryIO, banner: Banner, *, request: Request) -> Blocks:
     step = _sparse_rows(banner) if sparse else max(1, rows_per_block(n, banner.dtype.itemsize) // 4)
     entry = np.dtype([("i", "i4"), ("j", "i4" if n <= 1 << 31 else "i8"), ("value", banner.dtype)])
     request.scratch.mkdir(parents=True, exist_ok=True)
-    parts = _records(stream, banner, entry, step, request=request)
+    parts = _entries(stream, banner, request=request)
     done = False
     if request.in_order and banner.symmetry == "general":
-        done = yield from _as_they_come(parts, banner, step, request=request)
+        done = yield from _as_they_come(parts, banner, entry, step, request=request)
     if not done:
-        for strips, entries in parts:
-            spill(entries, strips, folder=request.scratch)
+        for part in parts:
+            _spill_part(part, entry, step, folder=request.scratch)
         yield from _spilled(banner, entry, step, request=request)
 
 
-def _records(
-    stream: BinaryIO, banner: Banner, entry: np.dtype[Any], step: int, *, request: Request
-) -> Iterator[tuple[Array, Array]]:
-    """The strips of entries, and these, piece by piece."""
-    shift = step.bit_length() - 1
-    for i, j, values in _entries(stream, banner, request=request):
-        strips, entries = i >> shift, np.empty(i.size, entry)
-        entries["i"], entries["j"], entries["value"] = i & (step - 1), j, values
-        yield strips if banner.n_rows >> shift >= 1 << 16 else strips.astype(np.uint16), entries
-
-
 def _as_they_come(
-    parts: Iterator[tuple[Array, Array]], banner: Banner, step: int, *, request: Request
+    parts: Iterator[Part], banner: Banner, entry: np.dtype[Any], step: int, *, request: Request
 ) -> Generator[Any, None, bool]:
     """Each strip when the next one begins; false, and all is spilled, where the order breaks before the first one has ended."""
-    held, current = list[Array](), 0
-    for strips, entries in parts:
+    held, current, shift = list[Part](), 0, step.bit_length() - 1
+    for part in parts:
+        strips = part.i >> shift
         if strips[0] < current or (strips[1:] < strips[:-1]).any():
             if current:
                 raise OutOfOrderError(f"{request.source} has its rows in order at first, and not to its end.")
-            for few in held:
-                spill(few, np.zeros(len(few), np.uint16), folder=request.scratch)
-            spill(entries, strips, folder=request.scratch)
+            for few in (*held, part):
+                _spill_part(few, entry, step, folder=request.scratch)
             return False
         for lo, hi in _runs(strips):
             for k in range(current, int(strips[lo])):
                 yield _strip(held, k * step, step, banner, request=request)
                 held = []
             current = int(strips[lo])
-            held.append(entries[lo:hi])
+            held.append(Part(part.i[lo:hi], part.j[lo:hi], part.values[lo:hi]))
     for start in range(current * step, banner.n_rows, step):
         yield _strip(held, start, step, banner, request=request)
         held = []
     return True
 
 
+def _spill_part(part: Part, entry: np.dtype[Any], step: int, *, folder: Path) -> None:
+    strips, entries = part.i >> (step.bit_length() - 1), np.empty(part.i.size, entry)
+    entries["i"], entries["j"], entries["value"] = part.i & (step - 1), part.j, part.values
+    spill(entries, strips.astype(np.uint16) if strips.max(initial=0) < 1 << 16 else strips, folder=folder)
+
+
 def _spilled(banner: Banner, entry: np.dtype[Any], step: int, *, request: Request) -> Blocks:
     """Strip after strip of what was spilled."""
     for start, _ in row_ranges(banner.n_rows, step):
-        path, found = request.scratch / str(start // step), list[Array]()
+        path, found = request.scratch / str(start // step), list[Part]()
         if path.exists():
-            found = [np.fromfile(path, entry)]
+            entries = np.fromfile(path, entry)
+            found = [Part(entries["i"], entries["j"], entries["value"])]
             path.unlink()
         yield _strip(found, start, step, banner, request=request)
 
 
-def _strip(found: list[Array], start: int, step: int, banner: Banner, *, request: Request) -> Any:
+def _strip(found: list[Part], start: int, step: int, banner: Banner, *, request: Request) -> Any:
     """The rows of a strip, from its entries."""
     shape, limit = (min(step, banner.n_rows - start), banner.n_columns), request.dtype or banner.dtype
     sparse = _is_sparse(banner, request)
     if not found:
         return scipy.sparse.csr_array(shape, dtype=banner.dtype) if sparse else np.zeros(shape, banner.dtype)
-    entries = found[0] if len(found) == 1 else np.concatenate(found)
-    parts = _summed(entries, shape, start=start, limit=limit, source=request.source)
-    rows: Any = parts.tocsr() if sparse else parts.toarray()
+    i, j, values = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    part = Part(i & (step - 1), j, values)
+    if sparse and (rows := _compressed(part, shape)) is not None:
+        return rows
+    parts = _summed(part, shape, start=start, limit=limit, source=request.source)
+    rows = parts.tocsr() if sparse else parts.toarray()
     return rows.astype(np.uint8) if limit == np.uint8 else rows
+
+
+def _compressed(part: Part, shape: tuple[int, int]) -> Any | None:
+    """Compressed rows of entries that come as these need them: in order, each place once; None of others."""
+    i, j, values = part
+    same = i[1:] == i[:-1]
+    if (i[1:] < i[:-1]).any() or (same & (j[1:] <= j[:-1])).any():
+        return None
+    last, ends = np.flatnonzero(np.append(~same, True)), np.zeros(shape[0] + 1, np.int32)
+    ends[i[last] + 1] = np.diff(last, prepend=-1)
+    return scipy.sparse.csr_array((values, j, np.cumsum(ends, dtype=np.int32)), shape=shape)
 
 
 def _runs(strips: Array) -> Iterator[tuple[int, int]]:
@@ -231,17 +249,16 @@ def _sparse_rows(banner: Banner) -> int:
     return 1 << min(rows.bit_length() - 1, 30)
 
 
-def _summed(entries: Array, shape: tuple[int, int], *, start: int, limit: np.dtype[Any], source: str) -> Any:
+def _summed(part: Part, shape: tuple[int, int], *, start: int, limit: np.dtype[Any], source: str) -> Any:
     """Entries given twice are to be added, as the sparse formats define it, in a type that holds the sum."""
-    stored = entries["value"].dtype
-    values = entries["value"].astype(np.int64 if stored == np.uint8 else stored)
+    values = part.values.astype(np.int64 if part.values.dtype == np.uint8 else part.values.dtype)
     largest = limit if limit.kind in "iu" else values.dtype
     fit = _sums_fit(values, largest)
     if not fit and values.dtype.kind in "iu" and limit.kind in "fc":
         values, fit = values.astype(np.float64), True
-    parts = scipy.sparse.coo_array((values, (entries["i"], entries["j"])), shape=shape)
+    parts = scipy.sparse.coo_array((values, (part.i, part.j)), shape=shape)
     if not fit and values.dtype.kind in "iu":
-        _check_sums(entries, limit, start=start, source=source)
+        _check_sums(part, limit, start=start, source=source)
     elif not fit and (lost := first_overflow(parts, rows := parts.tocsr())) is not None:
         raise _out_of_range(start + lost[0], lost[1], rows[lost], values.dtype, source)
     return parts
@@ -254,16 +271,17 @@ def _sums_fit(values: Array, dtype: np.dtype[Any]) -> bool:
     return most < float(np.iinfo(dtype).max if dtype.kind in "iu" else np.finfo(dtype).max) / 2
 
 
-def _check_sums(entries: Array, dtype: np.dtype[Any], *, start: int, source: str) -> None:
+def _check_sums(part: Part, dtype: np.dtype[Any], *, start: int, source: str) -> None:
     """Add up exactly the integers that are given twice; InputError names the first sum out of range."""
     sums: dict[tuple[int, int], Any] = {}
-    order = np.lexsort((entries["j"], entries["i"]))
-    i, j = entries["i"][order], entries["j"][order]
+    order = np.lexsort((part.j, part.i))
+    i, j = part.i[order], part.j[order]
     same = (i[1:] == i[:-1]) & (j[1:] == j[:-1])
     repeated = np.zeros(i.size, bool)
     repeated[1:] |= same
     repeated[:-1] |= same
-    for row, column, value in entries[np.sort(order[repeated])].tolist():
+    given = np.sort(order[repeated])
+    for row, column, value in zip(*(numbers[given].tolist() for numbers in part), strict=True):
         sums[row, column] = sums.get((row, column), 0) + value
     for (row, column), total in sums.items():
         if not np.iinfo(dtype).min <= total <= np.iinfo(dtype).max:
@@ -307,7 +325,7 @@ def _pieces(stream: BinaryIO, banner: Banner, *, request: Request) -> Iterator[t
         raise InputError(f"{request.source} promises {banner.n_entries} entries and holds {found}: truncated or damaged.")
 
 
-def _entries(stream: BinaryIO, banner: Banner, *, request: Request) -> Iterator[tuple[Array, Array, Array]]:
+def _entries(stream: BinaryIO, banner: Banner, *, request: Request) -> Iterator[Part]:
     """Rows, columns and values, piece by piece, with the mirrored half of a symmetric matrix."""
     starts, first = banner.column_starts() if banner.layout == "array" else (np.empty(0), np.empty(0))
     sides: set[bool] = set()
@@ -316,12 +334,12 @@ def _entries(stream: BinaryIO, banner: Banner, *, request: Request) -> Iterator[
             flat = np.arange(before, before + values.size)
             j = np.searchsorted(starts, flat, side="right") - 1
             i = flat - starts[j] + first[j]
-        yield i, j, values
+        yield Part(i, j, values)
         if banner.symmetry in MIRRORED:
             off = i != j
             sides |= set(np.unique(i[off] > j[off]).tolist())
             _check_half(values[~off], i[~off], sides, banner=banner, source=request.source)
-            yield j[off], i[off], MIRRORED[banner.symmetry](values[off])
+            yield Part(j[off], i[off], MIRRORED[banner.symmetry](values[off]))
 
 
 def _check_half(diagonal: Array, rows: Array, sides: set[bool], *, banner: Banner, source: str) -> None:

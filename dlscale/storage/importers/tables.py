@@ -17,6 +17,7 @@ from pydantic import ConfigDict
 from dlscale.arrays import Array
 from dlscale.errors import InputError, SpecError
 from dlscale.storage.files.locations import named
+from dlscale.storage.files.sequential import SequentialFile
 from dlscale.storage.importers.options import ReadOptions
 from dlscale.storage.labels.names import Labels
 
@@ -130,6 +131,19 @@ def open_binary(source: str) -> AbstractContextManager[BinaryIO]:
     return cast(AbstractContextManager[BinaryIO], fsspec.open(source, "rb"))
 
 
+@contextmanager
+def _open_once(source: str) -> Iterator[tuple[BinaryIO, int]]:
+    """Bytes that are read in their order, and how many they are."""
+    if not is_url(source):
+        with SequentialFile(source) as file:
+            yield cast(BinaryIO, file), file.n_bytes
+        return
+    with open_binary(source) as stream:
+        n_total = stream.seek(0, io.SEEK_END)
+        stream.seek(0)
+        yield stream, n_total
+
+
 class CountedBytes(io.RawIOBase):
     """The bytes of another stream, counted as they are handed out; that stream is closed by whoever opened it."""
 
@@ -149,9 +163,7 @@ class CountedBytes(io.RawIOBase):
 @contextmanager
 def open_text(source: str) -> Iterator[tuple[BinaryIO, Callable[[], tuple[int, int]]]]:
     """A text file as bytes, unpacked if it ends in .gz, with the position in the file as stored."""
-    with open_binary(source) as raw:
-        n_total = raw.seek(0, io.SEEK_END)
-        raw.seek(0)
+    with _open_once(source) as (raw, n_total):
         counted = CountedBytes(raw)
         with io.BufferedReader(counted, TEXT_BUFFER_BYTES) as text:
 

@@ -17,6 +17,7 @@ import scipy.sparse
 import zarr
 
 from dlscale.arrays import Array
+from dlscale.buffers import empty_pages
 from dlscale.errors import InputError
 from dlscale.storage.exactness import has_inexact
 from dlscale.storage.files.durable import write_chunk
@@ -132,38 +133,36 @@ class Growing:
 
     def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
         self.path, self.dtype, self.length, self._n_chunks = path, dtype, 0, 0
-        self._chunk = CHUNK_BYTES // dtype.itemsize
-        self._waiting: list[Array] = []
+        self._waiting = empty_pages((CHUNK_BYTES // dtype.itemsize,), dtype)
         self._n_waiting = 0
         self._array: zarr.Array[Any] | None = None
         self._content = hashlib.blake2b(digest_size=16)
 
     def append(self, values: Array) -> None:
         """Add values behind those that are there."""
-        self._waiting.append(values.astype(self.dtype, copy=False))
-        self._n_waiting += len(values)
-        self.length += len(values)
-        if self._n_waiting >= self._chunk:
-            waiting = np.concatenate(self._waiting)
-            whole = len(waiting) // self._chunk * self._chunk
-            self._write(waiting[:whole], self._chunk)
-            self._waiting = [waiting[whole:].copy()]
-            self._n_waiting = len(waiting) - whole
+        done = 0
+        while done < len(values):
+            n = min(len(values) - done, len(self._waiting) - self._n_waiting)
+            self._waiting[self._n_waiting : self._n_waiting + n] = values[done : done + n]
+            self._n_waiting, done = self._n_waiting + n, done + n
+            if self._n_waiting == len(self._waiting):
+                self._write()
+        self.length += done
 
     def finish(self) -> str:
         """Write what is left; returns a digest of all."""
-        waiting = np.concatenate([*self._waiting, np.zeros(0, self.dtype)])
-        self._write(waiting, max(1, min(self._chunk, len(waiting))))
+        self._write()
         if self._array is not None:
             self._array.resize((self.length,))
         return self._content.hexdigest()
 
-    def _write(self, values: Array, chunk: int) -> None:
+    def _write(self) -> None:
+        values, self._n_waiting = self._waiting[: self._n_waiting], 0
         if self._array is None:
             self._array = zarr.create_array(
                 self.path,
                 shape=(0,),
-                chunks=(chunk,),
+                chunks=(max(1, len(values)),),
                 dtype=self.dtype,
                 compressors=None,
                 filters=None,
@@ -172,9 +171,7 @@ class Growing:
             )
         if not len(values):
             return
-        self._content.update(google_crc32c.value(np.ascontiguousarray(values)).to_bytes(4, "little"))
-        width = int(self._array.chunks[0])
-        for start in range(0, len(values), width):
-            path = self.path / self._array.metadata.encode_chunk_key((self._n_chunks,))
-            write_chunk(path, values[start : start + width], (width,), checksum=False, root=self.path)
-            self._n_chunks += 1
+        self._content.update(google_crc32c.value(values).to_bytes(4, "little"))
+        path = self.path / self._array.metadata.encode_chunk_key((self._n_chunks,))
+        write_chunk(path, values, self._array.chunks, checksum=False, direct=True, root=self.path)
+        self._n_chunks += 1
