@@ -38,7 +38,7 @@ def worked_ahead(items: Generator[S, None, None], work: Callable[[S], T], *, n_t
             if item is None:
                 break
             waiting.append(workers.submit(work, item))
-            if len(waiting) > n_threads:
+            if len(waiting) > 2 * n_threads:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

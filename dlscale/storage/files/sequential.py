@@ -38,7 +38,7 @@ class SequentialFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         if not self._waiting:
-            n_read = self._read_piece()
+            n_read = self._read_direct() or os.preadv(self._file.fileno(), [self._piece.data], self._offset)
             self._offset += n_read
             self._waiting = self._piece[:n_read].data
         n = min(len(buffer), len(self._waiting))
@@ -46,30 +46,35 @@ class SequentialFile(io.RawIOBase):
         self._waiting = self._waiting[n:]
         return n
 
-    def _read_piece(self) -> int:
-        if self._direct is not None and not self._offset % PAGE_BYTES and not self._is_cached():
-            try:
-                return os.preadv(self._direct, [self._piece.data], self._offset)
-            except OSError as error:
-                if error.errno not in _UNKNOWN:
-                    raise
-        return os.preadv(self._file.fileno(), [self._piece.data], self._offset)
-
-    def _is_cached(self) -> bool:
+    def _read_direct(self) -> int:
+        """Read the next piece unless the cache holds its beginning; returns the bytes read."""
+        if self._direct is None or self._offset % PAGE_BYTES:
+            return 0
+        file = self._file.fileno()
         try:
-            return os.preadv(self._file.fileno(), [bytearray(1)], self._offset, os.RWF_NOWAIT) == 1
-        except BlockingIOError:
-            return False
+            try:
+                os.preadv(file, [bytearray(1)], self._offset, os.RWF_NOWAIT)
+            except BlockingIOError:
+                n_read = os.preadv(self._direct, [self._piece.data], self._offset)
+                # The page that was asked for has come into the cache since.
+                os.posix_fadvise(file, self._offset, PAGE_BYTES, os.POSIX_FADV_DONTNEED)
+                return n_read
         except OSError as error:
             if error.errno not in _UNKNOWN:
                 raise
-            return True
+            self._forgo_direct()
+        return 0
+
+    def _forgo_direct(self) -> None:
+        if self._direct is not None:
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            os.close(self._direct)
+            self._direct = None
 
     def close(self) -> None:
         if not self.closed:
+            self._forgo_direct()
             self._file.close()
-            if self._direct is not None:
-                os.close(self._direct)
         super().close()
 
 

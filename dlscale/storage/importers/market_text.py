@@ -21,8 +21,7 @@ _NUMBER = re.compile(rb"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:[eEdD][+-]?\d+)?|nan|inf(?
 _INTEGER = re.compile(rb"[+-]?\d+")
 _MAX_DIGITS = 19  # of an index
 _SHOWN = 40
-#: What Arrow takes for more than it is: a mark of the order of bytes, a hexadecimal number, the end of a line.
-_TOO_MUCH = (b"\xef", b"x", b"X", b"\r")
+_ORDER_OF_BYTES = b"\xef"  # how a mark begins that Arrow skips
 _SHORT_INDICES = 1 << 31
 _FEW_BYTES = 1 << 14
 
@@ -55,9 +54,13 @@ class Entries(NamedTuple):
 
 def plain_entries(piece: bytes, kind: Line) -> Entries | None:
     """The entries of whole lines where each is of the kind and of finite numbers; None where one may not be."""
-    text = piece.replace(b"\r\n", b"\n") if b"\r" in piece else piece
-    if any(mark in text for mark in _TOO_MUCH):
+    if b"x" in piece or b"X" in piece:  # Arrow takes hexadecimal integers
         return None
+    text = piece
+    if b"\r" in piece:
+        text = piece.replace(b"\r\n", b"\n")
+        if b"\r" in text:  # to Arrow the end of a line
+            return None
     if (found := _by_arrow(text, kind)) is not None:
         return found
     text = without_runs(text)
@@ -74,6 +77,8 @@ def _by_arrow(text: bytes, kind: Line) -> Entries | None:
     import pyarrow
     from pyarrow import csv
 
+    if text.startswith(_ORDER_OF_BYTES):
+        return None
     number = pyarrow.from_numpy_dtype("f8" if kind.field == "complex" else DTYPES[kind.field])
     place = pyarrow.int32() if max(kind.m, kind.n) < _SHORT_INDICES else pyarrow.int64()
     types = [*[place] * (2 * kind.positions), *[number] * kind.n_values]

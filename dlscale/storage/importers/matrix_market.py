@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -41,7 +41,8 @@ from dlscale.storage.sparse.sums import first_overflow
 
 PIECE_BYTES = 2 << 20  # of text; an entry of the four shortest characters takes some 40 bytes while it is parsed
 MAX_THREADS = 4  # that parse pieces: what is left to do for one is slower than more of them
-SPARSE_ENTRIES = 1 << 20  # of a strip of a sparse matrix
+SPARSE_ENTRIES = 1 << 20  # of a strip of a sparse matrix that is spilled
+FEWER = 4  # times as few are in one that is made as it comes: while it is made no piece is asked for
 MAX_HEADER_LINE = 1 << 20
 MAX_SIZE_DIGITS = 18
 GZIP_RATIO = 1032  # of text to packed text, at most
@@ -155,29 +156,26 @@ def _strips(stream: BinaryIO, banner: Banner, *, request: Request) -> Blocks:
     step = _sparse_rows(banner) if sparse else max(1, rows_per_block(n, banner.dtype.itemsize) // 4)
     entry = np.dtype([("i", "i4"), ("j", "i4" if n <= 1 << 31 else "i8"), ("value", banner.dtype)])
     request.scratch.mkdir(parents=True, exist_ok=True)
-    parts = _entries(stream, banner, request=request)
-    done = False
+    parts, first = _entries(stream, banner, request=request), list[Part]()
     if request.in_order and banner.symmetry == "general":
-        done = yield from _as_they_come(parts, banner, entry, step, request=request)
-    if not done:
-        for part in parts:
-            _spill_part(part, entry, step, folder=request.scratch)
-        yield from _spilled(banner, entry, step, request=request)
+        few = max(1, step // FEWER) if sparse else step
+        first = yield from _as_they_come(parts, banner, few, request=request)
+        if not first:
+            return
+    for part in chain(first, parts):
+        _spill_part(part, entry, step, folder=request.scratch)
+    yield from _spilled(banner, entry, step, request=request)
 
 
-def _as_they_come(
-    parts: Iterator[Part], banner: Banner, entry: np.dtype[Any], step: int, *, request: Request
-) -> Generator[Any, None, bool]:
-    """Each strip when the next one begins; false, and all is spilled, where the order breaks before the first one has ended."""
+def _as_they_come(parts: Iterator[Part], banner: Banner, step: int, *, request: Request) -> Generator[Any, None, list[Part]]:
+    """Each strip when the next one begins; where the order breaks before the first one has ended, the parts that were taken."""
     held, current, shift = list[Part](), 0, step.bit_length() - 1
     for part in parts:
         strips = part.i >> shift
         if strips[0] < current or (strips[1:] < strips[:-1]).any():
             if current:
                 raise OutOfOrderError(f"{request.source} has its rows in order at first, and not to its end.")
-            for few in (*held, part):
-                _spill_part(few, entry, step, folder=request.scratch)
-            return False
+            return [*held, part]
         for lo, hi in _runs(strips):
             for k in range(current, int(strips[lo])):
                 yield _strip(held, k * step, step, banner, request=request)
@@ -187,7 +185,7 @@ def _as_they_come(
     for start in range(current * step, banner.n_rows, step):
         yield _strip(held, start, step, banner, request=request)
         held = []
-    return True
+    return []
 
 
 def _spill_part(part: Part, entry: np.dtype[Any], step: int, *, folder: Path) -> None:
