@@ -39,7 +39,7 @@ from dlscale.storage.importers.tables import (
 )
 from dlscale.storage.sparse.sums import first_overflow
 
-PIECE_BYTES = 2 << 20  # of text; an entry of the four shortest characters takes some 40 bytes while it is parsed
+PIECE_BYTES = 4 << 20  # of text; an entry of the four shortest characters takes some 40 bytes while it is parsed
 MAX_THREADS = 4  # that parse pieces: what is left to do for one is slower than more of them
 SPARSE_ENTRIES = 1 << 20  # of a strip of a sparse matrix that is spilled
 FEWER = 4  # times as few are in one that is made as it comes: while it is made no piece is asked for
