@@ -109,11 +109,19 @@ def test_matrix_market_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert bool(spilled) == (order not in ("rows", "no row before 30"))
 
 
-def test_matrix_market_entries_given_twice_are_added(tmp_path: Path) -> None:
-    (tmp_path / "x.mtx").write_text("%%MatrixMarket matrix coordinate integer general\n2 2 3\n2 1 5\n1 2 1\n2 1 6\n")
+@pytest.mark.parametrize("lines", ["2 1 5\n1 2 1\n2 1 6\n", "1 2 1\n2 1 5\n2 1 6\n"])
+def test_matrix_market_entries_given_twice_are_added(tmp_path: Path, lines: str) -> None:
+    (tmp_path / "x.mtx").write_text(f"%%MatrixMarket matrix coordinate integer general\n2 2 3\n{lines}")
     matrix = imported(tmp_path / "x.mtx", sparse=True)
     np.testing.assert_array_equal(matrix.read(0, 2), [[0, 1], [11, 0]])
     assert matrix.describe()["nonzeros"] == 2
+
+
+def test_matrix_market_integers_that_are_rounded_are_told(tmp_path: Path) -> None:
+    (tmp_path / "x.mtx").write_text(f"%%MatrixMarket matrix coordinate integer general\n2 2 2\n1 2 {2**62 + 1}\n2 1 {2**62 + 3}\n")
+    with pytest.warns(ImportNote, match="integers beyond 2"):
+        matrix = imported(tmp_path / "x.mtx", sparse=True, dtype="f8")
+    np.testing.assert_array_equal(matrix.read(0, 2), [[0, 2.0**62], [2.0**62, 0]])
 
 
 def write_group(path: Path, name: str, A: Any, encoding: str | None = "csr_matrix") -> None:

@@ -41,8 +41,8 @@ from dlscale.storage.sparse.sums import first_overflow
 
 PIECE_BYTES = 4 << 20  # of text; an entry of the four shortest characters takes some 40 bytes while it is parsed
 MAX_THREADS = 4  # that parse pieces: what is left to do for one is slower than more of them
-SPARSE_ENTRIES = 1 << 20  # of a strip of a sparse matrix that is spilled
-FEWER = 4  # times as few are in one that is made as it comes: while it is made no piece is asked for
+SPARSE_ENTRIES = 1 << 20  # of a strip of a sparse matrix
+N_PARTS = 4  # of such a strip where entries come in order, one after the other: while one is made no piece is asked for
 MAX_HEADER_LINE = 1 << 20
 MAX_SIZE_DIGITS = 18
 GZIP_RATIO = 1032  # of text to packed text, at most
@@ -158,8 +158,8 @@ def _strips(stream: BinaryIO, banner: Banner, *, request: Request) -> Blocks:
     request.scratch.mkdir(parents=True, exist_ok=True)
     parts, first = _entries(stream, banner, request=request), list[Part]()
     if request.in_order and banner.symmetry == "general":
-        few = max(1, step // FEWER) if sparse else step
-        first = yield from _as_they_come(parts, banner, few, request=request)
+        height = max(1, step // N_PARTS) if sparse else step
+        first = yield from _as_they_come(parts, banner, height, request=request)
         if not first:
             return
     for part in chain(first, parts):
@@ -211,7 +211,7 @@ def _strip(found: list[Part], start: int, step: int, banner: Banner, *, request:
     sparse = _is_sparse(banner, request)
     if not found:
         return scipy.sparse.csr_array(shape, dtype=banner.dtype) if sparse else np.zeros(shape, banner.dtype)
-    i, j, values = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    i, j, values = found[0] if len(found) == 1 else (np.concatenate(parts) for parts in zip(*found, strict=True))
     part = Part(i & (step - 1), j, values)
     if sparse and (rows := _compressed(part, shape)) is not None:
         return rows
@@ -228,7 +228,8 @@ def _compressed(part: Part, shape: tuple[int, int]) -> Any | None:
         return None
     last, ends = np.flatnonzero(np.append(~same, True)), np.zeros(shape[0] + 1, np.int32)
     ends[i[last] + 1] = np.diff(last, prepend=-1)
-    return scipy.sparse.csr_array((values, j, np.cumsum(ends, dtype=np.int32)), shape=shape)
+    data, indices = np.ascontiguousarray(values), np.ascontiguousarray(j)  # of records they are not
+    return scipy.sparse.csr_array((data, indices, np.cumsum(ends, dtype=np.int32)), shape=shape)
 
 
 def _runs(strips: Array) -> Iterator[tuple[int, int]]:
