@@ -6,7 +6,7 @@ import os
 import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,12 @@ class Prepared:
         with suppress(SpecError):
             uris.update(uri for event in job.read_events() if isinstance(event, WorkDone) for uri in event.inexact)
         return [inexact_words(uri) for uri in sorted(uris)]
+
+    def keeping_blocks(self, job: str) -> AbstractContextManager[None]:
+        """Let workers that end with the job keep what they will read again: as much as the plan leaves of their memory."""
+        outlive = self.facts.kind == "tcp"
+        spare = 0 if outlive else self.facts.memory_bytes - self.plan.peak_bytes_per_worker
+        return self.inputs.kept(job, n_bytes_read=self.plan.bytes_read, n_bytes_spare=spare)
 
     def describe_plan(self) -> dict[str, Any]:
         """The plan and what each input is: what plan.json and the result's attributes hold."""

@@ -329,7 +329,7 @@ def _compute(job: Job, prepared: Prepared, group: ResultGroup, recorder: Recorde
     checkpoint = checkpoint_of(job, prepared.spec.checkpoint, fsync=shared, guard=recorder.check)
     kind = prepared.spec.kind
     try:
-        with open_cluster(prepared.facts) as cluster:
+        with open_cluster(prepared.facts) as cluster, prepared.keeping_blocks(job.id):
             recorder.losses, stall, told = cluster.losses, prepared.spec.stall, (kind, job.id)
             run = Run(cluster, checkpoint=checkpoint, result=group, emit=emit, stall_seconds=stall, rows_folder=job.rows, job=told)
             cluster.tell_dashboard(emit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlscale.errors import CorruptionError, DlscaleError, InputError
+from dlscale.storage.files.kept import Keeping, drop_kept
 from dlscale.storage.groups import open_arrays, result_attributes
 from dlscale.storage.integrity import check_chunks, require_numbers
 from dlscale.storage.labels.names import AXES, COLOR, Labels
@@ -136,6 +138,26 @@ class Inputs(Mapping[str, Matrix]):
     def inexact(self) -> list[str]:
         """The matrices in which this process met integers that double precision does not hold."""
         return sorted(set().union(*(matrix.inexact() for matrix in self._matrices.values())))
+
+    @contextmanager
+    def kept(self, job: str, *, n_bytes_read: int, n_bytes_spare: int) -> Iterator[None]:
+        """Let processes keep what they read of matrices in buckets for the body, if a job reads them more than once.
+
+        Parameters
+        ----------
+        job : str
+        n_bytes_read : int
+            In all passes of the job.
+        n_bytes_spare : int
+            What a process may keep: its memory less what the job takes of it.
+        """
+        for matrix in self.values():
+            if n_bytes_spare > 0 and n_bytes_read >= 2 * matrix.n_stored_bytes:
+                matrix.keep(Keeping(job, n_bytes_spare))
+        try:
+            yield
+        finally:
+            drop_kept(job)
 
     def require_unchanged(self) -> None:
         """Look at every input again; an answer that was computed while one changed is one of neither.

@@ -17,6 +17,7 @@ from dlscale.errors import InputError
 from dlscale.sparse_rows import SparseRows
 from dlscale.storage.arrays import numbers_of, unmasked
 from dlscale.storage.exactness import has_inexact
+from dlscale.storage.files.kept import Keeping
 from dlscale.storage.labels.names import Labels
 from dlscale.storage.signatures import Signature
 
@@ -139,6 +140,9 @@ class Matrix(ABC):
     def expect(self, start: int, stop: int) -> None:
         """Tell the operating system that these rows will be read soon, so that the disk can begin; reads nothing itself."""
 
+    def keep(self, keeping: Keeping) -> None:
+        """Let processes keep the blocks that they read where another machine has them, since they will read them again."""
+
     def read(self, start: int, stop: int, out: Array | None = None) -> Array:
         """Read rows ``start:stop``, all columns, in the compute dtype."""
         return self.region((start, stop), (0, self.shape[1]), out)
@@ -216,6 +220,9 @@ class View(Matrix):
 
     def expect(self, start: int, stop: int) -> None:
         self.base.expect(start, stop)
+
+    def keep(self, keeping: Keeping) -> None:
+        self.base.keep(keeping)
 
     def place(self, row: int, column: int) -> tuple[int, int]:
         return self.base.place(row, column)

@@ -10,6 +10,7 @@ import numpy as np
 from dlscale.arrays import Array
 from dlscale.kernels import times_power_of_two
 from dlscale.sparse_rows import SparseRows, stacked
+from dlscale.storage.files.kept import Keeping
 from dlscale.storage.matrix import Matrix, SameRows, View
 
 
@@ -136,6 +137,10 @@ class Stacked(Matrix):
 
     def most_entries(self, n_rows: int) -> int:
         return self.above.most_entries(n_rows) + self.below.most_entries(n_rows)
+
+    def keep(self, keeping: Keeping) -> None:
+        self.above.keep(keeping)
+        self.below.keep(keeping)
 
     def sparse_rows(self, start: int, stop: int) -> SparseRows:
         return stacked([A.sparse_rows(*rows).astype(self.dtype) for A, rows in self._parts(start, stop)])

@@ -20,6 +20,7 @@ from dlscale.buffers import empty_pages, workspace
 from dlscale.errors import CorruptionError, InputError, MissingChunkError, StoreError
 from dlscale.host import total_bytes
 from dlscale.storage.chunk_files import Window, is_there, read_together, read_window
+from dlscale.storage.files.kept import Keeping, kept_for
 from dlscale.storage.integrity import MissingChunks, check_chunks, require_numbers
 from dlscale.storage.labels.names import Labels
 from dlscale.storage.labels.stored import labels_at
@@ -27,7 +28,7 @@ from dlscale.storage.matrix import Matrix
 from dlscale.storage.objects.address import Address
 from dlscale.storage.packing import Packing
 from dlscale.storage.signatures import Signature
-from dlscale.storage.zarr_stores import local_root, open_array, plain_root, refusing
+from dlscale.storage.zarr_stores import bucket_of, local_root, open_array, plain_root, refusing
 
 
 class RawLayout(NamedTuple):
@@ -42,6 +43,7 @@ class ZarrMatrix(Matrix):
 
     #: Whether its uri is all that another process needs; an array that was given open may have credentials of its own.
     opens_again = False
+    _keeping: Keeping | None = None
 
     def __init__(self, uri: str, array: Any, *, missing_chunks: MissingChunks = "refuse") -> None:
         self.uri, self.missing_chunks = uri, missing_chunks
@@ -71,7 +73,9 @@ class ZarrMatrix(Matrix):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        if self.raw is not None or self.opens_again:
+        # What describes a matrix in a bucket goes along: it holds no credentials, and each look at it is several requests.
+        in_bucket = self._array is not None and bucket_of(self._array) is not None
+        if not in_bucket and (self.raw is not None or self.opens_again):
             state["_array"] = None
             state.pop("raw", None)
         state.pop("past_cache", None)
@@ -139,16 +143,24 @@ class ZarrMatrix(Matrix):
         signature = check_chunks(self.array, self.uri, missing_chunks=self.missing_chunks)
         return signature._replace(content=self.attributes.get("content", ""))
 
+    def keep(self, keeping: Keeping) -> None:
+        if bucket_of(self.array) is not None:
+            self._keeping = keeping
+
     def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
         shape = (rows[1] - rows[0], columns[1] - columns[0])
         if out is None:
             out = empty_pages(shape, self.dtype) if self.past_cache else np.empty(shape, self.dtype)
         same = self.stored_dtype == self.dtype and self.packing is None
         target = out if same else workspace("converted", shape, self.stored_dtype)
-        if self.raw is None:
-            self._read_decoded(rows, columns, target)
-        else:
-            self._read_raw(self.raw, rows, columns, target)
+        kept, block = self._keeping and kept_for(self._keeping), (self.uri, rows, columns)
+        if kept is None or not kept.read(block, target):
+            if self.raw is None:
+                self._read_decoded(rows, columns, target)
+            else:
+                self._read_raw(self.raw, rows, columns, target)
+            if kept is not None:
+                kept.write(block, target)
         if self.packing is not None:
             self.packing.unpack(target, out)
         elif not same:

@@ -152,8 +152,13 @@ def store_of(array: Any) -> Any:
 
 def plain_root(array: Any) -> Path | Address | None:
     """The folder of an array whose chunks are read without zarr-python: in a local store, or in an object store."""
+    return bucket_of(array) or local_root(array)
+
+
+def bucket_of(array: Any) -> Address | None:
+    """Where an array lies in an object store, if it lies in one."""
     store = store_of(array)
-    return store.address / array.store_path.path if isinstance(store, BucketStore) else local_root(array)
+    return store.address / array.store_path.path if isinstance(store, BucketStore) else None
 
 
 def local_root(array: Any) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,21 @@ def test_same_bits_as_on_a_disk(bucket: Address, faults: Faults, tmp_path: Path,
     written += [requests.get(bucket / "out" / key) for key in requests.listing(bucket / "out")]
     assert len(written) > 10
     assert not any(SECRET.encode() in data for data in written)
+
+
+def test_a_job_asks_for_its_matrix_once(bucket: Address, faults: Faults, tmp_path: Path) -> None:
+    """However often its plan reads it: the worker keeps it, and is told of its metadata."""
+    remote = upload(stored("pca", tmp_path), bucket / "A.zarr")
+    job = spec("pca", remote, cluster="local")
+    job["params"] = {**job["params"], "block_rows": 200}
+
+    def begin(event: dict[str, Any]) -> None:
+        if event.get("state") == "running":
+            faults.log.clear()
+
+    dlscale.run(job, workspace=tmp_path / "ws", listener=begin)
+    read = Counter(request.rpartition("A.zarr/")[2] for request in faults.log if "A.zarr/c" in request or "A.zarr/z" in request)
+    assert read == {f"c/{i}/0": 1 for i in range(5)}
 
 
 def test_a_job_goes_on_from_a_checkpoint_in_the_store(bucket: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import threading
 from pathlib import Path
@@ -16,6 +17,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from dlscale.errors import CorruptionError, InputError, MissingChunkError, SpecError, StoreError
 from dlscale.storage.buckets.checkpoints import ObjectCheckpoint
 from dlscale.storage.buckets.results import ObjectResultGroup
+from dlscale.storage.files.kept import Keeping, KeptBlocks, drop_kept
 from dlscale.storage.groups import open_arrays, result_attributes
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.objects import address, requests
@@ -60,6 +62,40 @@ def test_pieces_of_a_wide_row_are_ranges(bucket: Address, faults: Faults, tmp_pa
     faults.log.clear()
     np.testing.assert_array_equal(A.read(0, 8), wide)
     assert 1 <= len(faults.log) <= 4
+
+
+@pytest.mark.parametrize("name", ["plain", "zstd"])
+def test_what_is_read_again_is_asked_for_once(bucket: Address, faults: Faults, tmp_path: Path, name: str) -> None:
+    """Another process needs no look at the metadata, and no block twice; of another job's blocks, and too many, nothing is kept."""
+    expected = gaussian(M, N)
+    A = open_matrix(upload(store(tmp_path / "A.zarr", expected, **LAYOUTS[name]), bucket / "A.zarr"))
+    spans = [(0, 300), (300, 600)]
+    A.T.keep(Keeping("job", 300 * N * 8))
+    A = pickle.loads(pickle.dumps(A))
+    counts = []
+    for job in (None, None, "other"):
+        if job is not None:
+            A.keep(Keeping(job, 2**30))
+        faults.log.clear()
+        for start, stop in spans:
+            np.testing.assert_array_equal(A.read(start, stop), expected[start:stop])
+        assert not any("zarr.json" in request for request in faults.log)
+        counts.append(len(faults.log))
+    per_span = counts[0] // 2
+    assert counts == [2 * per_span, per_span, 2 * per_span]
+    drop_kept("other")
+    A.read(*spans[0])
+    assert len(faults.log) == 3 * per_span
+
+
+def test_a_full_disk_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "no space")
+
+    kept, block = KeptBlocks(100), np.ones(4)
+    monkeypatch.setattr("os.pwrite", full)
+    kept.write("a", block)
+    assert not kept.read("a", block)
 
 
 def test_bytes_in_flight_are_bounded(bucket: Address, monkeypatch: pytest.MonkeyPatch) -> None:
