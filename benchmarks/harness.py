@@ -420,6 +420,7 @@ REMARKS = {
     "extrapolated_seconds": "{:.0f} s for all rows, extrapolated",
     "part_of_reading": "{:.2f} of the speed of reading the file alone",
     "of_the_edge": "variances {:.3f} of the largest possible",
+    "of_the_disk": "{:.2f} of the speed with all of it on the disk",
     "flatness": "peak {:.3f} x from smallest to largest",
 }
 

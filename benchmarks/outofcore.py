@@ -85,7 +85,7 @@ def run_dlscale(
     cluster, given = {"type": "local", "memory": memory}, dict.fromkeys(roles, str(path))
     spec = {"kind": kind, "input": given, "params": params, "output": str(result), "cluster": cluster}
     bench.limit_memory(float(memory.removesuffix("GB")) * 1e9)
-    plan = bench.time(lambda: _command(work, spec), before=lambda: harness.forget(path), subprocess_only=True).get("plan") or {}
+    plan = bench.time(lambda: command(work, spec), before=lambda: harness.forget(path), subprocess_only=True).get("plan") or {}
     bench.fact(method=plan.get("words"), plan_flops=plan.get("flops"), plan_read_bytes=plan.get("bytes_read"))
     if "bound_seconds" in bench.record["facts"]:
         bench.fact(bound_ratio=bench.record["seconds"][-1] / bench.record["facts"]["bound_seconds"])
@@ -95,7 +95,7 @@ def run_dlscale(
 def run_job(bench: Bench, path: Path, kind: str, params: dict[str, Any]) -> Path:
     """`dlscale run` on the local cluster as it is by default, off any clock; returns the result's path."""
     work, result = _fresh(bench)
-    _command(work, {"kind": kind, "input": {"matrix": str(path)}, "params": params, "output": str(result)})
+    command(work, {"kind": kind, "input": {"matrix": str(path)}, "params": params, "output": str(result)})
     return result
 
 
@@ -107,12 +107,12 @@ def _fresh(bench: Bench) -> tuple[Path, Path]:
     return work, work / "result.zarr"
 
 
-def _command(work: Path, spec: dict[str, Any]) -> dict[str, Any]:
-    """Run the command line in a folder; what it says of the job."""
+def command(work: Path, spec: dict[str, Any], workspace: str | None = None) -> dict[str, Any]:
+    """Run the command line in a folder, where the workspace is too if no other is named; what it says of the job."""
     (work / "spec.yaml").write_text(json.dumps(spec))  # JSON is YAML
     program = str(Path(sys.executable).with_name("dlscale"))
-    command = [program, "run", str(work / "spec.yaml"), "--json", "--workspace", str(work / "workspace")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    arguments = [program, "run", str(work / "spec.yaml"), "--json", "--workspace", workspace or str(work / "workspace")]
+    done = subprocess.run(arguments, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"exit code {done.returncode}: {(done.stderr + done.stdout)[-1500:]}")
     answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])

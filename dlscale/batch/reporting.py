@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from dlscale.report.components.planes import MOST_DOTS
 from dlscale.report.html import render
 from dlscale.report.record import JobRecord, RowColor
 from dlscale.storage.files.durable import write_atomically
-from dlscale.storage.groups import sampled_color, sampled_rows, small_arrays, small_labels
+from dlscale.storage.groups import open_arrays, sampled_color, sampled_rows, small_arrays, small_labels
 
 #: Larger arrays of a result are not drawn, and not read.
 _MAX_ARRAY_BYTES = 32 * 2**20
@@ -54,9 +54,9 @@ def write_report(job: Job, path: Path | None = None) -> Path:
     return path
 
 
-def _color(result: str) -> RowColor | None:
+def _color(result: str, stored: Mapping[str, Any]) -> RowColor | None:
     """What colours the rows of which scores are drawn."""
-    found = sampled_color(result, "scores", max_bytes=_MAX_ARRAY_BYTES, most=MOST_DOTS)
+    found = sampled_color(result, stored, "scores", max_bytes=_MAX_ARRAY_BYTES, most=MOST_DOTS)
     return None if found is None else RowColor(*found)
 
 
@@ -64,6 +64,7 @@ def read_record(job: Job) -> JobRecord:
     """A job as the plain data that a report is drawn from; what is damaged is left out, with a note that says so."""
     state = job.read_state()
     faults: list[str] = []
+    result = state.result or ""
 
     def part(read: Callable[[], Any], otherwise: Any) -> Any:
         try:
@@ -75,7 +76,7 @@ def read_record(job: Job) -> JobRecord:
     spec: dict[str, Any] = part(lambda: read_stored(job.spec).data, {})
     plan = part(job.read_plan, {})
     events = part(job.read_events, [])
-    arrays = part(lambda: small_arrays(state.result, max_bytes=_MAX_ARRAY_BYTES) if state.result else {}, {})
+    stored: dict[str, Any] = part(lambda: open_arrays(result) if result else {}, {})
     summary = dict(state.summary)
     machine = dict(summary.get("machine") or {})
     cluster = spec.get("cluster")
@@ -94,15 +95,15 @@ def read_record(job: Job) -> JobRecord:
         seconds=state.seconds,
         started=state.created,
         events=events,
-        arrays=arrays,
-        labels=part(lambda: small_labels(state.result, most=_MOST_NAMES) if state.result else {}, {}),
-        color=part(lambda: _color(state.result) if state.result else None, None),
-        sample=part(lambda: sampled_rows(state.result, "scores", 2, max_bytes=_MAX_ARRAY_BYTES) if state.result else None, None),
+        arrays=part(lambda: small_arrays(result, stored, max_bytes=_MAX_ARRAY_BYTES), {}),
+        labels=part(lambda: small_labels(result, stored, most=_MOST_NAMES), {}),
+        color=part(lambda: _color(result, stored), None),
+        sample=part(lambda: sampled_rows(result, stored, "scores", 2, max_bytes=_MAX_ARRAY_BYTES), None),
         versions=machine.pop("versions", {}),
         machine=machine,
         image_shape=tuple(image_shape) if image_shape else None,
         reason=state.message,
         resume=f"dlscale resume {job.id}" if state.resumable else None,
         memory_limit_bytes=cluster.get("memory") if isinstance(cluster, dict) else None,
-        result=state.result or "",
+        result=result,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,25 +39,23 @@ def open_array(uri: str) -> Any:
         return understood(zarr.open_array(place_of(uri), mode="r"), uri)
 
 
-def small_arrays(uri: str, *, max_bytes: int) -> dict[str, Array]:
-    """The arrays of numbers of a group that are at most so large, in memory."""
-    arrays = open_arrays(uri)
+def small_arrays(uri: str, arrays: Mapping[str, Any], *, max_bytes: int) -> dict[str, Array]:
+    """Of the open arrays of a group, those of numbers that are at most so large, in memory."""
     with _explained(uri):
         return {name: array[...] for name, array in arrays.items() if holds_numbers(array) and array.nbytes <= max_bytes}
 
 
-def small_labels(uri: str, *, most: int) -> dict[str, list[str]]:
-    """The names of rows and of columns that a group has, by axis; of an axis with more of them, none."""
-    arrays = open_arrays(uri)
+def small_labels(uri: str, arrays: Mapping[str, Any], *, most: int) -> dict[str, list[str]]:
+    """The names of rows and of columns among the open arrays of a group, by axis; of an axis with more of them, none."""
     with _explained(uri):
         found = {axis: arrays[axis] for axis in AXES if axis in arrays and holds_text(arrays[axis])}
         few = {axis: array for axis, array in found.items() if array.ndim == 1 and array.shape[0] <= most}
         return {axis: list(map(str, array[...].tolist())) for axis, array in few.items()}
 
 
-def sampled_rows(uri: str, name: str, n_columns: int, *, max_bytes: int) -> Array | None:
+def sampled_rows(uri: str, arrays: Mapping[str, Any], name: str, n_columns: int, *, max_bytes: int) -> Array | None:
     """The first columns of an array of a group: of all rows, or, where these are too many to read, of chunks spread evenly."""
-    array = open_arrays(uri).get(name)
+    array = arrays.get(name)
     if array is None or array.ndim != 2 or not holds_numbers(array) or array.shape[1] < n_columns:
         return None
     with _explained(uri):
@@ -72,7 +70,9 @@ def _sampled(array: Any, max_bytes: int) -> list[slice]:
     return [slice(k * rows, (k + 1) * rows) for k in np.linspace(0, n_chunks - 1, n_read).astype(int).tolist()]
 
 
-def sampled_color(uri: str, name: str, *, max_bytes: int, most: int) -> tuple[str, Array, list[str]] | None:
+def sampled_color(
+    uri: str, arrays: Mapping[str, Any], name: str, *, max_bytes: int, most: int
+) -> tuple[str, Array, list[str]] | None:
     """What colours rows of a group, of as many of `sampled_rows` at most.
 
     Returns
@@ -80,7 +80,6 @@ def sampled_color(uri: str, name: str, *, max_bytes: int, most: int) -> tuple[st
     (str, (r,) of int, list of str) or None
         The name of the column, where the rows are among those of `sampled_rows`, and the text of each; None where nothing colours.
     """
-    arrays = open_arrays(uri)
     array, color = arrays.get(name), arrays.get(COLOR)
     if array is None or array.ndim != 2 or color is None or color.shape != array.shape[:1] or not holds_text(color):
         return None

@@ -18,7 +18,7 @@ from zarr.storage import LocalStore, WrapperStore
 
 from dlscale.errors import InputError, MissingChunkError, SpecError, StoreError
 from dlscale.storage.objects.address import Address, has_driver, is_object_url
-from dlscale.storage.objects.requests import first_look
+from dlscale.storage.objects.requests import first_look, names
 from dlscale.storage.objects.zarr_store import BucketStore
 from dlscale.storage.signatures import Stamp, local_stamps
 
@@ -122,6 +122,11 @@ def open_node(uri: str) -> Any:
     except Exception as error:  # whatever a file system, an archive or damaged metadata end in
         raise InputError(f"There is no Zarr array at {uri} ({type(error).__name__}: {error}).") from error
     return node if isinstance(node, zarr.Group) else understood(node, uri)
+
+
+def may_hold(uri: str) -> bool:
+    """Whether something may lie below a path or URL: of an object store as one look tells, before many are taken in vain."""
+    return not (is_object_url(uri) and has_driver()) or bool(names(Address.of(uri)))
 
 
 def look_first(uri: str) -> None:

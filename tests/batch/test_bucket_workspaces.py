@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -227,6 +229,23 @@ def test_who_lost_its_claim_stops(bucket: Address, job: dict[str, Any], monkeypa
         dlscale.run(job, workspace=f"{bucket}/ws", listener=take_over)
     (key,) = (key for key in requests.listing(bucket / "ws") if key.endswith("state.json"))
     assert requests.get(bucket / "ws" / key) == theirs
+
+
+def test_a_job_asks_for_each_object_once(bucket: Address, job: dict[str, Any], faults: Faults) -> None:
+    """Of what it reads no metadata twice, and of what is not there nothing."""
+    dlscale.run(job, workspace=f"{bucket}/ws")
+    asked = [re.sub(r"/ws/jobs/pca-[^/]*|%2Fpca-[^%]*", "/job", request) for request in faults.log]
+    metadata = Counter(request for request in asked if request.startswith("GET") and request.endswith("zarr.json"))
+    bucket_name = f"/{bucket.bucket}"
+    assert metadata[f"GET {bucket_name}/A.zarr/zarr.json"] == 1
+    of_arrays = {key: n for key, n in metadata.items() if re.search("/job/result.zarr/[a-z_]+/", key)}
+    assert len(of_arrays) == 7
+    assert set(of_arrays.values()) == {1}, "for the report"
+    assert not [request for request in asked if "labels/" in request]
+    of_steps = [request for request in asked if "checkpoint.zarr%2Fsteps" in request]
+    assert len(of_steps) == 1, "what a stop has left of steps is looked up once"
+    by_clocks = ("/cancel", "/claim", "/state.json", "/log.txt", "/events.jsonl")
+    assert len([request for request in asked if not request.endswith(by_clocks)]) <= 180
 
 
 def test_same_bits_when_the_store_freezes_and_fails(

@@ -18,7 +18,7 @@ from dlscale.report.components.colors import coloring
 from dlscale.report.components.sections import rows_in_the_plane
 from dlscale.report.record import JobRecord, RowColor
 from dlscale.report.sections import Job
-from dlscale.storage.groups import sampled_color, sampled_rows
+from dlscale.storage.groups import open_arrays, sampled_color, sampled_rows
 from dlscale.storage.labels.names import Text
 from dlscale.storage.labels.writing import write_text
 from dlscale.storage.writers import Layout, create_array
@@ -125,10 +125,10 @@ def test_what_colours_rows_is_read_of_the_rows_that_are_drawn(tmp_path):
     group = zarr.create_group(tmp_path / "g.zarr")
     create_array(tmp_path / "g.zarr" / "scores", Layout((100, 3), "f8", (10, 3))).write(0, np.arange(300.0).reshape(100, 3))
     uri = str(group.store_path.store.root)
-    assert sampled_color(uri, "scores", max_bytes=500, most=100) is None
+    assert sampled_color(uri, open_arrays(uri), "scores", max_bytes=500, most=100) is None
     write_text(tmp_path / "g.zarr" / "color", Text("color", "row", [f"{3.0 * i}" for i in range(100)], {"long_name": "number"}))
     for max_bytes, most in ((10_000, 100), (500, 100), (500, 7), (10_000, 33)):
-        sample = sampled_rows(uri, "scores", 2, max_bytes=max_bytes)
-        name, rows, texts = sampled_color(uri, "scores", max_bytes=max_bytes, most=most)
+        sample = sampled_rows(uri, open_arrays(uri), "scores", 2, max_bytes=max_bytes)
+        name, rows, texts = sampled_color(uri, open_arrays(uri), "scores", max_bytes=max_bytes, most=most)
         assert (name, len(rows), len(set(rows.tolist()))) == ("number", min(len(sample), most), len(rows))
         np.testing.assert_array_equal(sample[rows, 0], np.array(texts, float))

@@ -12,7 +12,7 @@ import dlscale
 from dlscale.report.components.sections import rows_in_the_plane
 from dlscale.report.record import JobRecord
 from dlscale.report.sections import Job
-from dlscale.storage.groups import sampled_rows
+from dlscale.storage.groups import open_arrays, sampled_rows
 from dlscale.storage.writers import Layout, create_array
 
 NAMES = ["height", "weight <kg>", "価格", "a very long name of a column, which a chart cuts"]
@@ -89,6 +89,7 @@ def test_of_many_rows_chunks_that_are_spread_evenly_are_read(tmp_path):
     scores = np.arange(300.0).reshape(100, 3)
     create_array(tmp_path / "g.zarr" / "scores", Layout((100, 3), "f8", (10, 3))).write(0, scores)
     uri = str(group.store_path.store.root)
-    np.testing.assert_array_equal(sampled_rows(uri, "scores", 2, max_bytes=10_000), scores[:, :2])
-    np.testing.assert_array_equal(sampled_rows(uri, "scores", 2, max_bytes=500), scores[[*range(10), *range(90, 100)], :2])
-    assert sampled_rows(uri, "absent", 2, max_bytes=500) is None
+    arrays = open_arrays(uri)
+    np.testing.assert_array_equal(sampled_rows(uri, arrays, "scores", 2, max_bytes=10_000), scores[:, :2])
+    np.testing.assert_array_equal(sampled_rows(uri, arrays, "scores", 2, max_bytes=500), scores[[*range(10), *range(90, 100)], :2])
+    assert sampled_rows(uri, arrays, "absent", 2, max_bytes=500) is None

@@ -70,11 +70,13 @@ class Copies:
             All that is in the bucket, in these folders and beside them.
         """
         there: dict[str, Stamp] = {}
-        for folder in ("", *folders):
-            there |= {f"{folder}{name}": stamp for name, stamp in objects(self.place / folder.rstrip("/")).items()}
-        wanted = [*names, *(name for name in there if name not in names and any(name.startswith(each) for each in folders))]
-        changed = [name for name in wanted if name not in there or not self._is_same(name, there[name].version)]
-        list(helpers().map(self.bring, changed))
+        places = ["", *folders]
+        for folder, found in zip(places, helpers().map(lambda each: objects(self.place / each.rstrip("/")), places), strict=True):
+            there |= {f"{folder}{name}": stamp for name, stamp in found.items()}
+        for name in set(names) - there.keys():
+            (self.folder / name).unlink(missing_ok=True)
+        wanted = [name for name in there if name in names or any(name.startswith(each) for each in folders)]
+        list(helpers().map(self.bring, [name for name in wanted if not self._is_same(name, there[name].version)]))
         self._keep()
         return there
 

@@ -24,10 +24,10 @@ from dlscale.errors import SpecError, StoreError
 from dlscale.storage.files import locks
 from dlscale.storage.files.locks import LockLostError
 from dlscale.storage.objects.address import Address
-from dlscale.storage.objects.requests import exists, listing, put, remove, remove_object
+from dlscale.storage.objects.requests import exists, helpers, listing, put, remove, remove_object
 
-#: In the order in which they go up; the state is the last.
 _SLURM = ("slurm.json", "slurm-starts.json", "slurm-end.json")
+#: What goes up before the state does.
 _FILES = ("spec.yaml", "plan.json", *_SLURM, "checkpoint.zarr/inputs.json", "log.txt", "events.jsonl", "report.html")
 #: Of which all files go up, or one.
 _FOLDERS = ("rows/", "checkpoint.zarr/")
@@ -191,10 +191,11 @@ class BucketJob(Job):
         self._copies.bring_all(_FILES, _FOLDERS)
 
     def _send_files(self, *, all_of_them: bool) -> None:
-        names = [*_FILES, *(f"rows/{path.name}" for path in sorted(self.rows.glob("[!.]*")))]
-        for name in names:
+        def send(name: str) -> None:
             with suppress(FileNotFoundError):
                 size = os.path.getsize(self.folder / name)
                 due = time.monotonic() - self._sent.get(name, 0.0) > size / _BYTES_PER_SECOND
                 if (all_of_them or due) and self._copies.send(name):
                     self._sent[name] = time.monotonic()
+
+        list(helpers().map(send, [*_FILES, *(f"rows/{path.name}" for path in sorted(self.rows.glob("[!.]*")))]))

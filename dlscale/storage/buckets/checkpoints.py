@@ -37,6 +37,7 @@ class ObjectCheckpoint(Checkpoint):
         self.place = place
         self.problems: list[str] = []
         self._found: dict[str, dict[str, Any]] | None = None
+        self._folders: set[str] | None = None
 
     @property
     def directory(self) -> Path:  # type: ignore[override]
@@ -47,7 +48,7 @@ class ObjectCheckpoint(Checkpoint):
         return str(self.place)
 
     def look_again(self) -> None:
-        self._found = None
+        self._found = self._folders = None
 
     def save(self, step: str, arrays: Mapping[str, NDArray[Any]], *, writers: Sequence[ArrayWriter] = ()) -> int:
         if "/" in check_name(step):
@@ -55,7 +56,8 @@ class ObjectCheckpoint(Checkpoint):
         before = self._manifest(step)
         folder = step + OTHER if before and before["folder"] == step else step
         number, target = 1 + self.n_saved, self.place / "steps" / folder
-        remove(target)
+        self._clear(folder)
+        self._folders_found().add(folder)  # whatever comes of it
         with sent_from(("step", target)) as here:
             make_group(here / "step")
             layouts, crcs = self._write(here / "step", arrays)
@@ -74,7 +76,7 @@ class ObjectCheckpoint(Checkpoint):
         put(self.place / f"manifests/{step}.json", data)
         self._manifests_found()[step] = unsealed(data, step)
         if before:
-            remove(self.place / "steps" / before["folder"])
+            self._clear(before["folder"])
         return sum(sizes.values())
 
     def load(self, step: str) -> dict[str, NDArray[Any]] | None:
@@ -98,18 +100,29 @@ class ObjectCheckpoint(Checkpoint):
         remove_object(self.place / f"manifests/{check_name(step)}.json")
         self._manifests_found().pop(step, None)
         for folder in (step, step + OTHER):
-            remove(self.place / "steps" / folder)
+            self._clear(folder)
 
     def discard(self) -> None:
         remove(self.place / "manifests")  # first, so that a kill in between leaves nothing that seems to count
         remove(self.place)
-        self._found = None
+        self.look_again()
 
     def require_place(self) -> None:
         """Nothing: whoever writes an object makes its place."""
 
     def _remove_scratch(self, name: str) -> None:
         remove(self.place / "scratch" / name)
+
+    def _clear(self, folder: str) -> None:
+        """Remove what lies in the folder of a step, if something does."""
+        if folder in self._folders_found():
+            remove(self.place / "steps" / folder)
+            self._folders_found().discard(folder)
+
+    def _folders_found(self) -> set[str]:
+        if self._folders is None:
+            self._folders = set(names(self.place / "steps"))
+        return self._folders
 
     def _bring(self, manifest: Mapping[str, Any], folder: Path) -> None:
         """The objects of a step as files."""

@@ -22,7 +22,7 @@ from dlscale.storage.files.nodes import check_name, group_metadata, place_node
 from dlscale.storage.labels.names import Labels
 from dlscale.storage.labels.writing import write_text
 from dlscale.storage.objects.address import Address
-from dlscale.storage.objects.requests import copy, get, get_or_none, listing, names, put, put_new, remove, remove_object
+from dlscale.storage.objects.requests import copy, get, get_or_none, helpers, listing, names, put, put_new, remove, remove_object
 from dlscale.storage.results import ResultGroup
 from dlscale.storage.seals import SEAL, description_crc
 from dlscale.storage.signatures import Stamp
@@ -57,6 +57,7 @@ class ObjectResultGroup(ResultGroup):
         self._overwrite, self._owner = overwrite, owner
         self._writers: dict[str, ArrayWriter] = {}
         self._dimensions, self._lengths = dimensions or {}, dict[str, int]()
+        self._staged_names: set[str] | None = None
 
     def create(self, name: str, shape: Shape, dtype: DTypeLike, *, chunks: Shape, shards: Shape | None = None) -> ArrayWriter:
         parts = check_name(name).split("/")
@@ -64,20 +65,21 @@ class ObjectResultGroup(ResultGroup):
             put(self.staged / "/".join(parts[:k]) / _ROOT, group_metadata({}))
         layout = Layout(shape, dtype, chunks, shards, self._dimensions_of(name, shape))
         writer = create_object_array(self.staged / name, layout, name=name)
+        self._staged_names = None
         return self._writers.setdefault(name, writer)
 
     def put(self, name: str, array: NDArray[Any]) -> None:
         self._writers.pop(name, None)
         array = np.asarray(array)
         first = check_name(name).partition("/")[0]
-        remove(self.staged / name)
+        self._clear(name)
         with sent_from((first, self.staged / first)) as folder:
             put_array(place_node(folder, name), array, name=name, dimensions=self._dimensions_of(name, array.shape))
 
     def name_axes(self, labels: Labels) -> None:
         for text in labels.stored():
             if self._lengths.get(text.axis) == len(text.texts):
-                remove(self.staged / text.array)
+                self._clear(text.array)
                 with sent_from((text.array, self.staged / text.array)) as folder:
                     write_text(place_node(folder, text.array), text)
 
@@ -96,7 +98,8 @@ class ObjectResultGroup(ResultGroup):
         written = listing(self.staged)
         self._require_whole(written)
         attributes = json.loads(group_metadata(attributes))["attributes"]
-        metadata = {key: crc32c(get(self.staged / key)) for key in sorted(written) if key.endswith(f"/{_ROOT}")}
+        described = sorted(key for key in written if key.endswith(f"/{_ROOT}"))
+        metadata = dict(zip(described, helpers().map(lambda key: crc32c(get(self.staged / key)), described), strict=True))
         seal = {"dlscale": description_crc(attributes), "metadata": metadata, "chunks": {}}
         if not put_new(_claim(self.place), self._owner.encode()):
             raise _claimed(self.place)
@@ -116,6 +119,15 @@ class ObjectResultGroup(ResultGroup):
 
     def close(self) -> None:
         """Nothing is held."""
+
+    def _clear(self, name: str) -> None:
+        """Remove what an array of a name, or another run of the job, has left where one is about to be written."""
+        first = name.partition("/")[0]
+        if self._staged_names is None:
+            self._staged_names = set(names(self.staged))
+        if first in self._staged_names:
+            remove(self.staged / name)
+        self._staged_names.add(first)
 
     def _require_whole(self, written: Mapping[str, Stamp]) -> None:
         for name, writer in self._writers.items():

@@ -14,7 +14,7 @@ from dlscale.storage.integrity import holds_numbers, holds_text
 from dlscale.storage.labels.columns import ColumnTexts, column_texts
 from dlscale.storage.labels.names import AXES, COLOR, Color, Labels, Names, counts, text_of
 from dlscale.storage.labels.writing import FOLDER
-from dlscale.storage.zarr_stores import is_group, open_array, open_node, refusing
+from dlscale.storage.zarr_stores import is_group, may_hold, open_array, open_node, refusing
 
 
 class StoredNames:
@@ -41,12 +41,13 @@ def labels_at(uri: str, shape: tuple[int, int], dimensions: Sequence[str | None]
     dimensions : sequence of str, optional
         What the matrix calls its dimensions.
     """
-    own = [names_at(f"{uri}/{FOLDER}/{axis}") for axis in AXES]
+    has_own = may_hold(f"{uri}/{FOLDER}")
+    own = [names_at(f"{uri}/{FOLDER}/{axis}") if has_own else None for axis in AXES]
     beside, _, _ = uri.rstrip("/").rpartition("/")
     named = dimensions if dimensions is not None and len(dimensions) == len(AXES) else (None, None)
     found = Labels.of((mine or _names_in(beside, name) for mine, name in zip(own, named, strict=True))).fitting(shape)
     found = found if any(found) else _annotations(uri)
-    return found._replace(color=color_at(f"{uri}/{FOLDER}/{COLOR}")).fitting(shape)
+    return found._replace(color=color_at(f"{uri}/{FOLDER}/{COLOR}") if has_own else None).fitting(shape)
 
 
 def names_at(uri: str) -> Names | None:

@@ -30,6 +30,8 @@ T = TypeVar("T")
 PIECE_BYTES = 8 * 2**20
 #: Bytes that one process asks for at the same time, beside where they go to.
 IN_FLIGHT_BYTES = 128 * 2**20
+#: What is read along with a piece that it lies behind, such as a checksum.
+_SHORT_BYTES = 2**20
 _N_TOGETHER = 16
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 5.0
 _SHOWN_CHARACTERS = 200
@@ -155,35 +157,44 @@ def fetch(address: Address, spans: Sequence[tuple[int, Array]]) -> None:
     FileNotFoundError
     StoreError
     """
-    import obstore
+    requests = list(_in_requests(spans))
+    if len(requests) == 1:
+        _fetch(address, requests[0])
+    else:
+        list(_fetchers().map(lambda parts: _fetch(address, parts), requests))
 
-    batch: list[tuple[int, Array]] = []
-    n_bytes = 0
 
-    def read() -> None:
-        starts, lengths = [start for start, _ in batch], [len(out) for _, out in batch]
-
-        def call(client: Any) -> None:
-            parts = obstore.get_ranges(client, address.key, starts=starts, lengths=lengths)
-            for part, (_, out) in zip(parts, batch, strict=True):
-                found = np.frombuffer(part, np.uint8)
-                if len(found) != len(out):
-                    raise TornAnswer(f"a range has {len(found)} bytes instead of {len(out)}")
-                out[...] = found
-
-        with in_flight(n_bytes):
-            asked(address, call)
-
+def _in_requests(spans: Sequence[tuple[int, Array]]) -> Iterator[list[tuple[int, Array]]]:
+    """Ranges as they are asked for: long ones in pieces, at the same time; a short one with the piece that it lies behind."""
+    parts: list[tuple[int, Array]] = []
+    end = -1
     for start, out in spans:
         for k in range(0, len(out), PIECE_BYTES):
             piece = out[k : k + PIECE_BYTES]
-            if batch and n_bytes + len(piece) > IN_FLIGHT_BYTES // 4:
-                read()
-                batch, n_bytes = [], 0
-            batch.append((start + k, piece))
-            n_bytes += len(piece)
-    if batch:
-        read()
+            if parts and (start + k != end or len(piece) > _SHORT_BYTES):
+                yield parts
+                parts = []
+            parts.append((start + k, piece))
+            end = start + k + len(piece)
+    if parts:
+        yield parts
+
+
+def _fetch(address: Address, parts: Sequence[tuple[int, Array]]) -> None:
+    """Read neighbouring ranges of an object by one request."""
+    import obstore
+
+    starts, lengths = [start for start, _ in parts], [len(out) for _, out in parts]
+
+    def call(client: Any) -> None:
+        for part, out in zip(obstore.get_ranges(client, address.key, starts=starts, lengths=lengths), parts, strict=True):
+            found = np.frombuffer(part, np.uint8)
+            if len(found) != len(out[1]):
+                raise TornAnswer(f"a range has {len(found)} bytes instead of {len(out[1])}")
+            out[1][...] = found
+
+    with in_flight(sum(lengths)):
+        asked(address, call)
 
 
 def put(address: Address, data: bytes | bytearray | memoryview) -> None:
@@ -309,6 +320,12 @@ def _remove_all(address: Address, delete: Any, paths: list[str]) -> None:
         if len(paths) > 1:
             for path in paths:
                 _remove_all(address, delete, [path])
+
+
+@cache
+def _fetchers() -> ThreadPoolExecutor:
+    """Threads that wait for pieces: others than those that wait for all pieces of an object."""
+    return ThreadPoolExecutor(_N_TOGETHER, thread_name_prefix="dlscale-pieces")
 
 
 @cache
