@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,8 @@ TILE_BYTES = 5_400_000
 GRAM_TILE_BYTES = 1_000_000
 #: The same where it is used with vectors.
 PIECE_BYTES = 2**18
+#: Does the work that threads share.
+Share = Callable[[Sequence[Callable[[], object]]], None]
 #: A computing thread that returns from BLAS gets the interpreter back after at most this long.
 SWITCH_SECONDS = 2e-4
 
@@ -76,6 +79,28 @@ def blas_threads(n_threads: int) -> Iterator[None]:
     """Context in which BLAS runs on so many threads of the process, for a task that is the only one on its worker."""
     with ThreadpoolController().limit(limits=n_threads, user_api="blas"):
         yield
+
+
+@contextmanager
+def sharing(n_threads: int) -> Iterator[Share]:
+    """Does work on so many threads."""
+    if n_threads == 1:
+
+        def alone(work: Sequence[Callable[[], object]]) -> None:
+            for part in work:
+                part()
+
+        yield alone
+        return
+    with ThreadPoolExecutor(n_threads) as pool:
+
+        def together(work: Sequence[Callable[[], object]]) -> None:
+            if len(work) == 1:  # a small system is solved sooner than a thread starts
+                work[0]()
+            else:
+                list(pool.map(lambda part: part(), work))
+
+        yield together
 
 
 def accumulator_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -25,7 +25,7 @@ from dlscale.errors import DoesNotFitError, InputError, NonFiniteError, Numerica
 from dlscale.linalg.iterative.cg import CG
 from dlscale.linalg.iterative.nystrom import Nystrom, partial_cholesky
 from dlscale.linalg.iterative.recurrence import Limits, Problem, iterate
-from dlscale.linalg.kernel_ridge import folds, kind, model
+from dlscale.linalg.kernel_ridge import folds, kind, model, path
 from dlscale.linalg.kernel_ridge.kernels import Kernel
 from dlscale.linalg.kernel_ridge.kind import KernelRidgeOptions, compute_kernel_ridge, plan_kernel_ridge
 from dlscale.storage.inputs import Inputs
@@ -154,19 +154,23 @@ def test_features_that_tell_nothing_and_targets_of_zero() -> None:
     assert not dlscale.kernel_ridge(gaussian(40, 2), np.zeros(40)).dual_coefficients.any()
 
 
-def test_the_preconditioner_is_of_the_matrix_without_a_fold() -> None:
+@pytest.mark.parametrize(("dtype", "accuracy"), [("f8", 1e-7), ("f4", 2e-3)])
+def test_the_preconditioner_is_of_the_matrix_without_a_fold(dtype: str, accuracy: float) -> None:
     """With all columns it is the inverse, on what is left of the rows."""
     X, bounds, kernel = gaussian(60, 2), (0, 13, 60), Kernel("rbf", 0.5, 3, 1.0)
     points = kernel.prepared(X, X.mean(axis=0))
     K, penalties = kernel.block(points, points, same=True), np.array([0.1, 3.0])
-    nystrom = Nystrom.of(partial_cholesky(kernel.diagonal(points), partial(kernel.columns, points), 60, 0), bounds)
+    F = partial_cholesky(
+        kernel.diagonal(points), lambda chosen: kernel.columns(points, chosen).astype(dtype), 60, 0, dtype=np.dtype(dtype)
+    )
+    nystrom = Nystrom.of(F, bounds)
     for fold, out in ((0, slice(0, 13)), (1, slice(13, 60)), (-1, slice(0, 0))):
         R, M = gaussian(60, 2), K.copy()
         R[out], M[out], M[:, out] = 0, 0, 0
         Z = nystrom.apply(R, penalties, fold)
         Z[out] = 0
         for j, penalty in enumerate(penalties):
-            np.testing.assert_allclose(M @ Z[:, j] + penalty * Z[:, j], R[:, j], atol=1e-7)
+            np.testing.assert_allclose(M @ Z[:, j] + penalty * Z[:, j], R[:, j], atol=accuracy)
 
 
 @pytest.mark.usefixtures("_small_tiles")
@@ -190,6 +194,20 @@ def test_an_end_without_convergence_is_told() -> None:
         run(X, targets(X), penalties=1e-6, n_centers=5, max_iterations=4)
     with pytest.raises(NumericalError, match="ended stagnated"):
         run(X, targets(X), penalties=1e-9, gamma=1e-3, tolerance=1e-16)
+
+
+def test_single_precision_that_does_not_suffice_is_followed_by_double(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two groups that are far from their mean: exponents in single precision are off by more than the penalty."""
+    X, solved = gaussian(400, 3) / 10 + 10 * np.repeat([-1.0, 1.0], 200)[:, None], []
+    monkeypatch.setattr(Kernel, "single_suits", lambda *_: True)
+    monkeypatch.setattr(
+        path, "iterate", lambda method, problem, limits: solved.append(problem.name) or iterate(method, problem, limits)
+    )
+    y = targets(10 * X)
+    found = run(X, y, gamma=0.8, penalties=1e-4)
+    assert found.certificate.passed
+    assert solved == ["fit", "fit-double"]
+    assert len(found.arrays["history/residual"]) == found.estimates["iterations"]
 
 
 def test_a_wrong_product_fails_the_certificate(monkeypatch: pytest.MonkeyPatch) -> None:

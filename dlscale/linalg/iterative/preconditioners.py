@@ -70,7 +70,8 @@ def inverse_by_nystrom(operator: MatrixOperator, diagonal: Array, rank: int) -> 
         E[np.arange(len(chosen)), chosen] = 1
         return np.array(operator.read(Product(E), f"columns-{next(numbers)}")["product"], accumulator_dtype(operator.dtype))
 
-    found = Nystrom.of(nystrom.partial_cholesky(diagonal, columns_of, rank, 0), ())
+    dtype = accumulator_dtype(operator.dtype)
+    found = Nystrom.of(nystrom.partial_cholesky(diagonal, columns_of, rank, 0, dtype=dtype), ())
     return lambda R: found.apply(R, np.zeros(R.shape[1]), -1)
 
 

@@ -27,8 +27,9 @@ from dlscale.kernels import one_blas_thread, safe_norm
 #: What a column came to; it is at none of these while it is iterated.
 End = Literal["converged", "stagnated", "broken down", "not definite", "limit", "diverged"]
 ENDS: tuple[End, ...] = get_args(End)
-#: Codes that a recurrence gives its columns: it goes on, it is to be begun anew, or it can go no further.
-GOES_ON, DUE, BROKEN_DOWN, NOT_DEFINITE, DIVERGED = 0, 1, 2, 3, 4
+#: Codes that a recurrence gives its columns: it goes on, it is to be begun anew, it can go no further (three times), or it has come as
+#: far as it is to be believed.
+GOES_ON, DUE, BROKEN_DOWN, NOT_DEFINITE, DIVERGED, REACHED = 0, 1, 2, 3, 4, 5
 #: A recurrence claims convergence at this part of the tolerance, since rounding takes the truth away from it.
 CLAIM = 0.5
 #: A residual that was claimed to have converged, and had not, must at least be halved by beginning anew; another one must fall.
@@ -103,9 +104,12 @@ class Problem:
         What claims are relative to; 0 of columns that need no iteration.
     x0 : (n, k), optional
         What X is begun with; zeros if absent.
+    least_fall : float
+        What a measured residual must have fallen to, of the one before it, where a recurrence claimed more.
     """
 
     x0: Array | None = None
+    least_fall: float = HALVED
 
     def __init__(self, apply: Map, B: Array) -> None:
         self.apply, self.B = apply, B
@@ -305,7 +309,7 @@ def _measured(method: Recurrence, problem: Problem, limits: Limits, it: Iterate,
     running = it.ended == 0
     ended = it.ended.copy()
     ended[running & (reached + hidden <= limits.tolerance)] = _code("converged")
-    less = np.where(it.codes == DUE, FALLEN, HALVED)
+    less = np.where(it.codes == DUE, FALLEN, problem.least_fall)
     stuck = running & (ended == 0) & ~(reached < less * it.reached)
     ended[stuck] = _code("stagnated")
     ended[stuck & (it.codes == BROKEN_DOWN)] = _code("broken down")

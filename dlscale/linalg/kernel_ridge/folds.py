@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +44,14 @@ class Rows:
     def points(self) -> Points:
         return self.of(self.X.read(0, self.X.shape[0]))
 
+    @cached_property
+    def _single(self) -> Points:
+        return self.points.in_single()
+
+    def points_in(self, precision: np.dtype[Any]) -> Points:
+        """As they are multiplied in double or in single precision."""
+        return self.points if precision == _DOUBLE else self._single
+
     def of(self, rows: Array) -> Points:
         """Rows as the kernel takes them."""
         return self.kernel.prepared(rows.astype(_DOUBLE, copy=False), self.center)
@@ -62,7 +71,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class SymmetricProduct(Fold):
-    """``K(X, X) P`` by half of the tiles, each of which is multiplied from both sides.
+    """``K(X, X) P`` by half of the tiles, each of which is multiplied from both sides, in the precision of P.
 
     Tile (i, j) is made by row block i for the half of the blocks that come next, in a circle: all blocks have the same work.
 
@@ -84,18 +93,18 @@ class SymmetricProduct(Fold):
         return {"product": np.zeros(self.P.shape)}
 
     def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
-        n, Y = len(self.P), state["product"]
+        n, Y, points = len(self.P), state["product"], self.rows.points_in(self.P.dtype)
         n_blocks = -(-n // TILE)
         for start in range(first_row, first_row + len(A), TILE):
             i = start // TILE
-            mine, at = self.rows.points.part(start, start + TILE), slice(start, min(start + TILE, n))
+            mine, at = points.part(start, start + TILE), slice(start, min(start + TILE, n))
             for step in range(n_blocks // 2 + 1):
                 if 2 * step == n_blocks and i >= step:
                     continue
                 j = (i + step) % n_blocks
                 other = slice(j * TILE, min((j + 1) * TILE, n))
-                K = workspace("kernel", (at.stop - at.start, other.stop - other.start), _DOUBLE)
-                self.rows.kernel.block(mine, self.rows.points.part(other.start, other.stop), same=step == 0, out=K)
+                K = workspace("kernel", (at.stop - at.start, other.stop - other.start), self.P.dtype)
+                self.rows.kernel.block(mine, points.part(other.start, other.stop), same=step == 0, out=K)
                 Y[at] += K @ self.P[other]
                 if step:
                     Y[other] += K.T @ self.P[at]

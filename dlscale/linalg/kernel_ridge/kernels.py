@@ -16,6 +16,9 @@ Name = Literal["rbf", "laplacian", "polynomial", "linear"]
 EXP_FLOPS = 40.0
 #: From this half of a square on, an exponent that is made of squares is off by more than 1e-10: distances are taken by differences.
 FAR = 2.0**18
+#: Half of a square, as rows have it that are scaled as usual.
+_USUAL_HALF = 3.0
+_SINGLE = np.dtype(np.float32)
 
 
 class Points(NamedTuple):
@@ -30,6 +33,10 @@ class Points(NamedTuple):
 
     def of(self, chosen: slice | Array) -> Points:
         return Points(self.left[chosen], self.right[chosen], self.rows[chosen])
+
+    def in_single(self) -> Points:
+        """As they are multiplied in single precision."""
+        return Points(self.left.astype(_SINGLE), self.right.astype(_SINGLE), self.rows)
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,13 @@ class Kernel:
         if self.name == "laplacian":
             return 12.0 * d + EXP_FLOPS
         return 2.0 * (d + 2) + {"rbf": EXP_FLOPS, "polynomial": 4.0 * self.degree}.get(self.name, 0.0)
+
+    def single_suits(self, n: int, penalty: float, X: Points | None = None) -> bool:
+        """Whether iterations for n rows, those of X, may multiply in single precision: what that rounds is below the penalty."""
+        if self.name != "rbf":
+            return False
+        half = _USUAL_HALF if X is None else float(X.left[:, -2].max())
+        return n * float(np.finfo(_SINGLE).eps) * (1 + half) <= penalty
 
     def prepared(self, X: Array, center: Array) -> Points:
         """Rows as `block` takes them.
@@ -102,8 +116,9 @@ class Kernel:
             return np.asarray(np.power(E, self.degree, out=E))
         if self.name == "linear":
             return np.asarray(E)
-        # No distance is negative, and none of a row to itself is anything but zero.
-        np.minimum(E, 0, out=E)
+        # No distance is negative, and none of a row to itself is anything but zero. Looking costs less than taking minima.
+        if E.max() > 0:
+            np.minimum(E, 0, out=E)
         if same:
             np.fill_diagonal(E, 0)
         with np.errstate(under="ignore"):

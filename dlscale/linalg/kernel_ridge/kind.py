@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -28,6 +28,7 @@ from dlscale.engine.plan import Grids, Need, Plan, Step
 from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Cost, Run
 from dlscale.errors import DoesNotFitError, SpecError
+from dlscale.host import n_cores
 from dlscale.kernels import largest_part, one_blas_thread, safe_norm, times_power_of_two
 from dlscale.linalg.folds.least_squares import finite, read_rhs
 from dlscale.linalg.iterative.nystrom import Nystrom, partial_cholesky
@@ -119,11 +120,13 @@ def plan_kernel_ridge(inputs: Inputs, options: KernelRidgeOptions, facts: Cluste
     options.check(X, Y)
     (n, d), k, kernel = X.shape, Y.shape[1], options.kernel_of(X.shape[1])
     n_folds, q = options.n_folds, len(path_of(options.penalties))
-    n_centers = min(n, options.n_centers or _usual_centers(n, facts))
+    precision = np.dtype(np.float32 if kernel.single_suits(n, float(path_of(options.penalties).min())) else np.float64)
+    n_centers = min(n, options.n_centers or _usual_centers(n, facts, precision))
     wanted = max(k, min(n_folds * q * k, _MOST_COLUMNS))
     fixed = [
-        Need("the features, as the kernel takes them", bytes_of(n, 4 * d + 4, dtype=_DOUBLE)),
-        Need("columns that precondition", bytes_of(n + 3 * n_centers, n_centers, dtype=_DOUBLE)),
+        Need("the features, as the kernel takes them", bytes_of(n, 5 * d + 6, dtype=_DOUBLE)),
+        Need("columns that precondition", bytes_of(n + (n_folds + 1) * n_centers, n_centers, dtype=precision)),
+        Need("their eigenvectors while they are computed", bytes_of(3 * n_centers, n_centers, dtype=_DOUBLE)),
         Need("tiles of the kernel matrix", 2 * facts.threads_per_worker * bytes_of(TILE, TILE, dtype=_DOUBLE)),
         *libraries(facts),
     ]
@@ -136,7 +139,8 @@ def plan_kernel_ridge(inputs: Inputs, options: KernelRidgeOptions, facts: Cluste
             f"that precondition and {k} targets, and has {facts.memory_bytes / 1e9:.2f} GB; raise cluster.memory or lower "
             "params.n_centers."
         )
-    product = float(n) ** 2
+    # An entry in single precision takes half as long.
+    product = float(n) ** 2 * precision.itemsize / _DOUBLE.itemsize
     steps = [Step("centers", n * n_centers * (kernel.flops(d) + 3.0 * n_centers), X.n_stored_bytes, where="driver")]
     if n_folds:
         width = n_folds * q * k
@@ -144,7 +148,7 @@ def plan_kernel_ridge(inputs: Inputs, options: KernelRidgeOptions, facts: Cluste
         flops = product * (n_batches * kernel.flops(d) / 2 + 2.0 * width)
         steps.append(Step("folds", USUAL_PRODUCTS * flops, USUAL_PRODUCTS * n_batches * X.n_stored_bytes))
     steps.append(Step("fit", USUAL_PRODUCTS * product * (kernel.flops(d) / 2 + 2.0 * k), USUAL_PRODUCTS * X.n_stored_bytes))
-    steps.append(Step("check", product * (kernel.flops(d) + 2.0 * k), X.n_stored_bytes, n * d * 8))
+    steps.append(Step("check", float(n) ** 2 * (kernel.flops(d) + 2.0 * k), X.n_stored_bytes, n * d * 8))
     return Plan(
         kind="kernel_ridge",
         method="nystrom-cg",
@@ -158,13 +162,13 @@ def plan_kernel_ridge(inputs: Inputs, options: KernelRidgeOptions, facts: Cluste
         cluster=facts,
         rates=measured_rates(X, facts),
         notes=tuple(X.notes),
-        choices={"n_centers": n_centers, "columns": columns},
+        choices={"n_centers": n_centers, "columns": columns, "precision": precision.name},
     )
 
 
-def _usual_centers(n: int, facts: ClusterFacts) -> int:
+def _usual_centers(n: int, facts: ClusterFacts, precision: np.dtype[Any]) -> int:
     """Columns that take as long as some ten products, and a part of the memory."""
-    return max(64, min(round(10 * math.sqrt(n)), int(_CENTERS_SHARE * facts.memory_bytes / (n * _DOUBLE.itemsize))))
+    return max(64, min(round(10 * math.sqrt(n)), int(_CENTERS_SHARE * facts.memory_bytes / (n * precision.itemsize))))
 
 
 @dataclass(frozen=True)
@@ -184,6 +188,16 @@ class _Work:
         return Rows(self.options.kernel_of(d), self.X, X.mean(axis=0))
 
     @cached_property
+    def precision(self) -> np.dtype[Any]:
+        """Of the products that iterations make."""
+        suits = self.rows.kernel.single_suits(len(self.Y), float(path_of(self.options.penalties).min()), self.rows.points)
+        return self.planned_precision if suits else _DOUBLE
+
+    @property
+    def planned_precision(self) -> np.dtype[Any]:
+        return np.dtype(str(self.plan.choices["precision"]))
+
+    @cached_property
     def bounds(self) -> tuple[int, ...]:
         n, n_folds = len(self.Y), self.options.n_folds
         return fold_bounds(n, n_folds) if n_folds else (n,)
@@ -192,28 +206,34 @@ class _Work:
     def nystrom(self) -> Nystrom:
         """The same at every start of the job, sooner computed than kept."""
         n_centers, n, d = int(self.plan.choices["n_centers"]), *self.X.shape
+        n_threads = min(self.plan.cluster.n_threads, n_cores())
         cost = Cost(n * n_centers * (self.rows.kernel.flops(d) + 3.0 * n_centers), self.X.n_stored_bytes)
         found: list[Nystrom] = []
 
         def compute(_: str) -> dict[str, Array]:
             with one_blas_thread():
-                kernel, points = self.rows.kernel, self.rows.points
-                F = partial_cholesky(kernel.diagonal(points), partial(kernel.columns, points), n_centers, self.options.seed)
-                found.append(Nystrom.of(F, self.bounds))
+                kernel, points, dtype = self.rows.kernel, self.rows.points_in(self.precision), self.planned_precision
+
+                def columns_of(chosen: Array) -> Array:
+                    return kernel.columns(points, chosen).astype(dtype, copy=False)
+
+                diagonal = kernel.diagonal(self.rows.points)
+                F = partial_cholesky(diagonal, columns_of, n_centers, self.options.seed, dtype=dtype, n_threads=n_threads)
+                found.append(Nystrom.of(F, self.bounds, n_threads))
             return {}
 
         self.passes.run.step("centers", cost, compute, keep="none")
         return found[0]
 
     def multiply(self, step: str, P: Array) -> Array:
-        """``K P``."""
+        """``K P``, in the precision of P."""
         # In one order whoever multiplies: a worker that gets it at an odd address would copy it to rows.
         fold = SymmetricProduct(self.rows, np.ascontiguousarray(P))
         # What comes from another process may lie at an odd address, where sums are made in another order.
         return np.require(self.passes.sweep(step, self.X, fold, self.plan.rows, keep="none")["product"], requirements="A")
 
     def solve(self, name: str, systems: Systems, tolerance: float) -> Iterate:
-        problem = PathProblem(self.passes, name, systems, self.multiply)
+        problem = PathProblem(self.passes, name, systems, self.multiply, self.precision)
         return solve_path(problem, self.nystrom, Limits(tolerance, self.options.max_iterations))
 
     def errors(self, penalties: Array) -> Array:
@@ -287,7 +307,7 @@ def compute_kernel_ridge(run: Run, inputs: Inputs, options: KernelRidgeOptions, 
             told["error"] = float(arrays["path/errors"][best].sum())
     deviations = ((Y - Y.mean(axis=0)) ** 2).sum(axis=0)
     told["r2"] = [float(1 - f / v) if v > 0 else 1.0 for f, v in zip(seen["fit"], deviations, strict=True)]
-    told["n_centers"], told["gamma"] = int(work.nystrom.U.shape[1]), work.rows.kernel.gamma
+    told["n_centers"], told["gamma"] = int(work.nystrom.F.shape[1]), work.rows.kernel.gamma
     return Outcome(arrays, ("features",), certificate, told, end_of_path(best, penalties))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -14,10 +16,15 @@ from dlscale.engine.run import Cost
 from dlscale.errors import NumericalError
 from dlscale.linalg.iterative.cg import CG
 from dlscale.linalg.iterative.nystrom import Nystrom
-from dlscale.linalg.iterative.recurrence import Iterate, Limits, Problem, iterate
+from dlscale.linalg.iterative.recurrence import CLAIM, GOES_ON, REACHED, Iterate, Limits, Problem, iterate
 
 #: States that are kept: one of so many products.
 _KEPT = 8
+#: Parts of the residual that products in single precision are sure to see; what is smaller is measured in double, and begun from.
+_REACH = 1e-4
+#: Where a measured residual falls by less than to this part, products in double precision are sooner there.
+_LEAST_FALL = 0.05
+_DOUBLE = np.dtype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -49,23 +56,34 @@ class Systems:
 
 
 class PathCG(CG):
-    """Conjugate gradients whose columns know which they are: their penalties differ, and their preconditioners."""
+    """Conjugate gradients whose columns know which they are: their penalties differ, and their preconditioners.
 
-    def __init__(self, systems: Systems, nystrom: Nystrom) -> None:
+    Parameters
+    ----------
+    systems : Systems
+    nystrom : Nystrom
+    reach : float
+        Part of the residual that they begin with, at which columns are measured and begun anew.
+    """
+
+    def __init__(self, systems: Systems, nystrom: Nystrom, reach: float = 0.0) -> None:
         super().__init__(self._inverse)
-        self.systems, self.nystrom = systems, nystrom
+        self.systems, self.nystrom, self.reach = systems, nystrom, reach
         self._at = np.zeros(0, np.int64)
 
     def begin(self, R: Array) -> State:
         self._at = self.columns
-        return super().begin(R) | {"columns": self.columns}
+        state = super().begin(R)
+        return state | {"columns": self.columns, "due": self.reach * state["size"]}
 
     def operand(self, state: State) -> Array:
         return np.vstack([state["P"], state["columns"]])
 
     def advance(self, state: State, product: Array) -> State:
         self._at = state["columns"]
-        return super().advance(state, product) | {"columns": state["columns"]}
+        new = super().advance(state, product)
+        new["code"][(new["code"] == GOES_ON) & (new["size"] <= state["due"])] = REACHED
+        return new | {"columns": state["columns"], "due": state["due"]}
 
     def _inverse(self, R: Array) -> Array:
         Z, penalties, folds = np.empty_like(R), self.systems.penalties[self._at], self.systems.folds[self._at]
@@ -76,12 +94,39 @@ class PathCG(CG):
 
 
 class PathProblem(Problem):
-    """The systems, with products by passes, and the state kept once in a while."""
+    """The systems, with products by passes, and the state kept once in a while.
 
-    def __init__(self, passes: Passes, name: str, systems: Systems, multiply: Callable[[str, Array], Array]) -> None:
+    Parameters
+    ----------
+    passes : Passes
+    name : str
+        Of its steps.
+    systems : Systems
+    multiply : callable
+        ``K P`` of the name of a step and P, in the precision of P.
+    precision : numpy.dtype
+        Of the products of the recurrence; residuals are measured in double.
+    """
+
+    def __init__(
+        self,
+        passes: Passes,
+        name: str,
+        systems: Systems,
+        multiply: Callable[[str, Array], Array],
+        precision: np.dtype[Any] = _DOUBLE,
+    ) -> None:
         super().__init__(self._product, systems.B)
-        self.passes, self.name, self.systems, self.multiply = passes, name, systems, multiply
+        self.passes, self.name, self.systems, self.multiply, self.precision = passes, name, systems, multiply, precision
         self._n_products = 0
+        if precision != _DOUBLE:
+            self.least_fall = _LEAST_FALL
+
+    def goes_on_in_double(self, X: Array) -> PathProblem:
+        """The same systems, from where single precision helps no more."""
+        other = PathProblem(self.passes, f"{self.name}-double", self.systems, self.multiply)
+        other.x0 = X
+        return other
 
     def _product(self, X: Array) -> Array:
         # With a row more, the columns say which they are; measured are all.
@@ -89,7 +134,7 @@ class PathProblem(Problem):
         columns = X[-1].astype(np.int64) if own else np.arange(X.shape[1])
         P = X[:-1] if own else X
         self._n_products += 1
-        Y = self.multiply(f"{self.name}-product-{self._n_products}", P)
+        Y = self.multiply(f"{self.name}-product-{self._n_products}", P.astype(self.precision if own else _DOUBLE, copy=False))
         Y += self.systems.penalties[columns] * P
         return self.systems.leave_out(Y, columns)
 
@@ -112,7 +157,15 @@ def solve_path(problem: PathProblem, nystrom: Nystrom, limits: Limits) -> Iterat
     NumericalError
         Saying of which penalty the iterations did not converge, and what they came to.
     """
-    it = iterate(PathCG(problem.systems, nystrom), problem, limits)
+    goal = CLAIM * limits.tolerance
+    # Equal parts of the way.
+    reach = 0.0 if problem.precision == _DOUBLE else 0.9 * goal ** (1 / math.ceil(math.log(goal) / math.log(_REACH)))
+    it = iterate(PathCG(problem.systems, nystrom, reach), problem, limits)
+    if reach and it.end not in ("converged", "limit"):
+        before, problem = it, problem.goes_on_in_double(it.X)
+        limits = replace(limits, max_iterations=limits.max_iterations - before.iterations)
+        it = iterate(PathCG(problem.systems, nystrom), problem, limits)
+        it = replace(it, iterations=before.iterations + it.iterations, claimed=np.append(before.claimed, it.claimed))
     if it.end != "converged":
         worst = int(np.argmax(np.where(it.ended == 1, -1.0, it.reached)))
         penalty = problem.systems.penalties[worst]

@@ -17,11 +17,11 @@ from dlscale.engine.passes.reading import read_regions
 from dlscale.engine.run import Cost
 from dlscale.engine.tiles.grid import PanelGrid
 from dlscale.engine.tiles.methods import Factored, Transform
-from dlscale.kernels import one_blas_thread, times_power_of_two
+from dlscale.kernels import one_blas_thread, sharing, times_power_of_two
 from dlscale.lapack import Op, interchanges
 from dlscale.linalg.panels.reflectors import reflect
 from dlscale.linalg.solve.substitution import Substitution
-from dlscale.linalg.solve.triangular import How, sharing, solve_triangular
+from dlscale.linalg.solve.triangular import How, solve_triangular
 from dlscale.storage.matrix import ArrayMatrix, Matrix, RowRange
 
 #: Columns that are read at once where all of a matrix is.

@@ -20,11 +20,10 @@ from dlscale.engine.columns import FEW_COLUMNS, MIN_SLABS, Applied, Columns, Spa
 from dlscale.engine.grids import blocks
 from dlscale.engine.passes.reading import read_ahead
 from dlscale.engine.run import Cost, Run, State
-from dlscale.kernels import accumulator_dtype, one_blas_thread
+from dlscale.kernels import accumulator_dtype, one_blas_thread, sharing
 from dlscale.linalg.solve.applying import Planned, planned
 from dlscale.linalg.solve.factors import Factorization
 from dlscale.linalg.solve.refinement import Refined, refine
-from dlscale.linalg.solve.triangular import sharing
 from dlscale.storage.matrix import Matrix
 
 #: From so many columns on there are slabs for several workers.

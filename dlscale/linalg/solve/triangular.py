@@ -7,8 +7,7 @@ Neither the order of the sums (`dlscale.linalg.solve.substitution`) nor the cuts
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from dlscale.arrays import Array
 from dlscale.engine.columns import SLAB_COLUMNS, Tell, untold
 from dlscale.engine.grids import blocks
 from dlscale.engine.passes.reading import read_regions
-from dlscale.kernels import one_blas_thread
+from dlscale.kernels import Share, one_blas_thread, sharing
 from dlscale.lapack import Op, multiply_add, solve_lower, solve_upper
 from dlscale.linalg.solve.substitution import PANEL, Piece, Span, Substitution
 from dlscale.storage.matrix import Matrix
@@ -32,9 +31,6 @@ FEW_COLUMNS, N_AT_ONCE = 16, 2
 N_SKINNY = 4
 #: Unknowns of a triangle that is solved as it is; of larger ones most of the work is products, which are faster.
 TRIANGLE = 128
-
-#: Does the work that threads share.
-Share = Callable[[Sequence[Callable[[], object]]], None]
 
 
 class _Slab(NamedTuple):
@@ -126,28 +122,6 @@ def solve_triangular(
                 n_bytes = block.shape[0] * block.shape[1] * T.dtype.itemsize
                 how.tell(solving.use(piece, block, share), 0 if T.in_memory else n_bytes)
     return X
-
-
-@contextmanager
-def sharing(n_threads: int) -> Iterator[Share]:
-    """Does work on so many threads."""
-    if n_threads == 1:
-
-        def alone(work: Sequence[Callable[[], object]]) -> None:
-            for part in work:
-                part()
-
-        yield alone
-        return
-    with ThreadPoolExecutor(n_threads) as pool:
-
-        def together(work: Sequence[Callable[[], object]]) -> None:
-            if len(work) == 1:  # a small system is solved sooner than a thread starts
-                work[0]()
-            else:
-                list(pool.map(lambda part: part(), work))
-
-        yield together
 
 
 class _Solving:
