@@ -27,8 +27,8 @@ from dlscale.kernels import one_blas_thread, safe_norm
 #: What a column came to; it is at none of these while it is iterated.
 End = Literal["converged", "stagnated", "broken down", "not definite", "limit", "diverged"]
 ENDS: tuple[End, ...] = get_args(End)
-#: Codes that a recurrence gives its columns: it goes on, it is to be begun anew, it can go no further (three times), or it has come as
-#: far as it is to be believed.
+#: Codes that a recurrence gives its columns: it goes on, it is to be begun anew, it can go no further (three times), or
+#: it has come as far as it is to be believed.
 GOES_ON, DUE, BROKEN_DOWN, NOT_DEFINITE, DIVERGED, REACHED = 0, 1, 2, 3, 4, 5
 #: A recurrence claims convergence at this part of the tolerance, since rounding takes the truth away from it.
 CLAIM = 0.5
