@@ -51,8 +51,9 @@ CHOOSING = 1e-6
 _N_VECTORS = 12
 #: Columns that are solved for at a time, unless memory asks for fewer.
 _MOST_COLUMNS = 256
-#: Part of a worker's memory that columns which precondition take, unless they are asked for.
-_CENTERS_SHARE = 0.2
+#: Part of the memory that is left for them that columns which precondition take, unless they are asked for: alone, and where many
+#: solutions are held beside them.
+_CENTERS_SHARE, _SHARE_BESIDE_FOLDS = 0.7, 0.35
 _DOUBLE = np.dtype(np.float64)
 
 
@@ -121,18 +122,21 @@ def plan_kernel_ridge(inputs: Inputs, options: KernelRidgeOptions, facts: Cluste
     (n, d), k, kernel = X.shape, Y.shape[1], options.kernel_of(X.shape[1])
     n_folds, q = options.n_folds, len(path_of(options.penalties))
     precision = np.dtype(np.float32 if kernel.single_suits(n, float(path_of(options.penalties).min())) else np.float64)
-    n_centers = min(n, options.n_centers or _usual_centers(n, facts, precision))
     wanted = max(k, min(n_folds * q * k, _MOST_COLUMNS))
     fixed = [
         Need("the features, as the kernel takes them", bytes_of(n, 5 * d + 6, dtype=_DOUBLE)),
-        Need("columns that precondition", bytes_of(n + (n_folds + 1) * n_centers, n_centers, dtype=precision)),
-        Need("their eigenvectors while they are computed", bytes_of(3 * n_centers, n_centers, dtype=_DOUBLE)),
         Need("tiles of the kernel matrix", 2 * facts.threads_per_worker * bytes_of(TILE, TILE, dtype=_DOUBLE)),
         *libraries(facts),
     ]
     each = (_N_VECTORS + 2 * facts.threads_per_worker + 6) * bytes_of(n, dtype=_DOUBLE)
-    room = facts.memory_bytes - sum(need.n_bytes for need in fixed)
-    columns = min(wanted, int(room // each))
+    left = facts.memory_bytes - sum(need.n_bytes for need in fixed) - k * each
+    usual = _usual_centers(n, left * (_SHARE_BESIDE_FOLDS if n_folds else _CENTERS_SHARE), precision)
+    n_centers = min(n, options.n_centers or usual)
+    fixed += [
+        Need("columns that precondition", bytes_of(n + (n_folds + 1) * n_centers, n_centers, dtype=precision)),
+        Need("their eigenvectors while they are computed", bytes_of(3 * n_centers, n_centers, dtype=_DOUBLE)),
+    ]
+    columns = min(wanted, int((facts.memory_bytes - sum(need.n_bytes for need in fixed)) // each))
     if columns < k:
         raise DoesNotFitError(
             f"One worker needs {(sum(need.n_bytes for need in fixed) + k * each) / 1e9:.2f} GB for {n} rows, {n_centers} columns "
@@ -166,9 +170,9 @@ def plan_kernel_ridge(inputs: Inputs, options: KernelRidgeOptions, facts: Cluste
     )
 
 
-def _usual_centers(n: int, facts: ClusterFacts, precision: np.dtype[Any]) -> int:
-    """Columns that take as long as some ten products, and a part of the memory."""
-    return max(64, min(round(10 * math.sqrt(n)), int(_CENTERS_SHARE * facts.memory_bytes / (n * precision.itemsize))))
+def _usual_centers(n: int, n_bytes: float, precision: np.dtype[Any]) -> int:
+    """Columns that take as long as some ten products, and no more than these bytes."""
+    return max(64, min(round(10 * math.sqrt(n)), int(n_bytes / (n * precision.itemsize))))
 
 
 @dataclass(frozen=True)
