@@ -347,12 +347,11 @@ def times_power_of_two(A: Array, exponent: int, *, out: Array | None = None) -> 
     return A if out is None else out
 
 
-def largest_part(A: Array) -> float:
-    """The largest modulus of the real and imaginary parts of the entries, which never overflows; 0 where there are none."""
-    if A.size == 0:
-        return 0.0
+def largest_part(A: Array, axis: int | None = None) -> Any:
+    """The largest modulus of the real and imaginary parts of all entries, or along an axis, which never overflows; 0 of none."""
     parts = (A.real, A.imag) if A.dtype.kind == "c" else (A,)
-    return float(np.max([np.maximum(part.max(), -part.min()) for part in parts]))
+    largest = np.max([np.maximum(part.max(axis, initial=0), -part.min(axis, initial=0)) for part in parts], axis=0)
+    return float(largest) if axis is None else largest
 
 
 def safe_norm(A: Array, axis: int | None = None) -> Any:

@@ -19,6 +19,7 @@ from dlscale.buffers import workspace
 Op = Literal["N", "T", "C"]
 
 _LETTER = {"f4": "s", "f8": "d", "c8": "c", "c16": "z"}
+_WITHOUT_INFO = ("laswp",)
 
 
 def multiply_add(A: Array, B: Array, C: Array, *, alpha: float = -1.0, beta: float = 1.0, op_a: Op = "N", op_b: Op = "N") -> Array:
@@ -156,7 +157,7 @@ def factor_lu(panel: Array) -> tuple[Array, int]:
         return np.empty(0, np.intp), 0
     work = _fortran(panel)
     pivots = np.empty(min(m, b), np.intc)
-    info = call(cython_lapack, "getrf", panel.dtype, m, b, work, m, pivots)
+    info = call(cython_lapack, "getrf", panel.dtype, m, b, work, _leading(work.T), pivots)
     _copy_back(work, panel)
     return pivots.astype(np.intp) - 1, info
 
@@ -177,7 +178,7 @@ def factor_qr(panel: Array) -> Array:
     k = min(m, b)
     work = _fortran(panel)
     T = np.zeros((k, k), panel.dtype, order="F")
-    call(cython_lapack, "geqrt3", panel.dtype, m, k, work, m, T, k)
+    call(cython_lapack, "geqrt3", panel.dtype, m, k, work, _leading(work.T), T, k)
     _copy_back(work, panel)
     T = np.ascontiguousarray(np.triu(T))
     if b > k:
@@ -261,20 +262,21 @@ def largest_eigenpairs(G: Array, k: int) -> tuple[Array, Array]:
     return values[::-1][:k], vectors[:, ::-1][:, :k]
 
 
-def interchanges(pivots: Array, n_rows: int) -> tuple[Array, Array]:
-    """The net effect of row exchanges.
+def interchanges(pivots: Array) -> tuple[Array, Array]:
+    """The net effect of exchanging row i with row ``pivots[i] >= i``, in this order (LAPACK ``laswp``).
 
     Returns
     -------
     targets, sources : arrays of intp
         ``A[targets] = A[sources]`` does all the exchanges at once.
     """
-    place: dict[int, int] = {}
-    for i, p in enumerate(pivots.tolist()):
-        if p != i:
-            place[i], place[p] = place.get(p, p), place.get(i, i)
-    targets = np.fromiter(place.keys(), np.intp, len(place))
-    return targets, np.fromiter(place.values(), np.intp, len(place))
+    n_rows = int(pivots.max(initial=-1)) + 1
+    rows = np.arange(n_rows, dtype=float)
+    if n_rows:
+        call(cython_lapack, "laswp", rows.dtype, 1, rows, n_rows, 1, len(pivots), np.asarray(pivots + 1, np.intc), 1)
+    sources = rows.astype(np.intp)
+    targets = np.flatnonzero(sources != np.arange(n_rows))
+    return targets, sources[targets]
 
 
 def _triangular(name: str, T: Array, B: Array, *, uplo: str, op: Op, unit: bool) -> Array:
@@ -292,7 +294,7 @@ def _leading(A: Array) -> int:
 
 
 def call(library: Any, name: str, dtype: np.dtype[Any], *arguments: str | int | Array) -> int:
-    """Call a routine; integers and letters go by reference, and LAPACK routines get an ``info`` behind their arguments.
+    """Call a routine; integers and letters go by reference, and an ``info`` stands behind the arguments of most LAPACK routines.
 
     Returns
     -------
@@ -313,7 +315,7 @@ def call(library: Any, name: str, dtype: np.dtype[Any], *arguments: str | int | 
             values.append(ctypes.cast(ctypes.c_char_p(argument.encode()), ctypes.c_void_p))
         else:
             values.append(ctypes.byref(ctypes.c_int(argument)))
-    if library is cython_lapack:
+    if library is cython_lapack and name not in _WITHOUT_INFO:
         values.append(ctypes.byref(info))
     _routine(library, _LETTER[dtype.str[1:]] + name, len(values))(*values)
     if info.value < 0:
@@ -334,12 +336,15 @@ def _routine(library: Any, name: str, n_arguments: int) -> Any:
 
 #: Rows that are transposed at a time, so that both copies stay in the cache.
 _STRIP = 64
+#: What is put between columns whose lengths are multiples of it.
+_PAD = 8
 
 
 def _fortran(panel: Array) -> Array:
-    """A workspace of this thread with the panel in Fortran order."""
+    """A workspace of this thread with the panel in Fortran order; columns a power of two apart would make the caches thrash."""
     m, b = panel.shape
-    work = workspace("panel", (b, m), panel.dtype).T
+    pad = _PAD if m % _PAD == 0 else 0
+    work = workspace("panel", (b, m + pad), panel.dtype)[:, :m].T
     for i in range(0, m, _STRIP):
         work[i : i + _STRIP] = panel[i : i + _STRIP]
     return work

@@ -25,9 +25,8 @@ def read_rhs(B: Matrix, start: int, stop: int) -> Array:
 
 def finite(B: Array, first_row: int, first_column: int = 0) -> Array:
     """A block of the right-hand sides, whose entries are all finite (NonFiniteError)."""
-    bad = np.argwhere(~np.isfinite(B))
-    if len(bad):
-        i, j = (int(index) for index in bad[0])
+    if not np.isfinite(B).all():
+        i, j = (int(index) for index in np.argwhere(~np.isfinite(B))[0])
         raise NonFiniteError(first_row + i, first_column + j, B[i, j].item())
     return B
 

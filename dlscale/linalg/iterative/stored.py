@@ -76,7 +76,7 @@ class Sides:
     def of(cls, rhs: Array, matrix: np.dtype[Any]) -> Sides:
         """From right-hand sides (m, k), and the dtype of the matrix."""
         wide = np.result_type(accumulator_dtype(matrix), rhs.dtype)
-        exponents = [exponent_of(largest_part(rhs[:, j])) for j in range(rhs.shape[1])]
+        exponents = [exponent_of(largest) for largest in largest_part(rhs, axis=0).tolist()]
         B = np.stack([times_power_of_two(rhs[:, j].astype(wide), -e) for j, e in enumerate(exponents)], axis=1)
         return cls(B, exponents, np.result_type(matrix, np.complex64) if wide.kind == "c" else matrix)
 

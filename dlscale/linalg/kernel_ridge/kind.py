@@ -285,7 +285,7 @@ def compute_kernel_ridge(run: Run, inputs: Inputs, options: KernelRidgeOptions, 
     X, targets, penalties = promoted(inputs["features"], _DOUBLE), inputs["targets"], path_of(options.penalties)
     Y = read_rhs(targets, 0, X.shape[0]).astype(_DOUBLE)
     # Targets of any size: an answer is as large as they are, exactly.
-    powers = [exponent_of(largest_part(column)) for column in Y.T]
+    powers = [exponent_of(largest) for largest in largest_part(Y, axis=0).tolist()]
     Y = np.stack([times_power_of_two(column, -power) for column, power in zip(Y.T, powers, strict=True)], axis=1)
     work = _Work(Passes(run), X, Y, options, plan)
     errors = work.errors(penalties) if options.n_folds else np.zeros((1, Y.shape[1]))

@@ -63,7 +63,7 @@ class LU(Method):
 
 def row_move(first: int, pivots: Array) -> RowMove:
     """The net effect of exchanging row ``first + i`` with row ``pivots[i]``, for all i in order."""
-    targets, sources = interchanges(pivots - first, len(pivots))
+    targets, sources = interchanges(pivots - first)
     return RowMove(targets + first, sources + first)
 
 

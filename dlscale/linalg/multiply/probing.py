@@ -90,7 +90,7 @@ class AcrossRows(Fold):
 
 def _largest(A: SparseRows) -> float:
     """The largest modulus of the real and imaginary parts."""
-    return max(largest_part(A.entries()), largest_part(A.beside()))
+    return float(max(largest_part(A.entries()), largest_part(A.beside())))
 
 
 @dataclass(frozen=True)

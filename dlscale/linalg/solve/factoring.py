@@ -257,7 +257,7 @@ def reproduced(passes: Passes, factors: LUFactors | CholeskyFactors, X: Array, A
         return AX - triangular_product(passes, "factors-lower", L, grid, TriangularProduct(LX, n, lower=True)), AX
     UX = triangular_product(passes, "factors-upper", scaled(stored, -exponent), grid, TriangularProduct(X, n, lower=False))
     LUX = triangular_product(passes, "factors-lower", stored, grid, TriangularProduct(UX, n, lower=True, unit=True))
-    targets, sources = interchanges(factors.pivots, n)
+    targets, sources = interchanges(factors.pivots)
     PAX = AX.copy()
     PAX[targets] = AX[sources]
     return PAX - LUX, max(AX, UX, key=lambda product: float(np.abs(product).max()))

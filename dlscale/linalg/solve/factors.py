@@ -114,7 +114,7 @@ class LUFactors:
 
     def solve(self, B: Array, *, adjoint: bool = False, width: int = SLAB_COLUMNS, tell: Tell = untold) -> Array:
         """Two triangular solves and a permutation."""
-        targets, sources = interchanges(self.pivots, self.shape[0])
+        targets, sources = interchanges(self.pivots)
         dtype = with_imaginary(self.dtype, B)
         solve = partial(solve_triangular, self.lu, how=How(dtype, self.n_threads, width, tell))
         if adjoint:

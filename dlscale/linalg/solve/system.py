@@ -101,7 +101,7 @@ class System:
         goal = (DOUBLE_TARGET if refined else max(n, DOUBLE_TARGET)) * self._eps
         dtype = solution_dtype(self.A, B)
         rhs = read_rhs(B, 0, n).astype(dtype, copy=False)
-        exponents = [safe_exponent(largest_part(rhs[:, j]), dtype) for j in range(k)]
+        exponents = [safe_exponent(largest, dtype) for largest in largest_part(rhs, axis=0).tolist()]
         self.shifts = [exponent - self.exponent for exponent in exponents]
         if any(exponents):
             rhs = times_powers(rhs, [-exponent for exponent in exponents])
