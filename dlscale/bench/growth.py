@@ -241,13 +241,13 @@ class _PanelRates:
             top = max(grid.columns(j)[0], self.method.first_row(grid.columns(k)[0]))
             return self.method.apply_flops(m - top, grid.width(j), grid.width(k))
         if kind == "load_panels":
-            return float(m * sum(grid.width(k) for k in range(*task.args[1:3])))
+            return float(m * sum(grid.width(k) for k in task.args[1]))
         return float(m * grid.width(key[2])) if kind == "write_panel" else 1.0
 
     def _result_bytes(self, kind: str, key: Any, task: Any) -> int:
         m, item = self.grid.shape[0], 8
         if kind == "load_panels":
-            return m * sum(self.grid.width(k) for k in range(*task.args[1:3])) * item
+            return m * sum(self.grid.width(k) for k in task.args[1]) * item
         if kind == "transform_of":
             return (m - self.grid.columns(key[2])[0]) * self.grid.width(key[2]) * item
         if kind in ("factor_panel", "apply_panel") or key[1] == "panel":

@@ -167,7 +167,7 @@ def _factor(group: Group[Factoring[M]], steps: Steps[M, F], book: Facts) -> Fact
     seen = steps.together(group, dict(zip(group.seen, group.gather(group.seen.values()), strict=True)))
     saved = {"products": seen.products, "largest": np.array(seen.largest)}
     saved |= {f"book-{name}": value for name, value in last_book.items()}
-    return saved | {f"{j}.{name}": value for j, fact in enumerate(settled) for name, value in fact.items()}
+    return saved | _flatten(settled)
 
 
 def _undo(
@@ -253,9 +253,23 @@ def panel_bytes(grid: PanelGrid, panels: range, A: Matrix) -> int:
     return int(grid.shape[0] * sum(map(grid.width, panels)) * A.dtype.itemsize)
 
 
-def _unflatten(saved: Mapping[str, Array]) -> list[Facts]:
+def _flatten(facts: Sequence[Facts]) -> Facts:
+    """The facts of panels as few arrays, since each is a file or two: vectors of one name are put one behind the other."""
+    names = [name for name, value in facts[0].items() if value.ndim == 1] if facts else []
+    flat = {f"{j}.{name}": value for j, fact in enumerate(facts) for name, value in fact.items() if name not in names}
+    for name in names:
+        vectors = [fact[name] for fact in facts]
+        flat |= {f"all.{name}": np.concatenate(vectors), f"ends.{name}": np.cumsum([len(vector) for vector in vectors])}
+    return flat
+
+
+def _unflatten(flat: Mapping[str, Array]) -> list[Facts]:
     facts: dict[int, Facts] = {}
-    for key, value in saved.items():
-        j, name = key.split(".")
-        facts.setdefault(int(j), {})[name] = value
+    for key, value in flat.items():
+        j, _, name = key.partition(".")
+        if j == "all":
+            for i, vector in enumerate(np.split(value, flat[f"ends.{name}"][:-1])):
+                facts.setdefault(i, {})[name] = vector
+        elif j != "ends":
+            facts.setdefault(int(j), {})[name] = value
     return [facts[j] for j in sorted(facts)]

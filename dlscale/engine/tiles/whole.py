@@ -29,12 +29,12 @@ class WholePanels(Steps[P, Key], Generic[P]):
 
     def load(self, graph: TaskGraph[Factoring[P]]) -> None:
         group = graph.group
-        for number, run in enumerate(load_runs(graph.work.A, group.grid, group.panels)):
-            # A run of several panels is one worker's, and the next run is the next one's. Each panel of it travels on its own.
-            place = group.at(0, run.start) if len(run) == 1 else number
-            loaded = graph.add(("load", run.start), tasks.load_panels, run.start, run.stop, priority=run.start, worker=place)
-            group.seen[run.start] = graph.add(("products", run.start), tasks.seen_of, loaded, priority=run.start, worker=place)
-            for i, k in enumerate(run):
+        for number, some in enumerate(load_sets(graph.work.A, group.grid, group.panels)):
+            # Several panels are one worker's, and the next ones the next one's. Each of them travels on its own.
+            first, place = some[0], group.at(0, some[0]) if len(some) == 1 else number
+            loaded = graph.add(("load", first), tasks.load_panels, some, priority=first, worker=place)
+            group.seen[first] = graph.add(("products", first), tasks.seen_of, loaded, priority=first, worker=place)
+            for i, k in enumerate(some):
                 group.tiles[0, k] = graph.add(("panel", k, 0), tasks.panel_of, loaded, i, priority=k, worker=place)
 
     def fetch(self, graph: TaskGraph[Applying[P]], j: int, *, priority: float) -> Key:
@@ -95,7 +95,12 @@ class ReversiblePanels(WholePanels[Reversible], ReversibleSteps[Reversible, Key]
         tiles[0, k] = graph.add(("panel", k, j), *how, priority=priority, worker=graph.group.at(0, k))
 
 
-def load_runs(A: Matrix, grid: PanelGrid, panels: range) -> list[range]:
-    """Panels that are loaded by one task: those that share stored chunks, as far as two threads still share the work."""
+def load_sets(A: Matrix, grid: PanelGrid, panels: range) -> list[list[int]]:
+    """Panels that are loaded by one task: those that share stored chunks, as far as two threads still share the work.
+
+    Where whole rows lie together, one task can as well have those that `Group.at` deals to the first of two workers: none travels.
+    """
+    if A.any_range and not A.by_columns and A.column_unit >= grid.shape[1] and 1 < len(panels) == grid.n_panels:
+        return [[k for k in panels if k % 4 in place] for place in ((0, 3), (1, 2))]
     length = max(1, min(A.column_unit // grid.panel, len(panels) // 2))
-    return [range(k, min(k + length, panels.stop)) for k in range(panels.start, panels.stop, length)]
+    return [list(range(k, min(k + length, panels.stop))) for k in range(panels.start, panels.stop, length)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,16 +35,16 @@ class FactoredPanel(NamedTuple):
     facts: Facts
 
 
-def load_panels(work: Work[Factoring[Method]], first: int, stop: int) -> Loaded:
-    """Read the columns of some panels, strip by strip, and multiply them with the probes."""
+def load_panels(work: Work[Factoring[Method]], numbers: Sequence[int]) -> Loaded:
+    """Read the columns of some panels, and those between them, strip by strip, and multiply them with the probes."""
     started = time.perf_counter()
     A, grid, m, probes = work.A, work.grid, work.grid.shape[0], work.verb.probes
-    columns = (grid.columns(first)[0], grid.columns(stop - 1)[1])
-    tops = [work.verb.method.first_row(grid.columns(k)[0]) for k in range(first, stop)]
-    panels = [_room(work, k, top) for k, top in zip(range(first, stop), tops, strict=True)]
+    columns = (grid.columns(numbers[0])[0], grid.columns(numbers[-1])[1])
+    tops = [work.verb.method.first_row(grid.columns(k)[0]) for k in numbers]
+    panels = [_room(work, k, top) for k, top in zip(numbers, tops, strict=True)]
     products = np.zeros((m, probes.shape[1]), probes.dtype)
-    width, largest = columns[1] - columns[0], 0.0
-    step = max(1, STRIP_BYTES // (width * A.dtype.itemsize))
+    width, largest = sum(map(grid.width, numbers)), 0.0
+    step = max(1, STRIP_BYTES // ((columns[1] - columns[0]) * A.dtype.itemsize))
     if step > A.row_unit > 1:
         step = step // A.row_unit * A.row_unit
     with np.errstate(over="ignore", invalid="ignore"):
@@ -52,15 +53,16 @@ def load_panels(work: Work[Factoring[Method]], first: int, stop: int) -> Loaded:
         spans = list(blocks(first_row // step * step, m, step))
         for row, strip in read_strips(A, spans, columns):
             end = row + len(strip)
-            largest = max(largest, largest_modulus(strip))
-            products[row:end] += strip @ probes[slice(*columns)]
-            for panel, top, k in zip(panels, tops, range(first, stop), strict=True):
-                left = grid.columns(k)[0] - columns[0]
+            for panel, top, k in zip(panels, tops, numbers, strict=True):
+                left, right = grid.columns(k)
+                part = strip[:, left - columns[0] : right - columns[0]]
+                largest = max(largest, largest_modulus(part))
+                products[row:end] += part @ probes[left:right]
                 if end > top:
-                    panel[max(0, row - top) : end - top] = strip[max(0, top - row) :, left : left + grid.width(k)]
+                    panel[max(0, row - top) : end - top] = part[max(0, top - row) :]
     if not np.isfinite(products).all():
         find_non_finite(A, columns)
-    measured(work, "load", first, started, n_bytes=m * width * A.stored_dtype.itemsize)
+    measured(work, "load", numbers[0], started, n_bytes=m * width * A.stored_dtype.itemsize)
     return Loaded(panels, Seen(products, largest))
 
 
