@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ SLAB_COPIES = 5
 #: What slabs take at most of a worker's memory.
 SLAB_SHARE = 0.5
 _TELL_SECONDS = 0.25
+#: Parts for workers, or from them, that are written or read at the same time: memory touched for the first time is slow.
+_N_TOGETHER = 4
 
 Span = tuple[int, int]
 
@@ -209,13 +212,14 @@ class Columns:
                 return [_apply(what, _beside(B, share), share, token, name) for share in shares]
             finally:
                 unlisten(token)
-        with run.parcels() as folder:
+        with run.parcels() as folder, ThreadPoolExecutor(min(len(shares), _N_TOGETHER)) as pool:
             shared = f"{token}-what"
             graph: dict[Any, Any] = {shared: DataNode(shared, pack(what, folder and folder / f"{name}-what"))}
             keys = [(f"{token}-columns", i) for i in range(len(shares))]
-            for key, share in zip(keys, shares, strict=True):
-                place = folder and folder / f"{name}-{key[1]}"
-                part = DataNode((f"{token}-part", key[1]), pack(_beside(B, share), place))
+            places = [folder and folder / f"{name}-{i}" for i in range(len(shares))]
+            parts = pool.map(lambda share, place: pack(_beside(B, share), place), shares, places)
+            for key, share, place, packed in zip(keys, shares, places, parts, strict=True):
+                part = DataNode((f"{token}-part", key[1]), packed)
                 # Not bare tuples, which Dask would take for keys.
                 numbers = DataNode((f"{token}-slabs", key[1]), pack(share, None))
                 graph |= {part.key: part, numbers.key: numbers}
@@ -223,7 +227,7 @@ class Columns:
             wishes = Wishes({}, {key: i for i, key in enumerate(keys)})
             held = run.cluster.hold(graph, keys, {}, wishes, watch)
             try:
-                return [opened(result) for result in run.cluster.gather([held[key] for key in keys])]
+                return list(pool.map(opened, run.cluster.gather([held[key] for key in keys])))
             finally:
                 run.cluster.release(held.values())
 
