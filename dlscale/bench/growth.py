@@ -207,7 +207,8 @@ class _PassRates:
 
 #: Tasks of a factorization.
 PANEL_KINDS = {
-    "load_panels", "panel_of", "seen_of", "factor_panel", "factored_panel", "facts_of", "transform_of", "apply_panel", "write_panel"
+    "load_panels", "panel_of", "seen_of", "factor_panel", "update_and_factor", "factored_panel", "facts_of", "apply_panel",
+    "write_panel",
 }  # fmt: skip
 
 
@@ -236,21 +237,26 @@ class _PanelRates:
         m = grid.shape[0]
         if kind == "factor_panel":
             return self.method.factor_flops(m - grid.columns(key[2])[0], grid.width(key[2]))
+        if kind == "update_and_factor":
+            factored = self.method.factor_flops(m - grid.columns(key[2])[0], grid.width(key[2]))
+            return factored + self._update_flops(key[2] - 1, key[2], grid)
         if kind == "apply_panel":
-            k, j = key[2], key[3] - 1
-            top = max(grid.columns(j)[0], self.method.first_row(grid.columns(k)[0]))
-            return self.method.apply_flops(m - top, grid.width(j), grid.width(k))
+            return self._update_flops(key[3] - 1, key[2], grid)
         if kind == "load_panels":
             return float(m * sum(grid.width(k) for k in task.args[1]))
         return float(m * grid.width(key[2])) if kind == "write_panel" else 1.0
+
+    def _update_flops(self, j: int, k: int, grid: PanelGrid) -> float:
+        top = max(grid.columns(j)[0], self.method.first_row(grid.columns(k)[0]))
+        return self.method.apply_flops(grid.shape[0] - top, grid.width(j), grid.width(k))
 
     def _result_bytes(self, kind: str, key: Any, task: Any) -> int:
         m, item = self.grid.shape[0], 8
         if kind == "load_panels":
             return m * sum(self.grid.width(k) for k in task.args[1]) * item
-        if kind == "transform_of":
+        if kind in ("factor_panel", "update_and_factor"):
             return (m - self.grid.columns(key[2])[0]) * self.grid.width(key[2]) * item
-        if kind in ("factor_panel", "apply_panel") or key[1] == "panel":
+        if kind == "apply_panel" or key[1] == "panel":
             return m * self.grid.width(key[2]) * item
         return 2**10
 

@@ -238,6 +238,16 @@ def test_panels_that_share_chunks_are_read_together(tmp_path: Path) -> None:
     assert {columns for columns in A.requests if columns != (0, 256)} == {(i, i + 64) for i in range(0, 256, 64)}
 
 
+def test_panels_whose_rows_lie_together_are_read_where_they_are_worked_on(tmp_path: Path) -> None:
+    """By two tasks, each of which has what two workers have between them; no bit depends on it."""
+    A = gaussian(128, 128)
+    path = store(tmp_path / "a.zarr", A, chunks=(32, 128), compressors=None)
+    counted = CountingMatrix(open_matrix(path))
+    factor("lu", counted, panel=16)
+    assert {(0, 128), (16, 112)} <= set(counted.requests)
+    assert_same_bits(factor("lu", open_matrix(path), panel=16)[1], factor("lu", A, panel=16)[1])
+
+
 def test_the_work_is_reported(tmp_path: Path) -> None:
     """What the tasks say they did adds up to what was planned."""
     stopped = Run("lu", tmp_path)

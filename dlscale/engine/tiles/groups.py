@@ -51,6 +51,15 @@ class TaskGraph(Generic[V]):
         self.priority[key], self.worker[key] = priority, worker
         return key
 
+    def take_back(self, key: Key, function: Callable[Concatenate[Work[V], ...], Any]) -> list[Any] | None:
+        """The arguments of a task of this graph that calls such a function, which is taken out of it; None if there is none."""
+        task = self.tasks.get(key)
+        if not isinstance(task, Task) or task.func is not function:
+            return None
+        for table in (self.tasks, self.priority, self.worker):
+            del table[key]
+        return [a.key if isinstance(a, TaskRef) else a for a in task.args[1:]]
+
 
 class Group(Generic[V]):
     """Panels that are in memory together, and the graphs that work on them.

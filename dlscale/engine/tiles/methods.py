@@ -36,12 +36,15 @@ class Transform:
         The factored panel from that row on.
     facts : dict of arrays
         Small things beside it, such as pivots.
+    whole : (m, b), optional
+        All rows of the panel, where it could not be factored in its place.
     """
 
     index: int
     top: int
     panel: Array
     facts: Facts
+    whole: Array | None = None
 
     def __sizeof__(self) -> int:
         """What Dask reckons with where it moves one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from dlscale.engine.tiles import whole_tasks as tasks
 from dlscale.engine.tiles.grid import PanelGrid
@@ -42,10 +42,17 @@ class WholePanels(Steps[P, Key], Generic[P]):
 
     def factor(self, graph: TaskGraph[Factoring[P]], j: int, *, priority: float) -> Key:
         group, worker = graph.group, graph.group.at(0, j)
-        factored = graph.add(("factor", j), tasks.factor_panel, j, group.tiles[0, j], priority=priority, worker=worker)
-        group.tiles[0, j] = graph.add(("panel", j, "factored"), tasks.factored_panel, factored, priority=priority, worker=worker)
-        group.facts[j] = graph.add(("facts", j), tasks.facts_of, factored, priority=priority, worker=worker)
-        return graph.add(("transform", j), tasks.transform_of, factored, j, priority=priority, worker=worker)
+        panel = group.tiles[0, j]
+        how: tuple[Any, ...] = (tasks.factor_panel, j, panel)
+        if last := graph.take_back(panel, tasks.apply_panel):
+            # In one with its last update: a scheduler would hear of that first, and the worker do what nobody waits for meanwhile.
+            before, _, panel = last
+            how = (tasks.update_and_factor, j, before, panel)
+        transform = graph.add(("factor", j), *how, priority=priority, worker=worker)
+        whole = (tasks.factored_panel, transform, panel)
+        group.tiles[0, j] = graph.add(("panel", j, "factored"), *whole, priority=priority, worker=worker)
+        group.facts[j] = graph.add(("facts", j), tasks.facts_of, transform, priority=priority, worker=worker)
+        return transform
 
     def apply(self, graph: TaskGraph[Applying[P]], transform: Key, j: int, k: int, *, priority: float) -> None:
         tiles = graph.group.tiles

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,13 +27,6 @@ class Loaded(NamedTuple):
 
     panels: list[Array]
     seen: Seen
-
-
-class FactoredPanel(NamedTuple):
-    """A panel that was factored, and its facts."""
-
-    panel: Array
-    facts: Facts
 
 
 def load_panels(work: Work[Factoring[Method]], numbers: Sequence[int]) -> Loaded:
@@ -92,27 +86,29 @@ def seen_of(work: Work[Verb], loaded: Loaded) -> Seen:
     return loaded.seen
 
 
-def factor_panel(work: Work[Factoring[Method]], j: int, panel: Array) -> FactoredPanel:
-    """Factor a panel in place."""
+def factor_panel(work: Work[Factoring[Method]], j: int, panel: Array) -> Transform:
+    """Factor a panel in place; what it does to the others, which others wait for."""
     started = time.perf_counter()
-    panel, top = writable(panel), work.grid.columns(j)[0]
-    facts = work.verb.method.factor(panel, top)
-    measured(work, "factor", j, started, flops=work.verb.method.factor_flops(work.grid.shape[0] - top, panel.shape[1]))
-    return FactoredPanel(panel, facts)
+    own, method, top = writable(panel), work.verb.method, work.grid.columns(j)[0]
+    facts = method.factor(own, top)
+    measured(work, "factor", j, started, flops=method.factor_flops(work.grid.shape[0] - top, own.shape[1]))
+    return Transform(j, top, own[top - method.first_row(top) :], facts, None if own is panel else own)
 
 
-def factored_panel(work: Work[Verb], factored: FactoredPanel) -> Array:
-    return factored.panel
+def update_and_factor(work: Work[Factoring[Method]], j: int, transform: Transform, panel: Array) -> Transform:
+    """Apply the last transform to a panel, and factor it."""
+    updated = apply_panel(work, transform, j, panel)
+    done = factor_panel(work, j, updated)
+    return done if updated is panel or done.whole is not None else replace(done, whole=updated)
 
 
-def facts_of(work: Work[Verb], factored: FactoredPanel) -> Facts:
-    return factored.facts
+def factored_panel(work: Work[Verb], transform: Transform, panel: Array) -> Array:
+    """A panel after it was factored."""
+    return panel if transform.whole is None else transform.whole
 
 
-def transform_of(work: Work[Applying[Method]], factored: FactoredPanel, j: int) -> Transform:
-    """What a factored panel does to the others."""
-    top = work.grid.columns(j)[0]
-    return Transform(j, top, factored.panel[top - work.verb.method.first_row(top) :], factored.facts)
+def facts_of(work: Work[Verb], transform: Transform) -> Facts:
+    return transform.facts
 
 
 def fetch_panel(work: Work[Applying[Method]], j: int) -> Transform:
