@@ -259,7 +259,7 @@ class _Stream:
     def _write_rows(self, tile: _Tile, span: Span, before: Iterable[Future[Any]]) -> float:
         _await(before)
         C, exponent = tile.C[slice(*span)], self.work.exponent
-        largest = largest_part(C)
+        largest: float = largest_part(C)
         if exponent:
             times_power_of_two(C, exponent, out=C)
             if not np.isfinite(largest_part(C)):
