@@ -130,7 +130,8 @@ def test_the_rate_of_writing_is_measured_where_much_is_written(tmp_path: Path) -
 
 M, N, SQUARE, COLUMNS = 20_000, 200, 1000, 500
 PANEL = 250
-#: A job, why it is here, and the least part of the planned bytes and flops that it needs; a method that stops by itself needs less.
+#: A job, why it is here, and the least part of the planned bytes and flops that it needs; a method that stops by itself needs less,
+#: and a product reads a strip once that tiles beside each other share, where one task has both.
 MEASURED: dict[str, tuple[dict[str, Any], float]] = {
     "power iterations, a read each": ({"kind": "svd", "input": {"matrix": "tall"}, "params": {"n_components": 10}}, 1.0),
     "the same over columns": ({"kind": "svd", "input": {"matrix": "wide"}, "params": {"n_components": 10}}, 1.0),
@@ -142,7 +143,7 @@ MEASURED: dict[str, tuple[dict[str, Any], float]] = {
     "a triangle, and a check": ({"kind": "lstsq", "input": {"matrix": "tall", "rhs": "targets"}}, 1.0),
     "a norm of the entries": ({"kind": "norm", "input": {"matrix": "tall"}}, 1.0),
     "a norm of the singular values": ({"kind": "norm", "input": {"matrix": "tall"}, "params": {"ord": 2}}, 0.5),
-    "tiles of a product": ({"kind": "matmul", "input": {"a": "square", "b": "square"}, "params": {"tile": 512}}, 1.0),
+    "tiles of a product": ({"kind": "matmul", "input": {"a": "square", "b": "square"}, "params": {"tile": 512}}, 0.9),
     "a tall matrix and its adjoint": ({"kind": "matmul", "input": {"a": "tall"}, "params": {"adjoint_a": True}}, 1.0),
     "a symmetric product in tiles": (
         {"kind": "matmul", "input": {"a": "square"}, "params": {"adjoint_b": True, "tile": 512}},
