@@ -19,6 +19,7 @@ from dlscale.engine.run import Cost, Run, State
 from dlscale.engine.targets import MemoryTarget
 from dlscale.errors import NonFiniteError, NumericalError
 from dlscale.kernels import accumulator_dtype, blas_threads, largest_part, times_power_of_two
+from dlscale.lapack import multiply_add
 from dlscale.linalg.eigen.pairs import Pairs, Which, rank
 from dlscale.linalg.eigen.tridiagonal import evd, evr
 from dlscale.linalg.in_memory import patiently
@@ -97,7 +98,7 @@ class Direct(Applied):
         require_symmetric(A)
         X = np.ascontiguousarray(gaussian(n, N_PROBES, self.seed, dtype), dtype)
         with blas_threads(choice.n_threads):
-            AX = A @ X
+            AX = _product(A, X)
             first, stop = _computed(n, k, self.which)
             find = partial(evd, A) if choice.routine == "evd" else partial(evr, A, first, stop)
             values, VH, info = patiently(tell, find)
@@ -223,6 +224,11 @@ def _strips(A: Matrix, tell: Tell, out: Array | None = None) -> Iterator[tuple[i
         yield i, strip
 
 
+def _product(A: Array, B: Array) -> Array:
+    """A B by the BLAS of SciPy's LAPACK: the threads of NumPy's keep its cores busy for a while after they are done."""
+    return multiply_add(A, B, np.empty((len(A), B.shape[1]), A.dtype), alpha=1.0, beta=0.0)
+
+
 def _measure(VH: Array, values: Array, X: Array, AX: Array, seed: int) -> State:
     """What the pairs leave of random vectors: ``V^H A - L V^H = R^H`` for a Hermitian A, and ``V^H V - I``.
 
@@ -231,11 +237,12 @@ def _measure(VH: Array, values: Array, X: Array, AX: Array, seed: int) -> State:
     8 n k p flops. The mean over normal vectors of the square of ``r^H x`` is ``||r||^2``.
     """
     k, wide = len(VH), accumulator_dtype(VH.dtype)
-    products = (VH @ np.hstack([AX, X])).astype(wide)
+    products = _product(VH, np.hstack([AX, X])).astype(wide)
     left = products[:, :N_PROBES] - values[:, None] * products[:, N_PROBES:]
     C = gaussian(k, N_PROBES, seed + 1, VH.dtype).astype(VH.dtype)
     # V C from the left, without a copy of V.
-    lost = (VH @ (C.conj().T @ VH).conj().T).astype(wide) - C
+    VC = np.ascontiguousarray(_product(np.ascontiguousarray(C.conj().T), VH).conj().T)
+    lost = _product(VH, VC).astype(wide) - C
     # Of a complex normal vector the two parts have unit variance each.
     mean = N_PROBES * (2 if VH.dtype.kind == "c" else 1)
     return {
