@@ -153,7 +153,8 @@ class ZarrMatrix(Matrix):
             out = empty_pages(shape, self.dtype) if self.past_cache else np.empty(shape, self.dtype)
         same = self.stored_dtype == self.dtype and self.packing is None
         target = out if same else workspace("converted", shape, self.stored_dtype)
-        kept, block = self._keeping and kept_for(self._keeping), (self.uri, rows, columns)
+        kept = kept_for(self._keeping) if self._keeping and target.flags.c_contiguous else None
+        block = (self.uri, rows, columns)
         if kept is None or not kept.read(block, target):
             if self.raw is None:
                 self._read_decoded(rows, columns, target)
