@@ -94,13 +94,18 @@ def start(facts: ClusterFacts, tell: Callable[[str], None]) -> Any:
         return _start_processes(facts, tell) if facts.kind == "local" else _STARTERS[facts.kind](facts)
 
 
+#: Dask has its workers give all freed memory back at once: memory that is touched for the first time each time halves the speed
+#: of what makes large arrays from block to block.
+_USUAL_ALLOCATION = {"distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None}
+
+
 def _start_processes(facts: ClusterFacts, tell: Callable[[str], None]) -> Any:
     import dask
 
     from dlscale.engine.clusters.lost_workers import Elsewhere, PatientCluster, WatchedNanny
     from dlscale.engine.clusters.secured import make_security
 
-    settings: dict[str, Any] = {"distributed.worker.preload": [_WORKER_SETUP]}
+    settings: dict[str, Any] = {"distributed.worker.preload": [_WORKER_SETUP], **_USUAL_ALLOCATION}
     if facts.n_workers == 1:  # nobody else could take what it is given ahead
         settings["distributed.scheduler.worker-saturation"] = math.inf
     if has_pages := bool(facts.options.get("dashboard")):
