@@ -39,8 +39,8 @@ from dlscale.storage.importers.tables import (
 )
 from dlscale.storage.sparse.sums import first_overflow
 
-#: Of text: what is parsed of it takes the more memory, the shorter the lines are, and those of an array have one number.
-PIECE_BYTES = {"coordinate": 4 << 20, "array": 1 << 20}
+PIECE_BYTES = 4 << 20  # of text; an entry of the four shortest characters takes some 40 bytes while it is parsed
+ARRAY_SHARE = 4  # of a piece where lines have one number, and what is parsed of them takes more memory
 MAX_THREADS = 4  # that parse pieces: what is left to do for one is slower than more of them
 SPARSE_ENTRIES = 1 << 20  # of a strip of a sparse matrix
 N_PARTS = 4  # of such a strip where entries come in order, one after the other: while one is made no piece is asked for
@@ -309,7 +309,8 @@ def spill(entries: Array, strips: Array, *, folder: Path) -> None:
 def _pieces(stream: BinaryIO, banner: Banner, *, request: Request) -> Iterator[tuple[Entries, int]]:
     """Entries as they are given, piece by piece, with the number of those before; as many as the banner promises."""
     n_done, line = 0, banner.next_line
-    pieces = line_pieces(stream, PIECE_BYTES[banner.layout], source=request.source)
+    size = PIECE_BYTES if banner.layout == "coordinate" else PIECE_BYTES // ARRAY_SHARE
+    pieces = line_pieces(stream, size, source=request.source)
     parsed = worked_ahead(pieces, lambda piece: (piece, plain_entries(piece, banner.line)), n_threads=min(n_cores(), MAX_THREADS))
     with closing(parsed):
         for piece, plain in parsed:
