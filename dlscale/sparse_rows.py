@@ -286,7 +286,7 @@ def _scattered(n: int, width: int, itemsize: int) -> list[slice]:
     """Columns of a product (n, width) whose rows are added to in any order: so many at a time as a cache holds, or all."""
     step = _SCATTERED_BYTES // (n * itemsize) if n else width
     step = width if step < _LEAST_WIDTH else min(step // _LEAST_WIDTH * _LEAST_WIDTH, width)
-    return [slice(start, min(start + step, width)) for start in range(0, width, step)]
+    return [slice(start, min(start + step, width)) for start in range(0, width, max(1, step))]
 
 
 def _pieces(n: int) -> list[slice]:

@@ -134,6 +134,7 @@ def test_a_product_that_is_made_by_columns_has_the_same_bits(monkeypatch: pytest
     monkeypatch.setattr(sparse_rows, "_SCATTERED_BYTES", 20 * 300 * 8)
     assert parts(300, 50, 8) == [slice(0, 16), slice(16, 32), slice(32, 48), slice(48, 50)]
     np.testing.assert_array_equal(rows.adjoint_times(Y), whole)
+    assert rows.adjoint_times(Y[:, :0]).shape == (0, 300)
 
 
 @pytest.mark.parametrize("exponent", [-300, 300])
