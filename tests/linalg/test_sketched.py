@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.sparse
 from helpers import DTYPES, THREADS, Array, eps, gaussian, spectrum, store, wide_precision
 
 from dlscale import gallery
 from dlscale.declaration.kind import run_here
 from dlscale.engine.clusters import open_cluster
+from dlscale.engine.grids import RowGrid, blocks
+from dlscale.engine.passes import Passes
 from dlscale.engine.run import Run
 from dlscale.errors import NumericalError, SpecError
 from dlscale.linalg.iterative import stored
+from dlscale.linalg.iterative.sketched import NONZEROS, Sketch, sketch_grid
 from dlscale.linalg.lstsq.kind import KIND, LstsqOptions
+from dlscale.sparse_rows import SparseRows
 from dlscale.storage.checkpoints import Checkpoint
+from dlscale.storage.matrices import open_matrix
 
 M, N = 1200, 40
 
@@ -33,6 +40,37 @@ def backward_error(A: Array, x: Array, b: Array) -> float:
     r = b - A @ x
     mu = np.linalg.norm(r) / np.linalg.norm(x)
     return float(np.linalg.norm(s / np.hypot(s, mu) * (U.conj().T @ r)) / np.linalg.norm(x) / np.linalg.norm(A))
+
+
+@pytest.mark.parametrize("form", ["dense", "sparse", "sparse less a row"])
+@pytest.mark.parametrize("dtype", ["f4", "c16"])
+def test_a_sketch_is_a_product_with_few_signs_whoever_makes_it(dtype: str, form: str) -> None:
+    m, n, d = 700, 70, 560
+    A, B = gaussian(m, n, dtype), gaussian(m, 2, "c16")
+    sketch, rows = Sketch(n, B, d), RowGrid(m, 70, 210)
+    if form == "dense":
+        S = np.hstack([sketch.columns(start, stop - start).toarray() for start, stop in blocks(0, m, 70)])
+        found = []
+        for facts in (THREADS, replace(THREADS, threads_per_worker=1), replace(THREADS, threads_per_worker=3)):
+            with open_cluster(facts) as cluster:
+                found.append(Passes(Run(cluster)).sweep("sketch", open_matrix(A), sketch, rows)["sketch"])
+        assert found[0].tobytes() == found[1].tobytes() == found[2].tobytes()
+        signs = np.abs(S.reshape(NONZEROS, d // NONZEROS, m))
+        np.testing.assert_allclose([signs.sum(axis=1), signs.max(axis=1)], NONZEROS**-0.5)
+    else:
+        A[gaussian(m, n) < 1.5] = 0
+        shift = gaussian(1, n, "f8")[0] if "less" in form else None
+        S, state = sketch.columns(0, m).toarray(), sketch.start()
+        sketch.update(state, SparseRows(scipy.sparse.csr_array(A), shift), 0)
+        found, A = [sketch.conclude(state)["sketch"]], A if shift is None else A - shift
+    np.testing.assert_allclose(found[0], S @ np.hstack([A, B]), atol=1e-12)
+
+
+def test_blocks_in_memory_are_whole_blocks_of_other_passes() -> None:
+    held = sketch_grid(RowGrid(1_000_000, 2048, 14_336), 8000, held=True)
+    assert (held.block_rows, held.leaf_rows) == (8192, 7 * 8192)
+    assert sketch_grid(RowGrid(1200, 1200, 1200), 320, held=True) == RowGrid(1200, 1200, 1200)
+    assert sketch_grid(RowGrid(1_000_000, 2048, 14_336), 8000, held=False).leaf_rows == 14_336
 
 
 @pytest.mark.parametrize("residual", [1e-12, 1e-6, 1.0, 1e3])

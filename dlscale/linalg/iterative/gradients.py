@@ -21,16 +21,18 @@ from dlscale.sparse_rows import SparseRows
 
 @dataclass(frozen=True)
 class Gradient(Fold):
-    """``A^H R`` with ``R = B - A X``, and the squares of R and of the columns of A.
+    """``A^H R`` with ``R = B - A X``, and the squares of R and, on request, of the columns of A.
 
     Parameters
     ----------
     X : (n, k), double precision
     B : (m, k), double precision
+    squares : bool
     """
 
     X: Array
     B: Array
+    squares: bool = True
 
     takes_sparse = True
 
@@ -40,25 +42,28 @@ class Gradient(Fold):
 
     def start(self) -> State:
         n, k = self.X.shape
-        return {"gradient": np.zeros((n, k), self.X.dtype), "residuals": np.zeros(k), "squares": np.zeros(n)}
+        state = {"gradient": np.zeros((n, k), self.X.dtype), "residuals": np.zeros(k)}
+        return state | ({"squares": np.zeros(n)} if self.squares else {})
 
     def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
         if isinstance(A, SparseRows):
             R = self.B[first_row : first_row + len(A)] - A.times(self.X)
             state["gradient"] += A.adjoint_times(R).conj().T
             state["residuals"] += (np.abs(R) ** 2).sum(axis=0)
-            state["squares"] += A.column_squares()
+            if self.squares:
+                state["squares"] += A.column_squares()
             return ()
         for i, tile in tiles(A):
             tile = tile.astype(accumulator_dtype(tile.dtype), copy=False)
             R = self.B[first_row + i : first_row + i + len(tile)] - tile @ self.X
             state["gradient"] += tile.conj().T @ R
             state["residuals"] += (np.abs(R) ** 2).sum(axis=0)
-            state["squares"] += np.einsum("ij,ij->j", tile, tile.conj()).real
+            if self.squares:
+                state["squares"] += np.einsum("ij,ij->j", tile, tile.conj()).real
         return ()
 
     def squares_in(self, state: State) -> Squares | None:
-        return squares_of(float(state["squares"].sum()), self.X.dtype)
+        return squares_of(float(state["squares"].sum()), self.X.dtype) if self.squares else None
 
 
 class StoredLeastSquares(Stored, Problem):
@@ -94,9 +99,12 @@ class StoredLeastSquares(Stored, Problem):
     def residual(self, X: Array) -> Array:
         """``A^H (b - A x)``."""
         self.n_measured += 1
-        state = self.operator.read(Gradient(np.ascontiguousarray(X), self.rhs), f"gradient-{self.n_measured}")
-        self.residuals, self.squares = np.sqrt(state["residuals"]), state["squares"]
-        self.norm = float(np.sqrt(self.squares.sum()))
+        first = self.n_measured == 1
+        state = self.operator.read(Gradient(np.ascontiguousarray(X), self.rhs, first), f"gradient-{self.n_measured}")
+        self.residuals = np.sqrt(state["residuals"])
+        if first:
+            self.squares = state["squares"]
+            self.norm = float(np.sqrt(self.squares.sum()))
         return np.asarray(state["gradient"])
 
     def relative(self, S: Array, residuals: Array, columns: Array) -> Array:

@@ -22,7 +22,7 @@ from dlscale.linalg.iterative.cgls import CGLS
 from dlscale.linalg.iterative.gradients import StoredLeastSquares
 from dlscale.linalg.iterative.options import NAMES, Iterations
 from dlscale.linalg.iterative.recurrence import Iterate, Limits, Map, iterate, unchanged
-from dlscale.linalg.iterative.sketched import AIM, BACKWARD_ERROR, MAX_ITERATIONS, Sketch, SketchedLeastSquares
+from dlscale.linalg.iterative.sketched import AIM, BACKWARD_ERROR, MAX_ITERATIONS, Sketch, SketchedLeastSquares, sketch_grid
 from dlscale.linalg.iterative.stored import Sides, plan_products, threads_of_held_products
 from dlscale.linalg.operators import MatrixOperator, OperatorPlan
 from dlscale.linalg.scaling import at_safe_scale, scale_words
@@ -130,8 +130,10 @@ def _solve(passes: Passes, A: Matrix, plan: Plan, *, sides: Sides, options: Iter
         problem: StoredLeastSquares
         precondition: Map
         if plan.method == "sketch":
-            fold = Sketch(A.shape[1], B, plan.choices["sketch_rows"])
-            sketched = SketchedLeastSquares(operator, B, dtype, passes.sweep("sketch", A, fold, plan.rows)["sketch"])
+            d = plan.choices["sketch_rows"]
+            grid = sketch_grid(plan.rows, d, held=plan.choices["way"] == "memory")
+            sketch = passes.sweep("sketch", A, Sketch(A.shape[1], B, d), grid)["sketch"]
+            sketched = SketchedLeastSquares(operator, B, dtype, sketch)
             problem, precondition, tolerance = sketched, sketched.precondition, AIM * tolerance
         else:
             problem = StoredLeastSquares(operator, B, dtype)
