@@ -220,7 +220,8 @@ def plan_sketched(A: Matrix, B: Matrix, options: Iterations, facts: ClusterFacts
     driver_bytes = 2 * sketch + 8 * bytes_of(n, n, dtype=wide) + (16 * n + 3 * m) * k * wide.itemsize
     left = replace(facts, memory_bytes=max(1, facts.memory_bytes - driver_bytes))
     # For each thread: signs and panels, or a product of compressed rows; and blocks that are copied where squares are not safe.
-    working = 2 * sketch if A.is_sparse else (2 * min(_ROWS, m) + d) * _PANEL_BYTES
+    product = min(d * n, NONZEROS * A.most_entries(min(_ROWS, m))) if A.is_sparse else 0
+    working = (2 * min(_ROWS, m) + d) * _PANEL_BYTES + product * (32 + 2 * wide.itemsize)
     working += 2 * min(_ROWS, m // _N_LEAVES) * n * A.dtype.itemsize if held else 0
     layout = lay_out(A, left, state_bytes=sketch, operand_bytes=facts.threads_per_worker * working)
     each = 0 if held else A.n_stored_bytes
