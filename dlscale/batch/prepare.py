@@ -187,9 +187,8 @@ def prepare(
 def _require_room(plan: Plan, output: Path | Address | None, document: Document, workspace: Workspace) -> None:
     here = output if output is not None else workspace.place
     with blame(document, "output"):
-        require_free_space(
-            here if isinstance(here, Path) else workspace.root, 0 if isinstance(here, Address) else plan.bytes_written
-        )
+        n_bytes = plan.bytes_written if plan.disk_bytes is None else plan.disk_bytes
+        require_free_space(here if isinstance(here, Path) else workspace.root, 0 if isinstance(here, Address) else n_bytes)
 
 
 def _check_places(

@@ -118,6 +118,8 @@ class Plan:
         Between workers, of a factorization.
     n_tasks : int
         Of the largest graph of a factorization.
+    disk_bytes : int, optional
+        Of files, the result included, that there are at a time; absent where nothing of what is written goes before the end.
     """
 
     kind: str
@@ -135,6 +137,7 @@ class Plan:
     choices: dict[str, Any] = field(default_factory=dict)
     bytes_moved: float = 0.0
     n_tasks: int = 0
+    disk_bytes: int | None = None
 
     @property
     def rows(self) -> RowGrid:

@@ -164,6 +164,8 @@ def test_what_no_worker_holds_is_divided() -> None:
     assert plan.method == "divided"
     assert plan.peak_bytes_per_worker <= 2e9
     assert 25 < plan.flops / 20_000**3 < 40
+    # What is read no more is removed: of all that is written there is less at a time.
+    assert plan.disk_bytes == 25_600_000_000 < plan.bytes_written / 4
     assert plan_eigh(A, EighOptions(), ClusterFacts("local", 1, 2, 16 * 10**9)).method == "direct"
 
 

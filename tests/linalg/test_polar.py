@@ -186,10 +186,17 @@ def test_a_triangle_that_no_worker_holds_and_a_job_that_is_stopped(tmp_path: Pat
     job = job_of(tmp_path, A, cluster={"type": "threads", "threads": 2, "memory": "11.4MB"}, params={"panel": 100})
     with pytest.raises(DlscaleError, match="One worker needs"):
         jobs.run({**job, "params": {"method": "direct"}}, workspace=tmp_path)
-    whole = jobs.run(job, workspace=tmp_path / "whole")
+    on_disk = 0
+
+    def measuring(event: Any) -> None:
+        nonlocal on_disk
+        on_disk = max(on_disk, sum(path.stat().st_size for path in (tmp_path / "whole").rglob("c/*/*") if path.is_file()))
+
+    whole = jobs.run(job, workspace=tmp_path / "whole", listener=measuring)
     plan = json.loads((whole.folder / "plan.json").read_text())
     assert plan["method"] == "newton"
     assert plan["peak_bytes_per_worker"] <= 11.4e6
+    assert 5 * A.nbytes < on_disk <= plan["disk_bytes"] < sum(step["bytes_written"] for step in plan["steps"]) / 2
     assert whole.certificate is not None
     assert whole.certificate["passed"]
     U, P = (np.asarray(whole.open()[name]) for name in ("u", "p"))

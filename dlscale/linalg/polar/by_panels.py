@@ -56,6 +56,8 @@ from dlscale.storage.scaled import conjugated, scaled
 
 #: Iterations from an ill-conditioned matrix, in single and in double precision.
 USUAL_ITERATIONS = {32: 7, 64: 9}
+#: Arrays as large as the matrix that there are on the disk at a time: 7, and what a checkpoint has beside them.
+DISK_SQUARES = 8
 #: Of a worker's memory, what a tile of P and the strips beside it may take.
 _TILE_SHARE = 0.5
 
@@ -129,6 +131,7 @@ def plan_newton(A: Matrix, options: PolarOptions, facts: ClusterFacts) -> Plan:
         notes=tuple(A.notes),
         bytes_moved=stages.qr.bytes_moved + n_iterations * stages.lu.bytes_moved + stages.definite.bytes_moved,
         n_tasks=max(plan.n_tasks for plan in stages[:3]),
+        disk_bytes=DISK_SQUARES * m * n * item,
         choices={
             "qr": asdict(stages.qr.panels),
             "definite": asdict(stages.definite.panels),

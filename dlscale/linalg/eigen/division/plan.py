@@ -24,7 +24,7 @@ from dlscale.linalg.eigen.pairs import Pairs
 from dlscale.linalg.multiply.operands import Operand
 from dlscale.linalg.panels.plan import factor_target
 from dlscale.linalg.panels.scaling import largest_entry
-from dlscale.linalg.polar.by_panels import USUAL_ITERATIONS, iteration_columns, iteration_steps, rotation_columns
+from dlscale.linalg.polar.by_panels import DISK_SQUARES, USUAL_ITERATIONS, iteration_columns, iteration_steps, rotation_columns
 from dlscale.linalg.polar.newton import require_room
 from dlscale.linalg.polar.start import AtRest
 from dlscale.linalg.scaling import exponent_of
@@ -84,6 +84,7 @@ def plan_divided(A: Matrix, facts: ClusterFacts) -> Plan:
         rates=measured_rates(A, facts),
         notes=(*_beyond(n, dtype, facts), *A.notes),
         choices={"largest": largest},
+        disk_bytes=DISK_SQUARES * n * n * item,
     )
 
 
