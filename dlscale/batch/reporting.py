@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dlscale.arrays import Array
 from dlscale.batch.document import read_stored
 from dlscale.batch.jobs.places import writable
 from dlscale.batch.kinds import KINDS
@@ -54,6 +55,13 @@ def write_report(job: Job, path: Path | None = None) -> Path:
     return path
 
 
+def _sample(result: str, stored: Mapping[str, Any], small: Array | None) -> Array | None:
+    """Two columns of the scores, of which small ones have been read."""
+    if small is not None and small.ndim == 2 and small.shape[1] >= 2:
+        return small[:, :2]
+    return sampled_rows(result, stored, "scores", 2, max_bytes=_MAX_ARRAY_BYTES)
+
+
 def _color(result: str, stored: Mapping[str, Any]) -> RowColor | None:
     """What colours the rows of which scores are drawn."""
     found = sampled_color(result, stored, "scores", max_bytes=_MAX_ARRAY_BYTES, most=MOST_DOTS)
@@ -77,6 +85,7 @@ def read_record(job: Job) -> JobRecord:
     plan = part(job.read_plan, {})
     events = part(job.read_events, [])
     stored: dict[str, Any] = part(lambda: open_arrays(result) if result else {}, {})
+    arrays: dict[str, Any] = part(lambda: small_arrays(result, stored, max_bytes=_MAX_ARRAY_BYTES), {})
     summary = dict(state.summary)
     machine = dict(summary.get("machine") or {})
     cluster = spec.get("cluster")
@@ -95,10 +104,10 @@ def read_record(job: Job) -> JobRecord:
         seconds=state.seconds,
         started=state.created,
         events=events,
-        arrays=part(lambda: small_arrays(result, stored, max_bytes=_MAX_ARRAY_BYTES), {}),
+        arrays=arrays,
         labels=part(lambda: small_labels(result, stored, most=_MOST_NAMES), {}),
         color=part(lambda: _color(result, stored), None),
-        sample=part(lambda: sampled_rows(result, stored, "scores", 2, max_bytes=_MAX_ARRAY_BYTES), None),
+        sample=part(lambda: _sample(result, stored, arrays.get("scores")), None),
         versions=machine.pop("versions", {}),
         machine=machine,
         image_shape=tuple(image_shape) if image_shape else None,

@@ -64,6 +64,8 @@ def sampled_rows(uri: str, arrays: Mapping[str, Any], name: str, n_columns: int,
 
 def _sampled(array: Any, max_bytes: int) -> list[slice]:
     """The rows of all chunks of an array, or of so many that are spread evenly."""
+    if array.nbytes <= max_bytes:
+        return [slice(0, int(array.shape[0]))]
     rows = int((array.shards or array.chunks)[0])
     n_chunks = -(-int(array.shape[0]) // rows)
     n_read = max(1, min(n_chunks, max_bytes // max(1, rows * int(array.shape[1]) * array.dtype.itemsize)))

@@ -59,6 +59,8 @@ class Matrix(ABC):
         Rows and columns of a stored chunk: reading whole multiples of these never reads one twice.
     any_range : bool
         Whether other ranges cost no re-reading either.
+    is_far : bool
+        Whether what is read comes from another machine as it is, so that two blocks at a time come sooner than one after the other.
     by_columns : bool
         Whether neighbours in a column, and not in a row, lie beside each other where it is stored.
     is_vector : bool
@@ -74,6 +76,7 @@ class Matrix(ABC):
     row_unit = 1
     column_unit = 1
     any_range = False
+    is_far = False
     by_columns = False
     is_vector = False
     is_sparse = False

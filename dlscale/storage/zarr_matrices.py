@@ -57,6 +57,8 @@ class ZarrMatrix(Matrix):
         self.packing = _packing(metadata, uri)
         self.row_unit, self.column_unit = (min(c, s) for c, s in zip(metadata.chunks, self.shape, strict=True))
         self.any_range = self.raw is not None and not self.raw.checksum
+        same = self.stored_dtype == self.dtype and self.packing is None
+        self.is_far = self.any_range and same and bucket_of(array) is not None
 
     @staticmethod
     def at(uri: str, array: Any, *, vectors: bool = False, missing_chunks: MissingChunks = "refuse") -> ZarrMatrix:

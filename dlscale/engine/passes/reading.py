@@ -25,7 +25,7 @@ _readers = threading.local()
 
 def read_ahead(
     inputs: Sequence[Matrix], start: int, stop: int, block_rows: int, *, sparse: bool = False
-) -> Iterator[tuple[int, list[Any]]]:
+) -> Generator[tuple[int, list[Any]]]:
     """Blocks of the same rows of each input, the next ones being read while the caller works on these.
 
     Parameters
@@ -51,13 +51,16 @@ def read_ahead(
         for span in spans:
             yield span[0], read(span)
         return
-    reader = _reader("read", 1)
-    ahead = reader.submit(read, spans[0])
-    for i, (first, _) in enumerate(spans):
-        found = ahead.result()
-        if i + 1 < len(spans):
-            ahead = reader.submit(read, spans[i + 1])
-        yield first, found
+    reader = _reader("far", 2) if all(A.is_far or A.in_memory for A in inputs) else _reader("read", 1)
+    to_read, waiting = iter(spans), deque[Future[list[Any]]]()
+    try:
+        waiting.extend(reader.submit(read, span) for span in itertools.islice(to_read, 2))
+        for first, _ in spans:
+            yield first, waiting.popleft().result()
+            waiting.extend(reader.submit(read, span) for span in itertools.islice(to_read, 1))
+    finally:
+        # Nobody may write to the workspaces any more.
+        wait(waiting)
 
 
 def _source(A: Matrix, start: int, stop: int, block_rows: int, name: str) -> Callable[[int, int], Array]:
@@ -65,11 +68,11 @@ def _source(A: Matrix, start: int, stop: int, block_rows: int, name: str) -> Cal
     if A.in_memory:
         return A.read
     shape = (min(block_rows, stop - start), A.shape[1])
-    buffers = itertools.cycle([workspace(f"read-{name}-{i}", shape, A.dtype) for i in range(2)])
+    buffers = [workspace(f"read-{name}-{i}", shape, A.dtype) for i in range(2)]
     read: Callable[[int, int, Array], Array] = A.read
     if block_rows % A.row_unit and not A.any_range:
         read = _UnitReader(A, start, stop, name).read
-    return lambda first, last: read(first, last, next(buffers)[: last - first])
+    return lambda first, last: read(first, last, buffers[(first - start) // block_rows % 2][: last - first])
 
 
 def read_strips(A: Matrix, spans: Sequence[tuple[int, int]], columns: tuple[int, int]) -> Iterator[tuple[int, Array]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -189,8 +190,11 @@ def flops_per_row(fold: Fold, inputs: Sequence[Matrix]) -> float:
     return fold.flops_per_row * (A.n_entries / (A.shape[0] * A.shape[1]) if fold.takes_sparse and A.is_sparse else 1)
 
 
-def _blocks(sweep: Sweep, start: int, stop: int) -> Iterator[tuple[int, list[Any]]]:
-    return read_ahead(sweep.inputs, start, stop, sweep.block_rows, sparse=sweep.fold.takes_sparse)
+def _blocks(sweep: Sweep, start: int, stop: int, held: Any) -> Generator[tuple[int, list[Any]]]:
+    if held is not None:
+        yield start, [held]
+        return
+    yield from read_ahead(sweep.inputs, start, stop, sweep.block_rows, sparse=sweep.fold.takes_sparse)
 
 
 def _fold(sweep: Sweep, start: int, stop: int, meter: Meter, held: Any = None) -> State:
@@ -199,8 +203,8 @@ def _fold(sweep: Sweep, start: int, stop: int, meter: Meter, held: Any = None) -
     fold, state, several = sweep.fold, sweep.fold.start(), len(sweep.inputs) > 1
     collectors = [Collector(output, start, stop, sweep.block_rows) for output in sweep.outputs]
     before = time.perf_counter()
-    with np.errstate(over="ignore", invalid="ignore"):
-        for first_row, found in _blocks(sweep, start, stop) if held is None else [(start, [held])]:
+    with np.errstate(over="ignore", invalid="ignore"), closing(_blocks(sweep, start, stop, held)) as found_blocks:
+        for first_row, found in found_blocks:
             read, n_rows = time.perf_counter(), len(found[0])
             for collector, rows in zip(collectors, fold.update(state, found if several else found[0], first_row), strict=True):
                 collector.add(first_row, rows)

@@ -7,6 +7,7 @@ residual is sooner a pass over the rows, which all workers share.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -112,9 +113,10 @@ class RefinedSlabs(Applied):
             product = workspace("product", (len(piece), columns.stop - columns.start), wide)
             np.subtract(B[at, columns], np.matmul(piece, X[:, columns], out=product), out=R[at, columns])
 
-        with np.errstate(all="ignore"), one_blas_thread(), sharing(self.n_threads) as share:
+        found = read_ahead([self.A], 0, n, self.how.block_rows * self.n_threads)
+        with np.errstate(all="ignore"), one_blas_thread(), sharing(self.n_threads) as share, closing(found):
             # A block for each thread; no bit depends on how many there are, since blocks are cut alike.
-            for top, (rows,) in read_ahead([self.A], 0, n, self.how.block_rows * self.n_threads):
+            for top, (rows,) in found:
                 pieces = [
                     piece for block in blocks(0, len(rows), self.how.block_rows) for piece in blocks(*block, PIECE_ROWS)
                 ]  # fmt: skip

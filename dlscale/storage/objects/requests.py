@@ -27,7 +27,7 @@ from dlscale.storage.signatures import Stamp
 T = TypeVar("T")
 
 #: Bytes of one request: large enough that its latency is small beside it, small enough to arrive in time.
-PIECE_BYTES = 8 * 2**20
+PIECE_BYTES = 16 * 2**20
 #: Bytes that one process asks for at the same time, beside where they go to.
 IN_FLIGHT_BYTES = 128 * 2**20
 #: What is read along with a piece that it lies behind, such as a checksum.
@@ -202,7 +202,7 @@ def put(address: Address, data: bytes | bytearray | memoryview) -> None:
     import obstore
 
     with in_flight(len(data)):
-        asked(address, lambda client: obstore.put(client, address.key, data, use_multipart=len(data) > 8 * PIECE_BYTES))
+        asked(address, lambda client: obstore.put(client, address.key, data, use_multipart=len(data) > 4 * PIECE_BYTES))
 
 
 def put_new(address: Address, data: bytes) -> bool:
