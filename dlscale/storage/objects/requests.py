@@ -10,6 +10,7 @@ import random
 import re
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ T = TypeVar("T")
 PIECE_BYTES = 16 * 2**20
 #: Bytes that one process asks for at the same time, beside where they go to.
 IN_FLIGHT_BYTES = 128 * 2**20
+#: An answer is taken by so many, which no memory is made for anew.
+_ARRIVING_BYTES = 2**18
 #: What is read along with a piece that it lies behind, such as a checksum.
 _SHORT_BYTES = 2**20
 _N_TOGETHER = 16
@@ -181,20 +184,33 @@ def _in_requests(spans: Sequence[tuple[int, Array]]) -> Iterator[list[tuple[int,
 
 
 def _fetch(address: Address, parts: Sequence[tuple[int, Array]]) -> None:
-    """Read neighbouring ranges of an object by one request."""
+    """Read neighbouring ranges of an object by one request, as they arrive."""
     import obstore
 
-    starts, lengths = [start for start, _ in parts], [len(out) for _, out in parts]
+    start, n_bytes = parts[0][0], sum(len(out) for _, out in parts)
+    options: Any = {"range": (start, start + n_bytes)}
 
     def call(client: Any) -> None:
-        for part, out in zip(obstore.get_ranges(client, address.key, starts=starts, lengths=lengths), parts, strict=True):
-            found = np.frombuffer(part, np.uint8)
-            if len(found) != len(out[1]):
-                raise TornAnswer(f"a range has {len(found)} bytes instead of {len(out[1])}")
-            out[1][...] = found
+        missing = deque(out for _, out in parts)
+        for piece in obstore.get(client, address.key, options=options).stream(min_chunk_size=_ARRIVING_BYTES):
+            _deal_out(np.frombuffer(piece, np.uint8), missing)
+        if missing:
+            raise TornAnswer(f"a range lacks {sum(map(len, missing))} bytes of {n_bytes}")
 
-    with in_flight(sum(lengths)):
+    with in_flight(n_bytes):
         asked(address, call)
+
+
+def _deal_out(found: Array, missing: deque[Array]) -> None:
+    """Put bytes where the next ones are missing."""
+    while len(found):
+        if not missing:
+            raise TornAnswer(f"a range has {len(found)} bytes more than were asked for")
+        out = missing.popleft()
+        n = min(len(out), len(found))
+        out[:n], found = found[:n], found[n:]
+        if n < len(out):
+            missing.appendleft(out[n:])
 
 
 def put(address: Address, data: bytes | bytearray | memoryview) -> None:
