@@ -278,7 +278,7 @@ def test_tiles_cover_a_product_once_in_whole_chunks(m: int, n: int, k: int, item
 @given(st.integers(1, 60_000), st.integers(1, 60_000), st.integers(1, 60_000), st.integers(27, 34))
 def test_tiles_read_what_the_formula_says_and_fit(m: int, n: int, k: int, memory: int) -> None:
     a, b = (Operand(ArrayMatrix(np.broadcast_to(np.zeros(1), shape))) for shape in ((m, k), (k, n)))
-    tiling = choose_tiling(a, b, symmetric=False, room_bytes=2**memory)
+    tiling = choose_tiling(a, b, symmetric=False, room_bytes=2**memory, n_threads=2)
     assert tiling is not None
     assert sum(tiling.work_entries) * 8 <= 2**memory
     n_down, n_across = len(tiling.row_spans), len(tiling.column_spans)
@@ -294,7 +294,7 @@ def test_bytes_read_are_counted_by_the_chunks(adjoint: bool, chunks: tuple[int, 
     path = tmp_path / "a.zarr"
     zarr.create_array(path, shape=(6000, 6000), chunks=chunks, dtype="f8", compressors=None)
     a, b = Operand(open_matrix(path), adjoint), Operand(open_matrix(path))
-    tiling = choose_tiling(a, b, symmetric=False, room_bytes=9 * 10**8)
+    tiling = choose_tiling(a, b, symmetric=False, room_bytes=9 * 10**8, n_threads=2)
     assert tiling is not None
     formula = 8 * 6000**2 * (len(tiling.column_spans) + len(tiling.row_spans))
     assert formula <= tiling.bytes_read(a, b) <= most * formula

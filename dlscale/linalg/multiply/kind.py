@@ -184,7 +184,7 @@ def plan_matmul(inputs: Inputs, options: MatmulOptions, facts: ClusterFacts) -> 
 def _tiling(problem: Problem, options: MatmulOptions, facts: ClusterFacts) -> Tiling:
     a, b, item = problem.a, problem.b, problem.dtype.itemsize
     room = int(facts.work_bytes * _SHARE)
-    found = choose_tiling(a, b, symmetric=problem.symmetric, room_bytes=room, tile=options.tile)
+    found = choose_tiling(a, b, symmetric=problem.symmetric, room_bytes=room, n_threads=facts.threads_per_worker, tile=options.tile)
     if found is None:
         (m, n), side = problem.shape, options.tile or 64
         least = cut((m, n, problem.k), (side, side), (64, 64), itemsize=item, symmetric=problem.symmetric)

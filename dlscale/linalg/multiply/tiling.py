@@ -16,7 +16,7 @@ Kwasniewski et al. (2019), COSMA; Hong and Kung (1981) for the lower bound ``2 m
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,9 +24,12 @@ from dlscale.engine.grids import OUTPUT_BYTES, blocks
 from dlscale.linalg.multiply.operands import Operand, Span
 
 #: Rows, at most, of what one thread multiplies at a time; on the diagonal, where a piece computes half of a square in vain, fewer.
-PIECE_ROWS, DIAGONAL_ROWS = 1024, 512
-#: Columns, and entries in whose favour there may be fewer columns: narrower pieces, and flatter ones, are slower.
-PIECE_COLUMNS, PIECE_ENTRIES = 2560, 1_500_000
+PIECE_ROWS, DIAGONAL_ROWS = 1280, 512
+#: Columns of it, at most. Narrower pieces, and flatter ones, are slower.
+PIECE_COLUMNS = 2560
+#: Entries of it, at most: between these, so many that each thread has a few pieces of a tile.
+PIECE_ENTRIES = (1_500_000, 3_300_000)
+PIECES_A_THREAD = 4
 #: Rows that are written at a time.
 WRITTEN_ROWS = 512
 #: Entries of a tile from which on larger ones hardly cost less time: several tiles are then better, for workers and checkpoints.
@@ -34,6 +37,8 @@ TILE_ENTRIES = 2**24
 MIN_TILES = 16
 #: Widths of a strip that are tried, beside all of the inner dimension: products with narrower ones are slower.
 STRIPS = (1024, 2048, 4096, 8192, 16384)
+#: Up to this one a wider strip is worth its memory.
+LONG_STRIP = 2048
 #: Strips of each that are in memory, one being read while one is multiplied.
 N_SLOTS = 2
 _SMALLEST = 64
@@ -58,6 +63,8 @@ class Tiling:
         Of a chunk of C; divides ``rows`` where there are several tiles below each other.
     symmetric : bool
         Whether C is Hermitian: tiles below the diagonal are then the adjoints of those above.
+    piece_entries : int
+        Of what one thread multiplies at a time, at most.
     """
 
     m: int
@@ -69,6 +76,7 @@ class Tiling:
     strip_b: int
     chunk_rows: int
     symmetric: bool = False
+    piece_entries: int = PIECE_ENTRIES[0]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -126,7 +134,7 @@ class Tiling:
         width = columns[1] - columns[0]
         # What stands left of a piece of a diagonal tile is below the diagonal.
         first = piece[0] if self.is_diagonal(rows, columns) else 0
-        most = min(PIECE_COLUMNS, max(1, PIECE_ENTRIES // (piece[1] - piece[0])))
+        most = min(PIECE_COLUMNS, max(1, self.piece_entries // (piece[1] - piece[0])))
         return blocks(first, width, max(1, -(-(width - first) // -(-(width - first) // most))))
 
     @cached_property
@@ -185,7 +193,9 @@ def cut(
     return Tiling(m, n, k, rows, columns, strip_a, strip_b, chunk_rows, symmetric)
 
 
-def choose_tiling(a: Operand, b: Operand, *, symmetric: bool, room_bytes: int, tile: int | None = None) -> Tiling | None:
+def choose_tiling(
+    a: Operand, b: Operand, *, symmetric: bool, room_bytes: int, n_threads: int, tile: int | None = None
+) -> Tiling | None:
     """The tiling that reads least of those whose work fits in ``room_bytes``; None where none does.
 
     Parameters
@@ -195,6 +205,8 @@ def choose_tiling(a: Operand, b: Operand, *, symmetric: bool, room_bytes: int, t
     symmetric : bool
     room_bytes : int
         For a tile and the strips beside it.
+    n_threads : int
+        That multiply.
     tile : int, optional
         Rows and columns of a tile, to use as they are.
     """
@@ -207,36 +219,41 @@ def choose_tiling(a: Operand, b: Operand, *, symmetric: bool, room_bytes: int, t
             best = found
         if best is None or best.bytes_read(a, b) <= IN_VAIN * best.bytes_needed(a, b):
             break
-    return best
+    if best is None:
+        return None
+    least, most = PIECE_ENTRIES
+    entries = best.rows * best.columns // (PIECES_A_THREAD * n_threads)
+    return replace(best, piece_entries=min(max(least, entries), most))
 
 
 def _least_read(a: Operand, b: Operand, sizes: Iterable[tuple[int, int]], *, symmetric: bool, room_bytes: int) -> Tiling | None:
-    """Of tiles of these sizes, which fall, and strips of all widths, those that fit and read least."""
+    """Of tiles of these sizes, which fall, and strips of all widths, those that fit and read least; of equals the longer strips."""
     (m, k), n, item = a.shape, b.shape[1], a.dtype.itemsize
     widths = _pairs(_widths(a, k, along_columns=True), _widths(b, k, along_columns=False), k, equal=symmetric)
-    best: tuple[int, int, Tiling] | None = None
+    best: tuple[int, int, int, Tiling] | None = None
     left = _SMALLER
     for tile in sizes:
         for strips in widths:
             tiling = cut((m, n, k), tile, strips, itemsize=item, symmetric=symmetric)
             work = sum(tiling.work_entries) * item
             if work <= room_bytes:
-                cost = (tiling.bytes_read(a, b), work, tiling)
-                best = cost if best is None or cost[:2] < best[:2] else best
+                cost = (tiling.bytes_read(a, b), -min(LONG_STRIP, *strips), work, tiling)
+                best = cost if best is None or cost[:3] < best[:3] else best
         left -= best is not None
         if not left:
             break
-    return best[2] if best else None
+    return best[3] if best else None
 
 
 def _widths(operand: Operand, k: int, *, along_columns: bool) -> list[int]:
-    """Widths of strips of an operand, of which each reads less in vain than those before it."""
+    """Widths of strips of an operand, of which each reads less in vain than those before it, or as little up to `LONG_STRIP`."""
     found: dict[int, int] = {}
     for width in sorted({min(k, width) for width in (*STRIPS, k)}):
         strips = list(blocks(0, k, width))
         down, across = operand.entries_read([] if along_columns else strips, strips if along_columns else [])
         n_read = sum(across if along_columns else down)
-        if not found or n_read < min(found.values()):
+        least = min(found.values(), default=n_read + 1)
+        if n_read < least or (n_read == least and width <= LONG_STRIP):
             found[width] = n_read
     return list(found)
 

@@ -150,7 +150,7 @@ def _stages(tall: Matrix, options: PolarOptions, facts: ClusterFacts) -> Stages:
     P = AtRest((n, n), accumulator_dtype(dtype))
     definite = plan_panels(ByPanels("polar", "", cholesky.STEPS, step="definite"), P, FactorOptions(options.panel), facts)
     room = int(facts.work_bytes * _TILE_SHARE)
-    tiling = choose_tiling(*_operands(tall), symmetric=True, room_bytes=room)
+    tiling = choose_tiling(*_operands(tall), symmetric=True, room_bytes=room, n_threads=facts.threads_per_worker)
     if tiling is None:
         raise DoesNotFitError(
             f"One worker has {facts.memory_bytes / 1e9:.2f} GB, which do not hold a tile of {n} columns; raise cluster.memory."

@@ -56,7 +56,9 @@ def cut_division(n: int, dtype: np.dtype[Any], facts: ClusterFacts) -> Cutting:
     """
     A = AtRest((n, n), dtype)
     qr, lu = _panels(A, facts)
-    tiling = choose_tiling(Operand(A), Operand(A), symmetric=False, room_bytes=int(facts.work_bytes * _TILE_SHARE))
+    tiling = choose_tiling(
+        Operand(A), Operand(A), symmetric=False, room_bytes=int(facts.work_bytes * _TILE_SHARE), n_threads=facts.threads_per_worker
+    )
     if tiling is None:
         raise DoesNotFitError(
             f"One worker has {facts.memory_bytes / 1e9:.2f} GB, which do not hold a tile of a product of {n} columns; raise "
