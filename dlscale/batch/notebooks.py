@@ -53,7 +53,7 @@ def report_page(folder: Path) -> ReportPage:
 
 def card(folder: Path) -> Markup:
     """A job in a few lines: state, time, what it found, its checks."""
-    record = read_record(job_in(folder))
+    record = read_record(job_in(folder), drawn=False)
     lines = [("state", f"{record.state} after {words.duration(record.seconds or 0.0)}")]
     lines += [(tile.name, f"{tile.value} {tile.below}".strip()) for tile in key_numbers(Told(record))]
     for check in (record.certificate or {}).get("checks", ()):

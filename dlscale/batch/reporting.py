@@ -68,8 +68,15 @@ def _color(result: str, stored: Mapping[str, Any]) -> RowColor | None:
     return None if found is None else RowColor(*found)
 
 
-def read_record(job: Job) -> JobRecord:
-    """A job as the plain data that a report is drawn from; what is damaged is left out, with a note that says so."""
+def read_record(job: Job, *, drawn: bool = True) -> JobRecord:
+    """A job as the plain data that a report is drawn from; what is damaged is left out, with a note that says so.
+
+    Parameters
+    ----------
+    job : Job
+    drawn : bool
+        Whether there will be figures; else the scores, of which no number is told, are not read.
+    """
     state = job.read_state()
     faults: list[str] = []
     result = state.result or ""
@@ -85,6 +92,8 @@ def read_record(job: Job) -> JobRecord:
     plan = part(job.read_plan, {})
     events = part(job.read_events, [])
     stored: dict[str, Any] = part(lambda: open_arrays(result) if result else {}, {})
+    if not drawn:
+        stored.pop("scores", None)
     arrays: dict[str, Any] = part(lambda: small_arrays(result, stored, max_bytes=_MAX_ARRAY_BYTES), {})
     summary = dict(state.summary)
     machine = dict(summary.get("machine") or {})

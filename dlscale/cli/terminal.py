@@ -236,7 +236,7 @@ def _key_numbers(job: Job) -> list[tuple[str, str]]:
     from dlscale.report.answers import key_numbers
     from dlscale.report.sections import Job as Told
 
-    tiles = key_numbers(Told(read_record(job)))
+    tiles = key_numbers(Told(read_record(job, drawn=False)))
     return [(tile.name[0].lower() + tile.name[1:], tile.value + (f" ({tile.below})" if tile.below else "")) for tile in tiles]
 
 
