@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jsonschema import Draft202012Validator
+from pydantic import ValidationError
 
 from dlscale.batch.kinds import KINDS
 from dlscale.batch.spec import json_schema, load_spec, to_data
 from dlscale.declaration.kind import Kind
 from dlscale.errors import SpecError
 from dlscale.linalg.svd import SVDOptions
+from dlscale.storage.importers.options import ReadOptions
 
 HEAD = "kind: pca\ninput: {matrix: a.zarr}\n"
 
@@ -119,6 +122,19 @@ def test_data_means_the_same_from_any_folder() -> None:
     assert to_data(load_spec(data)) == data
     remote = to_data(load_spec({"kind": "qr", "input": {"matrix": {"import": "s3://bucket/a.npy"}}}))
     assert remote["input"]["matrix"] == {"import": "s3://bucket/a.npy"}
+
+
+def test_schema_and_parser_take_the_same_signs_for_quotation_marks() -> None:
+    """What is a blank is another thing to each that reads a pattern."""
+    takes = Draft202012Validator(ReadOptions.model_json_schema()).is_valid
+    for sign in map(chr, (*range(0x300), 0x180E, *range(0x2000, 0x2070), 0x3000, 0xFEFF)):
+        try:
+            ReadOptions(quote=sign, comment="#" if sign != "#" else "!")
+            taken = True
+        except ValidationError as error:
+            taken = any(fault["type"] == "rule" for fault in error.errors())
+        assert takes({"quote": sign}) == taken, hex(ord(sign))
+        assert not (taken and (sign.isspace() or sign == "\ufeff"))
 
 
 def test_the_schema_tells_kinds_apart() -> None:

@@ -54,7 +54,7 @@ def _quantity(value: object, units: Mapping[str, float]) -> tuple[float, float]:
 
 
 #: For editors: of text, the pattern holds, and of numbers the least one.
-_NUMBER = r"[0-9]{1,40}(\.[0-9]{0,40})?\s*"
+_NUMBER = r"[0-9]{1,40}(\.[0-9]{0,40})?[ \t\n\r\f\v]*"
 _SIZE = {"type": ["string", "integer"], "pattern": rf"^{_NUMBER}([KMGTkmgt]i?)?[Bb]?$", "exclusiveMinimum": 0}
 _DURATION = {"type": ["string", "number"], "pattern": rf"^{_NUMBER}({'|'.join(TIME_UNITS)})$", "minimum": 0}
 

@@ -15,7 +15,8 @@ from pydantic_core import PydanticCustomError
 from dlscale.errors import SpecError
 
 Count = Annotated[int, Field(ge=1)]
-Character = Annotated[str, Field(pattern=r"^[^\sA-Za-z0-9.+\-]$")]
+#: Signs that only some know as blanks are named: what reads the schema means by a blank what it likes.
+Character = Annotated[str, Field(pattern=r"^[^\s\x00-\x1f\x7f-\x9f\u180e\ufeffA-Za-z0-9.+\-]$")]
 Names = Annotated[list[str], Field(min_length=1, strict=False)]
 
 
