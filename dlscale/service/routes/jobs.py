@@ -128,10 +128,10 @@ def list_jobs(
     request: Request,
     filters: Annotated[Filters, Depends(_filters)],
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="How many at most.")] = 50,
-    after: Annotated[str | None, Query(max_length=200, description="The id of the job behind which the list begins.")] = None,
+    after: Annotated[str, Query(max_length=200, description="The id of the job behind which the list begins.")] = "",
 ) -> Response:
     """The jobs, the newest first."""
-    rows, following = desk_of(request).table.page(filters, limit=limit, after=after)
+    rows, following = desk_of(request).table.page(filters, limit=limit, after=after or None)
     return JSONResponse({"jobs": [row.to_dict() for row in rows], "next": following})
 
 
