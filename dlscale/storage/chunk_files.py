@@ -29,9 +29,9 @@ _CRC_BYTES = 4
 #: find where a disk is far away, and 0.1 ms where it is not.
 PIECE_BYTES = 2**18
 #: Shorter pieces from which on what lies between them is not read along with them.
-LONG_BYTES = 2**16
+LONG_BYTES = 2**15
 #: What takes longer to read than another place takes to find.
-GAP_BYTES = 2**18
+GAP_BYTES = 2**17
 #: Of rows that are read whole for some of their columns.
 _BUFFER_BYTES = 2**22
 #: Windows that are read at the same time, where there are many and each is short.

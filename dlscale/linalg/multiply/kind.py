@@ -39,7 +39,7 @@ from dlscale.linalg.multiply.operands import Operand
 from dlscale.linalg.multiply.probing import N_SIGNS, compare, probe, signs
 from dlscale.linalg.multiply.sparse_rows import SparseRowsTimes, lay_out_rows
 from dlscale.linalg.multiply.tiles import Tiles
-from dlscale.linalg.multiply.tiling import Tiling, choose_tiling, cut
+from dlscale.linalg.multiply.tiling import MIN_TILES, MIN_TILES_ALONE, Tiling, choose_tiling, cut
 from dlscale.linalg.scaling import power_words
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrix import Matrix
@@ -183,8 +183,15 @@ def plan_matmul(inputs: Inputs, options: MatmulOptions, facts: ClusterFacts) -> 
 
 def _tiling(problem: Problem, options: MatmulOptions, facts: ClusterFacts) -> Tiling:
     a, b, item = problem.a, problem.b, problem.dtype.itemsize
-    room = int(facts.work_bytes * _SHARE)
-    found = choose_tiling(a, b, symmetric=problem.symmetric, room_bytes=room, n_threads=facts.threads_per_worker, tile=options.tile)
+    found = choose_tiling(
+        a,
+        b,
+        symmetric=problem.symmetric,
+        room_bytes=int(facts.work_bytes * _SHARE),
+        n_threads=facts.threads_per_worker,
+        tile=options.tile,
+        n_tiles=MIN_TILES if facts.n_workers > 1 else MIN_TILES_ALONE,
+    )
     if found is None:
         (m, n), side = problem.shape, options.tile or 64
         least = cut((m, n, problem.k), (side, side), (64, 64), itemsize=item, symmetric=problem.symmetric)

@@ -35,6 +35,8 @@ WRITTEN_ROWS = 512
 #: Entries of a tile from which on larger ones hardly cost less time: several tiles are then better, for workers and checkpoints.
 TILE_ENTRIES = 2**24
 MIN_TILES = 16
+#: The same for one worker, with whom nobody shares them.
+MIN_TILES_ALONE = 8
 #: Widths of a strip that are tried, beside all of the inner dimension: products with narrower ones are slower.
 STRIPS = (1024, 2048, 4096, 8192, 16384)
 #: Up to this one a wider strip is worth its memory.
@@ -194,7 +196,14 @@ def cut(
 
 
 def choose_tiling(
-    a: Operand, b: Operand, *, symmetric: bool, room_bytes: int, n_threads: int, tile: int | None = None
+    a: Operand,
+    b: Operand,
+    *,
+    symmetric: bool,
+    room_bytes: int,
+    n_threads: int,
+    tile: int | None = None,
+    n_tiles: int = MIN_TILES,
 ) -> Tiling | None:
     """The tiling that reads least of those whose work fits in ``room_bytes``; None where none does.
 
@@ -209,11 +218,17 @@ def choose_tiling(
         That multiply.
     tile : int, optional
         Rows and columns of a tile, to use as they are.
+    n_tiles : int
+        At least so many, of large products that are read well in these.
     """
     best: Tiling | None = None
     for larger in (1, 4, 16):
         # Larger than is wanted only where smaller ones read much of the chunks in vain.
-        sizes = [(tile, tile)] if tile else _sizes(a.shape[0], b.shape[1], symmetric=symmetric, larger=larger)
+        sizes = (
+            [(tile, tile)]
+            if tile
+            else _sizes(a.shape[0], b.shape[1], symmetric=symmetric, n_tiles=n_tiles * (2 if symmetric else 1), larger=larger)
+        )
         found = _least_read(a, b, sizes, symmetric=symmetric, room_bytes=room_bytes)
         if found is not None and (best is None or found.bytes_read(a, b) < best.bytes_read(a, b)):
             best = found
@@ -264,13 +279,13 @@ def _pairs(of_a: Sequence[int], of_b: Sequence[int], k: int, *, equal: bool) -> 
     return [pair for pair in pairs if max(pair) == k or max(pair) % min(pair) == 0]
 
 
-def _sizes(m: int, n: int, *, symmetric: bool, larger: int) -> Iterator[tuple[int, int]]:
+def _sizes(m: int, n: int, *, symmetric: bool, n_tiles: int, larger: int) -> Iterator[tuple[int, int]]:
     """Rows and columns of tiles, from the largest that are wanted to the smallest that are worth while, of several shapes."""
-    area = max(TILE_ENTRIES, m * n // (2 * MIN_TILES if symmetric else MIN_TILES)) * larger
+    area = max(TILE_ENTRIES, m * n // n_tiles) * larger
     while True:
         square = max(_SMALLEST, int(area**0.5), area // m)
         for columns in (square,) if symmetric else (square, 2 * square, 4 * square, n):
-            columns = min(n, columns)
+            columns = -(-n // -(-n // min(n, columns)))  # of equal width
             yield min(m, max(_SMALLEST, area // columns)), columns
         if area <= _SMALLEST**2:
             return
