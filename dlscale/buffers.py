@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -13,17 +15,61 @@ PAGE_BYTES = 4096
 #: What opens a file past the page cache; not on every system.
 O_DIRECT: int = getattr(os, "O_DIRECT", 0)
 
-_local = threading.local()
+
+#: So few bytes of workspaces are not worth giving back.
+_FEW_BYTES = 2**25
+
+
+class _Workspaces:
+    """Those of a thread, by name."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, np.ndarray[Any, np.dtype[Any]]] = {}
+        _every.add(self)
+
+
+class _Local(threading.local):
+    def __init__(self) -> None:
+        self.workspaces = _Workspaces()
+
+
+_every: weakref.WeakSet[_Workspaces] = weakref.WeakSet()
+_local = _Local()
 
 
 def workspace(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, np.dtype[Any]]:
     """An uninitialised array of this thread, at the start of a page, kept and reused from call to call under its name."""
     n_bytes = int(np.prod(shape)) * dtype.itemsize
-    store: np.ndarray[Any, np.dtype[Any]] | None = getattr(_local, name, None)
+    arrays = _local.workspaces.arrays
+    store = arrays.get(name)
     if store is None or store.nbytes < n_bytes:
-        store = empty_pages((n_bytes,), np.dtype(np.uint8))
-        setattr(_local, name, store)
+        store = arrays[name] = empty_pages((n_bytes,), np.dtype(np.uint8))
     return store[:n_bytes].view(dtype).reshape(shape)
+
+
+def forget_workspaces() -> None:
+    """Give back the workspaces of all threads, where they are not small, and what the allocator has kept of other arrays.
+
+    For what plans all of a worker's memory anew. Who uses a workspace keeps it.
+    """
+    every = list(_every)
+    if sum(array.nbytes for workspaces in every for array in list(workspaces.arrays.values())) < _FEW_BYTES:
+        return
+    for workspaces in every:
+        workspaces.arrays.clear()
+    if _trim is not None:
+        _trim(0)
+
+
+def _allocator() -> Any:
+    """The function of the C library that gives free memory back, where there is one (glibc)."""
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return None
+
+
+_trim = _allocator()
 
 
 def empty_pages(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, np.dtype[Any]]:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from dlscale.arrays import Array
+from dlscale.buffers import forget_workspaces
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.clusters.watching import Wishes
 from dlscale.engine.events import WorkDone
@@ -253,10 +254,12 @@ def _apply(
 ) -> Any:
     """A task: the results for some slabs, their large arrays in files where there is a place for them."""
     teller = _Teller(token, name)
+    forget_workspaces()
     applied: Applied = opened(what)
     with np.errstate(all="ignore"):
         states = applied.apply(opened(B), opened(slabs), teller)
     teller.send()
+    forget_workspaces()
     return states if place is None else pack(states, place.with_name(f"{place.name}-out"))
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dlscale.arrays import Array
+from dlscale.buffers import forget_workspaces
 from dlscale.engine.grids import blocks
 from dlscale.engine.passes.reading import read_strips
 from dlscale.engine.targets import writable
@@ -32,6 +33,7 @@ class Loaded(NamedTuple):
 def load_panels(work: Work[Factoring[Method]], numbers: Sequence[int]) -> Loaded:
     """Read the columns of some panels, and those between them, strip by strip, and multiply them with the probes."""
     started = time.perf_counter()
+    forget_workspaces()
     A, grid, m, probes = work.A, work.grid, work.grid.shape[0], work.verb.probes
     columns = (grid.columns(numbers[0])[0], grid.columns(numbers[-1])[1])
     tops = [work.verb.method.first_row(grid.columns(k)[0]) for k in numbers]
