@@ -90,9 +90,9 @@ def read_strips(A: Matrix, spans: Sequence[tuple[int, int]], columns: tuple[int,
 
 
 def read_regions(
-    A: Matrix, regions: Sequence[tuple[tuple[int, int], tuple[int, int]]], *, ahead: int = N_STRIPS
+    A: Matrix, regions: Sequence[tuple[tuple[int, int], tuple[int, int]]], *, ahead: int = N_STRIPS, held: int = 0
 ) -> Generator[Array]:
-    """Rectangles (rows, columns), in order, the next few being read while the caller works on one.
+    """Rectangles (rows, columns), in order, the next few being read while the caller works on one, and on so many before it.
 
     Yields
     ------
@@ -105,7 +105,7 @@ def read_regions(
         return
     reader, waiting = _reader("strips", N_STRIPS), deque[Future[Array]]()
     most = max(((r1 - r0) * (c1 - c0) for (r0, r1), (c0, c1) in regions), default=0)
-    buffers = itertools.cycle([workspace(f"strip-{i}", (most,), A.dtype) for i in range(ahead + 1)])
+    buffers = itertools.cycle([workspace(f"strip-{i}", (most,), A.dtype) for i in range(ahead + 1 + held)])
     try:
         for rows, columns in regions:
             shape = (rows[1] - rows[0], columns[1] - columns[0])

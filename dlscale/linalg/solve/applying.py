@@ -22,6 +22,7 @@ from dlscale.linalg.panels.plan import CHUNK_BYTES
 from dlscale.linalg.solve.condition import N_COLUMNS, N_PRODUCTS, longest_image
 from dlscale.linalg.solve.factoring import After
 from dlscale.linalg.solve.factors import Factorization
+from dlscale.linalg.solve.triangular import N_HELD
 from dlscale.storage.matrix import Matrix
 
 #: Slabs of columns meet strips of factors at about this part of a product's rate.
@@ -169,7 +170,7 @@ def plan_residual(name: str, A: Matrix, k: int) -> Planned:
 
 def after(*planned: Planned) -> After:
     """What comes after a factorization, one thing after the other."""
-    pieces = Need("pieces of factors that are read", (N_STRIPS + 1) * CHUNK_BYTES)
+    pieces = Need("pieces of factors that are read", (N_STRIPS + 1 + N_HELD) * CHUNK_BYTES)
     return After([each.step for each in planned], (max((each.need for each in planned), key=attrgetter("n_bytes")), pieces))
 
 

@@ -112,14 +112,17 @@ class LUFactors:
     def computing_in(self, dtype: np.dtype[Any]) -> LUFactors:
         return replace(self, precision=dtype)
 
-    def solve(self, B: Array, *, adjoint: bool = False, width: int = SLAB_COLUMNS, tell: Tell = untold) -> Array:
-        """Two triangular solves and a permutation."""
+    def solve(
+        self, B: Array, *, adjoint: bool = False, width: int = SLAB_COLUMNS, tell: Tell = untold, overwrite: bool = False
+    ) -> Array:
+        """Two triangular solves and a permutation; B may become the adjoint solution on request."""
         targets, sources = interchanges(self.pivots)
         dtype = with_imaginary(self.dtype, B)
         solve = partial(solve_triangular, self.lu, how=How(dtype, self.n_threads, width, tell))
         if adjoint:
-            X = solve(solve(B, lower=False, op="C"), lower=True, op="C", unit=True, overwrite=True)
-            X[sources] = X[targets]
+            X = solve(solve(B, lower=False, op="C", overwrite=overwrite), lower=True, op="C", unit=True, overwrite=True)
+            for start, stop in blocks(0, X.shape[1], width):
+                X[sources, start:stop] = X[targets, start:stop]
             return X
         X = np.array(B, dtype)
         X[targets] = X[sources]
@@ -246,7 +249,17 @@ class QRFactors:
         # Complex right-hand sides of a real matrix go as their real and imaginary parts.
         parts = [B.real, B.imag] if B.dtype.kind == "c" and self.dtype.kind != "c" else [B]
         slabs = [[np.array(part[:, a:b], self.dtype, order="C") for a, b in blocks(0, B.shape[1], width)] for part in parts]
-        factored, k = self.factored, B.shape[1] * len(parts)
+        self._reflect([C for part in slabs for C in part], steps, op, tell)
+        whole = [np.hstack(part) if len(part) > 1 else part[0] for part in slabs]
+        return whole[0] if len(whole) == 1 else whole[0] + 1j * whole[1]
+
+    def rotate(self, slabs: Sequence[Array], *, adjoint: bool, tell: Tell = untold) -> None:
+        """``C <- Q^H C``, or ``Q C``, for slabs C (m, k) of the dtype of Q whose rows are contiguous."""
+        steps = range(self.factored.grid.n_steps)
+        self._reflect(slabs, steps if adjoint else steps[::-1], "C" if adjoint else "N", tell)
+
+    def _reflect(self, slabs: Sequence[Array], steps: Sequence[int], op: Op, tell: Tell) -> None:
+        factored, k = self.factored, sum(C.shape[1] for C in slabs)
         stored, (m, _) = factored.matrix, self.shape
         tops = [factored.grid.columns(j)[0] for j in steps]
         # Whole chunks.
@@ -256,11 +269,9 @@ class QRFactors:
             for j, top, first in zip(steps, tops, firsts, strict=True):
                 block = next(read)
                 transform = Transform(j, top, block[top - first :], factored.facts[j])
-                share([partial(reflect, transform, C[top:], op=op) for part in slabs for C in part])
+                share([partial(reflect, transform, C[top:], op=op) for C in slabs])
                 rows, b = transform.panel.shape
                 tell(float((4 * rows * b + b * b) * k), 0 if stored.in_memory else block.nbytes)
-        whole = [np.hstack(part) if len(part) > 1 else part[0] for part in slabs]
-        return whole[0] if len(whole) == 1 else whole[0] + 1j * whole[1]
 
 
 def rotation(grid: PanelGrid, row_unit: int, itemsize: int) -> Cost:

@@ -203,10 +203,17 @@ def cost_of_rows(of_column: Callable[[int], Cost], slabs: Sequence[Span], *, row
 
 def adjoint_rows(factors: Factorization, slabs: Sequence[Span], dtype: np.dtype[Any], *, tell: Tell = untold) -> Array:
     """Blocks of rows of the inverse, as columns of its adjoint side by side."""
-    rows = np.concatenate([np.arange(start, stop) for start, stop in slabs])
-    E = np.zeros((factors.shape[0], len(rows)), dtype)
-    E[rows, np.arange(len(rows))] = 1
+    E = identity_columns(factors.shape[0], slabs, dtype)
     return factors.solve(E, adjoint=True, width=slabs[0][1] - slabs[0][0], tell=tell)
+
+
+def identity_columns(n: int, slabs: Sequence[Span], dtype: np.dtype[Any]) -> Array:
+    """Columns of the identity (n, n), its rows not a power of two apart, which would make the caches thrash."""
+    columns = np.concatenate([np.arange(start, stop) for start, stop in slabs])
+    pad = 8 if len(columns) * dtype.itemsize % 4096 == 0 else 0
+    E = np.zeros((n, len(columns) + pad), dtype)[:, : len(columns)]
+    E[columns, np.arange(len(columns))] = 1
+    return E
 
 
 KIND = Kind(

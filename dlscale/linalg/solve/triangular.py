@@ -6,8 +6,10 @@ Neither the order of the sums (`dlscale.linalg.solve.substitution`) nor the cuts
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,7 +20,7 @@ from dlscale.arrays import Array
 from dlscale.engine.columns import SLAB_COLUMNS, Tell, untold
 from dlscale.engine.grids import blocks
 from dlscale.engine.passes.reading import read_regions
-from dlscale.kernels import Share, one_blas_thread, sharing
+from dlscale.kernels import one_blas_thread, sharing
 from dlscale.lapack import Op, multiply_add, solve_lower, solve_upper
 from dlscale.linalg.solve.substitution import PANEL, Piece, Span, Substitution
 from dlscale.storage.matrix import Matrix
@@ -29,8 +31,14 @@ SHARED_ROWS = 512
 FEW_COLUMNS, N_AT_ONCE = 16, 2
 #: So few columns are multiplied with an adjoint as rows.
 N_SKINNY = 4
+#: Pieces before the one that is read last that a thread may still work on.
+N_HELD = 1
 #: Unknowns of a triangle that is solved as it is; of larger ones most of the work is products, which are faster.
 TRIANGLE = 128
+
+
+#: What is done to each slab, in order.
+_Work = list[list[Callable[[], object]]]
 
 
 class _Slab(NamedTuple):
@@ -113,41 +121,111 @@ def solve_triangular(
     slabs = [_Slab(X[:, a:b], _first_row(X[:, a:b]) if forward else 0) for a, b in blocks(0, B.shape[1], how.width)]
     steps = list(way.steps(lower=lower, op=op, first=min((slab.first for slab in slabs), default=0)))
     regions = [way.rectangle(span, piece) for span, pieces in steps for piece in pieces]
-    solving = _Solving(way, slabs, lower, op, unit)
-    with np.errstate(all="ignore"), one_blas_thread(), closing(read_regions(T, regions)) as read, sharing(how.n_threads) as share:
+    solving = _Solving(way, slabs, lower, op, unit, how.n_threads)
+    with (
+        np.errstate(all="ignore"),
+        one_blas_thread(),
+        closing(read_regions(T, regions, held=N_HELD)) as read,
+        closing(solving.threads),
+    ):
         for span, pieces in steps:
             solving.begin(span, X.dtype)
             for piece in pieces:
                 block = next(read)
                 n_bytes = block.shape[0] * block.shape[1] * T.dtype.itemsize
-                how.tell(solving.use(piece, block, share), 0 if T.in_memory else n_bytes)
+                how.tell(solving.use(piece, block), 0 if T.in_memory else n_bytes)
+        solving.threads.end()
     return X
+
+
+class _Together:
+    """Threads that share the work on one piece, and wait for each other after it."""
+
+    def __init__(self, n_threads: int) -> None:
+        self._stack = ExitStack()
+        self._share = self._stack.enter_context(sharing(n_threads))
+
+    def do(self, work: _Work) -> None:
+        self._share([part for parts in work for part in parts])
+
+    def end_of_piece(self) -> None: ...
+
+    def end(self) -> None: ...
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+class _Apart:
+    """Threads that work on slabs of their own, and wait for each other when one is `N_HELD` pieces behind."""
+
+    def __init__(self, n_threads: int, n_slabs: int) -> None:
+        self._pool = ThreadPoolExecutor(n_threads)
+        self._last: list[Future[None] | None] = [None] * n_slabs
+        self._pieces: deque[list[Future[None] | None]] = deque()
+
+    def do(self, work: _Work) -> None:
+        for i, parts in enumerate(work):
+            if parts:
+                self._last[i] = self._pool.submit(_after, self._last[i], parts)
+
+    def end_of_piece(self) -> None:
+        self._pieces.append(list(self._last))
+        if len(self._pieces) > N_HELD:
+            _wait(self._pieces.popleft())
+
+    def end(self) -> None:
+        _wait(self._last)
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _after(before: Future[None] | None, parts: Sequence[Callable[[], object]]) -> None:
+    """Do what comes after something that was begun earlier."""
+    _wait([before])
+    for part in parts:
+        part()
+
+
+def _wait(jobs: Iterable[Future[None] | None]) -> None:
+    for job in jobs:
+        if job is not None:
+            job.result()
 
 
 class _Solving:
     """The unknowns, and the panel that is solved for."""
 
-    def __init__(self, way: Substitution, slabs: Sequence[_Slab], lower: bool, op: Op, unit: bool) -> None:
+    def __init__(self, way: Substitution, slabs: Sequence[_Slab], lower: bool, op: Op, unit: bool, n_threads: int) -> None:
         self.way, self.slabs, self.lower, self.op, self.unit = way, slabs, lower, op, unit
         self.scatters = way.scatters(op)
+        n_slabs = len(slabs)
+        self.threads = _Apart(n_threads, n_slabs) if n_slabs >= n_threads > 1 else _Together(n_threads)
 
     def begin(self, panel: Span, dtype: np.dtype[Any]) -> None:
         self.panel, self._found, self._dtype = panel, 0, dtype
         self._triangle: Array | None = None
 
-    def use(self, piece: Piece, block: Array, share: Share) -> float:
-        """Use a piece; the flops that took."""
+    def use(self, piece: Piece, block: Array) -> float:
+        """Begin to use a piece, of which what was read may be overwritten `N_HELD` pieces later; the flops that takes."""
         if block.dtype != self._dtype or block.strides[1] != block.itemsize:
             block = np.ascontiguousarray(block, self._dtype)
         # What a panel collects comes before its own unknowns, what it carries after them.
         steps = (self._solve, self._couple) if self.scatters else (self._couple, self._solve)
-        return sum(step(piece, block, share) for step in steps)
+        flops = 0.0
+        for step in steps:
+            work, taken = step(piece, block)
+            self.threads.do(work)
+            flops += taken
+        self.threads.end_of_piece()
+        return flops
 
-    def _solve(self, piece: Piece, block: Array, share: Share) -> float:
+    def _solve(self, piece: Piece, block: Array) -> tuple[_Work, float]:
         """Solve for the panel as soon as all of its triangle is there."""
         size, (start, stop) = self.panel[1] - self.panel[0], piece.own
         if start == stop:
-            return 0.0
+            return [], 0.0
         part = self._cut(block, piece, piece.own)
         if stop - start == size:
             triangle = part
@@ -158,29 +236,24 @@ class _Solving:
             triangle[(slice(None), at) if self.way.by_rows else at] = part
         self._found += stop - start
         if self._found < size:
-            return 0.0
-        slabs = [slab for slab in self.slabs if slab.first < self.panel[1]]
+            return [], 0.0
+        solve = partial(solve_block, triangle, lower=self.lower, op=self.op, unit=self.unit)
+        work: _Work = [[partial(solve, slab.X[slice(*self.panel)])] if slab.first < self.panel[1] else [] for slab in self.slabs]
+        return work, sum(float(size * size * slab.X.shape[1]) for slab, parts in zip(self.slabs, work, strict=True) if parts)
 
-        def solving(mine: Array) -> Callable[[], object]:
-            return lambda: solve_block(triangle, mine, lower=self.lower, op=self.op, unit=self.unit)
-
-        share([solving(slab.X[slice(*self.panel)]) for slab in slabs])
-        return sum(float(size * size * slab.X.shape[1]) for slab in slabs)
-
-    def _couple(self, piece: Piece, block: Array, share: Share) -> float:
+    def _couple(self, piece: Piece, block: Array) -> tuple[_Work, float]:
         """Subtract what the panel contributes to the unknowns of a piece, or these to the panel."""
-        work: list[Callable[[], object]] = []
+        work: _Work = [[] for _ in self.slabs]
         flops = 0.0
-        for slab in self.slabs:
+        for slab, parts in zip(self.slabs, work, strict=True):
             # What is zero contributes nothing.
             start, stop = piece.others if self.scatters else (max(piece.others[0], slab.first), piece.others[1])
             if start < stop and slab.first < (self.panel[1] if self.scatters else stop):
                 part = self._cut(block, piece, (start, stop))
                 products = list(self._products(part, slab.X[slice(*self.panel)], slab.X[start:stop]))
-                work += _in_a_row(products, N_AT_ONCE) if slab.X.shape[1] < FEW_COLUMNS else products
+                parts += _in_a_row(products, N_AT_ONCE) if slab.X.shape[1] < FEW_COLUMNS else products
                 flops += 2.0 * part.size * slab.X.shape[1]
-        share(work)
-        return flops
+        return work, flops
 
     def _products(self, part: Array, mine: Array, other: Array) -> Iterator[Callable[[], object]]:
         source, target = (mine, other) if self.scatters else (other, mine)
