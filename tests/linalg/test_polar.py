@@ -182,6 +182,8 @@ def test_a_triangle_that_no_worker_holds_and_a_job_that_is_stopped(tmp_path: Pat
     monkeypatch.setattr(plans, "STRIP_BYTES", 2**20)
     monkeypatch.setattr(newton, "PIECES_BYTES", 2**19)
     monkeypatch.setattr(by_panels, "PIECES_BYTES", 2**19)
+    for module in (newton, by_panels):
+        monkeypatch.setattr(module, "COPIES", 8)  # a few slabs a step
     A = gaussian(400, 400) + 30 * np.eye(400)
     job = job_of(tmp_path, A, cluster={"type": "threads", "threads": 2, "memory": "11.4MB"}, params={"panel": 100})
     with pytest.raises(DlscaleError, match="One worker needs"):

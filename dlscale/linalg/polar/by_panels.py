@@ -178,7 +178,7 @@ def iteration_columns(n: int, item: int, grid: PanelGrid, facts: ClusterFacts) -
     way = Substitution.of_chunks(n, factor_chunks((n, n), item, grid), item)
     facts = beside(facts, PIECES_BYTES)
     cost, width = step_cost(partial(inverse_by_lu, way), n, item), slab_width(n, grid.panel, item, facts)
-    step, need = planned("newton", cost, n, facts, width=width, column_bytes=COPIES * n * item)
+    step, need = planned("newton", cost, n, facts, width=width, column_bytes=int(COPIES * n * item))
     return step, (need, Need("pieces of factors that are read", PIECES_BYTES))
 
 
@@ -193,7 +193,7 @@ def rotation_columns(shape: tuple[int, int], item: int, grid: PanelGrid, facts: 
 
     facts = beside_panels(shape, grid.panel, item, facts)
     width = slab_width(m, grid.panel, item, facts)
-    step, need = planned("u", cost, n, facts, width=width, column_bytes=COPIES * m * item)
+    step, need = planned("u", cost, n, facts, width=width, column_bytes=int(COPIES * m * item))
     return step, (need, Need("panels that are read", 2 * m * grid.panel * item))
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from dlscale.arrays import Array
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.columns import SLAB_COLUMNS, SLAB_SHARE, Applied, Columns, Span, Tell
+from dlscale.engine.grids import blocks
 from dlscale.engine.passes import Passes
 from dlscale.engine.passes.reading import N_STRIPS
 from dlscale.engine.run import Cost, Run, State
@@ -33,14 +34,18 @@ from dlscale.kernels import one_blas_thread
 from dlscale.linalg.lu import kind as lu
 from dlscale.linalg.panels.plan import CHUNK_BYTES, factor_target
 from dlscale.linalg.polar.start import Start
-from dlscale.linalg.solve.factors import Factorization, LUFactors, QRFactors
-from dlscale.linalg.solve.inverse import adjoint_rows
+from dlscale.linalg.solve.factors import LUFactors, QRFactors
+from dlscale.linalg.solve.inverse import identity_columns
+from dlscale.linalg.solve.triangular import N_HELD
 from dlscale.storage.matrix import Matrix
 
-#: Slabs of the same size that a task holds for each: columns of the identity, of the inverse and of the iterate, and between.
-COPIES = 8
+#: Slabs of the same size that a task holds for each, where it has a few: columns that become those of the inverse, or of a product,
+#: and one more that is read or written.
+COPIES = 1.75
+#: Bytes of the columns of an iterate that are made at a time.
+_TILE_BYTES = CHUNK_BYTES
 #: Pieces of factors that are read by a substitution.
-PIECES_BYTES = (N_STRIPS + 1) * CHUNK_BYTES
+PIECES_BYTES = (N_STRIPS + 1 + N_HELD) * CHUNK_BYTES
 #: With the bound of Byers and Xu the eleventh iteration is at 1, from any condition that double precision knows.
 MOST = 12
 
@@ -68,14 +73,14 @@ class NewtonStep(Applied):
 
     Parameters
     ----------
-    factors : Factorization
+    factors : LUFactors
         Of X.
     X : Matrix (n, n)
     z : float
     output : Target (n, n), optional
     """
 
-    factors: Factorization
+    factors: LUFactors
     X: Matrix
     z: float = 1.0
     output: Target | None = None
@@ -86,26 +91,48 @@ class NewtonStep(Applied):
     def apply(self, B: Array | None, slabs: Sequence[Span], tell: Tell) -> list[State]:
         # BLAS sums squares, too.
         with one_blas_thread():
-            inverse = adjoint_rows(self.factors, slabs, self.X.dtype, tell=tell)
-            ends = np.cumsum([stop - start for start, stop in slabs])
+            inverse = self.factors.solve(
+                identity_columns(self.X.shape[0], slabs, self.X.dtype),
+                adjoint=True,
+                width=width_of(slabs[0]),
+                tell=tell,
+                overwrite=True,
+            )
+            ends = np.cumsum([width_of(slab) for slab in slabs])
             return [self._finish(slab, part) for slab, part in zip(slabs, np.split(inverse, ends[:-1], axis=1), strict=True)]
 
     def _finish(self, slab: Span, inverse: Array) -> State:
         """The squares of X and its inverse; with a place to write to, of what is between ``z X`` and ``X^-H / z``."""
-        X = self.X.region((0, self.X.shape[0]), slab)
-        if self.output is None:
-            return {"squares": _squares(X), "inverse": _squares(inverse)}
-        real = X.real.dtype.type
-        X, inverse = X * real(self.z), inverse / real(self.z)
-        between = _squares(X - inverse)
-        X += inverse
-        X *= real(0.5)
-        self.output.write(0, np.ascontiguousarray(X), slab[0])
-        return {"between": between}
+        n = self.X.shape[0]
+        names = ("squares", "inverse") if self.output is None else ("between",)
+        state: State = {name: np.zeros(1) for name in names}
+        for rows in blocks(0, n, tile_rows(self.output, n, width_of(slab) * self.X.dtype.itemsize)):
+            X, part = self.X.region(rows, slab), inverse[slice(*rows)]
+            if self.output is None:
+                state["squares"] += _squares(X)
+                state["inverse"] += _squares(part)
+                continue
+            real = X.real.dtype.type
+            X, part = X * real(self.z), part / real(self.z)
+            state["between"] += _squares(X - part)
+            X += part
+            X *= real(0.5)
+            self.output.write(rows[0], X, slab[0])
+        return state
 
 
-def _squares(A: Array) -> Array:
-    return np.array([np.linalg.norm(A.astype(np.result_type(A.dtype, float), copy=False)) ** 2])
+def width_of(slab: Span) -> int:
+    return slab[1] - slab[0]
+
+
+def tile_rows(output: Target | None, n: int, row_bytes: int) -> int:
+    """Rows that are made at a time: whole chunks where they are written."""
+    chunks = getattr(output, "chunks", None)
+    return int(chunks[0]) if chunks else max(1, min(n, _TILE_BYTES // row_bytes))
+
+
+def _squares(A: Array) -> float:
+    return float(np.linalg.norm(A.astype(np.result_type(A.dtype, float), copy=False)) ** 2)
 
 
 def step_cost(of_column: Callable[[int], Cost], n: int, itemsize: int, *, written: bool = True) -> Callable[[Sequence[Span]], Cost]:
@@ -121,7 +148,7 @@ def step_cost(of_column: Callable[[int], Cost], n: int, itemsize: int, *, writte
 
 def slab_width(rows: int, panel: int, itemsize: int, facts: ClusterFacts) -> int:
     """Columns of a slab of an iterate: whole panels, as many as memory and speed ask for."""
-    room = int(facts.work_bytes * SLAB_SHARE) // (COPIES * rows * itemsize)
+    room = int(facts.work_bytes * SLAB_SHARE / (COPIES * rows * itemsize))
     return panel * max(1, min(SLAB_COLUMNS, room) // panel)
 
 
@@ -255,7 +282,7 @@ class _Iteration:
 
     def _apply(self, step: str, what: NewtonStep) -> list[State]:
         writers = what.output.writers if what.output else ()
-        held = COPIES * self.n * self.dtype.itemsize
+        held = int(COPIES * self.n * self.dtype.itemsize)
         return Columns(self.run, self.facts).apply(
             step, what, n_columns=self.n, width=self.width, column_bytes=held, writers=writers
         )
@@ -276,7 +303,7 @@ def rotated(run: Run, factors: QRFactors, X: Matrix, output: Target, *, adjoint:
     facts = beside_panels((m, n), panel, item, facts)
     what = Rotation(factors, X, output, adjoint)
     Columns(run, facts).apply(
-        "u", what, n_columns=n, width=slab_width(m, panel, item, facts), column_bytes=COPIES * m * item, writers=output.writers
+        "u", what, n_columns=n, width=slab_width(m, panel, item, facts), column_bytes=int(COPIES * m * item), writers=output.writers
     )
 
 
@@ -305,16 +332,13 @@ class Rotation(Applied):
 
     def apply(self, B: Array | None, slabs: Sequence[Span], tell: Tell) -> list[State]:
         m, n = self.factors.shape
-        width = slabs[0][1] - slabs[0][0]
-        C = np.zeros((m, sum(stop - start for start, stop in slabs)), self.X.dtype)
-        ends = np.cumsum([0, *(stop - start for start, stop in slabs)])
-        for at, slab in zip(ends, slabs, strict=False):
-            C[:n, at : at + slab[1] - slab[0]] = self.X.region((0, n), slab)
-        U = self.factors.unrotated(C, width=width, tell=tell)
-        for at, (start, stop) in zip(ends, slabs, strict=False):
-            block: Array = U[:, at : at + stop - start]
+        columns = [np.zeros((m, width_of(slab)), self.X.dtype) for slab in slabs]
+        for slab, C in zip(slabs, columns, strict=True):
+            C[:n] = self.X.region((0, n), slab)
+        self.factors.rotate(columns, adjoint=False, tell=tell)
+        for (start, _), C in zip(slabs, columns, strict=True):
             if self.adjoint:
-                self.output.write(start, np.ascontiguousarray(block.conj().T))
+                self.output.write(start, np.ascontiguousarray(C.conj().T))
             else:
-                self.output.write(0, np.ascontiguousarray(block), start)
+                self.output.write(0, C, start)
         return [{} for _ in slabs]

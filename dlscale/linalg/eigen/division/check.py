@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -16,42 +15,7 @@ from dlscale.linalg.eigen import direct
 from dlscale.linalg.eigen.pairs import Pairs
 from dlscale.linalg.folds.operators import Product
 from dlscale.linalg.svd.subspace import gaussian
-from dlscale.linalg.symmetry import limit, refuse
 from dlscale.storage.matrix import Matrix
-from dlscale.storage.scaled import conjugated
-
-
-@dataclass(frozen=True)
-class Skew(Fold):
-    """The squares of ``A - A^H`` and of A, from the rows of both."""
-
-    n: int
-
-    @property
-    def flops_per_row(self) -> float:
-        return 4.0 * self.n
-
-    def start(self) -> State:
-        return {"skew": np.zeros(1), "squares": np.zeros(1)}
-
-    def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
-        rows, adjoint = (block.astype(np.result_type(block, float)) for block in A)
-        state["skew"] += np.linalg.norm(rows - adjoint) ** 2
-        state["squares"] += np.linalg.norm(rows) ** 2
-        return ()
-
-
-def require_symmetric(passes: Passes, A: Matrix, grid: RowGrid) -> None:
-    """Require that a matrix near 1 in size is Hermitian up to rounding; two reads of it.
-
-    Raises
-    ------
-    InputError
-    """
-    found = passes.sweep("symmetry", [A, conjugated(A.T)], Skew(A.shape[0]), grid)
-    skew, size = (float(found[name][0]) ** 0.5 for name in ("skew", "squares"))
-    if not skew <= limit(A.dtype) * size:
-        raise refuse(skew / size, A.dtype)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dlscale.kernels import accumulator_dtype
 from dlscale.linalg.eigen import direct
 from dlscale.linalg.multiply.operands import Operand
 from dlscale.linalg.multiply.tiling import Tiling, choose_tiling
-from dlscale.linalg.panels.plan import FactorOptions, plan_panels
+from dlscale.linalg.panels.plan import FactorOptions, factor_chunks, plan_panels
 from dlscale.linalg.polar.start import AtRest
 from dlscale.linalg.solve.factoring import assuming, orthogonally
 
@@ -38,7 +38,7 @@ class Cutting:
     tiling : Tiling
         Of the product of U with random vectors.
     rows : Layout
-        Of passes with a few vectors.
+        Of passes with a few vectors over a matrix that is stored by panels, whose columns are read.
     """
 
     qr: Plan
@@ -64,7 +64,8 @@ def cut_division(n: int, dtype: np.dtype[Any], facts: ClusterFacts) -> Cutting:
             f"One worker has {facts.memory_bytes / 1e9:.2f} GB, which do not hold a tile of a product of {n} columns; raise "
             "cluster.memory."
         )
-    return Cutting(qr, lu, tiling, lay_out_rows(A, facts))
+    chunks = factor_chunks((n, n), dtype.itemsize, qr.panels)
+    return Cutting(qr, lu, tiling, lay_out_rows(AtRest((n, n), dtype, chunks[::-1]), facts))
 
 
 def _panels(A: AtRest, facts: ClusterFacts) -> tuple[Plan, Plan]:
@@ -84,8 +85,8 @@ def _panels(A: AtRest, facts: ClusterFacts) -> tuple[Plan, Plan]:
 def lay_out_rows(A: AtRest, facts: ClusterFacts) -> Layout:
     """Of the passes over the rows of the matrix and of its eigenvectors."""
     state = bytes_of(3 * A.shape[0], N_PROBES, dtype=accumulator_dtype(A.dtype))
-    # A block of a Hermitian part is made of two.
-    return lay_out(A, facts, state_bytes=state, operand_bytes=state, block_factor=6.0)
+    # A fold takes a multiple of the identity from a copy of a block.
+    return lay_out(A, facts, state_bytes=state, operand_bytes=state, block_factor=4.0)
 
 
 def largest_at_once(n: int, dtype: np.dtype[Any], facts: ClusterFacts) -> int:

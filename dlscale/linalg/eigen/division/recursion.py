@@ -17,13 +17,14 @@ from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.run import Cost, Run
 from dlscale.engine.targets import Target
 from dlscale.linalg.eigen import direct
-from dlscale.linalg.eigen.division.matrices import Identity
+from dlscale.linalg.eigen.division.matrices import Hermitian, Identity
 from dlscale.linalg.eigen.division.splitting import Splitter, apply_columnwise, forget_basis
 from dlscale.linalg.eigen.division.tasks import Copied, Joined
 from dlscale.linalg.panels.plan import factor_target
 from dlscale.linalg.polar.newton import slab_width
 from dlscale.linalg.solve.factors import QRFactors
 from dlscale.storage.matrix import Matrix
+from dlscale.storage.scaled import conjugated
 
 #: A matrix is a multiple of the identity where what is beside that is so many ``n eps ||A||``.
 _OF_IDENTITY = 10.0
@@ -94,7 +95,7 @@ class Recursion:
         run : Run
             With names of its own.
         A : callable
-            The matrix, where it is still needed.
+            The matrix, Hermitian up to rounding, where it is still needed.
         n : int
         norm : float, optional
             Of the matrix of which this is a part; absent for the whole.
@@ -106,7 +107,7 @@ class Recursion:
             return self._known(run, kept[1], n, output)
         order: Array = np.arange(n)
         if n <= self.largest:
-            way, found = "at once", self._at_once(run, A(), n)
+            way, found = "at once", self._at_once(run, Hermitian(A()), n)
         else:
             splitter = Splitter(run, A, n, self.dtype, self.facts)
             diagonal = self._multiple(run, A, splitter, norm)
@@ -161,7 +162,7 @@ class Recursion:
         """The diagonal of a matrix that is a multiple of the identity up to rounding."""
         n = splitter.n
         c = float(A().region((0, 1), (0, 1))[0, 0].real)
-        found = Passes(run).sweep("identity", A(), Beside(c, n), splitter.cutting.rows.grid)
+        found = Passes(run).sweep("identity", conjugated(A().T), Beside(c, n), splitter.cutting.rows.grid)
         beside = float(found["squares"][0]) ** 0.5
         return found["diagonal"] if beside <= _OF_IDENTITY * n * float(np.finfo(self.dtype).eps) * (norm or abs(c)) else None
 

@@ -39,6 +39,7 @@ from dlscale.linalg.polar.start import Gaussian
 from dlscale.linalg.solve.factoring import HOUSEHOLDER
 from dlscale.linalg.solve.factors import QRFactors
 from dlscale.storage.matrix import Matrix
+from dlscale.storage.scaled import conjugated
 
 #: Places where a division is tried.
 N_CUTS = 4
@@ -103,7 +104,7 @@ class Splitter:
     run : Run
         With names of its own.
     A : callable
-        The matrix, where it is still needed.
+        The matrix, Hermitian up to rounding, where it is still needed.
     n : int
     dtype : numpy.dtype
     facts : ClusterFacts
@@ -120,7 +121,7 @@ class Splitter:
         if kept is not None:
             state = kept[1]
         else:
-            found: Density = density(Passes(self.run), "density", self.A(), self.cutting.rows.grid, seed=seed)
+            found: Density = density(Passes(self.run), "density", conjugated(self.A().T), self.cutting.rows.grid, seed=seed)
             state = {"cuts": found.cuts(N_CUTS, float(np.finfo(self.dtype).eps)), "norm": np.array([found.norm])}
             self.run.step("cuts-1", Cost(), lambda name: state)
         return Spectrum(state["cuts"], norm or float(state["norm"][0]))
@@ -158,7 +159,7 @@ class Splitter:
         return Split(self._basis(run, Removed((self.n, self.n), self.dtype)), low, high, sizes, float(state["beside"][0]), run)
 
     def _stored(self, run: Run, name: str, size: int) -> Matrix:
-        return Hermitian(self._target(run, name, size).matrix())
+        return self._target(run, name, size).matrix()
 
     def _divided(self, run: Run, sigma: float, norm: float) -> Split | None:
         """Divide at a place; None where it did not end well."""
@@ -166,7 +167,7 @@ class Splitter:
         A, grid = self.A(), cut.qr.panels
         target = factor_target(run, "qr", (n, n), self.dtype, grid, scratch=True)
         zeros = np.zeros((n, 1), self.dtype)
-        factored, _ = Factorizer(run).factor("qr", Shifted(A, sigma), HOUSEHOLDER, grid, target, probes=zeros)
+        factored, _ = Factorizer(run).factor("qr", Shifted(Hermitian(A), sigma), HOUSEHOLDER, grid, target, probes=zeros)
         factors = QRFactors(factored, self.facts.threads_per_worker)
         found = iterate(passes, factors, cut.lu.panels, self.facts)
         output = self._target(run, "u", n)
@@ -206,7 +207,7 @@ class Splitter:
             block = self._target(run, name, size)
             states = self._apply(run, name, Block(factors, block, AQ.matrix(), first), size)
             squares += sum(float(state["beside"][0]) for state in states)
-            blocks.append(Hermitian(block.matrix()))
+            blocks.append(block.matrix())
         low, high = (partial(_itself, block) for block in blocks)
         return Split(basis, low, high, (n_low, n - n_low), (squares / 2) ** 0.5, run)
 
@@ -274,7 +275,9 @@ def apply_columnwise(run: Run, step: str, what: Columnwise, n_columns: int, cutt
     n, panel, item = what.factors.shape[0], cutting.qr.panels.panel, what.factors.dtype.itemsize
     facts = beside_panels((n, n), panel, item, facts)
     width, writers = slab_width(n, panel, item, facts), what.output.writers
-    return Columns(run, facts).apply(step, what, n_columns=n_columns, width=width, column_bytes=COPIES * n * item, writers=writers)
+    return Columns(run, facts).apply(
+        step, what, n_columns=n_columns, width=width, column_bytes=int(COPIES * n * item), writers=writers
+    )
 
 
 def _trace(U: Matrix) -> float:

@@ -9,16 +9,21 @@ import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.engine.columns import Applied, Span, Tell
+from dlscale.engine.grids import blocks
 from dlscale.engine.run import Cost, State
 from dlscale.engine.targets import Target
 from dlscale.kernels import one_blas_thread
+from dlscale.linalg.multiply.operands import Operand
 from dlscale.linalg.solve.factors import QRFactors
 from dlscale.storage.matrix import Matrix
+
+#: Rows of which what is between is made at a time.
+_TILE_ROWS = 512
 
 
 @dataclass(frozen=True)
 class Columnwise(Applied):
-    """Columns, each slab of them made, multiplied with Q or its adjoint, and written.
+    """Columns, each slab of them made, multiplied with the adjoint of Q or with Q, and written.
 
     Parameters
     ----------
@@ -29,25 +34,23 @@ class Columnwise(Applied):
     factors: QRFactors
     output: Target
 
+    adjoint = True
+
     def cost(self, slabs: Sequence[Span]) -> Cost:
         n, k = self.factors.shape[0], sum(stop - start for start, stop in slabs)
         one, item = self.factors.rotation_cost, self.factors.dtype.itemsize
         return Cost(one.flops * k, one.bytes_read + n * k * item, n * k * item)
 
     def apply(self, B: Array | None, slabs: Sequence[Span], tell: Tell) -> list[State]:
-        ends = np.cumsum([stop - start for start, stop in slabs])
         # BLAS sums squares, too.
         with one_blas_thread():
-            C = np.hstack([self.read(slab) for slab in slabs])
-            done = self.multiply(C, width=slabs[0][1] - slabs[0][0], tell=tell)
-            return [self.finish(slab, part) for slab, part in zip(slabs, np.split(done, ends[:-1], axis=1), strict=True)]
+            columns = [np.array(self.read(slab), order="C") for slab in slabs]
+            self.factors.rotate(columns, adjoint=self.adjoint, tell=tell)
+            return [self.finish(slab, part) for slab, part in zip(slabs, columns, strict=True)]
 
     def read(self, slab: Span) -> Array:
         """Columns (n, width)."""
         raise NotImplementedError
-
-    def multiply(self, C: Array, *, width: int, tell: Tell) -> Array:
-        return self.factors.rotated(C, width=width, tell=tell)
 
     def finish(self, slab: Span, columns: Array) -> State:
         raise NotImplementedError
@@ -92,7 +95,10 @@ class Block(Columnwise):
     def finish(self, slab: Span, columns: Array) -> State:
         stop = self.first + self.output.shape[0]
         self.output.write(0, np.ascontiguousarray(columns[self.first : stop]), slab[0])
-        beside = [np.linalg.norm(part.astype(np.result_type(part, float))) ** 2 for part in (columns[: self.first], columns[stop:])]
+        beside = [
+            np.linalg.norm(part.astype(np.result_type(part, float), copy=False)) ** 2
+            for part in (columns[: self.first], columns[stop:])
+        ]
         return {"beside": np.array([sum(beside)])}
 
 
@@ -110,19 +116,19 @@ class Sharpened(Columnwise):
     UQ: Matrix
     n_below: int
 
+    adjoint = False
+
     def read(self, slab: Span) -> Array:
         n = self.factors.shape[0]
         C = np.zeros((n, slab[1] - slab[0]), self.factors.dtype)
         C[np.arange(*slab), np.arange(slab[1] - slab[0])] = 1
         return C
 
-    def multiply(self, C: Array, *, width: int, tell: Tell) -> Array:
-        return self.factors.unrotated(C, width=width, tell=tell)
-
     def finish(self, slab: Span, columns: Array) -> State:
         signs = np.where(np.arange(*slab) < self.n_below, -1, 1).astype(columns.dtype)
-        projected = (columns + signs * self.UQ.region((0, len(columns)), slab)) * columns.real.dtype.type(0.5)
-        self.output.write(0, np.ascontiguousarray(projected), slab[0])
+        columns += signs * self.UQ.region((0, len(columns)), slab)
+        columns *= columns.real.dtype.type(0.5)
+        self.output.write(0, columns, slab[0])
         return {}
 
 
@@ -140,6 +146,8 @@ class Joined(Columnwise):
     parts: tuple[Matrix, Matrix]
     order: Array
 
+    adjoint = False
+
     def read(self, slab: Span) -> Array:
         n, k = len(self.order), self.parts[0].shape[0]
         C = np.zeros((n, slab[1] - slab[0]), self.factors.dtype)
@@ -152,12 +160,49 @@ class Joined(Columnwise):
                 C[first : first + V.shape[0], mine] = V.region((0, V.shape[0]), (low, high))[:, columns - low]
         return C
 
-    def multiply(self, C: Array, *, width: int, tell: Tell) -> Array:
-        return self.factors.unrotated(C, width=width, tell=tell)
-
     def finish(self, slab: Span, columns: Array) -> State:
-        self.output.write(0, np.ascontiguousarray(columns), slab[0])
+        self.output.write(0, columns, slab[0])
         return {}
+
+
+@dataclass(frozen=True)
+class Symmetrized(Applied):
+    """``(A + A^H) / 2``, and the squares of ``A - A^H`` and of A, for an A near 1 in size.
+
+    Parameters
+    ----------
+    A : Matrix (n, n)
+    output : Target
+    """
+
+    A: Matrix
+    output: Target
+
+    def cost(self, slabs: Sequence[Span]) -> Cost:
+        return symmetrized_cost(self.A, slabs)
+
+    def apply(self, B: Array | None, slabs: Sequence[Span], tell: Tell) -> list[State]:
+        with one_blas_thread():
+            return [self._symmetrized(slab) for slab in slabs]
+
+    def _symmetrized(self, slab: Span) -> State:
+        n = self.A.shape[0]
+        columns, rows = self.A.region((0, n), slab), self.A.region(slab, (0, n))
+        found, squares = np.empty(columns.shape, columns.dtype), np.zeros(2)
+        for start, stop in blocks(0, n, _TILE_ROWS):
+            tile, mirrored = columns[start:stop], rows[:, start:stop].conj().T
+            wide = np.result_type(tile, float)
+            squares += [np.linalg.norm(part.astype(wide)) ** 2 for part in (np.subtract(tile, mirrored, dtype=wide), tile)]
+            np.multiply(tile + mirrored, tile.real.dtype.type(0.5), out=found[start:stop])
+        self.output.write(0, found, slab[0])
+        return {"skew": squares[:1], "squares": squares[1:]}
+
+
+def symmetrized_cost(A: Matrix, slabs: Sequence[Span]) -> Cost:
+    """Of `Symmetrized`."""
+    n, k = A.shape[0], sum(stop - start for start, stop in slabs)
+    n_read = Operand(A).bytes_read([(0, n)], slabs) + Operand(A).bytes_read(slabs, [(0, n)])
+    return Cost(4.0 * n * k, n_read, n * k * A.dtype.itemsize)
 
 
 @dataclass(frozen=True)
