@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import psutil
+import pytest
 
+from dlscale import buffers
 from dlscale.buffers import forget_workspaces, workspace
 
 BYTES = np.dtype(np.uint8)
@@ -16,7 +19,10 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def test_those_of_all_threads_are_given_back_where_they_are_not_small() -> None:
+def test_those_of_all_threads_are_given_back_where_they_are_not_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Without those of other tests.
+    monkeypatch.setattr(buffers, "_every", weakref.WeakSet())
+    monkeypatch.setattr(buffers, "_local", buffers._Local())
     small = workspace("small", (10,), BYTES)
     forget_workspaces()
     assert np.shares_memory(small, workspace("small", (10,), BYTES))
