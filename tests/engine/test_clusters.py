@@ -220,6 +220,10 @@ exec {os.fsdecode(python)} "$@"
         spawn.set_executable(python)
 
 
+def memory_settings() -> list[Any]:
+    return [dask.config.get(f"distributed.worker.memory.{what}") for what in ("target", "spill", "pause", "terminate")]
+
+
 def test_a_worker_killed_while_it_starts_is_started_again(tmp_path: Path) -> None:
     """With the cluster, and in the place of another that was killed, however long it stays away."""
     cluster: Any = open_cluster({"type": "local", "workers": 1, "threads": 1, "memory": "1GB"})
@@ -227,6 +231,8 @@ def test_a_worker_killed_while_it_starts_is_started_again(tmp_path: Path) -> Non
         with no_first_workers(tmp_path / "first", 2) as n_starts:
             first = cluster.workers()
         assert (len(first), n_starts(), len(cluster.losses)) == (1, 3, 2)
+        (settings,) = cluster.client.run(memory_settings).values()
+        assert settings == [False] * 4
         with (
             no_first_workers(tmp_path / "again", 1) as n_starts,
             dask.config.set({"distributed.deploy.lost-worker-timeout": "10ms"}),
@@ -236,6 +242,8 @@ def test_a_worker_killed_while_it_starts_is_started_again(tmp_path: Path) -> Non
             wait_for(lambda: cluster.workers() - first)
         assert (n_starts(), len(cluster.losses)) == (2, 4)
         assert {said[:35] for said in cluster.losses} == {"Worker 0 was killed by SIGKILL. It "}
+        # With Dask's own settings it would pause near its limit, and a job on it wait for ever.
+        assert list(cluster.client.run(memory_settings).values()) == [settings]
 
 
 def test_workers_that_never_come_up_are_given_up(tmp_path: Path) -> None:

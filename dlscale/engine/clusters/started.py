@@ -120,6 +120,8 @@ def _start_processes(facts: ClusterFacts, tell: Callable[[str], None]) -> Any:
             dashboard_address="127.0.0.1:0" if has_pages else None,
             security=make_security(),
             silence_logs=logging.CRITICAL,
+            # Also of workers that are started again, when this context is over.
+            config={**SETTINGS, **settings},
         )
     assert cluster.scheduler is not None
     cluster.scheduler.add_plugin(Elsewhere())
