@@ -51,7 +51,7 @@ _BESIDE = 10.0
 _SHARP = 4.0
 AGAIN = "again-"
 #: Scratch arrays that are read no more once a matrix is divided.
-_USED = ("qr", "u", "z", "aq", f"{AGAIN}uq", f"{AGAIN}y", f"{AGAIN}aq")
+_USED = ("qr", "u", "polar", "z", "aq", f"{AGAIN}uq", f"{AGAIN}y", f"{AGAIN}aq")
 
 
 @dataclass(frozen=True)
@@ -169,14 +169,18 @@ class Splitter:
         zeros = np.zeros((n, 1), self.dtype)
         factored, _ = Factorizer(run).factor("qr", Shifted(Hermitian(A), sigma), HOUSEHOLDER, grid, target, probes=zeros)
         factors = QRFactors(factored, self.facts.threads_per_worker)
-        found = iterate(passes, factors, cut.lu.panels, self.facts)
         output = self._target(run, "u", n)
-        rotated(run, factors, found.X, output, adjoint=False, facts=self.facts)
-        run.forget(f"iterate-{found.n_iterations}")
-        U = output.matrix()
+        kept = run.newest("polar")
+        if kept is None:
+            found = iterate(passes, factors, cut.lu.panels, self.facts)
+            rotated(run, factors, found.X, output, adjoint=False, facts=self.facts)
+            # Without it a stop from here on would repeat the iteration, whose iterates are removed.
+            kept = 1, run.step("polar-1", Cost(), lambda name: {"singular": np.array(found.singular)})
+            run.forget(f"iterate-{found.n_iterations}")
+        U, singular = output.matrix(), bool(kept[1]["singular"])
         above = (n + _trace(U)) / 2
         n_low = n - round(above)
-        if found.singular or abs(above - round(above)) > _NEAR or not 0 < n_low < n:
+        if singular or abs(above - round(above)) > _NEAR or not 0 < n_low < n:
             return None
         basis = self._basis(run, Projected(self._product(run, U), n_low))
         split = self._blocks(run, basis, A, n_low)
