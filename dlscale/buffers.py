@@ -14,8 +14,6 @@ import numpy as np
 PAGE_BYTES = 4096
 #: What opens a file past the page cache; not on every system.
 O_DIRECT: int = getattr(os, "O_DIRECT", 0)
-
-
 #: So few bytes of workspaces are not worth giving back.
 _FEW_BYTES = 2**25
 

@@ -23,8 +23,8 @@ from dlscale.linalg.panels.plan import factor_chunks
 from dlscale.linalg.solve.applying import Planned, apply, fits, plan_columns
 from dlscale.linalg.solve.condition import N_COLUMNS, N_PRODUCTS, condition
 from dlscale.linalg.solve.factoring import FACTORS, factor_orthogonally
-from dlscale.linalg.solve.factors import loaded, rotation
-from dlscale.linalg.solve.substitution import Substitution
+from dlscale.linalg.solve.factors import rotation
+from dlscale.linalg.solve.substitution import Substitution, loaded
 from dlscale.linalg.solve.triangular import How, solve_triangular
 from dlscale.storage.matrix import Matrix, RowRange
 

@@ -224,11 +224,8 @@ def choose_tiling(
     best: Tiling | None = None
     for larger in (1, 4, 16):
         # Larger than is wanted only where smaller ones read much of the chunks in vain.
-        sizes = (
-            [(tile, tile)]
-            if tile
-            else _sizes(a.shape[0], b.shape[1], symmetric=symmetric, n_tiles=n_tiles * (2 if symmetric else 1), larger=larger)
-        )
+        wanted = _sizes(a.shape[0], b.shape[1], symmetric=symmetric, n_tiles=n_tiles, larger=larger)
+        sizes = [(tile, tile)] if tile else wanted
         found = _least_read(a, b, sizes, symmetric=symmetric, room_bytes=room_bytes)
         if found is not None and (best is None or found.bytes_read(a, b) < best.bytes_read(a, b)):
             best = found
@@ -281,7 +278,7 @@ def _pairs(of_a: Sequence[int], of_b: Sequence[int], k: int, *, equal: bool) -> 
 
 def _sizes(m: int, n: int, *, symmetric: bool, n_tiles: int, larger: int) -> Iterator[tuple[int, int]]:
     """Rows and columns of tiles, from the largest that are wanted to the smallest that are worth while, of several shapes."""
-    area = max(TILE_ENTRIES, m * n // n_tiles) * larger
+    area = max(TILE_ENTRIES, m * n // (2 * n_tiles if symmetric else n_tiles)) * larger
     while True:
         square = max(_SMALLEST, int(area**0.5), area // m)
         for columns in (square,) if symmetric else (square, 2 * square, 4 * square, n):

@@ -25,7 +25,6 @@ from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.columns import SLAB_COLUMNS, SLAB_SHARE, Applied, Columns, Span, Tell
 from dlscale.engine.grids import blocks
 from dlscale.engine.passes import Passes
-from dlscale.engine.passes.reading import N_STRIPS
 from dlscale.engine.run import Cost, Run, State
 from dlscale.engine.targets import Target
 from dlscale.engine.tiles.grid import PanelGrid
@@ -36,16 +35,14 @@ from dlscale.linalg.panels.plan import CHUNK_BYTES, factor_target
 from dlscale.linalg.polar.start import Start
 from dlscale.linalg.solve.factors import LUFactors, QRFactors
 from dlscale.linalg.solve.inverse import identity_columns
-from dlscale.linalg.solve.triangular import N_HELD
+from dlscale.linalg.solve.triangular import N_PIECES
 from dlscale.storage.matrix import Matrix
 
 #: Slabs of the same size that a task holds for each, where it has a few: columns that become those of the inverse, or of a product,
 #: and one more that is read or written.
 COPIES = 1.75
-#: Bytes of the columns of an iterate that are made at a time.
-_TILE_BYTES = CHUNK_BYTES
 #: Pieces of factors that are read by a substitution.
-PIECES_BYTES = (N_STRIPS + 1 + N_HELD) * CHUNK_BYTES
+PIECES_BYTES = N_PIECES * CHUNK_BYTES
 #: With the bound of Byers and Xu the eleventh iteration is at 1, from any condition that double precision knows.
 MOST = 12
 
@@ -94,11 +91,11 @@ class NewtonStep(Applied):
             inverse = self.factors.solve(
                 identity_columns(self.X.shape[0], slabs, self.X.dtype),
                 adjoint=True,
-                width=width_of(slabs[0]),
+                width=_width_of(slabs[0]),
                 tell=tell,
                 overwrite=True,
             )
-            ends = np.cumsum([width_of(slab) for slab in slabs])
+            ends = np.cumsum([_width_of(slab) for slab in slabs])
             return [self._finish(slab, part) for slab, part in zip(slabs, np.split(inverse, ends[:-1], axis=1), strict=True)]
 
     def _finish(self, slab: Span, inverse: Array) -> State:
@@ -106,7 +103,7 @@ class NewtonStep(Applied):
         n = self.X.shape[0]
         names = ("squares", "inverse") if self.output is None else ("between",)
         state: State = {name: np.zeros(1) for name in names}
-        for rows in blocks(0, n, tile_rows(self.output, n, width_of(slab) * self.X.dtype.itemsize)):
+        for rows in blocks(0, n, _rows_at_a_time(self.output, n, _width_of(slab) * self.X.dtype.itemsize)):
             X, part = self.X.region(rows, slab), inverse[slice(*rows)]
             if self.output is None:
                 state["squares"] += _squares(X)
@@ -121,14 +118,14 @@ class NewtonStep(Applied):
         return state
 
 
-def width_of(slab: Span) -> int:
+def _width_of(slab: Span) -> int:
     return slab[1] - slab[0]
 
 
-def tile_rows(output: Target | None, n: int, row_bytes: int) -> int:
-    """Rows that are made at a time: whole chunks where they are written."""
+def _rows_at_a_time(output: Target | None, n: int, row_bytes: int) -> int:
+    """Rows of a slab that are made at a time: whole chunks where they are written."""
     chunks = getattr(output, "chunks", None)
-    return int(chunks[0]) if chunks else max(1, min(n, _TILE_BYTES // row_bytes))
+    return int(chunks[0]) if chunks else max(1, min(n, CHUNK_BYTES // row_bytes))
 
 
 def _squares(A: Array) -> float:
@@ -332,7 +329,7 @@ class Rotation(Applied):
 
     def apply(self, B: Array | None, slabs: Sequence[Span], tell: Tell) -> list[State]:
         m, n = self.factors.shape
-        columns = [np.zeros((m, width_of(slab)), self.X.dtype) for slab in slabs]
+        columns = [np.zeros((m, _width_of(slab)), self.X.dtype) for slab in slabs]
         for slab, C in zip(slabs, columns, strict=True):
             C[:n] = self.X.region((0, n), slab)
         self.factors.rotate(columns, adjoint=False, tell=tell)

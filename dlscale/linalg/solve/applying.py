@@ -14,7 +14,6 @@ from dlscale.arrays import Array
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.columns import KEPT_FLOPS, SLAB_COPIES, Applied, Columns, Span, Tell, share_out, slab_columns
 from dlscale.engine.grids import blocks
-from dlscale.engine.passes.reading import N_STRIPS
 from dlscale.engine.plan import Need, Step
 from dlscale.engine.run import Cost, Run, State
 from dlscale.kernels import accumulator_dtype
@@ -22,7 +21,7 @@ from dlscale.linalg.panels.plan import CHUNK_BYTES
 from dlscale.linalg.solve.condition import N_COLUMNS, N_PRODUCTS, longest_image
 from dlscale.linalg.solve.factoring import After
 from dlscale.linalg.solve.factors import Factorization
-from dlscale.linalg.solve.triangular import N_HELD
+from dlscale.linalg.solve.triangular import N_PIECES
 from dlscale.storage.matrix import Matrix
 
 #: Slabs of columns meet strips of factors at about this part of a product's rate.
@@ -170,7 +169,7 @@ def plan_residual(name: str, A: Matrix, k: int) -> Planned:
 
 def after(*planned: Planned) -> After:
     """What comes after a factorization, one thing after the other."""
-    pieces = Need("pieces of factors that are read", (N_STRIPS + 1 + N_HELD) * CHUNK_BYTES)
+    pieces = Need("pieces of factors that are read", N_PIECES * CHUNK_BYTES)
     return After([each.step for each in planned], (max((each.need for each in planned), key=attrgetter("n_bytes")), pieces))
 
 

@@ -20,12 +20,9 @@ from dlscale.engine.tiles.methods import Factored, Transform
 from dlscale.kernels import one_blas_thread, sharing, times_power_of_two
 from dlscale.lapack import Op, interchanges
 from dlscale.linalg.panels.reflectors import reflect
-from dlscale.linalg.solve.substitution import Substitution
+from dlscale.linalg.solve.substitution import Substitution, loaded
 from dlscale.linalg.solve.triangular import How, solve_triangular
-from dlscale.storage.matrix import ArrayMatrix, Matrix, RowRange
-
-#: Columns that are read at once where all of a matrix is.
-LOADED_COLUMNS = 256
+from dlscale.storage.matrix import Matrix, RowRange
 
 
 class Factorization(Protocol):
@@ -239,28 +236,26 @@ class QRFactors:
 
     def rotated(self, B: Array, *, width: int = SLAB_COLUMNS, tell: Tell = untold) -> Array:
         """``Q^H B``, all m rows."""
-        return self._reflected(B, range(self.factored.grid.n_steps), "C", width, tell)
+        return self._product(B, width, tell, adjoint=True)
 
     def unrotated(self, B: Array, *, width: int = SLAB_COLUMNS, tell: Tell = untold) -> Array:
         """``Q B``."""
-        return self._reflected(B, range(self.factored.grid.n_steps)[::-1], "N", width, tell)
+        return self._product(B, width, tell, adjoint=False)
 
-    def _reflected(self, B: Array, steps: Sequence[int], op: Op, width: int, tell: Tell) -> Array:
+    def _product(self, B: Array, width: int, tell: Tell, *, adjoint: bool) -> Array:
         # Complex right-hand sides of a real matrix go as their real and imaginary parts.
         parts = [B.real, B.imag] if B.dtype.kind == "c" and self.dtype.kind != "c" else [B]
         slabs = [[np.array(part[:, a:b], self.dtype, order="C") for a, b in blocks(0, B.shape[1], width)] for part in parts]
-        self._reflect([C for part in slabs for C in part], steps, op, tell)
+        self.rotate([C for part in slabs for C in part], adjoint=adjoint, tell=tell)
         whole = [np.hstack(part) if len(part) > 1 else part[0] for part in slabs]
         return whole[0] if len(whole) == 1 else whole[0] + 1j * whole[1]
 
     def rotate(self, slabs: Sequence[Array], *, adjoint: bool, tell: Tell = untold) -> None:
         """``C <- Q^H C``, or ``Q C``, for slabs C (m, k) of the dtype of Q whose rows are contiguous."""
-        steps = range(self.factored.grid.n_steps)
-        self._reflect(slabs, steps if adjoint else steps[::-1], "C" if adjoint else "N", tell)
-
-    def _reflect(self, slabs: Sequence[Array], steps: Sequence[int], op: Op, tell: Tell) -> None:
         factored, k = self.factored, sum(C.shape[1] for C in slabs)
+        op: Op = "C" if adjoint else "N"
         stored, (m, _) = factored.matrix, self.shape
+        steps = range(factored.grid.n_steps)[:: 1 if adjoint else -1]
         tops = [factored.grid.columns(j)[0] for j in steps]
         # Whole chunks.
         firsts = [top if stored.any_range else top // stored.row_unit * stored.row_unit for top in tops]
@@ -377,26 +372,6 @@ def inverse_by_lu(way: Substitution, column: int) -> Cost:
 def inverse_by_cholesky(way: Substitution, column: int) -> Cost:
     """See `Factorization.inverse_cost`."""
     return way.cost(lower=True, first=column) + way.cost(lower=True, op="C")
-
-
-def loaded(T: Matrix, tell: Tell = untold) -> Matrix:
-    """A matrix in memory that is cut as where it is stored, so that what is done with it has the same bits."""
-    if T.in_memory:
-        return T
-    array = np.empty(T.shape, T.dtype)
-    panels = [((0, T.shape[0]), span) for span in blocks(0, T.shape[1], max(T.column_unit, LOADED_COLUMNS))]
-    for (_, (start, stop)), panel in zip(panels, read_regions(T, panels, ahead=1), strict=True):
-        array[:, start:stop] = panel
-        tell(0.0, panel.nbytes)
-    return Loaded(array, T)
-
-
-class Loaded(ArrayMatrix):
-    """A matrix in memory that says of itself what another one does."""
-
-    def __init__(self, array: Array, stored: Matrix) -> None:
-        super().__init__(array)
-        self.row_unit, self.column_unit, self.any_range = stored.row_unit, stored.column_unit, stored.any_range
 
 
 def with_imaginary(dtype: np.dtype[Any], B: Array) -> np.dtype[Any]:

@@ -33,6 +33,7 @@ from dlscale.linalg.solve.factors import Factorization, inverse_by_cholesky, inv
 from dlscale.linalg.solve.options import SolveOptions
 from dlscale.linalg.solve.substitution import Substitution
 from dlscale.linalg.solve.system import System
+from dlscale.linalg.solve.triangular import padding
 from dlscale.storage.matrix import ArrayMatrix, Matrix
 
 #: Rows of the inverse that are solved for together: enough for products to run at their rate.
@@ -210,8 +211,7 @@ def adjoint_rows(factors: Factorization, slabs: Sequence[Span], dtype: np.dtype[
 def identity_columns(n: int, slabs: Sequence[Span], dtype: np.dtype[Any]) -> Array:
     """Columns of the identity (n, n), its rows not a power of two apart, which would make the caches thrash."""
     columns = np.concatenate([np.arange(start, stop) for start, stop in slabs])
-    pad = 8 if len(columns) * dtype.itemsize % 4096 == 0 else 0
-    E = np.zeros((n, len(columns) + pad), dtype)[:, : len(columns)]
+    E = np.zeros((n, len(columns) + padding(len(columns), dtype.itemsize)), dtype)[:, : len(columns)]
     E[columns, np.arange(len(columns))] = 1
     return E
 

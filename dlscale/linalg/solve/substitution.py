@@ -13,15 +13,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
+from dlscale.arrays import Array
+from dlscale.engine.columns import Tell, untold
 from dlscale.engine.grids import blocks
+from dlscale.engine.passes.reading import read_regions
 from dlscale.engine.run import Cost
 from dlscale.lapack import Op
-from dlscale.storage.matrix import Matrix
+from dlscale.storage.matrix import ArrayMatrix, Matrix
 
 #: Unknowns of a panel where T is in memory, or its chunks are narrower.
 PANEL = 512
 #: Bytes of a piece of a panel: one long read.
 PIECE_BYTES = 8 * 2**20
+#: Columns that are read at once where all of a matrix is.
+LOADED_COLUMNS = 256
 
 Span = tuple[int, int]
 
@@ -146,3 +153,23 @@ def _both(a: Span, b: Span) -> Span:
 
 def _size(span: Span) -> int:
     return span[1] - span[0]
+
+
+def loaded(T: Matrix, tell: Tell = untold) -> Matrix:
+    """A matrix in memory that is cut as where it is stored, so that what is done with it has the same bits."""
+    if T.in_memory:
+        return T
+    array = np.empty(T.shape, T.dtype)
+    panels = [((0, T.shape[0]), span) for span in blocks(0, T.shape[1], max(T.column_unit, LOADED_COLUMNS))]
+    for (_, (start, stop)), panel in zip(panels, read_regions(T, panels, ahead=1), strict=True):
+        array[:, start:stop] = panel
+        tell(0.0, panel.nbytes)
+    return Loaded(array, T)
+
+
+class Loaded(ArrayMatrix):
+    """A matrix in memory that says of itself what another one does."""
+
+    def __init__(self, array: Array, stored: Matrix) -> None:
+        super().__init__(array)
+        self.row_unit, self.column_unit, self.any_range = stored.row_unit, stored.column_unit, stored.any_range

@@ -32,8 +32,8 @@ from dlscale.linalg.in_memory import n_blas_threads, patiently, read_all
 from dlscale.linalg.panels.plan import factor_target
 from dlscale.linalg.panels.scaling import require_safe
 from dlscale.linalg.solve.block_diagonal import Blocks, Inertia, inertia_of
-from dlscale.linalg.solve.factors import loaded, triangles_of_symmetric, with_imaginary
-from dlscale.linalg.solve.substitution import Substitution
+from dlscale.linalg.solve.factors import triangles_of_symmetric, with_imaginary
+from dlscale.linalg.solve.substitution import Substitution, loaded
 from dlscale.linalg.solve.triangular import How, solve_triangular
 from dlscale.linalg.symmetry import require_symmetric
 from dlscale.storage.matrix import Matrix

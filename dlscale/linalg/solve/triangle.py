@@ -14,9 +14,9 @@ from dlscale.engine.costs import lay_out, measured_rates
 from dlscale.engine.plan import Grids, Need, Plan, Step
 from dlscale.engine.run import Cost
 from dlscale.errors import InputError, NumericalError
-from dlscale.linalg.solve.factors import loaded, with_imaginary
+from dlscale.linalg.solve.factors import with_imaginary
 from dlscale.linalg.solve.planning import Solving
-from dlscale.linalg.solve.substitution import Substitution
+from dlscale.linalg.solve.substitution import Substitution, loaded
 from dlscale.linalg.solve.triangular import How, solve_triangular
 from dlscale.storage.matrix import Matrix, View
 

@@ -1,6 +1,7 @@
 """Triangular systems op(T) X = B with T on disk or in memory, read once, panel by panel, ahead of what is computed.
 
-The columns of B are cut in slabs, and what a piece of a panel does to other unknowns in blocks of these: threads share them.
+The columns of B are cut in slabs, and what a piece of a panel does to other unknowns in blocks of these. Threads take slabs of
+their own where there are enough, and share the blocks where there are not.
 Neither the order of the sums (`dlscale.linalg.solve.substitution`) nor the cuts depend on the threads, so that no bit does.
 """
 
@@ -19,7 +20,7 @@ import numpy as np
 from dlscale.arrays import Array
 from dlscale.engine.columns import SLAB_COLUMNS, Tell, untold
 from dlscale.engine.grids import blocks
-from dlscale.engine.passes.reading import read_regions
+from dlscale.engine.passes.reading import N_STRIPS, read_regions
 from dlscale.kernels import one_blas_thread, sharing
 from dlscale.lapack import Op, multiply_add, solve_lower, solve_upper
 from dlscale.linalg.solve.substitution import PANEL, Piece, Span, Substitution
@@ -33,9 +34,10 @@ FEW_COLUMNS, N_AT_ONCE = 16, 2
 N_SKINNY = 4
 #: Pieces before the one that is read last that a thread may still work on.
 N_HELD = 1
+#: Pieces that are in memory: that is used, those that are still used, and those that are read ahead.
+N_PIECES = 1 + N_HELD + N_STRIPS
 #: Unknowns of a triangle that is solved as it is; of larger ones most of the work is products, which are faster.
 TRIANGLE = 128
-
 
 #: What is done to each slab, in order.
 _Work = list[list[Callable[[], object]]]
@@ -302,10 +304,14 @@ def solve_block(T: Array, B: Array, *, lower: bool, op: Op, unit: bool) -> None:
 def _copy(B: Array, dtype: np.dtype[Any]) -> Array:
     """A copy whose rows are not a power of two apart, which would make the caches thrash."""
     n, k = B.shape
-    pad = 8 if k * dtype.itemsize % 4096 == 0 else 0
-    X = np.empty((n, k + pad), dtype)[:, :k]
+    X = np.empty((n, k + padding(k, dtype.itemsize)), dtype)[:, :k]
     X[...] = B
     return X
+
+
+def padding(k: int, itemsize: int) -> int:
+    """Entries behind each row of k, so that rows are not a power of two apart."""
+    return 8 if k * itemsize % 4096 == 0 else 0
 
 
 def _first_row(B: Array) -> int:
