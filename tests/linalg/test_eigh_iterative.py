@@ -177,6 +177,28 @@ def test_the_way_is_chosen_by_counted_cost(n: int, k: int, memory: float, method
     assert plan.peak_bytes_per_worker <= memory
 
 
+@pytest.mark.parametrize(("memory", "width"), [(40e9, 72), (4e9, 152), (1.2e9, 72)])
+def test_a_matrix_that_is_read_each_time_is_multiplied_by_more_columns(memory: float, width: int) -> None:
+    """Where there is room for them; one that workers hold is multiplied by no more than it takes."""
+    options = EighOptions(n_components=50, method="iterative", completeness="random")
+    plan = plan_eigh(assumed(50_000, stored=True), options, ClusterFacts("local", 1, 2, int(memory)))
+    assert plan.choices == {"resident": memory == 40e9, "width": width}
+    assert plan.peak_bytes_per_worker <= memory
+
+
+def test_more_columns_save_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    A = hard("semicircle", N)
+    path = store(tmp_path / "a.zarr", A, chunks=(50, N))
+    monkeypatch.setattr(iterative, "resident_bytes", lambda *_: 10**15)
+    reads = []
+    for rows_beside in (iterative.ROWS_BESIDE, 2):
+        monkeypatch.setattr(iterative, "ROWS_BESIDE", rows_beside)
+        found = computed(str(path), completeness="random")
+        check(A, found, "largest")
+        reads.append(found.outcome.estimates["reads"])
+    assert reads[1] < 0.8 * reads[0]
+
+
 def resumed_or_whole(path: Path, folder: Path | None, stop_at: str | None = None) -> tuple[bytes, list[str]]:
     """The answer's bits and the steps that were computed; of a run that fails when a step has ended, none."""
     told: list[str] = []
@@ -235,7 +257,7 @@ def test_a_pair_that_is_left_out_is_found_again_or_fails_the_proof() -> None:
         aim = Aim(K, "largest", N * eps(A))
         it = Iterate(A[:, :0], A[:, :0], V[:, left], w[left], np.zeros(0), low=0.0, norm=1.0, cycle=9, finished=1)
         with planned_here(KIND, inputs, EighOptions(n_components=K, method="iterative", completeness="random")) as (run, plan):
-            search = iterative.Search(aim, start, 200, sampled=True)
+            search = iterative.Search(aim, start, 200, 32, sampled=True)
             with iterative.Reader(Passes(run), inputs["matrix"], plan.rows, resident=False) as reader:
                 found, again = iterative._sampled(Passes(run), reader, it, search)
         assert found is None

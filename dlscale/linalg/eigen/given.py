@@ -13,7 +13,7 @@ from dlscale.engine.passes import Passes
 from dlscale.engine.run import Keep, Run
 from dlscale.errors import InputError, SpecError
 from dlscale.linalg.eigen.filtered import Aim
-from dlscale.linalg.eigen.iterative import First, Search, find
+from dlscale.linalg.eigen.iterative import First, Search, find, width_of
 from dlscale.linalg.eigen.pairs import Which
 from dlscale.linalg.given_operators import Operator, measure
 from dlscale.linalg.scaling import scaled_back
@@ -68,7 +68,7 @@ def pairs_of_operator(
     aim = Aim(k, which, tolerance or n * float(np.finfo(A.dtype).eps))
     reader = Products(A)
     with open_cluster(describe_cluster("threads")) as cluster:
-        found = find(Passes(Run(cluster)), reader, Search(aim, seed, max_reads, sampled=True))
+        found = find(Passes(Run(cluster)), reader, Search(aim, seed, max_reads, width_of(n, k), sampled=True))
     pairs = replace(found.pairs, exponent=reader.exponent)
     certificate = Certificate(pairs.checks(n, A.dtype, tolerance))
     (certificate if found.check is None else certificate.also(found.check)).require()

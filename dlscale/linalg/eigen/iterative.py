@@ -17,7 +17,7 @@ from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.plan import Need
 from dlscale.engine.resident import Resident, resident_bytes, resident_grid
 from dlscale.engine.run import Cost, Keep
-from dlscale.errors import NumericalError
+from dlscale.errors import DoesNotFitError, NumericalError
 from dlscale.kernels import accumulator_dtype, one_blas_thread
 from dlscale.linalg.eigen.filtered import (
     FAR_COLUMNS,
@@ -40,6 +40,9 @@ from dlscale.storage.matrix import Matrix
 
 #: Columns of the check that no pair was missed, its reads, and how probable it is that it misses one.
 CHECK_COLUMNS, CHECK_READS, CHECK_FAILURE = 16, 10, 1e-6
+#: Columns beside those that are wanted: a third as many and at least so many; and, where the matrix is read from its store each
+#: time and has this many rows for each of them, so many: products with them take less than the read, which they save.
+FEWEST_BESIDE, MOST_BESIDE, ROWS_BESIDE = 16, 96, 128
 #: So much work is sooner done again than its result kept.
 KEPT_FLOPS = 5e9
 _STEP, _CHECK = "iteration", "check"
@@ -51,6 +54,8 @@ class Layout:
 
     Parameters
     ----------
+    width : int
+        Columns of the block that it is multiplied by.
     grid : RowGrid
     resident : bool
         Whether the workers hold it.
@@ -59,6 +64,7 @@ class Layout:
     notes : tuple of str
     """
 
+    width: int
     grid: RowGrid
     resident: bool
     memory: tuple[Need, ...]
@@ -66,18 +72,29 @@ class Layout:
     notes: tuple[str, ...]
 
 
-def width_of(n: int, k: int) -> int:
-    """Columns that are iterated: the wanted ones, a third more that make the others converge, and some for the other end."""
-    return min(n, -(-(k + max(16, k // 3) + FAR_COLUMNS) // 8) * 8)
+def width_of(n: int, k: int, n_beside: int = 0) -> int:
+    """Columns that are iterated: the wanted ones, some that make the others converge, and some for the other end."""
+    return min(n, -(-(k + max(FEWEST_BESIDE, k // 3, n_beside) + FAR_COLUMNS) // 8) * 8)
 
 
-def lay_out_reads(A: Matrix, width: int, facts: ClusterFacts) -> Layout:
-    """Choose whether the workers hold the matrix.
+def lay_out_reads(A: Matrix, k: int, facts: ClusterFacts) -> Layout:
+    """Choose how many columns are iterated for k pairs, and whether the workers hold the matrix.
 
     Raises
     ------
     DoesNotFitError
     """
+    n = A.shape[0]
+    layout = _lay_out(A, width_of(n, k), facts)
+    if layout.resident or A.in_memory or A.is_sparse:
+        return layout
+    try:
+        return _lay_out(A, width_of(n, k, min(MOST_BESIDE, n // ROWS_BESIDE)), facts)
+    except DoesNotFitError:
+        return layout
+
+
+def _lay_out(A: Matrix, width: int, facts: ClusterFacts) -> Layout:
     n = A.shape[0]
     state = 2 * bytes_of(n, width, dtype=accumulator_dtype(A.dtype))
     operands = 2 * n * width * A.dtype.itemsize
@@ -87,11 +104,12 @@ def lay_out_reads(A: Matrix, width: int, facts: ClusterFacts) -> Layout:
         layout = lay_out(A, facts, state_bytes=state, operand_bytes=operands)
     held = resident_bytes(A, facts)
     if A.in_memory and facts.kind == "threads":
-        return Layout(layout.grid, False, layout.memory, "the matrix is in memory", layout.notes)
+        return Layout(width, layout.grid, False, layout.memory, "the matrix is in memory", layout.notes)
     if held + layout.peak_bytes <= facts.memory_bytes:
         memory = (*layout.memory, Need("blocks of the matrix that are held", held))
-        return Layout(resident_grid(A), True, memory, f"read once and held on the workers, {held / 1e9:.2f} GB each", layout.notes)
-    return Layout(layout.grid, False, layout.memory, "read from its store each time", layout.notes)
+        words = f"read once and held on the workers, {held / 1e9:.2f} GB each"
+        return Layout(width, resident_grid(A), True, memory, words, layout.notes)
+    return Layout(width, layout.grid, False, layout.memory, "read from its store each time", layout.notes)
 
 
 class First(NamedTuple):
@@ -180,8 +198,8 @@ class Search:
     aim : Aim
     seed : int
     max_reads : int
-    grid : RowGrid
-    resident : bool
+    width : int
+        Columns that are iterated.
     sampled : bool
         Whether random vectors are to show that no pair was missed.
     """
@@ -189,6 +207,7 @@ class Search:
     aim: Aim
     seed: int
     max_reads: int
+    width: int
     sampled: bool
 
 
@@ -250,7 +269,7 @@ def _begin(passes: Passes, reader: Products, search: Search) -> tuple[int, Itera
         return newest[0], Iterate.from_state(newest[1])
     A = reader.A
     n = A.shape[0]
-    X = np.ascontiguousarray(gaussian(n, width_of(n, search.aim.k), search.seed, A.dtype), A.dtype)
+    X = np.ascontiguousarray(gaussian(n, search.width, search.seed, A.dtype), A.dtype)
 
     def begin(_: str) -> State:
         Y, skew, size, mean = reader.first(X)

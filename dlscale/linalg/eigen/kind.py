@@ -169,18 +169,17 @@ def _plan_direct(A: Matrix, k: int, options: EighOptions, choice: direct.Choice,
 
 
 def _plan_iterative(A: Matrix, options: EighOptions, facts: ClusterFacts, rates: Rates) -> Plan:
-    n, k = A.shape[0], options.count(A.shape[0])
-    width = iterative.width_of(n, k)
-    layout = iterative.lay_out_reads(A, width, facts)
+    k = options.count(A.shape[0])
+    layout = iterative.lay_out_reads(A, k, facts)
     once, each = (A.n_stored_bytes, 0) if layout.resident else (0, A.n_stored_bytes)
-    flops = 4.0 * A.n_entries * width
+    flops = 4.0 * A.n_entries * layout.width
     if A.is_sparse:
         rates = measured_rates(A, facts, grid=layout.grid, sparse=True)
     reads = [Step("symmetry", flops, each), *(Step(f"read-{i}", flops, each) for i in range(2, options.max_reads + 1))]
     return Plan(
         kind="eigh",
         method="iterative",
-        words=f"Chebyshev-filtered subspace of {width} columns, at most {options.max_reads} reads ({layout.words})",
+        words=f"Chebyshev-filtered subspace of {layout.width} columns, at most {options.max_reads} reads ({layout.words})",
         matrix=A.describe(),
         grids=Grids(rows=layout.grid),
         steps=(*([Step("resident", 0.0, once)] if once else []), *reads, Step("residuals", 2.0 * A.n_entries * k, each)),
@@ -189,7 +188,7 @@ def _plan_iterative(A: Matrix, options: EighOptions, facts: ClusterFacts, rates:
         cluster=facts,
         rates=rates,
         notes=(*layout.notes, *A.notes),
-        choices={"resident": layout.resident},
+        choices={"resident": layout.resident, "width": layout.width},
     )
 
 
@@ -316,7 +315,7 @@ def compute_eigh(run: Run, A: Matrix, options: EighOptions, plan: Plan) -> Outco
         return conclude(run, A, pairs, V, options, plan)
     aim = Aim(k, options.which, options.tolerance or n * float(np.finfo(A.dtype).eps))
     proved, resident = plan.grids.panels is not None, bool(plan.choices["resident"])
-    search = iterative.Search(aim, options.seed, options.max_reads, sampled=not proved)
+    search = iterative.Search(aim, options.seed, options.max_reads, width=int(plan.choices["width"]), sampled=not proved)
     found, exponent = at_safe_scale(
         Passes(run), A, plan.rows, partial(iterative.find_some, search=search, grid=plan.rows, resident=resident)
     )
