@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from dlscale.batch import recorder
 from dlscale.batch import run as jobs
-from dlscale.batch.jobs.progress import Follower, Progress, progress_words
+from dlscale.batch.jobs.progress import Follower, Progress, progress_words, step_words
 from dlscale.batch.workspace import Heartbeat, JobState, Workspace
 from dlscale.cli import watching
 from dlscale.cli.main import commands
@@ -81,6 +81,13 @@ def test_words() -> None:
     )
     assert progress_words(found, runs=False) == "99%, 2 of 12 steps, epoch 4, loss 0.250"
     assert progress_words(Progress(n_steps=3), runs=True) == "0%, 0 of 3 steps"
+
+
+def test_no_more_steps_are_done_than_were_planned_in_words() -> None:
+    done = [event for name in "abc" for event in (StepStarted(name, 1.0, 0), StepFinished(name, 1.0, 0, 0, 1.0))]
+    assert step_words(after(done[:4])) == "2 of 2 steps"
+    assert step_words(after(done)) == "step 4 (c)"
+    assert progress_words(after(done), runs=False) == "3%, 3 steps"
 
 
 def test_state_and_log_of_a_job_that_stopped_say_how_far_it_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

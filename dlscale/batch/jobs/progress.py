@@ -129,7 +129,12 @@ def time_left(progress: Progress) -> Iterator[str]:
 
 
 def step_words(progress: Progress) -> str:
-    """Which step runs: ``step 3 of 12 (iteration-2)``; between steps, how many are finished."""
+    """Which step runs: ``step 3 of 12 (iteration-2)``; between steps, how many are finished.
+
+    How many were planned is left out where more are done: what was planned as one may be done in parts.
+    """
+    if progress.n_done > progress.n_steps:
+        return f"step {progress.n_done + 1} ({progress.step})" if progress.step else f"{progress.n_done} steps"
     if progress.step and progress.n_done < progress.n_steps:
         return f"step {progress.n_done + 1} of {progress.n_steps} ({progress.step})"
     return f"{progress.n_done} of {progress.n_steps} steps"

@@ -20,8 +20,9 @@ from dlscale.errors import DlscaleError, MissingChunkError
 from dlscale.storage.chunk_files import Window, read_window
 from dlscale.storage.files.durable import write_chunk
 
-#: Arrays of fewer bytes travel in the parcel: a file costs more than they do.
-LARGE_BYTES = 4 * 2**20
+#: Arrays of fewer bytes travel in the parcel: a file costs more than they do. A factorization has one of some megabytes for each
+#: panel, all of which together are large.
+LARGE_BYTES = 2**18
 
 
 class Parcel:

@@ -163,30 +163,34 @@ class Splitter:
 
     def _divided(self, run: Run, sigma: float, norm: float) -> Split | None:
         """Divide at a place; None where it did not end well."""
-        passes, cut, n = Passes(run), self.cutting, self.n
-        A, grid = self.A(), cut.qr.panels
-        target = factor_target(run, "qr", (n, n), self.dtype, grid, scratch=True)
-        zeros = np.zeros((n, 1), self.dtype)
-        factored, _ = Factorizer(run).factor("qr", Shifted(Hermitian(A), sigma), HOUSEHOLDER, grid, target, probes=zeros)
-        factors = QRFactors(factored, self.facts.threads_per_worker)
-        output = self._target(run, "u", n)
-        kept = run.newest("polar")
-        if kept is None:
-            found = iterate(passes, factors, cut.lu.panels, self.facts)
-            rotated(run, factors, found.X, output, adjoint=False, facts=self.facts)
-            # Without it a stop from here on would repeat the iteration, whose iterates are removed.
-            kept = 1, run.step("polar-1", Cost(), lambda name: {"singular": np.array(found.singular)})
-            run.forget(f"iterate-{found.n_iterations}")
-        U, singular = output.matrix(), bool(kept[1]["singular"])
+        A, n = self.A(), self.n
+        U, singular = self._polar(run, A, sigma)
         above = (n + _trace(U)) / 2
         n_low = n - round(above)
         if singular or abs(above - round(above)) > _NEAR or not 0 < n_low < n:
             return None
-        basis = self._basis(run, Projected(self._product(run, U), n_low))
-        split = self._blocks(run, basis, A, n_low)
+        split = self._blocks(run, self._basis(run, Projected(self._product(run, U), n_low)), A, n_low)
         if split.beside > _SHARP * self._unit(norm):
             split = self._sharpened(run, split, U, A)
         return split if split.beside <= _BESIDE * self._unit(norm) else None
+
+    def _polar(self, run: Run, A: Matrix, sigma: float) -> tuple[Matrix, bool]:
+        """The unitary polar factor of ``A - sigma I``, and whether that is singular up to rounding."""
+        cut, n = self.cutting, self.n
+        output, kept = self._target(run, "u", n), run.newest("polar")
+        if kept is None:
+            target = factor_target(run, "qr", (n, n), self.dtype, cut.qr.panels, scratch=True)
+            zeros = np.zeros((n, 1), self.dtype)
+            factored, _ = Factorizer(run).factor(
+                "qr", Shifted(Hermitian(A), sigma), HOUSEHOLDER, cut.qr.panels, target, probes=zeros
+            )
+            factors = QRFactors(factored, self.facts.threads_per_worker)
+            found = iterate(Passes(run), factors, cut.lu.panels, self.facts)
+            rotated(run, factors, found.X, output, adjoint=False, facts=self.facts)
+            # Without it a stop from here on would repeat the iteration, whose iterates are removed.
+            kept = 1, run.step("polar-1", Cost(), lambda name: {"singular": np.array(found.singular)})
+            run.forget(f"iterate-{found.n_iterations}")
+        return output.matrix(), bool(kept[1]["singular"])
 
     def _unit(self, norm: float) -> float:
         return self.n * float(np.finfo(self.dtype).eps) * norm
