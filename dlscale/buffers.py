@@ -55,6 +55,11 @@ def forget_workspaces() -> None:
         return
     for workspaces in every:
         workspaces.arrays.clear()
+    trim()
+
+
+def trim() -> None:
+    """Give back what the allocator has kept of arrays that are gone, in the arenas of all threads."""
     if _trim is not None:
         _trim(0)
 
