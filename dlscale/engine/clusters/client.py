@@ -11,13 +11,16 @@ from dlscale.errors import SpecError
 
 def connect(address: str, security: Any = None) -> Any:
     """A client of the scheduler there, with the TLS of a cluster that was started here (SpecError if nothing answers)."""
+    import dask
     from distributed import Client
     from distributed.security import Security
 
     if address.startswith("tls://") and security is None and not Security().tls_client_cert:  # type: ignore
         raise SpecError(f"cluster: {address} needs certificates; export DASK_CONFIG with the file that names the cluster's.")
     try:
-        return Client(address, timeout="10s", set_as_default=False, security=security)  # type: ignore[no-untyped-call]
+        # Messages that were sent are not kept.
+        with dask.config.set({"distributed.admin.low-level-log-length": 0}):
+            return Client(address, timeout="10s", set_as_default=False, security=security)  # type: ignore[no-untyped-call]
     except (OSError, TimeoutError, ValueError) as error:
         raise SpecError(f"cluster: nothing answers at {address} ({error}); start a scheduler, or use `cluster: local`.") from error
 

@@ -31,6 +31,8 @@ SETTINGS: Mapping[str, Any] = {
     "distributed.worker.profile.enabled": False,
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.system-monitor.interval": "5s",
+    # Each process keeps the last thousand messages and events of each sort: of large graphs hundreds of megabytes.
+    "distributed.admin.low-level-log-length": 0,
     "distributed.scheduler.worker-saturation": WORKER_SATURATION,
     # Where pages are served after all (by workers that a batch system starts), there are none.
     **{f"distributed.{node}.http.routes": [] for node in ("scheduler", "worker")},
