@@ -128,13 +128,8 @@ class StoppedError(Exception):
     """What a listener raises to stop a job."""
 
 
-def test_stopped_anywhere_it_ends_with_the_same_bits(tmp_path: Path) -> None:
-    A = with_eigenvalues(SPECTRA["random"])
-    outcome, w, V = run(A, largest=40)
-    #: Within the polar factor, between it and the halves, in a half, between halves, and in the product of their vectors.
-    stops = ["0-iterate-2", "0-z", "0-low", "split-1", "a-pairs-1", "b-eigenpairs", "v", "pairs-1 begins", "images"]
-
-    computed = Counter[str]()
+def through(A: Array, folder: Path, stops: list[str], computed: Counter[str]) -> tuple[Any, Array, Array]:
+    """A job with files, begun again after each stop; what it computed is counted by steps."""
 
     def stopping(event: Any) -> None:
         if isinstance(event, StepFinished) and not event.resumed:
@@ -147,24 +142,34 @@ def test_stopped_anywhere_it_ends_with_the_same_bits(tmp_path: Path) -> None:
             raise StoppedError
 
     while True:
-        group = ResultGroup(tmp_path / "result.zarr")
+        group = ResultGroup(folder / "result.zarr")
         with open_cluster(THREADS) as cluster:
-            job = Run(cluster, checkpoint=Checkpoint(tmp_path / "checkpoint.zarr"), result=group, emit=stopping)
+            job = Run(cluster, checkpoint=Checkpoint(folder / "checkpoint.zarr"), result=group, emit=stopping)
             try:
-                outcome, again, _ = run(A, largest=40, job=job)
+                outcome, w, _ = run(A, largest=40, job=job)
                 break
             except StoppedError:
                 group.close()
+    vectors = np.asarray(zarr.open_group(group.publish({}), mode="r")["eigenvectors"])
+    group.close()
+    return outcome, w, vectors
+
+
+def test_stopped_anywhere_it_ends_with_the_same_bits(tmp_path: Path) -> None:
+    A = with_eigenvalues(SPECTRA["random"])
+    _, w, V = through(A, tmp_path / "whole", [], Counter())
+    #: Within the polar factor, between it and the halves, in a half, between halves, and in the product of their vectors.
+    stops = ["0-iterate-2", "0-z", "0-low", "split-1", "a-pairs-1", "b-eigenpairs", "v", "pairs-1 begins", "images"]
+    computed = Counter[str]()
+    outcome, again, vectors = through(A, tmp_path / "stopped", stops, computed)
     assert not stops
     assert again.tobytes() == w.tobytes()
     # An iteration that has ended is not repeated, though its iterates are removed.
     assert {n for step, n in computed.items() if "newton-" in step} == {1}
-    vectors = np.asarray(zarr.open_group(group.publish({}), mode="r")["eigenvectors"])
-    group.close()
     assert vectors.tobytes() == V.tobytes()
     check(A, outcome, again, vectors)
     # What is read no more is removed.
-    assert [path.name for path in (tmp_path / "checkpoint.zarr" / "scratch").iterdir()] == ["zarr.json"]
+    assert [path.name for path in (tmp_path / "stopped" / "checkpoint.zarr" / "scratch").iterdir()] == ["zarr.json"]
 
 
 def test_what_no_worker_holds_is_divided() -> None:

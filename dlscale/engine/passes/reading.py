@@ -17,8 +17,6 @@ from dlscale.buffers import workspace
 from dlscale.engine.grids import blocks
 from dlscale.storage.matrix import Matrix
 
-#: Larger blocks are in no product that is small to BLAS.
-SMALL_ENTRIES = 2**20
 #: Strips that are read at the same time: a disk is fastest when it has several things to do.
 N_STRIPS = 3
 
@@ -68,22 +66,13 @@ def read_ahead(
 def _source(A: Matrix, start: int, stop: int, block_rows: int, name: str) -> Callable[[int, int], Array]:
     """What reads blocks of rows of one input, into two buffers in turn."""
     if A.in_memory:
-        return lambda first, last: _as_read(A.read(first, last))
+        return A.read
     shape = (min(block_rows, stop - start), A.shape[1])
     buffers = [workspace(f"read-{name}-{i}", shape, A.dtype) for i in range(2)]
     read: Callable[[int, int, Array], Array] = A.read
     if block_rows % A.row_unit and not A.any_range:
         read = _UnitReader(A, start, stop, name).read
     return lambda first, last: read(first, last, buffers[(first - start) // block_rows % 2][: last - first])
-
-
-def _as_read(block: Array) -> Array:
-    """A block of what is in memory, a small one in the order in which one that is stored is read.
-
-    BLAS has kernels of their own for products of up to a million multiplications, which sum in another order where a factor is
-    stored by columns. Of larger ones the order is the same.
-    """
-    return np.ascontiguousarray(block) if block.size <= SMALL_ENTRIES else block
 
 
 def read_strips(A: Matrix, spans: Sequence[tuple[int, int]], columns: tuple[int, int]) -> Iterator[tuple[int, Array]]:
