@@ -31,7 +31,7 @@ SETTINGS: Mapping[str, Any] = {
     "distributed.worker.profile.enabled": False,
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.system-monitor.interval": "5s",
-    # Each process keeps the last thousand messages and events of each sort: of large graphs hundreds of megabytes.
+    # Each process would keep the last thousand messages that it sent, each of up to a megabyte, with the graphs in them.
     "distributed.admin.low-level-log-length": 0,
     "distributed.scheduler.worker-saturation": WORKER_SATURATION,
     # Where pages are served after all (by workers that a batch system starts), there are none.
