@@ -6,6 +6,7 @@ import ctypes
 import os
 import threading
 import weakref
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,10 @@ PAGE_BYTES = 4096
 O_DIRECT: int = getattr(os, "O_DIRECT", 0)
 #: So few bytes of workspaces are not worth giving back.
 _FEW_BYTES = 2**25
+#: Arrays from this size on have pages of their own where they are given back at once.
+_OWN_PAGES_BYTES = 2**20
+#: Options of glibc's ``mallopt``.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 class _Workspaces:
@@ -55,24 +60,22 @@ def forget_workspaces() -> None:
         return
     for workspaces in every:
         workspaces.arrays.clear()
-    trim()
+    _call_allocator("malloc_trim", 0)
 
 
-def trim() -> None:
-    """Give back what the allocator has kept of arrays that are gone, in the arenas of all threads."""
-    if _trim is not None:
-        _trim(0)
+def give_back_at_once() -> None:
+    """From now on, have this process give the memory of large arrays back as they go.
+
+    For a driver of other processes, whose own arrays are few: of each thread the allocator would keep up to 64 MB.
+    """
+    for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+        _call_allocator("mallopt", option, _OWN_PAGES_BYTES)
 
 
-def _allocator() -> Any:
-    """The function of the C library that gives free memory back, where there is one (glibc)."""
-    try:
-        return ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):
-        return None
-
-
-_trim = _allocator()
+def _call_allocator(function: str, *arguments: int) -> None:
+    """Call a function of the C library's allocator, where there is such a one (glibc)."""
+    with suppress(AttributeError, OSError, TypeError):
+        getattr(ctypes.CDLL(None), function)(*arguments)
 
 
 def empty_pages(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, np.dtype[Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -36,3 +38,33 @@ def test_those_of_all_threads_are_given_back_where_they_are_not_small(monkeypatc
         assert resident_bytes() < before + 2**27
         assert (in_use == 2).all()
         assert not np.shares_memory(in_use, workspace("in use", (2**20,), BYTES))
+
+
+def test_a_driver_keeps_nothing_of_large_arrays_of_its_threads() -> None:
+    """In a process of its own, which it changes; without it each thread keeps the 40 MB."""
+    program = """
+import sys, threading, numpy, psutil
+from dlscale.buffers import give_back_at_once
+
+def work():
+    for _ in range(2):
+        arrays = [numpy.ones(10 * 2**17) for _ in range(4)]
+        del arrays
+    done.wait(), over.wait()
+
+if sys.argv[1] == "at once":
+    give_back_at_once()
+numpy.ones(2**22)  # the allocator keeps as much as it has given back before
+done, over = threading.Barrier(4), threading.Barrier(4)
+before = psutil.Process().memory_info().rss
+for _ in range(3):
+    threading.Thread(target=work).start()
+done.wait()
+print(psutil.Process().memory_info().rss - before)
+over.wait()
+"""
+    kept = {
+        how: int(subprocess.run([sys.executable, "-c", program, how], capture_output=True, check=True).stdout)
+        for how in ("usual", "at once")
+    }
+    assert kept["at once"] < 8 * 2**20 < kept["usual"]

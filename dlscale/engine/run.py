@@ -20,7 +20,6 @@ from typing import Any, Self
 import numpy as np
 
 from dlscale.arrays import Array
-from dlscale.buffers import trim
 from dlscale.engine.clusters import Cluster
 from dlscale.engine.clusters.watching import Watch, watchdog
 from dlscale.engine.events import Emit, Event, MemoryTaken, StepFinished, StepStarted, WorkDone, ignore
@@ -33,9 +32,6 @@ from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.results import ArrayWriter, ResultGroup
 
 __all__ = ["Cost", "Keep", "Run", "State"]
-
-#: After a step that took longer the driver gives memory back, which takes some milliseconds.
-_LONG_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -136,9 +132,6 @@ class Run:
             if self._kept and keep != "none":
                 self._kept.save(name, state, writers=writers, flushed=flushed, keep=keep)
         seconds = time.perf_counter() - started
-        if seconds > _LONG_SECONDS and not self.cluster.shares_memory:
-            # The workers are the ones who use memory again and again.
-            trim()
         self.emit(StepFinished(name, seconds, cost.bytes_read, cost.bytes_written, cost.flops, resumed))
         return state
 

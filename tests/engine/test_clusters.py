@@ -224,6 +224,14 @@ def memory_settings() -> list[Any]:
     return [dask.config.get(f"distributed.worker.memory.{what}") for what in ("target", "spill", "pause", "terminate")]
 
 
+def messages_kept(cluster: Any) -> int:
+    """How many of the messages that were sent the driver, its scheduler and its workers keep."""
+    cluster.client.submit(abs, -1, pure=False).result()
+    streams = [cluster.client.scheduler_comm, *cluster.local.scheduler.stream_comms.values()]
+    of_workers = cluster.client.run(lambda dask_worker: len(dask_worker.batched_stream.recent_message_log)).values()
+    return sum(len(stream.recent_message_log) for stream in streams) + sum(of_workers)
+
+
 def test_a_worker_killed_while_it_starts_is_started_again(tmp_path: Path) -> None:
     """With the cluster, and in the place of another that was killed, however long it stays away."""
     cluster: Any = open_cluster({"type": "local", "workers": 1, "threads": 1, "memory": "1GB"})
@@ -233,6 +241,7 @@ def test_a_worker_killed_while_it_starts_is_started_again(tmp_path: Path) -> Non
         assert (len(first), n_starts(), len(cluster.losses)) == (1, 3, 2)
         (settings,) = cluster.client.run(memory_settings).values()
         assert settings == [False] * 4
+        assert messages_kept(cluster) == 0
         with (
             no_first_workers(tmp_path / "again", 1) as n_starts,
             dask.config.set({"distributed.deploy.lost-worker-timeout": "10ms"}),
@@ -244,6 +253,7 @@ def test_a_worker_killed_while_it_starts_is_started_again(tmp_path: Path) -> Non
         assert {said[:35] for said in cluster.losses} == {"Worker 0 was killed by SIGKILL. It "}
         # With Dask's own settings it would pause near its limit, and a job on it wait for ever.
         assert list(cluster.client.run(memory_settings).values()) == [settings]
+        assert messages_kept(cluster) == 0
 
 
 def test_workers_that_never_come_up_are_given_up(tmp_path: Path) -> None:

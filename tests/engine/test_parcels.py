@@ -72,14 +72,6 @@ def test_small_arrays_that_are_large_together_do_not_travel(tmp_path: Path) -> N
         np.testing.assert_array_equal(found["T"], part)
 
 
-def test_messages_that_were_sent_are_not_kept(two_workers: Cluster) -> None:
-    client = two_workers.client  # type: ignore[attr-defined]
-    assert client.submit(abs, -1, pure=False).result() == 1
-    assert not client.scheduler_comm.recent_message_log
-    for stream in two_workers.local.scheduler.stream_comms.values():  # type: ignore[attr-defined]
-        assert not stream.recent_message_log
-
-
 def test_without_a_place_all_travels_in_the_parcel() -> None:
     large = np.arange(parcels.LARGE_BYTES // 8, dtype="f8")
     np.testing.assert_array_equal(there_and_back(large, None), large)

@@ -75,7 +75,9 @@ def test_writing_past_the_page_cache(on_disk: Path, checksum: bool, monkeypatch:
     writer.write(64, A[:64])
     assert len(direct) == 3
     np.testing.assert_array_equal(zarr.open(on_disk / "a", mode="r")[64:128], A[:64])
-    writer.write(0, np.zeros((192, 101))[:, 1:])
+    between = empty_pages((A.size + 1,), np.dtype("f8"))[1:].reshape(A.shape)
+    between[...] = 0.0
+    writer.write(0, between)
     assert len(direct) == 3
     assert not zarr.open(on_disk / "a", mode="r")[...].any()
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any
 
+from dlscale.buffers import give_back_at_once
 from dlscale.engine.clusters import started
 from dlscale.engine.clusters.client import connect, list_workers, quieten
 from dlscale.engine.clusters.facts import BASELINE_BYTES, ClusterFacts, describe_cluster
@@ -242,6 +243,7 @@ class DaskCluster(Cluster):
         return client
 
     def _connect(self) -> Any:
+        give_back_at_once()
         if self.facts.kind == "tcp":
             return connect(self.facts.address)
         try:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from distributed import Nanny, Scheduler, SchedulerPlugin, Status
+from distributed import Nanny, Status
 from distributed.deploy.spec import SpecCluster
 from tornado.ioloop import PeriodicCallback
 
@@ -32,19 +32,6 @@ class PatientCluster(ClosedCluster):
     def _update_worker_status(self, op: str, msg: Any) -> None:
         # Past the one of SpecCluster, which closes the nanny of a worker that is away for some seconds.
         super(SpecCluster, self)._update_worker_status(op, msg)  # type: ignore[no-untyped-call]
-
-
-class Elsewhere(SchedulerPlugin):
-    """When a worker comes, lets tasks go to it whose own workers are gone and that others may do too.
-
-    Dask itself does so as long as any worker is left. Where all of them were lost at once, tasks wait for workers that never
-    come back.
-    """
-
-    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
-        for task in scheduler.unrunnable:
-            if task.loose_restrictions and not scheduler.workers.keys() & (task.worker_restrictions or ()):
-                task.worker_restrictions = set()
 
 
 class WatchedNanny(Nanny):

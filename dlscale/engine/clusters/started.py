@@ -93,7 +93,12 @@ def start(facts: ClusterFacts, tell: Callable[[str], None]) -> Any:
     import dask
 
     with dask.config.set(SETTINGS):
-        return _start_processes(facts, tell) if facts.kind == "local" else _STARTERS[facts.kind](facts)
+        cluster = _start_processes(facts, tell) if facts.kind == "local" else _STARTERS[facts.kind](facts)
+    if facts.kind != "kubernetes":  # whose scheduler is a pod
+        from dlscale.engine.clusters.arrivals import follow_arrivals
+
+        follow_arrivals(cluster.scheduler)
+    return cluster
 
 
 #: Dask has its workers give all freed memory back at once: memory that is touched for the first time each time halves the speed
@@ -104,7 +109,7 @@ _USUAL_ALLOCATION = {"distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_
 def _start_processes(facts: ClusterFacts, tell: Callable[[str], None]) -> Any:
     import dask
 
-    from dlscale.engine.clusters.lost_workers import Elsewhere, PatientCluster, WatchedNanny
+    from dlscale.engine.clusters.lost_workers import PatientCluster, WatchedNanny
     from dlscale.engine.clusters.secured import make_security
 
     settings: dict[str, Any] = {"distributed.worker.preload": [_WORKER_SETUP], **_USUAL_ALLOCATION}
@@ -113,7 +118,7 @@ def _start_processes(facts: ClusterFacts, tell: Callable[[str], None]) -> Any:
     if has_pages := bool(facts.options.get("dashboard")):
         settings |= DASHBOARD
     with dask.config.set(settings):
-        cluster = PatientCluster(  # type: ignore[no-untyped-call]
+        return PatientCluster(  # type: ignore[no-untyped-call]
             worker_class=WatchedNanny,
             tell=tell,
             n_workers=facts.n_workers,
@@ -125,9 +130,6 @@ def _start_processes(facts: ClusterFacts, tell: Callable[[str], None]) -> Any:
             # Also of workers that are started again, when this context is over.
             config={**SETTINGS, **settings},
         )
-    assert cluster.scheduler is not None
-    cluster.scheduler.add_plugin(Elsewhere())
-    return cluster
 
 
 def _environment() -> dict[str, str]:
