@@ -254,7 +254,7 @@ def status_rows(job: Job, state: JobState) -> Table:
     if state.progress is not None and state.state != "succeeded":
         pairs.append(("progress", progress_words(state.progress, runs=state.state in RUNNING)))
     try:
-        finished = {event.step for event in job.read_events() if isinstance(event, StepFinished)}
+        finished = {event.step for event in job.read_events() if isinstance(event, StepFinished) and event.is_planned}
         planned = [step for step in job.read_plan().get("steps", []) if step["where"] == "workers"]
         pairs.append(("passes", f"{len(finished)} finished of {len(planned)} planned"))
     except SpecError as error:

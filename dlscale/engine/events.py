@@ -163,6 +163,11 @@ class StepFinished(Event):
     flops: Finite = 0.0
     resumed: bool = False
 
+    @property
+    def is_planned(self) -> bool:
+        """Whether it is of those that a plan counts: what the driver computes between them has no cost."""
+        return bool(self.flops or self.bytes_read or self.bytes_written)
+
 
 @dataclass(frozen=True)
 class Saved(Event):

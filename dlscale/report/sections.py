@@ -203,7 +203,7 @@ def planned(job: Job) -> Markup | None:
     written = sum(e.bytes_written for e in job.record.events if isinstance(e, StepFinished)) or None
     work = "floating-point work"
     rows: list[tuple[str, float | None, float | None, str]] = [
-        ("passes", len(steps), len({run.step for run in done}) or None, ""),
+        ("passes", len(steps), len({run.step for run in done if run.flops or run.bytes_read}) or None, ""),
         (work, sum(p["flops"] for p in steps), line.flops if line and line.passes else None, "FLOP"),
         ("read from storage", sum(p["bytes_read"] for p in steps), line.bytes_read if line and line.passes else None, "B"),
         ("written to storage", sum(p["bytes_written"] for p in steps), written, "B"),

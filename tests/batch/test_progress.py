@@ -90,6 +90,14 @@ def test_no_more_steps_are_done_than_were_planned_in_words() -> None:
     assert progress_words(after(done), runs=False) == "3%, 3 steps"
 
 
+def test_what_the_driver_computes_between_passes_is_no_step_of_the_plan() -> None:
+    done = [event for name in ("read-2", "iteration-2") for event in (StepStarted(name), StepFinished(name, 1.0))]
+    assert step_words(after(done)) == "step 1 of 2 (iteration-2)"
+    assert step_words(after([*done, StepStarted("read-3", 1.0), StepFinished("read-3", 1.0, bytes_read=8, flops=1.0)])) == (
+        "step 2 of 2 (read-3)"
+    )
+
+
 def test_state_and_log_of_a_job_that_stopped_say_how_far_it_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "a.npy", gaussian(400, 20))
     spec = {

@@ -90,7 +90,7 @@ class Follower:
                 self._n_bytes += event.bytes
             case StepFinished():
                 amount = event.flops if self.measure == "flops" else event.bytes_read
-                self._done, self._in_step, self._n_done = self._done + amount, 0.0, self._n_done + 1
+                self._done, self._in_step, self._n_done = self._done + amount, 0.0, self._n_done + event.is_planned
                 self._resumed += amount if event.resumed else 0.0
             case EpochFinished():
                 self._epoch, self._loss = event.epoch, event.values.get("epoch_loss")
