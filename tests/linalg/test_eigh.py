@@ -189,6 +189,29 @@ def test_each_routine_of_lapack(dtype: str, routine: Any) -> None:
     assert departure(run.outputs["eigenvectors"]) <= 30 * N * eps(A)
 
 
+@pytest.mark.parametrize("n", [300, 600])
+@each_of(dtype=DTYPES)
+def test_vectors_of_robust_representations_are_orthonormal(dtype: str, n: int) -> None:
+    """LAPACK leaves them up to 25 ``n eps`` from it where eigenvalues lie as evenly as here."""
+    A = with_eigenvalues(np.linspace(-1, 1, n) ** 3, dtype)
+    values, VH, info = tridiagonal.evr(A.copy(), 0, n)
+    assert info == 0
+    assert departure(VH.conj().T) <= n * eps(A)
+    assert norm(VH @ A - values[:, None] * VH) <= n * eps(A)
+
+
+@each_of(dtype=DTYPES)
+def test_columns_become_orthonormal(dtype: str) -> None:
+    A = with_eigenvalues(HARD["separate"], dtype)
+    VH = np.linalg.eigh(A)[1].conj().T
+    k, spoilt = 40, np.random.default_rng(0).standard_normal((40, 40)) * np.sqrt(eps(A)) / 100
+    found = np.ascontiguousarray(VH[:k] + spoilt @ VH[:k], dtype)
+    before = np.linalg.norm(found @ found.conj().T - np.eye(k))
+    assert tridiagonal.departure(found) == pytest.approx(before, rel=0.5)
+    tridiagonal.orthonormalize(found, np.empty((k, k), dtype))
+    assert departure(found.conj().T) <= min(before / 10, 10 * k * eps(A))
+
+
 @pytest.mark.parametrize("n", [1, 2, 8, 9, 10, 90])
 @each_of(dtype=DTYPES)
 def test_reflectors_are_applied_some_at_a_time(dtype: str, n: int) -> None:

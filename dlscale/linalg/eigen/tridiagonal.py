@@ -8,7 +8,7 @@ they are taken by hundreds, as two products with V.
 References
 ----------
 Golub and Van Loan (2013), sections 8.3 and 8.4. Joffrain, Low, Quintana-Orti, van de Geijn, Van Zee (2006), Accumulating
-Householder transformations, revisited.
+Householder transformations, revisited. Higham (2008), Functions of Matrices.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from dlscale.lapack import call, multiply_add, solve_right
 WIDTH, PART = 256, 8
 #: Columns that LAPACK reduces at a time.
 _PANEL = 64
+#: Columns that are multiplied at a time where the result takes the place of a factor, and random vectors of a norm.
+_STRIP, _N_PROBES = 256, 8
 
 
 def evd(A: Array) -> tuple[Array, Array, int]:
@@ -59,7 +61,8 @@ def evr(A: Array, first: int, stop: int) -> tuple[Array, Array, int]:
 
     Notes
     -----
-    LAPACK ``evr``: all pairs by relatively robust representations, and some by bisection and inverse iteration.
+    LAPACK ``evr``: all pairs by relatively robust representations, and some by bisection and inverse iteration. The vectors of the
+    former are orthonormal up to tens of ``n eps`` in general, and are made so to working precision.
     """
     n, k, real, is_complex = len(A), stop - first, A.real.dtype, A.dtype.kind == "c"
     zero, count = np.zeros(1, real), np.zeros(1, np.intc)
@@ -69,7 +72,41 @@ def evr(A: Array, first: int, stop: int) -> tuple[Array, Array, int]:
     which = ("A" if k == n else "I", "L", n, A, n, zero, zero, first + 1, stop, zero)
     name = "heevr" if is_complex else "syevr"
     info = call(cython_lapack, name, A.dtype, "V", *which, count, values, VH, n, support, *spaces)
-    return values[:k], VH, info or (0 if count[0] == k else 1)
+    info = info or (0 if count[0] == k else 1)
+    del work, spaces
+    if not info and departure(VH) > n * np.finfo(A.dtype).eps:
+        orthonormalize(VH, A[:k, :k])
+    return values[:k], VH, info
+
+
+def departure(VH: Array) -> float:
+    """About the Frobenius norm of ``V^H V - I``, from a few random vectors."""
+    C = np.random.default_rng(0).standard_normal((_N_PROBES, len(VH))).astype(VH.dtype)
+    CV, lost = np.empty((_N_PROBES, VH.shape[1]), VH.dtype), -C
+    multiply_add(C, VH, CV, alpha=1.0, beta=0.0)
+    multiply_add(CV, VH, lost, alpha=1.0, op_b="C")
+    return float(np.linalg.norm(lost) / _N_PROBES**0.5)
+
+
+def orthonormalize(VH: Array, room: Array) -> None:
+    """``V^H <- (3 I - V^H V) / 2 V^H`` in place: columns that are orthonormal up to d are so up to about d^2.
+
+    Parameters
+    ----------
+    VH : (k, n)
+    room : (k, k)
+        Memory, of the same dtype.
+
+    Notes
+    -----
+    The iteration of Newton and Schulz for the nearest orthonormal columns (Higham 2008, section 8.3); 4 n k^2 flops.
+    """
+    k, n = VH.shape
+    multiply_add(VH, VH, room, alpha=-0.5, beta=0.0, op_b="C")
+    room[np.arange(k), np.arange(k)] += 1.5
+    for left in range(0, n, _STRIP):
+        strip = VH[:, left : left + _STRIP]
+        multiply_add(room, strip.copy(), strip, alpha=1.0, beta=0.0)
 
 
 def apply_reflectors_right(A: Array, tau: Array, SH: Array) -> None:
