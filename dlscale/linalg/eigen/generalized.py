@@ -60,7 +60,7 @@ class Generalized(Applied):
 
     def cost(self, slabs: Sequence[Span]) -> Cost:
         n, k = self.A.shape[0], slabs[0][1]
-        return Cost(flops(n), n_bytes_read(self.A, self.B), n * k * self.A.dtype.itemsize)
+        return Cost(flops(n, self.choice.routine), n_bytes_read(self.A, self.B), n * k * self.A.dtype.itemsize)
 
     def apply(self, B: Array | None, slabs: Sequence[Span], tell: Tell) -> list[State]:
         n, k = self.A.shape[0], slabs[0][1]
@@ -71,7 +71,7 @@ class Generalized(Applied):
                 found = self._found(tell, graded=True)
         order = rank(found["values"], self.which)
         chosen = np.sort(order[:k])
-        tell(flops(n), 0)
+        tell(self.cost(slabs).flops, 0)
         direct.write_columns(self.output, times_power_of_two(found.pop("vectors")[chosen], -int(found["e"][0]) // 2))
         nearest = found["values"][order[k : k + 1]].astype(float)
         return [found | {"values": found["values"][chosen], "bars": found["bars"][chosen], "nearest": nearest}]
@@ -201,7 +201,13 @@ def plan_generalized(A: Matrix, B: Matrix, k: int, facts: ClusterFacts) -> Plan:
         matrix=A.describe(),
         grids=Grids(),
         steps=(
-            Step("eigenpairs", flops(n), n_bytes_read(A, B), n * k * A.dtype.itemsize, n_threads=choice.n_threads * EFFICIENCY),
+            Step(
+                "eigenpairs",
+                flops(n, choice.routine),
+                n_bytes_read(A, B),
+                n * k * A.dtype.itemsize,
+                n_threads=choice.n_threads * EFFICIENCY,
+            ),
         ),
         memory=(
             Need("both matrices, read and overwritten", 2 * square),
@@ -225,9 +231,9 @@ def choose(n: int, dtype: np.dtype[np.generic], facts: ClusterFacts) -> Choice |
     return Choice("evr", 3 * square, False, n_threads) if n <= direct.LARGEST and 3 * square <= facts.work_bytes else None
 
 
-def flops(n: int) -> float:
+def flops(n: int, routine: direct.Routine) -> float:
     """Cholesky, the reduction to C, its eigenpairs, and these brought back."""
-    return n**3 / 3 + 2.0 * n**3 + direct.flops(n, n, "largest") + float(n) ** 3
+    return n**3 / 3 + 2.0 * n**3 + direct.flops(n, n, "largest", routine) + float(n) ** 3
 
 
 def n_bytes_read(A: Matrix, B: Matrix) -> int:

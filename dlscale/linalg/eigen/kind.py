@@ -147,7 +147,7 @@ def _plan_direct(A: Matrix, k: int, options: EighOptions, choice: direct.Choice,
     n, item = A.shape[0], A.dtype.itemsize
     square, n_threads = n * n * item, choice.n_threads
     names = {"evd": "divide and conquer", "evr": "bisection or relatively robust representations"}
-    flops = direct.flops(n, k, options.which)
+    flops = direct.flops(n, k, options.which, choice.routine)
     return Plan(
         kind="eigh",
         method="direct",

@@ -112,7 +112,13 @@ def _steps(prefix: str, n: int, dtype: np.dtype[Any], largest: int, facts: Clust
     if n <= largest:
         choice = direct.choose(n, n, "largest", dtype, facts)
         n_threads = direct.EFFICIENCY * (choice.n_threads if choice else 1)
-        yield Step(f"{prefix}eigenpairs", direct.flops(n, n, "largest"), 2 * square, square, n_threads=n_threads)
+        yield Step(
+            f"{prefix}eigenpairs",
+            direct.flops(n, n, "largest", choice.routine if choice else "evd"),
+            2 * square,
+            square,
+            n_threads=n_threads,
+        )
         return
     cut: Cutting = cut_division(n, dtype, facts)
     yield Step(f"{prefix}identity", 2.0 * n * n, square)
