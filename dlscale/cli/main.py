@@ -59,6 +59,7 @@ def main() -> None:
     from dlscale.engine.clusters.launchers import across_ranks
 
     code = across_ranks(_run)
+    gc.freeze()  # what is left goes with the process: to look through it once more takes a quarter of a second
     if code not in (Interrupted.exit_code, EXIT_WATCHED):
         sys.exit(code)
     # All is said and saved. Threads that still compute, or wait for a lock that the signal tore, must not hold the process.

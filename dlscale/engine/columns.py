@@ -46,7 +46,7 @@ MIN_SLABS = 4
 #: A group that takes fewer flops is sooner computed again than kept.
 KEPT_FLOPS = 1e9
 #: A group takes about so many flops on each thread, unless one slab takes more: a stop repeats no more than them.
-GROUP_FLOPS = 2e12
+GROUP_FLOPS = 4e12
 #: Slabs of the same size that a task holds for each that it is given: what comes in, what goes out, and what is between.
 SLAB_COPIES = 5
 #: What slabs take at most of a worker's memory.

@@ -97,6 +97,13 @@ class Chart:
         self.tips[gid] = titles
 
 
+def load() -> None:
+    """Import Matplotlib, which takes a third of a second, before a chart is wanted."""
+    import matplotlib.backends.backend_svg
+    import matplotlib.figure
+    import matplotlib.style  # noqa: F401
+
+
 @contextmanager
 def chart(width: float, height: float, label: str, *, style: str = "chart") -> Iterator[Chart]:
     """Draw in the page's style; on leaving, the chart's `markup` is an SVG that scales to the width of its place.

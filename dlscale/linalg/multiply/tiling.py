@@ -24,19 +24,19 @@ from dlscale.engine.grids import OUTPUT_BYTES, blocks
 from dlscale.linalg.multiply.operands import Operand, Span
 
 #: Rows, at most, of what one thread multiplies at a time; on the diagonal, where a piece computes half of a square in vain, fewer.
-PIECE_ROWS, DIAGONAL_ROWS = 1280, 512
+PIECE_ROWS, DIAGONAL_ROWS = 2560, 512
 #: Columns of it, at most. Narrower pieces, and flatter ones, are slower.
-PIECE_COLUMNS = 2560
+PIECE_COLUMNS = 10240
 #: Entries of it, at most: between these, so many that each thread has a few pieces of a tile.
-PIECE_ENTRIES = (1_500_000, 3_300_000)
-PIECES_A_THREAD = 4
+PIECE_ENTRIES = (1_500_000, 26_000_000)
+PIECES_A_THREAD = 2
 #: Rows that are written at a time.
 WRITTEN_ROWS = 512
 #: Entries of a tile from which on larger ones hardly cost less time: several tiles are then better, for workers and checkpoints.
 TILE_ENTRIES = 2**24
 MIN_TILES = 16
 #: The same for one worker, with whom nobody shares them.
-MIN_TILES_ALONE = 8
+MIN_TILES_ALONE = 4
 #: Widths of a strip that are tried, beside all of the inner dimension: products with narrower ones are slower.
 STRIPS = (1024, 2048, 4096, 8192, 16384)
 #: Up to this one a wider strip is worth its memory.
