@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -253,7 +254,12 @@ def test_a_second_ctrl_c_is_safe(folder: Path, whole: dict[str, Any], gate: Gate
 def test_a_killed_job_is_lost_and_can_be_resumed(folder: Path, whole: dict[str, Any], gate: Gate) -> None:
     code, job_id, _ = stop_in_the_middle(folder, "local", lambda process: os.killpg(process.pid, signal.SIGKILL), gate)
     assert code == -signal.SIGKILL
-    assert json.loads(call("status", job_id, "--json").stdout)["state"] == "lost"
+    found = json.loads(call("status", job_id, "--json").stdout)
+    assert found["state"] == "lost"
+    # What is said of its progress is as new as its events.
+    finished = re.search(r"passes +(\d+) finished of (\d+) planned", call("status", job_id).stdout)
+    assert finished is not None
+    assert (found["progress"]["n_done"], found["progress"]["n_steps"]) == tuple(map(int, finished.groups()))
     check_resumed(folder, job_id, whole)
 
 

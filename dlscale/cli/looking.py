@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,8 +13,10 @@ from dlscale.cli.choosing import Chosen, Listing, choosing, require_watch, show_
 from dlscale.cli.options import echo, json_option, open_console, open_workspace, print_json, workspace_option
 from dlscale.cli.sweeping import find_sweep, known_sweep, show_sweep, state_words, table_of, wait_for_sweep
 from dlscale.cli.watching import Lines, Look, drawing, goes_on, is_live, sweep_goes_on, until_ctrl_c
+from dlscale.errors import SpecError
 
 if TYPE_CHECKING:
+    from dlscale.batch.jobs.progress import Progress
     from dlscale.batch.sweeps.store import Sweep
     from dlscale.batch.workspace import Job, JobState, Workspace
 
@@ -84,6 +86,8 @@ def status(job_id: str | None, watch: bool, quiet: bool, workspace: str | None, 
         return
     job = root.find(job_id)
     state = _watched(job, quiet=quiet, err=as_json) if watch else job.read_state()
+    if state.state == "lost" and state.progress is not None:
+        state = replace(state, progress=_caught_up(job, state.progress))
     if as_json:
         print_json(_state_record(job, state))
     elif not watch:
@@ -94,6 +98,18 @@ def status(job_id: str | None, watch: bool, quiet: bool, workspace: str | None, 
         console.print(status_rows(job, state))
     else:
         echo_last_lines(_state_record(job, state))
+
+
+def _caught_up(job: Job, progress: Progress) -> Progress:
+    """How far a lost job really was; what was written down where its plan is damaged."""
+    from dlscale.batch.jobs.progress import caught_up
+
+    try:
+        steps = job.read_plan()["steps"]
+        total = sum(float(step["flops"]) for step in steps if step["where"] == "workers")
+    except (SpecError, KeyError, TypeError, ValueError):
+        return progress
+    return caught_up(progress, job.read_events(), total)
 
 
 def _show_sweep(root: Workspace, sweep: Sweep, *, watch: bool, quiet: bool, as_json: bool) -> None:

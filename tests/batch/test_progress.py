@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from dlscale.batch import recorder
 from dlscale.batch import run as jobs
-from dlscale.batch.jobs.progress import Follower, Progress, progress_words, step_words
+from dlscale.batch.jobs.progress import Follower, Progress, caught_up, progress_words, step_words
 from dlscale.batch.workspace import Heartbeat, JobState, Workspace
 from dlscale.cli import watching
 from dlscale.cli.main import commands
@@ -61,6 +61,15 @@ def test_a_run_begins_anew() -> None:
     first = [StateChanged("running"), StepStarted("a"), StepFinished("a", 1.0, flops=40.0), EpochFinished(3, {"epoch_loss": 0.5})]
     assert (after(first).epoch, after(first).loss) == (3, 0.5)
     assert after([*first, StateChanged("running")]) == Progress(n_steps=2)
+
+
+def test_events_tell_how_far_a_killed_job_came_since_it_was_written_down() -> None:
+    begun = [StateChanged("running"), StepStarted("a", 40.0), StepFinished("a", 1.0, flops=40.0)]
+    written = after(begun)
+    found = caught_up(written, [*begun, StepStarted("b", 60.0), WorkDone("b", "0", flops=30.0)], 100.0)
+    assert (found.fraction, found.step, found.n_done, found.n_steps) == (0.7, "b", 1, 2)
+    assert (found.rate, found.seconds_left) == (written.rate, written.seconds_left)
+    assert caught_up(found, [], 100.0) == found
 
 
 @given(st.lists(EVENTS))

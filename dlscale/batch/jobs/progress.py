@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -110,6 +110,26 @@ class Follower:
                 min(done / self.total, 1.0), self._step, self._n_done, self.n_steps, rate, bytes_per_second, seconds_left,
                 self._epoch, loss,
             )  # fmt: skip
+
+
+def caught_up(progress: Progress, events: Iterable[Event], total: float) -> Progress:
+    """The progress of a job that was killed, which was written down now and then, as far as its events tell it since.
+
+    Parameters
+    ----------
+    progress : Progress
+    events : iterable of Event
+        All of the job.
+    total : float
+        Flops of the whole plan.
+    """
+    follower = Follower(total, progress.n_steps)
+    for event in events:
+        follower(event)
+    told = follower.progress()
+    if told.fraction < progress.fraction:  # events were lost
+        return progress
+    return replace(progress, fraction=told.fraction, step=told.step, n_done=told.n_done, epoch=told.epoch, loss=told.loss)
 
 
 def rates_of(progress: Progress, measure: str = "flops") -> Iterator[str]:
