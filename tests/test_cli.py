@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import zarr
 from click.testing import CliRunner, Result
@@ -249,6 +250,21 @@ def test_a_second_ctrl_c_is_safe(folder: Path, whole: dict[str, Any], gate: Gate
     assert code == 75, err
     assert "Traceback" not in err
     check_resumed(folder, job_id, whole)
+
+
+def test_ctrl_c_while_workers_start_is_told_in_one_sentence(folder: Path) -> None:
+    """They are reached by it as all processes of a terminal are, before they have loaded what they run."""
+    process = spawn("run", "job.yaml", "--cluster", "local")
+    driver, deadline = psutil.Process(process.pid), time.monotonic() + PATIENCE_SECONDS
+    while not any("spawn_main" in " ".join(child.cmdline()) for child in driver.children()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.1)  # it is loading modules
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 75
+    assert err.splitlines()[-1].startswith("error: SIGINT: stopped")
+    assert "Traceback" not in err
 
 
 def test_a_killed_job_is_lost_and_can_be_resumed(folder: Path, whole: dict[str, Any], gate: Gate) -> None:

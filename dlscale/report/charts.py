@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
@@ -98,10 +98,11 @@ class Chart:
 
 
 def load() -> None:
-    """Import Matplotlib, which takes a third of a second, before a chart is wanted."""
-    import matplotlib.backends.backend_svg
-    import matplotlib.figure
-    import matplotlib.style  # noqa: F401
+    """Import Matplotlib, which takes a third of a second, before a chart is wanted; if that fails, the chart will say so."""
+    with suppress(Exception):
+        import matplotlib.backends.backend_svg
+        import matplotlib.figure
+        import matplotlib.style  # noqa: F401
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,10 @@ class WatchedNanny(Nanny):
         self._peak_bytes = max(self._peak_bytes, peak_bytes(self.pid))
 
     async def instantiate(self) -> Status:
+        # Ctrl-C on a terminal reaches every process, and a worker before it can ignore that. What this thread blocks, it blocks
+        # too; the tracker is started first, since who starts it blocks no SIGINT afterwards.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         for _ in range(_STARTS):
             status = await super().instantiate()
             if status != Status.stopped or self.status != Status.init:
