@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -45,7 +44,7 @@ from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.errors import CertificateError, DlscaleError, InputError, Interrupted, NumericalError, RankError, SpecError, StoreError
 from dlscale.linalg.fitting import compute_with_fits
-from dlscale.report import charts, words
+from dlscale.report import words
 from dlscale.storage.files.atomic import fsync_path, hidden, write_atomically
 from dlscale.storage.files.locks import LockLostError
 from dlscale.storage.groups import open_arrays
@@ -334,9 +333,6 @@ def _compute(job: Job, prepared: Prepared, group: ResultGroup, recorder: Recorde
             recorder.losses, stall, told = cluster.losses, prepared.spec.stall, (kind, job.id)
             run = Run(cluster, checkpoint=checkpoint, result=group, emit=emit, stall_seconds=stall, rows_folder=job.rows, job=told)
             cluster.tell_dashboard(emit)
-            if not cluster.shares_memory:
-                # While workers start, and this process waits.
-                threading.Thread(target=charts.load, name="dlscale-charts").start()
             outcome = compute_with_fits(KINDS[kind], run, prepared.inputs, prepared.options, prepared.plan)
     except Stop:
         checkpoint.flush()

@@ -103,11 +103,11 @@ def status(job_id: str | None, watch: bool, quiet: bool, workspace: str | None, 
 def _caught_up(job: Job, progress: Progress) -> Progress:
     """How far a lost job really was; what was written down where its plan is damaged."""
     from dlscale.batch.jobs.progress import caught_up
+    from dlscale.engine.plan import Plan
 
     try:
-        steps = job.read_plan()["steps"]
-        total = sum(float(step["flops"]) for step in steps if step["where"] == "workers")
-    except (SpecError, KeyError, TypeError, ValueError):
+        total = Plan.from_dict(job.read_plan()).flops
+    except (SpecError, KeyError, TypeError, ValueError, AttributeError):
         return progress
     return caught_up(progress, job.read_events(), total)
 

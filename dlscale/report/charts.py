@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
@@ -95,14 +95,6 @@ class Chart:
         gid = f"tip-{len(self.tips)}"
         artist.set_gid(gid)
         self.tips[gid] = titles
-
-
-def load() -> None:
-    """Import Matplotlib, which takes a third of a second, before a chart is wanted; if that fails, the chart will say so."""
-    with suppress(Exception):
-        import matplotlib.backends.backend_svg
-        import matplotlib.figure
-        import matplotlib.style  # noqa: F401
 
 
 @contextmanager

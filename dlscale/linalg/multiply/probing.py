@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 
 from dlscale.arrays import Array
-from dlscale.buffers import workspace
 from dlscale.certificates import Check
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.outputs import RowOutput
@@ -36,8 +35,6 @@ from dlscale.storage.scaled import scaled
 
 #: Vectors of signs: what is wrong in several places at once escapes all of them with a probability of 1e-6.
 N_SIGNS = 20
-#: Of rows whose moduli are taken and summed in a core's own cache.
-_PIECE_BYTES = 2**20
 
 
 def signs(n: int, dtype: np.dtype[Any]) -> Matrix:
@@ -70,14 +67,6 @@ class AcrossRows(Fold):
     def _operand(self) -> Array:
         return np.ascontiguousarray(self.Xw.read(0, self.Xw.shape[0]))
 
-    @cached_property
-    def _signs(self) -> Array:
-        return np.ascontiguousarray(self._operand[:, :-1].T)
-
-    @cached_property
-    def _weights(self) -> Array:
-        return np.ascontiguousarray(self._operand[:, -1].real)
-
     def start(self) -> State:
         return {"largest": np.zeros(1), "total": np.zeros(1)}
 
@@ -88,23 +77,15 @@ class AcrossRows(Fold):
             rows[:, -1] = A.moduli().times(X[:, -1:].real)[:, 0]
             np.maximum(state["largest"], _largest(A), out=state["largest"])
         for i, tile in () if isinstance(A, SparseRows) else tiles(A):
-            wide, part = tile.astype(rows.dtype, copy=False), rows[i : i + len(tile)]
-            part[:, :-1] = _times_few(wide, self._signs)
-            for k, piece in tiles(wide, rows=max(8, _PIECE_BYTES // wide[:1].nbytes)):
-                moduli = np.abs(piece, out=workspace("moduli", piece.shape, piece.real.dtype))
-                part[k : k + len(piece), -1] = moduli @ self._weights
-                largest = largest_part(piece) if piece.dtype.kind == "c" else moduli.max(initial=0.0)
-                np.maximum(state["largest"], largest, out=state["largest"])
+            wide = tile.astype(rows.dtype, copy=False)
+            rows[i : i + len(tile), :-1] = wide @ X[:, :-1]
+            rows[i : i + len(tile), -1] = np.abs(wide) @ X[:, -1].real
+            np.maximum(state["largest"], largest_part(tile), out=state["largest"])
         state["total"] += np.abs(rows[:, -1]).sum()
         return (rows,)
 
     def merge(self, left: State, right: State) -> State:
         return {"largest": np.maximum(left["largest"], right["largest"]), "total": left["total"] + right["total"]}
-
-
-def _times_few(A: Array, X_rows: Array) -> Array:
-    """``A X`` for few columns, which stand in rows here: BLAS is faster with the long side of A to the right."""
-    return (X_rows @ A.T).T
 
 
 def _largest(A: SparseRows) -> float:
@@ -180,10 +161,6 @@ class Difference(Fold):
     relative: float
     absolute: float
 
-    @cached_property
-    def _signs(self) -> Array:
-        return np.ascontiguousarray(self.X[:, :-1].T)
-
     @property
     def flops_per_row(self) -> float:
         return 2.0 * self.X.size
@@ -195,7 +172,7 @@ class Difference(Fold):
         C, Zv = A
         for i, tile in tiles(C):
             Z = Zv[i : i + len(tile)]
-            R = np.abs(_times_few(tile.astype(Z.dtype, copy=False), self._signs) - Z[:, :-1])
+            R = np.abs(tile.astype(Z.dtype, copy=False) @ self.X[:, :-1] - Z[:, :-1])
             bound = self.relative * Z[:, -1:].real + self.absolute
             np.maximum(state["ratio"], np.max(R / bound), out=state["ratio"])
         return ()
