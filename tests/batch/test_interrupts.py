@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import signal
 import sys
@@ -77,6 +78,7 @@ def test_an_import_that_is_stopped_anywhere_leaves_nothing(tmp_path: Path) -> No
         if left:  # published a moment before
             shutil.rmtree(folder)
         assert not folder.exists()
+    gc.collect()  # those files, before other tests may meet them
 
 
 def whole(folder: Path) -> list[Path]:

@@ -68,5 +68,14 @@ EXCLUDED = {
     if name.startswith("test") and name not in OURS
 } | {"test_solve_assume_a": "it asks for the warning of a parameter that Dask gave up"}
 globals().update(chosen(module, EXCLUDED))
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of these tests draw their matrices without a seed; a failure must be one that can be had again."""
+    for module in (np.random, da.random):
+        monkeypatch.setattr(module, "default_rng", lambda seed=0, make=module.default_rng: make(seed))
+
+
 # Dask warns of the small chunks that its tests are made of.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -36,9 +36,9 @@ GRAM_LIMIT = 0.03
 #: the range that `dlscale.linalg.folds.products` takes for safe; no Gram matrix is trusted with them.
 _SPANS = {32: 2.0**-55, 64: 2.0**-560}
 MAX_ROUNDS = 3
-#: Times ``n eps``, what multiplying by the inverse of a factor may add to the backward error, in units of the columns' lengths: it
-#: is twice as fast as to solve with the factor, which adds ``n eps`` whatever its condition.
-INVERSE_LIMIT = 64.0
+#: By how much rounding in ``A X``, with the inverse X of a factor, may be expected to grow where the factor is multiplied back.
+#: It is twice as fast as to solve with the factor, which loses as little whatever its condition.
+INVERSE_LIMIT = 4.0
 
 
 class Basis(Protocol):
@@ -74,12 +74,19 @@ class TriangularFactor:
 
     @classmethod
     def of(cls, R: Array, dtype: np.dtype[Any]) -> TriangularFactor:
-        """The factor for blocks of a dtype; its inverse by ``|A - (A X) R| <= n eps |A| |X| |R|``."""
+        """The factor for blocks of a dtype, with its inverse X where that is harmless.
+
+        Notes
+        -----
+        Rounding in an entry of column l of ``A X`` is about ``eps ||x_l||`` of the row, and independent of that in others: of
+        column j, with columns of unit length, ``(A X) R`` is off by ``eps (sum_l |r_lj|^2 ||x_l||^2)^1/2``. The bound
+        ``n eps |A| |X| |R|`` grows with n where the error does not.
+        """
         # The bits of a solve depend on how many threads share it.
         with one_blas_thread():
             lengths = np.linalg.norm(R, axis=0)
             scaled = solve_triangular(R / lengths, np.eye(len(R), dtype=R.dtype))
-        growth = (np.abs(scaled) @ np.abs(R / lengths)).sum(axis=1).max()
+        growth = np.linalg.norm(np.linalg.norm(scaled, axis=0)[:, None] * (R / lengths), axis=0).max()
         inverse = np.ascontiguousarray(scaled / lengths[:, None], dtype)
         usual = (np.abs(np.diagonal(inverse)) > np.finfo(dtype).tiny / np.finfo(dtype).eps).all()
         return cls(R, inverse if growth <= INVERSE_LIMIT and usual and np.isfinite(inverse).all() else None)
