@@ -6,8 +6,9 @@ thrown away is 0.6 to 1.3 CPU seconds a gigabyte, which the products would have 
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from pathlib import Path
@@ -34,6 +35,8 @@ LONG_BYTES = 2**15
 GAP_BYTES = 2**17
 #: Of rows that are read whole for some of their columns.
 _BUFFER_BYTES = 2**22
+#: Has a read fail that would wait for a disk, where the system knows of it.
+AT_ONCE = getattr(os, "RWF_NOWAIT", 0)
 #: Windows that are read at the same time, where there are many and each is short.
 _N_TOGETHER = 4
 _MANY = 8
@@ -53,23 +56,46 @@ def is_there(chunk: Path | Address) -> bool:
     return exists(chunk) if isinstance(chunk, Address) else chunk.exists()
 
 
-def read_together(read: Callable[[Window], None], windows: Sequence[Window]) -> None:
-    """Read windows, several at a time where they are many and short: a disk is faster with several things to do."""
+def read_together(read: Callable[[Window, bool], None], windows: Sequence[Window], *, in_pieces: bool) -> None:
+    """Read windows, several at a time where they are many and short: a disk is faster with several things to do.
+
+    Parameters
+    ----------
+    read : callable
+        Of a window, and whether only what the page cache has is wanted, as in `read_window`.
+    windows : sequence of Window
+    in_pieces : bool
+        Whether they are parts of rows. Of those in the page cache one thread reads as many as several, in half of the processor
+        time: each piece is a call, for which several threads wait for the interpreter.
+    """
 
     def read_all(some: Sequence[Window]) -> None:
         for window in some:
-            read(window)
+            read(window, False)
 
     if len(windows) > 1 and isinstance(windows[0].path, Address):
-        list(helpers().map(read, windows))
+        list(helpers().map(lambda window: read(window, False), windows))
         return
     if len(windows) < _MANY or sum(window.out.nbytes for window in windows) > _SHORT_BYTES * len(windows):
         read_all(windows)
         return
-    reads = [_readers().submit(read_all, windows[i::_N_TOGETHER]) for i in range(_N_TOGETHER)]
+    left = windows[_n_cached(read, windows) :] if in_pieces and AT_ONCE else windows
+    reads = [_readers().submit(read_all, left[i::_N_TOGETHER]) for i in range(min(_N_TOGETHER, len(left)))]
     wait(reads)  # nobody writes any more when an error is told
     for done in reads:
         done.result()
+
+
+def _n_cached(read: Callable[[Window, bool], None], windows: Sequence[Window]) -> int:
+    """Read the first windows that are in the page cache; how many these are."""
+    for i, window in enumerate(windows):
+        try:
+            read(window, True)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
+                raise
+            return i
+    return len(windows)
 
 
 @cache
@@ -77,7 +103,7 @@ def _readers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(2 * _N_TOGETHER, thread_name_prefix="dlscale-windows")
 
 
-def read_window(window: Window, chunk: tuple[int, int], *, checksum: bool, direct: bool) -> None:
+def read_window(window: Window, chunk: tuple[int, int], *, checksum: bool, direct: bool, at_once: bool = False) -> None:
     """Read a rectangle of one chunk.
 
     Parameters
@@ -89,23 +115,27 @@ def read_window(window: Window, chunk: tuple[int, int], *, checksum: bool, direc
         Whether there is a crc32c, which is then compared.
     direct : bool
         Past the page cache, where whole pages are wanted at a whole page of memory.
+    at_once : bool
+        Only if the page cache has them; without a checksum.
 
     Raises
     ------
     MissingChunkError
     CorruptionError
         If the checksum does not match.
+    OSError
+        With the number EAGAIN or EOPNOTSUPP, if they cannot be read at once.
     """
     if isinstance(window.path, Address):
         read_object_window(window.path, window.rectangle, window.out, chunk, checksum=checksum)
     else:
-        _read_file(window.path, window, chunk, checksum=checksum, direct=direct)
+        _read_file(window.path, window, chunk, checksum=checksum, direct=direct, at_once=at_once)
 
 
-def _read_file(path: Path, window: Window, chunk: tuple[int, int], *, checksum: bool, direct: bool) -> None:
+def _read_file(path: Path, window: Window, chunk: tuple[int, int], *, checksum: bool, direct: bool, at_once: bool) -> None:
     (r0, r1, c0, c1), out = window.rectangle, window.out
     height, width = chunk
-    item = out.dtype.itemsize
+    item, flags = out.dtype.itemsize, AT_ONCE if at_once else 0
     whole_rows = c0 == 0 and c1 == width and out.flags.c_contiguous
     done = 0
     if direct and whole_rows and not checksum:
@@ -127,14 +157,14 @@ def _read_file(path: Path, window: Window, chunk: tuple[int, int], *, checksum: 
             if not whole:
                 out[...] = buffer[r0:r1, c0:c1]
         elif whole_rows:
-            _read_exactly(fd, path, _bytes_of(out)[done:], r0 * width * item + done)
+            _read_exactly(fd, path, _bytes_of(out)[done:], r0 * width * item + done, flags)
         else:
-            _read_rectangle(fd, window, width, direct=direct)
+            _read_rectangle(fd, window, width, direct=direct, flags=flags)
     finally:
         os.close(fd)
 
 
-def _read_rectangle(fd: int, window: Window, width: int, *, direct: bool) -> None:
+def _read_rectangle(fd: int, window: Window, width: int, *, direct: bool, flags: int) -> None:
     """Read pieces of rows of a chunk, ``width`` wide, without a checksum."""
     path, (r0, r1, c0, c1), out = window
     assert isinstance(path, Path)
@@ -143,15 +173,16 @@ def _read_rectangle(fd: int, window: Window, width: int, *, direct: bool) -> Non
         # Long pieces of rows, or pieces far from each other: one read each.
         offset, stride = (r0 * width + c0) * item, width * item
         done = _read_rows_direct(path, out, offset, stride) if direct else 0
-        for k in range(done, r1 - r0):
-            _read_exactly(fd, path, _bytes_of(out[k]), offset + k * stride)
+        for row in _rows_of(out[done:]):
+            _read_exactly(fd, path, row, offset + done * stride, flags)
+            done += 1
         return
     n_rows = max(1, _BUFFER_BYTES // (width * item))
     for top in range(r0, r1, n_rows):
         rows = workspace("chunk", (min(n_rows, r1 - top), width), out.dtype)
         offset = top * width * item
         if not (direct and _read_rows_direct(path, rows.reshape(1, -1), offset, 0)):
-            _read_exactly(fd, path, _bytes_of(rows), offset)
+            _read_exactly(fd, path, _bytes_of(rows), offset, flags)
         out[top - r0 : top - r0 + len(rows)] = rows[:, c0:c1]
 
 
@@ -166,6 +197,14 @@ def _bytes_of(array: Array) -> memoryview:
     return memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
 
 
+def _rows_of(array: Array) -> Iterator[memoryview]:
+    """The bytes of each row."""
+    if not array.flags.c_contiguous:
+        return (_bytes_of(row) for row in array)
+    whole, n_bytes = _bytes_of(array), array.shape[1] * array.itemsize
+    return (whole[start : start + n_bytes] for start in range(0, len(whole), n_bytes))
+
+
 def _open_direct(path: Path) -> int | None:
     """None where it cannot be done, such as in a file system in memory."""
     try:
@@ -174,12 +213,13 @@ def _open_direct(path: Path) -> int | None:
         return None
 
 
-def _read_exactly(fd: int, path: Path, view: memoryview, offset: int) -> None:
-    done = 0
-    while done < len(view):
-        got = os.preadv(fd, [view[done:]], offset + done)
+def _read_exactly(fd: int, path: Path, view: memoryview, offset: int, flags: int = 0) -> None:
+    n_bytes = len(view)
+    done = os.preadv(fd, [view], offset, flags)
+    while done < n_bytes:
+        got = os.preadv(fd, [view[done:]], offset + done, flags)
         if got == 0:
-            raise MissingChunkError(f"Chunk {path} is truncated: {offset + len(view)} bytes are needed; restore it before running.")
+            raise MissingChunkError(f"Chunk {path} is truncated: {offset + n_bytes} bytes are needed; restore it before running.")
         done += got
 
 

@@ -208,9 +208,9 @@ class ZarrMatrix(Matrix):
                 path = raw.root / self.array.metadata.encode_chunk_key((i, j))
                 windows.append(Window(path, (top - i * height, bottom - i * height, left - j * width, right - j * width), target))
 
-        def read(window: Window) -> None:
+        def read(window: Window, at_once: bool) -> None:
             try:
-                read_window(window, chunk, checksum=raw.checksum, direct=self.past_cache)
+                read_window(window, chunk, checksum=raw.checksum, direct=self.past_cache, at_once=at_once)
             except MissingChunkError:
                 if self.missing_chunks == "refuse" or is_there(window.path):
                     raise
@@ -219,9 +219,9 @@ class ZarrMatrix(Matrix):
         if raw.checksum:
             # Each may take memory for a whole chunk.
             for window in windows:
-                read(window)
+                read(window, False)
         else:
-            read_together(read, windows)
+            read_together(read, windows, in_pieces=columns[1] - columns[0] < self.shape[1] and not self.past_cache)
 
 
 class ZarrVector(ZarrMatrix):

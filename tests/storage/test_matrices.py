@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import pickle
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,28 @@ def test_reading_past_the_page_cache(on_disk: Path, n: int, monkeypatch: pytest.
     chunk.unlink()
     with pytest.raises(MissingChunkError, match="missing"):
         A.read(0, 64, workspace("test", (64, n), A.dtype))
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="of Linux")
+@pytest.mark.parametrize("answer", [None, errno.EAGAIN, errno.EOPNOTSUPP])
+@pytest.mark.parametrize(("n", "columns"), [(20_000, (1000, 2000)), (6_000, (0, 5_000)), (600, (7, 300))])
+def test_pieces_of_rows_that_are_in_the_page_cache_are_read_by_one_thread(
+    on_disk: Path, n: int, columns: tuple[int, int], answer: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is a call, for which several would wait for each other; what has to be waited for is read by several."""
+    expected = gaussian(100, n)
+    A = open_matrix(store(on_disk / "A.zarr", expected, chunks=(8, n), compressors=None))
+    here, threads, real_read = threading.current_thread(), set(), os.preadv
+
+    def reading(fd: int, buffers: Any, offset: int, flags: int = 0) -> int:
+        if flags and answer is not None:
+            raise OSError(answer, os.strerror(answer))
+        threads.add(threading.current_thread())
+        return real_read(fd, buffers, offset)  # whatever the file system says
+
+    monkeypatch.setattr(os, "preadv", reading)
+    np.testing.assert_array_equal(A.region((3, 99), columns), expected[3:99, slice(*columns)])
+    assert threads == {here} if answer is None else here not in threads
 
 
 @pytest.mark.parametrize(("n", "width"), [(20_000, 20_000), (20_001, 20_001), (20_001, 1500)])
