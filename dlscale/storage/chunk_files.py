@@ -79,23 +79,22 @@ def read_together(read: Callable[[Window, bool], None], windows: Sequence[Window
     if len(windows) < _MANY or sum(window.out.nbytes for window in windows) > _SHORT_BYTES * len(windows):
         read_all(windows)
         return
-    left = windows[_n_cached(read, windows) :] if in_pieces and AT_ONCE else windows
+    left = [window for window in windows if not _is_read_at_once(read, window)] if in_pieces and AT_ONCE else windows
     reads = [_readers().submit(read_all, left[i::_N_TOGETHER]) for i in range(min(_N_TOGETHER, len(left)))]
     wait(reads)  # nobody writes any more when an error is told
     for done in reads:
         done.result()
 
 
-def _n_cached(read: Callable[[Window, bool], None], windows: Sequence[Window]) -> int:
-    """Read the first windows that are in the page cache; how many these are."""
-    for i, window in enumerate(windows):
-        try:
-            read(window, True)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
-                raise
-            return i
-    return len(windows)
+def _is_read_at_once(read: Callable[[Window, bool], None], window: Window) -> bool:
+    """Read a window if it is in the page cache; whether it was."""
+    try:
+        read(window, True)
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
+            raise
+        return False
+    return True
 
 
 @cache
