@@ -232,6 +232,24 @@ def messages_kept(cluster: Any) -> int:
     return sum(len(stream.recent_message_log) for stream in streams) + sum(of_workers)
 
 
+def environment() -> dict[str, str]:
+    """But for the number of this process, by which Dask's modules know that they were loaded by it."""
+    return {name: value for name, value in os.environ.items() if name != "__DASK_PARENT_PID"}
+
+
+def test_variables_for_workers_are_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what the caller starts afterwards would compute with one thread."""
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "7")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = environment()
+    with closing(open_cluster({"type": "local", "workers": 2, "threads": 1, "memory": "2GB"})) as cluster:
+        assert len(cluster.workers()) == 2
+        assert environment() == before
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            assert [of_worker[name] for of_worker in cluster.client.run(environment).values()] == ["1", "1"]
+    assert environment() == before
+
+
 def test_a_worker_killed_while_it_starts_is_started_again(tmp_path: Path) -> None:
     """With the cluster, and in the place of another that was killed, however long it stays away."""
     cluster: Any = open_cluster({"type": "local", "workers": 1, "threads": 1, "memory": "1GB"})
@@ -242,6 +260,7 @@ def test_a_worker_killed_while_it_starts_is_started_again(tmp_path: Path) -> Non
         (settings,) = cluster.client.run(memory_settings).values()
         assert settings == [False] * 4
         assert messages_kept(cluster) == 0
+        before = environment()
         with (
             no_first_workers(tmp_path / "again", 1) as n_starts,
             dask.config.set({"distributed.deploy.lost-worker-timeout": "10ms"}),
@@ -254,6 +273,7 @@ def test_a_worker_killed_while_it_starts_is_started_again(tmp_path: Path) -> Non
         # With Dask's own settings it would pause near its limit, and a job on it wait for ever.
         assert list(cluster.client.run(memory_settings).values()) == [settings]
         assert messages_kept(cluster) == 0
+        assert environment() == before
 
 
 def test_workers_that_never_come_up_are_given_up(tmp_path: Path) -> None:

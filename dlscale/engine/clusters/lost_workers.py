@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Callable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,34 @@ _CRASHES = {
     signal.SIGILL: "an illegal instruction",
     signal.SIGFPE: "an arithmetic fault",
 }
+
+
+_lent: dict[str, str | None] = {}
+_n_borrowers = 0
+_lending = threading.Lock()
+
+
+@contextmanager
+def _lent_environment(variables: Iterable[str]) -> Iterator[None]:
+    """Have variables of the environment for workers that are started, and take them back.
+
+    A nanny sets them in the process of whoever computes, so that the worker inherits them: that process, and what it starts for
+    itself, would go on with one thread for BLAS and OpenMP. Several nannies may start workers at the same time.
+    """
+    global _n_borrowers
+    with _lending:
+        _n_borrowers += 1
+        for name in variables:
+            _lent.setdefault(name, os.environ.get(name))
+    try:
+        yield
+    finally:
+        with _lending:
+            _n_borrowers -= 1
+            if not _n_borrowers:
+                for name, value in _lent.items():
+                    os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+                _lent.clear()
 
 
 class PatientCluster(ClosedCluster):
@@ -64,7 +94,8 @@ class WatchedNanny(Nanny):
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         for _ in range(_STARTS):
-            status = await super().instantiate()
+            with _lent_environment(self.pre_spawn_env):
+                status = await super().instantiate()
             if status != Status.stopped or self.status != Status.init:
                 break  # it is up; or the nanny is, which then starts workers again by itself
         self._sample()  # it may be gone before the next one

@@ -18,6 +18,11 @@ from dlscale.engine.clusters.peers import is_foreign
 
 #: No job runs for longer than this.
 _LIFE = datetime.timedelta(days=3650)
+#: Between two messages by which a worker tells its scheduler that it lives, and what it has: each takes several milliseconds of
+#: both. Where workers are lost, their connections are, which is known at once.
+_HEARTBEAT_SECONDS = 2.0
+#: What a scheduler asks itself four times a second: whether it, or its workers, have been away for longer than nobody has said.
+_IDLE_QUESTIONS = ("idle-timeout", "no-workers-timeout")
 #: Clocks of hosts differ.
 _CLOCKS = datetime.timedelta(days=1)
 
@@ -70,15 +75,29 @@ class _NoPages:
         pass
 
 
-class ClosedScheduler(_NoPages, Scheduler):
+class _Unhurried(Scheduler):
+    """A scheduler of one job, which ends it."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        for name in _IDLE_QUESTIONS:
+            self.periodic_callbacks.pop(name, None)
+
+
+class ClosedScheduler(_NoPages, _Unhurried):
     """A scheduler without an HTTP server."""
 
 
 class ClosedWorker(_NoPages, Worker):
     """A worker without an HTTP server."""
 
+    async def heartbeat(self) -> None:
+        await super().heartbeat()
+        timer = self.periodic_callbacks["heartbeat"]
+        timer.callback_time = max(timer.callback_time, 1e3 * _HEARTBEAT_SECONDS)
 
-class OwnScheduler(Scheduler):
+
+class OwnScheduler(_Unhurried):
     """A scheduler with the pages of Dask's dashboard for this user: connections of others are closed unheard."""
 
     def start_http_server(self, *arguments: Any, **options: Any) -> None:

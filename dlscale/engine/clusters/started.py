@@ -23,14 +23,16 @@ _WORKER_SETUP = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
 #: finishes several that are short. Their results are small, and what they read they read when they run. More would cost less a
 #: task, but leave a slow worker with more than others can steal from it in time.
 WORKER_SATURATION = 16.0
-#: The plan bounds memory; Dask's own reactions to a full worker (spill, pause, kill) would only hide a wrong plan. Its profiler
-#: takes the interpreter from the computing threads a hundred times a second, and to measure itself each process wakes up fifty
-#: times a second, which takes a fiftieth of a core where nothing is done.
+#: The plan bounds memory; Dask's own reactions to a full worker (spill, pause, kill) would only hide a wrong plan, and so would
+#: copies of results that it moves or drops. Its profiler takes the interpreter from the computing threads a hundred times a
+#: second, and to measure itself each process wakes up fifty times a second, which takes a fiftieth of a core where nothing is done.
 SETTINGS: Mapping[str, Any] = {
     **{f"distributed.worker.memory.{what}": False for what in ("target", "spill", "pause", "terminate")},
+    "distributed.scheduler.active-memory-manager.start": False,
     "distributed.worker.profile.enabled": False,
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.system-monitor.interval": "5s",
+    "distributed.client.scheduler-info-interval": "60s",
     # Each process would keep the last thousand messages that it sent, each of up to a megabyte, with the graphs in them.
     "distributed.admin.low-level-log-length": 0,
     "distributed.scheduler.worker-saturation": WORKER_SATURATION,
@@ -101,6 +103,8 @@ def start(facts: ClusterFacts, tell: Callable[[str], None]) -> Any:
     return cluster
 
 
+#: Between two times that the cluster tells its scheduler how many workers it wants, which does not change.
+_SYNC_SECONDS = 60
 #: Dask has its workers give all freed memory back at once: memory that is touched for the first time each time halves the speed
 #: of what makes large arrays from block to block.
 _USUAL_ALLOCATION = {"distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None}
@@ -127,6 +131,7 @@ def _start_processes(facts: ClusterFacts, tell: Callable[[str], None]) -> Any:
             dashboard_address="127.0.0.1:0" if has_pages else None,
             security=make_security(),
             silence_logs=logging.CRITICAL,
+            scheduler_sync_interval=_SYNC_SECONDS,
             # Also of workers that are started again, when this context is over.
             config={**SETTINGS, **settings},
         )
