@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -232,23 +235,40 @@ def messages_kept(cluster: Any) -> int:
     return sum(len(stream.recent_message_log) for stream in streams) + sum(of_workers)
 
 
-def environment() -> dict[str, str]:
-    """But for the number of this process, by which Dask's modules know that they were loaded by it."""
-    return {name: value for name, value in os.environ.items() if name != "__DASK_PARENT_PID"}
+ENVIRONMENTS = """
+import json, os, signal
+from contextlib import closing
+from dlscale.engine.clusters import open_cluster
+from tests.engine.launching import wait_for
 
+def environment():
+    return dict(os.environ)
 
-def test_variables_for_workers_are_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else what the caller starts afterwards would compute with one thread."""
-    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "7")
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    before = environment()
+if __name__ == "__main__":
+    seen = [environment()]
     with closing(open_cluster({"type": "local", "workers": 2, "threads": 1, "memory": "2GB"})) as cluster:
-        assert len(cluster.workers()) == 2
-        assert environment() == before
-        of_workers = cluster.client.run(environment).values()
-        # What the caller has set holds for workers too.
-        assert [(worker["OMP_NUM_THREADS"], worker["OPENBLAS_NUM_THREADS"]) for worker in of_workers] == [("1", "7")] * 2
-    assert environment() == before
+        first = cluster.workers()
+        seen += [environment(), *cluster.client.run(environment).values()]
+        os.kill(next(iter(cluster.client.run(os.getpid).values())), signal.SIGKILL)
+        wait_for(lambda: len(cluster.workers()) == 2 and cluster.workers() - first)
+    seen.append(environment())
+    print(json.dumps(seen))
+"""
+
+
+def test_variables_for_workers_are_taken_back(tmp_path: Path) -> None:
+    """Else what the caller starts afterwards would compute with one thread."""
+    (tmp_path / "program.py").write_text(ENVIRONMENTS)
+    unset = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "PYTHONHASHSEED", "__DASK_PARENT_PID")
+    given = {name: value for name, value in os.environ.items() if name not in unset}
+    given |= {"OPENBLAS_NUM_THREADS": "7", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, tmp_path / "program.py"], env=given, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    before, meanwhile, *workers, after = json.loads(done.stdout)
+    for seen in (meanwhile, after):
+        assert {name: value for name, value in seen.items() if name != "__DASK_PARENT_PID"} == before
+    # What the caller has set holds for workers too.
+    assert [(worker["OMP_NUM_THREADS"], worker["OPENBLAS_NUM_THREADS"]) for worker in workers] == [("1", "7")] * 2
 
 
 def test_a_worker_killed_while_it_starts_is_started_again(tmp_path: Path) -> None:
@@ -261,7 +281,6 @@ def test_a_worker_killed_while_it_starts_is_started_again(tmp_path: Path) -> Non
         (settings,) = cluster.client.run(memory_settings).values()
         assert settings == [False] * 4
         assert messages_kept(cluster) == 0
-        before = environment()
         with (
             no_first_workers(tmp_path / "again", 1) as n_starts,
             dask.config.set({"distributed.deploy.lost-worker-timeout": "10ms"}),
@@ -274,7 +293,6 @@ def test_a_worker_killed_while_it_starts_is_started_again(tmp_path: Path) -> Non
         # With Dask's own settings it would pause near its limit, and a job on it wait for ever.
         assert list(cluster.client.run(memory_settings).values()) == [settings]
         assert messages_kept(cluster) == 0
-        assert environment() == before
 
 
 def test_workers_that_never_come_up_are_given_up(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -29,32 +29,33 @@ _CRASHES = {
 }
 
 
-_lent: dict[str, str | None] = {}
+_before: dict[str, str | None] = {}
 _n_borrowers = 0
 _lending = threading.Lock()
 
 
 @contextmanager
-def _lent_environment(variables: Iterable[str]) -> Iterator[None]:
-    """Have variables of the environment for workers that are started, and take them back.
+def _lent_environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Have a nanny set variables of the environment for the worker that it starts, and take them back.
 
-    A nanny sets them in the process of whoever computes, so that the worker inherits them: that process, and what it starts for
-    itself, would go on with one thread for BLAS and OpenMP. Several nannies may start workers at the same time.
+    They are set in the process of whoever computes, which, and what it starts for itself, would go on with one thread for BLAS and
+    OpenMP. Several nannies may start workers at the same time.
     """
     global _n_borrowers
     with _lending:
         _n_borrowers += 1
         for name in variables:
-            _lent.setdefault(name, os.environ.get(name))
+            _before.setdefault(name, os.environ.get(name))
     try:
         yield
     finally:
         with _lending:
             _n_borrowers -= 1
-            if not _n_borrowers:
-                for name, value in _lent.items():
-                    os.environ.pop(name, None) if value is None else os.environ.update({name: value})
-                _lent.clear()
+            for name in () if _n_borrowers else list(_before):
+                value = _before.pop(name)
+                if os.environ.get(name) != variables.get(name):
+                    continue  # set by somebody else meanwhile
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 class PatientCluster(ClosedCluster):
