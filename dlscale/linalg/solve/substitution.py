@@ -10,15 +10,17 @@ so that none is read twice by one substitution. They depend on how T is stored a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from dlscale.arrays import Array
+from dlscale.buffers import workspace
 from dlscale.engine.columns import Tell, untold
 from dlscale.engine.grids import blocks
-from dlscale.engine.passes.reading import read_regions
+from dlscale.engine.passes.reading import N_STRIPS
 from dlscale.engine.run import Cost
 from dlscale.lapack import Op
 from dlscale.storage.matrix import ArrayMatrix, Matrix
@@ -159,11 +161,17 @@ def loaded(T: Matrix, tell: Tell = untold) -> Matrix:
     """A matrix in memory that is cut as where it is stored, so that what is done with it has the same bits."""
     if T.in_memory:
         return T
-    array = np.empty(T.shape, T.dtype)
-    panels = [((0, T.shape[0]), span) for span in blocks(0, T.shape[1], max(T.column_unit, LOADED_COLUMNS))]
-    for (_, (start, stop)), panel in zip(panels, read_regions(T, panels, ahead=1), strict=True):
-        array[:, start:stop] = panel
-        tell(0.0, panel.nbytes)
+    array, n = np.empty(T.shape, T.dtype), T.shape[0]
+
+    def load(span: Span) -> int:
+        # The memory of the matrix is touched for the first time, which takes longer than to read it.
+        panel = T.region((0, n), span, workspace("panel", (n, _size(span)), T.dtype))
+        array[:, slice(*span)] = panel
+        return panel.nbytes
+
+    with ThreadPoolExecutor(N_STRIPS) as pool:
+        for n_bytes in pool.map(load, blocks(0, T.shape[1], max(T.column_unit, LOADED_COLUMNS))):
+            tell(0.0, n_bytes)
     return Loaded(array, T)
 
 
