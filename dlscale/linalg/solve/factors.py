@@ -24,6 +24,9 @@ from dlscale.linalg.solve.substitution import Substitution, loaded
 from dlscale.linalg.solve.triangular import How, solve_triangular
 from dlscale.storage.matrix import Matrix, RowRange
 
+#: Columns whose rows are exchanged at a time.
+_MOVED_COLUMNS = 64
+
 
 class Factorization(Protocol):
     """A square matrix that was factored."""
@@ -118,11 +121,12 @@ class LUFactors:
         solve = partial(solve_triangular, self.lu, how=How(dtype, self.n_threads, width, tell))
         if adjoint:
             X = solve(solve(B, lower=False, op="C", overwrite=overwrite), lower=True, op="C", unit=True, overwrite=True)
-            for start, stop in blocks(0, X.shape[1], width):
+            for start, stop in blocks(0, X.shape[1], _MOVED_COLUMNS):
                 X[sources, start:stop] = X[targets, start:stop]
             return X
         X = np.array(B, dtype)
-        X[targets] = X[sources]
+        for start, stop in blocks(0, X.shape[1], _MOVED_COLUMNS):
+            X[targets, start:stop] = X[sources, start:stop]
         return solve(solve(X, lower=True, unit=True, overwrite=True), lower=False, overwrite=True)
 
 

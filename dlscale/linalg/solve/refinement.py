@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dlscale.arrays import Array
+from dlscale.engine.grids import blocks
 from dlscale.errors import OutOfRange
 
 #: Refinement of a column goes on while its backward error at least halves.
@@ -29,6 +30,9 @@ MAX_GMRES_COLUMNS = 8
 GMRES_STEPS = 4
 GMRES_ITERATIONS = 20
 GMRES_TOLERANCE = 1e-4
+
+#: Entries of columns whose moduli are in memory at a time: what is allocated anew and is large takes longer to touch than to add.
+_MODULI = 2**20
 
 #: What is done to columns.
 Map = Callable[[Array], Array]
@@ -146,7 +150,7 @@ def _measure(X: Array, residual: Map, norm: float) -> tuple[Array, Array, Array]
     finite = in_range(X, norm)
     inside = _where(finite, X, 0)
     R = residual(inside)
-    residuals, sizes = np.abs(R).sum(axis=0), norm * np.abs(inside).sum(axis=0, dtype=float)
+    residuals, sizes = _column_norms(R), norm * _column_norms(inside)
     with np.errstate(all="ignore"):
         errors = np.where(residuals == 0, 0.0, residuals / sizes)
     lost = ~finite | ~np.isfinite(errors)
@@ -156,4 +160,17 @@ def _measure(X: Array, residual: Map, norm: float) -> tuple[Array, Array, Array]
 def in_range(X: Array, norm: float) -> Array:
     """Which columns of X can be multiplied with a matrix of this 1-norm: no entry of the product overflows."""
     with np.errstate(all="ignore"):
-        return np.asarray(np.abs(X).sum(axis=0, dtype=float) * max(norm, 1.0) < np.finfo(float).max / 4)
+        return np.asarray(_column_norms(X) * max(norm, 1.0) < np.finfo(float).max / 4)
+
+
+def _column_norms(A: Array) -> Array:
+    """The 1-norm of each column, in double precision; of large matrices some rows after the others, without a copy as large."""
+    n, k = A.shape
+    if A.size <= _MODULI:
+        return np.asarray(np.abs(A).sum(axis=0, dtype=float))
+    rows = max(1, _MODULI // k)
+    moduli = np.zeros((1 + rows, k))  # behind the sum of those before, which is added to in the same order
+    for start, stop in blocks(0, n, rows):
+        np.abs(A[start:stop], out=moduli[1 : 1 + stop - start])
+        moduli[0] = moduli[: 1 + stop - start].sum(axis=0)
+    return np.asarray(moduli[0])
