@@ -124,14 +124,15 @@ class Run:
         """
         name = self.prefix + name
         self.emit(StepStarted(name, cost.flops, cost.bytes_read))
-        started = time.perf_counter()
+        # Workers start with the first step that needs them, whose work that is not.
+        started = time.perf_counter() - self.cluster.start_seconds
         state = self.checkpoint.load(name) if self.checkpoint and keep != "none" else None
         resumed = state is not None
         if state is None:
             state = compute(name)
             if self._kept and keep != "none":
                 self._kept.save(name, state, writers=writers, flushed=flushed, keep=keep)
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - self.cluster.start_seconds - started
         self.emit(StepFinished(name, seconds, cost.bytes_read, cost.bytes_written, cost.flops, resumed))
         return state
 

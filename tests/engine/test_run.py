@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,20 @@ def test_a_step_is_told_at_its_start_and_end_with_what_it_costs(tmp_path):
     assert events[0] == StepStarted("one", 12.0, 34)
     finished = events[-1]
     assert (finished.flops, finished.bytes_read, finished.bytes_written, finished.resumed) == (12.0, 34, 56, False)
+
+
+def test_the_start_of_workers_is_no_part_of_the_step_that_needs_them_first(tmp_path, monkeypatch):
+    events: list[Event] = []
+    run, clock = run_of(tmp_path, events), itertools.count(100.0, 10.0)
+    monkeypatch.setattr("dlscale.engine.run.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+
+    def compute(name: str) -> State:
+        run.cluster.start_seconds = 7.0
+        return value(0)
+
+    for name in ("first", "second"):
+        run.step(name, COST, compute, keep="none")
+    assert [event.seconds for event in events if isinstance(event, StepFinished)] == [3.0, 10.0]
 
 
 def test_a_step_in_the_checkpoint_is_not_computed_again(tmp_path):

@@ -54,9 +54,12 @@ class Cluster(ABC):
         Whether tasks see the driver's arrays.
     losses : list of str
         Why workers ended before their time, as far as is known; a sentence on each.
+    start_seconds : float
+        That its workers took to start; 0 before anybody needed them.
     """
 
     shares_memory = False
+    start_seconds = 0.0
 
     def __init__(self, facts: ClusterFacts) -> None:
         self.facts = facts
@@ -232,6 +235,7 @@ class DaskCluster(Cluster):
         """Of the scheduler; workers are started when it is first asked for."""
         from dlscale.engine.clusters.worker import OneBlasThread
 
+        asked = time.perf_counter()
         quieten()
         client = self._connect()
         plugin, name = OneBlasThread(), "dlscale-one-blas-thread"
@@ -240,6 +244,7 @@ class DaskCluster(Cluster):
         except OSError:
             # A worker was lost at this moment. The scheduler has told the others and tells its successor; now it only agrees.
             client.register_plugin(plugin, name=name)
+        self.start_seconds = time.perf_counter() - asked
         return client
 
     def _connect(self) -> Any:
