@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 _TELLING = {"explained_variance_ratio": "variance explained", "s": "singular values"}
 _N_VALUES = 6
 _N_PASSES = 10
+#: Part of the expected time from which on what steps take beside their work is told.
+_SEEN = 0.05
 _BAR_WIDTH = 40
 
 
@@ -57,7 +59,6 @@ def rows(pairs: Sequence[tuple[str, str]]) -> Table:
 
 def plan_panel(title: str, plan: Mapping[str, Any]) -> Panel:
     """The plan of a job, before it runs."""
-    rates = plan["rates"]
     names = [str(step["id"]) for step in plan["steps"] if step["where"] == "workers"]
     n_steps = len(names)
     if len(names) > _N_PASSES:
@@ -71,15 +72,22 @@ def plan_panel(title: str, plan: Mapping[str, Any]) -> Panel:
         ("memory", f"{words.size(plan['peak_bytes_per_worker'])} of {words.size(plan['memory_limit_bytes'])} per worker"),
         *_panel_words(plan),
         ("cluster", cluster),
-        (
-            "expected",
-            f"{words.duration(plan['expected_seconds'])} at {words.quantity(rates['matmul_flops_per_second'], 'FLOP/s')} "
-            f"and {words.quantity(rates['read_bytes_per_second'], 'B/s')}"
-            + (f", written at {words.quantity(write, 'B/s')}" if (write := rates.get("write_bytes_per_second")) else ""),
-        ),
+        ("expected", _expected_words(plan, n_steps)),
         *(("note", str(note)) for note in plan["notes"]),
     ]
     return Panel(rows(pairs), title=f"{escape(title)} ({plan['kind']})", title_align="left", border_style="cyan")
+
+
+def _expected_words(plan: Mapping[str, Any], n_steps: int) -> str:
+    """The time that the passes take, and at what rates."""
+    expected, rates, each = plan["expected_seconds"], plan["rates"], plan.get("step_seconds", 0.0)
+    said = f"{words.duration(expected)} at {words.quantity(rates['matmul_flops_per_second'], 'FLOP/s')} "
+    said += f"and {words.quantity(rates['read_bytes_per_second'], 'B/s')}"
+    if write := rates.get("write_bytes_per_second"):
+        said += f", written at {words.quantity(write, 'B/s')}"
+    if n_steps * each > _SEEN * expected:
+        said += f", and {words.duration(each)} a step"
+    return said
 
 
 def _panel_words(plan: Mapping[str, Any]) -> list[tuple[str, str]]:

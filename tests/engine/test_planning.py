@@ -23,7 +23,16 @@ from dlscale.engine.clusters.facts import BASELINE_BYTES
 from dlscale.engine.costs import lay_out
 from dlscale.engine.grids import BLOCK_BYTES
 from dlscale.engine.machine import read_rate
-from dlscale.engine.plan import MUCH_BYTES, NOMINAL_FLOPS_PER_SECOND, PRODUCT_EFFICIENCY, Grids, Plan, Step
+from dlscale.engine.plan import (
+    MUCH_BYTES,
+    NOMINAL_FLOPS_PER_SECOND,
+    PRODUCT_EFFICIENCY,
+    STEP_SECONDS,
+    STEP_SECONDS_OF_THREADS,
+    Grids,
+    Plan,
+    Step,
+)
 from dlscale.errors import DoesNotFitError
 from dlscale.linalg.lu.kind import KIND as LU
 from dlscale.storage.inputs import Inputs
@@ -100,7 +109,8 @@ def test_expected_seconds_are_those_of_the_slower_of_reading_and_computing() -> 
 
     def seconds(*steps: Step, **more: Any) -> float:
         plan = Plan("svd", "randomized", "", {}, Grids(), steps, (), 0, facts(1, 2), rates)
-        return replace(plan, **more).expected_seconds
+        plan = replace(plan, **more)
+        return plan.expected_seconds - len(plan.worker_steps) * STEP_SECONDS
 
     assert seconds(read) == pytest.approx(5.0)
     assert seconds(compute) == pytest.approx(3.0)
@@ -115,6 +125,17 @@ def test_expected_seconds_are_those_of_the_slower_of_reading_and_computing() -> 
     assert seconds(writing, rates=rates | {"write_bytes_per_second": 2e8}) == pytest.approx(3.0 + 5.0)  # flushed when it ends
     nominal = Plan("svd", "randomized", "", {}, Grids(), (Step("c", NOMINAL_FLOPS_PER_SECOND),), (), 0, facts(2, 2), rates)
     assert nominal.nominal_seconds == pytest.approx(1 / 4 / PRODUCT_EFFICIENCY)
+
+
+def test_each_step_takes_its_time_beside_its_work() -> None:
+    """Where there is little to do, and often, that is most of it."""
+    rates: dict[str, float | None] = {"matmul_flops_per_second": 2e10, "read_bytes_per_second": 1e9}
+    steps = tuple(Step(f"product-{i}", 2.0) for i in range(1000))
+    plan = Plan("svd", "randomized", "", {}, Grids(), (*steps, Step("small", 2.0, where="driver")), (), 0, facts(1, 2), rates)
+    assert plan.expected_seconds == pytest.approx(1000 * STEP_SECONDS, rel=1e-3)
+    within = replace(plan, cluster=ClusterFacts("threads", 1, 2, 2**33))
+    assert within.expected_seconds == pytest.approx(1000 * STEP_SECONDS_OF_THREADS, rel=1e-3)
+    assert plan.nominal_seconds < 1e-3
 
 
 def test_the_rate_of_writing_is_measured_where_much_is_written(tmp_path: Path) -> None:
