@@ -23,12 +23,11 @@ _WORKER_SETUP = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
 #: finishes several that are short. Their results are small, and what they read they read when they run. More would cost less a
 #: task, but leave a slow worker with more than others can steal from it in time.
 WORKER_SATURATION = 16.0
-#: The plan bounds memory; Dask's own reactions to a full worker (spill, pause, kill) would only hide a wrong plan, and so would
-#: copies of results that it moves or drops. Its profiler takes the interpreter from the computing threads a hundred times a
-#: second, and to measure itself each process wakes up fifty times a second, which takes a fiftieth of a core where nothing is done.
+#: The plan bounds memory; Dask's own reactions to a full worker (spill, pause, kill) would only hide a wrong plan. Its profiler
+#: takes the interpreter from the computing threads a hundred times a second, and to measure itself each process wakes up fifty
+#: times a second, which takes a fiftieth of a core where nothing is done.
 SETTINGS: Mapping[str, Any] = {
     **{f"distributed.worker.memory.{what}": False for what in ("target", "spill", "pause", "terminate")},
-    "distributed.scheduler.active-memory-manager.start": False,
     "distributed.worker.profile.enabled": False,
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.system-monitor.interval": "5s",
