@@ -8,7 +8,9 @@ def main() -> None:
     # What is loaded can be left at any moment and without a word, as programs are left that handle no signals.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     from dlscale.cli.main import main as run
+    from dlscale.interrupts import hear_what_is_dropped
 
+    hear_what_is_dropped()
     run()
 
 

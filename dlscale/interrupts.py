@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
+#: After which a signal that was dropped comes again.
+_AGAIN_SECONDS = 0.01
 _n_holding = 0
 _has_come = _ends = False
 
@@ -40,6 +46,24 @@ def interrupt(number: int, frame: FrameType | None) -> None:
         _has_come = True
         return
     signal.default_int_handler(number, frame)
+
+
+def hear_what_is_dropped() -> None:
+    """From now on, let a stop that Python drops come again a moment later, for a process that belongs to a command.
+
+    What a handler raises within the callback of a weak reference, or a destructor, goes nowhere: the command would go on.
+    """
+    show = sys.unraisablehook
+
+    def again(dropped: Any) -> None:
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
+            show(dropped)
+        elif not _ends:
+            timer = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), signal.SIGINT))
+            timer.daemon = True
+            timer.start()
+
+    sys.unraisablehook = again
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,6 +85,31 @@ def test_an_import_that_is_stopped_anywhere_leaves_nothing(tmp_path: Path) -> No
 def whole(folder: Path) -> list[Path]:
     array = folder / "imports" / "a.zarr"
     return [path.relative_to(folder) for path in (array, *array.rglob("*"))] if array.exists() else []
+
+
+DROPPED = """
+import signal, time, weakref
+from dlscale.interrupts import handle_signals, hear_what_is_dropped
+
+class Something: ...
+
+handle_signals()
+hear_what_is_dropped()
+try:
+    something = Something()
+    reference = weakref.ref(something, lambda _: signal.raise_signal(signal.SIGTERM))
+    del something
+    time.sleep(60)
+    print("lost")
+except KeyboardInterrupt:
+    print("heard")
+"""
+
+
+def test_a_signal_that_python_drops_comes_again() -> None:
+    """What is raised within the callback of a weak reference goes nowhere."""
+    done = subprocess.run([sys.executable, "-c", DROPPED], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("heard\n", "")
 
 
 def test_a_signal_within_a_step_comes_after_it() -> None:
