@@ -21,7 +21,7 @@ _LIFE = datetime.timedelta(days=3650)
 #: Between two messages by which a worker tells its scheduler that it lives, and what it has: each takes several milliseconds of
 #: both. Where workers are lost, their connections are, which is known at once.
 _HEARTBEAT_SECONDS = 2.0
-#: What a scheduler asks itself four times a second: whether it, or its workers, have been away for longer than nobody has said.
+#: What a scheduler asks itself four times a second: whether it has been idle, or without workers, for as long as would end it.
 _IDLE_QUESTIONS = ("idle-timeout", "no-workers-timeout")
 #: Clocks of hosts differ.
 _CLOCKS = datetime.timedelta(days=1)
