@@ -28,7 +28,7 @@ class _Workspaces:
 
     def __init__(self) -> None:
         self.arrays: dict[str, np.ndarray[Any, np.dtype[Any]]] = {}
-        _every.add(self)
+        _every.add(weakref.ref(self, _every.discard))
 
 
 class _Local(threading.local):
@@ -36,7 +36,8 @@ class _Local(threading.local):
         self.workspaces = _Workspaces()
 
 
-_every: weakref.WeakSet[_Workspaces] = weakref.WeakSet()
+#: A plain set, whose copy no thread can come between: a WeakSet is gone through in Python, where another thread may add to it.
+_every: set[weakref.ref[_Workspaces]] = set()
 _local = _Local()
 
 
@@ -55,7 +56,7 @@ def forget_workspaces() -> None:
 
     For what plans all of a worker's memory anew. Who uses a workspace keeps it.
     """
-    every = list(_every)
+    every = [workspaces for reference in _every.copy() if (workspaces := reference()) is not None]
     if sum(array.nbytes for workspaces in every for array in list(workspaces.arrays.values())) < _FEW_BYTES:
         return
     for workspaces in every:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+import threading
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -24,7 +27,7 @@ def resident_bytes() -> int:
 
 def test_those_of_all_threads_are_given_back_where_they_are_not_small(monkeypatch: pytest.MonkeyPatch) -> None:
     # Without those of other tests.
-    monkeypatch.setattr(buffers, "_every", weakref.WeakSet())
+    monkeypatch.setattr(buffers, "_every", set())
     monkeypatch.setattr(buffers, "_local", buffers._Local())
     small = workspace("small", (10,), BYTES)
     forget_workspaces()
@@ -39,6 +42,31 @@ def test_those_of_all_threads_are_given_back_where_they_are_not_small(monkeypatc
         assert resident_bytes() < before + 2**27
         assert (in_use == 2).all()
         assert not np.shares_memory(in_use, workspace("in use", (2**20,), BYTES))
+
+
+def test_threads_come_and_go_while_workspaces_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    every: set[weakref.ref[buffers._Workspaces]] = set()
+    monkeypatch.setattr(buffers, "_every", every)
+    monkeypatch.setattr(buffers, "_local", buffers._Local())
+    own = buffers._local.workspaces
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            coming = pool.submit(lambda: [run_thread(lambda: workspace("small", (10,), BYTES)) for _ in range(1000)])
+            while not coming.done():
+                forget_workspaces()
+            coming.result()
+    finally:
+        sys.setswitchinterval(interval)
+    gc.collect()
+    assert [reference() for reference in every] == [own]
+
+
+def run_thread(work: Callable[[], object]) -> None:
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
 
 
 def test_a_driver_keeps_nothing_of_large_arrays_of_its_threads() -> None:
