@@ -61,6 +61,8 @@ class Matrix(ABC):
         Whether other ranges cost no re-reading either.
     is_far : bool
         Whether what is read comes from another machine as it is, so that two blocks at a time come sooner than one after the other.
+    is_uncached : bool
+        Whether it was written past the page cache and is read once, so that reading past it is better too.
     by_columns : bool
         Whether neighbours in a column, and not in a row, lie beside each other where it is stored.
     is_vector : bool
@@ -77,6 +79,7 @@ class Matrix(ABC):
     column_unit = 1
     any_range = False
     is_far = False
+    is_uncached = False
     by_columns = False
     is_vector = False
     is_sparse = False

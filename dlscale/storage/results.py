@@ -14,6 +14,7 @@ import shutil
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,10 @@ class ResultGroup:
             self._let_go()
             raise
 
-    def create(self, name: str, shape: Shape, dtype: DTypeLike, *, chunks: Shape, shards: Shape | None = None) -> ArrayWriter:
-        """Create an array of the group, or open it where it is there with the same layout; see `create_array`.
+    def create(
+        self, name: str, shape: Shape, dtype: DTypeLike, *, chunks: Shape, shards: Shape | None = None, once: bool = False
+    ) -> ArrayWriter:
+        """Create an array of the group, or open it where it is there with the same layout; see `create_array`, `ArrayWriter`.
 
         What a process before left there with another layout, or damaged, is removed.
         """
@@ -103,7 +106,7 @@ class ResultGroup:
         path = place_node(self.partial, name)
         make = create_array if name in self._writers else reopen_array
         layout = Layout(shape, dtype, chunks, shards, self._dimensions_of(name, shape))
-        writer = make(path, layout, name=name, fsync=self._fsync)
+        writer = replace(make(path, layout, name=name, fsync=self._fsync), once=once)
         return self._writers.setdefault(name, writer)
 
     def put(self, name: str, array: NDArray[Any]) -> None:

@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,9 @@ Shape = tuple[int, ...]
 
 #: Bytes of a chunk of an array that is written whole: few files, and a copy of one chunk is cheap.
 _CHUNK_BYTES = 64 * 2**20
+
+#: Arrays of so many bytes that are read once at most are not worth the processor time of copying them to the page cache.
+_ONCE_BYTES = 2**28
 
 #: The metadata that decide which bytes stand in which file.
 _LAYOUT = ("node_type", "shape", "data_type", "chunk_grid", "chunk_key_encoding", "fill_value", "codecs")
@@ -109,6 +112,8 @@ class ArrayWriter:
         less, but only for what this machine's kernel holds; on a file system shared by several machines, use True.
     checksum : bool
         A crc32c behind each chunk. Without one, an array can be read by any range of rows, which is how inputs are stored.
+    once : bool
+        The job reads it once at most: the page cache need not keep it.
     """
 
     name: str
@@ -119,9 +124,10 @@ class ArrayWriter:
     shards: Shape | None = None
     fsync: bool = False
     checksum: bool = True
+    once: bool = False
 
     def __reduce__(self) -> tuple[type[ArrayWriter], tuple[Any, ...]]:
-        return type(self), (self.name, self.path, self.shape, self.dtype, self.chunks, self.shards, self.fsync, self.checksum)
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))
 
     @property
     def n_bytes(self) -> int:
@@ -130,8 +136,8 @@ class ArrayWriter:
 
     @cached_property
     def past_cache(self) -> bool:
-        """Whether chunks are written past the page cache, which would keep nothing of an array of this size."""
-        return self.n_bytes > total_bytes() // 2
+        """Whether chunks are written past the page cache, which would keep nothing of an array of this size, or need not."""
+        return self.n_bytes > total_bytes() // 2 or (self.once and self.n_bytes >= _ONCE_BYTES)
 
     @property
     def unit(self) -> Shape:
@@ -195,13 +201,7 @@ class ArrayWriter:
                     fsync_path(self.path / key)
 
     def flush(self) -> dict[str, int]:
-        """Flush all that was written to the disk; files that this object has flushed before are left out.
-
-        Returns
-        -------
-        dict
-            File relative to `path` to size in bytes, of every file of the array.
-        """
+        """Flush to the disk what this object has not flushed before; the bytes of every file of the array, by its relative path."""
         return fsync_tree(self.path, self.synced)
 
     def inventory(self) -> dict[str, tuple[int, int | None]]:
@@ -221,7 +221,9 @@ class ArrayWriter:
         """The written array, opened for reading (two axes only)."""
         from dlscale.storage.matrices import open_matrix
 
-        return open_matrix(self.path)
+        matrix = open_matrix(self.path)
+        matrix.is_uncached = self.once and self.past_cache
+        return matrix
 
     @cached_property
     def _array(self) -> zarr.Array[Any]:

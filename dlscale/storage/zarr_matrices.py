@@ -104,7 +104,7 @@ class ZarrMatrix(Matrix):
         again. Where it could just be kept, filling the cache costs as much as two reads past it (measured with 16 GB of 24),
         and drops what everybody else had there.
         """
-        return self.n_stored_bytes > total_bytes() // 2
+        return self.is_uncached or self.n_stored_bytes > total_bytes() // 2
 
     @property
     def attributes(self) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from helpers import gaussian, store
 import dlscale
 from dlscale.cli.main import commands
 from dlscale.errors import DlscaleError, InputError, NonFiniteError, SpecError
+from dlscale.storage import writers
 
 
 @pytest.fixture
@@ -43,6 +47,34 @@ def test_a_product_is_read_back_in_tiles(folder: Path) -> None:
     (check,) = result.certificate["checks"]
     assert check["passed"]
     assert check["threshold"] == 1
+
+
+@pytest.mark.parametrize("given", [{"a": "wide", "b": "tall"}, {"a": "wide"}])
+def test_a_large_product_is_written_and_checked_past_the_page_cache(
+    on_disk: Path, given: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same bits; where its chunks are whole pages, and a tile below the diagonal is the adjoint of one above."""
+    store(on_disk / "wide.zarr", gaussian(1024, 96), chunks=(64, 96))
+    store(on_disk / "tall.zarr", gaussian(96, 1024, seed=1), chunks=(96, 64))
+    params = {} if len(given) == 2 else {"adjoint_b": True}
+    usual = run(on_disk, given, tile=512, **params)
+    direct: set[str] = set()
+
+    def counting(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(fd: int, data: Any, *more: Any) -> Any:
+            if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+                direct.add(name)
+            return call(fd, data, *more)
+
+        return counted
+
+    monkeypatch.setattr(writers, "_ONCE_BYTES", 0)
+    monkeypatch.setattr(os, "write", counting("written", os.write))
+    monkeypatch.setattr(os, "preadv", counting("read", os.preadv))
+    past = run(on_disk, given, tile=512, **params)
+    assert direct == {"read", "written"}
+    products = [zarr.open_array(Path(result.result) / "product", mode="r")[:] for result in (usual, past)]
+    assert products[0].tobytes() == products[1].tobytes()
 
 
 #: Inputs and params, the error, and what it says.

@@ -320,7 +320,7 @@ def _target(run: Run, problem: Problem, chunks: tuple[int, int]) -> Target:
     if run.result is None:
         array = run.outputs["product"] = np.empty(problem.shape, problem.dtype)
         return MemoryTarget(array)
-    return StoreTarget(run.result.create("product", problem.shape, problem.dtype, chunks=chunks))
+    return StoreTarget(run.result.create("product", problem.shape, problem.dtype, chunks=chunks, once=True))
 
 
 def _at_scale(product: Array, exponent: int, dtype: np.dtype[Any]) -> Array:

@@ -1,8 +1,8 @@
 """What the task of some tiles does: strips of A and B are read ahead and multiplied by all threads, then each tile is written.
 
-Nobody waits between two tiles: a piece of the next one begins where that of the last one is written, and its strips are read
-meanwhile. The pieces that threads multiply belong to the tiling, and each is added to in the order of the strips: no bit depends on
-the threads.
+Nobody waits between two tiles: a piece of the next one begins where that of the last one has been written, by threads of their own,
+and its strips are read meanwhile. The pieces that threads multiply belong to the tiling, and each is added to in the order of the
+strips: no bit depends on the threads.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ class Tiles(Applied):
         return Cost(tiling.flops * share, round(n_read * share), round(n_bytes * share))
 
     def apply(self, B: Array | None, slabs: Sequence[Span], tell: Tell) -> list[State]:
-        tiles = [self.tiling.tiles[number] for number, _ in slabs]
-        with one_blas_thread(), ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(self.n_threads) as pool:
-            return [{"largest": np.array([largest])} for largest in _Stream(self, tiles, reader, pool).run(tell)]
+        tiles, n = [self.tiling.tiles[number] for number, _ in slabs], self.n_threads
+        with one_blas_thread(), ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(n) as pool, ThreadPoolExecutor(n) as writers:
+            return [{"largest": np.array([largest])} for largest in _Stream(self, tiles, reader, pool, writers).run(tell)]
 
 
 @dataclass(frozen=True)
@@ -126,12 +126,18 @@ class _Tile:
 
 
 class _Stream:
-    """The tiles of a task, and the threads that read and multiply for them."""
+    """The tiles of a task, and the threads that read, multiply and write for them."""
 
     def __init__(
-        self, work: Tiles, tiles: Sequence[tuple[Span, Span]], reader: ThreadPoolExecutor, pool: ThreadPoolExecutor
+        self,
+        work: Tiles,
+        tiles: Sequence[tuple[Span, Span]],
+        reader: ThreadPoolExecutor,
+        pool: ThreadPoolExecutor,
+        writers: ThreadPoolExecutor,
     ) -> None:
-        self.work, self.tiling, self.tiles, self.reader, self.pool = work, work.tiling, tiles, reader, pool
+        self.work, self.tiling, self.tiles = work, work.tiling, tiles
+        self.reader, self.pool, self.writers = reader, pool, writers
         n_strips = {"a": len(self.tiling.strips_a), "b": len(self.tiling.strips_b)}
         self._slots = {name: itertools.cycle([_Slot() for _ in range(min(N_SLOTS, n))]) for name, n in n_strips.items()}
         strips = (strip for tile in tiles for step in self.tiling.steps for strip in self._strips(tile, step))
@@ -242,11 +248,11 @@ class _Stream:
         diagonal, whole = self.tiling.is_diagonal(tile.rows, tile.columns), (0, len(tile.C))
         last = [self.pool.submit(self._complete, tile.C, list(tile.last.values()))] if diagonal else None
         spans = list(self.tiling.written(tile.rows))
-        written = [self.pool.submit(self._write_rows, tile, span, last or _over(tile.last, span)) for span in spans]
+        written = [self.writers.submit(self._write_rows, tile, span, last or _over(tile.last, span)) for span in spans]
         if not self.tiling.symmetric or diagonal:
             return written, list(zip(spans, written, strict=True))
         across = self.tiling.written(tile.columns)
-        mirrored = [self.pool.submit(self._write_adjoint, tile, span, written) for span in across]
+        mirrored = [self.writers.submit(self._write_adjoint, tile, span, written) for span in across]
         return [*written, *mirrored], [(whole, job) for job in mirrored]
 
     def _complete(self, C: Array, before: Sequence[Future[Any]]) -> None:
@@ -272,7 +278,8 @@ class _Stream:
 
     def _write_adjoint(self, tile: _Tile, span: Span, before: Iterable[Future[Any]]) -> float:
         _await(before)
-        block = np.ascontiguousarray(tile.C[:, slice(*span)].conj().T)
+        source = tile.C[:, slice(*span)].T
+        block = np.conjugate(source, out=empty_pages(source.shape, source.dtype))
         self.work.output.write(tile.columns[0] + span[0], block, tile.rows[0])
         return 0.0
 

@@ -59,7 +59,9 @@ class ObjectResultGroup(ResultGroup):
         self._dimensions, self._lengths = dimensions or {}, dict[str, int]()
         self._staged_names: set[str] | None = None
 
-    def create(self, name: str, shape: Shape, dtype: DTypeLike, *, chunks: Shape, shards: Shape | None = None) -> ArrayWriter:
+    def create(
+        self, name: str, shape: Shape, dtype: DTypeLike, *, chunks: Shape, shards: Shape | None = None, once: bool = False
+    ) -> ArrayWriter:
         parts = check_name(name).split("/")
         for k in range(1, len(parts)):
             put(self.staged / "/".join(parts[:k]) / _ROOT, group_metadata({}))
