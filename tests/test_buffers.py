@@ -53,7 +53,7 @@ def test_threads_come_and_go_while_workspaces_are_given_back(monkeypatch: pytest
     sys.setswitchinterval(1e-6)
     try:
         with ThreadPoolExecutor(1) as pool:
-            coming = pool.submit(lambda: [run_thread(lambda: workspace("small", (10,), BYTES)) for _ in range(1000)])
+            coming = pool.submit(lambda: [run_thread(lambda: workspace("small", (10,), BYTES)) for _ in range(200)])
             while not coming.done():
                 forget_workspaces()
             coming.result()

@@ -21,10 +21,10 @@ from dlscale.engine.clusters.opening import open_cluster
 from dlscale.engine.events import Event, StepFinished
 from dlscale.engine.run import Run
 from dlscale.errors import CertificateError, DoesNotFitError, NonFiniteError, NumericalError, SpecError
-from dlscale.linalg.multiply import tiles
+from dlscale.linalg.multiply import tiles, tiling
 from dlscale.linalg.multiply.kind import KIND, MatmulOptions
 from dlscale.linalg.multiply.operands import Operand
-from dlscale.linalg.multiply.tiling import PIECE_COLUMNS, PIECE_ROWS, choose_tiling, cut
+from dlscale.linalg.multiply.tiling import choose_tiling, cut
 from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.matrix import ArrayMatrix
@@ -46,12 +46,13 @@ def assert_product(C: Array, A: Array, B: Array) -> None:
     assert (np.abs(C - A @ B) <= 2 * A.shape[1] * (eps(C) + 1e-15) * scale).all()
 
 
+SEVERAL_PIECES = "several pieces of a tile"
 #: m, n, k; a tile, why.
 SHAPES = {
     "1 x 1": (1, 1, 1, None),
     "several tiles, none of them whole": (100, 130, 70, 32),
     "one tile": (100, 130, 70, None),
-    "several pieces of a tile": (PIECE_ROWS + 60, PIECE_COLUMNS + 70, 40, None),
+    SEVERAL_PIECES: (150, 200, 40, None),
     "a row": (1, 90, 60, 32),
     "a column": (90, 1, 60, 32),
     "a long inner dimension, in a pass": (30, 20, 2000, None),
@@ -60,10 +61,22 @@ SHAPES = {
 }
 
 
+@pytest.fixture
+def shape(name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int, int, int | None]:
+    """Of a product, and a tile; where it has to be cut in pieces, these are small ones."""
+    m, n, k, tile = SHAPES[name]
+    if name == SEVERAL_PIECES:
+        for limit, value in {"PIECE_ROWS": 64, "DIAGONAL_ROWS": 64, "PIECE_COLUMNS": 96, "WRITTEN_ROWS": 32}.items():
+            monkeypatch.setattr(tiling, limit, value)
+        (tile_of_all,) = (cut := tiling.cut((m, n, k), (m, n), (k, k), itemsize=8)).tiles
+        assert [len(list(cut.products(*tile_of_all, rows))) for rows in cut.pieces(*tile_of_all)] == [3, 3, 3]
+    return m, n, k, tile
+
+
 @each_of(dtype=DTYPES)
 @pytest.mark.parametrize("name", SHAPES)
-def test_products_of_every_form(name: str, dtype: str) -> None:
-    m, n, k, tile = SHAPES[name]
+def test_products_of_every_form(shape: tuple[int, int, int, int | None], dtype: str) -> None:
+    m, n, k, tile = shape
     for of_a, of_b in itertools.product((False, True), (False, True)):
         A, B = gaussian(*((k, m) if of_a else (m, k)), dtype, 1), gaussian(*((n, k) if of_b else (k, n)), dtype, 2)
         C = product(A, B, adjoint_a=of_a, adjoint_b=of_b, tile=tile)
@@ -73,8 +86,8 @@ def test_products_of_every_form(name: str, dtype: str) -> None:
 
 @each_of(dtype=DTYPES)
 @pytest.mark.parametrize("name", SHAPES)
-def test_symmetric_products_are_exactly_hermitian(name: str, dtype: str) -> None:
-    m, _, k, tile = SHAPES[name]
+def test_symmetric_products_are_exactly_hermitian(shape: tuple[int, int, int, int | None], dtype: str) -> None:
+    m, _, k, tile = shape
     for adjoint in ("adjoint_a", "adjoint_b"):
         A = gaussian(*((k, m) if adjoint == "adjoint_a" else (m, k)), dtype)
         C = product(A, **{adjoint: True}, tile=tile)
