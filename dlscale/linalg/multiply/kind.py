@@ -281,7 +281,7 @@ def compute_matmul(run: Run, inputs: Inputs, options: MatmulOptions, plan: Plan)
     role = "a" if inputs.get("b") is None else "b"
     b = probe(passes, problem.b, X, layouts["b"].grid, name="b", role=role)
     a = probe(passes, problem.a, b.product, layouts["a"].grid, name="a", role="a")
-    exponent, output = a.exponent + b.exponent, _target(run, problem, chunks)
+    exponent, output = a.exponent + b.exponent, _target(run, problem, chunks, once=tiling is not None)
     if plan.method == "rows":
         fold = SparseRowsTimes(b.operand, exponent, dtype)
         largest = float(passes.sweep("product", a.operand.matrix, fold, plan.rows, outputs=[output])["largest"][0])
@@ -315,12 +315,18 @@ def _chunks(problem: Problem, tiling: Tiling | None, rows: RowGrid | None) -> tu
     return max(1, min(m, OUTPUT_BYTES // (n * problem.dtype.itemsize))), n
 
 
-def _target(run: Run, problem: Problem, chunks: tuple[int, int]) -> Target:
-    """Where the product goes: an array of the result, in memory where the job has no files."""
+def _target(run: Run, problem: Problem, chunks: tuple[int, int], *, once: bool) -> Target:
+    """Where the product goes: an array of the result, in memory where the job has no files.
+
+    Parameters
+    ----------
+    once : bool
+        Whether threads of their own write it, which may wait for the disk, so that only its check reads it (see `ArrayWriter`).
+    """
     if run.result is None:
         array = run.outputs["product"] = np.empty(problem.shape, problem.dtype)
         return MemoryTarget(array)
-    return StoreTarget(run.result.create("product", problem.shape, problem.dtype, chunks=chunks, once=True))
+    return StoreTarget(run.result.create("product", problem.shape, problem.dtype, chunks=chunks, once=once))
 
 
 def _at_scale(product: Array, exponent: int, dtype: np.dtype[Any]) -> Array:
