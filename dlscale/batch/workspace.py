@@ -268,7 +268,7 @@ class Workspace:
             return None
         if row.state in RUNNING or row.state in ("submitted", "interrupted"):
             seen = self.job(job_id).read_state()
-            row = replace(row, state=seen.state, message=seen.message, progress=seen.progress)
+            row = replace(row, state=seen.state, message=seen.message, seconds=seen.seconds, progress=seen.progress)
         return row
 
     def import_path(self, request: Mapping[str, Any], version: str) -> Path:

@@ -50,6 +50,24 @@ def test_a_job_whose_process_vanished_is_lost(tmp_path: Path) -> None:
     assert str(process.pid) in state.message
 
 
+def test_a_lost_job_took_as_long_as_it_wrote_events(tmp_path: Path) -> None:
+    """Its state is written now and then, and says less."""
+    workspace = Workspace(tmp_path)
+    job = make_job(workspace, heartbeat=replace_heartbeat(started=1.0))
+    job.write_state(replace(job.stored_state(), seconds=2.0))
+    written = job.state.stat().st_mtime
+
+    def seen() -> tuple[float, float]:
+        (row,) = workspace.list_jobs()[0]
+        return job.read_state().seconds, row.seconds
+
+    assert seen() == (2.0, 2.0)
+    for age, seconds in ((3.0, 5.0), (-3.0, 2.0)):
+        job.events.touch()
+        os.utime(job.events, (written + age, written + age))
+        assert seen() == pytest.approx((seconds, seconds))
+
+
 @pytest.mark.parametrize("state", ["running", "submitted"])
 def test_a_job_is_not_lost_before_its_lock_is_free(state: str, tmp_path: Path) -> None:
     """Threads of a killed process end one after the other; nobody can go on with its job before the last of them."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import suppress
 from dataclasses import replace
 from operator import attrgetter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dlscale.batch.jobs import records
@@ -32,10 +34,18 @@ def seen(job: Job, state: JobState) -> JobState:
                 return told
     where = f"(pid {beat.pid} on {beat.host})"
     if state.state in RUNNING and not (near or _beats(job, beat)):
-        return replace(state, state="lost", message=f"its process {where} vanished")
+        return replace(state, state="lost", message=f"its process {where} vanished", seconds=state.seconds + _went_on(job))
     if state.state == "submitted" and not _is_on_its_way(job, beat):
         return replace(state, state="lost", message=f"the process {where} that was to take it, or to hand it over, vanished")
     return state
+
+
+def _went_on(job: Job) -> float:
+    """Seconds for which a job still wrote events when its state had been written, which it is now and then."""
+    if isinstance(job.place, Path):  # the files of a mirror are as old as their last copy
+        with suppress(OSError):
+            return max(0.0, os.lstat(job.events).st_mtime - os.lstat(job.state).st_mtime)
+    return 0.0
 
 
 def _seen_in_slurm(job: Job, state: JobState, said: InSlurm) -> JobState | None:
