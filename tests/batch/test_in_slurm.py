@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -66,6 +67,16 @@ def make_job(root: Path, state: str, *said: str) -> Job:
     (job.folder / "slurm-7.txt").write_text("\n".join(("one", "dlscale: back into the queue, to go on", *said)))
     job.write_state(JobState(job.id, "x", "svd", state, time.time(), ELSEWHERE._replace(time=time.time())))
     return job
+
+
+def test_a_job_that_slurm_killed_took_as_long_as_it_wrote_events(tmp_path: Path, slurm: Slurm) -> None:
+    slurm.job_is("FAILED", "NonZeroExitCode", KILLED)
+    for state, seconds in (("running", 4.0), ("submitted", 0.0)):
+        job = make_job(tmp_path / state, state)
+        job.events.touch()
+        os.utime(job.events, (time.time(), job.state.stat().st_mtime + 4.0))
+        assert job.read_state().state == "failed"
+        assert job.read_state().seconds == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize(

@@ -34,15 +34,16 @@ def seen(job: Job, state: JobState) -> JobState:
                 return told
     where = f"(pid {beat.pid} on {beat.host})"
     if state.state in RUNNING and not (near or _beats(job, beat)):
-        return replace(state, state="lost", message=f"its process {where} vanished", seconds=state.seconds + _went_on(job))
+        return replace(state, state="lost", message=f"its process {where} vanished", seconds=state.seconds + _went_on(job, state))
     if state.state == "submitted" and not _is_on_its_way(job, beat):
         return replace(state, state="lost", message=f"the process {where} that was to take it, or to hand it over, vanished")
     return state
 
 
-def _went_on(job: Job) -> float:
-    """Seconds for which a job still wrote events when its state had been written, which it is now and then."""
-    if isinstance(job.place, Path):  # the files of a mirror are as old as their last copy
+def _went_on(job: Job, state: JobState) -> float:
+    """Seconds for which a job that was killed still wrote events when its state had been written, which it is now and then."""
+    # The files of a mirror are as old as their last copy.
+    if state.state in RUNNING and isinstance(job.place, Path):
         with suppress(OSError):
             return max(0.0, os.lstat(job.events).st_mtime - os.lstat(job.state).st_mtime)
     return 0.0
@@ -59,7 +60,9 @@ def _seen_in_slurm(job: Job, state: JobState, said: InSlurm) -> JobState | None:
         if said.state == "FAILED" and state.state in RUNNING and not said.signal:
             return None
         told = ending(job, said)
-        return None if told is None else replace(state, state=told[0], message=told[1])
+        if told is None:
+            return None
+        return replace(state, state=told[0], message=told[1], seconds=state.seconds + _went_on(job, state))
     if state.state == "interrupted":
         return replace(state, state="submitted", message=f"It was interrupted; Slurm's {said.words}.")
     if said.state in WAITS_IN_SLURM:
