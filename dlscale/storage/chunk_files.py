@@ -254,18 +254,20 @@ def _read_rows_direct(path: Path, out: Array, offset: int, stride: int) -> int:
     if fd is None:
         return 0
     n_bytes = out.shape[1] * out.itemsize
+    starts = range(offset, offset + len(out) * stride, stride) if stride else [offset]
+    fits = not any(n % PAGE_BYTES for n in (n_bytes, offset, stride, out.ctypes.data, out.strides[0]))
+    between = _bytes_of(workspace("pages", (n_bytes // PAGE_BYTES * PAGE_BYTES + 2 * PAGE_BYTES,), np.dtype(np.uint8)))
+    k = 0
     try:
-        for k, row in enumerate(out):
-            start = offset + k * stride
+        for k, (start, row) in enumerate(zip(starts, _rows_of(out), strict=True)):
             skip = start % PAGE_BYTES
-            n_pages = -(-(skip + n_bytes) // PAGE_BYTES)
-            in_place = n_pages * PAGE_BYTES == n_bytes and row.ctypes.data % PAGE_BYTES == 0
-            pages = row if in_place else workspace("pages", (n_pages * PAGE_BYTES,), np.dtype(np.uint8))
+            end = skip + n_bytes
+            pages = row if fits else between[: -(-end // PAGE_BYTES) * PAGE_BYTES]
             # Too few at the end of a file, or an error of a device with larger pages.
-            if os.preadv(fd, [_bytes_of(pages)], start - skip) < skip + n_bytes:
+            if os.preadv(fd, [pages], start - skip) < end:
                 return k
-            if not in_place:
-                _bytes_of(row)[:] = _bytes_of(pages[skip : skip + n_bytes])
+            if not fits:
+                row[:] = between[skip:end]
     except OSError:
         return k
     finally:

@@ -8,6 +8,7 @@ read at once so that no stored chunk is read twice (`row_unit`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,7 @@ class Matrix(ABC):
     is_far : bool
         Whether what is read comes from another machine as it is, so that two blocks at a time come sooner than one after the other.
     is_uncached : bool
-        Whether it was written past the page cache and is read once, so that reading past it is better too.
+        Whether it is read past the page cache whatever its size, as what was written so and is read once.
     by_columns : bool
         Whether neighbours in a column, and not in a row, lie beside each other where it is stored.
     is_vector : bool
@@ -146,6 +147,10 @@ class Matrix(ABC):
     def expect(self, start: int, stop: int) -> None:
         """Tell the operating system that these rows will be read soon, so that the disk can begin; reads nothing itself."""
 
+    def past_the_cache(self) -> Matrix:
+        """The same matrix, read past the page cache where that can be done, for who reads ahead and need not wait for the disk."""
+        return self
+
     def keep(self, keeping: Keeping) -> None:
         """Let processes keep the blocks that they read where another machine has them, since they will read them again."""
 
@@ -226,6 +231,14 @@ class View(Matrix):
 
     def expect(self, start: int, stop: int) -> None:
         self.base.expect(start, stop)
+
+    def past_the_cache(self) -> Matrix:
+        base = self.base.past_the_cache()
+        if base is self.base:
+            return self
+        view = copy(self)
+        view.base = base
+        return view
 
     def keep(self, keeping: Keeping) -> None:
         self.base.keep(keeping)

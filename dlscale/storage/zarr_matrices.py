@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -144,6 +145,13 @@ class ZarrMatrix(Matrix):
     def check(self) -> Signature:
         signature = check_chunks(self.array, self.uri, missing_chunks=self.missing_chunks)
         return signature._replace(content=self.attributes.get("content", ""))
+
+    def past_the_cache(self) -> ZarrMatrix:
+        if self.raw is None or not isinstance(self.raw.root, Path) or self.past_cache:
+            return self
+        other = copy(self)
+        other.is_uncached = other.past_cache = True
+        return other
 
     def keep(self, keeping: Keeping) -> None:
         if bucket_of(self.array) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from dlscale.engine.clusters.opening import open_cluster
 from dlscale.engine.events import Event, StepFinished
 from dlscale.engine.run import Run
 from dlscale.errors import CertificateError, DoesNotFitError, NonFiniteError, NumericalError, SpecError
+from dlscale.lapack import multiply_add
 from dlscale.linalg.multiply import tiles, tiling
 from dlscale.linalg.multiply.kind import KIND, MatmulOptions
 from dlscale.linalg.multiply.operands import Operand
@@ -29,6 +31,7 @@ from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.matrix import ArrayMatrix
 from dlscale.storage.results import ResultGroup
+from dlscale.storage.zarr_matrices import ZarrMatrix
 
 Array = np.ndarray[Any, Any]
 
@@ -311,6 +314,49 @@ def test_bytes_read_are_counted_by_the_chunks(adjoint: bool, chunks: tuple[int, 
     assert tiling is not None
     formula = 8 * 6000**2 * (len(tiling.column_spans) + len(tiling.row_spans))
     assert formula <= tiling.bytes_read(a, b) <= most * formula
+
+
+@pytest.mark.parametrize("adjoint", [False, True])
+def test_a_tile_goes_across_whole_rows_of_chunks_where_little_more_is_read(adjoint: bool, tmp_path: Path) -> None:
+    """Whole rows are read past the page cache; of the other operand as little as possible comes in pieces of rows."""
+    path = tmp_path / "a.zarr"
+    zarr.create_array(path, shape=(20000, 20000), chunks=(64, 20000), dtype="f8", compressors=None)
+    a, b = Operand(open_matrix(path)), Operand(open_matrix(path), adjoint)
+    found = choose_tiling(a, b, symmetric=False, room_bytes=13 * 10**8, n_threads=2, n_tiles=4)
+    assert found is not None
+    # Four tiles of equal sides read each operand twice.
+    assert found.bytes_read(a, b) <= 1.3 * 2 * (a.matrix.n_stored_bytes + b.matrix.n_stored_bytes)
+    assert (found.columns == 20000) != adjoint
+    assert b.reads_whole_rows(found.strips_b, found.column_spans) != adjoint
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_whole_rows_are_read_past_the_page_cache_where_the_disk_keeps_up(
+    slow: bool, on_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where products wait for the disk the cache may have them; the bits are the same."""
+    A, B = gaussian(64, 384), gaussian(384, 512, seed=1)
+    a = store(on_disk / "a.zarr", A, chunks=(64, 384), compressors=None)
+    b = store(on_disk / "b.zarr", B, chunks=(64, 512), compressors=None)
+    for name, value in (("STRIPS", (64,)), ("LONG_STRIP", 64)):
+        monkeypatch.setattr(f"dlscale.linalg.multiply.tiling.{name}", value)
+    reads, read = list[bool](), ZarrMatrix.region
+
+    def multiplying(*given: Any, **named: Any) -> None:
+        time.sleep(0.0 if slow else 0.1)
+        multiply_add(*given, **named)
+
+    def reading(self: ZarrMatrix, rows: Any, columns: Any, out: Any = None) -> Array:
+        if rows[1] - rows[0] == 64 and columns == (0, 512):
+            reads.append(self.past_cache)
+            time.sleep(0.1 if slow and self.past_cache else 0.0)
+        return read(self, rows, columns, out)
+
+    monkeypatch.setattr(ZarrMatrix, "region", reading)
+    monkeypatch.setattr(tiles, "multiply_add", multiplying)
+    found = product(a, b, tile=512)
+    assert sum(reads[-6:]) == (tiles._OFTEN + 1 if slow else 6)
+    assert found.tobytes() == product(A, B, tile=512).tobytes()
 
 
 def test_matmul_takes_what_numpy_takes() -> None:

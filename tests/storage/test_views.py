@@ -56,6 +56,9 @@ def test_a_view_reads_what_it_stands_for_and_forwards_the_rest(stored: Path, nam
     whole = view.read(0, view.shape[0])
     assert whole.dtype == view.dtype
     np.testing.assert_array_equal(whole, expected)
+    past_cache = view.past_the_cache()
+    assert (past_cache is view) == isinstance(view, Stacked)
+    np.testing.assert_array_equal(past_cache.read(0, view.shape[0]), expected)
     buffer: Array = np.empty((2, 3), view.dtype)
     np.testing.assert_array_equal(view.region((1, 3), (4, 7), buffer), expected[1:3, 4:7])
     assert view.place(2, 5) == place

@@ -27,6 +27,9 @@ from dlscale.linalg.multiply.operands import Operand, Span
 from dlscale.linalg.multiply.tiling import N_SLOTS, Tiling
 from dlscale.linalg.scaling import power_words
 
+#: Strips for which products had to wait, from which on they are read through the page cache.
+_OFTEN = 3
+
 
 @dataclass(frozen=True)
 class Tiles(Applied):
@@ -80,6 +83,11 @@ class _Strip:
     def n_bytes(self) -> int:
         rows, columns = self.place
         return self.operand.bytes_read([rows], [columns])
+
+    @property
+    def is_whole_rows(self) -> bool:
+        rows, columns = self.place
+        return self.operand.reads_whole_rows([rows], [columns])
 
 
 class _Slot:
@@ -140,11 +148,12 @@ class _Stream:
         self.reader, self.pool, self.writers = reader, pool, writers
         n_strips = {"a": len(self.tiling.strips_a), "b": len(self.tiling.strips_b)}
         self._slots = {name: itertools.cycle([_Slot() for _ in range(min(N_SLOTS, n))]) for name, n in n_strips.items()}
+        self._at: dict[str, _Slot] = {}
+        self._n_late = 0
         strips = (strip for tile in tiles for step in self.tiling.steps for strip in self._strips(tile, step))
         self._loads = (reader.submit(self._load, strip) for strip in strips)
         self._ahead = next(self._loads, None)
         self._room: Array | None = None
-        self._at: dict[str, _Slot] = {}
 
     def run(self, tell: Tell) -> list[float]:
         """Compute and write the tiles; returns the largest entry of each, of ``A B``."""
@@ -181,14 +190,20 @@ class _Stream:
                 yield _Strip(name, operand, inner, (rows, inner) if name == "a" else (inner, columns))
 
     def _load(self, strip: _Strip) -> tuple[_Slot, int]:
-        """Read a strip into the next memory, once nobody uses that any more; the bytes that were read."""
+        """Read a strip into the next memory, once nobody uses that any more; the bytes that were read.
+
+        Whole rows come past the page cache, which takes a tenth of the processor's time, unless products often wait for them:
+        where the disk is too slow, the cache may have them.
+        """
         slot = next(self._slots[strip.name])
         if slot.strip == strip:
             return slot, 0  # of the tile before, beside this one
         for user in slot.users:
             user.result()
         slot.users, slot.strip = [], strip
-        M = strip.operand.matrix
+        M, before = strip.operand.matrix, self._at.get(strip.name)
+        if past_cache := self._n_late < _OFTEN and strip.is_whole_rows:
+            M = M.past_the_cache()
         rows, columns = strip.operand.stored(*strip.place)
         shape = (rows[1] - rows[0], columns[1] - columns[0])
         out = None
@@ -197,6 +212,7 @@ class _Stream:
                 slot.buffer = empty_pages((shape[0] * shape[1],), M.dtype)
             out = slot.buffer[: shape[0] * shape[1]].reshape(shape)
         slot.block = _by_rows(M.region(rows, columns, out))
+        self._n_late += past_cache and before is not None and bool(before.users) and all(user.done() for user in before.users)
         return slot, strip.n_bytes
 
     def _multiply(self, tile: _Tile, step: Span) -> tuple[float, int]:

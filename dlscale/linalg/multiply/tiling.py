@@ -30,8 +30,8 @@ PIECE_COLUMNS = 10240
 #: Entries of it, at most: between these, so many that each thread has a few pieces of a tile.
 PIECE_ENTRIES = (1_500_000, 26_000_000)
 PIECES_A_THREAD = 2
-#: Rows that are written at a time.
-WRITTEN_ROWS = 512
+#: Rows that are written at a time, and entries, at most.
+WRITTEN_ROWS, WRITTEN_ENTRIES = 512, 512 * PIECE_COLUMNS
 #: Entries of a tile from which on larger ones hardly cost less time: several tiles are then better, for workers and checkpoints.
 TILE_ENTRIES = 2**24
 MIN_TILES = 16
@@ -48,6 +48,9 @@ _SMALLEST = 64
 _SMALLER = 12
 #: Tiles are larger than is wanted where else so many times the bytes are read that are needed.
 IN_VAIN = 1.2
+#: Of the time that the processor has for pieces of rows, what it has for as many bytes of whole ones, which are read past the
+#: page cache (0.1 s a gigabyte beside products, and 1.0); and how much more is read at most to have these.
+WHOLE_ROWS, FOR_WHOLE_ROWS = 0.5, 1.3
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ class Tiling:
     @property
     def written_rows(self) -> int:
         """Rows that are written at a time, whole chunks."""
-        return self.chunk_rows * max(1, WRITTEN_ROWS // self.chunk_rows)
+        return self.chunk_rows * max(1, min(WRITTEN_ROWS, WRITTEN_ENTRIES // self.columns) // self.chunk_rows)
 
     def written(self, span: Span) -> Iterator[Span]:
         """The rows (or columns) of a tile as they are written, counted from its first one."""
@@ -153,14 +156,26 @@ class Tiling:
     def bytes_read(self, a: Operand, b: Operand) -> int:
         """Of all tiles together."""
         if not self.symmetric:
-            of_a, of_b = a.bytes_read(self.row_spans, self.strips_a), b.bytes_read(self.strips_b, self.column_spans)
-            return of_a * len(self.column_spans) + of_b * len(self.row_spans)
+            return sum(self._bytes_read(a, b))
         # Tile (i, j) reads A_i and B_j, those on the diagonal one of them, which is the other one's adjoint.
         down, inner_a = a.entries_read(self.row_spans, self.strips_a)
         inner_b, across = b.entries_read(self.strips_b, self.column_spans)
         of_a = sum(inner_a) * sum(width * (len(down) - 1 - i) for i, width in enumerate(down))
         of_b = sum(inner_b) * sum(width * (i + 1) for i, width in enumerate(across))
         return (of_a + of_b) * a.matrix.stored_dtype.itemsize
+
+    def reading_cost(self, a: Operand, b: Operand) -> float:
+        """As `bytes_read`, of which whole rows cost less."""
+        if self.symmetric:
+            return self.bytes_read(a, b)
+        of_a, of_b = self._bytes_read(a, b)
+        whole_a, whole_b = a.reads_whole_rows(self.row_spans, self.strips_a), b.reads_whole_rows(self.strips_b, self.column_spans)
+        return of_a * (WHOLE_ROWS if whole_a else 1) + of_b * (WHOLE_ROWS if whole_b else 1)
+
+    def _bytes_read(self, a: Operand, b: Operand) -> tuple[int, int]:
+        """Of A and of B, where C is not Hermitian."""
+        of_a, of_b = a.bytes_read(self.row_spans, self.strips_a), b.bytes_read(self.strips_b, self.column_spans)
+        return of_a * len(self.column_spans), of_b * len(self.row_spans)
 
     def bytes_needed(self, a: Operand, b: Operand) -> int:
         """As `bytes_read`, were no more read of a chunk than is needed."""
@@ -239,22 +254,27 @@ def choose_tiling(
 
 
 def _least_read(a: Operand, b: Operand, sizes: Iterable[tuple[int, int]], *, symmetric: bool, room_bytes: int) -> Tiling | None:
-    """Of tiles of these sizes, which fall, and strips of all widths, those that fit and read least; of equals the longer strips."""
+    """Of tiles of these sizes, which fall, and strips of all widths, those that fit and whose reading costs least, of those that
+    hardly read more than is needed; of equals the longer strips."""
     (m, k), n, item = a.shape, b.shape[1], a.dtype.itemsize
     widths = _pairs(_widths(a, k, along_columns=True), _widths(b, k, along_columns=False), k, equal=symmetric)
-    best: tuple[int, int, int, Tiling] | None = None
+    found: list[tuple[int, Tiling]] = []
     left = _SMALLER
     for tile in sizes:
         for strips in widths:
             tiling = cut((m, n, k), tile, strips, itemsize=item, symmetric=symmetric)
-            work = sum(tiling.work_entries) * item
-            if work <= room_bytes:
-                cost = (tiling.bytes_read(a, b), -min(LONG_STRIP, *strips), work, tiling)
-                best = cost if best is None or cost[:3] < best[:3] else best
-        left -= best is not None
+            if sum(tiling.work_entries) * item <= room_bytes:
+                found.append((tiling.bytes_read(a, b), tiling))
+        left -= bool(found)
         if not left:
             break
-    return best[3] if best else None
+    least = min((n_bytes for n_bytes, _ in found), default=0)
+    affordable = (tiling for n_bytes, tiling in found if n_bytes <= FOR_WHOLE_ROWS * least)
+
+    def cost(tiling: Tiling) -> tuple[float, int, int]:
+        return tiling.reading_cost(a, b), -min(LONG_STRIP, tiling.strip_a, tiling.strip_b), sum(tiling.work_entries)
+
+    return min(affordable, key=cost, default=None)
 
 
 def _widths(operand: Operand, k: int, *, along_columns: bool) -> list[int]:
