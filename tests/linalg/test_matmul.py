@@ -316,18 +316,20 @@ def test_bytes_read_are_counted_by_the_chunks(adjoint: bool, chunks: tuple[int, 
     assert formula <= tiling.bytes_read(a, b) <= most * formula
 
 
-@pytest.mark.parametrize("adjoint", [False, True])
-def test_a_tile_goes_across_whole_rows_of_chunks_where_little_more_is_read(adjoint: bool, tmp_path: Path) -> None:
-    """Whole rows are read past the page cache; of the other operand as little as possible comes in pieces of rows."""
+@pytest.mark.parametrize(("adjoint", "far"), [(False, False), (True, False), (False, True)])
+def test_a_tile_goes_across_whole_rows_of_chunks_where_little_more_is_read(adjoint: bool, far: bool, tmp_path: Path) -> None:
+    """Whole rows are read past the page cache; of the other operand as little as possible comes in pieces of rows. From another
+    machine as little as possible is read."""
     path = tmp_path / "a.zarr"
     zarr.create_array(path, shape=(20000, 20000), chunks=(64, 20000), dtype="f8", compressors=None)
     a, b = Operand(open_matrix(path)), Operand(open_matrix(path), adjoint)
+    a.matrix.is_far = b.matrix.is_far = far
     found = choose_tiling(a, b, symmetric=False, room_bytes=13 * 10**8, n_threads=2, n_tiles=4)
     assert found is not None
     # Four tiles of equal sides read each operand twice.
     assert found.bytes_read(a, b) <= 1.3 * 2 * (a.matrix.n_stored_bytes + b.matrix.n_stored_bytes)
-    assert (found.columns == 20000) != adjoint
-    assert b.reads_whole_rows(found.strips_b, found.column_spans) != adjoint
+    assert (found.columns == 20000) == (not adjoint and not far)
+    assert b.reads_whole_rows(found.strips_b, found.column_spans) == (not adjoint and not far)
 
 
 @pytest.mark.parametrize("slow", [False, True])

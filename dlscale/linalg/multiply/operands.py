@@ -56,12 +56,12 @@ class Operand:
         return (n_across, n_down) if self.adjoint else (n_down, n_across)
 
     def reads_whole_rows(self, rows: Iterable[Span], columns: Iterable[Span]) -> bool:
-        """Whether the rectangles of these rows and columns of ``op(M)`` are whole rows of chunks: long pieces of files."""
+        """Whether these rows and columns of ``op(M)`` are whole rows of chunks on a disk, which are long pieces of files."""
         M, unit = self.matrix, self.matrix.column_unit
         ends = {0, M.shape[1]}
         across = rows if self.adjoint else columns
         whole = all(end % unit == 0 or end in ends for span in across for end in span)
-        return M.any_range and not M.in_memory and whole
+        return M.any_range and not (M.in_memory or M.is_far) and whole
 
     def bytes_read(self, rows: Iterable[Span], columns: Iterable[Span]) -> int:
         """What is read of the store for the rectangles of all these rows and columns of ``op(M)``."""
