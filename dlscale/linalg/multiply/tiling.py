@@ -254,8 +254,8 @@ def choose_tiling(
 
 
 def _least_read(a: Operand, b: Operand, sizes: Iterable[tuple[int, int]], *, symmetric: bool, room_bytes: int) -> Tiling | None:
-    """Of tiles of these sizes, which fall, and strips of all widths, those that fit and whose reading costs least, of those that
-    hardly read more than is needed; of equals the longer strips."""
+    """Of tiles of these sizes, which fall, and strips of all widths, of those that fit and read little more than the least
+    of them the one whose reading costs least; of equals the longer strips."""
     (m, k), n, item = a.shape, b.shape[1], a.dtype.itemsize
     widths = _pairs(_widths(a, k, along_columns=True), _widths(b, k, along_columns=False), k, equal=symmetric)
     found: list[tuple[int, Tiling]] = []
