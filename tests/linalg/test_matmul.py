@@ -332,6 +332,19 @@ def test_a_tile_goes_across_whole_rows_of_chunks_where_little_more_is_read(adjoi
     assert b.reads_whole_rows(found.strips_b, found.column_spans) == (not adjoint and not far)
 
 
+def test_tiles_fill_the_memory_and_each_thread_has_its_pieces_of_one(tmp_path: Path) -> None:
+    """Of tiles that differ by an eighth one fits that reads a fifth less than where they differ by half; two threads have two
+    pieces each, not three of which one waits for the other."""
+    path = tmp_path / "a.zarr"
+    zarr.create_array(path, shape=(20000, 20000), chunks=(4096, 4096), dtype="f8", compressors=None)
+    operand = Operand(open_matrix(path))
+    found = choose_tiling(operand, operand, symmetric=False, room_bytes=1234 * 10**6, n_threads=2, n_tiles=4)
+    assert found is not None
+    assert found.bytes_read(operand, operand) <= 19.3e9
+    rows, columns = found.tiles[0]
+    assert [len(list(found.products(rows, columns, piece))) for piece in found.pieces(rows, columns)] == [2, 2]
+
+
 @pytest.mark.parametrize("slow", [False, True])
 def test_whole_rows_are_read_past_the_page_cache_where_the_disk_keeps_up(
     slow: bool, on_disk: Path, monkeypatch: pytest.MonkeyPatch

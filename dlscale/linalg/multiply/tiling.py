@@ -44,8 +44,8 @@ LONG_STRIP = 2048
 #: Strips of each that are in memory, one being read while one is multiplied.
 N_SLOTS = 2
 _SMALLEST = 64
-#: Sizes that are tried beside the first one that fits.
-_SMALLER = 12
+#: Sizes that are tried beside the first one that fits, and how much smaller each is than the one before.
+_SMALLER, _STEP = 64, 1 / 8
 #: Tiles are larger than is wanted where else so many times the bytes are read that are needed.
 IN_VAIN = 1.2
 #: Of the time that the processor has for pieces of rows, what it has for as many bytes of whole ones, which are read past the
@@ -249,8 +249,9 @@ def choose_tiling(
     if best is None:
         return None
     least, most = PIECE_ENTRIES
-    entries = best.rows * best.columns // (PIECES_A_THREAD * n_threads)
-    return replace(best, piece_entries=min(max(least, entries), most))
+    heights = [stop - start for start, stop in best.pieces((0, best.rows), (0, best.columns))]
+    across = -(-PIECES_A_THREAD * n_threads // len(heights))
+    return replace(best, piece_entries=min(max(least, max(heights) * -(-best.columns // across)), most))
 
 
 def _least_read(a: Operand, b: Operand, sizes: Iterable[tuple[int, int]], *, symmetric: bool, room_bytes: int) -> Tiling | None:
@@ -258,18 +259,18 @@ def _least_read(a: Operand, b: Operand, sizes: Iterable[tuple[int, int]], *, sym
     of them the one whose reading costs least; of equals the longer strips."""
     (m, k), n, item = a.shape, b.shape[1], a.dtype.itemsize
     widths = _pairs(_widths(a, k, along_columns=True), _widths(b, k, along_columns=False), k, equal=symmetric)
-    found: list[tuple[int, Tiling]] = []
+    found: dict[Tiling, int] = {}
     left = _SMALLER
     for tile in sizes:
         for strips in widths:
             tiling = cut((m, n, k), tile, strips, itemsize=item, symmetric=symmetric)
-            if sum(tiling.work_entries) * item <= room_bytes:
-                found.append((tiling.bytes_read(a, b), tiling))
+            if tiling not in found and sum(tiling.work_entries) * item <= room_bytes:
+                found[tiling] = tiling.bytes_read(a, b)
         left -= bool(found)
         if not left:
             break
-    least = min((n_bytes for n_bytes, _ in found), default=0)
-    affordable = (tiling for n_bytes, tiling in found if n_bytes <= FOR_WHOLE_ROWS * least)
+    most = FOR_WHOLE_ROWS * min(found.values(), default=0)
+    affordable = (tiling for tiling, n_bytes in found.items() if n_bytes <= most)
 
     def cost(tiling: Tiling) -> tuple[float, int, int]:
         return tiling.reading_cost(a, b), -min(LONG_STRIP, tiling.strip_a, tiling.strip_b), sum(tiling.work_entries)
@@ -306,4 +307,4 @@ def _sizes(m: int, n: int, *, symmetric: bool, n_tiles: int, larger: int) -> Ite
             yield min(m, max(_SMALLEST, area // columns)), columns
         if area <= _SMALLEST**2:
             return
-        area //= 2
+        area -= max(1, int(area * _STEP))
