@@ -341,8 +341,10 @@ def test_tiles_fill_the_memory_and_each_thread_has_its_pieces_of_one(tmp_path: P
     found = choose_tiling(operand, operand, symmetric=False, room_bytes=1234 * 10**6, n_threads=2, n_tiles=4)
     assert found is not None
     assert found.bytes_read(operand, operand) <= 19.3e9
-    rows, columns = found.tiles[0]
-    assert [len(list(found.products(rows, columns, piece))) for piece in found.pieces(rows, columns)] == [2, 2]
+    symmetric = choose_tiling(Operand(operand.matrix, adjoint=True), operand, symmetric=True, room_bytes=2 * 10**9, n_threads=2)
+    assert symmetric is not None
+    for tiling_of, tile in ((found, found.tiles[0]), (symmetric, symmetric.tiles[1])):
+        assert sum(len(list(tiling_of.products(*tile, piece))) for piece in tiling_of.pieces(*tile)) == 4
 
 
 @pytest.mark.parametrize("slow", [False, True])

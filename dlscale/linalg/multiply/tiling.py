@@ -249,7 +249,7 @@ def choose_tiling(
     if best is None:
         return None
     least, most = PIECE_ENTRIES
-    heights = [stop - start for start, stop in best.pieces((0, best.rows), (0, best.columns))]
+    heights = [stop - start for start, stop in replace(best, symmetric=False).pieces((0, best.rows), (0, best.columns))]
     across = -(-PIECES_A_THREAD * n_threads // len(heights))
     return replace(best, piece_entries=min(max(least, max(heights) * -(-best.columns // across)), most))
 
