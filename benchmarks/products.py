@@ -3,7 +3,7 @@
 For the many, dlscale's matrix is stored, read once, and held on two workers of one thread; NumPy's is in the memory of one process
 that uses both cores. The first product of dlscale, which reads, is off the clock; on the clock the store has another name, so that
 nobody can. The square goes from disk to disk by a job under 2 GB, and is compared with the rate of products in memory, and with
-NumPy's own product of the same matrix in 6.4 GB of memory.
+NumPy's own product of the same matrix in memory.
 """
 
 from __future__ import annotations
