@@ -80,10 +80,13 @@ def _covered_columns(M: Matrix, span: Span) -> int:
         return span[1] - span[0]
     if not M.any_range:
         return _covered(span, M.column_unit, M.shape[1])
-    total, item = 0, M.stored_dtype.itemsize
-    for left in range(span[0] // M.column_unit * M.column_unit, span[1], M.column_unit):
-        piece = min(span[1], left + M.column_unit) - max(span[0], left)
-        width = min(M.column_unit, M.shape[1] - left)
-        apart = piece * item >= LONG_BYTES or (M.column_unit - piece) * item >= GAP_BYTES
-        total += piece if apart else width
-    return total
+    unit, item = M.column_unit, M.stored_dtype.itemsize
+
+    def read(left: int) -> int:
+        piece = min(span[1], left + unit) - max(span[0], left)
+        apart = piece * item >= LONG_BYTES or (unit - piece) * item >= GAP_BYTES
+        return piece if apart else min(unit, M.shape[1] - left)
+
+    first, last = (column // unit * unit for column in (span[0], span[1] - 1))
+    # Of the chunks between these two all is read.
+    return sum(read(left) for left in {first, last}) + max(0, last - first - unit)
