@@ -28,6 +28,7 @@ from dlscale.linalg.multiply.kind import KIND, MatmulOptions
 from dlscale.linalg.multiply.operands import Operand
 from dlscale.linalg.multiply.tiling import choose_tiling, cut
 from dlscale.storage.checkpoints import Checkpoint
+from dlscale.storage.chunk_files import GAP_BYTES, LONG_BYTES
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.matrix import ArrayMatrix
 from dlscale.storage.results import ResultGroup
@@ -314,6 +315,21 @@ def test_bytes_read_are_counted_by_the_chunks(adjoint: bool, chunks: tuple[int, 
     assert tiling is not None
     formula = 8 * 6000**2 * (len(tiling.column_spans) + len(tiling.row_spans))
     assert formula <= tiling.bytes_read(a, b) <= most * formula
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(1, 60_000), st.integers(1, 60_000), st.integers(0, 59_999), st.integers(1, 60_000))
+def test_of_a_chunk_its_columns_are_read_alone_where_they_or_the_others_are_long(n: int, unit: int, start: int, width: int) -> None:
+    unit, start = max(min(unit, n), n // 100), min(start, n - 1)
+    stop = min(n, start + width)
+    matrix = ArrayMatrix(np.broadcast_to(np.zeros(1), (1, n)))
+    matrix.in_memory, matrix.any_range, matrix.column_unit = False, True, unit
+    expected = 0
+    for left in range(0, n, unit):
+        wanted = 8 * max(0, min(stop, left + unit) - max(start, left))
+        alone = wanted >= LONG_BYTES or 8 * unit - wanted >= GAP_BYTES
+        expected += 0 if not wanted else wanted if alone else 8 * min(unit, n - left)
+    assert Operand(matrix).bytes_read([(0, 1)], [(start, stop)]) == expected
 
 
 @pytest.mark.parametrize(("adjoint", "far"), [(False, False), (True, False), (False, True)])
