@@ -9,6 +9,7 @@ import pytest
 from helpers import (
     DTYPES,
     HARD,
+    THREADS,
     Array,
     M,
     N,
@@ -26,9 +27,10 @@ from sklearn.decomposition import PCA as SklearnPCA
 
 import dlscale
 from dlscale import gallery
-from dlscale.errors import SpecError
+from dlscale.errors import DoesNotFitError, SpecError
 from dlscale.linalg.pca import PCAOptions, compute_pca, plan_pca
 from dlscale.linalg.pca.kind import Solver
+from dlscale.storage.matrix import ArrayMatrix
 
 SOLVERS: tuple[Solver, ...] = ("covariance", "randomized", "krylov", "full")
 EXACT: tuple[Solver, ...] = ("auto", "covariance", "full")
@@ -177,6 +179,13 @@ def test_smallest_variances_need_and_get_the_full_solver() -> None:
     assert any("exact SVD" in note for note in outcome.notes)
     outcome, _ = run(A, solver="covariance")
     assert any("resolution" in note for note in outcome.notes)
+
+
+def test_a_covariance_matrix_that_does_not_fit_is_refused_with_what_would() -> None:
+    A = ArrayMatrix(np.broadcast_to(np.zeros(1), (100_000, 100_000)))
+    with pytest.raises(DoesNotFitError, match=r"^covariance: One worker needs .* needs a whole number of n_components"):
+        plan_pca(A, PCAOptions(n_components=0.95), THREADS)
+    assert plan_pca(A, PCAOptions(n_components=50), THREADS).method == "randomized"
 
 
 @pytest.mark.parametrize("k", [2, 19])

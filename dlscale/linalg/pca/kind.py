@@ -131,7 +131,7 @@ def plan_pca(A: Matrix, options: PCAOptions, facts: ClusterFacts) -> Plan:
         raise SpecError("params.n_components mle is known for real matrices; this one is complex.")
     if options.solver != "auto":
         return _PLANS[options.solver](A, options, facts)
-    plans, reasons = [], []
+    plans, reasons, unsuited = [], [], []
     for solver in ("covariance", "randomized"):
         try:
             options_solver = replace(options, solver=solver)
@@ -139,11 +139,11 @@ def plan_pca(A: Matrix, options: PCAOptions, facts: ClusterFacts) -> Plan:
             plans.append(_PLANS[solver](A, options_solver, facts))
         except DoesNotFitError as error:
             reasons.append(f"{solver}: {error}")
-        except SpecError:
+        except SpecError as error:
             # A fraction of the variance is not for the randomized solver.
-            continue
+            unsuited.append(str(error))
     if not plans:
-        raise DoesNotFitError(" ".join(reasons))
+        raise DoesNotFitError(" ".join([*reasons, *unsuited]))
     worth = {"covariance": 1 / EXACT_IS_WORTH, "full": 1 / EXACT_IS_WORTH, "randomized": 1.0}
     best = min(plans, key=lambda plan: plan.nominal_seconds * worth[plan.method])
     return replace(best, notes=(*best.notes, *reasons))
