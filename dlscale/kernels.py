@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,12 @@ Share = Callable[[Sequence[Callable[[], object]]], None]
 SWITCH_SECONDS = 2e-4
 
 
+@cache
+def _libraries() -> ThreadpoolController:
+    """All libraries that are computed with, which this module loads; to look for them takes longer than a small system."""
+    return ThreadpoolController()
+
+
 class _Limiter:
     """Counts who asked for one BLAS thread: the first to enter sets the limit, the last to leave lifts it.
 
@@ -47,7 +54,6 @@ class _Limiter:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.n_inside = 0
-        self.controller: ThreadpoolController | None = None
         self.limit: Any = None
         self.switch_seconds = 0.0
 
@@ -55,8 +61,7 @@ class _Limiter:
     def __call__(self) -> Iterator[None]:
         with self.lock:
             if self.n_inside == 0:
-                self.controller = self.controller or ThreadpoolController()
-                self.limit = self.controller.limit(limits=1, user_api="blas")
+                self.limit = _libraries().limit(limits=1, user_api="blas")
                 self.switch_seconds = sys.getswitchinterval()
                 sys.setswitchinterval(min(self.switch_seconds, SWITCH_SECONDS))
             self.n_inside += 1
@@ -77,7 +82,7 @@ one_blas_thread = _Limiter()
 @contextmanager
 def blas_threads(n_threads: int) -> Iterator[None]:
     """Context in which BLAS runs on so many threads of the process, for a task that is the only one on its worker."""
-    with ThreadpoolController().limit(limits=n_threads, user_api="blas"):
+    with _libraries().limit(limits=n_threads, user_api="blas"):
         yield
 
 
