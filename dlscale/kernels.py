@@ -288,9 +288,7 @@ def add_gram(A: Array | SparseRows, G: Array, *, mean: Array | None = None, mome
     update = G if same else workspace("G", G.shape, A.dtype)
     if not same:
         update.fill(0)
-    # What has to be added up in another precision should outweigh that.
-    rows = max(256 if same else 2 * n, tile_rows(n, A.itemsize, GRAM_TILE_BYTES))
-    for i, tile in tiles(A, mean, rows=rows):
+    for i, tile in tiles(A, mean, rows=gram_tile_rows(n, A.dtype)):
         if moments is not None:
             if mean is not None and i == 0:
                 moments.add_mean(A, tile)
@@ -300,6 +298,12 @@ def add_gram(A: Array | SparseRows, G: Array, *, mean: Array | None = None, mome
         add_hermitian_square(tile, update, beta=1.0 if same else 0.0)
         if not same:
             G += update
+
+
+def gram_tile_rows(n: int, dtype: np.dtype[Any]) -> int:
+    """Rows of the tiles in which `add_gram` multiplies; what has to be added up in another precision should outweigh that."""
+    same = dtype == accumulator_dtype(dtype)
+    return max(256 if same else 2 * n, tile_rows(n, dtype.itemsize, GRAM_TILE_BYTES))
 
 
 def mirror_upper(G: Array) -> Array:

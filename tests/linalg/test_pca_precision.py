@@ -6,12 +6,14 @@ mean: LAPACK's own would be off by more than some of the errors that are stated.
 
 from __future__ import annotations
 
+import itertools
 import os
 from typing import NamedTuple
 
 import numpy as np
-from helpers import DTYPES, Array, compute
-from hypothesis import given, settings
+import pytest
+from helpers import DTYPES, Array, compute, each_of
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dlscale.linalg.pca import PCAOptions, compute_pca, plan_pca
@@ -100,6 +102,7 @@ def rotate(C: Array, i: int, j: int) -> bool:
 
 @settings(max_examples=60 * RUNS, deadline=None)
 @given(CASES)
+@example(Case("c16", (24, 24), 0.0, 1.0, 1.0, "all vary", 0))
 def test_singular_values_within_the_errors_that_are_stated(case: Case) -> None:
     A = made(case)
     eps = float(np.finfo(A.dtype).eps)
@@ -125,3 +128,28 @@ def test_singular_values_within_the_errors_that_are_stated(case: Case) -> None:
         if solver != "randomized":
             T = centred @ arrays["components"].astype(centred.dtype).conj().T
             assert np.linalg.norm(arrays["scores"] - T, 2) <= 30 * max(A.shape) * eps * truth[0]
+
+
+def flat(m: int, n: int, mean: float, dtype: str, seed: int) -> tuple[Array, Array]:
+    """A matrix whose singular values, centred, are nearly alike, and these to more digits than LAPACK finds."""
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((m, n)) + (1j * rng.standard_normal((m, n)) if dtype.startswith("c") else 0)
+    A = (np.linalg.qr(X - X.mean(axis=0))[0] * np.sqrt(m) + mean).astype(dtype)
+    C = long(A) - long(A[0])
+    C -= C.mean(axis=0)
+    excess = C.conj().T @ C / m - np.eye(n)
+    return A, np.sqrt(m * (1 + np.linalg.eigvalsh(excess.astype(np.result_type(A, np.float64)))))[::-1]
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "mean"), [(2, 1, 0.5), (401, 2, 3.0), (401, 12, 3.0), (301, 200, 3.0), (1_000_001, 1, 0.5), (100_001, 4, 0.5)]
+)
+@each_of(dtype=DTYPES)
+def test_errors_of_large_sums_and_of_many_columns_are_stated(m: int, n: int, mean: float, dtype: str) -> None:
+    """Where all columns are equally long rounding adds up the most, and a column has as many summands as rows."""
+    for seed, solver in itertools.product(range(2), ("covariance", "full")):
+        A, truth = flat(m, n, mean, dtype, seed)
+        outcome, arrays, _ = compute(plan_pca, compute_pca, A, PCAOptions(solver=solver))  # type: ignore[arg-type]
+        stated = np.array(outcome.estimates["singular_value_errors"], float)
+        assert (np.abs(arrays["singular_values"] - truth) <= stated + np.finfo(A.dtype).eps * truth).all(), (seed, solver)
+        assert (stated <= 300 * np.finfo(A.dtype).eps * truth).all(), (seed, solver)

@@ -16,7 +16,7 @@ from dlscale.arrays import Array
 from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check, orthogonality
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Fold, Passes, State
-from dlscale.kernels import accumulator_dtype, times_power_of_two
+from dlscale.kernels import accumulator_dtype, gram_tile_rows, times_power_of_two
 from dlscale.linalg.svd.estimates import ErrorEstimate
 from dlscale.linalg.svd.left_factor import largest_entries, phases_of
 from dlscale.linalg.svd.triplets import LeftOutput, Triplets
@@ -26,6 +26,10 @@ from dlscale.storage.matrix import Matrix
 #: Variances below this part of the largest are noise in a covariance matrix, by the bits of the numbers whose products it sums:
 #: those above have about three digits of single precision, and five of double. The full solver resolves all.
 COVARIANCE_LIMIT = {32: 1e-4, 64: 1e-11}
+#: Rows whose products are added up in a register, or more; and what is seen of rounding in units of eps, about three times as far
+#: off as most: of a chain of these, of the root of the number of chains, of the sizes of all columns, and of the n^1/2 of a driver.
+_CHAIN_ROWS = 256
+_OF_A_CHAIN, _OF_SUMS, _OF_ALL, _OF_A_DRIVER = 10, 0.5, 2, 2
 UNRESOLVED = "the smallest variances asked for are below the resolution of a covariance matrix"
 
 
@@ -117,7 +121,9 @@ class Covariance:
                     "the scores are uncorrelated and have the variances of the components",
                 )
             )
-        rounding = 4 * eps * self.values[0] / np.maximum(s, np.sqrt(eps * self.values[0]) + np.finfo(float).tiny)
+        # Of eigenvalues, and so of singular values, which are roots of these.
+        of_values = self._rounding(grid.leaf_rows)
+        rounding = of_values / np.maximum(s, math.sqrt(of_values) + np.finfo(float).tiny)
         first = float(self.values[k]) if k < n else 0.0
         error = ErrorEstimate(
             math.sqrt(first) if k < n else float(rounding.max()),
@@ -126,6 +132,25 @@ class Covariance:
         )
         notes = () if resolves(self.values, k, self.products) else (UNRESOLVED,)
         return Triplets(s, V, error, Certificate(tuple(checks)), total, notes)
+
+    def _rounding(self, n_rows: int) -> float:
+        """How far eigenvalues are off at most by rounding, in as many cases as were tried.
+
+        Parameters
+        ----------
+        n_rows : int
+            That are added up one after the other.
+
+        Notes
+        -----
+        Sums on the diagonal, of one sign, are rounded in chains of products and each time that one of these is added; all n^2
+        sums together like a matrix of independent entries, whose norm goes with ``n^1/2``, as do the errors of LAPACK's drivers.
+        """
+        n, largest, dtype = len(self.gram), float(self.values[0]), self.products
+        eps, double = (float(np.finfo(each).eps) for each in (dtype, np.float64))
+        in_a_tile, in_double = (math.sqrt(rows / _CHAIN_ROWS) for rows in (min(n_rows, gram_tile_rows(n, dtype)), n_rows))
+        sums = eps * (_OF_A_CHAIN + _OF_SUMS * in_a_tile) + double * (_OF_SUMS * in_double + _OF_A_DRIVER * math.sqrt(n))
+        return sums * largest + eps * _OF_ALL * float(np.trace(self.gram).real) / math.sqrt(n)
 
     def _checks(self, V: Array, size: float, eps: float) -> list[Check]:
         gram, n, k = self.gram, len(self.gram), V.shape[1]
