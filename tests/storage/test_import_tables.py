@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import os
+import warnings
 
 import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dlscale.batch.spec import load_spec
@@ -215,6 +216,7 @@ def test_marks_inside_cells_are_letters(tmp_path, monkeypatch):
 
 
 @settings(max_examples=100 * RUNS, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(["9007199254740993", "1"], None, {})
 @given(
     st.lists(
         st.text("01239.eEdD+-, _naif()x\t", max_size=8) | st.floats().map(repr) | st.integers().map(str), min_size=1, max_size=4
@@ -226,15 +228,20 @@ def test_arrow_says_what_the_reading_of_cells_says(tmp_path, cells, dtype, optio
     text = "a;b\n" + "".join(f"{cell};1\n" for cell in cells)
 
     def answer():
-        try:
-            return imported(tmp_path, text, dtype=dtype, delimiter=";", **options)
-        except InputError as error:
-            return np.array(str(error))
+        with warnings.catch_warnings(record=True) as notes:
+            warnings.simplefilter("always")
+            try:
+                found = imported(tmp_path, text, dtype=dtype, delimiter=";", **options)
+            except InputError as error:
+                found = np.array(str(error))
+        return found, [str(note.message) for note in notes]
 
-    found = answer()
+    found, notes = answer()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dlscale.storage.importers.delimited._Reader._parsed", lambda *_: None)
-        np.testing.assert_array_equal(found, answer())
+        again, notes_again = answer()
+    np.testing.assert_array_equal(found, again)
+    assert notes == notes_again
 
 
 @settings(max_examples=150, deadline=None)
