@@ -147,8 +147,14 @@ class Matrix(ABC):
     def expect(self, start: int, stop: int) -> None:
         """Tell the operating system that these rows will be read soon, so that the disk can begin; reads nothing itself."""
 
-    def past_the_cache(self) -> Matrix:
-        """The same matrix, read past the page cache where that can be done, for who reads ahead and need not wait for the disk."""
+    def past_the_cache(self, *, there_first: bool = False) -> Matrix:
+        """The same matrix, read past the page cache where that can be done, for who reads ahead and need not wait for the disk.
+
+        Parameters
+        ----------
+        there_first : bool
+            Whether what the page cache has is read from there.
+        """
         return self
 
     def keep(self, keeping: Keeping) -> None:
@@ -232,8 +238,8 @@ class View(Matrix):
     def expect(self, start: int, stop: int) -> None:
         self.base.expect(start, stop)
 
-    def past_the_cache(self) -> Matrix:
-        base = self.base.past_the_cache()
+    def past_the_cache(self, *, there_first: bool = False) -> Matrix:
+        base = self.base.past_the_cache(there_first=there_first)
         if base is self.base:
             return self
         view = copy(self)
