@@ -79,16 +79,11 @@ def read_together(read: Callable[[Window, bool], None], windows: Sequence[Window
     if len(windows) < _MANY or sum(window.out.nbytes for window in windows) > _SHORT_BYTES * len(windows):
         read_all(windows)
         return
-    left = not_at_once(read, windows) if in_pieces else windows
+    left = [window for window in windows if not _is_read_at_once(read, window)] if in_pieces and AT_ONCE else windows
     reads = [_readers().submit(read_all, left[i::_N_TOGETHER]) for i in range(min(_N_TOGETHER, len(left)))]
     wait(reads)  # nobody writes any more when an error is told
     for done in reads:
         done.result()
-
-
-def not_at_once(read: Callable[[Window, bool], None], windows: Sequence[Window]) -> Sequence[Window]:
-    """Read those windows that are in the page cache; returns the others, or all where the system does not tell which are."""
-    return [window for window in windows if not _is_read_at_once(read, window)] if AT_ONCE else windows
 
 
 def _is_read_at_once(read: Callable[[Window, bool], None], window: Window) -> bool:

@@ -147,14 +147,8 @@ class Matrix(ABC):
     def expect(self, start: int, stop: int) -> None:
         """Tell the operating system that these rows will be read soon, so that the disk can begin; reads nothing itself."""
 
-    def past_the_cache(self, *, there_first: bool = False) -> Matrix:
-        """The same matrix, read past the page cache where that can be done, for who reads ahead and need not wait for the disk.
-
-        Parameters
-        ----------
-        there_first : bool
-            Whether what the page cache has is read from there.
-        """
+    def past_the_cache(self) -> Matrix:
+        """The same matrix, read past the page cache where that can be done, for who reads ahead and need not wait for the disk."""
         return self
 
     def keep(self, keeping: Keeping) -> None:
@@ -238,8 +232,8 @@ class View(Matrix):
     def expect(self, start: int, stop: int) -> None:
         self.base.expect(start, stop)
 
-    def past_the_cache(self, *, there_first: bool = False) -> Matrix:
-        base = self.base.past_the_cache(there_first=there_first)
+    def past_the_cache(self) -> Matrix:
+        base = self.base.past_the_cache()
         if base is self.base:
             return self
         view = copy(self)

@@ -20,7 +20,7 @@ from dlscale.arrays import Array
 from dlscale.buffers import empty_pages, workspace
 from dlscale.errors import CorruptionError, InputError, MissingChunkError, StoreError
 from dlscale.host import total_bytes
-from dlscale.storage.chunk_files import Window, is_there, not_at_once, read_together, read_window
+from dlscale.storage.chunk_files import Window, is_there, read_together, read_window
 from dlscale.storage.files.kept import Keeping, kept_for
 from dlscale.storage.integrity import MissingChunks, check_chunks, require_numbers
 from dlscale.storage.labels.names import Labels
@@ -45,7 +45,6 @@ class ZarrMatrix(Matrix):
     #: Whether its uri is all that another process needs; an array that was given open may have credentials of its own.
     opens_again = False
     _keeping: Keeping | None = None
-    _there_first = False
 
     def __init__(self, uri: str, array: Any, *, missing_chunks: MissingChunks = "refuse") -> None:
         self.uri, self.missing_chunks = uri, missing_chunks
@@ -147,12 +146,11 @@ class ZarrMatrix(Matrix):
         signature = check_chunks(self.array, self.uri, missing_chunks=self.missing_chunks)
         return signature._replace(content=self.attributes.get("content", ""))
 
-    def past_the_cache(self, *, there_first: bool = False) -> ZarrMatrix:
+    def past_the_cache(self) -> ZarrMatrix:
         if self.raw is None or not isinstance(self.raw.root, Path) or self.past_cache:
             return self
         other = copy(self)
         other.is_uncached = other.past_cache = True
-        other._there_first = there_first
         return other
 
     def keep(self, keeping: Keeping) -> None:
@@ -220,7 +218,7 @@ class ZarrMatrix(Matrix):
 
         def read(window: Window, at_once: bool) -> None:
             try:
-                read_window(window, chunk, checksum=raw.checksum, direct=self.past_cache and not at_once, at_once=at_once)
+                read_window(window, chunk, checksum=raw.checksum, direct=self.past_cache, at_once=at_once)
             except MissingChunkError:
                 if self.missing_chunks == "refuse" or is_there(window.path):
                     raise
@@ -231,8 +229,7 @@ class ZarrMatrix(Matrix):
             for window in windows:
                 read(window, False)
         else:
-            left = not_at_once(read, windows) if self._there_first else windows
-            read_together(read, left, in_pieces=columns[1] - columns[0] < self.shape[1] and not self.past_cache)
+            read_together(read, windows, in_pieces=columns[1] - columns[0] < self.shape[1] and not self.past_cache)
 
 
 class ZarrVector(ZarrMatrix):

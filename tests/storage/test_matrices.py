@@ -198,31 +198,6 @@ def test_pieces_of_rows_that_are_in_the_page_cache_are_read_by_one_thread(
     assert threads == {here} if answer is None else here not in threads
 
 
-@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="of Linux")
-@pytest.mark.parametrize("absent", [[], [1], [0, 1, 2, 3]])
-def test_what_the_page_cache_has_is_read_from_there_and_the_rest_past_it(
-    on_disk: Path, absent: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also in another process, which gets the matrix as it is."""
-    expected = gaussian(64, 512)
-    path = store(on_disk / "A.zarr", expected, chunks=(16, 512), compressors=None)
-    A = pickle.loads(pickle.dumps(open_matrix(path).past_the_cache(there_first=True)))
-    directly: list[int] = []
-    real_read = os.preadv
-
-    def reading(fd: int, buffers: Any, offset: int, flags: int = 0) -> int:
-        number = int(Path(os.readlink(f"/proc/self/fd/{fd}")).parent.name)
-        if flags and number in absent:
-            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
-            directly.append(number)
-        return real_read(fd, buffers, offset)  # whatever the file system says
-
-    monkeypatch.setattr(os, "preadv", reading)
-    np.testing.assert_array_equal(A.read(0, 64), expected)
-    assert directly == absent
-
-
 @pytest.mark.parametrize(("n", "width"), [(20_000, 20_000), (20_001, 20_001), (20_001, 1500)])
 def test_reading_pieces_of_rows_past_the_page_cache(on_disk: Path, n: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = gaussian(40, n)

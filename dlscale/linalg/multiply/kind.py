@@ -279,24 +279,20 @@ def compute_matmul(run: Run, inputs: Inputs, options: MatmulOptions, plan: Plan)
     layouts = _layouts(problem, plan.cluster, chunk_rows=chunks[0])
     X = signs(n, dtype)
     role = "a" if inputs.get("b") is None else "b"
-    # Where tiles read it past the page cache, nobody needs it there.
-    whole_rows = tiling is not None and problem.b.reads_whole_rows(tiling.strips_b, tiling.column_spans)
-    b_once = problem.b.past_the_cache() if whole_rows else problem.b
-    b = probe(passes, b_once, X, layouts["b"].grid, name="b", role=role)
+    b = probe(passes, problem.b, X, layouts["b"].grid, name="b", role=role)
     a = probe(passes, problem.a, b.product, layouts["a"].grid, name="a", role="a")
-    op_a, op_b = problem.a.scaled(-a.exponent), problem.b.scaled(-b.exponent)
     exponent, output = a.exponent + b.exponent, _target(run, problem, chunks, once=tiling is not None)
     if plan.method == "rows":
-        fold = SparseRowsTimes(op_b, exponent, dtype)
-        largest = float(passes.sweep("product", op_a.matrix, fold, plan.rows, outputs=[output])["largest"][0])
+        fold = SparseRowsTimes(b.operand, exponent, dtype)
+        largest = float(passes.sweep("product", a.operand.matrix, fold, plan.rows, outputs=[output])["largest"][0])
         _require_range(largest, exponent, dtype)
     elif tiling is not None:
-        work = Tiles(op_a, op_b, tiling, output, exponent, plan.cluster.threads_per_worker)
+        work = Tiles(a.operand, b.operand, tiling, output, exponent, plan.cluster.threads_per_worker)
         run.require_shared(output)
         found = Columns(run, plan.cluster).apply("tiles", work, n_columns=len(tiling.tiles), width=1, writers=output.writers)
         largest = max(float(state["largest"][0]) for state in found)
     else:
-        product = multiply_long(passes, op_a, op_b, plan.rows, symmetric=problem.symmetric)
+        product = multiply_long(passes, a.operand, b.operand, plan.rows, symmetric=problem.symmetric)
         largest = largest_part(product)
         output.write(0, _at_scale(product, exponent, dtype))
         for writer in output.writers:

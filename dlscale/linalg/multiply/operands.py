@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,6 @@ import numpy as np
 from dlscale.lapack import Op
 from dlscale.storage.chunk_files import GAP_BYTES, LONG_BYTES
 from dlscale.storage.matrix import Matrix
-from dlscale.storage.scaled import scaled
 
 Span = tuple[int, int]
 
@@ -41,14 +40,6 @@ class Operand:
     @property
     def op(self) -> Op:
         return "C" if self.adjoint else "N"
-
-    def scaled(self, exponent: int) -> Operand:
-        """``2^exponent op(M)``."""
-        return replace(self, matrix=scaled(self.matrix, exponent)) if exponent else self
-
-    def past_the_cache(self) -> Operand:
-        """The same, read past the page cache if it is not there."""
-        return replace(self, matrix=self.matrix.past_the_cache(there_first=True))
 
     def stored(self, rows: Span, columns: Span) -> tuple[Span, Span]:
         """Where rows and columns of ``op(M)`` stand in M."""

@@ -183,14 +183,17 @@ class Difference(Fold):
 
 @dataclass(frozen=True)
 class Probed:
-    """``2^-exponent op(M) [X, w]``, at a safe scale.
+    """``op(M) [X, w]``.
 
     Parameters
     ----------
+    operand : Operand
+        At a safe scale: ``2^-exponent`` times the one that was given.
     exponent : int
     product : Matrix
     """
 
+    operand: Operand
     exponent: int
     product: Matrix
 
@@ -219,8 +222,9 @@ def _at_safe_scale(
         largest = float(passes.sweep(f"largest-{name}", operand.matrix, Largest(), grid)["largest"][0])
         exponent = exponent_of(largest)
     if not exponent:
-        return Probed(0, product)
-    return Probed(exponent, sweep(passes.apart("scaled-"), operand.scaled(-exponent))[1])
+        return Probed(operand, 0, product)
+    there = Operand(scaled(operand.matrix, -exponent), operand.adjoint)
+    return Probed(there, exponent, sweep(passes.apart("scaled-"), there)[1])
 
 
 def _sweep(passes: Passes, operand: Operand, *, Xw: Matrix, grid: RowGrid, name: str) -> tuple[float, Matrix]:
