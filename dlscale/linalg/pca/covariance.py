@@ -122,9 +122,9 @@ class Covariance:
                     "the scores are uncorrelated and have the variances of the components",
                 )
             )
-        # Of eigenvalues, and so of singular values, which are roots of these.
+        # Of eigenvalues, and so of singular values, which are roots of these, and are rounded to the dtype in the end.
         of_values = self._rounding(grid.leaf_rows)
-        rounding = of_values / np.maximum(s, math.sqrt(of_values) + np.finfo(float).tiny)
+        rounding = of_values / np.maximum(s, math.sqrt(of_values) + np.finfo(float).tiny) + eps * s
         first = float(self.values[k]) if k < n else 0.0
         error = ErrorEstimate(
             math.sqrt(first) if k < n else float(rounding.max()),
