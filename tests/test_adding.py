@@ -16,7 +16,7 @@ import zarr
 from helpers import gaussian
 
 from dlscale.batch import run as jobs
-from dlscale.batch.kinds import KINDS
+from dlscale.batch.kinds import KINDS, MODULES
 from dlscale.batch.spec import json_schema, load_spec
 from dlscale.batch.workspace import Workspace
 from dlscale.declaration.kind import run_here
@@ -28,7 +28,7 @@ KIND = column_norms.KIND
 
 @pytest.fixture(autouse=True)
 def _listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(KINDS, KIND.name, KIND)  # type: ignore[arg-type]
+    monkeypatch.setitem(MODULES, KIND.name, column_norms.__name__)
 
 
 @pytest.fixture
@@ -81,7 +81,8 @@ def test_its_files_are_parsed_and_described(job: dict[str, object]) -> None:
 
 def test_the_reference_of_the_job_file_has_it() -> None:
     program = (
-        "import column_norms, job_file_reference as page; page.KINDS['column_norms'] = column_norms.KIND; print(page.reference())"
+        "from dlscale.batch import kinds; kinds.MODULES['column_norms'] = 'column_norms'; "
+        "import job_file_reference as page; print(page.reference())"
     )
     ran = subprocess.run(
         [sys.executable, "-c", program],
@@ -93,6 +94,16 @@ def test_the_reference_of_the_job_file_has_it() -> None:
     assert ran.returncode == 0, ran.stderr
     assert KIND.example in ran.stdout
     assert "## `column_norms`\n\nThe Euclidean norm of each column.\n\nArrays of the result: `norms` (n)." in ran.stdout
+
+
+def test_each_line_of_the_table_is_loaded_alone_and_holds_what_it_names() -> None:
+    assert {name: kind.name for name, kind in KINDS.items()} == {name: name for name in KINDS}
+    program = (
+        "import sys; from dlscale.batch.kinds import KINDS; from dlscale.batch import run; KINDS['matmul']; "
+        "print([m for m in sys.modules if m.endswith('.kind') and 'linalg' in m])"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "['dlscale.linalg.multiply.kind']"
 
 
 def test_python_computes_it_too() -> None:

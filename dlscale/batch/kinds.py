@@ -1,48 +1,49 @@
-"""The one table of the kinds of job; each is declared in its own file."""
+"""The one table of the kinds of job; each is declared in its own file, which is loaded when a job of that kind is asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 
-from dlscale.batch import predicting
 from dlscale.declaration.kind import Kind
-from dlscale.learn import covariate
-from dlscale.learn import train as training
-from dlscale.linalg.cholesky import kind as cholesky
-from dlscale.linalg.eigen import kind as eigh
-from dlscale.linalg.kernel_ridge import kind as kernel_ridge
-from dlscale.linalg.lstsq import kind as lstsq
-from dlscale.linalg.lu import kind as lu
-from dlscale.linalg.multiply import kind as matmul
-from dlscale.linalg.pca import kind as pca
-from dlscale.linalg.polar import kind as polar
-from dlscale.linalg.qr import kind as qr
-from dlscale.linalg.ridge import kind as ridge
-from dlscale.linalg.solve import inverse, slogdet
-from dlscale.linalg.solve import kind as solve
-from dlscale.linalg.statistics import kind as norm
-from dlscale.linalg.statistics import moments as statistics
-from dlscale.linalg.svd import kind as svd
 
-_TABLE = (
-    svd.KIND,
-    pca.KIND,
-    lu.KIND,
-    qr.KIND,
-    cholesky.KIND,
-    solve.KIND,
-    lstsq.KIND,
-    ridge.KIND,
-    kernel_ridge.KIND,
-    inverse.KIND,
-    slogdet.KIND,
-    matmul.KIND,
-    norm.KIND,
-    statistics.KIND,
-    eigh.KIND,
-    polar.KIND,
-    training.KIND,
-    predicting.KIND,
-    covariate.KIND,
-)
-KINDS: Mapping[str, Kind] = {kind.name: kind for kind in _TABLE}
+#: Where the ``KIND`` of each name is.
+MODULES = {
+    "svd": "dlscale.linalg.svd.kind",
+    "pca": "dlscale.linalg.pca.kind",
+    "lu": "dlscale.linalg.lu.kind",
+    "qr": "dlscale.linalg.qr.kind",
+    "cholesky": "dlscale.linalg.cholesky.kind",
+    "solve": "dlscale.linalg.solve.kind",
+    "lstsq": "dlscale.linalg.lstsq.kind",
+    "ridge": "dlscale.linalg.ridge.kind",
+    "kernel_ridge": "dlscale.linalg.kernel_ridge.kind",
+    "inverse": "dlscale.linalg.solve.inverse",
+    "slogdet": "dlscale.linalg.solve.slogdet",
+    "matmul": "dlscale.linalg.multiply.kind",
+    "norm": "dlscale.linalg.statistics.kind",
+    "statistics": "dlscale.linalg.statistics.moments",
+    "eigh": "dlscale.linalg.eigen.kind",
+    "polar": "dlscale.linalg.polar.kind",
+    "train": "dlscale.learn.train",
+    "predict": "dlscale.batch.predicting",
+    "covariate_weights": "dlscale.learn.covariate",
+}
+
+
+class _Kinds(Mapping[str, Kind]):
+    def __getitem__(self, name: str) -> Kind:
+        kind: Kind = import_module(MODULES[name]).KIND
+        return kind
+
+    def __contains__(self, name: object) -> bool:
+        return name in MODULES
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(MODULES)
+
+    def __len__(self) -> int:
+        return len(MODULES)
+
+
+KINDS: Mapping[str, Kind] = _Kinds()

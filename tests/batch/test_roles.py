@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import zarr
 from pydantic import Field
 
 from dlscale.batch import run as jobs
-from dlscale.batch.kinds import KINDS
+from dlscale.batch.kinds import MODULES
 from dlscale.batch.spec import load_spec, to_data
 from dlscale.batch.workspace import Workspace
 from dlscale.certificates import Certificate
@@ -65,7 +66,7 @@ def compute_fit(passes: Passes, inputs: Inputs, options: FitOptions, plan: Plan)
 
 
 #: Two matrices, one of them a vector as well, and a result.
-FIT = Kind(
+KIND = Kind(
     name="fit",
     title="Fit",
     words="Sums of what was given.",
@@ -86,7 +87,7 @@ FIT = Kind(
 
 @pytest.fixture(autouse=True)
 def _a_kind_with_roles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(KINDS, "fit", FIT)  # type: ignore[arg-type]
+    monkeypatch.setitem(MODULES, "fit", __name__)
 
 
 @pytest.fixture
@@ -164,7 +165,7 @@ def test_an_input_that_changed_stops_a_job_from_going_on(
         raise OSError("the disk is gone")
 
     with monkeypatch.context() as patch:
-        patch.setitem(KINDS, "fit", replace(FIT, compute=fail))  # type: ignore[arg-type]
+        patch.setattr(sys.modules[__name__], "KIND", replace(KIND, compute=fail))
         with pytest.raises(OSError, match="the disk is gone"):
             run(matrix="a.zarr", rhs="b.zarr")
     workspace = Workspace(folder / "ws")
