@@ -52,7 +52,7 @@ def change(job: Job, **changes: object) -> None:
 
 def watched(root: Path, *arguments: str, happens: Callable[[], None]) -> Result:
     """What a command says while something happens."""
-    import_module("dlscale.batch.submit")  # before the clock of what happens runs
+    import_module("dlscale.batch.jobs.waiting")  # before the clock of what happens runs
     return meanwhile(lambda: CliRunner().invoke(commands, [*arguments, "--workspace", str(root / "ws")]), happens)
 
 
@@ -268,6 +268,24 @@ def test_quiet_goes_with_watch(tmp_path: Path) -> None:
     for command in ("status", "jobs"):
         refused = CliRunner().invoke(commands, [command, "--quiet", "--workspace", str(tmp_path / "ws")])
         assert (refused.exit_code, "--quiet goes with --watch" in refused.stderr) == (2, True)
+
+
+LOOKING = """
+import sys
+from dlscale.cli.main import commands
+for words in (["jobs"], ["jobs", "--json"], ["status"], ["status", "--json"], ["status", "--watch"], ["wait"], ["logs", "-f"]):
+    try:
+        commands([*words, "--workspace", "ws"])
+    except SystemExit as end:
+        assert not end.code, words
+    assert "numpy" not in sys.modules, words
+"""
+
+
+def test_who_only_looks_does_not_wait_for_numpy(tmp_path: Path) -> None:
+    make_job(tmp_path, state="succeeded")
+    looked = subprocess.run([sys.executable, "-c", LOOKING], cwd=tmp_path, capture_output=True, text=True)
+    assert looked.returncode == 0, looked.stderr
 
 
 rows = st.builds(

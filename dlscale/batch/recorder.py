@@ -16,8 +16,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-
 from dlscale.batch.jobs.in_slurm import begun
 from dlscale.batch.jobs.progress import Follower, progress_words
 from dlscale.batch.workspace import ENDED, HEARTBEAT_SECONDS, Heartbeat, Job, JobState
@@ -275,7 +273,7 @@ def plain(value: Any) -> Any:
         return {without_secrets(str(key)): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    if isinstance(value, np.ndarray | np.generic):
+    if hasattr(value, "tolist"):  # of NumPy, which need not be loaded to say so
         return plain(value.tolist())
     if isinstance(value, float):
         return value if math.isfinite(value) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,7 +20,8 @@ from dlscale.batch.document import read_document
 from dlscale.batch.driver import detach, drive_on_worker, mark_cancelled
 from dlscale.batch.jobs.in_slurm import begun
 from dlscale.batch.jobs.places import writable
-from dlscale.batch.jobs.records import checksum, read
+from dlscale.batch.jobs.records import checksum
+from dlscale.batch.jobs.waiting import until_free, wait
 from dlscale.batch.kinds import KINDS
 from dlscale.batch.notebooks import ReportPage, card, report_page
 from dlscale.batch.prepare import Prepared, prepare
@@ -32,20 +33,16 @@ from dlscale.batch.slurm import leave_the_queue
 from dlscale.batch.spec import parse_spec
 from dlscale.batch.spec.secrets import secret_environment
 from dlscale.batch.workspace import ENDED, HandOver, Heartbeat, Job, JobState, Workspace
-from dlscale.engine.clusters.client import answers, connect
+from dlscale.engine.clusters.client import connect
 from dlscale.errors import InputError, SpecError
 from dlscale.storage.files.atomic import write_atomically
 from dlscale.storage.groups import open_arrays
 
-#: The driver of a lost worker starts elsewhere within a few seconds; a job that is lost for longer stays so.
-GRACE_SECONDS = 15.0
 #: A worker takes a submitted job at once, if it is not busy with a long block of another one.
 _TAKEN_SECONDS = 20.0
 _CANCEL_SECONDS = 60.0
-_REPORT_SECONDS = 20.0
-_POLL_SECONDS, _FREE_SECONDS = 0.2, 0.05
-#: How often `wait` asks whether a cluster that was to take a job is there; and how long all its workers have to answer.
-_ASK_SECONDS = 5.0
+_POLL_SECONDS = 0.2
+#: How long all workers of a cluster have to answer.
 _ANSWER_SECONDS = 30.0
 
 
@@ -208,48 +205,6 @@ def resubmit(job: Job, root: Workspace, prepared: Prepared, *, priority: int = 0
         raise
 
 
-def wait(job: Job, *, timeout_seconds: float | None = None, watch: Callable[[JobState], None] = lambda state: None) -> JobState:
-    """Wait until a job has ended, or is lost for longer than a driver takes to start elsewhere.
-
-    Parameters
-    ----------
-    job : Job
-    timeout_seconds : float, optional
-    watch : callable
-        Called with the state now and then.
-
-    Raises
-    ------
-    TimeoutError
-    """
-    started, lost = time.monotonic(), 0.0
-    asked, taker = 0.0, ""
-    while True:
-        state, now = job.read_state(), time.monotonic()
-        if state.state == "submitted":
-            if now - asked > _ASK_SECONDS:
-                asked, taker = now, _gone(job)
-            state = replace(state, state="lost", message=taker) if taker else state
-        watch(state)
-        lost = (lost or now) if state.state == "lost" else 0.0
-        for_good = lost and (now - lost > GRACE_SECONDS or job.stored_state().state == "lost")
-        if state.state in ENDED or for_good:
-            until_free(job)
-            return state
-        if timeout_seconds is not None and now - started > timeout_seconds:
-            raise TimeoutError(f"Job {job.id} is {state.state} after {timeout_seconds:g} s.")
-        time.sleep(_POLL_SECONDS)
-
-
-def _gone(job: Job) -> str:
-    """Why the cluster that was to take a submitted job never will; empty while it may."""
-    with suppress(OSError, SpecError):
-        scheduler = read(job.handed_over, HandOver).scheduler
-        if scheduler and not answers(scheduler):
-            return f"the cluster that was to take it, {scheduler}, does not answer"
-    return ""
-
-
 def cancel(job: Job, root: Workspace) -> JobState:
     """Stop a job wherever it runs; what it has finished stays in its checkpoint.
 
@@ -350,10 +305,3 @@ def _until_taken(job: Job) -> None:
     deadline = time.monotonic() + _TAKEN_SECONDS
     while job.read_state().state == "submitted" and time.monotonic() < deadline:
         time.sleep(0.05)
-
-
-def until_free(job: Job) -> None:
-    """Wait until the process of a job that has ended has written its report too; changes nothing."""
-    deadline = time.monotonic() + _REPORT_SECONDS
-    while job.is_taken() and time.monotonic() < deadline:
-        time.sleep(_FREE_SECONDS)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @json_option
 def wait(job_id: str | None, timeout: float | None, quiet: bool, workspace: str | None, as_json: bool) -> None:
     """Wait for the end of the job ID (by default the newest), or of a sweep, and end with its exit code."""
-    from dlscale.batch.submit import wait as wait_for
+    from dlscale.batch.jobs.waiting import wait as wait_for
 
     root = open_workspace(workspace)
     if job_id is not None and (sweep := find_sweep(root, job_id)):
@@ -128,7 +128,7 @@ def _show_sweep(root: Workspace, sweep: Sweep, *, watch: bool, quiet: bool, as_j
 
 def _watched(job: Job, *, quiet: bool, err: bool) -> JobState:
     """Show a job until it has ended; its state then."""
-    from dlscale.batch.submit import wait as wait_for
+    from dlscale.batch.jobs.waiting import wait as wait_for
 
     console = open_console(err)
     with until_ctrl_c(goes_on(job.id)):
@@ -167,7 +167,7 @@ def _state_with_log(job: Job) -> str:
 
 
 def _bring_log(job: Job, state: str) -> None:
-    from dlscale.batch.submit import until_free
+    from dlscale.batch.jobs.waiting import until_free
     from dlscale.batch.workspace import ENDED
 
     if state in ENDED:

@@ -20,7 +20,6 @@ from rich.table import Table
 
 from dlscale.batch.jobs.in_slurm import slurm_facts, slurm_words
 from dlscale.batch.jobs.progress import Follower, learned, progress_words, rates_of, step_words, time_left
-from dlscale.certificates import leaves_no_digit
 from dlscale.engine.events import DashboardOpened, Event, StateChanged, StepFinished, StepStarted, Warned, WorkDone
 from dlscale.errors import SpecError
 from dlscale.report import words
@@ -228,6 +227,7 @@ def show_result(console: Console, result: JobResult) -> None:
         mark, limit = tick if check["passed"] else cross, words.number(check["threshold"])
         pairs.append((f"check {mark}", f"{check['meaning']} ({words.number(check['value'])}, limit {limit})"))
     if result.result:
+        from dlscale.certificates import leaves_no_digit
         from dlscale.storage.groups import result_attributes
 
         notes = (result_attributes(result.result) or {}).get("notes") or ()

@@ -10,13 +10,12 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+from dlscale.engine import PLAN_VERSION
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.machine import write_rate
 from dlscale.engine.tiles.grid import PanelGrid
 
-#: The form in which plans are written; a plan of another one is not read.
-VERSION = 2
 #: A skinny or symmetric product runs at about this part of a square one's rate.
 PRODUCT_EFFICIENCY = 0.8
 #: A core, and a disk.
@@ -216,7 +215,7 @@ class Plan:
         if panels := self.grids.panels:
             record["grids"]["panels"] |= {"n_panels": panels.n_panels, "n_groups": len(panels.groups())}
         return record | {
-            "version": VERSION,
+            "version": PLAN_VERSION,
             "flops": self.flops,
             "bytes_read": self.bytes_read,
             "peak_bytes_per_worker": self.peak_bytes_per_worker,

@@ -16,7 +16,7 @@ from uuid import uuid4
 from dlscale.arrays import Array
 from dlscale.batch.document import read_document
 from dlscale.batch.jobs.states import ENDED, MOVING
-from dlscale.batch.submit import GRACE_SECONDS
+from dlscale.batch.jobs.waiting import GRACE_SECONDS
 from dlscale.batch.sweeps.store import count, told
 from dlscale.errors import DlscaleError, SpecError
 

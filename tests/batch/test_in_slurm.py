@@ -12,7 +12,8 @@ from click.testing import CliRunner
 
 from dlscale.batch.jobs import in_slurm as asking
 from dlscale.batch.jobs.in_slurm import begun, in_slurm, slurm_facts
-from dlscale.batch.submit import cancel, wait
+from dlscale.batch.jobs.waiting import wait
+from dlscale.batch.submit import cancel
 from dlscale.batch.workspace import Heartbeat, Job, JobState, Workspace
 from dlscale.cli.main import commands
 

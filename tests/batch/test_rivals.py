@@ -175,7 +175,7 @@ dlscale.submit("job.yaml", workspace="dlscale-workspace")
 def test_a_job_that_was_never_handed_over_is_lost_and_can_be_resumed(
     folder: Path, data: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dlscale.batch.submit.GRACE_SECONDS", 1.0)
+    monkeypatch.setattr("dlscale.batch.jobs.waiting.GRACE_SECONDS", 1.0)
     ended = subprocess.run([sys.executable, "-c", KILLED], cwd=folder, env=ENVIRONMENT, check=False)
     assert ended.returncode == -signal.SIGKILL
     waited = ask("wait", "--json", cwd=folder)

@@ -32,7 +32,8 @@ from victims import (
 )
 
 import dlscale
-from dlscale.batch.submit import SubmittedJob, cancel, check_workers_see, wait
+from dlscale.batch.jobs.waiting import wait
+from dlscale.batch.submit import SubmittedJob, cancel, check_workers_see
 from dlscale.batch.workspace import Heartbeat, Job, JobState, Workspace
 from dlscale.errors import SpecError
 
@@ -187,7 +188,7 @@ def test_a_job_is_cancelled_within_seconds_and_goes_on_from_its_checkpoint(
 def test_a_scheduler_that_is_killed(
     cluster: RealCluster, folder: Path, tmp_path: Path, expected: dict[str, str], gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dlscale.batch.submit.GRACE_SECONDS", 1.0)  # no scheduler starts it elsewhere
+    monkeypatch.setattr("dlscale.batch.jobs.waiting.GRACE_SECONDS", 1.0)  # no scheduler starts it elsewhere
     other = RealCluster(tmp_path / "other", **gate.environment).with_workers(1)
     try:
         with gate.closed(steps=6):
@@ -252,8 +253,8 @@ def test_a_frozen_worker_is_told_and_not_waited_for(
 
 
 def test_waiting_ends_when_the_cluster_that_was_to_take_the_job_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dlscale.batch.submit._ASK_SECONDS", 0.1)
-    monkeypatch.setattr("dlscale.batch.submit.GRACE_SECONDS", 0.5)
+    monkeypatch.setattr("dlscale.batch.jobs.waiting._ASK_SECONDS", 0.1)
+    monkeypatch.setattr("dlscale.batch.jobs.waiting.GRACE_SECONDS", 0.5)
     job = Workspace(tmp_path).new_job("x")
     job.folder.mkdir(parents=True)
     job.write_state(JobState(job.id, "x", "svd", "submitted", time.time(), Heartbeat.now()))

@@ -17,10 +17,10 @@ from slurm_cluster import SlurmCluster
 import dlscale
 from dlscale.batch.document import read_document
 from dlscale.batch.jobs.in_slurm import slurm_facts, slurm_number
+from dlscale.batch.jobs.waiting import wait
 from dlscale.batch.prepare import prepare
 from dlscale.batch.slurm import N_FRUITLESS_STARTS, SlurmRequest, batch_script, queue_again, requeue, submit_prepared
 from dlscale.batch.spec import parse_spec
-from dlscale.batch.submit import wait
 from dlscale.batch.workspace import Heartbeat, Job, JobState, Workspace
 from dlscale.engine.events import StepFinished
 from dlscale.errors import DlscaleError, SpecError

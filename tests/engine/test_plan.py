@@ -15,8 +15,9 @@ from dlscale.batch import run as jobs
 from dlscale.batch.kinds import KINDS
 from dlscale.batch.workspace import Workspace
 from dlscale.declaration.kind import Kind
+from dlscale.engine import PLAN_VERSION
 from dlscale.engine.clusters import ClusterFacts, open_cluster
-from dlscale.engine.plan import VERSION, Plan
+from dlscale.engine.plan import Plan
 from dlscale.engine.run import Run
 from dlscale.errors import SpecError
 from dlscale.linalg.pca import PCAOptions
@@ -100,7 +101,7 @@ def test_a_small_dense_problem_is_a_step_of_the_driver() -> None:
     assert plan.expected_seconds > replace(plan, steps=plan.worker_steps).expected_seconds
 
 
-@pytest.mark.parametrize("form", [None, VERSION + 1])
+@pytest.mark.parametrize("form", [None, PLAN_VERSION + 1])
 def test_a_plan_of_another_version_is_refused_in_words(tmp_path: Path, form: int | None) -> None:
     def fail(event: Any) -> None:
         if event["event"] == "pass_finished":
@@ -113,7 +114,7 @@ def test_a_plan_of_another_version_is_refused_in_words(tmp_path: Path, form: int
     workspace = Workspace(tmp_path / "ws")
     job = workspace.find(None)
     record = json.loads(job.plan.read_text())
-    assert record.pop("version") == VERSION
+    assert record.pop("version") == PLAN_VERSION
     data = json.dumps(record | ({"version": form} if form else {})).encode()
     job.plan.write_bytes(data)
     state = job.read_state()

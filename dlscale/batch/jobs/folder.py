@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from dlscale.batch.jobs import records
 from dlscale.batch.jobs.seeing import seen
 from dlscale.batch.jobs.states import HandOver, Heartbeat, JobState
+from dlscale.engine import PLAN_VERSION
 from dlscale.engine.events import Event, event_of
 from dlscale.errors import DlscaleError, SpecError
 from dlscale.storage.files import locks
@@ -130,14 +131,12 @@ class Job:
 
     def read_plan(self) -> dict[str, Any]:
         """What plan.json holds; empty when the job has none (SpecError if it is damaged, or another version's)."""
-        from dlscale.engine.plan import VERSION
-
         still = "`dlscale logs` and the result, if there is one, are as they were; to compute again, run the spec anew."
         try:
             data = records.read_bytes(self.plan)
         except FileNotFoundError:
             return {}
-        records.require_version(data, VERSION, self.plan, still=still)
+        records.require_version(data, PLAN_VERSION, self.plan, still=still)
         records.parse(data, records.PlanRecord, self.plan, still=still)
         plan: dict[str, Any] = json.loads(data)
         return plan
