@@ -55,7 +55,7 @@ class LUResult(NamedTuple):
         NonFiniteError
             Naming the place of a NaN or infinity in b.
         NumericalError
-            If A is exactly singular, or the solution is no number of this precision.
+            If A is singular to working precision, or the solution is no number of this precision.
         """
         if trans not in (0, 1, 2):
             raise SpecError(f"trans must be 0, 1 or 2; got {trans!r}.")

@@ -24,6 +24,9 @@ from dlscale.storage.scaled import scaled
 
 T = TypeVar("T")
 
+#: That a decimal logarithm is at most off by, and its power.
+_UP = 1e-9
+
 
 @dataclass(frozen=True)
 class Largest(Fold):
@@ -132,10 +135,25 @@ def require_digits(largest: float, exponent: int, dtype: np.dtype[Any], *, what:
 
 
 def power_words(value: float, exponent: int) -> str:
-    """``value 2^exponent`` for people, also where that is out of range."""
+    """About ``value 2^exponent`` for people, also where that is out of range."""
     return f"1e{round(float(np.log10(value)) + exponent * np.log10(2.0))}"
+
+
+def bound_words(value: float, exponent: int) -> str:
+    """``value 2^exponent``, rounded up to two digits, for people, also where that is out of range."""
+    if not 0 < value < np.inf:
+        return f"{value:g}"
+    power, digits = divmod(float(np.log10(value)) + exponent * np.log10(2.0) + _UP, 1)
+    return f"{np.ceil(10 * 10**digits) / 10:.2g}e{int(power)}" if 10**digits <= 9.9 else f"1e{int(power) + 1}"
 
 
 def scale_words(exponent: int) -> tuple[str, ...]:
     """What to note of a computation at another scale."""
-    return (f"computed on 2^{-exponent} times the matrix, exactly, as its squares are out of range",) if exponent else ()
+    if not exponent:
+        return ()
+    return (f"computed on 2^{-exponent} times the matrix, as its squares are out of range: {digits_kept(exponent)}",)
+
+
+def digits_kept(exponent: int) -> str:
+    """What entries lose that are taken to ``2^-exponent`` of their size."""
+    return "exactly, but for entries that are below the smallest normal number there" if exponent > 0 else "exactly"

@@ -88,7 +88,7 @@ def solve(
     Raises
     ------
     NumericalError
-        If the matrix is exactly singular (naming the step), or not positive definite where that was assumed.
+        If the matrix is singular to working precision (naming the step), or not positive definite where that was assumed.
     SpecError, InputError
         If an argument does not suit the matrix, or it cannot be read.
     NonFiniteError
@@ -220,7 +220,7 @@ def slogdet(A: Any, *, assume: Assume = SlogdetOptions.assume) -> SlogdetResult:
     Returns
     -------
     SlogdetResult
-        0 and -inf of a singular matrix.
+        0 and -inf of a matrix that is singular to working precision.
 
     Raises
     ------

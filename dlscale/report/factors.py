@@ -106,7 +106,8 @@ def _slogdet_tiles(job: Job) -> list[Tile]:
     sign, log = array(job, "sign"), array(job, "logabsdet")
     if log is not None:
         value = float(np.ravel(log)[0])
-        power = f"|det| = 10 to the {value / np.log(10):,.2f}".replace("-", "−") if np.isfinite(value) else "exactly singular"
+        power = f"|det| = 10 to the {value / np.log(10):,.2f}".replace("-", "−")
+        power = power if np.isfinite(value) else "singular to working precision"
         shown.append(Tile("log |det|", words.number(value), power))
     if sign is not None:
         unit = complex(np.ravel(sign)[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from dlscale.linalg.eigen import direct, generalized, tridiagonal
 from dlscale.linalg.eigen.completeness import prove
 from dlscale.linalg.eigen.kind import KIND, EighOptions, plan_eigh
 from dlscale.linalg.eigen.pairs import Pairs
+from dlscale.linalg.scaling import bound_words
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrices import open_matrix
 
@@ -237,7 +239,7 @@ def test_a_pair_that_was_left_out_fails_the_proof(name: str, which: Any) -> None
         inputs = KIND.inputs({"matrix": A})
         with planned_here(KIND, inputs, EighOptions(n_components=k, which=which)) as (run, plan):
             residuals = np.linalg.norm(A @ V[:, chosen] - V[:, chosen] * w[chosen], axis=0)
-            pairs = Pairs(w[chosen], residuals, norm(A), departure(V), None, 0)
+            pairs = Pairs(w[chosen], residuals, 0.0, norm(A), departure(V), None, 0)
             return prove(Passes(run), inputs["matrix"], pairs, V[:, chosen], which=which, grid=plan.panels).complete
 
     assert proved(best[:k])
@@ -358,7 +360,7 @@ def test_a_generalized_problem_in_python_and_what_it_refuses() -> None:
     spoilt = B.copy()
     spoilt[5, 3] += 1
     for b, words in (
-        (-B, r"input\.b: must be positive definite; its leading minor of order 1 is not positive"),
+        (-B, r"input\.b: must be positive definite; its leading minor of order 1 is not, to working precision"),
         (spoilt, r"input\.b: must be symmetric; its entries \(3, 5\) and \(5, 3\)"),
         (B[:5, :5], r"input\.b: must have the shape of input\.matrix, 90 x 90; got 5 x 5"),
     ):
@@ -366,3 +368,28 @@ def test_a_generalized_problem_in_python_and_what_it_refuses() -> None:
             dlscale.eigh(A, b)
     with pytest.raises(SpecError, match=r"with input\.b all pairs are found in memory"):
         run_here(KIND, KIND.inputs({"matrix": A, "b": B}), EighOptions(n_components=3, method="iterative"))
+
+
+@pytest.mark.parametrize("options", [{}, {"n_components": 1, "sigma": 2.0}, {"n_components": 1, "method": "iterative"}], ids=str)
+@pytest.mark.parametrize(("dtype", "power"), [("f4", -31), ("f8", -56), ("f8", -57)])
+def test_rounding_counts_as_error(dtype: str, power: int, options: dict[str, Any]) -> None:
+    """The eigenvalues 1 + 2^power and 1 - 2^power are no numbers of the dtype, and products show nothing of them."""
+    A = np.array([[1, 2.0**power], [2.0**power, 1]], dtype)
+    found = run_here(KIND, KIND.inputs({"matrix": A}), EighOptions(**options)).arrays
+    assert (np.abs(np.abs(found["eigenvalues"] - 1.0) - 2.0**power) <= found["residuals"]).all()
+
+
+@pytest.mark.parametrize("gap", [2.0**-20, 2.0**-30])
+def test_errors_where_b_is_ill_conditioned(gap: float) -> None:
+    """The eigenvalues of I and B are the inverses of 2 - gap and gap."""
+    B = np.array([[1, 1 - gap], [1 - gap, 1]])
+    for options in ({}, {"n_components": 2, "sigma": 1.0}):
+        found = run_here(KIND, KIND.inputs({"matrix": np.eye(2), "b": B}), EighOptions(**options)).arrays
+        assert (np.abs(found["eigenvalues"] - [1 / (2 - gap), 1 / gap]) <= found["residuals"]).all()
+
+
+@pytest.mark.parametrize(("value", "exponent"), [(2.8e-14, 0), (9.97, 0), (1.0, 0), (0.3, -2000), (0.7, 2000)])
+def test_bounds_are_rounded_up_in_words(value: float, exponent: int) -> None:
+    digits, _, power = bound_words(value, exponent).partition("e")
+    true = Fraction(value) * Fraction(2) ** exponent
+    assert true <= Fraction(digits) * Fraction(10) ** int(power) <= true * Fraction(112, 100)

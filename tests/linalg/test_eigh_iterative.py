@@ -250,7 +250,7 @@ def test_a_pair_that_is_left_out_is_found_again_or_fails_the_proof() -> None:
     for missing in range(1, K + 1):
         left = np.delete(chosen, missing)
         with planned_here(KIND, inputs, EighOptions(n_components=K, method="iterative", completeness="cholesky")) as (run, plan):
-            pairs = Pairs(w[left], np.full(K, 1e-15), norm(A), 0.0, None, 0)
+            pairs = Pairs(w[left], np.full(K, 1e-15), 0.0, norm(A), 0.0, None, 0)
             assert not prove(Passes(run), inputs["matrix"], pairs, V[:, left], which="largest", grid=plan.panels).complete
     for start in range(max(5, STARTS)):
         left = np.delete(chosen, K)

@@ -77,7 +77,7 @@ def test_the_stored_result_solves_systems(layout: str, tmp_path: Path) -> None:
 def test_exactly_singular_is_reported_with_the_step(step: int, group: int | None) -> None:
     A = gallery.singular_at(100, step)
     outcome, arrays = factor("lu", A, panel=32, group=group)
-    assert outcome.notes == (f"the matrix is exactly singular: pivot {step + 1} is zero",)
+    assert outcome.notes == (f"the matrix is singular to working precision: pivot {step + 1} is zero",)
     assert outcome.certificate.passed
     assert arrays["lu"][step, step] == 0
     assert_lu(A, arrays["lu"], arrays["piv"])
@@ -146,3 +146,14 @@ def test_wrong_options_are_refused(panel: int, words: str) -> None:
     with pytest.raises(SpecError, match=words):
         factor("lu", gaussian(100, 100), panel=panel)
     assert issubclass(SpecError, DlscaleError)
+
+
+@pytest.mark.parametrize("n_columns", [5, 300])
+def test_growth_in_columns_without_a_pivot_counts(n_columns: int) -> None:
+    """Wherever the column that doubles at each step stands, beside the square or far right of it."""
+    m = 20
+    A = np.zeros((m, m + n_columns))
+    A[:, :m] = np.eye(m) - np.tril(np.ones((m, m)), -1)
+    A[:, -1] = 1
+    outcome, _ = factor("lu", A, panel=20)
+    assert outcome.estimates["growth_factor"] == 2.0 ** (m - 1)

@@ -414,5 +414,5 @@ def test_powers_of_matrices(dtype: str) -> None:
         dlscale.matrix_power(A, 1.5)  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="must be square to have powers; got 3 x 4"):
         dlscale.matrix_power(np.ones((3, 4)), 2)
-    with pytest.raises(NumericalError, match="exactly singular"):
+    with pytest.raises(NumericalError, match="singular to working precision"):
         dlscale.matrix_power(np.zeros((3, 3)), -2)

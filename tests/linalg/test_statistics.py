@@ -15,7 +15,7 @@ import dlscale
 from dlscale import gallery
 from dlscale.declaration.kind import run_here
 from dlscale.engine.clusters import ClusterFacts
-from dlscale.errors import NonFiniteError, SpecError
+from dlscale.errors import InexactNote, NonFiniteError, SpecError
 from dlscale.kernels import times_power_of_two
 from dlscale.linalg.statistics import kind
 from dlscale.linalg.statistics.kind import KIND, NormOptions
@@ -192,6 +192,9 @@ def test_determinants_and_traces(dtype: str) -> None:
         expected = complex(math.fsum(diagonal.real), math.fsum(diagonal.imag))
         assert found == A.dtype.type(expected if A.dtype.kind == "c" else expected.real)
     assert dlscale.trace(np.diag([1e308, 1e308, -1e308, 1.0])) == 1e308
+    assert dlscale.trace(np.diag([1e308, 1e308, -1e308, -1e308, 5e-324])) == 5e-324
+    with pytest.warns(InexactNote):
+        dlscale.trace(np.diag([2**53 + 1, -(2**53)]))
     with pytest.warns(RuntimeWarning, match="The trace overflows"):
         assert dlscale.trace(np.diag([1e308, 1e308])) == np.inf
     with pytest.raises(SpecError, match=r"offset: must be an integer; got 1\.5"):

@@ -45,7 +45,7 @@ def factor_diagonal(block: Array, top: int) -> Facts:
     minor = factor_cholesky(block)
     if minor:
         raise NumericalError(
-            f"The matrix is not positive definite: its leading minor of order {top + minor} is not positive. "
-            "Use kind lu, or kind solve with assume: general."
+            f"The matrix is not positive definite: its leading minor of order {top + minor} is not positive "
+            "to working precision. Use kind lu, or kind solve with assume: general."
         )
     return {"order": np.array([top + len(block)])}

@@ -31,7 +31,7 @@ from dlscale.kernels import accumulator_dtype
 from dlscale.linalg.cholesky import kind as cholesky
 from dlscale.linalg.eigen.pairs import Pairs, Which
 from dlscale.linalg.panels.plan import ByPanels, FactorOptions, plan_panels
-from dlscale.linalg.scaling import power_words
+from dlscale.linalg.scaling import bound_words
 from dlscale.storage.matrix import Matrix, View
 from dlscale.storage.scaled import scaled
 
@@ -136,7 +136,7 @@ def prove(passes: Passes, A: Matrix, pairs: Pairs, V: Array, *, which: Which, gr
         sides = {"": (sign, sign * target)}
     shifted = {name: Deflated(A, V, values - target, sign * (edge + margin), sign) for name, (sign, edge) in sides.items()}
     definite = all(_is_definite(passes.apart(name), M, grid) for name, M in shifted.items())
-    words = power_words(margin, pairs.exponent)
+    words = bound_words(margin, pairs.exponent)
     beyond = {"largest": "above the smallest", "smallest": "below the largest", "magnitude": "beyond the smallest modulus"}[which]
     check = Check(
         "1 if the Cholesky factorization of s I - A + V (L - l) V' breaks down",
@@ -156,7 +156,7 @@ def margin_of(pairs: Pairs, n: int) -> float:
     exceed ``(n + 2) eps / 2`` of its trace, and proves no more than that.
     """
     spread = 2.0 * pairs.norm
-    moved = 2.0 * float(np.linalg.norm(pairs.residuals)) + spread * pairs.departure
+    moved = 2.0 * float(np.linalg.norm(pairs.residuals + pairs.hidden)) + spread * pairs.departure
     rounding = (n + 2) * float(np.finfo(float).eps) / 2 * n * spread
     # Of a matrix of zeros all eigenvalues are below any margin.
     return moved + 2.0 * rounding or _OF_ZEROS

@@ -156,7 +156,8 @@ def find_directly(run: Run, A: Matrix, *, k: int, which: Which, choice: Choice, 
     norm = max(float(found["norm"][0]), float(found["norm_of_products"][0]))
     nearest = float(found["nearest"][0]) if len(found["nearest"]) else None
     exponent = int(found["exponent"][0])
-    return Pairs(found["values"], found["residuals"], norm, float(found["departure"][0]), nearest, exponent), output.matrix()
+    hidden, departure = float(np.finfo(A.dtype).eps) * norm, float(found["departure"][0])
+    return Pairs(found["values"], found["residuals"], hidden, norm, departure, nearest, exponent), output.matrix()
 
 
 def choose(n: int, k: int, which: Which, dtype: np.dtype[np.generic], facts: ClusterFacts) -> Choice | None:

@@ -30,7 +30,7 @@ from dlscale.lapack import factor_cholesky, solve_lower, solve_right
 from dlscale.linalg.eigen import direct
 from dlscale.linalg.eigen.direct import EFFICIENCY, N_PROBES, SAFETY, Choice
 from dlscale.linalg.eigen.graded import graded_eigenpairs, pivoted_cholesky
-from dlscale.linalg.eigen.pairs import Pairs, Which, rank
+from dlscale.linalg.eigen.pairs import Pairs, Which, indefinite_words, rank
 from dlscale.linalg.eigen.tridiagonal import evd, evr
 from dlscale.linalg.in_memory import patiently
 from dlscale.linalg.svd.subspace import gaussian
@@ -74,7 +74,7 @@ class Generalized(Applied):
         tell(self.cost(slabs).flops, 0)
         direct.write_columns(self.output, times_power_of_two(found.pop("vectors")[chosen], -int(found["e"][0]) // 2))
         nearest = found["values"][order[k : k + 1]].astype(float)
-        return [found | {"values": found["values"][chosen], "bars": found["bars"][chosen], "nearest": nearest}]
+        return [found | {name: found[name][chosen] for name in ("values", "bars", "hidden")} | {"nearest": nearest}]
 
     def _found(self, tell: Tell, *, graded: bool) -> State:
         """All pairs, ``vectors`` as rows and conjugated, of A and B near 1; ``graded`` where B is ill conditioned."""
@@ -100,11 +100,14 @@ class Generalized(Applied):
         if graded:
             XH[:, p] = XH.copy()
         U = (gaussian(n, N_PROBES, self.seed + 1, dtype).astype(dtype).conj().T @ XH).conj().T
-        measured = self._measure(values, XH, products, U, direct.times(self.B, U, -e, tell))
+        measured = self._measure(values, XH, products, P[:, N_PROBES:], U, direct.times(self.B, U, -e, tell))
         return measured | {"values": values, "vectors": XH, "exponent": np.array([exponent - e]), "e": np.array([e])}
 
-    def _measure(self, values: Array, XH: Array, products: tuple[Array, Array], U: Array, BU: Array) -> State:
-        """Residuals ``r = A x - lambda B x`` of all pairs on random vectors, and of ``L^-1 r``, the error of lambda."""
+    def _measure(self, values: Array, XH: Array, products: tuple[Array, Array], lifted: Array, U: Array, BU: Array) -> State:
+        """Residuals ``r = A x - lambda B x`` of all pairs on random vectors, and of ``L^-1 r``, the error of lambda.
+
+        The products are those of random vectors and, behind them, of ``lifted``, which are ``L^-H`` times these.
+        """
         wide, (AP, BP), p = accumulator_dtype(XH.dtype), products, N_PROBES
         left = (XH @ AP).astype(wide) - values[:, None] * (XH @ BP).astype(wide)
         # Of a complex normal vector the two parts have unit variance each.
@@ -116,10 +119,12 @@ class Generalized(Applied):
         lengths = np.linalg.norm(XH.astype(wide), axis=1)
         size = (norms[0] + np.abs(values) * norms[1]) * lengths
         errors = np.divide(residuals, size, out=np.where(residuals > 0, np.inf, 0.0), where=size > 0)
+        inverse = SAFETY * float(np.linalg.norm(lifted)) / np.sqrt(p * parts)
         given = gaussian(n, p, self.seed + 1, XH.dtype)
         lost = SAFETY * np.linalg.norm((XH @ BU).astype(wide) - given) / np.sqrt(p * parts)
         return {
             "bars": bars,
+            "hidden": float(np.finfo(XH.dtype).eps) / np.sqrt(n) * inverse * size,
             "error": np.array([errors.max()]),
             "departure": np.array([lost]),
             "size": np.array([norms[1] * lengths.max() ** 2]),
@@ -130,7 +135,7 @@ def factor_b(B: Array, *, graded: bool) -> Any:
     """Leave L in B, the places of whose rows in B are returned."""
     if not graded:
         if minor := factor_cholesky(B):
-            raise NumericalError(f"input.b: must be positive definite; its leading minor of order {minor} is not positive.")
+            raise NumericalError(indefinite_words(minor))
         return slice(None)
     p, steps = pivoted_cholesky(B)
     if steps < len(B):
@@ -163,7 +168,8 @@ def find_generalized(
     (found,) = Columns(run, run.cluster.facts).apply("eigenpairs", what, n_columns=k, width=k, writers=output.writers)
     nearest = float(found["nearest"][0]) if len(found["nearest"]) else None
     largest = float(np.abs(found["values"]).max())
-    pairs = Pairs(found["values"], found["bars"], largest, float(found["departure"][0]), nearest, int(found["exponent"][0]))
+    departure, exponent = float(found["departure"][0]), int(found["exponent"][0])
+    pairs = Pairs(found["values"], found["bars"], found["hidden"], largest, departure, nearest, exponent)
     checks = (
         residual_check(found, n, dtype),
         scaled(

@@ -314,7 +314,8 @@ def _concluded(reader: Products, it: Iterate, aim: Aim, n_reads: int, check: Che
         residuals = np.linalg.norm(AV - wide * values, axis=0)[ascending]
         departure = float(np.linalg.norm(gram - np.eye(aim.k)))
     nearest = aim.sign * float(others[aim.order(others)[0]]) if len(others) else None
-    pairs = Pairs(values[ascending], residuals, it.norm, departure, nearest, 0)
+    hidden = float(np.finfo(reader.A.dtype).eps) * it.norm
+    pairs = Pairs(values[ascending], residuals, hidden, it.norm, departure, nearest, 0)
     return Found(
         pairs, np.ascontiguousarray(V[:, ascending]), n_reads + 1 + (it.round + (check is not None)) * (CHECK_READS + 1), check
     )

@@ -29,7 +29,7 @@ from dlscale.linalg.eigen.nearest import find_nearest, plan_nearest
 from dlscale.linalg.eigen.pairs import Pairs, Which
 from dlscale.linalg.eigen.shifted import Pencil
 from dlscale.linalg.panels.plan import require_dense
-from dlscale.linalg.scaling import at_safe_scale, power_words, scale_words, scaled_back
+from dlscale.linalg.scaling import at_safe_scale, bound_words, scale_words, scaled_back
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrix import ArrayMatrix, Matrix
 from dlscale.storage.scaled import promoted
@@ -223,7 +223,7 @@ def _compute(run: Run, inputs: Inputs, options: EighOptions, plan: Plan) -> Outc
     A, B = promoted(A, B.dtype), promoted(B, A.dtype)
     choice, k = direct.Choice(**plan.choices), options.count(A.shape[0])
     pairs, checks = generalized.find_generalized(run, A, B, k=k, which=options.which, choice=choice, seed=options.seed)
-    notes = _beyond(pairs, float(pairs.residuals.max()), options.which)
+    notes = _beyond(pairs, float(pairs.errors(A.dtype).max()), options.which)
     return Outcome(_arrays(pairs, A.dtype), ("eigenvectors",), Certificate(checks), {"complete": True}, tuple(notes))
 
 
@@ -338,13 +338,16 @@ def conclude(run: Run, A: Matrix, pairs: Pairs, V: Matrix, options: EighOptions,
         proof = prove(Passes(run), A, pairs, V.read(0, n), which=options.which, grid=plan.panels)
         certificate, complete = certificate.also(proof.check), proof.complete
         notes += _beyond(pairs, proof.margin, options.which)
+    arrays = _arrays(pairs, A.dtype)
     estimates = {"complete": complete, "norm": float(np.ldexp(pairs.norm, pairs.exponent))}
-    return Outcome(_arrays(pairs, A.dtype), ("eigenvectors",), certificate, estimates, tuple(notes))
+    return Outcome(arrays, ("eigenvectors",), certificate, estimates, tuple(notes))
 
 
 def _arrays(pairs: Pairs, dtype: np.dtype[Any]) -> dict[str, Array]:
     values = scaled_back(pairs.values, pairs.exponent, np.dtype(dtype.char.lower()), what="The eigenvalues")
-    return {"eigenvalues": values, "residuals": np.ldexp(pairs.residuals, pairs.exponent)}
+    # Where values have fewer digits than others, they are rounded to multiples of the smallest number.
+    errors = np.ldexp(pairs.errors(dtype), pairs.exponent) + float(np.finfo(dtype).smallest_subnormal) * (pairs.exponent != 0)
+    return {"eigenvalues": values, "residuals": errors}
 
 
 def _beyond(pairs: Pairs, margin: float, which: Which | Literal["sigma"], target: float = 0.0) -> list[str]:
@@ -358,7 +361,7 @@ def _beyond(pairs: Pairs, margin: float, which: Which | Literal["sigma"], target
         distance = abs(float(sizes.max() if which == "sigma" else sizes.min()) - abs(pairs.nearest - target))
     if distance > margin:
         return []
-    near = f"within {power_words(margin, pairs.exponent)} of the last"
+    near = f"within {bound_words(margin, pairs.exponent)} of the last"
     near += ", counted from sigma" if which == "sigma" else ""
     said = f"a cluster goes on beyond the {len(pairs.values)} eigenvalues: the next one is {near}"
     return [f"{said}, so the set, and the vectors of that cluster, are not the only ones"]

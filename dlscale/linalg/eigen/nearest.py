@@ -29,7 +29,7 @@ from dlscale.lapack import factor_cholesky, multiply_triangular, solve_lower
 from dlscale.linalg.eigen import counting, direct
 from dlscale.linalg.eigen.counting import Interval, Proof, prove_nearest
 from dlscale.linalg.eigen.direct import N_PROBES, SAFETY
-from dlscale.linalg.eigen.pairs import Pairs
+from dlscale.linalg.eigen.pairs import Pairs, indefinite_words
 from dlscale.linalg.eigen.shift_invert import WIDTH, Nearest
 from dlscale.linalg.eigen.shifted import Factored, Held, Pencil, factored, in_lambda
 from dlscale.linalg.in_memory import WORK_BYTES, n_blas_threads
@@ -81,7 +81,7 @@ class FindNearest(Applied):
             with blas_threads(self.n_threads):
                 minor = factor_cholesky(held.B)
             if minor:
-                raise NumericalError(f"input.b: must be positive definite; its leading minor of order {minor} is not positive.")
+                raise NumericalError(indefinite_words(minor))
         factors = LDLFactors(ArrayMatrix(held.M), found.blocks, found.order, found.inertia, self.n_threads)
         search = _Search(pencil, held, shifted.target, self.n_threads, tell)
         nearest = Nearest(
@@ -100,6 +100,7 @@ class FindNearest(Applied):
         tell(flops(n, k, pencil), 0)
         direct.write_columns(self.output, times_power_of_two(VH, -(held.f // 2)))
         stretch = 1.0 if held.B is None else search.inverse_norm(self.seed) ** 2
+        state["hidden"] = _EPS * (stretch if held.B is None else stretch / n) ** 0.5 * state.pop("sizes")
         unit = tolerance * float(state["norm"][0]) / (held.b_norms.least or 1.0)
         facts = {"target": shifted.target, "moved": shift - shifted.target, "lost": lost, "stretch": stretch, "unit": unit}
         exponents = {"e": np.array([held.e]), "f": np.array([held.f]), "n_solves": np.array([nearest.n_applied])}
@@ -176,7 +177,13 @@ class _Search:
             X = Y if held.B is None else solve_lower(held.B, np.array(Y, order="C"), op="C")
             AX, BX = pencil.times(X, scale, self.tell)
             H, G = X.conj().T @ AX, X.conj().T @ BX
-            values, W = scipy.linalg.eigh((H + H.conj().T) / 2, (G + G.conj().T) / 2)
+            try:
+                values, W = scipy.linalg.eigh((H + H.conj().T) / 2, (G + G.conj().T) / 2)
+            except np.linalg.LinAlgError as error:
+                raise NumericalError(
+                    "input.b: is so nearly singular that rounding makes it indefinite for the vectors that were found; without "
+                    "`sigma` all pairs are found by factors that bear more."
+                ) from error
             order = np.argsort(np.abs(values - self.target), kind="stable")
             chosen = np.sort(order[:k])
             handed = (X @ W[:, chosen]).astype(pencil.A.dtype)
@@ -192,6 +199,7 @@ class _Search:
             "values": found,
             "nearest": values[order[k : k + 1]],
             "bars": np.linalg.norm(bars, axis=0),
+            "sizes": sizes,
             "error": np.array([float(np.divide(left, sizes, out=np.where(left > 0, np.inf, 0.0), where=sizes > 0).max())]),
             "norm": np.array([norm]),
             "departure": np.array([np.linalg.norm(lost)]),
@@ -243,7 +251,7 @@ def find_nearest(run: Run, pencil: Pencil, k: int, sigma: float, plan: Plan, *, 
     }
     e, f = int(found["e"][0]), int(found["f"][0])
     nearest = float(found["nearest"][0]) if len(found["nearest"]) else None
-    pairs = Pairs(found["values"], found["bars"], fact["norm"], fact["departure"], nearest, e - f)
+    pairs = Pairs(found["values"], found["bars"], found["hidden"], fact["norm"], fact["departure"], nearest, e - f)
     checks = pairs.checks(n, dtype) if pencil.B is None else _checks(fact, n, dtype)
     notes, target = list[str](), float(np.ldexp(fact["target"], e - f))
     if fact["moved"]:
@@ -255,7 +263,15 @@ def find_nearest(run: Run, pencil: Pencil, k: int, sigma: float, plan: Plan, *, 
     if k < n and all(check.passed for check in checks):
         V = times_power_of_two(np.asarray(output.matrix().read(0, n)).astype(pencil.wide), f // 2)
         interval = Interval(
-            fact["target"], found["values"], V, found["bars"], fact["departure"], fact["lost"], fact["stretch"], fact["unit"], e - f
+            fact["target"],
+            found["values"],
+            V,
+            pairs.residuals + pairs.hidden,
+            fact["departure"],
+            fact["lost"],
+            fact["stretch"],
+            fact["unit"],
+            e - f,
         )
         proof = prove_nearest(run, pencil, interval, plan.cluster, seed=seed, n_threads=n_threads)
     return Found(pairs, checks, proof, fact["target"], {"solves": int(found["n_solves"][0])}, tuple(notes))

@@ -24,7 +24,9 @@ class Pairs:
     ----------
     values : (k,), ascending
     residuals : (k,)
-        ``||A v - lambda v||_2``: so far from each value there is at most an eigenvalue of A.
+        ``||A v - lambda v||_2``, as it is measured; of a pencil ``||L^-1 (A v - lambda B v)||_2``.
+    hidden : (k,), or float
+        What rounding may hide of them.
     norm : float
         ``||A||_2``, not more than it.
     departure : float
@@ -36,10 +38,15 @@ class Pairs:
 
     values: Array
     residuals: Array
+    hidden: Array | float
     norm: float
     departure: float
     nearest: float | None
     exponent: int
+
+    def errors(self, dtype: np.dtype[Any]) -> Array:
+        """So far from each value, as it is stored in this dtype, there is at most an eigenvalue of A."""
+        return self.residuals + self.hidden + float(np.finfo(dtype).eps) * np.abs(self.values)
 
     def checks(self, n: int, dtype: np.dtype[Any], tolerance: float | None = None) -> tuple[Check, Check]:
         """Residuals and orthogonality, scaled as LAPACK's testers scale them (``dsyt21``), or by a tolerance that was given."""
@@ -75,3 +82,8 @@ def rank(values: Array, which: Which) -> Array:
     if which == "largest":
         return np.arange(len(values))[::-1]
     return np.argsort(-np.abs(values), kind="stable")
+
+
+def indefinite_words(minor: int) -> str:
+    """Why there are no Cholesky factors of B."""
+    return f"input.b: must be positive definite; its leading minor of order {minor} is not, to working precision."

@@ -43,8 +43,8 @@ __all__ = ["LU", "STEPS", "LUOptions", "LUPanels", "compute_lu", "factor_panels"
 STEPS: Ways[Steps[Any, Any]] = Ways(WholePanels(LU()), RowBlocks(TournamentLU()))
 ROWS: Ways[RowOrder] = Ways(Exchanges(), Places())
 
-#: Growth times eps from which on a factorization says that digits may be lost.
-GROWTH_EPS = 1e-10
+#: Growth times eps from which on a factorization says that digits may be lost, and growth that costs none to speak of.
+GROWTH_EPS, LITTLE_GROWTH = 1e-10, 100.0
 
 
 class LUPanels(NamedTuple):
@@ -142,9 +142,9 @@ def _factor(passes: Passes, A: Matrix, exponent: int, *, plan: Plan) -> Outcome:
     )
     lost = growth * float(np.finfo(dtype).eps)
     digits = Check("max|U| / max|A| eps", lost, 1.0, "the growth of the entries in U leaves correct digits")
-    notes = [f"the matrix is exactly singular: pivot {singular[0]} is zero"] if singular else []
+    notes = [f"the matrix is singular to working precision: pivot {singular[0]} is zero"] if singular else []
     notes += scale_words(exponent)
-    if lost > GROWTH_EPS:
+    if lost > GROWTH_EPS and growth > LITTLE_GROWTH:
         notes.append(
             f"the entries of U grew to {growth:.1e} times those of the matrix, and as many digits may be lost: use kind qr"
         )
@@ -177,7 +177,7 @@ def factor_panels(passes: Passes, A: Matrix, grid: PanelGrid, *, probes: Array, 
 
 
 def _products(passes: Passes, upper: Matrix, lu: Matrix, plan: Plan, X: Array) -> tuple[Array, Array, float]:
-    """``U X`` and ``L U X`` with U from ``upper`` and L from ``lu``; the largest modulus of U where it is measured on the way."""
+    """``U X`` and ``L U X`` with U from ``upper`` and L from ``lu``; the largest modulus in U of what no panel measured."""
     UX, largest = part_product(passes, "upper", upper, plan, X, part=Part("upper"))
     k = min(lu.shape)
     padded = np.zeros_like(X)

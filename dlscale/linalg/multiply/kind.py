@@ -40,7 +40,7 @@ from dlscale.linalg.multiply.probing import N_SIGNS, compare, probe, signs
 from dlscale.linalg.multiply.sparse_rows import SparseRowsTimes, lay_out_rows
 from dlscale.linalg.multiply.tiles import Tiles
 from dlscale.linalg.multiply.tiling import MIN_TILES, MIN_TILES_ALONE, Tiling, choose_tiling, cut
-from dlscale.linalg.scaling import power_words
+from dlscale.linalg.scaling import digits_kept, power_words
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrix import Matrix
 from dlscale.storage.scaled import Promoted
@@ -301,7 +301,8 @@ def compute_matmul(run: Run, inputs: Inputs, options: MatmulOptions, plan: Plan)
     check = compare(passes, output.matrix(), exponent, X, a.product, k=problem.k, grid=layouts["check"].grid)
     with np.errstate(over="ignore", under="ignore"):
         estimates = {"largest": float(np.ldexp(largest, exponent))}
-    notes = (f"multiplied at 2^{-exponent} times its scale, exactly: the entries are out of a safe range",) if exponent else ()
+    kept = digits_kept(max(a.exponent, b.exponent))
+    notes = (f"multiplied at 2^{-exponent} times its scale, as the entries are out of a safe range: {kept}",) if exponent else ()
     return Outcome({}, ("product",), Certificate((check,)), estimates, notes)
 
 

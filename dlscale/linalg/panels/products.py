@@ -16,6 +16,7 @@ from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.plan import Plan
 from dlscale.engine.tiles.grid import Ways
+from dlscale.engine.tiles.methods import largest_modulus
 from dlscale.engine.tiles.products import Part, Product, tile_product
 from dlscale.kernels import safe_norm
 from dlscale.linalg.svd.subspace import gaussian
@@ -28,6 +29,8 @@ N_PROBES = 4
 @dataclass(frozen=True)
 class TriangularProduct(Fold):
     """``Y = T X`` for the upper (with the diagonal) or lower part of a matrix (m, n) that is read by columns.
+
+    Of the columns beyond the m-th, on which no panel stands, it finds the largest modulus.
 
     Parameters
     ----------
@@ -54,7 +57,7 @@ class TriangularProduct(Fold):
 
     def start(self) -> State:
         rows = self.n_columns if self.adjoint else self.n_rows
-        return {"product": np.zeros((rows, self.X.shape[1]), self.X.dtype)}
+        return {"product": np.zeros((rows, self.X.shape[1]), self.X.dtype), "largest": np.zeros(1)}
 
     def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
         # The rows of A are columns of the matrix; the diagonal cuts a square of this size.
@@ -76,7 +79,11 @@ class TriangularProduct(Fold):
         Y[diagonal] += square @ X[:size]
         if not self.lower and size < len(A):
             Y[diagonal] += A[size:, diagonal].T @ X[size:]
+            np.maximum(state["largest"], largest_modulus(A[size:]), out=state["largest"])
         return ()
+
+    def merge(self, left: State, right: State) -> State:
+        return {"product": left["product"] + right["product"], "largest": np.maximum(left["largest"], right["largest"])}
 
 
 def triangular_product(passes: Passes, step: str, factor: Matrix, grid: RowGrid, fold: TriangularProduct) -> Array:
@@ -85,10 +92,11 @@ def triangular_product(passes: Passes, step: str, factor: Matrix, grid: RowGrid,
 
 
 def _by_columns(passes: Passes, step: str, T: Matrix, plan: Plan, X: Array, part: Part) -> Product:
-    """By a pass, where a worker can hold a column; the largest modulus is not measured."""
+    """By a pass, where a worker can hold a column; the largest modulus is that of the columns on which no panel stands."""
     (m, n), lower = T.shape, part.name == "lower"
     fold = TriangularProduct(X, m, lower=lower, unit=part.unit, adjoint=part.adjoint, n_columns=n)
-    return Product(triangular_product(passes, step, T, plan.columns, fold), 0.0)
+    found = passes.sweep(step, T.T, fold, plan.columns)
+    return Product(found["product"], float(found["largest"][0]))
 
 
 def _by_tiles(passes: Passes, step: str, T: Matrix, plan: Plan, X: Array, part: Part) -> Product:

@@ -16,7 +16,7 @@ from dlscale.engine.passes import Passes
 from dlscale.engine.plan import Grids, Plan, Step
 from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
-from dlscale.kernels import accumulator_dtype, one_blas_thread
+from dlscale.kernels import accumulator_dtype, one_blas_thread, safe_norm
 from dlscale.linalg.folds.orthogonal import find_basis
 from dlscale.linalg.folds.products import sweep_gram
 from dlscale.linalg.panels.products import probes
@@ -99,7 +99,7 @@ def _oriented(A: Matrix, options: PolarOptions) -> Matrix:
 def _distance(s: Array, exponent: int) -> float:
     """``||A - U||_F``."""
     with np.errstate(over="ignore", under="ignore"):
-        return float(np.linalg.norm(np.ldexp(s, exponent) - 1))
+        return float(safe_norm(np.ldexp(s.astype(float), exponent) - 1))
 
 
 def _factor(passes: Passes, A: Matrix, *, grid: RowGrid, transposed: bool) -> Outcome:

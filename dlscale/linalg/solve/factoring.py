@@ -201,7 +201,7 @@ def factor(passes: Passes, A: Matrix, plan: Plan, assume: Assume, *, name: str) 
     Raises
     ------
     NumericalError
-        If the matrix is exactly singular, or not positive definite where that was assumed.
+        If the matrix is singular to working precision, or not positive definite where that was assumed.
     InputError
         If it is not symmetric where that was assumed.
     """

@@ -95,7 +95,7 @@ def compute_inverse(run: Run, A: Matrix, options: InverseOptions, plan: Plan) ->
     Raises
     ------
     NumericalError
-        If the matrix is exactly singular, or not positive definite where that was assumed.
+        If the matrix is singular to working precision, or not positive definite where that was assumed.
 
     Notes
     -----

@@ -124,8 +124,8 @@ def compute_solve(run: Run, inputs: Inputs, options: SolveOptions, plan: Plan) -
     Raises
     ------
     NumericalError
-        If the matrix is exactly singular, or so nearly that no solution is in range, or not positive definite where that was
-        assumed.
+        If the matrix is singular to working precision, or so nearly that no solution is in range, or not positive definite where
+        that was assumed.
 
     Notes
     -----

@@ -61,7 +61,7 @@ def compute_slogdet(run: Run, A: Matrix, options: SlogdetOptions, plan: Plan) ->
     Returns
     -------
     Outcome
-        With ``sign`` (1,) and ``logabsdet`` (1,): ``det A = sign exp(logabsdet)``; 0 and -inf of a singular matrix.
+        With ``sign`` (1,) and ``logabsdet`` (1,): ``det A = sign exp(logabsdet)``; 0 and -inf where a pivot is zero.
 
     Notes
     -----

@@ -21,7 +21,7 @@ def stored_factors(result: StoredResult, *, n_threads: int) -> LUFactors | Chole
     InputError
         If the result is of another kind, or not of a square matrix.
     NumericalError
-        If the factored matrix is exactly singular.
+        If the factored matrix is singular to working precision.
     """
     factors: LUFactors | CholeskyFactors
     if result.kind == "lu":
@@ -53,8 +53,8 @@ def _check_square(shape: Sequence[int], result: StoredResult) -> None:
 
 def singular_words(step: int) -> str:
     return (
-        f"exactly singular: the pivot of step {step + 1} of its LU factorization is zero, so no unique solution exists. "
-        "Use lstsq for the solution of minimum norm, or correct the matrix."
+        f"singular to working precision: the pivot of step {step + 1} of its LU factorization is zero, so no digit of a "
+        "solution is sure. Use lstsq for the solution of minimum norm, or correct the matrix."
     )
 
 

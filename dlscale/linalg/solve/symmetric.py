@@ -254,8 +254,8 @@ def require_nonsingular(found: Factorized) -> None:
     """Raise `NumericalError` if a block of D is zero, naming its place."""
     if found.singular:
         raise NumericalError(
-            f"The matrix is exactly singular: pivot {found.singular} of its LDL^T factorization is zero, so no unique solution "
-            "exists. Use lstsq for the solution of minimum norm, or correct the matrix."
+            f"The matrix is singular to working precision: pivot {found.singular} of its LDL^T factorization is zero, so no digit "
+            "of a solution is sure. Use lstsq for the solution of minimum norm, or correct the matrix."
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from dlscale.arrays import Array
 from dlscale.certificates import scaled as scaled_check
 from dlscale.declaration.kind import run_here
-from dlscale.errors import CertificateError, NonFiniteError, NumericalError, SpecError
+from dlscale.errors import CertificateError, InexactNote, NonFiniteError, NumericalError, SpecError
 from dlscale.kernels import safe_exponent
 from dlscale.linalg.scaling import exponent_of
 from dlscale.linalg.solve.inverse import KIND as INVERSE
@@ -20,6 +21,7 @@ from dlscale.linalg.solve_functions import slogdet
 from dlscale.linalg.statistics.kind import KIND, NormOptions
 from dlscale.linalg.svd.kind import KIND as SVD
 from dlscale.linalg.svd.kind import SVDOptions
+from dlscale.storage.exactness import inexact_words
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.matrix import Matrix
@@ -132,7 +134,7 @@ def cond(x: Any, p: Any = None) -> Any:
 
     Returns
     -------
-    float of the precision of x; infinite of a singular matrix
+    float of the precision of x; infinite of a matrix that is singular to working precision
 
     Raises
     ------
@@ -344,12 +346,14 @@ def trace(a: Any, offset: int = 0) -> Any:
 
     Warns
     -----
+    InexactNote
+        If it is of integers that double precision does not hold.
     RuntimeWarning
         If it overflows, and is infinite.
 
     Notes
     -----
-    Summed without rounding, then rounded once. Only blocks on the diagonal are read.
+    Summed without rounding, then rounded to double precision, and to that of a. Only blocks on the diagonal are read.
 
     References
     ----------
@@ -368,6 +372,8 @@ def trace(a: Any, offset: int = 0) -> Any:
             i = first + int(np.isfinite(block).argmin())
             raise NonFiniteError(*A.place(row + i, column + i), block[i - first].item())
         entries.append(block.copy())
+    for uri in A.inexact():
+        warnings.warn(inexact_words(uri), InexactNote, stacklevel=2)
     diagonal = np.concatenate(entries)
     parts = [_exact_sum(part) for part in ((diagonal.real, diagonal.imag) if A.dtype.kind == "c" else (diagonal,))]
     return _in_precision_of(A, complex(*parts) if len(parts) == 2 else parts[0], "The trace", real=False)
@@ -377,5 +383,8 @@ def _exact_sum(values: Array) -> float:
     try:
         return math.fsum(values.astype(float))
     except OverflowError:  # of a sum on the way, or of the whole
-        with np.errstate(over="ignore"):
-            return float(np.ldexp(math.fsum(np.ldexp(values.astype(float), -64)), 64))
+        whole = sum(map(Fraction, values.astype(float).tolist()))
+    try:
+        return float(whole)
+    except OverflowError:
+        return math.inf if whole > 0 else -math.inf

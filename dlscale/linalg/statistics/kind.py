@@ -136,7 +136,9 @@ def compute_norm(run: Run, A: Matrix, options: NormOptions, plan: Plan) -> Outco
     found, exponent = at_safe_scale(passes, tall, plan.rows, partial(_triplets, plan=plan))
     s = found.s.astype(float)
     value = {"2": s[0], "-2": s[-1], "nuc": s.sum()}[options.ord]
-    error = _times_power(np.asarray(found.error.singular_values, float), exponent)
+    # What is multiplied back may be rounded to a multiple of the smallest number.
+    least = float(np.finfo(float).smallest_subnormal) * (exponent < 0)
+    error = _times_power(np.asarray(found.error.singular_values, float), exponent) + least
     off_by = {"2": error[0], "-2": error[-1], "nuc": error.sum()}[options.ord]
     arrays = {"norm": _times_power(np.array([value]), exponent)}
     if plan.method == "exact":

@@ -52,4 +52,5 @@ def measure(passes: Passes, A: Matrix, values: Array, V: Matrix, *, grid: RowGri
     mean = p * (2 if dtype.kind == "c" else 1)
     residuals = direct.SAFETY * np.sqrt((np.abs(left) ** 2).sum(axis=1) / mean)
     departure = direct.SAFETY * float(np.sqrt((np.abs(lost) ** 2).sum() / mean))
-    return Pairs(values, residuals, float(np.abs(values).max()), departure, None, exponent)
+    norm = float(np.abs(values).max())
+    return Pairs(values, residuals, float(np.finfo(dtype).eps) * norm, norm, departure, None, exponent)
