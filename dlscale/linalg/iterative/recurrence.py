@@ -324,7 +324,8 @@ def _measured(method: Recurrence, problem: Problem, limits: Limits, it: Iterate,
         it,
         X=X,
         ended=ended,
-        reached=np.fmin(reached, it.reached),
+        # Of those that have ended it is that of their X, whatever an earlier one had.
+        reached=np.where(ended != 0, reached, np.fmin(reached, it.reached)),
         measured=np.append(it.measured, [[it.iterations, worst]], axis=0),
     )
     return it if it.finished else _begun(method, it, R)
