@@ -24,7 +24,7 @@ from dlscale.storage.scaled import scaled
 
 T = TypeVar("T")
 
-#: That a decimal logarithm is at most off by, and its power.
+#: More than the error of a decimal logarithm, so that what is rounded up from it is no less than it was.
 _UP = 1e-9
 
 

@@ -360,7 +360,7 @@ def test_a_generalized_problem_in_python_and_what_it_refuses() -> None:
     spoilt = B.copy()
     spoilt[5, 3] += 1
     for b, words in (
-        (-B, r"input\.b: must be positive definite; its leading minor of order 1 is not, to working precision"),
+        (-B, r"input\.b: must be positive definite; its leading minor of order 1 is not positive to working precision"),
         (spoilt, r"input\.b: must be symmetric; its entries \(3, 5\) and \(5, 3\)"),
         (B[:5, :5], r"input\.b: must have the shape of input\.matrix, 90 x 90; got 5 x 5"),
     ):

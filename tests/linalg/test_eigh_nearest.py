@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -215,3 +216,26 @@ def test_an_error_of_the_factorizations_is_taken_off_what_is_proved(monkeypatch:
     found = found_by(A, 0.3)
     assert found.outcome.estimates["complete"] is False
     assert "and rounding tells no more" in found.outcome.certificate.checks[-1].meaning
+
+
+def test_a_nearly_singular_b_is_refused_in_a_sentence_or_answered() -> None:
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        Q, s = np.linalg.qr(rng.standard_normal((5, 5))).Q, np.ones(5)
+        s[0] = 10.0 ** -rng.uniform(15.5, 16.5)
+        B = (Q * s) @ Q.T
+        with suppress(DlscaleError):  # and no error of another library
+            run_here(KIND, KIND.inputs({"matrix": np.eye(5), "b": (B + B.T) / 2}), EighOptions(n_components=3, sigma=1.3))
+
+
+@pytest.mark.parametrize("options", [{}, {"sigma": 1.64}, {"method": "iterative"}], ids=str)
+def test_errors_in_single_precision_count_the_rounding_of_values(options: dict[str, Any]) -> None:
+    A = wilkinson(5).astype("f4")
+    found = run_here(KIND, KIND.inputs({"matrix": A}), EighOptions(n_components=2, **options)).arrays
+    distances = np.abs(found["eigenvalues"].astype(float) - np.linalg.eigvalsh(A.astype(float))[:, None]).min(axis=0)
+    assert (distances <= found["residuals"]).all()
+
+
+def test_the_eigenvalues_of_zeros_beside_a_matrix() -> None:
+    found = dlscale.eigh(np.zeros((3, 3)), np.eye(3), subset_by_index=(0, 0))
+    assert found.eigenvalues == 0

@@ -157,3 +157,15 @@ def test_growth_in_columns_without_a_pivot_counts(n_columns: int) -> None:
     A[:, -1] = 1
     outcome, _ = factor("lu", A, panel=20)
     assert outcome.estimates["growth_factor"] == 2.0 ** (m - 1)
+
+
+def test_a_note_on_growth_needs_growth() -> None:
+    """In single precision too, of which a digit more is lost at any growth."""
+    outcome, _ = factor("lu", gaussian(60, 60, "f4"), panel=32)
+    assert outcome.notes == ()
+
+
+@pytest.mark.parametrize(("scale", "words"), [(2.0**900, "below the smallest normal number there"), (2.0**-900, "range: exactly")])
+def test_a_note_on_another_scale_says_what_it_costs(scale: float, words: str) -> None:
+    outcome, _ = factor("lu", gaussian(20, 20) * scale, panel=20)
+    assert outcome.notes[0].endswith(words)

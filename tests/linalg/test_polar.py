@@ -226,3 +226,10 @@ def test_a_triangle_that_no_worker_holds_and_a_job_that_is_stopped(tmp_path: Pat
 def test_u_alone(tmp_path: Path) -> None:
     result = jobs.run(job_of(tmp_path, gaussian(60, 40), params={"mode": "u", "panel": 16}), workspace=tmp_path)
     assert sorted(result.open()) == ["u"]
+
+
+@pytest.mark.parametrize("method", ["direct", "newton"])
+@pytest.mark.parametrize("exponent", [0, 400, 1000])
+def test_how_far_a_matrix_is_at_any_scale(method: str, exponent: int) -> None:
+    outcome, *_ = run(np.diag(np.ldexp([1.0, 0.75], exponent)), method=method)
+    assert outcome.estimates["distance"] == pytest.approx(np.ldexp(1.25, exponent) if exponent else 0.25, rel=1e-14)

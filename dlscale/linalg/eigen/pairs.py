@@ -86,4 +86,4 @@ def rank(values: Array, which: Which) -> Array:
 
 def indefinite_words(minor: int) -> str:
     """Why there are no Cholesky factors of B."""
-    return f"input.b: must be positive definite; its leading minor of order {minor} is not, to working precision."
+    return f"input.b: must be positive definite; its leading minor of order {minor} is not positive to working precision."
