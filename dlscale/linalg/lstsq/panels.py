@@ -21,7 +21,7 @@ from dlscale.linalg.folds.least_squares import read_rhs
 from dlscale.linalg.lstsq.pseudo_inverse import PseudoInverse, Solution
 from dlscale.linalg.panels.plan import factor_chunks
 from dlscale.linalg.solve.applying import Planned, apply, fits, plan_columns
-from dlscale.linalg.solve.condition import N_COLUMNS, N_PRODUCTS, condition
+from dlscale.linalg.solve.condition import N_PRODUCTS, N_VECTORS, condition
 from dlscale.linalg.solve.factoring import FACTORS, factor_orthogonally
 from dlscale.linalg.solve.factors import rotation
 from dlscale.linalg.solve.substitution import Substitution, loaded
@@ -127,7 +127,7 @@ class TriangleCondition(Applied):
     def cost_of(n: int, itemsize: int, triangle: Cost, *, loaded: bool) -> Cost:
         """Of a triangle of order n, from what a solve with it takes."""
         n_bytes = n * n * itemsize + (0 if loaded else triangle.bytes_read * N_PRODUCTS)
-        return Cost(triangle.flops * N_PRODUCTS * N_COLUMNS, n_bytes)
+        return Cost(triangle.flops * N_VECTORS, n_bytes)
 
     def cost(self, slabs: Sequence[Span]) -> Cost:
         triangle = Substitution.of(self.R).cost(lower=False)

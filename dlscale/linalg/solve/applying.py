@@ -18,7 +18,7 @@ from dlscale.engine.plan import Need, Step
 from dlscale.engine.run import Cost, Run, State
 from dlscale.kernels import accumulator_dtype
 from dlscale.linalg.panels.plan import CHUNK_BYTES
-from dlscale.linalg.solve.condition import N_COLUMNS, N_PRODUCTS, longest_image
+from dlscale.linalg.solve.condition import N_PRODUCTS, N_VECTORS, Stretch, longest_image
 from dlscale.linalg.solve.factoring import After
 from dlscale.linalg.solve.factors import Factorization
 from dlscale.linalg.solve.triangular import N_PIECES
@@ -74,14 +74,14 @@ class LongestImage(Applied):
     def cost(self, slabs: Sequence[Span]) -> Cost:
         one = self.factors.cost
         n_bytes = self.factors.stored_bytes if self.loaded else one.bytes_read * N_PRODUCTS
-        return Cost(one.flops * N_PRODUCTS * N_COLUMNS, n_bytes)
+        return Cost(one.flops * N_VECTORS, n_bytes)
 
     def apply(self, B: Array | None, slabs: Sequence[Span], tell: Tell) -> list[State]:
         factors = self.factors.loaded(tell=tell) if self.loaded else self.factors
         solve = partial(factors.solve, tell=tell)
         n = self.factors.shape[0]
-        estimate, x = longest_image(solve, partial(solve, adjoint=True), n, complex_valued=self.complex_valued)
-        return [{"estimate": np.array([estimate]), "x": x}]
+        found = longest_image(solve, partial(solve, adjoint=True), n, complex_valued=self.complex_valued)
+        return [{"norms": np.array([found.estimate, found.bound]), "x": found.x}]
 
 
 def fits(n_bytes: int, facts: ClusterFacts) -> bool:
@@ -157,7 +157,7 @@ def plan_condition(name: str, factors: Cost, stored_bytes: int, facts: ClusterFa
     """
     fitting = fits(stored_bytes, facts)
     n_bytes = stored_bytes if fitting else factors.bytes_read * N_PRODUCTS
-    step = Step(name, factors.flops * N_PRODUCTS * N_COLUMNS, n_bytes, n_threads=facts.threads_per_worker)
+    step = Step(name, factors.flops * N_VECTORS, n_bytes, n_threads=facts.threads_per_worker)
     return Planned(step, Need("factors in memory", stored_bytes if fitting else 0))
 
 
@@ -201,10 +201,9 @@ def solve(run: Run, step: str, factors: Factorization, B: Array, *, facts: Clust
     return apply(run, step, partial(factors.solve, adjoint=adjoint), factors.cost, B, facts=facts)
 
 
-def longest_of_inverse(
-    run: Run, step: str, factors: Factorization, *, complex_valued: bool, facts: ClusterFacts
-) -> tuple[float, Array]:
+def longest_of_inverse(run: Run, step: str, factors: Factorization, *, complex_valued: bool, facts: ClusterFacts) -> Stretch:
     """`longest_image` of the inverse, on a worker."""
     what = LongestImage(factors, complex_valued, fits(factors.stored_bytes, facts))
     (found,) = Columns(run, facts).apply(step, what, n_columns=1, width=1)
-    return float(found["estimate"][0]), found["x"]
+    estimate, bound = found["norms"].tolist()
+    return Stretch(estimate, found["x"], bound)

@@ -147,9 +147,9 @@ def _estimates(system: System, norm_of_inverse: float) -> dict[str, float | int]
     n, dtype = system.A.shape[0], system.A.dtype
     number = system.norm * norm_of_inverse
     if not is_sure(number, dtype, n):
-        estimate, sure = system.condition()
-        number = max(number, estimate)
-        if not sure or not is_sure(number, dtype, n):
+        known = system.condition()
+        number = max(number, known.number)
+        if not known.sure or not is_sure(number, dtype, n):
             system.notes.append(near_singular_words(number, dtype))
     with np.errstate(over="ignore"):
         return {

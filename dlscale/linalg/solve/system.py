@@ -21,7 +21,7 @@ from dlscale.linalg.panels.products import probes, scaled_residual
 from dlscale.linalg.scaling import power_words
 from dlscale.linalg.solve import applying
 from dlscale.linalg.solve.block_diagonal import Inertia
-from dlscale.linalg.solve.condition import SURE, is_sure, random_signs
+from dlscale.linalg.solve.condition import SURE, Condition, is_sure, random_signs
 from dlscale.linalg.solve.factoring import FACTORS, factor, factor_orthogonally, is_symmetric, reproduced
 from dlscale.linalg.solve.factors import CholeskyFactors, Factorization, LUFactors, ScaledFactors, TimesPower
 from dlscale.linalg.solve.options import SolveOptions, batch_columns, is_mixed, solution_dtype, usual_solves
@@ -255,8 +255,8 @@ class System:
         inputs, fold = (self.A, Residual(X)) if B is None else ([self.A, B], Residual(X, B.dtype))
         return self.passes.sweep(f"residual-{self._n_residuals}", inputs, fold, self.grid)["residual"]
 
-    def condition(self) -> tuple[float, bool]:
-        """Estimate of ``||A||_1 ||A^-1||_1`` by the last factors, and whether it is sure.
+    def condition(self) -> Condition:
+        """``||A||_1 ||A^-1||_1`` by the last factors.
 
         Where A is better known than its factors, they are asked for the vector x that ``A^-1`` stretches most, and A whether they
         are right about it, in one read: one step of refinement hardly changes ``F^-1 x``, or the vector is solved for with A, and
@@ -268,17 +268,17 @@ class System:
         is_complex = self.A.dtype.kind == "c"
         self._n_conditions += 1
         step = f"condition-{self._n_conditions}"
-        inverse, x = applying.longest_of_inverse(self.passes.run, step, factors, complex_valued=is_complex, facts=self.plan.cluster)
-        number = self.norm * inverse if self.norm and inverse else float("inf")
+        found = applying.longest_of_inverse(self.passes.run, step, factors, complex_valued=is_complex, facts=self.plan.cluster)
+        number, bound = (self.norm * size if self.norm and size else float("inf") for size in (found.estimate, found.bound))
         dtype, double = computed_in(factors), accumulator_dtype(self.A.dtype)
         if self._solved_by_given and number * self._distance > SURE and is_sure(number, double, n):
             # So ill-conditioned, a matrix within this distance may be singular: what else than rounding it is, nobody knows.
             self.factors, self._solved_by_given = self._own_factors(), False
             return self.condition()
         if not np.isfinite(number) or dtype == double or is_sure(number, dtype, n):
-            return number, is_sure(number, dtype, n)
+            return Condition(number, bound, is_sure(number, dtype, n))
         approximate, lower = in_double(factors, double), dtype != self.A.dtype
-        X = np.ascontiguousarray(x[:, None], double)
+        X = np.ascontiguousarray(found.x[:, None], double)
         if lower:
             # Where they are wrong about other small singular values, these vectors have parts along them.
             X = np.hstack([X, random_signs(n, N_WITNESSES)])
@@ -290,13 +290,13 @@ class System:
             self.factors, self._solved_by_given = self._own_factors(), False
             return self.condition()
         if settled:
-            return number, is_sure(number, double, n)
+            return Condition(number, bound, is_sure(number, double, n))
         # From nothing: what such factors make of the vector is wrong in all that matters.
         size = np.abs(X).sum(axis=0)
-        found = self._by_gmres(Refined(np.zeros_like(X), size, np.full(1, np.inf), 0), X, approximate, float(np.finfo(double).eps))
-        stretched = float((np.abs(found.X).sum(axis=0) / (size + found.residuals))[0])
+        last = self._by_gmres(Refined(np.zeros_like(X), size, np.full(1, np.inf), 0), X, approximate, float(np.finfo(double).eps))
+        stretched = float((np.abs(last.X).sum(axis=0) / (size + last.residuals))[0])
         number = self.norm * stretched if stretched > 0 else number
-        return number, found.backward_error * number <= LEFT and is_sure(number, double, n)
+        return Condition(number, np.inf, last.backward_error * number <= LEFT and is_sure(number, double, n))
 
     def estimates(self, found: Refined) -> dict[str, Any]:
         """What is reported beside the certificate.
@@ -305,12 +305,12 @@ class System:
         ----------
         Higham (2002), theorem 7.2: the forward error is at most ``2 condition error / (1 - condition error)``.
         """
-        number, sure = self.condition()
+        known = self.condition()
         # What is measured has the rounding errors of double precision itself.
-        reach = number * (found.backward_error + float(np.finfo(float).eps))
-        bound = 2 * reach / (1 - reach) if sure and reach < 1 else float("inf")
+        reach = known.bound * (found.backward_error + float(np.finfo(float).eps))
+        bound = 2 * reach / (1 - reach) if known.sure and reach < 1 else float("inf")
         return {
-            "condition": number,
+            "condition": known.number,
             "backward_error": found.backward_error,
             "forward_error_bound": bound,
             "refinement_steps": found.n_steps,
