@@ -350,7 +350,7 @@ def times_power_of_two(A: Array, exponent: int, *, out: Array | None = None) -> 
     steps = [sign * short] * bool(short) + [sign * limit] * (abs(exponent) // limit)
     if not steps and out is not None:
         out[...] = A
-    with np.errstate(over="ignore", under="ignore"):
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         for step in steps:
             A = np.multiply(A, np.ldexp(one, step), out=out)
     return A if out is None else out

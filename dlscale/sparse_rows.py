@@ -84,6 +84,11 @@ class SparseRows:
         rows = self.rows
         return SparseRows(type(rows)((data, rows.indices, rows.indptr), shape=rows.shape), self.shift)
 
+    def times_columns(self, factors: Array) -> SparseRows:
+        """Each column times a power of two, in double precision."""
+        found = self.with_data(self.wide().rows.data * factors[self.rows.indices])
+        return found if self.shift is None else SparseRows(found.rows, self.shift * factors)
+
     def entries(self) -> Array:
         """What of B stands where R has entries, in their order and in double precision."""
         data: Array = self.wide().rows.data
@@ -94,10 +99,10 @@ class SparseRows:
         shift = np.zeros(self.shape[1]) if self.shift is None else self.shift
         return np.where(self.full, 0, -shift)
 
-    def moduli(self) -> SparseRows:
-        """``|B|`` entry by entry, in double precision."""
-        beside = np.abs(self.beside())
-        more = self.with_data(np.abs(self.entries()) - beside[self.rows.indices]).rows
+    def moduli(self, ceiling: float = np.inf) -> SparseRows:
+        """``min(|B|, ceiling)`` entry by entry, in double precision."""
+        beside = np.minimum(np.abs(self.beside()), ceiling)
+        more = self.with_data(np.minimum(np.abs(self.entries()), ceiling) - beside[self.rows.indices]).rows
         return SparseRows(more, None if self.shift is None else -beside)
 
     def toarray(self) -> Array:
@@ -193,19 +198,25 @@ class SparseRows:
         squares = np.bincount(self.rows.indices, np.abs(self.entries()) ** 2, minlength=self.shape[1])
         return squares if self.shift is None else squares + (len(self) - self.counts) * np.abs(self.shift) ** 2
 
-    def column_statistics(self) -> tuple[Array, Array, Array, Array, Array]:
-        """Of real columns: means, sums of squares beside them, counts of what is not zero, smallest and largest entries."""
+    def column_moments(self) -> tuple[Array, Array]:
+        """Of real columns: means, and sums of squares beside them."""
         (b, n), columns, data, absent = self.shape, self.rows.indices, self.entries(), self.beside()
         n_absent = b - self.counts
         mean = (np.bincount(columns, data, minlength=n) + n_absent * absent) / b
         left = data - mean[columns]
         rest = np.bincount(columns, left, minlength=n) + n_absent * (absent - mean)
         squares = np.bincount(columns, left**2, minlength=n) + n_absent * (absent - mean) ** 2 - rest**2 / b
+        return mean + rest / b, squares
+
+    def column_extremes(self) -> tuple[Array, Array, Array]:
+        """Of real columns: counts of what is not zero, smallest and largest entries."""
+        (b, n), columns, data, absent = self.shape, self.rows.indices, self.entries(), self.beside()
+        n_absent = b - self.counts
         nonzeros = np.bincount(columns, data != 0, minlength=n) + n_absent * (absent != 0)
         smallest, largest = (np.where(n_absent > 0, absent, sign * np.inf) for sign in (1, -1))
         np.minimum.at(smallest, columns, data)
         np.maximum.at(largest, columns, data)
-        return mean + rest / b, squares, nonzeros, smallest, largest
+        return nonzeros, smallest, largest
 
     def blocks_beside(self, first_row: int, width: int) -> Array:
         """The parts (b, width) of the rows in blocks of so many columns on the diagonal, where B begins in this row."""

@@ -19,19 +19,15 @@ from dlscale.engine.passes import Passes
 from dlscale.engine.plan import Plan, Step
 from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
-from dlscale.errors import InputError, OutOfRange, SpecError
-from dlscale.linalg.folds.least_squares import LargestOfColumns
-from dlscale.linalg.statistics.columns import ColumnStatistics, are_lost, moments_of
+from dlscale.errors import InputError, SpecError
+from dlscale.linalg.statistics.columns import ColumnStatistics, moments_of
 from dlscale.linalg.statistics.quartiles import counts_bytes, digits_of, quartiles_of
 from dlscale.storage.inputs import Inputs, StoredResult
 from dlscale.storage.matrix import Matrix
-from dlscale.storage.sparse.column_steps import PowersOfTwo
-from dlscale.storage.sparse.steps import Moments, Quartiles, Statistics, fits
+from dlscale.storage.sparse.steps import Quartiles, Statistics, fits
 from dlscale.storage.sparse.steps import Step as Transform
 from dlscale.storage.sparse.transforms import Transformed, transformed
 
-#: Of a power of two whose inverse is one.
-_LEAST_EXPONENT = -1000
 #: Where a plan has the grid of these passes, and a result their parameters.
 _NAME = "transforms"
 
@@ -44,7 +40,7 @@ def plan_with_fits(kind: Kind, inputs: Inputs, options: Any, facts: ClusterFacts
         return plan
     base, n = A.base, A.base.shape[1]
     found = list(fits(A.steps, n))
-    state = max([8 * (5 * n + 1), *(counts_bytes(k, base.dtype) for what, k in found if what is Quartiles)])
+    state = max([8 * (6 * n + 4), *(counts_bytes(k, base.dtype) for what, k in found if what is Quartiles)])
     layout = (lay_out_sparse if base.is_sparse else lay_out)(base, facts, state_bytes=state, operand_bytes=8 * 6 * n)
     costs = [cost / n * base.n_entries for what, k in found for cost in _flops_per_row(what, k, base.dtype)]
     steps = [Step(f"{_NAME}-{i + 1}", cost, base.n_stored_bytes) for i, cost in enumerate(costs)]
@@ -100,23 +96,7 @@ def _parameters(passes: Passes, A: Transformed, plan: Plan) -> list[Array | None
 def _statistics(what: type[Statistics], passes: Passes, A: Matrix, grid: RowGrid, names: Sequence[str]) -> Statistics:
     if what is Quartiles:
         return quartiles_of(passes, A, grid, names)
-    return _moments(passes, A, grid, names[0])
-
-
-def _moments(passes: Passes, A: Matrix, grid: RowGrid, name: str) -> Moments:
-    """In one read; where squares are out of range in two more, the last one of columns that are multiplied by powers of two."""
-    fold, exponents = ColumnStatistics(A.shape[1]), np.zeros(A.shape[1], int)
-    try:
-        found = passes.watching_range().sweep(name, A, fold, grid)
-        lost = bool(are_lost(found).any())
-    except OutOfRange:
-        lost = True
-    if lost:
-        largest = passes.sweep(f"{name}-largest", A, LargestOfColumns(A.shape[1]), grid)["largest"]
-        exponents = np.maximum(np.frexp(largest)[1], _LEAST_EXPONENT)
-        near_1 = transformed(A, [PowersOfTwo()], [np.ldexp(1.0, -exponents)])
-        found = passes.sweep(f"{name}-scaled", near_1, fold, grid)
-    return moments_of(found, exponents)
+    return moments_of(passes.sweep(names[0], A, ColumnStatistics(A.shape[1]), grid))
 
 
 def _flops_per_row(what: type[Statistics], n: int, dtype: np.dtype[Any]) -> list[float]:

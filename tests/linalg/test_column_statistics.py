@@ -53,6 +53,40 @@ def test_squares_that_are_out_of_range(exponent: int) -> None:
 
 
 @pytest.mark.parametrize("of", ["columns", "rows"])
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_columns_of_any_scales_beside_each_other(dtype: str, of: str) -> None:
+    """Each has its own: no entry of one vanishes, and no square overflows, whatever stands in another."""
+    info, rng = np.finfo(dtype), np.random.default_rng(1)
+    plain = rng.integers(-8, 9, (40, 30)).astype(float)
+    plain[:, 7], plain[:, 9] = 0, 3
+    scales = rng.integers(-480, 480, 30) if dtype == "f8" else rng.integers(info.minexp, info.maxexp - 8, 30)
+    A, want = np.ldexp(plain, scales).astype(dtype), told(plain, "columns")
+    # What is beside the large entries of a column is no less than it was.
+    A[0, 11], A[1, 11] = 2.0 ** (info.maxexp // 2 - 1), info.smallest_subnormal
+    others = np.arange(30) != 11
+    for source in (A, scipy.sparse.csr_array(A)):
+        found = told(source if of == "columns" else source.T, of)
+        np.testing.assert_allclose(found["mean"][others], np.ldexp(want["mean"], scales)[others], rtol=1e-13)
+        np.testing.assert_allclose(found["variance"][others], np.ldexp(want["variance"], 2 * scales)[others], rtol=1e-13)
+        np.testing.assert_array_equal(found["nonzeros"], np.count_nonzero(A, axis=0))
+        np.testing.assert_array_equal(found["smallest"], A.min(axis=0))
+        np.testing.assert_array_equal(found["largest"], A.max(axis=0))
+
+
+@pytest.mark.parametrize("of", ["columns", "rows"])
+def test_variances_at_the_ends_of_the_range(of: str) -> None:
+    """Up to the largest number they are told, and none beyond is."""
+    A = np.random.default_rng(0).standard_normal((30, 30))
+    for scale in (1e153, 1e-153):
+        variance = (A * scale).var(axis=0 if of == "columns" else 1, ddof=1)
+        np.testing.assert_allclose(told(A * scale, of)["variance"], variance, rtol=1e-13)
+    A[:, 4] *= 1e3
+    A[4] *= 1e3
+    with pytest.raises(NumericalError, match=f"variance of {of[:-1]} 4 overflows float64; divide the {of[:-1]} by a power of two"):
+        told(A * 1e153, of)
+
+
+@pytest.mark.parametrize("of", ["columns", "rows"])
 def test_variances_that_lose_their_digits_are_refused(of: str) -> None:
     A = matrix("f8", 8.0)
     A.data[:] *= 2.0**-530

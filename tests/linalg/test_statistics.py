@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.sparse
 import zarr
 from helpers import DTYPES, HARD, Array, each_of, eps, gaussian, two_dtypes, wide_precision
 
@@ -43,6 +44,25 @@ def test_norms_at_every_scale_have_the_same_digits(dtype: str, order: Any) -> No
     whole, two = dlscale.norm(A, order), np.ones(1, A.real.dtype)
     for exponent in (limits.minexp + 30, limits.minexp // 2, limits.maxexp // 2, limits.maxexp - 16):
         assert dlscale.norm(A * np.ldexp(two, exponent), order) == np.ldexp(whole, exponent)
+
+
+@each_of(dtype=DTYPES)
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("order", [-1, -np.inf])
+def test_smallest_sums_beside_entries_of_any_size(order: Any, compressed: bool, dtype: str) -> None:
+    """Whatever the other columns or rows hold, and though their sums overflow."""
+    limits = np.finfo(dtype)
+    for exponent in (limits.minexp - limits.nmant, limits.minexp, -50, 50):
+        for largest in (1, limits.max / 4, limits.max):
+            A = np.full((70, 40), largest, dtype)
+            small = A[:, 5] if order == -1 else A[5]
+            small[:] = 0
+            small[3:7] = np.ldexp(1.0, exponent)
+            expected = 4 * float(np.ldexp(1.0, exponent)) if largest > 1 or exponent < 0 else 70.0 if order == -1 else 40.0
+            assert float(dlscale.norm(scipy.sparse.csr_array(A) if compressed else A, order)) == expected
+    A = np.full((70, 40), limits.max / 1000, dtype)
+    n_terms = A.shape[0 if order == -1 else 1]
+    assert float(dlscale.norm(A, order)) == pytest.approx(n_terms * float(A[0, 0].real), rel=n_terms * eps(A))
 
 
 def test_a_norm_that_overflows_is_infinite_with_a_warning() -> None:

@@ -90,7 +90,7 @@ def origin(head: Any) -> Array:
     with np.errstate(over="ignore", invalid="ignore"):
         if isinstance(head, SparseRows):
             shift = np.asarray(head[:1].toarray()[0], np.float64)
-            size = np.abs(head.less(shift).column_statistics()[3:]).max(axis=0)
+            size = np.abs(head.less(shift).column_extremes()[1:]).max(axis=0)
         else:
             shift = np.asarray(head[0], np.float64)
             size = np.abs(head - shift).max(axis=0)

@@ -24,7 +24,7 @@ from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.errors import DoesNotFitError, SpecError
 from dlscale.linalg.scaling import at_safe_scale, scale_words
-from dlscale.linalg.statistics.entries import measure_entries
+from dlscale.linalg.statistics.entries import measure_entries, measure_smallest
 from dlscale.linalg.svd.exact import exact_svd
 from dlscale.linalg.svd.finish import finish
 from dlscale.linalg.svd.kind import SVDOptions, plan_svd, right_subspace
@@ -41,6 +41,8 @@ def _as_word(value: object) -> object:
 
 #: Those that singular values tell.
 SPECTRAL = ("2", "-2", "nuc")
+#: Those that are smallest sums.
+_SMALLEST = ("-1", "-inf")
 #: Up to so many rows or columns, whichever are fewer, all singular values are computed.
 EXACT = 4096
 #: Of the 2-norm of a larger matrix.
@@ -121,7 +123,7 @@ def compute_norm(run: Run, A: Matrix, options: NormOptions, plan: Plan) -> Outco
 
     Notes
     -----
-    One read; two where squares of the entries are out of range. Singular values take 3 to 5.
+    One read; two where squares of the entries, or smallest sums, are out of range. Singular values take 3 to 5.
 
     References
     ----------
@@ -129,7 +131,10 @@ def compute_norm(run: Run, A: Matrix, options: NormOptions, plan: Plan) -> Outco
     """
     passes = Passes(run)
     if plan.method == "entries":
-        measured, exponent = at_safe_scale(passes, A, plan.rows, partial(measure_entries, grid=plan.rows))
+        if options.ord in _SMALLEST:
+            measured, exponent = measure_smallest(passes, A, options.ord, grid=plan.rows)
+        else:
+            measured, exponent = at_safe_scale(passes, A, plan.rows, partial(measure_entries, grid=plan.rows))
         norm = _times_power(np.array([measured.norms[options.ord]]), exponent)
         return Outcome({"norm": norm}, (), measured.certificate, notes=scale_words(exponent))
     tall = A.T if plan.transposed else A

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from dlscale.arrays import Array
 from dlscale.certificates import Certificate, scaled
 from dlscale.declaration.kind import Kind, matrix_compute, matrix_plan
 from dlscale.declaration.options import Options
@@ -20,9 +18,8 @@ from dlscale.engine.passes import Passes, State
 from dlscale.engine.plan import Grids, Plan, Step
 from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
-from dlscale.errors import NumericalError, SpecError
-from dlscale.linalg.scaling import at_safe_scale, scale_words
-from dlscale.linalg.statistics.columns import NAMES, ColumnStatistics, RowStatistics, are_lost, too_small
+from dlscale.errors import SpecError
+from dlscale.linalg.statistics.columns import NAMES, ColumnStatistics, RowStatistics, sums_of, told_of
 from dlscale.storage.matrix import Matrix
 
 
@@ -46,7 +43,7 @@ def plan_statistics(A: Matrix, options: StatisticsOptions, facts: ClusterFacts) 
     m, n = A.shape
     if A.dtype.kind == "c":
         raise SpecError("input.matrix: statistics are of real matrices; this one is complex.")
-    state_bytes = 8 * (len(NAMES) * (n if options.of == "columns" else 1) + 8)
+    state_bytes = 8 * ((len(NAMES) + 1) * (n if options.of == "columns" else 1) + 8)
     lay = lay_out_sparse if A.is_sparse else lay_out
     layout = lay(A, facts, state_bytes=state_bytes, operand_bytes=8 * 4 * n, block_rows=options.block_rows)
     written = 0 if options.of == "columns" else 8 * len(NAMES) * m
@@ -81,21 +78,14 @@ def compute_statistics(run: Run, A: Matrix, options: StatisticsOptions, plan: Pl
 
     Notes
     -----
-    One read; two where squares of the entries are out of range.
+    One read.
     """
-    passes = Passes(run)
+    passes, (m, n) = Passes(run), A.shape
     if options.of == "rows":
         return _of_rows(passes, A, plan)
-    sweep = partial(_swept, plan=plan)
-    found, exponent = at_safe_scale(passes, A, plan.rows, sweep)
-    m, mean = A.shape[0], found["mean"]
-    arrays = _told(found, m, exponent)
-    checks = _checks(found, float(mean.sum() * m), float((found["squares"] + m * mean**2).sum()), A)
-    return Outcome(arrays, (), checks, notes=scale_words(exponent))
-
-
-def _swept(passes: Passes, A: Matrix, *, plan: Plan) -> State:
-    return passes.sweep("statistics", A, ColumnStatistics(A.shape[1]), plan.rows)
+    found = passes.sweep("statistics", A, ColumnStatistics(n), plan.rows)
+    arrays = dict(zip(_named("columns"), told_of(found, m, "column"), strict=True))
+    return Outcome(arrays, (), _checks(found, *sums_of(found, m), A))
 
 
 def _of_rows(passes: Passes, A: Matrix, plan: Plan) -> Outcome:
@@ -109,20 +99,6 @@ def _of_rows(passes: Passes, A: Matrix, plan: Plan) -> Outcome:
 def _named(of: str) -> tuple[str, ...]:
     """What is published for each of `NAMES`."""
     return tuple(f"{of}/{name.replace('squares', 'variance')}" for name in NAMES)
-
-
-def _told(found: State, n_numbers: int, exponent: int) -> dict[str, Array]:
-    """What is published, of a matrix that is ``2^exponent`` larger."""
-    powers = {"squares": 2 * exponent, "nonzeros": 0}
-    with np.errstate(over="ignore", under="ignore"):
-        values = [np.ldexp(found[name], powers.get(name, exponent)) for name in NAMES]
-        values[1] = values[1] / max(n_numbers - 1, 1)
-    if not np.isfinite(values[1]).all():
-        raise NumericalError("A variance overflows float64; divide the matrix by a power of two.")
-    lost = are_lost(found) | ((found["squares"] > 0) & (values[1] < np.finfo(float).tiny))
-    if lost.any():
-        raise too_small("column", int(np.argmax(lost)))
-    return dict(zip(_named("columns"), values, strict=True))
 
 
 def _checks(found: State, total: float, squares: float, A: Matrix) -> Certificate:

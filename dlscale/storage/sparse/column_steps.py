@@ -36,17 +36,6 @@ def _factors(to: float, sizes: Array, what: str) -> Array:
 
 
 @dataclass(frozen=True)
-class PowersOfTwo(_ColumnFactors):
-    """Each column is multiplied by a power of two, which is given."""
-
-    parameter = "powers"
-
-    @property
-    def words(self) -> str:
-        return "columns multiplied by powers of two"
-
-
-@dataclass(frozen=True)
 class ScaleColumns(_ColumnFactors):
     """Each column is scaled to one standard deviation; one that is constant stays as it is."""
 
