@@ -18,6 +18,8 @@ from dlscale.declaration.kind import run_here
 from dlscale.engine.clusters import ClusterFacts
 from dlscale.errors import InexactNote, NonFiniteError, SpecError
 from dlscale.kernels import times_power_of_two
+from dlscale.linalg.solve.slogdet import KIND as SLOGDET
+from dlscale.linalg.solve.slogdet import SlogdetOptions
 from dlscale.linalg.statistics import kind
 from dlscale.linalg.statistics.kind import KIND, NormOptions
 from dlscale.storage.matrices import open_matrix
@@ -219,6 +221,34 @@ def test_determinants_and_traces(dtype: str) -> None:
         assert dlscale.trace(np.diag([1e308, 1e308])) == np.inf
     with pytest.raises(SpecError, match=r"offset: must be an integer; got 1\.5"):
         dlscale.trace(A, 1.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("assume", ["general", "pos"])
+@each_of(dtype=DTYPES)
+def test_determinants_of_what_is_large_and_what_is_small(dtype: str, assume: Any) -> None:
+    """No pivot vanishes beside another, whose product may be an ordinary number."""
+    limits, rng = np.finfo(dtype), np.random.default_rng(0)
+    for top in range(10, limits.maxexp - 10, 9):
+        exponents = rng.permutation([top, top // 2, 5, 0, 1, -(top // 2), -top])
+        A = np.diag(np.ldexp(1.5, exponents).astype(dtype))
+        if assume == "general":
+            A[0, 1:] = A[0, 0] / 2
+        found = dlscale.slogdet(A, assume=assume)
+        assert found.sign == 1
+        assert found.logabsdet == pytest.approx(7 * np.log(1.5) + float(exponents.sum()) * np.log(2), rel=40 * eps(A))
+        assert dlscale.det(A) == pytest.approx(1.5**7 * 2.0 ** exponents.sum(), rel=400 * eps(A))
+
+
+@pytest.mark.parametrize("assume", ["sym", "her"])
+def test_a_determinant_says_whose_signs_are_those_of_rounding(assume: Any) -> None:
+    """Where the inertia counts zeros, the sign is none of its counts."""
+    for seed in range(8):
+        X = gaussian(9, 3, "f8" if assume == "sym" else "c16", seed=seed)
+        outcome = run_here(SLOGDET, SLOGDET.inputs({"matrix": X @ X.conj().T}), SlogdetOptions(assume=assume)).outcome
+        assert outcome.estimates["n_zero"] == 6
+        assert any("6 of the eigenvalues are not told from zero" in note for note in outcome.notes)
+    regular = run_here(SLOGDET, SLOGDET.inputs({"matrix": np.diag([2.0, -1.0])}), SlogdetOptions(assume=assume))
+    assert (regular.outcome.estimates["n_negative"], regular.arrays["sign"][0], regular.outcome.notes) == (1, -1, ())
 
 
 def test_one_read_tells_a_norm_of_entries(tmp_path: Path) -> None:

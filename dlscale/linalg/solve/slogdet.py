@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from dlscale.linalg.lu import kind as lu
 from dlscale.linalg.lu.kind import row_move
 from dlscale.linalg.panels.plan import FactorOptions
 from dlscale.linalg.panels.products import TriangularProduct, probes, triangular_product
-from dlscale.linalg.panels.scaling import panels_at_safe_scale, require_safe
+from dlscale.linalg.panels.scaling import largest_entry, panels_at_safe_scale, require_safe
 from dlscale.linalg.scaling import scale_words
 from dlscale.linalg.solve.applying import apply
 from dlscale.linalg.solve.block_diagonal import Inertia
@@ -82,10 +83,15 @@ def _determinant(passes: Passes, A: Matrix, exponent: int, *, options: SlogdetOp
     ways = {"pos": _by_cholesky, "sym": _by_ldl, "her": _by_ldl}
     found = ways.get(options.assume, _by_lu)(passes, A, plan, X, watched=not exponent)
     if found is None or not found.check.passed:
+        if not exponent:
+            # Reflectors are made of squares, which triangular factors are not.
+            require_safe(largest_entry(passes, "largest", A), dtype)
         grown = "the entries of LDL^T grew too much" if is_symmetric(options.assume) else "the entries of LU grew too much"
         reason = "the matrix is not Hermitian" if options.assume == "pos" else grown
         notes.append(f"factored once more by QR: {reason}")
         found = _by_qr(passes, A, plan, X)
+    if found.inertia and found.inertia.n_zero:
+        notes.append(f"{found.inertia.n_zero} of the eigenvalues are not told from zero: rounding gave the determinant their signs")
     logarithm = found.logarithm + n * exponent * float(np.log(2))
     arrays = {"sign": np.array([found.sign], dtype), "logabsdet": np.array([logarithm])}
     estimates = found.inertia._asdict() if found.inertia else {}
@@ -114,14 +120,26 @@ class Determinant:
         sign *= complex(np.prod(units / np.abs(units)))
         # Products of many unit numbers drift by rounding.
         sign = sign / abs(sign) if d.dtype.kind == "c" else float(np.sign(sign.real))
-        return cls(sign, power * float(np.log(sizes).sum()), check)
+        # What is large and what is small cancel in whole numbers.
+        parts, exponents = np.frexp(sizes)
+        return cls(sign, power * (float(np.log(parts).sum()) + int(exponents.sum()) * float(np.log(2))), check)
+
+
+def _require_room(largest: float, dtype: np.dtype[Any]) -> None:
+    """`require_safe` for triangular factors, whose entries are no products of two of the matrix: the safe range is a wider one.
+
+    Below, its end is as far from that of the dtype as the digits reach, so that no product vanishes that counts.
+    """
+    limits = np.finfo(dtype)
+    if not np.ldexp(1.0, limits.minexp + limits.nmant + 8) <= largest <= np.ldexp(1.0, limits.maxexp - 8):
+        require_safe(largest, dtype)
 
 
 def _by_cholesky(passes: Passes, A: Matrix, plan: Plan, X: Array, *, watched: bool) -> Determinant:
     n, columns = A.shape[0], plan.columns
     L, seen = cholesky.factor_panels(passes, A, plan.panels, probes=X, step=FACTORS, keep=False)
     if watched:
-        require_safe(seen.largest, A.dtype)
+        _require_room(seen.largest, A.dtype)
     LX = triangular_product(passes, "right", L, columns, TriangularProduct(X, n, lower=True, adjoint=True, n_columns=n))
     LLX = triangular_product(passes, "left", L, columns, TriangularProduct(LX, n, lower=True))
     return Determinant.of(1.0, diagonal(L), "A - LL'", LLX - seen.products, seen.products, power=2)
@@ -139,7 +157,7 @@ def _by_lu(passes: Passes, A: Matrix, plan: Plan, X: Array, *, watched: bool) ->
     n, columns = A.shape[0], plan.columns
     packed, pivots, facts, seen = lu.factor_panels(passes, A, plan.panels, probes=X, step=FACTORS, keep=False)
     if watched:
-        require_safe(seen.largest, A.dtype)
+        _require_room(seen.largest, A.dtype)
     if not np.isfinite([fact["largest"][0] for fact in facts]).all():
         return None
     try:
