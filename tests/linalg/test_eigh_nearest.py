@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ def test_a_pair_that_was_left_out_fails_the_proof(name: str, k: int) -> None:
         inputs = KIND.inputs({"matrix": A})
         with planned_here(KIND, inputs, EighOptions(n_components=k, sigma=sigma)) as (run, plan):
             bars = np.linalg.norm(A @ V[:, chosen] - V[:, chosen] * w[chosen], axis=0)
-            interval = Interval(sigma, w[chosen], V[:, chosen], bars, departure(V), 1e-13, 1.0, 1e-14, 0)
+            interval = Interval(sigma, w[chosen], V[:, chosen], bars, departure(V), 1e-13, 1.0, 1e-14, 2.0, 1.0, 0)
             proof = prove_nearest(run, Pencil(inputs["matrix"], None), interval, plan.cluster, seed=0, n_threads=1)
             assert proof.check.passed == proof.complete
             return proof.complete
@@ -239,3 +240,40 @@ def test_errors_in_single_precision_count_the_rounding_of_values(options: dict[s
 def test_the_eigenvalues_of_zeros_beside_a_matrix() -> None:
     found = dlscale.eigh(np.zeros((3, 3)), np.eye(3), subset_by_index=(0, 0))
     assert found.eigenvalues == 0
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("scale", [2.0**-900, 1.0, 2.0**900])
+def test_what_inertias_do_not_tell_from_zero_refuses_no_right_answer(scale: float, k: int) -> None:
+    """Of eigenvalues with hundreds of others as far from sigma as the last one that is wanted."""
+    for n in (4, 8, 30, 80):
+        for seed in range(12):
+            rng = np.random.default_rng(seed)
+            A, sigma = np.diag(rng.choice([-1.0, 1.0], n)), float(rng.uniform(-1, 1))
+            if seed % 3 == 2:
+                Q = np.linalg.qr(rng.standard_normal((n, n))).Q
+                A = Q @ A @ Q.T
+                A = (A + A.T) / 2
+            found = found_by(A * scale, sigma * scale, k)
+            expected = np.sort(np.abs(np.linalg.eigvalsh(A) - sigma))[:k]
+            assert np.sort(np.abs(found.arrays["eigenvalues"] / scale - sigma)) == pytest.approx(expected, rel=1e-12)
+            assert found.outcome.estimates["complete"] is True
+
+
+@pytest.mark.parametrize(("sigma", "beyond"), [(5e-324, False), (-1e-310, False), (1e-20, False), (2.5e302, True), (-1e303, True)])
+def test_a_sigma_that_vanishes_beside_the_matrix_is_not_beyond_it(sigma: float, beyond: bool) -> None:
+    notes = found_by(np.diag([-2.0, 1.0, 5.0]) * 2.0**1000, sigma, 1).outcome.notes
+    assert any("sigma is beyond all eigenvalues" in note for note in notes) == beyond
+
+
+@pytest.mark.parametrize(
+    ("A", "sigma", "k", "words"),
+    [
+        (np.zeros((3, 3)), 1e-300, 1, "all 1 eigenvalues are within 0 of 0.0, and"),
+        (np.diag([1, 1, 1 + 2.0**-50]) * 2.0**-1015, 2.0**-1015, 1, r"all 1 eigenvalues are within \d(\.\d)?e-3[12]\d of sigma"),
+        (np.diag([-1.0, 1.0, 1.0]) * 1.7e308, -1.7e308, 2, r"is nearer to sigma than [\d.]+ 2\^1\d\d\d:"),
+    ],
+)
+def test_distances_that_are_no_numbers_are_said_all_the_same(A: Array, sigma: float, k: int, words: str) -> None:
+    certificate = found_by(A, sigma, k).outcome.certificate
+    assert any(re.search(words, each.meaning) for each in certificate.checks)

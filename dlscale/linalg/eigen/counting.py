@@ -25,12 +25,15 @@ from dlscale.engine.columns import Applied, Columns, Span, Tell
 from dlscale.engine.run import Cost, Run, State
 from dlscale.kernels import blas_threads
 from dlscale.linalg.eigen.shifted import Pencil, factored, strips
+from dlscale.linalg.scaling import bound_words
 
 _EPS = float(np.finfo(float).eps)
 #: Times the error of a factorization: how far its shift stays away from eigenvalues.
 _APART = 4.0
 #: Times n eps ||A|| / ||B||: eigenvalues so near to sigma are at it.
 _AT_SIGMA = 100.0
+#: Times n eps times the largest entry: what an inertia tells from zero, for sure.
+_TOLD = 2.0
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,12 @@ class Interval:
         ``||B^-1||_2``, not less: what turns errors of a matrix into such of eigenvalues.
     unit : float
         n eps ``||A|| / ||B||``.
+    norm, b_norm : float
+        Of A and B, not less than their entries; 1 without B.
     exponent : int
         The values are to be multiplied by ``2^exponent``.
+    about : str
+        What the target is called.
     """
 
     target: float
@@ -115,7 +122,10 @@ class Interval:
     lost: float
     stretch: float
     unit: float
+    norm: float
+    b_norm: float
     exponent: int
+    about: str = "sigma"
 
 
 @dataclass(frozen=True)
@@ -142,17 +152,20 @@ def prove_nearest(run: Run, pencil: Pencil, found: Interval, facts: ClusterFacts
     last, k = float(distances.max()), len(distances)
     # Where V is not exactly invariant, W moves the other eigenvalues too.
     moved = 4.0 * float(np.linalg.norm(found.residuals)) + 2.0 * last * found.departure
+    side = np.where(found.values >= found.target, 1.0, -1.0)
+    weights = found.target + side * 2 * last - found.values
+    # What inertias do not tell from zero is counted: the shifts stay further away than that from what is no nearer than the last.
+    largest = found.norm + (float(np.abs(weights).max()) + abs(found.target) + last) * found.b_norm
+    untold_part = _TOLD * len(found.V) * _EPS * largest
     # Of a matrix of zeros all eigenvalues are within any margin.
-    margin = _APART * found.stretch * found.lost + moved + found.unit or float(np.finfo(float).tiny)
+    margin = found.stretch * (_APART * found.lost + untold_part) + moved + found.unit or float(np.finfo(float).tiny)
     rho = last - margin
     name = "eigenvalues nearer to sigma that two inertias of A + BV W V'B, without the pairs, count"
     at_sigma = last <= _AT_SIGMA * found.unit
-    near = np.ldexp(1.06 * max(last, found.unit), found.exponent)
-    untold = f"all {k} eigenvalues are within {near:.1e} of sigma, and rounding tells no more"
+    near = bound_words(max(last, found.unit), found.exponent)
+    untold = f"all {k} eigenvalues are within {near} of {found.about}, and rounding tells no more"
     if rho <= 0:
         return Proof(Check(name, 0.0, 0.0, untold), margin, at_sigma)
-    side = np.where(found.values >= found.target, 1.0, -1.0)
-    weights = found.target + side * 2 * last - found.values
     counts = []
     for step, value in (("count-below", found.target - rho), ("count-above", found.target + rho)):
         what = Count(pencil, found.V, weights, value, seed, n_threads)
@@ -164,6 +177,14 @@ def prove_nearest(run: Run, pencil: Pencil, found: Interval, facts: ClusterFacts
     proved = rho - lost
     if proved <= 0:
         return Proof(Check(name, 0.0, 0.0, untold), last, at_sigma)
-    words = f"{np.ldexp(proved * (1 - 1e-6), found.exponent):.7g}"
-    meaning = f"beside the {k} pairs no eigenvalue is nearer to sigma than {words}: none was missed"
+    words = _words_below(proved, found.exponent)
+    meaning = f"beside the {k} pairs no eigenvalue is nearer to {found.about} than {words}: none was missed"
     return Proof(Check(name, float(n_left), 0.0, meaning), margin + lost, n_left == 0)
+
+
+def _words_below(value: float, exponent: int) -> str:
+    """``value 2^exponent``, rounded down, for people."""
+    value *= 1 - 1e-6
+    with np.errstate(over="ignore", under="ignore"):
+        whole = float(np.ldexp(value, exponent))
+    return f"{whole:.7g}" if np.finfo(float).tiny <= whole < np.inf else f"{value:.7g} 2^{exponent}"

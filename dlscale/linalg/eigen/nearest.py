@@ -76,7 +76,7 @@ class FindNearest(Applied):
     def apply(self, B: Array | None, slabs: Sequence[Span], tell: Tell) -> list[State]:
         n, k, pencil = self.pencil.n, slabs[0][1], self.pencil
         shifted = self._factored(tell)
-        shift, held, (found, lost), _ = shifted
+        shift, held, (found, lost), *_ = shifted
         if held.B is not None:
             with blas_threads(self.n_threads):
                 minor = factor_cholesky(held.B)
@@ -103,25 +103,28 @@ class FindNearest(Applied):
         state["hidden"] = _EPS * (stretch if held.B is None else stretch / n) ** 0.5 * state.pop("sizes")
         unit = tolerance * float(state["norm"][0]) / (held.b_norms.least or 1.0)
         facts = {"target": shifted.target, "moved": shift - shifted.target, "lost": lost, "stretch": stretch, "unit": unit}
+        facts |= {"b_norm": held.b_norms.least or 1.0, "beyond": float(shifted.beyond)}
         exponents = {"e": np.array([held.e]), "f": np.array([held.f]), "n_solves": np.array([nearest.n_applied])}
         return [state | exponents | {name: np.array([value]) for name, value in facts.items()}]
 
     def _factored(self, tell: Tell) -> Shifted:
         """The factors of the shifted matrix; sigma is moved a little where it is an eigenvalue to rounding."""
-        shift = None
+        shift, beyond = None, False
         for i in range(_MOVES + 1):
             held = self.pencil.read(tell)
             target = in_lambda(self.sigma, held)
             if held.B is None:
                 # Beyond all eigenvalues, the nearest ones are the same wherever it is.
-                target = float(np.clip(target, -2 * held.a_norms.most, 2 * held.a_norms.most))
+                given, most = target, 2 * held.a_norms.most
+                target = float(np.clip(target, -most, most))
+                beyond = target != given
             elif held.a_norms.most and not abs(target) * held.b_norms.least <= held.a_norms.most / _EPS:
                 raise NumericalError("params.sigma: is so large that nothing of the matrix is left beside sigma times input.b.")
             shift = target if shift is None else shift
             held.shift(shift)
             done = factored(held.M, self.seed, self.n_threads, tell)
             if not (done.found.singular or done.found.inertia.n_zero):
-                return Shifted(shift, held, done, target)
+                return Shifted(shift, held, done, target, beyond)
             unit = held.size(target) / (held.b_norms.least or 1.0) or 1.0
             shift = target + (-2.0) ** i * _MOVE * self.pencil.n * _EPS * unit
         raise NumericalError(
@@ -131,12 +134,15 @@ class FindNearest(Applied):
 
 
 class Shifted(NamedTuple):
-    """Factors of A minus ``shift`` times B; the shift is near the target, which is sigma."""
+    """Factors of A minus ``shift`` times B; the shift is near the target, which is sigma, or nearer where that is beyond all
+    eigenvalues.
+    """
 
     shift: float
     held: Held
     done: Factored
     target: float
+    beyond: bool
 
 
 @dataclass(frozen=True)
@@ -246,9 +252,8 @@ def find_nearest(run: Run, pencil: Pencil, k: int, sigma: float, plan: Plan, *, 
     output = run.output("eigenvectors", (n, k), dtype, RowGrid(n, rows, rows))
     what = FindNearest(pencil, output, sigma, seed, n_threads)
     (found,) = Columns(run, plan.cluster).apply("shift-invert", what, n_columns=k, width=k, writers=output.writers)
-    fact = {
-        name: float(found[name][0]) for name in ("target", "moved", "lost", "stretch", "unit", "norm", "departure", "error", "size")
-    }
+    numbers = "target moved beyond lost stretch unit norm b_norm departure error size"
+    fact = {name: float(found[name][0]) for name in numbers.split()}
     e, f = int(found["e"][0]), int(found["f"][0])
     nearest = float(found["nearest"][0]) if len(found["nearest"]) else None
     pairs = Pairs(found["values"], found["bars"], found["hidden"], fact["norm"], fact["departure"], nearest, e - f)
@@ -257,8 +262,8 @@ def find_nearest(run: Run, pencil: Pencil, k: int, sigma: float, plan: Plan, *, 
     if fact["moved"]:
         size = power_words(abs(fact["moved"]), e - f)
         notes.append(f"sigma is an eigenvalue to rounding: what was factored is shifted by {size} more; distances are from sigma")
-    if target != sigma:
-        notes.append(f"sigma is beyond all eigenvalues: what is said of distances from it is measured from {target:g}")
+    if fact["beyond"]:
+        notes.append(f"sigma is beyond all eigenvalues: what is said of distances from it is measured from {target!r}")
     proof = None
     if k < n and all(check.passed for check in checks):
         V = times_power_of_two(np.asarray(output.matrix().read(0, n)).astype(pencil.wide), f // 2)
@@ -271,7 +276,10 @@ def find_nearest(run: Run, pencil: Pencil, k: int, sigma: float, plan: Plan, *, 
             fact["lost"],
             fact["stretch"],
             fact["unit"],
+            fact["norm"],
+            fact["b_norm"],
             e - f,
+            repr(target) if fact["beyond"] else "sigma",
         )
         proof = prove_nearest(run, pencil, interval, plan.cluster, seed=seed, n_threads=n_threads)
     return Found(pairs, checks, proof, fact["target"], {"solves": int(found["n_solves"][0])}, tuple(notes))
