@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from dlscale.errors import InputError, SpecError
 from dlscale.learn.models.model import Model
 from dlscale.learn.models.parameters import Parameters
 from dlscale.learn.training.checking import check_features, check_rows, check_targets
-from dlscale.learn.training.metrics import METRICS, metrics_of
+from dlscale.learn.training.metrics import Metric, metrics_near
 from dlscale.learn.training.task import DTYPES, Recipe, TrainOptions
 from dlscale.learn.training.telling import forward_flops_per_row
 from dlscale.sparse_rows import SparseRows, all_finite
@@ -42,9 +42,8 @@ class PredictFold(Fold):
 
     takes_sparse = True
 
-    def __init__(self, model: Model, parameters: Parameters, *, judged: bool) -> None:
-        self.model, self.parameters = model, parameters
-        self.metrics = {name: METRICS[name] for name in metrics_of(model.loss)} if judged else {}
+    def __init__(self, model: Model, parameters: Parameters, metrics: Mapping[str, Metric]) -> None:
+        self.model, self.parameters, self.metrics = model, parameters, metrics
 
     @property
     def flops_per_row(self) -> float:
@@ -85,9 +84,11 @@ class ScoreFold(Fold):
 
     def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
         h = self.model.scores(self.parameters, A).astype(np.float64)
-        weights = np.exp(np.minimum(h, np.log(self.cap)))
-        state["rows"] += len(A) if all_finite(A) else np.nan
-        state["sums"] += [weights.sum(), np.vdot(weights, weights), np.count_nonzero(h >= np.log(self.cap))]
+        with np.errstate(over="ignore"):
+            weights = np.minimum(np.exp(h), self.cap)
+            squares = np.vdot(weights, weights)
+        state["rows"] += len(A) if all_finite(A) and np.isfinite(h).all() else np.nan
+        state["sums"] += [weights.sum(), squares, np.count_nonzero(weights == self.cap)]
         return (weights,)
 
 
@@ -161,7 +162,7 @@ def plan_predict(inputs: Inputs, options: PredictOptions, facts: ClusterFacts) -
         )
     else:
         layout = lay_out(features, facts, operand_bytes=n_bytes, state_bytes=4096, block_rows=block_rows)
-    fold = PredictFold(model, parameters, judged=False)
+    fold = PredictFold(model, parameters, {})
     cost = Step(
         "predict",
         fold.flops_per_row * (features.n_entries / features.shape[1] if sparse else features.shape[0]),
@@ -192,7 +193,7 @@ def compute_predict(run: Run, inputs: Inputs, options: PredictOptions, plan: Pla
     outputs: list[RowOutput] = [passes.run.output("predictions", (features.shape[0], n_outputs), dtype, plan.rows)]
     if model.loss.classifies:
         outputs.append(passes.run.output("labels", (features.shape[0], 1), np.dtype(np.int64), plan.rows))
-    fold = PredictFold(model, parameters, judged=targets is not None)
+    fold = PredictFold(model, parameters, {} if targets is None else metrics_near(model.loss, targets.read(0, 1)))
     state = passes.sweep("predict", [features, targets] if targets else [features], fold, plan.rows, outputs=outputs)
     estimates: dict[str, Any] = {name: metric.value(state[name]) for name, metric in fold.metrics.items()}
     missing = features.shape[0] - int(state["rows"][0])

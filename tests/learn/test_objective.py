@@ -203,6 +203,20 @@ def test_the_best_epoch_is_the_one_that_is_told_of(tmp_path):
             assert told[ours] == pytest.approx(seen[theirs], rel=1e-9)
 
 
+def test_an_epoch_is_called_the_best_only_where_it_is(tmp_path):
+    done = job(
+        tmp_path, "train", {"features": X, "targets": SCORES}, model="linear", optimizer={"type": "sgd", "learning_rate": 1e-4},
+        early_stopping={"patience": 2, "min_improvement": 100.0},
+    )  # fmt: skip
+    losses = np.asarray(done.open()["history/epoch_loss"])
+    assert losses.argmin() > 0
+    said = record(done)["notes"][1]
+    assert (
+        said
+        == "Published are the parameters of epoch 1 of 3, the last that improved by more than early_stopping.min_improvement (100)."
+    )
+
+
 @pytest.mark.parametrize(
     ("how", "words"),
     [

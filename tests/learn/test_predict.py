@@ -135,3 +135,55 @@ def test_nothing_is_unpickled(tmp_path, monkeypatch, dtype, filters, compressor)
     with pytest.raises(InputError, match=r"layer-0/bias must hold numbers|No Zarr data type"):
         predict(tmp_path, model)
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("loss", ["squared", "huber"])
+@pytest.mark.parametrize("offset", [0.0, 1e7, -1e10])
+def test_metrics_of_targets_far_from_zero_are_those_of_the_predictions(tmp_path, dtype, loss, offset):
+    targets = Y + offset
+    inputs = {"features": X, "targets": targets, "validation_features": X, "validation_targets": targets}
+    model = job(tmp_path, "train", inputs, model="linear", loss=loss, params={"epochs": 2, "dtype": dtype})
+    done = predict(tmp_path, model.result, targets=targets)
+    residual = done.open()["predictions"][...].astype(np.longdouble) - targets
+    squares = float((residual**2).mean())
+    far = np.abs(residual)
+    rows = {"squared": residual**2 / 2, "huber": np.where(far <= 1, far**2 / 2, far - 0.5)}[loss].sum(axis=1)
+    expected = {"loss": float(rows.mean()), "mean_squared_error": squares, "r2": 1 - squares / float(targets.var())}
+    told = [zarr.open_group(path, mode="r").attrs["dlscale"]["estimates"] for path in (done.result, model.result)]
+    for name, value in expected.items():
+        assert told[0][name] == pytest.approx(value, rel=1e-5)
+        assert told[1][f"final_validation_{name}"] == pytest.approx(value, rel=1e-5)
+
+
+def test_the_loss_of_float32_predictions_is_that_of_the_targets_as_they_are(tmp_path):
+    targets = 1e7 + np.arange(60) / 8
+    model = job(
+        tmp_path, "train", {"features": X, "targets": targets}, model="linear", loss="huber", optimizer="lbfgs",
+        params={"epochs": 60, "dtype": "float32"},
+    )  # fmt: skip
+    done = predict(tmp_path, model.result, targets=targets)
+    far = np.abs(done.open()["predictions"][...][:, 0].astype(float) - targets)
+    told = zarr.open_group(done.result, mode="r").attrs["dlscale"]["estimates"]
+    assert told["loss"] == pytest.approx(np.where(far <= 1, far**2 / 2, far - 0.5).mean(), rel=1e-12)
+
+
+def test_constant_targets_have_no_r2(tmp_path):
+    targets = np.full(60, 100.1)
+    model = job(tmp_path, "train", {"features": X, "targets": targets}, model="linear")
+    done = predict(tmp_path, model.result, targets=targets)
+    assert zarr.open_group(done.result, mode="r").attrs["dlscale"]["estimates"]["r2"] is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("cap", [1e-3, 1.0, 7.3, 20.0, 1e300])
+@pytest.mark.parametrize("shift", [0.0, 1.0, 40.0])
+def test_weights_keep_to_their_cap_and_their_counts_are_those_of_the_weights(tmp_path, dtype, cap, shift):
+    inputs = {"features": X.astype(dtype), "target_features": (X + shift * (X[:, :1] > 0)).astype(dtype)}
+    done = job(tmp_path, "covariate_weights", inputs, params={"cap": cap, "iterations": 20})
+    weights = done.open()["weights"][...]
+    told = zarr.open_group(done.result, mode="r").attrs["dlscale"]["estimates"]
+    assert weights.max() <= cap
+    assert told["capped_rows"] == np.count_nonzero(weights == cap)
+    assert told["mean_weight"] == pytest.approx(weights.mean(), rel=1e-12)
+    assert told["effective_rows"] == pytest.approx(weights.sum() ** 2 / (weights**2).sum(), rel=1e-12)

@@ -102,7 +102,7 @@ class Huber(Loss):
     delta: Annotated[float, Field(gt=0, description="a number above 0: where huber turns from square to linear")] = 1.0
 
     def differentiate(self, S: Array, y: Array) -> Array:
-        residual = S - y.reshape(S.shape).astype(S.dtype, copy=False)
+        residual = (S - y.reshape(S.shape)).astype(S.dtype, copy=False)
         np.clip(residual, -self.delta, self.delta, out=S)
         residual -= 0.5 * S
         return np.asarray(np.einsum("rj,rj->r", S, residual))

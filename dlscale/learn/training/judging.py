@@ -14,7 +14,7 @@ from dlscale.errors import InputError, NonFiniteError, NumericalError
 from dlscale.learn.models.model import Model
 from dlscale.learn.models.parameters import Parameters
 from dlscale.learn.training.data import Order, bytes_of_row
-from dlscale.learn.training.metrics import METRICS, metrics_of
+from dlscale.learn.training.metrics import metrics_near
 from dlscale.learn.training.shards import Shard, Share
 from dlscale.sparse_rows import SparseRows, all_finite
 from dlscale.storage.matrix import Matrix
@@ -37,7 +37,7 @@ def validate(model: Model, parameters: Parameters, shard: Shard, communicator: C
     NonFiniteError, NumericalError
         A row that is not finite, or predictions that are not.
     """
-    metrics = {name: METRICS[name] for name in metrics_of(model.loss)}
+    metrics = metrics_near(model.loss, shard.targets.rows(0, 1))
     sums = {name: np.zeros(metric.n_sums) for name, metric in metrics.items()}
     finite = 0.0
     for share in shard.shares(0):

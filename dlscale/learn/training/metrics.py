@@ -63,7 +63,8 @@ class MeanLoss(Metric):
     """Weighted mean of the model's own loss, without penalties."""
 
     def row_sums(self, loss: Loss, S: Array, y: Array, w: Array) -> list[float]:
-        return [float(np.dot(loss.differentiate(S.copy(), y), w))]
+        # Single precision would round the targets, and overflow where their squares do not.
+        return [float(np.dot(loss.differentiate(S.astype(np.float64), y), w))]
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,9 @@ class R2(Metric):
     def value(self, sums: Array) -> float:
         if not sums[0]:
             return math.nan
-        total = sums[3] - sums[2] ** 2 / sums[0]
-        return float(1 - sums[1] / total) if total > 0 else math.nan
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = sums[3] - sums[2] ** 2 / sums[0]
+            return float(1 - sums[1] / total) if total > 0 else math.nan
 
     def check(self, loss: Loss) -> None:
         _require_regression("r2", loss)
@@ -161,6 +163,12 @@ def metrics_of(loss: Loss) -> tuple[str, ...]:
             continue
         fitting.append(name)
     return tuple(fitting)
+
+
+def metrics_near(loss: Loss, first: Array) -> dict[str, Metric]:
+    """The metrics that fit a model with this loss, for targets of which these are some: one of them is near their mean."""
+    metrics = {name: METRICS[name] for name in metrics_of(loss)}
+    return metrics | ({"r2": R2(origin=float(first.flat[0]))} if "r2" in metrics else {})
 
 
 @dataclass(frozen=True)

@@ -121,10 +121,16 @@ class Learned:
                 said += " More epochs, another optimizer.learning_rate or a schedule bring it further down."
         notes = [said]
         if self.best_epoch is not None:
-            notes.append(f"Published are the parameters of epoch {self.best_epoch:,}, the best of {self.n_epochs:,}.")
+            notes.append(f"Published are the parameters of epoch {self.best_epoch:,} of {self.n_epochs:,}, {self._chosen}.")
         if getattr(method, "weight_decay", 0):
             notes.append("The weight_decay of the optimizer is no part of the objective that was measured; regularization.l2 is.")
         return tuple(notes)
+
+    @property
+    def _chosen(self) -> str:
+        assert self.recipe.early_stopping is not None
+        least = self.recipe.early_stopping.min_improvement
+        return f"the last that improved by more than early_stopping.min_improvement ({least:g})" if least else "the best"
 
     @property
     def _dtype(self) -> np.dtype[Any]:
