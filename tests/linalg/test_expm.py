@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -47,9 +48,41 @@ def test_a_rotation_by_many_turns() -> None:
     np.testing.assert_allclose(found, [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]], atol=1e-13 * angle)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("size", [1e3, 1e6, 1e9, 1e15, 1e40])
+def test_matrices_whose_powers_are_small_beside_them(size: float, turned: bool) -> None:
+    """Halved as their powers ask, they lose no digit; what rounding might do to them is told."""
+    A = np.array([[1, size], [0, -1]])
+    expected = np.array([[math.e, size * math.sinh(1)], [0, 1 / math.e]])
+    if turned:
+        A, expected = A[::-1, ::-1], expected[::-1, ::-1]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        np.testing.assert_allclose(dlscale.expm(A), expected, rtol=1e-13, atol=1e-15)
+    assert [warning.category for warning in told] == ([scipy.linalg.LinAlgWarning] if size > 1e7 else [])
+
+
+@pytest.mark.parametrize("size", [1e3, 1e10, 1e100, 1e200])
+def test_a_nilpotent_matrix_of_any_size(size: float) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", scipy.linalg.LinAlgWarning)
+        np.testing.assert_allclose(dlscale.expm(np.array([[0, size], [0, 0]])), [[1, size], [0, 1]], rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("size", [1e5, 1e6])
+def test_digits_that_squaring_loses_are_told(size: float) -> None:
+    """A nilpotent matrix that hides in cancellation."""
+    A = size * np.array([[1.0, -1.0], [1.0, -1.0]])
+    with pytest.warns(scipy.linalg.LinAlgWarning, match="Rounding may have put the exponential off by"):
+        dlscale.expm(A)
+
+
 def test_what_has_no_exponential_is_refused() -> None:
     with pytest.raises(SpecError, match="must be square to have an exponential; got 2 x 3"):
         dlscale.expm(np.ones((2, 3)))
-    for size in (1e3, 1e308):
-        with pytest.raises(NumericalError, match=r"overflows|out of the range"):
+    for size in (1e3, -1e3, 1e308):
+        with pytest.raises(NumericalError, match=r"or a power of it on the way, is out of the range of float64\.$"):
             dlscale.expm(size * np.eye(3))
+    for dtype, size in (("f8", 1e300), ("f4", 1e30)):
+        with pytest.raises(NumericalError, match="out of the range"):
+            dlscale.expm(np.array([[1, size], [0, -1]], dtype))

@@ -416,3 +416,8 @@ def test_powers_of_matrices(dtype: str) -> None:
         dlscale.matrix_power(np.ones((3, 4)), 2)
     with pytest.raises(NumericalError, match="singular to working precision"):
         dlscale.matrix_power(np.zeros((3, 3)), -2)
+    A = np.eye(3, dtype=dtype)
+    A[1, 2] = np.nan
+    for n in (-1, 1, 2, 3):
+        with pytest.raises(NonFiniteError, match=r"nan.* at row 1, column 2"):
+            dlscale.matrix_power(A, n)

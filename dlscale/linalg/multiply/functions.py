@@ -8,7 +8,7 @@ import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.declaration.kind import run_here
-from dlscale.errors import SpecError
+from dlscale.errors import NonFiniteError, SpecError
 from dlscale.linalg.multiply.kind import KIND, MatmulOptions, Symmetric
 from dlscale.storage.matrices import open_matrix
 from dlscale.storage.matrix import ArrayMatrix, Matrix
@@ -112,7 +112,16 @@ def matrix_power(a: Any, n: int) -> Array:
             found = square if found is None else matmul(found, square)
         power, square = power >> 1, matmul(square, square)
     whole = square if found is None else matmul(found, square)
-    return np.array(whole.read(0, A.shape[0]) if isinstance(whole, Matrix) else whole)
+    return _all_of(whole) if isinstance(whole, Matrix) else np.array(whole)
+
+
+def _all_of(A: Matrix) -> Array:
+    """The entries as they are, which must be numbers as in every product."""
+    whole = np.array(A.read(0, A.shape[0]))
+    if not (finite := np.isfinite(whole)).all():
+        i, j = (int(index) for index in np.argwhere(~finite)[0])
+        raise NonFiniteError(*A.place(i, j), whole[i, j].item(), matrix="input.a")
+    return whole
 
 
 def _opened(source: Any, name: str, *, row: bool) -> tuple[Matrix, bool]:
