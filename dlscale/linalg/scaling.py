@@ -99,8 +99,24 @@ def at_safe_scale(
         watching = passes.watching_range().apart(f"scaled-{exponent}-")
 
 
+def published(values: Array, exponent: int, dtype: np.dtype[Any]) -> Array:
+    """``2^exponent values`` in a dtype, times ``2^-exponent``: the values with the digits that `scaled_back` leaves them.
+
+    Those that overflow the dtype stay as they are.
+    """
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        found = times_power_of_two(_multiplied(values, exponent, dtype).astype(values.dtype), -exponent)
+    return np.where(np.isfinite(found), found, values)
+
+
+def _multiplied(values: Array, exponent: int, dtype: np.dtype[Any]) -> Array:
+    """``2^exponent values``, rounded to a dtype once."""
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        return np.asarray(times_power_of_two(values.astype(np.result_type(values, dtype)), exponent).astype(dtype))
+
+
 def scaled_back(values: Array, exponent: int, dtype: np.dtype[Any], *, what: str) -> Array:
-    """``2^exponent values`` in a dtype: what the values are in it, multiplied.
+    """``2^exponent values``, rounded to a dtype.
 
     Parameters
     ----------
@@ -115,13 +131,11 @@ def scaled_back(values: Array, exponent: int, dtype: np.dtype[Any], *, what: str
     NumericalError
         If the largest of them overflows the dtype, or has fewer digits there than the others of its size.
     """
-    largest = float(np.abs(values).max(initial=0.0))
-    with np.errstate(over="ignore", under="ignore"):
-        found = times_power_of_two(values.astype(dtype), exponent)
+    largest, found = float(np.abs(values).max(initial=0.0)), _multiplied(values, exponent, dtype)
     if not np.isfinite(found).all():
         raise NumericalError(f"{what} overflow {dtype}: the largest is near {power_words(largest, exponent)}; divide the matrix.")
     require_digits(largest, exponent, dtype, what=what)
-    return np.asarray(found)
+    return found
 
 
 def require_digits(largest: float, exponent: int, dtype: np.dtype[Any], *, what: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +130,21 @@ def test_iterations_go_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.M
     stop_at = ""
     assert bits(tmp_path / "checkpoint") == whole
     assert bits(tmp_path / "checkpoint") == whole
+
+
+@pytest.mark.parametrize("preconditioner", ["none", "jacobi"])
+def test_rounding_of_the_residual_is_counted_where_it_is_small(preconditioner: Any) -> None:
+    n_found = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        A = np.vstack([np.diag(rng.standard_normal(2)), np.zeros(2)])
+        b = A @ rng.standard_normal(2) + [0, 0, 10.0 ** -rng.integers(2, 9)]
+        tolerance = 10.0 ** -rng.integers(9, 16)
+        with suppress(NumericalError):
+            x = computed(A, b, preconditioner=preconditioner, tolerance=tolerance).arrays["x"]
+            a, y, c = ([Fraction(float(entry)) for entry in entries] for entries in (np.diag(A), x, b))
+            r = [float(c[i] - a[i] * y[i]) for i in range(2)] + [float(c[2])]
+            of_gradient = np.linalg.norm(A.T @ r) / np.linalg.norm(A) / np.linalg.norm(r)
+            assert min(of_gradient, np.linalg.norm(r) / np.linalg.norm(b)) <= tolerance
+            n_found += 1
+    assert n_found >= 10

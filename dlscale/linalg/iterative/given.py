@@ -9,6 +9,7 @@ import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.errors import InputError, NumericalError, SpecError
+from dlscale.kernels import safe_norm
 from dlscale.linalg.folds.least_squares import read_rhs
 from dlscale.linalg.given_operators import Measured, Operator, measure
 from dlscale.linalg.iterative.gmres import restart_for
@@ -27,20 +28,18 @@ class _System(Problem):
     Parameters
     ----------
     found : Measured
-    B : (n, k), double precision
-    dtype : numpy.dtype
-        In which solutions are handed out.
+    sides : Sides
     """
 
-    def __init__(self, found: Measured, B: Array, dtype: np.dtype[Any]) -> None:
-        super().__init__(partial(_product, found.A), B)
-        self.size, self.dtype = found.size, dtype
+    def __init__(self, found: Measured, sides: Sides) -> None:
+        super().__init__(partial(_product, found.A), sides.B)
+        self.size, self.sides, self.exponent = found.size, sides, found.exponent
 
     def handed_out(self, X: Array) -> Array:
-        return X.astype(self.dtype).astype(X.dtype)
+        return self.sides.published(X, self.exponent)
 
     def rounding(self, X: Array) -> Array:
-        return np.asarray(float(np.finfo(float).eps) * self.size * np.linalg.norm(X, axis=0))
+        return np.asarray(float(np.finfo(float).eps) * self.size * safe_norm(X, axis=0))
 
 
 def solve_with_operator(A: Operator, b: Any, method: Method, options: Iterations, given: Starting) -> Array:
@@ -70,13 +69,14 @@ def solve_with_operator(A: Operator, b: Any, method: Method, options: Iterations
             f"A must be {word} for {method}; A - A' is about {found.skew / found.size:.1e} of A in the Frobenius norm."
         )
     sides, tolerance = Sides.of(read_rhs(rhs, 0, n), A.dtype), options.tolerance_for(A.dtype)
-    problem = _System(found, sides.B, sides.dtype)
+    problem = _System(found, sides)
     problem.x0 = given.scaled([found.exponent - e for e in sides.exponents], sides.B.dtype)
     limits = Limits(tolerance, options.iterations_for(n))
     it = iterate(method_of(method, restart_for(sides.B.nbytes), given.precondition or unchanged), problem, limits)
     if it.end != "converged":
         rounding = float((problem.rounding(it.X) / np.where(problem.sizes > 0, problem.sizes, 1)).max(initial=0.0))
-        raise NumericalError(ended_words(Solved(it.X, it, rounding, 0), method, tolerance, limits.max_iterations))
+        coarse = sides.coarse(found.size, found.exponent)
+        raise NumericalError(ended_words(Solved(it.X, it, rounding, 0, coarse), method, tolerance, limits.max_iterations))
     X = sides.back(it.X, found.exponent)
     return np.ascontiguousarray(X[:, 0]) if rhs.is_vector else X
 

@@ -13,8 +13,8 @@ from dlscale.engine.passes import Fold, State
 from dlscale.engine.passes.fold import Squares
 from dlscale.kernels import accumulator_dtype, safe_norm, tiles
 from dlscale.linalg.folds.products import squares_of
-from dlscale.linalg.iterative.recurrence import Problem
-from dlscale.linalg.iterative.stored import Stored, by_parts
+from dlscale.linalg.iterative.recurrence import Map, Problem
+from dlscale.linalg.iterative.stored import Stored, by_parts, rounding_of
 from dlscale.linalg.operators import MatrixOperator
 from dlscale.sparse_rows import SparseRows
 
@@ -75,17 +75,17 @@ class StoredLeastSquares(Stored, Problem):
     ----------
     operator : MatrixOperator (m, n)
     rhs : (m, k), double precision
-    dtype : numpy.dtype
-        In which solutions are handed out.
+    handed_out : callable
+        From solutions to what is left of them when they are handed out.
     start : (n, k), optional
         What X is begun with; zeros by default.
     """
 
-    def __init__(self, operator: MatrixOperator, rhs: Array, dtype: np.dtype[Any], start: Array | None = None) -> None:
+    def __init__(self, operator: MatrixOperator, rhs: Array, handed_out: Map, start: Array | None = None) -> None:
         (_, n), k = operator.shape, rhs.shape[1]
         self.rhs, self.lengths, self.n_measured = rhs, safe_norm(rhs, axis=0), 0
-        Stored.__init__(self, operator, 4.0 * operator.shape[0] * n * k, dtype)
-        self.start = np.zeros((n, k), rhs.dtype) if start is None else start
+        Stored.__init__(self, operator, 4.0 * operator.shape[0] * n * k, handed_out)
+        self.start, self.hidden = np.zeros((n, k), rhs.dtype) if start is None else start, np.zeros(k)
         gradient = self.residual(self.start)
         Problem.__init__(self, self._product, gradient)
         self.sizes = (self.sizes > 0).astype(float)
@@ -109,14 +109,15 @@ class StoredLeastSquares(Stored, Problem):
 
     def relative(self, S: Array, residuals: Array, columns: Array) -> Array:
         """Of columns with the gradient S what is held against the tolerance."""
-        slopes = safe_norm(S, axis=0)
-        lengths, reach = self.lengths[columns], self.norm * residuals
+        slopes, lengths, reach = safe_norm(S, axis=0), self.lengths[columns], self.norm * residuals
         return np.asarray(np.fmin(slopes / np.where(reach > 0, reach, np.inf), residuals / np.where(lengths > 0, lengths, 1)))
 
     def reached(self, R: Array, X: Array) -> tuple[Array, Array]:
-        columns = np.arange(X.shape[1])
-        found = self.relative(R, self.residuals, columns)
-        # Where the residual is small beside the right-hand side, rounding errors of A x are part of it.
-        hidden = float(np.finfo(float).eps) * np.sqrt(self.squares @ np.abs(X) ** 2) / np.where(self.lengths > 0, self.lengths, 1)
-        by_length = found >= self.residuals / np.where(self.lengths > 0, self.lengths, 1)
-        return found * self.sizes, np.where(by_length, hidden, 0.0)
+        # Rounding errors of A x are part of the residual, and as large a part of the gradient as of the residual.
+        rounding, lengths = rounding_of(self.operator.A, self.squares, X), np.where(self.lengths > 0, self.lengths, 1)
+        found = self.relative(R, self.residuals, np.arange(X.shape[1]))
+        by_length, of_length = self.residuals / lengths, rounding / lengths
+        of_slope = rounding / np.where(self.residuals > 0, self.residuals, np.inf)
+        shorter = (found >= by_length) | (by_length + of_length <= found + of_slope)
+        self.hidden = np.where(shorter, of_length, of_slope) * self.sizes
+        return np.where(shorter, by_length, found) * self.sizes, self.hidden

@@ -23,10 +23,11 @@ from dlscale.linalg.iterative.gradients import StoredLeastSquares
 from dlscale.linalg.iterative.options import NAMES, Iterations
 from dlscale.linalg.iterative.recurrence import Iterate, Limits, Map, iterate, unchanged
 from dlscale.linalg.iterative.sketched import AIM, BACKWARD_ERROR, MAX_ITERATIONS, Sketch, SketchedLeastSquares, sketch_grid
-from dlscale.linalg.iterative.stored import Sides, plan_products, threads_of_held_products
+from dlscale.linalg.iterative.stored import COARSE, Sides, plan_products, threads_of_held_products
 from dlscale.linalg.operators import MatrixOperator, OperatorPlan
 from dlscale.linalg.scaling import at_safe_scale, scale_words
 from dlscale.storage.matrix import Matrix
+from dlscale.storage.scaled import Scaled
 
 #: Vectors of a column that the driver has at a time, as long as A is wide.
 _VECTORS = 16
@@ -80,6 +81,10 @@ class _Found:
     X: Array
     it: Iterate
     residuals: Array
+    #: What rounding may hide of what is held against the tolerance.
+    hidden: float
+    #: What digits that x has no room for may leave of the residual.
+    coarse: float
 
 
 def compute_least_squares(run: Run, A: Matrix, B: Matrix, options: Iterations, plan: Plan) -> Outcome:
@@ -105,8 +110,8 @@ def compute_least_squares(run: Run, A: Matrix, B: Matrix, options: Iterations, p
     found, exponent = at_safe_scale(Passes(run), A, plan.rows, lambda passes, A: solve(passes, A, plan))
     it, tolerance = found.it, limits_of(plan, options, A)[0]
     true = float(it.reached.max(initial=0.0))
-    if not true <= tolerance:
-        raise NumericalError(_ended(it, plan, tolerance))
+    if not true <= tolerance or (plan.method == "cgls" and it.end != "converged"):
+        raise NumericalError(_ended(found, plan, tolerance))
     X = sides.back(found.X, exponent)
     name, meaning = _CHECKS[plan.method]
     check = Check(name, true / tolerance, 1.0, meaning.format(tolerance=tolerance))
@@ -124,7 +129,8 @@ def compute_least_squares(run: Run, A: Matrix, B: Matrix, options: Iterations, p
 def _solve(passes: Passes, A: Matrix, plan: Plan, *, sides: Sides, options: Iterations) -> _Found:
     """Iterate on a matrix and right-hand sides whose entries are in range."""
     how = OperatorPlan(plan.choices["way"], plan.rows, A.shape[0], plan.words, plan.peak_bytes_per_worker)
-    B, dtype = sides.B, sides.dtype
+    exponent = -A.exponent if isinstance(A, Scaled) else 0
+    B, handed_out = sides.B, partial(sides.published, exponent=exponent)
     tolerance, max_iterations = limits_of(plan, options, A)
     with MatrixOperator(passes, A, how) as operator:
         problem: StoredLeastSquares
@@ -133,17 +139,17 @@ def _solve(passes: Passes, A: Matrix, plan: Plan, *, sides: Sides, options: Iter
             d = plan.choices["sketch_rows"]
             grid = sketch_grid(plan.rows, d, held=plan.choices["way"] == "memory")
             sketch = passes.sweep("sketch", A, Sketch(A.shape[1], B, d), grid)["sketch"]
-            sketched = SketchedLeastSquares(operator, B, dtype, sketch)
+            sketched = SketchedLeastSquares(operator, B, handed_out, sketch)
             problem, precondition, tolerance = sketched, sketched.precondition, AIM * tolerance
         else:
-            problem = StoredLeastSquares(operator, B, dtype)
+            problem = StoredLeastSquares(operator, B, handed_out)
             precondition = _scaled(problem, options)
         method = CGLS(problem.relative, lambda: problem.residuals, precondition)
         it = iterate(method, problem, Limits(tolerance, max_iterations))
         if it.iterations and problem.n_measured == 1:
             # It was resumed when all was done.
-            problem.residual(it.X)
-    return _Found(it.X, it, problem.residuals)
+            problem.reached(problem.residual(it.X), it.X)
+    return _Found(it.X, it, problem.residuals, float(problem.hidden.max(initial=0.0)), sides.coarse(problem.norm, exponent))
 
 
 def limits_of(plan: Plan, options: Iterations, A: Matrix) -> tuple[float, int]:
@@ -181,10 +187,15 @@ _ANY_NORM = (
 )
 
 
-def _ended(it: Iterate, plan: Plan, tolerance: float) -> str:
+def _ended(found: _Found, plan: Plan, tolerance: float) -> str:
+    it, advice = found.it, "Raise params.tolerance or params.max_iterations, or use method direct."
     n, end = it.iterations, "at the limit of" if it.end == "limit" else f"{it.end} after"
     what = "the backward error" if plan.method == "sketch" else "||A'r|| / (||A|| ||r||) of the true residual r"
+    true = float(it.reached.max())
+    hidden = f", of which rounding alone may hide {found.hidden:.1e}" if true <= tolerance else ""
+    if it.end == "stagnated" and found.coarse > tolerance:
+        advice = COARSE
     return (
-        f"{NAMES[plan.method]} ended {end} {n} iteration{'s' * (n != 1)}: {what} is {float(it.reached.max()):.1e}, and must be at "
-        f"most {tolerance:.1e}. Raise params.tolerance or params.max_iterations, or use method direct."
+        f"{NAMES[plan.method]} ended {end} {n} iteration{'s' * (n != 1)}: {what} is {true:.1e}, and must be at most "
+        f"{tolerance:.1e}{hidden}. {advice}"
     )

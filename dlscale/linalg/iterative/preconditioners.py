@@ -92,7 +92,7 @@ def inverse_of_blocks(blocks: Array, *, definite: bool, symmetric: bool, nonsing
     Raises
     ------
     NumericalError
-        If a block is not definite, and has to be.
+        If a block is not definite, and has to be; if the inverse of one overflows.
     InputError
         If a block is singular to working precision, and must not be.
     """
@@ -107,14 +107,21 @@ def inverse_of_blocks(blocks: Array, *, definite: bool, symmetric: bool, nonsing
             first = int(np.argwhere(~(values > 0))[0][0]) * w
             rows = f"entry ({first}, {first})" if w == 1 else _rows(first, w, n)
             raise NumericalError(f"The matrix is not positive definite: {rows} on its diagonal is not. Use method minres.")
-        inverse = (vectors / _away_from_zero(np.abs(values))[:, None, :]) @ vectors.conj().transpose(0, 2, 1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            inverse = (vectors / _away_from_zero(np.abs(values))[:, None, :]) @ vectors.conj().transpose(0, 2, 1)
     else:
         U, s, Vh = np.linalg.svd(padded)
         singular = np.flatnonzero(s[:, -1] <= w * float(np.finfo(float).eps) * s[:, 0])
         if nonsingular and len(singular):
             rows = _rows(int(singular[0]) * w, w, n)
             raise InputError(f"input.matrix: {rows} on the diagonal is singular, and it is divided by; use method gmres or direct.")
-        inverse = Vh.conj().transpose(0, 2, 1) @ (U.conj().transpose(0, 2, 1) / _away_from_zero(s)[:, :, None])
+        with np.errstate(over="ignore", invalid="ignore"):
+            inverse = Vh.conj().transpose(0, 2, 1) @ (U.conj().transpose(0, 2, 1) / _away_from_zero(s)[:, :, None])
+    if not np.isfinite(inverse).all():
+        raise NumericalError(
+            "The diagonal of the matrix is so small beside its largest entry that an inverse of a part of it overflows; use method "
+            "direct, or gmres without a preconditioner."
+        )
 
     def apply(R: Array) -> Array:
         stacked = np.zeros((len(inverse) * w, R.shape[1]), np.result_type(inverse, R))

@@ -211,6 +211,8 @@ class Iterate:
 
 
 _RECURRENCE = "recurrence-"
+#: What is out of range ends a recurrence, or the pass that multiplies it, in words.
+_QUIET: Any = {"over": "ignore", "invalid": "ignore", "divide": "ignore"}
 
 
 def iterate(method: Recurrence, problem: Problem, limits: Limits) -> Iterate:
@@ -221,16 +223,16 @@ def iterate(method: Recurrence, problem: Problem, limits: Limits) -> Iterate:
     One product an iteration, and one for each time that residuals are measured.
     """
     newest = problem.newest()
-    with one_blas_thread():
+    with one_blas_thread(), np.errstate(**_QUIET):
         number, it = (0, _started(method, problem)) if newest is None else (newest[0], Iterate.from_state(newest[1]))
     while not it.finished:
         goes_on = len(it.live) > 0 and it.iterations < limits.max_iterations
-        with one_blas_thread():
+        with one_blas_thread(), np.errstate(**_QUIET):
             operand = method.operand(it.recurrence) if goes_on else problem.handed_out(_handed_over(method, it).X)
         product = problem.apply(operand) if goes_on else problem.residual(operand)
 
         def compute(it: Iterate = it, goes_on: bool = goes_on, operand: Array = operand, product: Array = product) -> State:
-            with one_blas_thread(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            with one_blas_thread(), np.errstate(**_QUIET):
                 if goes_on:
                     return _advanced(method, problem, limits, it, product).to_state()
                 return _measured(method, problem, limits, _handed_over(method, it), operand, product).to_state()

@@ -32,6 +32,7 @@ from dlscale.errors import NumericalError, SpecError
 from dlscale.kernels import accumulator_dtype, one_blas_thread, safe_norm
 from dlscale.linalg.iterative.gradients import StoredLeastSquares
 from dlscale.linalg.iterative.options import Iterations
+from dlscale.linalg.iterative.recurrence import Map
 from dlscale.linalg.iterative.stored import threads_of_held_products
 from dlscale.linalg.operators import MatrixOperator
 from dlscale.sparse_rows import SparseRows
@@ -154,7 +155,7 @@ class SketchedLeastSquares(StoredLeastSquares):
     ----------
     operator : MatrixOperator (m, n)
     rhs : (m, k), double precision
-    dtype : numpy.dtype
+    handed_out : callable
     sketch : (d, n + k)
         ``S [A B]``.
 
@@ -164,7 +165,7 @@ class SketchedLeastSquares(StoredLeastSquares):
         If the matrix has no full rank to working precision.
     """
 
-    def __init__(self, operator: MatrixOperator, rhs: Array, dtype: np.dtype[Any], sketch: Array) -> None:
+    def __init__(self, operator: MatrixOperator, rhs: Array, handed_out: Map, sketch: Array) -> None:
         n = operator.shape[1]
         with one_blas_thread():
             CH, self.R = scipy.linalg.qr_multiply(sketch[:, :n], sketch[:, n:].conj().T)
@@ -175,7 +176,7 @@ class SketchedLeastSquares(StoredLeastSquares):
                     "method direct."
                 )
             start = np.asarray(scipy.linalg.solve_triangular(self.R, CH.conj().T), rhs.dtype)
-        super().__init__(operator, rhs, dtype, start)
+        super().__init__(operator, rhs, handed_out, start)
 
     def precondition(self, S: Array) -> Array:
         """``R^-1 R^-H S``."""

@@ -27,7 +27,7 @@ from dlscale.linalg.iterative.minres import MINRES
 from dlscale.linalg.iterative.options import NAMES, STATIONARY, SYMMETRIC, Method, SystemIterations
 from dlscale.linalg.iterative.preconditioners import block_width, columns_at_once, inverse_by_nystrom, inverse_of_blocks, rank_for
 from dlscale.linalg.iterative.recurrence import Iterate, Limits, Map, Problem, Recurrence, iterate, unchanged
-from dlscale.linalg.iterative.stored import Sides, Stored, by_parts, plan_products, threads_of_held_products
+from dlscale.linalg.iterative.stored import COARSE, Sides, Stored, by_parts, plan_products, rounding_of, threads_of_held_products
 from dlscale.linalg.iterative.survey import Survey
 from dlscale.linalg.operators import MatrixOperator, OperatorPlan
 from dlscale.linalg.scaling import at_safe_scale, scale_words
@@ -118,12 +118,15 @@ class Solved:
     rounding : float
         What rounding may hide of the largest residual, relative to its right-hand side.
     n_reads : int
+    coarse : float
+        What digits of x that its dtype has no room for may leave of it.
     """
 
     X: Array
     it: Iterate
     rounding: float
     n_reads: int
+    coarse: float
 
 
 @dataclass(frozen=True)
@@ -203,14 +206,15 @@ def _solve(passes: Passes, A: Matrix, *, sides: Sides, options: SystemIterations
         n_before, precondition = operator.n_reads, starting.precondition or precondition
         if plan.method == "gauss_seidel":
             precondition = sweeps(passes.run, A, options.relaxation, plan.cluster)
-        problem = _StoredSystem(operator, sides.B, squares, sides.dtype)
-        shift = A.exponent if isinstance(A, Scaled) else 0
-        problem.x0 = starting.scaled([-e - shift for e in sides.exponents], sides.B.dtype)
+        exponent = -A.exponent if isinstance(A, Scaled) else 0
+        problem = _StoredSystem(operator, sides.B, squares, partial(sides.published, exponent=exponent))
+        problem.x0 = starting.scaled([exponent - e for e in sides.exponents], sides.B.dtype)
         limits = Limits(options.tolerance_for(A.dtype), options.iterations_for(n))
         it = iterate(method_of(plan.method, plan.choices["restart"], precondition, options.relaxation), problem, limits)
     rounding = float((problem.rounding(it.X) / np.where(problem.sizes > 0, problem.sizes, 1)).max(initial=0.0))
     swept = it.iterations * sweep_bytes(A) / A.n_stored_bytes if plan.method == "gauss_seidel" else 0.0
-    return Solved(it.X.astype(sides.dtype), it, rounding, n_before + it.iterations + round(swept) + len(it.measured))
+    coarse = sides.coarse(float(np.sqrt(squares.sum())), exponent)
+    return Solved(it.X, it, rounding, n_before + it.iterations + round(swept) + len(it.measured), coarse)
 
 
 def method_of(name: str, restart: int, precondition: Map, relaxation: float = 1.0) -> Recurrence:
@@ -265,21 +269,20 @@ class _StoredSystem(Stored, Problem):
     B : (n, k), double precision
     squares : (n,)
         Squared norms of the columns of A.
-    dtype : numpy.dtype
-        In which solutions are handed out.
+    handed_out : callable
+        From solutions to what is left of them when they are handed out.
     """
 
-    def __init__(self, operator: MatrixOperator, B: Array, squares: Array, dtype: np.dtype[Any]) -> None:
+    def __init__(self, operator: MatrixOperator, B: Array, squares: Array, handed_out: Map) -> None:
         Problem.__init__(self, self._product, B)
-        Stored.__init__(self, operator, 2.0 * len(B) ** 2 * B.shape[1], dtype)
+        Stored.__init__(self, operator, 2.0 * len(B) ** 2 * B.shape[1], handed_out)
         self.squares = squares
 
     def _product(self, X: Array) -> Array:
         return by_parts(self.operator.apply, X, self.operator.dtype)
 
     def rounding(self, X: Array) -> Array:
-        """``eps (sum_j ||a_j||^2 |x_j|^2)^(1/2)``: of rounding errors that are independent, of a sum of products by BLAS."""
-        return np.asarray(float(np.finfo(float).eps) * np.sqrt(self.squares @ np.abs(X) ** 2))
+        return rounding_of(self.operator.A, self.squares, X)
 
 
 #: What to do about an end.
@@ -302,6 +305,8 @@ def ended_words(found: Solved, method: str, tolerance: float, max_iterations: in
     n = it.iterations
     end = f"at the limit of {max_iterations} iterations" if it.end == "limit" else f"{it.end} after {n} iteration{'s' * (n != 1)}"
     advice = _OF_MINRES if (method, it.end) == ("minres", "not definite") else _ADVICE[it.end].format(rounding=found.rounding)
+    if it.end == "stagnated" and found.coarse > tolerance:
+        advice = COARSE
     return (
         f"{NAMES[method]} ended {end}: the true residual is {float(it.reached.max()):.1e} of the right-hand side, and must be at "
         f"most {tolerance:.1e}. {advice}"

@@ -30,7 +30,7 @@ from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.engine.tiles.grid import PanelGrid
 from dlscale.errors import DoesNotFitError, NumericalError, OutOfRange, SpecError
-from dlscale.kernels import accumulator_dtype, safe_norm
+from dlscale.kernels import accumulator_dtype, safe_norm, times_power_of_two
 from dlscale.linalg.folds.least_squares import AugmentedQR, ColumnsTimesPowers, LargestOfColumns, Rotation, read_rhs
 from dlscale.linalg.folds.orthogonal import find_basis
 from dlscale.linalg.folds.products import sweep_gram
@@ -229,7 +229,7 @@ def compute_lstsq(run: Run, inputs: Inputs, options: LstsqOptions, plan: Plan) -
         return compute_least_squares(run, A, B, options, plan)
     cutoff, shifts, exponent = options.cutoff(A), [0] * B.shape[1], 0
     try:
-        outcome = _solve(passes.watching_range(), A, B, plan, cutoff, watched=True)
+        outcome = _solve(passes.watching_range(), A, B, plan, cutoff, shifts, watched=True)
     except NumericalError as error:
         largest = Largest(), LargestOfColumns(B.shape[1])
         exponent = exponent_of(float(passes.sweep("largest", A.T if plan.transposed else A, largest[0], plan.rows)["largest"][0]))
@@ -239,13 +239,18 @@ def compute_lstsq(run: Run, inputs: Inputs, options: LstsqOptions, plan: Plan) -
             raise
         shifts = [power - exponent for power in powers]
         outcome = _solve(
-            passes.apart("scaled-"), scaled(A, -exponent), ColumnsTimesPowers(B, [-power for power in powers]), plan, cutoff
+            passes.apart("scaled-"), scaled(A, -exponent), ColumnsTimesPowers(B, [-power for power in powers]), plan, cutoff, shifts
         )
     return _unscaled(outcome, exponent, shifts, A.dtype, is_vector=B.is_vector)
 
 
-def _solve(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float, *, watched: bool = False) -> Outcome:
-    """Solve a problem whose entries are in the range of squares; `OutOfRange` where they are not, if that is watched."""
+def _solve(
+    passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float, shifts: Sequence[int], *, watched: bool = False
+) -> Outcome:
+    """Solve a problem whose entries are in the range of squares; `OutOfRange` where they are not, if that is watched.
+
+    The columns of ``x`` are ``2^shifts`` larger than the solution, whose digits are those that they have.
+    """
     if plan.method == "panels":
         found = by_panels(passes, A, B, plan, cutoff)
     elif plan.method == "wide":
@@ -255,18 +260,19 @@ def _solve(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float, *, w
     if watched and any(size and abs(exponent_of(size)) > SAFE_EXPONENT for size in found.sizes):
         raise OutOfRange("Squares of the entries are not safe.")
     dtype = np.result_type(A.dtype, np.complex64) if B.dtype.kind == "c" else A.dtype
-    X = scaled_back(found.X, 0, dtype, what="The entries of x")
+    columns = [scaled_back(found.X[:, j], shift, dtype, what="The entries of x") for j, shift in enumerate(shifts)]
+    wide = accumulator_dtype(dtype)
+    X = np.stack([times_power_of_two(x.astype(wide), -shift) for x, shift in zip(columns, shifts, strict=True)], axis=1)
     kept = found.kept if cutoff > LstsqOptions().cutoff(A) else None
     certificate, estimates = check(passes, A, B, X, found.Y, plan, kept=kept)
-    arrays = {"x": X} | ({} if found.s is None else {"s": found.s.astype(X.real.dtype)})
+    arrays = {"x": np.stack(columns, axis=1)} | ({} if found.s is None else {"s": found.s.astype(columns[0].real.dtype)})
     return Outcome(arrays, (), certificate, {"rank": found.rank, "condition": found.condition} | estimates, (found.words,))
 
 
 def _unscaled(outcome: Outcome, exponent: int, shifts: Sequence[int], dtype: np.dtype[Any], *, is_vector: bool) -> Outcome:
-    """The solution, whose columns are ``2^shifts`` larger, for a matrix that is ``2^exponent`` larger."""
+    """What is told of a solution whose columns are ``2^shifts`` larger, for a matrix that is ``2^exponent`` larger."""
     arrays, estimates, X = dict(outcome.arrays), dict(outcome.estimates), outcome.arrays["x"]
     if exponent or any(shifts):
-        X = np.stack([scaled_back(X[:, j], e, X.dtype, what="The entries of x") for j, e in enumerate(shifts)], axis=1)
         if "s" in arrays:
             arrays["s"] = scaled_back(arrays["s"], exponent, arrays["s"].dtype, what="The singular values")
         with np.errstate(over="ignore", under="ignore"):

@@ -25,7 +25,7 @@ from dlscale.errors import NumericalError, SpecError
 from dlscale.kernels import accumulator_dtype, times_power_of_two
 from dlscale.linalg.panels.plan import FactorOptions, factor_chunks
 from dlscale.linalg.panels.products import N_PROBES, probes
-from dlscale.linalg.scaling import power_words, scale_words
+from dlscale.linalg.scaling import power_words, published, scale_words
 from dlscale.linalg.solve.applying import after, plan_columns, plan_residual, planned
 from dlscale.linalg.solve.condition import is_sure
 from dlscale.linalg.solve.factoring import After, Around, FactoringOptions, is_symmetric, plan_square
@@ -191,8 +191,11 @@ class InverseRows(Applied):
         block = np.ascontiguousarray(adjoint.conj().T, self.W.dtype)
         inverse = times_power_of_two(block, -self.exponent)
         self.output.write(start, inverse)
-        lost = float(np.abs(times_power_of_two(inverse, self.exponent) - block).sum()) if self.exponent else 0.0
-        return {"sums": np.abs(block).sum(axis=0), "product": block @ self.W, "lost": np.array([lost])}
+        left, lost = block, 0.0
+        if self.exponent:
+            left = published(block, -self.exponent, block.dtype)
+            lost = float(np.abs(left - block).sum()) if np.isfinite(inverse).all() else float("inf")
+        return {"sums": np.abs(block).sum(axis=0), "product": left @ self.W, "lost": np.array([lost])}
 
 
 def cost_of_rows(of_column: Callable[[int], Cost], slabs: Sequence[Span], *, row_bytes: int) -> Cost:

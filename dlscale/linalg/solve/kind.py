@@ -149,9 +149,10 @@ def compute_solve(run: Run, inputs: Inputs, options: SolveOptions, plan: Plan) -
             f"The matrix is singular to the precision of {A.dtype}: no factors of it give a solution in range. "
             "Use lstsq for the solution of minimum norm, or correct the matrix."
         )
+    X, found = system.published(found)
     sizes = np.abs(found.X).sum(axis=0, dtype=float)
     certificate = Certificate((solution(found.residuals, system.norm, sizes, A.dtype),))
-    estimates, X = system.estimates(found), system.unscaled(found.X)
+    estimates = system.estimates(found)
     system.notes += scale_words(system.exponent)
     if not estimates["forward_error_bound"] < 1:
         system.notes.append(near_singular_words(estimates["condition"], A.dtype))

@@ -95,7 +95,7 @@ class System:
     def solve(self, B: Matrix, given: LUFactors | CholeskyFactors | None = None, *, refined: bool = True) -> Refined:
         """Solve, with better factors where those at hand do not reach the target, which is n eps where nothing is refined.
 
-        The solution is that of the scaled system; see `unscaled`.
+        The solution is that of the scaled system; see `published`.
         """
         n, k = B.shape
         goal = (DOUBLE_TARGET if refined else max(n, DOUBLE_TARGET)) * self._eps
@@ -123,26 +123,31 @@ class System:
             self.notes.append(f"{words}: {stopped} backward error of {found.backward_error:.1e}")
         return found
 
-    def unscaled(self, X: Array) -> Array:
-        """The solution of the system that was given.
+    def published(self, found: Refined) -> tuple[Array, Refined]:
+        """The solution of the system that was given, and what is known of it with the digits that it has there.
 
         Raises
         ------
         NumericalError
             If it overflows, or has fewer digits than its precision.
         """
+        X = found.X
         if not any(self.shifts):
-            return X
+            return X, found
         Y = times_powers(X, self.shifts)
-        lost = np.abs(times_powers(Y, [-shift for shift in self.shifts]) - X).sum(axis=0, dtype=float)
-        bad = np.flatnonzero(~(lost <= self._eps * np.abs(X).sum(axis=0, dtype=float)))
+        left = times_powers(Y, [-shift for shift in self.shifts])
+        with np.errstate(invalid="ignore"):
+            lost, sizes = (np.abs(columns).sum(axis=0, dtype=float) for columns in (left - X, X))
+            bad = np.flatnonzero(~(lost <= self._eps * sizes))
         if len(bad):
             j = int(bad[0])
             raise NumericalError(
                 f"The solution is out of the range of {X.dtype}: its largest entry is about "
                 f"{power_words(largest_part(X[:, j]), self.shifts[j])}. Multiply or divide the right-hand side by a power of two."
             )
-        return Y
+        changed, residuals = lost > 0, found.residuals + self.norm * lost
+        errors = np.where(changed, residuals / np.where(changed, self.norm * (sizes - lost), 1), found.errors)
+        return Y, replace(found, X=left, residuals=residuals, errors=errors)
 
     @property
     def _eps(self) -> float:
