@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.sparse
 import zarr
 from helpers import DTYPES, LAYOUTS, THREADS, M, N, each_of, eps, gaussian, store, wide_precision
 from hypothesis import given, settings
@@ -421,3 +422,26 @@ def test_powers_of_matrices(dtype: str) -> None:
     for n in (-1, 1, 2, 3):
         with pytest.raises(NonFiniteError, match=r"nan.* at row 1, column 2"):
             dlscale.matrix_power(A, n)
+
+
+@pytest.mark.parametrize("form", ["plain", "gram", "compressed", "tiles"])
+@each_of(dtype=DTYPES)
+def test_what_is_large_takes_nothing_of_what_is_small(dtype: str, form: str) -> None:
+    """Products of rows and columns of sizes as far apart as a product in range allows, entry by entry."""
+    limits, rng = np.finfo(dtype), np.random.default_rng(5)
+    reach = limits.maxexp // 2 - 14 if form == "gram" else limits.maxexp - 30
+    A, B = gaussian(12, 7, dtype), gaussian(7, 9, dtype, seed=1)
+    rows, columns = rng.integers(-reach, reach, 12), rng.integers(-20, 10, 9)
+    rows[0], rows[1] = reach, -reach
+    wide = np.clongdouble if A.dtype.kind == "c" else np.longdouble
+    big = (A.astype(wide) * np.ldexp(np.longdouble(1), rows)[:, None]).astype(dtype)
+    other = big.conj().T if form == "gram" else (B * np.ldexp(1.0, columns)).astype(dtype)
+    left: Any = scipy.sparse.csr_array(big) if form == "compressed" else big
+    options = MatmulOptions(adjoint_b=True) if form == "gram" else MatmulOptions(tile=4 if form == "tiles" else None)
+    here = run_here(KIND, KIND.inputs({"a": left} if form == "gram" else {"a": left, "b": other}), options)
+    with np.errstate(under="ignore"):
+        exact, sizes = big.astype(wide) @ other.astype(wide), np.abs(big.astype(wide)) @ np.abs(other.astype(wide))
+    lost = np.longdouble(limits.smallest_subnormal) * 60
+    assert (np.abs(here.arrays["product"] - exact) <= 60 * limits.eps * sizes + lost).all()
+    assert "is what underflow may take" in here.outcome.certificate.checks[0].meaning
+    assert not here.outcome.notes or not any("scale" in note for note in here.outcome.notes)

@@ -36,7 +36,7 @@ from dlscale.errors import DoesNotFitError, NumericalError, SpecError
 from dlscale.kernels import accumulator_dtype, largest_part, times_power_of_two
 from dlscale.linalg.multiply.long_products import lay_out_long, multiply_long
 from dlscale.linalg.multiply.operands import Operand
-from dlscale.linalg.multiply.probing import N_SIGNS, compare, probe, signs
+from dlscale.linalg.multiply.probing import N_SIGNS, compare, probe_both, signs
 from dlscale.linalg.multiply.sparse_rows import SparseRowsTimes, lay_out_rows
 from dlscale.linalg.multiply.tiles import Tiles
 from dlscale.linalg.multiply.tiling import MIN_TILES, MIN_TILES_ALONE, Tiling, choose_tiling, cut
@@ -279,8 +279,8 @@ def compute_matmul(run: Run, inputs: Inputs, options: MatmulOptions, plan: Plan)
     layouts = _layouts(problem, plan.cluster, chunk_rows=chunks[0])
     X = signs(n, dtype)
     role = "a" if inputs.get("b") is None else "b"
-    b = probe(passes, problem.b, X, layouts["b"].grid, name="b", role=role)
-    a = probe(passes, problem.a, b.product, layouts["a"].grid, name="a", role="a")
+    grids = {name: layout.grid for name, layout in layouts.items()}
+    a, b = probe_both(passes, problem.a, problem.b, X, grids, role=role, symmetric=problem.symmetric)
     exponent, output = a.exponent + b.exponent, _target(run, problem, chunks, once=tiling is not None)
     if plan.method == "rows":
         fold = SparseRowsTimes(b.operand, exponent, dtype)
@@ -298,7 +298,7 @@ def compute_matmul(run: Run, inputs: Inputs, options: MatmulOptions, plan: Plan)
         for writer in output.writers:
             writer.flush()
     _require_digits(largest, exponent, dtype)
-    check = compare(passes, output.matrix(), exponent, X, a.product, k=problem.k, grid=layouts["check"].grid)
+    check = compare(passes, output.matrix(), X, a, b, grids["check"])
     with np.errstate(over="ignore", under="ignore"):
         estimates = {"largest": float(np.ldexp(largest, exponent))}
     kept = digits_kept(max(a.exponent, b.exponent))

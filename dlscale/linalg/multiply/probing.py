@@ -1,10 +1,10 @@
 """Freivalds' check of a product: on random signs x, ``C x`` must be ``A (B x)`` up to rounding, row by row.
 
     Y = B [x, 1],  Z = A Y,  and the same of the moduli:  v = |A| (|B| 1)
-    |C x - Z| <= (n + k) eps v
+    |C x - Z| <= (n + k) eps v + u
 
-The bound on the right is never exceeded by rounding alone; an entry that is wrong by more shows on every vector of signs, and
-several together escape each with a probability of at most 1/2.
+The bound on the right, with what underflow may take for u, is never exceeded by rounding alone; an entry that is wrong by more
+shows on every vector of signs, and several together escape each with a probability of at most 1/2.
 
 References
 ----------
@@ -13,10 +13,11 @@ Freivalds (1979); Higham (2002), section 3.5, for the rounding errors of a produ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,7 +29,7 @@ from dlscale.engine.passes import Fold, Passes, State
 from dlscale.errors import NonFiniteError, OutOfRange
 from dlscale.kernels import accumulator_dtype, largest_part, safe_exponent, tiles
 from dlscale.linalg.multiply.operands import Operand
-from dlscale.linalg.scaling import Largest, exponent_of
+from dlscale.linalg.scaling import Largest, bound_words, exponent_of
 from dlscale.sparse_rows import SparseRows
 from dlscale.storage.matrix import ArrayMatrix, Matrix
 from dlscale.storage.scaled import scaled
@@ -181,8 +182,7 @@ class Difference(Fold):
         return {"ratio": np.maximum(left["ratio"], right["ratio"])}
 
 
-@dataclass(frozen=True)
-class Probed:
+class Probed(NamedTuple):
     """``op(M) [X, w]``.
 
     Parameters
@@ -191,11 +191,56 @@ class Probed:
         At a safe scale: ``2^-exponent`` times the one that was given.
     exponent : int
     product : Matrix
+    largest : float
+        Of the parts of the entries that were given.
     """
 
     operand: Operand
     exponent: int
     product: Matrix
+    largest: float
+
+
+def probe_both(
+    passes: Passes, a: Operand, b: Operand, X: Matrix, grids: Mapping[str, RowGrid], *, role: str, symmetric: bool
+) -> tuple[Probed, Probed]:
+    """Multiply probes by b, and the result by a, each in a read or two; once more where both are better left as they are.
+
+    Parameters
+    ----------
+    passes : Passes
+    a, b : Operand
+    X : Matrix
+    grids : mapping
+        Of ``a`` and ``b``.
+    role : str
+        What b is called.
+    symmetric : bool
+        Whether a is the adjoint of b, and is to have its scale.
+
+    Raises
+    ------
+    NonFiniteError
+        Naming the input and the place.
+    """
+    of_b = probe(passes, b, X, grids["b"], name="b", role=role)
+    of_a = probe(passes, a, of_b.product, grids["a"], name="a", role="a")
+    if of_a.exponent + of_b.exponent <= 0:
+        return of_a, of_b
+    # Of a product that is larger than its operands at a safe scale, what vanishes there may count. It is divided by no more than
+    # its sums need to stay in range.
+    limits, digits = np.finfo(b.dtype), [math.ceil(math.log2(size)) for size in (*a.shape, b.shape[1])]
+    # Sums for probes are in double precision.
+    room, of_sums = int(limits.maxexp) - 4, sum(digits[1:]) if limits.bits == 64 else 0
+    size_a, size_b = exponent_of(of_a.largest), exponent_of(of_b.largest)
+    e_b = max(0, size_b + of_sums - room)
+    excess = max(0, size_a + size_b - e_b - room + sum(digits))
+    e_a = -(-(excess + e_b) // 2) if symmetric else excess if size_a >= size_b else 0
+    e_b = max(e_a, e_b) if symmetric else e_b + excess - e_a
+    e_a = e_b if symmetric else e_a
+    there = passes.apart("raised-")
+    of_b = _probed(there, b, e_b, partial(_sweep, Xw=X, grid=grids["b"], name="b"))
+    return _probed(there, a, e_a, partial(_sweep, Xw=of_b.product, grid=grids["a"], name="a")), of_b
 
 
 def probe(passes: Passes, operand: Operand, Xw: Matrix, grid: RowGrid, *, name: str, role: str) -> Probed:
@@ -222,9 +267,14 @@ def _at_safe_scale(
         largest = float(passes.sweep(f"largest-{name}", operand.matrix, Largest(), grid)["largest"][0])
         exponent = exponent_of(largest)
     if not exponent:
-        return Probed(operand, 0, product)
+        return Probed(operand, 0, product, largest)
+    return _probed(passes.apart("scaled-"), operand, exponent, sweep)
+
+
+def _probed(passes: Passes, operand: Operand, exponent: int, sweep: Callable[[Passes, Operand], tuple[float, Matrix]]) -> Probed:
     there = Operand(scaled(operand.matrix, -exponent), operand.adjoint)
-    return Probed(there, exponent, sweep(passes.apart("scaled-"), there)[1])
+    largest, product = sweep(passes, there)
+    return Probed(there, exponent, product, float(np.ldexp(largest, exponent)))
 
 
 def _sweep(passes: Passes, operand: Operand, *, Xw: Matrix, grid: RowGrid, name: str) -> tuple[float, Matrix]:
@@ -240,18 +290,22 @@ def _sweep(passes: Passes, operand: Operand, *, Xw: Matrix, grid: RowGrid, name:
     return float(found["largest"][0]), output.matrix()
 
 
-def compare(passes: Passes, C: Matrix, exponent: int, X: Matrix, Zv: Matrix, *, k: int, grid: RowGrid) -> Check:
-    """Check a stored product, of which ``2^-exponent C`` is meant, against what its operands make of the probes; one read of it."""
-    n, limits = C.shape[1], np.finfo(C.dtype)
+def compare(passes: Passes, C: Matrix, X: Matrix, a: Probed, b: Probed, grid: RowGrid) -> Check:
+    """Check a stored product against what its operands, which are at scales of their own, make of the probes; one read of it."""
+    exponent, n, k, limits = a.exponent + b.exponent, C.shape[1], a.operand.shape[1], np.finfo(C.dtype)
     # A complex product is four real ones; what is too small for the dtype is off by half of its smallest number.
     parts, smallest = 4 if C.dtype.kind == "c" else 1, float(limits.smallest_subnormal)
-    absolute = parts * n * (k * smallest + float(np.ldexp(smallest, -exponent)))
+    with np.errstate(over="ignore"):
+        # Of products, and of the entries of an operand that was divided, beside the largest of the other.
+        beside = [float(np.ldexp(other.largest, -other.exponent)) for one, other in ((a, b), (b, a)) if one.exponent > 0]
+        absolute = parts * n * (k * smallest * (1.0 + sum(beside)) + float(np.ldexp(smallest, -exponent)))
     fold = Difference(X.read(0, n), parts**0.5 * (n + k) * float(limits.eps), absolute)
-    ratio = float(passes.sweep("check", (scaled(C, -exponent), Zv), fold, grid)["ratio"][0])
+    ratio = float(passes.sweep("check", (scaled(C, -exponent), a.product), fold, grid)["ratio"][0])
     return Check(
-        "|C x - A (B x)| / (|A| |B| |x| (n + k) eps)",
+        "|C x - A (B x)| / (|A| |B| |x| (n + k) eps + u)",
         ratio,
         1.0,
         f"on {N_SIGNS} vectors of random signs, each row of the stored product acts as the two matrices do; rounding alone "
-        "never exceeds the bound, and an entry that is wrong by more than twice the bound escapes with a probability of 1e-6",
+        "never exceeds the bound, and an entry that is wrong by more than twice the bound escapes with a probability of 1e-6; "
+        f"u, {bound_words(absolute, exponent)}, is what underflow may take",
     )
