@@ -383,7 +383,8 @@ def safe_norm(A: Array, axis: int | None = None) -> Any:
             exponent = int(np.frexp(largest)[1])
             with np.errstate(over="ignore", under="ignore"):
                 return np.ldexp(np.linalg.norm(times_power_of_two(wide, -exponent), axis=axis), exponent)
-    return np.linalg.norm(wide, axis=axis)
+    with np.errstate(invalid="ignore"):  # of infinite complex entries
+        return np.linalg.norm(wide, axis=axis)
 
 
 def unit_phases(d: Array) -> Array:

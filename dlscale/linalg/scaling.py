@@ -133,7 +133,8 @@ def scaled_back(values: Array, exponent: int, dtype: np.dtype[Any], *, what: str
     """
     largest, found = float(np.abs(values).max(initial=0.0)), _multiplied(values, exponent, dtype)
     if not np.isfinite(found).all():
-        raise NumericalError(f"{what} overflow {dtype}: the largest is near {power_words(largest, exponent)}; divide the matrix.")
+        near = f": the largest is near {power_words(largest, exponent)}" if np.isfinite(largest) else ""
+        raise NumericalError(f"{what} overflow {dtype}{near}; divide the matrix.")
     require_digits(largest, exponent, dtype, what=what)
     return found
 

@@ -13,7 +13,7 @@ from dlscale import gallery
 from dlscale.engine.clusters import open_cluster
 from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
-from dlscale.errors import NonFiniteError, SpecError
+from dlscale.errors import NonFiniteError, NumericalError, SpecError
 from dlscale.linalg.lstsq import kind as lstsq
 from dlscale.linalg.lstsq.kind import LstsqOptions, compute_lstsq, plan_lstsq
 from dlscale.storage.inputs import Inputs
@@ -167,3 +167,56 @@ def test_large_both_ways_goes_to_panels() -> None:
 def test_what_does_not_suit_is_refused(B: Array, options: Any, words: str) -> None:
     with pytest.raises(SpecError, match=words):
         run(np.ones((3, 2)), B, **options)
+
+
+def of_lower_rank(kind: str, m: int, n: int, dtype: str) -> Array:
+    if kind == "repeated column":
+        A = gaussian(m, n, dtype)
+        A[:, n - 1] = A[:, 0]
+        return A
+    return np.outer(np.arange(1, m + 1), np.ones(n) if kind == "alike" else np.arange(1, n + 1)).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(20, 3), (3, 20), (4, 4), (2000, 2)], ids=str)
+@pytest.mark.parametrize("kind", ["alike", "outer", "repeated column"])
+def test_the_condition_of_a_lower_rank_is_infinite(kind: str, shape: tuple[int, int], dtype: str, way: str) -> None:
+    A = of_lower_rank(kind, max(shape), min(shape), dtype)
+    A = A if A.shape == shape else np.ascontiguousarray(A.T)
+    outcome = run(A, gaussian(shape[0], 1, dtype), panel=2)
+    assert outcome.certificate.passed
+    assert outcome.estimates["condition"] == np.inf
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(9, 3), (3, 9), (4, 4)], ids=str)
+def test_no_cutoff_at_all(shape: tuple[int, int], dtype: str, way: str) -> None:
+    A, b = gaussian(*shape, dtype), gaussian(shape[0], 1, dtype)
+    outcome, usual = run(A, b, panel=2, rcond=0), run(A, b, panel=2)
+    assert outcome.estimates["rank"] == min(shape)
+    np.testing.assert_allclose(outcome.arrays["x"], usual.arrays["x"], rtol=1e3 * eps(A))
+    assert run(np.zeros(shape, dtype), b, panel=2, rcond=0).estimates["rank"] == 0
+
+
+@pytest.mark.parametrize("power", [-149, -140, -130, -126, -90, 60, 100, 120])
+@pytest.mark.parametrize("dtype", ["f4", "c8"])
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (8, 1), (4, 4)], ids=str)
+def test_single_precision_near_the_ends_of_its_range(shape: tuple[int, int], dtype: str, power: int, way: str) -> None:
+    """The answer, or one sentence where it has no digits there."""
+    A, b = np.round(4 * gaussian(*shape)).astype(dtype), np.round(4 * gaussian(shape[0], 1)).astype(dtype)
+    panel = min(2, *shape)
+    x = run(A, b, panel=panel).arrays["x"]
+    A = (A * np.float64(2.0) ** power).astype(dtype)
+    for own in (0, -100, power):
+        B = (b * np.float64(2.0) ** own).astype(dtype)
+        try:
+            outcome = run(A, B, panel=panel)
+        except NumericalError as error:
+            assert "overflow" in str(error) or "too small for the digits" in str(error)  # noqa: PT017
+            continue
+        assert outcome.certificate.passed
+        expected = x.astype("c16") * 2.0 ** (own - power)
+        np.testing.assert_allclose(outcome.arrays["x"].astype("c16"), expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
+        if "s" in outcome.arrays:
+            s = np.linalg.svd(A.astype("c16"), compute_uv=False)
+            np.testing.assert_allclose(outcome.arrays["s"], s, atol=1e-5 * s[0])

@@ -194,6 +194,20 @@ def test_many_right_hand_sides(monkeypatch: pytest.MonkeyPatch) -> None:
             np.testing.assert_allclose(array, before[name], atol=1e-13)
 
 
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("dtype", ["f8", "c16"])
+def test_rows_with_leverages_near_one_in_many_blocks(dtype: str, intercept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In several leaves, with targets in several batches; among them rows that are far larger than others."""
+    A, B = gaussian(31, 3, dtype) + 1e3, gaussian(31, 7, dtype, seed=1)
+    A[[0, 13, 14, 30]] += 1e7 * gaussian(4, 3, dtype, seed=2)
+    found = run(A, B, rows=2, penalties=[1e-3, 1e-1], fit_intercept=intercept).arrays["path/errors"]
+    left_out = [refitted(A, B, a, each_row(len(A)), intercept=intercept) for a in (1e-3, 1e-1)]
+    np.testing.assert_allclose(found, left_out, rtol=1e-6)
+    monkeypatch.setattr(tall, "batch", lambda n: 3)
+    again = run(A, B, rows=2, penalties=[1e-3, 1e-1], fit_intercept=intercept).arrays["path/errors"]
+    np.testing.assert_allclose(again, found, rtol=1e-9)
+
+
 @pytest.mark.parametrize("shape", [(80, 12), (12, 80)], ids=str)
 def test_complex_targets_of_a_real_matrix(shape: tuple[int, int]) -> None:
     A, b = gaussian(*shape), gaussian(shape[0], 1, "c16")[:, 0]
@@ -222,6 +236,19 @@ def test_a_row_that_alone_tells_its_value_has_no_error() -> None:
     with pytest.raises(NumericalError, match="Raise the penalties"):
         run(A, b, penalties=[0.0])
     assert run(A, b, penalties=[0.0], cv="none").certificate.passed
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("shape", [(20, 3), (3, 20), (500, 2)], ids=str)
+def test_the_condition_of_a_lower_rank_is_that_of_the_penalty(shape: tuple[int, int], intercept: bool, dtype: str) -> None:
+    A, b = np.outer(np.arange(1, shape[0] + 1), np.arange(1, shape[1] + 1)).astype(dtype), gaussian(shape[0], 1, dtype)
+    size = np.linalg.norm(A - intercept * A.mean(axis=0))
+    for penalty in (0.0, 1e-40, 1e-28, 1.0):
+        outcome = run(A, b, penalties=penalty, fit_intercept=intercept, cv="none")
+        expected = np.hypot(size, 1) if penalty == 1 else np.inf
+        assert outcome.estimates["condition"] == pytest.approx(expected)
+        assert outcome.estimates["degrees_of_freedom"] == pytest.approx(size**2 / (size**2 + penalty))
 
 
 @pytest.mark.parametrize("m", [2, 3, 40])

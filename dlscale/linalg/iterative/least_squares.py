@@ -164,7 +164,13 @@ def _scaled(problem: StoredLeastSquares, options: Iterations) -> Map:
     if options.preconditioner == "none":
         return unchanged
     diagonal = np.where(problem.squares > 0, problem.squares, 1)[:, None]
-    return lambda S: np.asarray(S / diagonal)
+
+    def divided(S: Array) -> Array:
+        # A recurrence that overflows has broken down, and says so.
+        with np.errstate(over="ignore"):
+            return np.asarray(S / diagonal)
+
+    return divided
 
 
 #: What is held against the tolerance, as a formula and in words.

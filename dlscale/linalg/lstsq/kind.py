@@ -30,7 +30,7 @@ from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.engine.tiles.grid import PanelGrid
 from dlscale.errors import DoesNotFitError, NumericalError, OutOfRange, SpecError
-from dlscale.kernels import accumulator_dtype, safe_norm, times_power_of_two
+from dlscale.kernels import SAFE_EXPONENTS, accumulator_dtype, safe_norm, times_power_of_two
 from dlscale.linalg.folds.least_squares import AugmentedQR, ColumnsTimesPowers, LargestOfColumns, Rotation, read_rhs
 from dlscale.linalg.folds.orthogonal import find_basis
 from dlscale.linalg.folds.products import sweep_gram
@@ -235,7 +235,7 @@ def compute_lstsq(run: Run, inputs: Inputs, options: LstsqOptions, plan: Plan) -
         exponent = exponent_of(float(passes.sweep("largest", A.T if plan.transposed else A, largest[0], plan.rows)["largest"][0]))
         rows = RowGrid(B.shape[0], min(B.shape[0], RHS_ROWS), B.shape[0])
         powers = [exponent_of(size) for size in passes.sweep("largest-rhs", B, largest[1], rows)["largest"].tolist()]
-        if not isinstance(error, OutOfRange) and max(map(abs, [exponent, *powers])) <= SAFE_EXPONENT:
+        if not isinstance(error, OutOfRange) and max(map(abs, [exponent, *powers])) <= _safe_exponent(A, plan):
             raise
         shifts = [power - exponent for power in powers]
         outcome = _solve(
@@ -257,7 +257,7 @@ def _solve(
         found = _wide(passes, A, B, plan, cutoff)
     else:
         found = _tall(passes, A, B, plan, cutoff)
-    if watched and any(size and abs(exponent_of(size)) > SAFE_EXPONENT for size in found.sizes):
+    if watched and any(size and abs(exponent_of(size)) > _safe_exponent(A, plan) for size in found.sizes):
         raise OutOfRange("Squares of the entries are not safe.")
     dtype = np.result_type(A.dtype, np.complex64) if B.dtype.kind == "c" else A.dtype
     columns = [scaled_back(found.X[:, j], shift, dtype, what="The entries of x") for j, shift in enumerate(shifts)]
@@ -265,8 +265,15 @@ def _solve(
     X = np.stack([times_power_of_two(x.astype(wide), -shift) for x, shift in zip(columns, shifts, strict=True)], axis=1)
     kept = found.kept if cutoff > LstsqOptions().cutoff(A) else None
     certificate, estimates = check(passes, A, B, X, found.Y, plan, kept=kept)
-    arrays = {"x": np.stack(columns, axis=1)} | ({} if found.s is None else {"s": found.s.astype(columns[0].real.dtype)})
+    arrays = {"x": np.stack(columns, axis=1)}
+    if found.s is not None:
+        arrays["s"] = scaled_back(found.s, 0, arrays["x"].real.dtype, what="The singular values")
     return Outcome(arrays, (), certificate, {"rank": found.rank, "condition": found.condition} | estimates, (found.words,))
+
+
+def _safe_exponent(A: Matrix, plan: Plan) -> int:
+    """Passes compute in double precision, panels in that of the matrix."""
+    return min(SAFE_EXPONENT, SAFE_EXPONENTS[np.finfo(A.dtype).bits]) if plan.method == "panels" else SAFE_EXPONENT
 
 
 def _unscaled(outcome: Outcome, exponent: int, shifts: Sequence[int], dtype: np.dtype[Any], *, is_vector: bool) -> Outcome:
@@ -297,7 +304,7 @@ def _tall(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float) -> So
     assert inverse is not None
     words = "TSQR with the right-hand sides reduced in the same pass"
     sizes = [inverse.largest, *sizes]
-    return Solution(np.hstack(parts), inverse.rank, inverse.s, inverse.condition, words, sizes, kept=inverse.kept)
+    return Solution(np.hstack(parts), inverse.rank, inverse.s, inverse.condition(A.shape), words, sizes, kept=inverse.kept)
 
 
 def _wide(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float) -> Solution:
@@ -317,7 +324,7 @@ def _wide(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float) -> So
     sizes = [inverse.largest, *safe_norm(rhs, axis=0).tolist()]
     Y = inverse.apply(Z).conj()
     kept = None if inverse.kept is None else inverse.kept.conj()
-    return Solution(X.conj(), inverse.rank, inverse.s, inverse.condition, f"of the transpose: {how}", sizes, Y, kept)
+    return Solution(X.conj(), inverse.rank, inverse.s, inverse.condition(A.shape), f"of the transpose: {how}", sizes, Y, kept)
 
 
 KIND = Kind(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -62,13 +63,13 @@ class PseudoInverse:
     def apply(self, C: Array) -> Array:
         """``R^+ C``; infinite where it overflows."""
         r = self.rank
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
             return np.asarray(self.VH[:r].conj().T @ ((self.U[:, :r].conj().T @ C) / self.s[:r, None]))
 
     def apply_adjoint(self, C: Array) -> Array:
         """``(R^H)^+ C``; infinite where it overflows."""
         r = self.rank
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
             return np.asarray(self.U[:, :r] @ ((self.VH[:r] @ C) / self.s[:r, None]))
 
     @property
@@ -78,8 +79,19 @@ class PseudoInverse:
 
     @property
     def largest(self) -> float:
-        return float(self.s[0])
+        return float(self.s.max(initial=0.0))
 
-    @property
-    def condition(self) -> float:
-        return float(self.s[0] / self.s[-1]) if self.s[-1] > 0 else float("inf")
+    def condition(self, shape: tuple[int, int]) -> float:
+        """Of the matrix of that shape which R comes of."""
+        return ratio(self.largest, float(self.s[-1]), shape, self.s.dtype)
+
+
+def rounding(shape: tuple[int, int], dtype: np.dtype[Any]) -> float:
+    """What part of the largest singular value a factorization may make of one that is zero."""
+    # Sums over the long side are made of many, whose errors go either way.
+    return float(np.finfo(dtype).eps) * (min(shape) + max(shape) ** 0.5)
+
+
+def ratio(largest: float, smallest: float, shape: tuple[int, int], dtype: np.dtype[Any]) -> float:
+    """The condition of a matrix by its singular values; infinite where rounding may have made the smallest of zero."""
+    return largest / smallest if smallest > rounding(shape, dtype) * largest else float("inf")

@@ -89,7 +89,7 @@ def measure_wide(problem: RidgeProblem, W: Array, penalty: float) -> Measured:
         float(np.sqrt(seen["matrix"][0])),
         (np.abs(left) ** 2).sum(axis=0),
         np.abs(left.mean(axis=0)),
-        np.abs(means) + np.abs(seen["means"]),
+        np.abs(means) + seen["reach"],
     )
 
 

@@ -11,21 +11,22 @@ import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.engine.passes import Fold, State
+from dlscale.engine.passes.row_results import RowsFold, add_rows
 from dlscale.errors import NonFiniteError
 from dlscale.kernels import accumulator_dtype, tile_rows, tiles
 from dlscale.linalg.folds.centering import row_means
 from dlscale.linalg.folds.least_squares import finite
 from dlscale.storage.matrix import Matrix, View
 
-#: What is left of 1 beside a leverage has no digits below this.
-_NO_DIGITS = 1e3 * float(np.finfo(float).eps)
+#: Rows that leave less than this of 1 beside their leverage would lose more digits in a difference than a fit may.
+_DECISIVE = 1e-4
 
 
 @dataclass(frozen=True)
 class FoldTriangles(Fold):
     """Triangles of ``[1 A B]``, one for each fold of neighbouring rows, of a pass over A and B.
 
-    Each leaf subtracts its first row, and triangles of two leaves are merged by the difference of theirs, so that no digits are
+    Each leaf subtracts one of its rows, and triangles of two leaves are merged by the difference of theirs, so that no digits are
     lost to a large offset: ``[1 A - s] = [1 A - t] [1 t - s; 0 I]``.
 
     Parameters
@@ -40,6 +41,8 @@ class FoldTriangles(Fold):
         Whether there is a column of ones, and something is subtracted.
     first_column : int
         Of B among all right-hand sides.
+    without : (d,), optional
+        Rows that no fold has.
 
     Notes
     -----
@@ -52,6 +55,7 @@ class FoldTriangles(Fold):
     bounds: tuple[int, ...]
     intercept: bool
     first_column: int = 0
+    without: Array | None = None
 
     @property
     def width(self) -> int:
@@ -71,11 +75,15 @@ class FoldTriangles(Fold):
         rows[:, :first] = 1
         rows[:, first : first + self.n] = A
         rows[:, first + self.n :] = B
+        numbers = np.arange(first_row, first_row + len(rows))
+        keeps = np.isin(numbers, [] if self.without is None else self.without, invert=True)
         if len(state["shift"]) == 0:
-            state["shift"] = np.where(np.arange(self.width) < first, 0, rows[0]) if first else np.zeros_like(rows[0])
+            shift = _typical(rows[keeps] if keeps.any() else rows)
+            state["shift"] = np.where(np.arange(self.width) < first, 0, shift) if first else np.zeros_like(shift)
         rows -= state["shift"]
         for i, (start, stop) in enumerate(pairwise(self.bounds)):
-            some = rows[max(start - first_row, 0) : max(stop - first_row, 0)]
+            mine = slice(max(start - first_row, 0), max(stop - first_row, 0))
+            some = rows[mine][keeps[mine]]
             if len(some):
                 _add(state, _name(i), some)
         return ()
@@ -89,7 +97,12 @@ class FoldTriangles(Fold):
 
     def pieces(self, state: State) -> list[Array]:
         """The triangles, in the order of the folds."""
-        return [state[_name(i)] for i in range(len(self.bounds) - 1)]
+        return [state.get(_name(i), np.zeros((0, self.width))) for i in range(len(self.bounds) - 1)]
+
+
+def _typical(rows: Array) -> Array:
+    """A row that is none of the largest: beside these, the others would have fewer digits."""
+    return np.asarray(rows[np.argsort(np.abs(rows).max(axis=1))[len(rows) // 2]])
 
 
 def _name(fold: int) -> str:
@@ -102,7 +115,7 @@ def _add(state: State, name: str, rows: Array) -> None:
 
 
 @dataclass(frozen=True)
-class LeaveOneOut(Fold):
+class LeaveOneOut(RowsFold):
     """What each row's own value differs from what the others say of it, ``e / (1 - h)``, for every penalty; over A and B.
 
     Parameters
@@ -122,7 +135,8 @@ class LeaveOneOut(Fold):
 
     Notes
     -----
-    State: ``squares`` (q, k), and ``undefined`` (q,), the number of rows whose leverage is 1.
+    State: ``squares`` (q, k), of all rows but those whose leverage is near 1; of these ``decisive``, their numbers and
+    ``[A B]``.
     """
 
     V: Array
@@ -132,12 +146,18 @@ class LeaveOneOut(Fold):
     means: Array
     share: float
 
+    rows_name = "decisive"
+
     @property
     def flops_per_row(self) -> float:
         return 2.0 * self.V.size + 2.0 * self.inverses.size + 2.0 * self.fits.size
 
     def start(self) -> State:
-        return {"squares": np.zeros(self.fits.shape[1:]), "undefined": np.zeros(len(self.inverses))}
+        width = 1 + len(self.V) + self.fits.shape[2]
+        return {
+            "squares": np.zeros(self.fits.shape[1:]),
+            self.rows_name: np.zeros((0, width), np.result_type(self.V, self.fits)),
+        }
 
     def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
         A, B = A[0], finite(A[1], first_row)
@@ -145,12 +165,15 @@ class LeaveOneOut(Fold):
         for i, tile in tiles(A, rows=tile_rows(max(A.shape[1], q * k), 8)):
             Z = (tile - self.shift) @ self.V
             E = (Z @ self.fits.reshape(p, q * k)).reshape(len(Z), q, k)
-            np.subtract((B[i : i + len(tile)] - self.means)[:, None, :], E, out=E)
+            values = B[i : i + len(tile)]
+            np.subtract((values - self.means)[:, None, :], E, out=E)
             left = 1 - self.share - (np.abs(Z) ** 2) @ self.inverses.T
-            undefined = left <= _NO_DIGITS
-            left[undefined] = np.inf
+            decisive = left.min(axis=1) <= _DECISIVE
+            if decisive.any():
+                numbers = first_row + i + np.flatnonzero(decisive)
+                add_rows(state, np.hstack([numbers[:, None], tile[decisive], values[decisive]]))
+                left[decisive] = np.inf
             state["squares"] += ((np.abs(E) / left[:, :, None]) ** 2).sum(axis=0)
-            state["undefined"] += undefined.sum(axis=0)
         return ()
 
 
@@ -203,7 +226,7 @@ class NormalEquations(Fold):
 
 @dataclass(frozen=True)
 class WideProduct(Fold):
-    """Of a wide A (m, n) that is read by columns, with W: ``(A - 1 mean') W``, ``mean' W`` and ``||A - 1 mean'||_F^2``.
+    """Of a wide A (m, n) that is read by columns, with W: ``C W``, ``mean' W``, ``|mean'| |W|`` and ``||C||_F^2``; C = A - 1 mean'.
 
     Parameters
     ----------
@@ -225,7 +248,12 @@ class WideProduct(Fold):
 
     def start(self) -> State:
         wide = accumulator_dtype(self.dtype)
-        return {"product": np.zeros((self.m, self.k), wide), "means": np.zeros(self.k, wide), "matrix": np.zeros(1)}
+        return {
+            "product": np.zeros((self.m, self.k), wide),
+            "means": np.zeros(self.k, wide),
+            "reach": np.zeros(self.k),
+            "matrix": np.zeros(1),
+        }
 
     def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
         T, W = A
@@ -233,6 +261,7 @@ class WideProduct(Fold):
         if self.centred:
             mean = row_means(T)
             state["means"] += mean @ W
+            state["reach"] += np.abs(mean) @ np.abs(W)
             T = T - mean[:, None]
         state["product"] += T.T @ W
         state["matrix"] += np.linalg.norm(T) ** 2
@@ -300,9 +329,11 @@ class Contrasts(View):
 def to_contrasts(B: Array) -> Array:
     """The columns of B (m, k), less their means, in that basis: (m - 1, k), as long as they were."""
     root = np.sqrt(len(B))
-    # Differences first: they keep the digits beside a large offset.
-    less = B[1:] - B[0]
-    return np.asarray(less - less.sum(axis=0) / (len(B) + root))
+    # What overflows is infinite or NaN, and seen by whoever sums it.
+    with np.errstate(over="ignore", invalid="ignore"):
+        # Differences first: they keep the digits beside a large offset.
+        less = B[1:] - B[0]
+        return np.asarray(less - less.sum(axis=0) / (len(B) + root))
 
 
 def from_contrasts(C: Array) -> Array:

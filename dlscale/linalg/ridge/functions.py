@@ -66,8 +66,8 @@ def ridge(
 
     Notes
     -----
-    2 m (n + k + 1)^2 flops of a tall matrix, and 3 reads of it whatever the number of penalties; 2 with folds. No Gram matrix is
-    made, so that the condition is not squared.
+    2 m (n + k + 1)^2 flops of a tall matrix, and 3 reads of it whatever the number of penalties; 2 with folds. Rows whose leverage
+    is within 1e-4 of 1 take one more read, and a fit of order n each. No Gram matrix is made, so that the condition is not squared.
 
     References
     ----------

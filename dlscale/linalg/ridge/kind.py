@@ -2,7 +2,8 @@
 
 One factorization serves the whole path, by the shape of A (m x n):
 
-- tall: one read reduces ``[1 A B]`` to a triangle; the error of leaving each row out takes a second read, that of folds none;
+- tall: one read reduces ``[1 A B]`` to a triangle; the error of leaving each row out takes a second read, and a
+  third one where leverages are near 1, that of folds none;
 - wide: the transpose is factored, ``A^T = Q R``; errors of both kinds follow from R, and the coefficients take one more read.
 """
 
@@ -29,6 +30,7 @@ from dlscale.engine.run import Run
 from dlscale.errors import NumericalError, OutOfRange, SpecError
 from dlscale.kernels import accumulator_dtype
 from dlscale.linalg.folds.least_squares import ColumnsTimesPowers, LargestOfColumns
+from dlscale.linalg.lstsq.pseudo_inverse import ratio
 from dlscale.linalg.ridge.check import Measured, certify, measure_tall, measure_wide
 from dlscale.linalg.ridge.folds import Contrasts
 from dlscale.linalg.ridge.penalties import DEFAULT, Penalties, path_of
@@ -188,7 +190,7 @@ def compute_ridge(run: Run, inputs: Inputs, options: RidgeOptions, plan: Plan) -
 
     Notes
     -----
-    2 m (n + k + 1)^2 flops of a tall matrix; 3 reads of it with ``cv: loo``, 2 with folds.
+    2 m (n + k + 1)^2 flops of a tall matrix; 3 reads of it with ``cv: loo``, 4 where leverages are near 1, 2 with folds.
 
     References
     ----------
@@ -286,7 +288,7 @@ def _estimates(reduced: Tall | Wide, measured: Measured, penalty: float, back: _
     smallest, largest = (float(np.hypot(value, root)) for value in (reduced.s[-1], reduced.s[0]))
     return {
         # Of the matrix with the root of the penalty below it.
-        "condition": largest / smallest if smallest > 0 else float("inf"),
+        "condition": ratio(largest, smallest, reduced.problem.A.shape, reduced.problem.precision),
         "residuals": back.squares(measured.residuals).tolist(),
         "r2": [float(1 - r / b**2) if b > 0 else 1.0 for r, b in zip(measured.residuals, measured.rhs, strict=True)],
     }

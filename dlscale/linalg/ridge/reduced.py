@@ -5,12 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.engine.passes import Passes
 from dlscale.engine.plan import Plan
 from dlscale.errors import OutOfRange
+from dlscale.kernels import accumulator_dtype
+from dlscale.linalg.lstsq.pseudo_inverse import rounding
 from dlscale.linalg.ridge.selection import fold_bounds
+from dlscale.linalg.ridge.small import Refits
 from dlscale.linalg.scaling import exponent_of
 from dlscale.storage.matrix import Matrix
 
@@ -33,7 +39,7 @@ class RidgeProblem:
         0 for none, m for leaving one row out.
     intercept : bool
     cutoff : float
-        Relative to the largest, singular values that count as zero where there is no penalty.
+        Up to which part of the largest singular values count as zero where there is no penalty.
     """
 
     passes: Passes
@@ -51,6 +57,21 @@ class RidgeProblem:
         m = self.A.shape[0]
         return fold_bounds(m, self.n_folds if 0 < self.n_folds < m else 1)
 
+    @property
+    def precision(self) -> np.dtype[Any]:
+        """What singular values are found in; products and contrasts of a wide matrix are rounded to its own."""
+        return self.A.dtype if self.plan.transposed else accumulator_dtype(self.A.dtype)
+
+    @property
+    def cutoffs(self) -> Array:
+        """(q,): beside a penalty only singular values count as zero that rounding may have made of zero."""
+        return np.where(self.penalties > 0, min(self.cutoff, rounding(self.A.shape, self.precision)), self.cutoff)
+
+    @property
+    def refits(self) -> Refits:
+        """Fits to some of the rows."""
+        return Refits(self.A.shape[1], self.penalties, self.cutoffs, self.intercept)
+
     def require_range(self, *sizes: float) -> None:
         """OutOfRange where squares of what has these sizes are not safe, if that is watched."""
         if self.passes.watches_range and any(size and abs(exponent_of(size)) > SAFE_EXPONENT for size in sizes):
@@ -62,6 +83,7 @@ class Reduced(ABC):
 
     Attributes
     ----------
+    problem : RidgeProblem
     s : (p,)
         Singular values of the matrix, centred where there is an intercept.
     freedom : (q,)
@@ -70,6 +92,7 @@ class Reduced(ABC):
         How it was made.
     """
 
+    problem: RidgeProblem
     s: Array
     freedom: Array
     words: str

@@ -40,8 +40,8 @@ def choose(errors: Array, powers: Sequence[int]) -> int:
 
 
 def end_of_path(best: int, penalties: Array) -> tuple[str, ...]:
-    """Whether the chosen penalty is at an end of the path."""
-    if len(penalties) == 1 or penalties.min() < penalties[best] < penalties.max():
+    """Whether the chosen penalty is at an end of the path that goes on beyond it."""
+    if len(penalties) == 1 or penalties[best] == 0 or penalties.min() < penalties[best] < penalties.max():
         return ()
     end = "smallest" if penalties[best] == penalties.min() else "largest"
     return (f"the chosen penalty is the {end} of the path: one beyond it may have a smaller error",)

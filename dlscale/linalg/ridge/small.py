@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dlscale.arrays import Array
-from dlscale.kernels import one_blas_thread
+from dlscale.kernels import one_blas_thread, safe_norm
 from dlscale.linalg.lstsq.pseudo_inverse import PseudoInverse
 
 #: Entries of singular vectors below this are rounding errors.
@@ -34,39 +34,48 @@ class SmallProblem:
     rotated : (p, k)
         ``U^H C``, p = min(r, n).
     penalties : (q,)
+    cutoffs : (q,)
+        Singular values of R up to these, for each penalty, count as zero.
     """
 
     svd: PseudoInverse
     rotated: Array
     penalties: Array
+    cutoffs: Array
 
     @classmethod
-    def of(cls, R: Array, C: Array, penalties: Array, cutoff: float) -> SmallProblem:
-        """Where a penalty is zero, singular values up to ``cutoff`` times the largest count as zero."""
-        svd = PseudoInverse.of(R, cutoff)
+    def of(cls, R: Array, C: Array, penalties: Array, cutoffs: Array, *, size: float = 0.0) -> SmallProblem:
+        """With cutoffs relative to the largest singular value, or to what R was reduced from, where that has a larger norm."""
+        svd = PseudoInverse.of(R, 0.0)
         with one_blas_thread():
-            return cls(svd, svd.U.conj().T @ C, penalties)
+            return cls(svd, svd.U.conj().T @ C, penalties, cutoffs * max(size, svd.largest))
 
     @property
-    def counts(self) -> Array:
-        """(q, p): which singular values count; all beside a penalty above zero."""
-        return np.asarray((np.arange(len(self.svd.s)) < self.svd.rank) | (self.penalties[:, None] > 0))
+    def s(self) -> Array:
+        """(q, p): singular values, zero where they count as zero."""
+        return np.where(self.svd.s > self.cutoffs[:, None], self.svd.s, 0.0)
+
+    @property
+    def ranks(self) -> Array:
+        """(q,): how many are not zero."""
+        return np.asarray((self.s > 0).sum(axis=1))
 
     @property
     def roots(self) -> Array:
         """(q, p): ``(s^2 + a)^1/2``, without squares."""
-        return np.asarray(np.hypot(self.svd.s, np.sqrt(self.penalties)[:, None]))
+        return np.asarray(np.hypot(self.s, np.sqrt(self.penalties)[:, None]))
 
     @property
     def filters(self) -> Array:
         """(q, p): ``s / (s^2 + a)``."""
+        s, roots = self.s, self.roots
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            return np.where(self.counts & (self.roots > 0), self.svd.s / self.roots / self.roots, 0.0)
+            return np.where(s > 0, s / roots / roots, 0.0)
 
     @property
     def freedom(self) -> Array:
         """(q,): degrees of freedom, ``sum s^2 / (s^2 + a)``."""
-        return np.asarray((self.svd.s * self.filters).sum(axis=1))
+        return np.asarray((self.s * self.filters).sum(axis=1))
 
     def coefficients(self, which: Sequence[int]) -> Array:
         """(len(which), n, k), of these penalties; infinite where they overflow."""
@@ -95,8 +104,8 @@ def leave_one_out(problem: SmallProblem, U: Array) -> Array:
     With ``D = (S^2 + a)^-1`` the difference is ``(U D U^H b)_i / (U D U^H)_ii``, which loses no digits where leverages are near 1.
     """
     found, squares = [], np.abs(U) ** 2
-    for counts, roots in zip(problem.counts, problem.roots, strict=True):
-        free = ~counts | (roots == 0)
+    for roots in problem.roots:
+        free = roots == 0
         with one_blas_thread(), np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
             # Of directions without singular value and penalty, D is infinite: only these are left in the limit.
             D = free.astype(float) if free.any() else (roots.min(initial=np.inf) / roots) ** 2
@@ -107,32 +116,69 @@ def leave_one_out(problem: SmallProblem, U: Array) -> Array:
     return np.array(found)
 
 
-def leave_fold_out(pieces: Sequence[Array], n: int, penalties: Array, cutoff: float, *, intercept: bool) -> Array:
-    """Sums of squares of what rows differ from what the other folds say of them.
+@dataclass(frozen=True)
+class Refits:
+    """Fits to some rows of ``[1 A B]``, held against others; without an intercept there is no first column.
 
     Parameters
     ----------
-    pieces : sequence of (any, 1 + n + k)
-        Of each fold the rows of ``[1 A B]``, or a triangle of them; without an intercept there is no first column.
     n : int
-    penalties : (q,)
-    cutoff : float
+        Columns of A.
+    penalties, cutoffs : (q,)
     intercept : bool
-
-    Returns
-    -------
-    (q, k)
     """
-    first = int(intercept)
-    total = 0.0
-    for i, held in enumerate(pieces):
+
+    n: int
+    penalties: Array
+    cutoffs: Array
+    intercept: bool
+
+    def away(self, held: Array, others: Sequence[Array]) -> tuple[Array, Array]:
+        """What rows, or a triangle of them, differ from what others say of them.
+
+        Returns
+        -------
+        squares : (q, k)
+            Their sums.
+        ranks : (q,)
+            Of the fit to the others.
+        """
+        first, n = int(self.intercept), self.n
         with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
-            T = np.asarray(np.linalg.qr(np.concatenate([piece for j, piece in enumerate(pieces) if j != i]), mode="r"))
+            T = np.asarray(np.linalg.qr(np.concatenate(others), mode="r"))
             R, C = T[first : first + n, first : first + n], T[first : first + n, first + n :]
-            W = SmallProblem.of(R, C, penalties, cutoff).coefficients(range(len(penalties)))
+            # Rows that are alike have no R but the rounding of what they have in common.
+            size = float(safe_norm(T[:, first : first + n]))
+            small = SmallProblem.of(R, C, self.penalties, self.cutoffs, size=size)
+            W = small.coefficients(range(len(self.penalties)))
             away = held[:, first + n :] - held[:, first : first + n] @ W
-            if intercept:
+            if self.intercept:
                 means = T[0, 1:] / T[0, 0]
                 away = away - held[:, :1] * (means[n:] - means[:n] @ W)[:, None, :]
-            total = total + (np.abs(away) ** 2).sum(axis=1)
-    return np.where(np.isfinite(total), total, np.inf)
+            return (np.abs(away) ** 2).sum(axis=1), small.ranks
+
+    def leave_folds_out(self, pieces: Sequence[Array]) -> Array:
+        """Sums of squares (q, k) of what rows differ from what the other folds say of them; pieces are the folds."""
+        total = sum(self.away(held, _others(pieces, i))[0] for i, held in enumerate(pieces))
+        return np.where(np.isfinite(total), total, np.inf)
+
+    def leave_rows_out(self, rest: Array, rows: Array, ranks: Array) -> Array:
+        """Sums of squares (q, k) of what some rows differ from what all others say of them.
+
+        Parameters
+        ----------
+        rest : (any, w)
+            A triangle of the rows that are not among them.
+        rows : (d, w)
+        ranks : (q,)
+            Of the fit to all rows. Infinite where no penalty tells what a row alone decides.
+        """
+        total: Array | float = 0.0
+        for i, row in enumerate(rows):
+            squares, left = self.away(row[None, :], [rest, np.delete(rows, i, axis=0)])
+            total = total + np.where(((left < ranks) & (self.penalties == 0))[:, None], np.inf, squares)
+        return np.where(np.isfinite(total), total, np.inf)
+
+
+def _others(pieces: Sequence[Array], i: int) -> list[Array]:
+    return [piece for j, piece in enumerate(pieces) if j != i]

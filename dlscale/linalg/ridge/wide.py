@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -14,7 +15,7 @@ from dlscale.linalg.folds.orthogonal import find_basis
 from dlscale.linalg.folds.products import sweep_gram
 from dlscale.linalg.ridge.folds import Contrasts, from_contrasts, to_contrasts
 from dlscale.linalg.ridge.reduced import Reduced, RidgeProblem
-from dlscale.linalg.ridge.small import SmallProblem, leave_fold_out, leave_one_out
+from dlscale.linalg.ridge.small import SmallProblem, leave_one_out
 
 
 class Wide(Reduced):
@@ -28,7 +29,7 @@ class Wide(Reduced):
         problem.require_range(float(np.sqrt(np.trace(gram).real)), *safe_norm(self.rhs, axis=0).tolist())
         self.basis, how = find_basis(problem.passes, self.T, problem.plan.rows, gram, step="basis")
         self.L = np.triu(self.basis.R).T
-        self.small = SmallProblem.of(self.L, C, problem.penalties, problem.cutoff)
+        self.small = SmallProblem.of(self.L, C, problem.penalties, problem.cutoffs)
         self.s, self.freedom = self.small.svd.s, self.small.freedom
         self.words = f"QR of the transpose ({how}), singular values of R"
 
@@ -41,7 +42,7 @@ class Wide(Reduced):
             rows.insert(0, np.ones((len(self.rhs), 1)))
         whole = np.hstack(rows)
         pieces = [whole[start:stop] for start, stop in pairwise(problem.bounds)]
-        return leave_fold_out(pieces, self.L.shape[1], problem.penalties, problem.cutoff, intercept=problem.intercept)
+        return replace(problem.refits, n=self.L.shape[1]).leave_folds_out(pieces)
 
     def coefficients(self, which: Sequence[int]) -> Array:
         z = self.small.coefficients(which)
