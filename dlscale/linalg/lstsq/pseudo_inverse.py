@@ -89,7 +89,7 @@ class PseudoInverse:
 def rounding(shape: tuple[int, int], dtype: np.dtype[Any]) -> float:
     """What part of the largest singular value a factorization may make of one that is zero."""
     # Sums over the long side are made of many, whose errors go either way.
-    return float(np.finfo(dtype).eps) * (min(shape) + max(shape) ** 0.5)
+    return float(np.finfo(dtype).eps) * float(min(shape) + max(shape) ** 0.5)
 
 
 def ratio(largest: float, smallest: float, shape: tuple[int, int], dtype: np.dtype[Any]) -> float:
