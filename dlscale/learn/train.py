@@ -199,7 +199,10 @@ def run_training(run: Run, inputs: Inputs, options: TrainOptions, plan: Plan) ->
         raise CorruptionError(f"The trained parameters in {run.checkpoint.uri} cannot be read; resume the job.")
     seconds = dict(zip(Seconds.names(), np.array(result["seconds"]).T.tolist(), strict=True))
     times = {"n_ranks": len(seconds["rows"]), "seconds_by_rank": seconds}
-    return learned_from(Recipe.of(options), unpack(packed)), times, why
+    features = inputs["features"]
+    block = all_rows(features, 1, 1).batch_size
+    n_added = block + -(-features.shape[0] // block) + len(seconds["rows"])
+    return learned_from(Recipe.of(options), unpack(packed), n_added=n_added), times, why
 
 
 def _task(run: Run, inputs: Inputs, options: TrainOptions, plan: Plan) -> Task:

@@ -13,8 +13,9 @@ from dlscale.arrays import Array
 from dlscale.certificates import Certificate, Check
 from dlscale.learn.optimizers.full_batch import FullBatch
 from dlscale.learn.optimizers.measuring import Measured
+from dlscale.learn.training.rounding import Rounding, rounding
 from dlscale.learn.training.saving import ENDINGS
-from dlscale.learn.training.task import Recipe
+from dlscale.learn.training.task import Recipe, measuring_dtype
 
 #: A gradient that has fallen to less of its start is small enough to be left without advice.
 _SMALL = 1e-3
@@ -33,6 +34,8 @@ class Learned:
         The objective on all rows at the first parameters, and at the published ones.
     ending : str
         One of `dlscale.learn.training.saving.ENDINGS`.
+    rounding : Rounding or None
+        Of what was measured at the published parameters; None where no bound is known.
     n_epochs, n_steps : int
         That were done.
     best_epoch : int or None
@@ -44,6 +47,7 @@ class Learned:
     history: dict[str, Array]
     first: Measured
     last: Measured
+    rounding: Rounding | None
     ending: str
     n_epochs: int
     n_steps: int
@@ -60,6 +64,8 @@ class Learned:
                 f"{prefix}_gradient_norm": measured.norm,
                 f"{prefix}_optimality": measured.optimality,
             }
+        if self.rounding is not None:
+            found |= {"final_loss_rounding": self.rounding.loss, "final_gradient_rounding": self.rounding.gradient}
         for name, values in sorted(self.history.items()):
             if name.startswith("validation_"):
                 found[f"final_{name}"] = float(values[-1 if self.best_epoch is None else self.best_epoch - 1])
@@ -79,20 +85,27 @@ class Learned:
                 "objective / objective at the start",
                 ratio if math.isfinite(last) else math.inf,
                 limit,
-                "on all training rows, the published parameters fit no worse than those that the training began with",
+                "on all training rows, the published parameters fit no worse than those that the training began with, but for a "
+                f"part of {limit - 1:.0e} that is left to rounding",
             ),
         ]
         if self.converged:
             method = self.recipe.optimizer
             assert isinstance(method, FullBatch)
-            value = self.last.optimality / method.tolerance if self.last.optimality else 0.0
-            meaning = f"no entry of the {self._gradient} of the objective exceeds the tolerance, so no small change improves it"
-            checks.append(Check(f"largest entry of the {self._gradient} / tolerance", value, 1.0, meaning))
+            largest = self._surely if self._surely <= method.tolerance else self.last.optimality
+            name, meaning = f"largest entry of the {self._gradient}", f"no entry of the {self._gradient} of the objective"
+            if self._surely <= method.tolerance:
+                name = f"{name}, with its rounding"
+                meaning += " exceeds the tolerance: no change of the parameters improves it by more than that times the sum of the "
+                meaning += "changes"
+            else:
+                meaning += f", as {self._computed_in} computes it, exceeds the tolerance{self._rounded}"
+            checks.append(Check(f"{name} / tolerance", largest / method.tolerance if largest else 0.0, 1.0, meaning))
         return Certificate(tuple(checks))
 
     @property
     def converged(self) -> bool:
-        """Whether what is published is within the optimizer's tolerance."""
+        """Whether what is published is within the optimizer's tolerance, as far as it was computed."""
         method = self.recipe.optimizer
         return self.ending == "converged" and isinstance(method, FullBatch) and self.last.optimality <= method.tolerance
 
@@ -103,14 +116,13 @@ class Learned:
         method = self.recipe.optimizer
         if isinstance(method, FullBatch):
             tolerance = f"optimizer.tolerance ({method.tolerance:g})"
+            above = "above" if self.last.optimality > method.tolerance else "which beside features and targets is above"
             said = {
-                "converged": f"Converged after {iterations}: {fell}, within {tolerance}."
-                if self.converged
-                else f"Converged after {iterations} as far as {self._dtype} tells; {fell}, and {tolerance} is not reached.",
+                "converged": self._converged_words(method, iterations, tolerance),
                 "converged to rounding": f"Converged to rounding after {iterations}: no step lowers the loss any more; {fell}.",
                 "stalled": f"Not converged: after {iterations} no step lowers the loss in {self._dtype}, and {fell}. "
                 "Scale the features or the targets.",
-                "all epochs": f"Not converged: all {iterations} were spent, and {fell}, above {tolerance}. Raise params.epochs.",
+                "all epochs": f"Not converged: all {iterations} were spent, and {fell}, {above} {tolerance}. Raise params.epochs.",
                 "early stopping": f"Ended by early stopping after {iterations}; {fell}.",
             }[self.ending]
         else:
@@ -125,6 +137,28 @@ class Learned:
         if getattr(method, "weight_decay", 0):
             notes.append("The weight_decay of the optimizer is no part of the objective that was measured; regularization.l2 is.")
         return tuple(notes)
+
+    def _converged_words(self, method: FullBatch, iterations: str, tolerance: str) -> str:
+        fell = self._fell()
+        if not self.converged:
+            return f"Converged after {iterations} as far as {self._dtype} tells; {fell}, and {tolerance} is not reached."
+        said = f"Converged after {iterations}: {fell}, within {tolerance}"
+        if self.rounding is None or self._surely <= method.tolerance:
+            return f"{said}."
+        return f"{said}{self._rounded}. Features or targets with means near 0 and sizes near 1 are told more of."
+
+    @property
+    def _surely(self) -> float:
+        """What no entry of the least subgradient exceeds; infinite where that is not known."""
+        return self.last.optimality + (math.inf if self.rounding is None else self.rounding.gradient)
+
+    @property
+    def _computed_in(self) -> np.dtype[Any]:
+        return measuring_dtype(self.recipe.model, self._dtype)
+
+    @property
+    def _rounded(self) -> str:
+        return "" if self.rounding is None else f"; rounding may have changed entries by up to {1.05 * self.rounding.gradient:.1e}"
 
     @property
     def _chosen(self) -> str:
@@ -146,8 +180,8 @@ class Learned:
         return f"the {self._gradient} of the objective on all rows has norm {norm}, largest entry {last.optimality:.3g}"
 
 
-def learned_from(recipe: Recipe, arrays: Mapping[str, Array]) -> Learned:
-    """From the arrays of the last checkpoint of a training."""
+def learned_from(recipe: Recipe, arrays: Mapping[str, Array], *, n_added: int) -> Learned:
+    """From the arrays of the last checkpoint of a training, which adds up so many rows and sums one after the other."""
 
     def under(prefix: str) -> dict[str, Array]:
         return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
@@ -159,4 +193,9 @@ def learned_from(recipe: Recipe, arrays: Mapping[str, Array]) -> Learned:
     first, last = (Measured(*map(float, row)) for row in arrays["measured"])
     steps, epochs, ended = (int(arrays["position"][i]) for i in (0, 1, 4))
     parameters = under("parameters/" if stopping is None else "best/")
-    return Learned(recipe, parameters, history, first, last, ENDINGS[ended], epochs, steps, best)
+    known = None
+    if isinstance(recipe.optimizer, FullBatch):
+        columns = np.stack([arrays["optimizer/mean"], arrays["optimizer/scale"]])
+        loss, penalties = recipe.model.loss, recipe.regularization
+        known = rounding(parameters, loss, penalties, columns=columns, measured=last.loss, n_added=n_added)
+    return Learned(recipe, parameters, history, first, last, known, ENDINGS[ended], epochs, steps, best)
