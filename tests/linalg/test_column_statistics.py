@@ -12,7 +12,9 @@ import scipy.sparse
 import dlscale
 from dlscale.declaration.kind import run_here
 from dlscale.errors import NonFiniteError, NumericalError, SpecError
+from dlscale.linalg.statistics.columns import ColumnStatistics, moments_of
 from dlscale.linalg.statistics.moments import KIND, StatisticsOptions
+from dlscale.sparse_rows import SparseRows
 
 
 def matrix(dtype: str, offset: float) -> Any:
@@ -83,6 +85,22 @@ def test_variances_at_the_ends_of_the_range(of: str) -> None:
     (A if of == "rows" else A.T)[4] *= 1e3
     with pytest.raises(NumericalError, match=f"variance of {of[:-1]} 4 overflows float64; divide the {of[:-1]} by a power of two"):
         told(A * 1e153, of)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("exponent", [-1000, -900, -401, 0, 401, 1020])
+def test_blocks_of_zeros_beside_blocks_of_any_scale(exponent: int, sparse: bool) -> None:
+    """They have no scale of their own, so that nothing of the others vanishes beside them."""
+    near_1 = np.random.default_rng(0).standard_normal((12, 3))
+    near_1[:4] = near_1[8:, 2] = 0
+    A, fold, order = np.ldexp(near_1, exponent), ColumnStatistics(3), [1, 0, 2, 3, 5, 4]
+    state = fold.start()
+    for i in order:
+        block = A[2 * i : 2 * i + 2]
+        fold.update(state, SparseRows(scipy.sparse.csr_array(block)) if sparse else block, 2 * i)
+    found = moments_of(state)
+    np.testing.assert_allclose(found.mean, np.ldexp(near_1.mean(axis=0), exponent), rtol=1e-13)
+    np.testing.assert_allclose(found.deviations, np.ldexp(near_1.std(axis=0, ddof=1), exponent), rtol=1e-13)
 
 
 @pytest.mark.parametrize("of", ["columns", "rows"])

@@ -17,14 +17,14 @@ from dlscale.storage.sparse.steps import Moments
 
 #: What is told of each column, or row: the mean, the sum of squares beside it, how many entries are not zero, and the extremes.
 NAMES = ("mean", "squares", "nonzeros", "smallest", "largest")
-#: Beside them a state has the exponent of each column. Means and squares are those of ``2^-e`` times the column, whose entries are
-#: near 1; these are their powers of it.
+#: Beside them a state has the exponent of each column. Means and squares are those of ``2^-e`` times the column, whose squares are
+#: in range; these are their powers of it.
 _EXPONENTS, _POWERS = "exponents", {"mean": 1, "squares": 2}
 #: What is summed row by row beside it, so that both can be compared: entries, their moduli and squares; and what the statistics of
 #: rows make of entries and squares. All is of ``2^-e`` times the matrix, where e is the largest exponent; the powers of it.
 _TOTALS, _OF_ROWS = {"entries": 1, "moduli": 1, "all_squares": 2}, {"of_rows": 1, "squares_of_rows": 2}
-#: Of powers of two whose inverse is one; and what all exponents are above, before there are entries.
-_LEAST_EXPONENT, _NONE = -1000, -4000.0
+#: Of powers of two whose inverse is one; the largest of entries that are taken as they are; and that of zeros alone.
+_LEAST_EXPONENT, _MODERATE, _NONE = -1000, 400, -4000
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ColumnStatistics(Fold):
     Notes
     -----
     Each block is summed beside its own means, so that no digit is lost beside a large one; a column of equal numbers has a sum of
-    squares of zero. And each column is summed near 1, so that no square overflows or vanishes.
+    squares of zero. A column whose squares may overflow or vanish is summed near 1.
 
     References
     ----------
@@ -51,7 +51,7 @@ class ColumnStatistics(Fold):
 
     def start(self) -> State:
         totals = {name: np.zeros(1) for name in ("count", *_TOTALS)}
-        return totals | {name: np.zeros(self.n) for name in NAMES} | {_EXPONENTS: np.full(self.n, _NONE)}
+        return totals | {name: np.zeros(self.n) for name in NAMES} | {_EXPONENTS: np.full(self.n, float(_NONE))}
 
     def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
         if isinstance(A, SparseRows):
@@ -84,7 +84,7 @@ class RowStatistics(Fold):
         return 8.0 * self.n
 
     def start(self) -> State:
-        return {name: np.zeros(1) for name in (*_TOTALS, *_OF_ROWS)} | {_EXPONENTS: np.full(1, _NONE)}
+        return {name: np.zeros(1) for name in (*_TOTALS, *_OF_ROWS)} | {_EXPONENTS: np.full(1, float(_NONE))}
 
     def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
         parts: list[Array] = []
@@ -117,13 +117,13 @@ def _along(wide: Array, *, axis: int) -> tuple[State, Array]:
     """What a state has of the columns (axis 0) or rows of a dense tile; and the tile at the scale of its largest."""
     n, smallest, largest = wide.shape[axis], wide.min(axis=axis), wide.max(axis=axis)
     exponents = _exponents_of(smallest, largest)
-    near_1 = wide * np.expand_dims(np.ldexp(1.0, -exponents), axis)
+    near_1 = wide * np.expand_dims(_scales(exponents), axis) if _are_extreme(exponents) else wide
     mean = near_1.mean(axis=axis, keepdims=True)
     beside = near_1 - mean
     rest = beside.mean(axis=axis)
     squares = (beside**2).sum(axis=axis) - n * rest**2
     nonzeros = np.count_nonzero(wide, axis=axis).astype(float)
-    whole = near_1 * np.expand_dims(np.ldexp(1.0, exponents - exponents.max()), axis)
+    whole = near_1 * np.expand_dims(np.ldexp(1.0, exponents - exponents.max()), axis) if near_1 is not wide else wide
     return _settled(mean.squeeze(axis) + rest, squares, nonzeros, smallest, largest, exponents), whole
 
 
@@ -131,14 +131,27 @@ def _along_compressed(A: SparseRows) -> tuple[State, SparseRows]:
     """The same of the columns of compressed rows."""
     nonzeros, smallest, largest = A.column_extremes()
     exponents = _exponents_of(smallest, largest)
-    near_1 = A.times_columns(np.ldexp(1.0, -exponents))
+    if not _are_extreme(exponents):
+        return _settled(*A.column_moments(), nonzeros, smallest, largest, exponents), A
+    near_1 = A.times_columns(_scales(exponents))
     found = _settled(*near_1.column_moments(), nonzeros, smallest, largest, exponents)
     return found, near_1.times_columns(np.ldexp(1.0, exponents - exponents.max()))
 
 
 def _exponents_of(smallest: Array, largest: Array) -> Array:
-    """Of powers of two that are above the entries."""
-    return np.maximum(np.frexp(np.maximum(-smallest, largest))[1], _LEAST_EXPONENT)
+    """Of powers of two that are above the entries, 0 where their squares and the sums of these are in range."""
+    size = np.maximum(-smallest, largest)
+    exponents = np.maximum(np.frexp(size)[1], _LEAST_EXPONENT)
+    return np.where(size > 0, np.where(np.abs(exponents) > _MODERATE, exponents, 0), _NONE)
+
+
+def _are_extreme(exponents: Array) -> bool:
+    return bool(((exponents != 0) & (exponents != _NONE)).any())
+
+
+def _scales(exponents: Array) -> Array:
+    """The powers of two that columns are multiplied by."""
+    return np.ldexp(1.0, np.where(exponents == _NONE, 0, -exponents))
 
 
 def _settled(mean: Array, squares: Array, nonzeros: Array, smallest: Array, largest: Array, exponents: Array) -> State:
