@@ -115,7 +115,7 @@ def _multiplied(values: Array, exponent: int, dtype: np.dtype[Any]) -> Array:
         return np.asarray(times_power_of_two(values.astype(np.result_type(values, dtype)), exponent).astype(dtype))
 
 
-def scaled_back(values: Array, exponent: int, dtype: np.dtype[Any], *, what: str) -> Array:
+def scaled_back(values: Array, exponent: int, dtype: np.dtype[Any], *, what: str, of: str = "the matrix") -> Array:
     """``2^exponent values``, rounded to a dtype.
 
     Parameters
@@ -125,6 +125,8 @@ def scaled_back(values: Array, exponent: int, dtype: np.dtype[Any], *, what: str
     dtype : numpy.dtype
     what : str
         What they are, in the plural, for the message.
+    of : str
+        What they are proportional to.
 
     Raises
     ------
@@ -134,18 +136,18 @@ def scaled_back(values: Array, exponent: int, dtype: np.dtype[Any], *, what: str
     largest, found = float(np.abs(values).max(initial=0.0)), _multiplied(values, exponent, dtype)
     if not np.isfinite(found).all():
         near = f": the largest is near {power_words(largest, exponent)}" if np.isfinite(largest) else ""
-        raise NumericalError(f"{what} overflow {dtype}{near}; divide the matrix.")
-    require_digits(largest, exponent, dtype, what=what)
+        raise NumericalError(f"{what} overflow {dtype}{near}; divide {of}.")
+    require_digits(largest, exponent, dtype, what=what, of=of)
     return found
 
 
-def require_digits(largest: float, exponent: int, dtype: np.dtype[Any], *, what: str) -> None:
+def require_digits(largest: float, exponent: int, dtype: np.dtype[Any], *, what: str, of: str = "the matrix") -> None:
     """NumericalError if even the largest of some numbers, ``2^exponent largest``, has fewer digits than its dtype."""
     tiny = float(np.finfo(dtype).tiny)
     if largest > 0 and np.ldexp(largest, exponent) < tiny:
         raise NumericalError(
             f"{what} are too small for the digits of {dtype}: the largest is near {power_words(largest, exponent)}, and "
-            f"numbers below {tiny:.1e} have fewer; multiply the matrix by a power of two."
+            f"numbers below {tiny:.1e} have fewer; multiply {of} by a power of two."
         )
 
 

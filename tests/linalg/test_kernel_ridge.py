@@ -138,6 +138,36 @@ def test_a_large_offset_costs_no_digits() -> None:
     np.testing.assert_allclose(far, near, atol=1e-8)
 
 
+@pytest.mark.parametrize("tolerance", [1e-10, 1e-3])
+@pytest.mark.parametrize("penalty", [1e-1, 1e-4, 1e-8])
+@pytest.mark.parametrize("kernel", ["rbf", "linear"])
+def test_errors_are_as_sure_as_they_are_said_to_be(kernel: Any, penalty: float, tolerance: float) -> None:
+    """Also of targets that other rows tell to six digits."""
+    X = np.random.default_rng(0).permutation(np.linspace(0, 1, 40))[:, None] + (0 if kernel == "rbf" else 1)
+    y = np.sin(3 * X[:, 0]) if kernel == "rbf" else X[:, 0]
+    K = np.exp(-3 * (X - X.T) ** 2) if kernel == "rbf" else X @ X.T
+    expected, unsure = 0.0, 0.0
+    for train, test in KFold(5).split(X):
+        x = np.linalg.solve(K[np.ix_(train, train)] + penalty * np.eye(len(train)), y[train])
+        expected += np.square(y[test] - K[np.ix_(test, train)] @ x).sum()
+        unsure += max(tolerance, 1e-6) ** 2 * (y[train] @ y[train]) * np.linalg.norm(K[np.ix_(test, test)], 2) / (4 * penalty)
+    try:
+        found = dlscale.kernel_ridge(X, y, kernel=kernel, gamma=3.0, penalties=penalty, cv=5, params={"tolerance": tolerance})
+    except NumericalError as error:
+        assert "stagnated" in str(error)  # noqa: PT017
+        return
+    assert found.errors is not None
+    off = abs(np.sqrt(found.errors[0, 0] * len(X)) - np.sqrt(expected))
+    assert off <= np.sqrt(unsure) + 1e-7 * np.sqrt(expected) + 1e-14 / penalty
+
+
+@pytest.mark.parametrize(("size", "penalty", "words"), [(1.5e308, 1e-6, "overflow"), (5e-323, 1e3, "too small for the digits")])
+def test_dual_coefficients_out_of_range_are_refused(size: float, penalty: float, words: str) -> None:
+    X = np.linspace(0, 1, 20)[:, None]
+    with pytest.raises(NumericalError, match=f"The dual coefficients .*{words}.* the targets"):
+        dlscale.kernel_ridge(X, np.sin(9 * X[:, 0]) * size, gamma=50.0, penalties=penalty)
+
+
 @pytest.mark.parametrize("power", [-900, 0, 900])
 def test_targets_of_any_size(power: int) -> None:
     X = gaussian(90, 3)

@@ -38,14 +38,15 @@ from dlscale.linalg.kernel_ridge.kernels import Kernel, Name
 from dlscale.linalg.kernel_ridge.path import PathProblem, Systems, solve_path
 from dlscale.linalg.ridge.penalties import PenaltiesAboveZero, path_of
 from dlscale.linalg.ridge.selection import choose, end_of_path, fold_bounds
-from dlscale.linalg.scaling import exponent_of
+from dlscale.linalg.scaling import exponent_of, scaled_back
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrix import Matrix
 from dlscale.storage.scaled import promoted
 
 #: Products that iterations usually take; how many is not known before.
 USUAL_PRODUCTS = 40
-#: Residuals, relative to the targets, with which fits for choosing among penalties end: their errors need no more digits.
+#: Residuals, relative to the targets, with which fits for choosing among penalties end. What they say of held rows is off by this
+#: times ``||y|| (||K_held|| / 4a)^1/2`` at most, since ``||K_h (K + a)^-1|| <= ||K_hh||^1/2 max_s s^1/2 / (s + a)``.
 CHOOSING = 1e-6
 #: Arrays of the size of all solutions that iterations hold at a time.
 _N_VECTORS = 12
@@ -241,7 +242,7 @@ class _Work:
         return solve_path(problem, self.nystrom, Limits(tolerance, self.options.max_iterations))
 
     def errors(self, penalties: Array) -> Array:
-        """(q, k): mean squares of what rows differ from what fits without their fold say of them."""
+        """(q, k): mean squares of what rows differ from what fits without their fold, to `CHOOSING`, say of them."""
         n, k = self.Y.shape
         folds, which, targets = (
             index.ravel() for index in np.meshgrid(range(self.options.n_folds), range(len(penalties)), range(k), indexing="ij")
@@ -272,7 +273,7 @@ def compute_kernel_ridge(run: Run, inputs: Inputs, options: KernelRidgeOptions, 
     ------
     NonFiniteError
     NumericalError
-        If the iterations do not converge, saying what they came to.
+        If the iterations do not converge, saying what they came to; or if the dual coefficients are out of range.
 
     Notes
     -----
@@ -297,7 +298,8 @@ def compute_kernel_ridge(run: Run, inputs: Inputs, options: KernelRidgeOptions, 
     fold = RowProduct(work.rows, np.ascontiguousarray(it.X), Y, penalty, keeps_rows=True)
     seen = work.passes.sweep("check", X, fold, plan.rows, outputs=[kept])
     certificate, residual = _certify(seen["residual"], Y, options.tolerance)
-    dual = np.stack([times_power_of_two(column, power) for column, power in zip(it.X.T, powers, strict=True)], axis=1)
+    words = {"what": "The dual coefficients", "of": "the targets"}
+    dual = np.stack([scaled_back(column, e, _DOUBLE, **words) for column, e in zip(it.X.T, powers, strict=True)], axis=1)
     arrays = {
         "dual_coefficients": dual[:, 0] if targets.is_vector else dual,
         "center": work.rows.center,

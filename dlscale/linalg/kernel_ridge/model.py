@@ -39,7 +39,8 @@ class KernelRidgeModel:
         The chosen one.
     penalties : (q,)
     errors : (q, k), optional
-        Mean squares of what rows differ from what fits without their fold say of them, where a penalty was chosen.
+        Mean squares of what rows differ from what fits without their fold, whose residuals are 1e-6 of the targets, say of them,
+        where a penalty was chosen.
     estimates : dict
         ``iterations``, ``true_residual``, ``r2``.
     """

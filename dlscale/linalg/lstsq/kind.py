@@ -260,7 +260,8 @@ def _solve(
     if watched and any(size and abs(exponent_of(size)) > _safe_exponent(A, plan) for size in found.sizes):
         raise OutOfRange("Squares of the entries are not safe.")
     dtype = np.result_type(A.dtype, np.complex64) if B.dtype.kind == "c" else A.dtype
-    columns = [scaled_back(found.X[:, j], shift, dtype, what="The entries of x") for j, shift in enumerate(shifts)]
+    words = {"what": "The entries of x", "of": "the right-hand sides"}
+    columns = [scaled_back(found.X[:, j], shift, dtype, **words) for j, shift in enumerate(shifts)]
     wide = accumulator_dtype(dtype)
     X = np.stack([times_power_of_two(x.astype(wide), -shift) for x, shift in zip(columns, shifts, strict=True)], axis=1)
     kept = found.kept if cutoff > LstsqOptions().cutoff(A) else None

@@ -270,13 +270,15 @@ class _Back:
     def coefficients(self, W: Array) -> Array:
         if self.exponent or any(self.powers):
             shifts = [power - self.exponent for power in self.powers]
-            columns = [scaled_back(W[:, j], e, W.dtype, what="The coefficients") for j, e in enumerate(shifts)]
+            words = {"what": "The coefficients", "of": "the right-hand sides"}
+            columns = [scaled_back(W[:, j], e, W.dtype, **words) for j, e in enumerate(shifts)]
             W = np.stack(columns, axis=1)
         return W[:, 0] if self.is_vector else W
 
     def targets(self, values: Array) -> Array:
         pairs = zip(values, self.powers, strict=True)
-        return np.array([scaled_back(value, e, values.dtype, what="The intercepts") for value, e in pairs])
+        words = {"what": "The intercepts", "of": "the right-hand sides"}
+        return np.array([scaled_back(value, e, values.dtype, **words) for value, e in pairs])
 
     def squares(self, values: Array) -> Array:
         with np.errstate(over="ignore", under="ignore"):
