@@ -90,7 +90,7 @@ class QRResult(NamedTuple):
     Parameters
     ----------
     q : (m, k), orthonormal columns, k = min(m, n)
-    r : (k, n), upper triangular, its diagonal positive
+    r : (k, n), upper triangular, its diagonal real and not negative
     """
 
     q: Array
@@ -166,7 +166,7 @@ class PivotedQRResult(NamedTuple):
     Parameters
     ----------
     q : (m, k), orthonormal columns, k = min(m, n)
-    r : (k, n), upper triangular, its diagonal positive and not increasing
+    r : (k, n), upper triangular, its diagonal real and not negative, and not increasing but for rounding
     p : (n,)
         Column j of ``q r`` is column ``p[j]`` of A, as `scipy.linalg.qr` returns it.
     """

@@ -43,9 +43,9 @@ class QROptions(FactorOptions):
 
     Notes
     -----
-    ``reduced``: Q (m, k) and R (k, n), k = min(m, n), the diagonal of R positive; ``raw``: the reflectors and R in one array ``qr``
-    (m, n), and ``t`` (b, k), as LAPACK's ``geqrt`` with blocks of the panel's width. Asking for ``panel`` or ``row_blocks`` means
-    that a tall matrix is factored by panels too.
+    ``reduced``: Q (m, k) and R (k, n), k = min(m, n), the diagonal of R real and not negative; ``raw``: the reflectors and R in
+    one array ``qr`` (m, n), and ``t`` (b, k), as LAPACK's ``geqrt`` with blocks of the panel's width. Asking for ``panel`` or
+    ``row_blocks`` means that a tall matrix is factored by panels too.
     """
 
     mode: Annotated[Mode, Field(description="reduced (Q and R), r (R alone) or raw (reflectors, as LAPACK stores them)")] = (

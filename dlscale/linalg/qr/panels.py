@@ -237,7 +237,7 @@ def qr_outcome(mode: str, factored: Factored, residual: float, orthonormal: floa
 
 
 def diagonal_phases(raw: Matrix, grid: PanelGrid) -> Array:
-    """Factors of modulus 1, (k,), that make the diagonal of R positive; R is read panel by panel."""
+    """Factors of modulus 1, (k,), that make the diagonal of R real and not negative; R is read panel by panel."""
     k = min(raw.shape)
     spans = [(first, min(stop, k)) for first, stop in map(grid.columns, range(grid.n_steps))]
     return unit_phases(np.concatenate([np.diagonal(raw.region(span, span)) for span in spans]))

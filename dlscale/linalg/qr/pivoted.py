@@ -1,4 +1,4 @@
-"""QR with column pivoting: A[:, p] = Q R, the diagonal of R not increasing, by which a rank is told.
+"""QR with column pivoting: A[:, p] = Q R, the diagonal of R not increasing but for rounding, by which a rank is told.
 
 Of a tall matrix A = Q_1 R_1 comes first, without pivoting, and then R_1[:, p] = Q_2 R, which has the same pivots up to rounding and
 the same backward error: Q = Q_1 Q_2. Others are factored in the memory of one worker, in one task with all of its threads.

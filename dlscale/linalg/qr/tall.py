@@ -1,4 +1,4 @@
-"""QR of a tall matrix: A = Q R with Q (m, n) orthonormal and R (n, n) upper triangular, its diagonal positive."""
+"""QR of a tall matrix: A = Q R with Q (m, n) orthonormal and R (n, n) upper triangular, its diagonal not negative."""
 
 from __future__ import annotations
 

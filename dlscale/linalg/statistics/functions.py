@@ -205,6 +205,11 @@ def matrix_rank(A: Any, tol: float | None = None, hermitian: bool = False, *, rt
         If both tolerances are given, or the matrix has more than 4,096 rows and columns.
     InputError, NonFiniteError, CertificateError
         As for `norm`.
+
+    Notes
+    -----
+    Singular values are right to ``eps max(m, n)`` times the largest: a smaller tolerance counts what rounding makes of others, or
+    leaves of them, as it stands.
     """
     if tol is not None and rtol is not None:
         raise SpecError("tol and rtol: give one of them.")
