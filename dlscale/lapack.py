@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.linalg import cython_blas, cython_lapack
 
-from dlscale.arrays import Array
+from dlscale.arrays import Array, is_laid_out
 from dlscale.buffers import workspace
 
 Op = Literal["N", "T", "C"]
@@ -59,7 +59,7 @@ def add_hermitian_square(A: Array, G: Array, *, beta: float = 1.0) -> Array:
     """
     m, n = A.shape
     if m and n:
-        A = A if A.strides[1] == A.itemsize else np.ascontiguousarray(A)
+        A = A if A.strides[1] == A.itemsize and is_laid_out(A) else A.copy("C")
         name = "herk" if A.dtype.kind == "c" else "syrk"
         # Of herk the factors are real.
         one, b = np.ones(1, A.real.dtype), np.array([beta], A.real.dtype)

@@ -11,6 +11,8 @@ import pytest
 import scipy.linalg
 from helpers import DTYPES, each_of, eps, gaussian
 
+import dlscale
+from dlscale.arrays import is_laid_out
 from dlscale.lapack import (
     add_hermitian_square,
     add_outer_packed,
@@ -29,6 +31,7 @@ from dlscale.lapack import (
     subtract_hermitian_product,
     unpack_upper,
 )
+from dlscale.storage.matrix import ArrayMatrix
 
 OPS = {"N": lambda A: A, "T": lambda A: A.T, "C": lambda A: A.conj().T}
 
@@ -248,3 +251,46 @@ def test_the_interpreter_is_free_meanwhile() -> None:
 
     # A machine with much else to do may let it count late in one of them, but not in each.
     assert any(counted() > 10 for _ in range(30))
+
+
+#: Rows in an order, or at distances, that BLAS has no name for.
+LAYOUTS = {
+    "reversed": lambda A: np.ascontiguousarray(A[::-1])[::-1],
+    "columns reversed": lambda A: np.ascontiguousarray(A[:, ::-1])[:, ::-1],
+    "repeated": lambda A: np.broadcast_to(A[:1], A.shape),
+    "overlapping": lambda A: np.lib.stride_tricks.sliding_window_view(A.ravel()[: len(A) + A.shape[1] - 1], A.shape[1]),
+    "packed records": lambda A: _packed(A),
+    "transposed and reversed": lambda A: np.asfortranarray(A[::-1])[::-1],
+}
+
+
+def _packed(A: np.ndarray) -> np.ndarray:
+    records = np.zeros(len(A), dtype=[("flag", "u1"), ("row", A.dtype, A.shape[1:])])
+    records["row"] = A
+    return records["row"]
+
+
+@each_of(dtype=DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_that_blas_does_not_take_are_copied(layout: str, dtype: str, capfd: pytest.CaptureFixture[str]) -> None:
+    A = LAYOUTS[layout](gaussian(60, 5, dtype))
+    copy = np.array(A, order="C", copy=True)
+    assert not is_laid_out(A)
+    assert is_laid_out(copy)
+    np.testing.assert_array_equal(A, copy)
+    G = np.triu(add_hermitian_square(A, np.zeros((5, 5), A.dtype)))
+    np.testing.assert_array_equal(G, np.triu(add_hermitian_square(copy, np.zeros((5, 5), A.dtype))))
+    for part in (slice(None), slice(0, 1), slice(3, 9)):
+        assert is_laid_out(ArrayMatrix(A).region((part.start or 0, part.stop or 60), (1, 4)))
+    pca, expected = (dlscale.PCA(2).fit(X) for X in (A.real, copy.real.copy()))
+    np.testing.assert_array_equal(pca.components_, expected.components_)
+    np.testing.assert_array_equal(dlscale.svd(A).s, dlscale.svd(copy).s)
+    for result, peer in zip(dlscale.qr(A), dlscale.qr(copy), strict=True):
+        np.testing.assert_array_equal(result, peer)
+    assert "illegal value" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("view", [np.s_[:], np.s_[::2], np.s_[:, ::3], np.s_[2:3], np.s_[:, :1], np.s_[5:2]])
+def test_parts_of_arrays_are_taken_as_they_lie(view: object) -> None:
+    for A in (np.ones((12, 9)), np.asfortranarray(np.ones((12, 9)))):
+        assert is_laid_out(A[view])

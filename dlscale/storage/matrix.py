@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dlscale.arrays import Array
+from dlscale.arrays import Array, is_laid_out
 from dlscale.errors import InputError
 from dlscale.sparse_rows import SparseRows
 from dlscale.storage.arrays import numbers_of, unmasked
@@ -359,7 +359,8 @@ class ArrayMatrix(Matrix):
         return self._labels
 
     def region(self, rows: tuple[int, int], columns: tuple[int, int], out: Array | None = None) -> Array:
-        return self.converted(self.array[slice(*rows), slice(*columns)]).astype(self.dtype, copy=False)
+        block = self.array[slice(*rows), slice(*columns)]
+        return self.converted(block if is_laid_out(block) else block.copy("C")).astype(self.dtype, copy=False)
 
 
 class DaskMatrix(Matrix):

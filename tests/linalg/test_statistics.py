@@ -162,6 +162,21 @@ def test_ranks(dtype: str) -> None:
         dlscale.matrix_rank(A, 0.1, rtol=0.1)
 
 
+@pytest.mark.parametrize("wrong", [-1, np.nan, -np.inf, "a", [0.1], np.array([0.1, 0.2]), True, 1j, {}])
+def test_tolerances_that_are_no_numbers_are_refused(wrong):
+    A = np.eye(3)
+    for function, name in (
+        (dlscale.matrix_rank, "tol"),
+        (dlscale.matrix_rank, "rtol"),
+        (dlscale.pinv, "rcond"),
+        (dlscale.pinv, "rtol"),
+    ):
+        with pytest.raises(SpecError, match=f"{name}: must be a number of at least 0; got "):
+            function(A, **{name: wrong})
+    with pytest.raises(SpecError, match=r"p: got .*; allowed: None, 2, -2, 1"):
+        dlscale.cond(A, [wrong])
+
+
 def assert_pseudo_inverse(A: Array, X: Array, condition: float) -> None:
     """The four conditions of Penrose."""
     A, X, bound = wide_precision(A), wide_precision(X), 100 * max(A.shape) * eps(X) * condition

@@ -40,6 +40,7 @@ _OF_MATRICES: dict[Any, str] = {
     -np.inf: "-inf",
 }
 _OF_VECTORS: dict[Any, str] = {None: "fro", 2: "fro", 1: "1", np.inf: "inf", -np.inf: "-inf"}
+_OF_CONDITIONS = (2, -2, 1, -1, np.inf, -np.inf, "fro")
 #: Of a relative error beyond which a norm that was estimated is told of.
 _TOLD = 1e-10
 #: Random vectors that a pseudo-inverse is checked on.
@@ -152,12 +153,12 @@ def cond(x: Any, p: Any = None) -> Any:
     Higham (2002), chapter 6 and section 15.
     """
     A = open_matrix(x)
+    if p is not None and not (isinstance(p, str | int | float | np.number) and p in _OF_CONDITIONS):
+        raise SpecError(f"p: got {p!r:.40}; allowed: None, {', '.join(map(str, _OF_CONDITIONS))}.")
     if p is None or p in (2, -2):
         s, _ = _singular_values(A)
         over, under = (s[-1], s[0]) if p == -2 else (s[0], s[-1])
         return _ratio(A, float(over), float(under))
-    if p not in (1, -1, np.inf, -np.inf, "fro"):
-        raise SpecError(f"p: got {p!r:.40}; allowed: None, 2, -2, 1, -1, inf, -inf, fro.")
     if A.shape[0] != A.shape[1]:
         raise SpecError(f"x: must be square for the condition number of p = {p}; got {A.shape[0]} x {A.shape[1]}.")
     largest = float(run_here(KIND, Inputs({"matrix": A}), NormOptions(ord="max")).arrays["norm"][0])
@@ -202,7 +203,7 @@ def matrix_rank(A: Any, tol: float | None = None, hermitian: bool = False, *, rt
     Raises
     ------
     SpecError
-        If both tolerances are given, or the matrix has more than 4,096 rows and columns.
+        If both tolerances are given, one is no number of at least 0, or the matrix has more than 4,096 rows and columns.
     InputError, NonFiniteError, CertificateError
         As for `norm`.
 
@@ -213,6 +214,7 @@ def matrix_rank(A: Any, tol: float | None = None, hermitian: bool = False, *, rt
     """
     if tol is not None and rtol is not None:
         raise SpecError("tol and rtol: give one of them.")
+    tol, rtol = _tolerance("tol", tol), _tolerance("rtol", rtol)
     M = open_matrix(A, vectors=True)
     if M.is_vector:
         return int(norm(M, np.inf) > 0)
@@ -222,6 +224,14 @@ def matrix_rank(A: Any, tol: float | None = None, hermitian: bool = False, *, rt
     else:
         tol = float(_times_power(tol, -exponent))
     return int((s > tol).sum())
+
+
+def _tolerance(name: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    if not (isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool) and value >= 0):
+        raise SpecError(f"{name}: must be a number of at least 0; got {value!r:.40}.")
+    return float(value)
 
 
 def pinv(a: Any, rcond: float | None = None, hermitian: bool = False, *, rtol: float | None = None) -> Array:
@@ -243,7 +253,7 @@ def pinv(a: Any, rcond: float | None = None, hermitian: bool = False, *, rtol: f
     Raises
     ------
     SpecError
-        If both tolerances are given, or one is negative.
+        If both tolerances are given, or one is no number of at least 0.
     NumericalError
         If an entry overflows.
     InputError, NonFiniteError, CertificateError
@@ -259,10 +269,9 @@ def pinv(a: Any, rcond: float | None = None, hermitian: bool = False, *, rtol: f
     """
     if rcond is not None and rtol is not None:
         raise SpecError("rcond and rtol: give one of them.")
+    given = _tolerance("rcond", rcond), _tolerance("rtol", rtol)
     A = open_matrix(a)
-    cutoff = next((c for c in (rcond, rtol) if c is not None), float(np.finfo(A.dtype).eps) * max(A.shape))
-    if not cutoff >= 0:
-        raise SpecError(f"{'rtol' if rcond is None else 'rcond'}: must be at least 0; got {cutoff}.")
+    cutoff = next((c for c in given if c is not None), float(np.finfo(A.dtype).eps) * max(A.shape))
     found = run_here(SVD, SVD.inputs({"matrix": A}), SVDOptions(method="exact")).arrays
     u, s, vh = found["u"], found["s"], found["vh"]
     kept = int((s > cutoff * s[0]).sum())
