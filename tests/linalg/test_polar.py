@@ -33,6 +33,8 @@ HARD: dict[str, Callable[[str], Array]] = {
     "condition 1e15": lambda dtype: spectrum(gallery.geometric(N, 1e15), N, N, dtype=dtype),
     "one tiny value": lambda dtype: spectrum(np.r_[np.ones(N - 1), 1e-5], 80, N, dtype=dtype),
     "rank 11": lambda dtype: gallery.rank_deficient(70, N, 11, dtype=dtype),
+    "columns that repeat": lambda dtype: gaussian(N, 20, dtype)[:, np.random.default_rng(0).integers(0, 20, N)],
+    "two columns that alternate": lambda dtype: np.tile(gaussian(N, 2, dtype), N // 2),
     "zeros": lambda dtype: np.zeros((40, 20), dtype),
     "one column": lambda dtype: gaussian(17, 1, dtype),
     "1 x 1": lambda dtype: -np.ones((1, 1), dtype),
@@ -79,6 +81,20 @@ def test_hard_matrices(name: str, method: str, dtype: str) -> None:
     assert any("one of several" in note for note in outcome.notes) == singular or 0.01 < s[-1] / max(s[0] * n * eps(A), 1e-300) < 1
     if method == "newton":
         assert outcome.estimates["iterations"] <= 10
+
+
+@pytest.mark.parametrize("n", [2, 3, 6, 20])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_columns_that_repeat_or_depend(dtype: str, n: int) -> None:
+    for seed in range(12):
+        rng = np.random.default_rng([n, seed])
+        few = np.asarray(gaussian(n, max(1, n // 2), dtype))
+        A = few[:, rng.integers(0, few.shape[1], n)] if seed % 2 else few @ rng.integers(-2, 3, (few.shape[1], n)).astype(few.dtype)
+        for method in ("direct", "newton"):
+            outcome, U, _ = run(np.ascontiguousarray(A), method=method)
+            assert outcome.certificate.passed, (seed, outcome.certificate)
+            assert departure(U) <= 30 * n * eps(A)
+            assert outcome.estimates.get("condition", np.inf) == np.inf
 
 
 @pytest.mark.parametrize("method", ["direct", "newton"])

@@ -17,7 +17,7 @@ from dlscale.engine.plan import Grids, Plan, Step
 from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.kernels import accumulator_dtype, one_blas_thread, safe_norm
-from dlscale.linalg.folds.orthogonal import find_basis
+from dlscale.linalg.folds.orthogonal import condition_of, find_basis
 from dlscale.linalg.folds.products import sweep_gram
 from dlscale.linalg.panels.products import probes
 from dlscale.linalg.polar.check import Shift, hermitian_check
@@ -134,7 +134,7 @@ def _factor(passes: Passes, A: Matrix, *, grid: RowGrid, transposed: bool) -> Ou
             shift.check(definite=definite, lines=lines),
         )
     )
-    condition = float(s[0] / s[-1]) if s[-1] > s[0] * np.finfo(float).tiny else float("inf")
+    condition = condition_of(s, dtype)
     notes = [how] + ([SINGULAR] if s[-1] <= n * eps * s[0] else [])
     P = P.conj() if transposed else P
     return Outcome({"p": P.astype(dtype), "s": s}, ("u",), certificate, {"condition": condition}, tuple(notes))

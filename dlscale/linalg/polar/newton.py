@@ -22,7 +22,7 @@ import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.engine.clusters import ClusterFacts
-from dlscale.engine.columns import SLAB_COLUMNS, SLAB_SHARE, Applied, Columns, Span, Tell
+from dlscale.engine.columns import SLAB_COLUMNS, SLAB_SHARE, Applied, Columns, Span, Tell, untold
 from dlscale.engine.grids import blocks
 from dlscale.engine.passes import Passes
 from dlscale.engine.run import Cost, Run, State
@@ -37,6 +37,7 @@ from dlscale.linalg.solve.factors import LUFactors, QRFactors
 from dlscale.linalg.solve.inverse import identity_columns
 from dlscale.linalg.solve.triangular import N_PIECES
 from dlscale.storage.matrix import Matrix
+from dlscale.storage.scaled import conjugated
 
 #: Slabs of the same size that a task holds for each, where it has a few: columns that become those of the inverse, or of a product,
 #: and one more that is read or written.
@@ -62,6 +63,19 @@ class Iterated(NamedTuple):
     X: Matrix
     n_iterations: int
     singular: bool
+
+
+class OfAdjoint(LUFactors):
+    """Factors of the adjoint of a matrix, that solve with the matrix.
+
+    Rows are exchanged: where columns of a triangle repeat, its own factors would have small pivots before large ones, and the
+    columns of the inverse that they give would not belong together.
+    """
+
+    def solve(
+        self, B: Array, *, adjoint: bool = False, width: int = SLAB_COLUMNS, tell: Tell = untold, overwrite: bool = False
+    ) -> Array:
+        return super().solve(B, adjoint=not adjoint, width=width, tell=tell, overwrite=overwrite)
 
 
 @dataclass(frozen=True)
@@ -238,7 +252,8 @@ class _Iteration:
             factors = self._of_triangle(X)
         elif singular:
             X = Start(self.R, noise=self.eps * size / (4 * self.n**0.5))
-            factors = self._factors(X, 1)
+            of_adjoint = self._factors(conjugated(X.T), 1)
+            factors = OfAdjoint(of_adjoint.lu, of_adjoint.pivots, of_adjoint.n_threads)
             size, inverse = self._norms("norms-beside", factors, X)
             if not np.isfinite(inverse):
                 raise NumericalError("The matrix is singular to working precision, and so is what is beside it up to rounding.")
