@@ -172,3 +172,11 @@ def test_the_residual_of_least_squares_counts_digits_that_are_lost(dtype: str) -
     true = squares(residual(A, b, found.arrays["x"]))
     assert true > 0
     assert found.outcome.estimates["residuals"][0] == pytest.approx(float(true), rel=1e-3)
+
+
+@each_of(dtype=["f8", "c16"])
+def test_a_norm_that_is_out_of_range_is_infinite(dtype: str) -> None:
+    A = np.asarray(1e308 * np.array([[1.5, 0.5], [1.0, -1.0]]), dtype)
+    found = computed(A, np.ones(2, dtype) * 1e300)
+    assert found.outcome.estimates["norm"] == np.inf
+    assert found.outcome.estimates["forward_error_bound"] < 1e-14

@@ -314,12 +314,14 @@ class System:
         # What is measured has the rounding errors of double precision itself.
         reach = known.bound * (found.backward_error + float(np.finfo(float).eps))
         bound = 2 * reach / (1 - reach) if known.sure and reach < 1 else float("inf")
+        with np.errstate(over="ignore"):
+            norm = float(np.ldexp(self.norm, self.exponent))
         return {
             "condition": known.number,
             "backward_error": found.backward_error,
             "forward_error_bound": bound,
             "refinement_steps": found.n_steps,
-            "norm": float(np.ldexp(self.norm, self.exponent)),
+            "norm": norm,
             **self.inertia,
         }
 
