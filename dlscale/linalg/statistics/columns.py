@@ -168,6 +168,8 @@ def _scalars(n_rows: int, totals: tuple[float, float, float]) -> State:
 
 def _at_one_scale(left: State, right: State) -> tuple[State, State]:
     """Both with the larger exponents."""
+    if np.array_equal(left[_EXPONENTS], right[_EXPONENTS]):
+        return left, right
     exponents = np.maximum(left[_EXPONENTS], right[_EXPONENTS])
 
     def there(state: State) -> State:

@@ -66,7 +66,7 @@ class Entries(Fold):
             wide = tile.astype(accumulator_dtype(tile.dtype), copy=False)
             sizes = np.minimum(np.abs(wide), self.ceiling) if self._is_cut else np.abs(wide)
             squares = 0.0 if self._is_cut else sum_of_squares(wide)
-            self._add(state, sizes.sum(axis=0), sizes.sum(axis=1), squares, largest_part(wide if self._is_cut else sizes))
+            self._add(state, sizes.sum(axis=0), sizes.sum(axis=1), squares, largest_part(wide) if self._is_cut else sizes.max())
         return ()
 
     @property
