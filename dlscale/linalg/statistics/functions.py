@@ -209,8 +209,7 @@ def matrix_rank(A: Any, tol: float | None = None, hermitian: bool = False, *, rt
 
     Notes
     -----
-    Singular values are right to ``eps max(m, n)`` times the largest: a smaller tolerance counts what rounding makes of others, or
-    leaves of them, as it stands.
+    Singular values are right to ``eps max(m, n)`` times the largest: a smaller tolerance counts what rounding makes of others.
     """
     if tol is not None and rtol is not None:
         raise SpecError("tol and rtol: give one of them.")
@@ -227,11 +226,9 @@ def matrix_rank(A: Any, tol: float | None = None, hermitian: bool = False, *, rt
 
 
 def _tolerance(name: str, value: Any) -> float | None:
-    if value is None:
-        return None
-    if not (isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool) and value >= 0):
+    if value is not None and not (isinstance(value, int | float | np.number) and not isinstance(value, bool) and value >= 0):
         raise SpecError(f"{name}: must be a number of at least 0; got {value!r:.40}.")
-    return float(value)
+    return None if value is None else float(value)
 
 
 def pinv(a: Any, rcond: float | None = None, hermitian: bool = False, *, rtol: float | None = None) -> Array:
@@ -269,8 +266,7 @@ def pinv(a: Any, rcond: float | None = None, hermitian: bool = False, *, rtol: f
     """
     if rcond is not None and rtol is not None:
         raise SpecError("rcond and rtol: give one of them.")
-    given = _tolerance("rcond", rcond), _tolerance("rtol", rtol)
-    A = open_matrix(a)
+    given, A = (_tolerance("rcond", rcond), _tolerance("rtol", rtol)), open_matrix(a)
     cutoff = next((c for c in given if c is not None), float(np.finfo(A.dtype).eps) * max(A.shape))
     found = run_here(SVD, SVD.inputs({"matrix": A}), SVDOptions(method="exact")).arrays
     u, s, vh = found["u"], found["s"], found["vh"]
