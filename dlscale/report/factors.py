@@ -82,7 +82,7 @@ def _solve_tiles(job: Job) -> list[Tile]:
         shown.append(Tile("Backward error", words.number(error), below))
     if bound is not None:
         said = words.number(bound) if bound < 1 else "no digit is sure"
-        shown.append(Tile("Error of the solution", f"≤ {said}" if bound < 1 else said, "relative, from the condition"))
+        shown.append(Tile("Error of the solution", f"≤ {said}" if bound < 1 else said, "relative, from a bound of the condition"))
     return shown + rate_tile(job)
 
 
