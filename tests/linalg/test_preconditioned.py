@@ -138,3 +138,19 @@ def test_what_of_these_is_refused() -> None:
         dlscale.cg(A, b, M=lambda R: R[:3])
     with pytest.raises(NumericalError, match="or a preconditioner that was given, is not positive definite"):
         dlscale.cg(A, b, M=lambda R: -R)
+
+
+@pytest.mark.parametrize("preconditioner", ["none", "block_jacobi"])
+def test_what_rounding_hides_is_said_to_working_precision(preconditioner: Any) -> None:
+    """Definite matrices, diagonally dominant but for powers of two, of which rounding makes others."""
+    said = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        S, d = rng.integers(-1, 2, (6, 6)), 2.0 ** -rng.permutation(np.arange(0, 60, 10))
+        try:
+            computed(d[:, None] * (S + S.T + 16 * np.eye(6)) * d, np.ones((6, 1)), method="cg", preconditioner=preconditioner)
+        except NumericalError as error:
+            said.append(str(error))
+    refusals = [words for words in said if "is not positive definite" in words]
+    assert all("to working precision" in words for words in refusals)
+    assert refusals or preconditioner == "none"

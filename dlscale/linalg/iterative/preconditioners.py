@@ -105,8 +105,10 @@ def inverse_of_blocks(blocks: Array, *, definite: bool, symmetric: bool, nonsing
         values, vectors = np.linalg.eigh((padded + padded.conj().transpose(0, 2, 1)) / 2)
         if definite and not (values > 0).all():
             first = int(np.argwhere(~(values > 0))[0][0]) * w
-            rows = f"entry ({first}, {first})" if w == 1 else _rows(first, w, n)
-            raise NumericalError(f"The matrix is not positive definite: {rows} on its diagonal is not. Use method minres.")
+            told = f"entry ({first}, {first}) on its diagonal is not positive"
+            if w > 1:
+                told = f"{_rows(first, w, n)} on its diagonal is not, to working precision"
+            raise NumericalError(f"The matrix is not positive definite: {told}. Use method minres.")
         with np.errstate(over="ignore", invalid="ignore"):
             inverse = (vectors / _away_from_zero(np.abs(values))[:, None, :]) @ vectors.conj().transpose(0, 2, 1)
     else:

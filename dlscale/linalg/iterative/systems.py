@@ -290,7 +290,8 @@ _ADVICE = {
     "stagnated": "Rounding alone may leave {rounding:.1e} of it; raise params.tolerance, take a preconditioner or method direct.",
     "broken down": "The matrix is singular to working precision, or the method has met a system that it cannot "
     "go on with; use method gmres or direct, or kind lstsq where there is no solution.",
-    "not definite": "The matrix, or a preconditioner that was given, is not positive definite; use method minres.",
+    "not definite": "The matrix, or a preconditioner that was given, is not positive definite to working precision; "
+    "use method minres.",
     "diverged": "Its steps do not converge for this matrix: lower params.relaxation, or use method cg, minres, gmres or direct.",
     "limit": "Raise params.max_iterations or params.tolerance, take a preconditioner or method direct.",
 }
