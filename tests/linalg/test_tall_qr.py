@@ -25,7 +25,7 @@ from helpers import (
 import dlscale
 from dlscale import gallery
 from dlscale.errors import SpecError
-from dlscale.linalg.folds.orthogonal import TriangularFactor
+from dlscale.linalg.folds.orthogonal import INVERSE_LIMIT, TriangularFactor
 from dlscale.linalg.qr.tall import TallQROptions, compute_tall_qr, plan_tall_qr
 
 TALL = [name for name in HARD if "wide" not in name and "row" not in name] + ["graded rows, square"]
@@ -194,7 +194,7 @@ def test_blocks_are_multiplied_by_an_inverse_only_where_it_is_harmless(
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 def test_hardly_more_is_lost_than_by_solving(dtype: str) -> None:
-    """Matrices of a few positive columns, some of them nearly singular, where an inverse loses most."""
+    """Matrices of a few positive columns, some of them nearly singular, where an inverse loses most; with any kernels of BLAS."""
     lost, by_solving = 0.0, 0.0
     for seed in range(2000):
         A = np.random.default_rng(seed).random((10, 10)).astype(dtype)
@@ -204,7 +204,7 @@ def test_hardly_more_is_lost_than_by_solving(dtype: str) -> None:
             Q = chosen.divide(A, out=np.empty_like(A)).astype(R.dtype)
             error = float(np.abs(A - Q @ R).max())
             lost, by_solving = (max(lost, error), by_solving) if chosen is factor else (lost, max(by_solving, error))
-    assert lost < 3 * by_solving, (lost, by_solving)
+    assert lost <= INVERSE_LIMIT * by_solving, (lost, by_solving)
 
 
 def test_an_inverse_beyond_the_range_of_the_dtype_is_not_used() -> None:
