@@ -16,8 +16,8 @@ from dlscale.engine.grids import RowGrid
 from dlscale.engine.machine import write_rate
 from dlscale.engine.tiles.grid import PanelGrid
 
-#: A skinny or symmetric product runs at about this part of a square one's rate.
-PRODUCT_EFFICIENCY = 0.8
+#: A skinny or symmetric product, or a factorization, runs at about this part of a square one's rate; and a large product.
+PRODUCT_EFFICIENCY, LARGE_PRODUCT_EFFICIENCY = 0.8, 0.95
 #: A core, and a disk.
 NOMINAL_FLOPS_PER_SECOND = 4e10
 NOMINAL_BYTES_PER_SECOND = 2e9
@@ -41,6 +41,8 @@ class Step:
         A step in the driver is one thread's, and nothing is told of it.
     n_threads : float
         Of the workers, that work on it at the same time on average; 0: all of them.
+    efficiency : float
+        The part of the rate of a square product at which it runs.
     """
 
     id: str
@@ -49,13 +51,14 @@ class Step:
     bytes_written: int = 0
     where: Literal["workers", "driver"] = "workers"
     n_threads: float = 0.0
+    efficiency: float = PRODUCT_EFFICIENCY
 
     def seconds(self, matmul: float, read: float, write: float, n_threads: int) -> float:
         """On the workers, at the rates of so many threads.
 
         Reading overlaps with computing, so it takes the longer of the two; what is written is flushed when the step ends.
         """
-        longer = max(self.flops / (matmul * PRODUCT_EFFICIENCY), self.bytes_read / read)
+        longer = max(self.flops / (matmul * self.efficiency), self.bytes_read / read)
         return longer * n_threads / (self.n_threads or n_threads) + self.bytes_written / write
 
 

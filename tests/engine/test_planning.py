@@ -24,6 +24,7 @@ from dlscale.engine.costs import lay_out
 from dlscale.engine.grids import BLOCK_BYTES
 from dlscale.engine.machine import read_rate
 from dlscale.engine.plan import (
+    LARGE_PRODUCT_EFFICIENCY,
     MUCH_BYTES,
     NOMINAL_FLOPS_PER_SECOND,
     PRODUCT_EFFICIENCY,
@@ -117,6 +118,8 @@ def test_expected_seconds_are_those_of_the_slower_of_reading_and_computing() -> 
     assert seconds(read, compute) == pytest.approx(8.0)
     assert seconds(alone) == pytest.approx(2.0)  # one thread of two
     assert seconds(serial) == pytest.approx(2.0)  # one thread, at half the rate of a product
+    large = Step("large product", 2e10 * LARGE_PRODUCT_EFFICIENCY, efficiency=LARGE_PRODUCT_EFFICIENCY)
+    assert seconds(large) == pytest.approx(1.0)
     kept = Step("kept", 0.0, bytes_written=GB, where="driver")
     assert seconds(kept, rates=rates | {"write_bytes_per_second": 2e8}) == pytest.approx(5.0)
     assert seconds(read, rates={"matmul_flops_per_second": 2e10, "read_bytes_per_second": None}) < 1e-3

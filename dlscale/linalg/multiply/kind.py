@@ -28,7 +28,7 @@ from dlscale.engine.columns import Columns
 from dlscale.engine.costs import Layout, bytes_of, lay_out, libraries, measured_rates
 from dlscale.engine.grids import OUTPUT_BYTES, RowGrid
 from dlscale.engine.passes import Passes
-from dlscale.engine.plan import Grids, Need, Plan, Step
+from dlscale.engine.plan import LARGE_PRODUCT_EFFICIENCY, PRODUCT_EFFICIENCY, Grids, Need, Plan, Step
 from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.engine.targets import MemoryTarget, StoreTarget, Target
@@ -157,7 +157,8 @@ def plan_matmul(inputs: Inputs, options: MatmulOptions, facts: ClusterFacts) -> 
         assert tiling is not None
         memory, n_tiles = _memory(problem, tiling, facts), len(tiling.tiles)
         at_once = n_tiles / -(-n_tiles // facts.n_workers) * facts.threads_per_worker
-        product = Step("tiles", tiling.flops, tiling.bytes_read(a, b), m * n * item, n_threads=at_once)
+        efficiency = PRODUCT_EFFICIENCY if problem.symmetric else LARGE_PRODUCT_EFFICIENCY
+        product = Step("tiles", tiling.flops, tiling.bytes_read(a, b), m * n * item, n_threads=at_once, efficiency=efficiency)
         words = (
             f"{n_tiles} tile{'s' if n_tiles > 1 else ''} of {tiling.rows} x {tiling.columns}, "
             f"{'each ' if n_tiles > 1 else ''}in one task that streams strips "
