@@ -52,6 +52,14 @@ def test_a_script_that_may_be_imported_again_runs(cluster: str, ending: str, tmp
     assert (ended.returncode, ended.stdout) == (0, "succeeded\n"), ended.stderr
 
 
+def test_a_script_on_standard_input_runs(tmp_path: Path) -> None:
+    text = SCRIPT.replace("CLUSTER", '"local"') + "main()\n"
+    ended = run_script(
+        tmp_path, f"import runpy, subprocess, sys\nsubprocess.run([sys.executable, '-'], input={text!r}, text=True)\n"
+    )
+    assert (ended.returncode, ended.stdout) == (0, "succeeded\n"), ended.stderr
+
+
 @pytest.mark.parametrize(
     ("source", "line", "guarded"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import shlex
+import sys
 import tempfile
 import warnings
 import weakref
@@ -120,6 +121,7 @@ def _start_processes(facts: ClusterFacts, tell: Callable[[str], None]) -> Any:
         settings["distributed.scheduler.worker-saturation"] = math.inf
     if has_pages := bool(facts.options.get("dashboard")):
         settings |= DASHBOARD
+    _forget_unreadable_script()
     with dask.config.set(settings):
         return PatientCluster(  # type: ignore[no-untyped-call]
             worker_class=WatchedNanny,
@@ -134,6 +136,14 @@ def _start_processes(facts: ClusterFacts, tell: Callable[[str], None]) -> Any:
             # Also of workers that are started again, when this context is over.
             config={**SETTINGS, **settings},
         )
+
+
+def _forget_unreadable_script() -> None:
+    """Let worker processes, which import the main script, leave out one that no file holds: it came by standard input."""
+    main = sys.modules["__main__"]
+    script = getattr(main, "__file__", None)
+    if script is not None and getattr(main, "__spec__", None) is None and not Path(script).is_file():
+        del main.__file__  # as at a prompt, which has none
 
 
 def _environment() -> dict[str, str]:
