@@ -111,7 +111,7 @@ class Predictions(Fold):
         # A state that is not finite has the entry named that spoilt it.
         state["rows"] += len(A) if np.isfinite(Y).all() else np.nan
         for T in (T.toarray() if isinstance(T, SparseRows) else T for T in targets):
-            mean = finite(T, first_row).mean(axis=0, dtype=state["mean"].dtype)
+            mean = finite(T, first_row, role="targets").mean(axis=0, dtype=state["mean"].dtype)
             block = {"count": np.array([float(len(T))]), "mean": mean, "spread": (np.abs(T - mean) ** 2).sum(axis=0)}
             _combine(state, block)
             state["squares"] += (np.abs(T - Y) ** 2).sum(axis=0)

@@ -13,7 +13,7 @@ from helpers import Array, gaussian, store
 
 import dlscale
 from dlscale import gallery
-from dlscale.errors import InputError, NumericalError, SpecError
+from dlscale.errors import InputError, NonFiniteError, NumericalError, SpecError
 
 N = 90
 Job = Any
@@ -55,6 +55,30 @@ def test_solve_on_worker_processes(job: Job) -> None:
     assert x.shape == (N,)
     np.testing.assert_allclose(x, np.linalg.solve(A, b), rtol=1e-9)
     np.testing.assert_array_equal(job("solve", {"matrix": A, "rhs": b}, precision="mixed", panel=32)["x"], x)
+
+
+@pytest.mark.parametrize(
+    ("role", "spoilt"),
+    [
+        ("rhs", lambda S, b: dlscale.solve(S, b)),
+        ("rhs", lambda S, b: dlscale.solve(S, b, assume="sym")),
+        ("rhs", lambda S, b: dlscale.solve_triangular(np.tril(S), b, lower=True)),
+        ("rhs", lambda S, b: dlscale.lu(S).solve(b)),
+        ("rhs", dlscale.cg),
+        ("rhs", dlscale.gmres),
+        ("rhs", lambda S, b: dlscale.lstsq(S[:, :3], b)),
+        ("rhs", lambda S, b: dlscale.lstsq(S[:20], b[:20])),
+        ("rhs", lambda S, b: dlscale.ridge(S[:, :3], b, penalties=[1.0, 2.0])),
+        ("targets", lambda S, b: dlscale.kernel_ridge(S[:, :3], b, penalties=[1.0, 2.0])),
+        ("features", lambda S, b: dlscale.kernel_ridge(np.c_[b, S[:, 0]], S[:, 1], penalties=[1.0, 2.0])),
+    ],
+)
+def test_the_input_that_holds_no_number_is_named(role: str, spoilt: Any) -> None:
+    """A right-hand side and its matrix have the same rows: without its name the place says little."""
+    b = np.ones(30)
+    b[7] = np.nan
+    with pytest.raises(NonFiniteError, match=rf"^input\.{role} contains NaN or infinity: nan at row 7, column 0\."):
+        spoilt(gallery.positive_definite(30), b)
 
 
 @pytest.mark.parametrize("kind", ["lu", "cholesky"])

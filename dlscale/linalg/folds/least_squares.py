@@ -18,16 +18,16 @@ from dlscale.linalg.folds.orthogonal import Basis
 from dlscale.storage.matrix import Matrix, View
 
 
-def read_rhs(B: Matrix, start: int, stop: int) -> Array:
+def read_rhs(B: Matrix, start: int, stop: int, *, role: str = "rhs") -> Array:
     """Rows of the right-hand sides, all of them finite (NonFiniteError)."""
-    return finite(B.read(start, stop), start)
+    return finite(B.read(start, stop), start, role=role)
 
 
-def finite(B: Array, first_row: int, first_column: int = 0) -> Array:
-    """A block of the right-hand sides, whose entries are all finite (NonFiniteError)."""
+def finite(B: Array, first_row: int, first_column: int = 0, *, role: str = "rhs") -> Array:
+    """A block of the right-hand sides, or of an input of another role, whose entries are all finite (NonFiniteError)."""
     if not np.isfinite(B).all():
         i, j = (int(index) for index in np.argwhere(~np.isfinite(B))[0])
-        raise NonFiniteError(first_row + i, first_column + j, B[i, j].item())
+        raise NonFiniteError(first_row + i, first_column + j, B[i, j].item(), f"input.{role}")
     return B
 
 

@@ -189,7 +189,7 @@ class _Work:
     @cached_property
     def rows(self) -> Rows:
         n, d = self.X.shape
-        X = finite(self.X.read(0, n), 0)
+        X = finite(self.X.read(0, n), 0, role="features")
         return Rows(self.options.kernel_of(d), self.X, X.mean(axis=0))
 
     @cached_property
@@ -284,7 +284,7 @@ def compute_kernel_ridge(run: Run, inputs: Inputs, options: KernelRidgeOptions, 
     Frangella, Tropp, Udell (2023); Diaz, Epperly, Frangella, Tropp, Webber (2023).
     """
     X, targets, penalties = promoted(inputs["features"], _DOUBLE), inputs["targets"], path_of(options.penalties)
-    Y = read_rhs(targets, 0, X.shape[0]).astype(_DOUBLE)
+    Y = read_rhs(targets, 0, X.shape[0], role="targets").astype(_DOUBLE)
     # Targets of any size: an answer is as large as they are, exactly.
     powers = [exponent_of(largest) for largest in largest_part(Y, axis=0).tolist()]
     Y = np.stack([times_power_of_two(column, -power) for column, power in zip(Y.T, powers, strict=True)], axis=1)
