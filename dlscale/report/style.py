@@ -94,7 +94,7 @@ header { display: flex; justify-content: space-between; align-items: center; gap
 .of-3 { --basis: 31%; } .of-4 { --basis: 23%; } .of-5 { --basis: 18.5%; }
 .tile { flex: 1 1 var(--basis); min-width: 196px; background: var(--sheet); padding: 15px 18px 17px; }
 .meter { margin-top: 8px; } .meter .bar { height: 5px; }
-.tile .value { font-size: 25px; font-weight: 650; line-height: 1.25; letter-spacing: -0.015em; white-space: nowrap; }
+.tile .value { font-size: 25px; font-weight: 650; line-height: 1.25; letter-spacing: -0.015em; overflow-wrap: anywhere; }
 .tile .below { color: var(--soft); font-size: 13px; }
 
 .checks { border-top: 1px solid var(--line); }
@@ -165,7 +165,7 @@ dt { color: var(--soft); } dd { text-align: right; overflow-wrap: anywhere; }
   main { margin: 0; padding: 26px 20px 40px; border: 0; border-radius: 0; }
   h1 { font-size: 28px; } header { align-items: flex-start; gap: 16px; } .seal { width: 84px; height: 84px; }
   .check, .asked { grid-template-columns: minmax(0, 1fr); } .pictures { grid-template-columns: repeat(4, 1fr); }
-  .tile { flex-basis: 45%; min-width: 140px; } .tile .value { font-size: 20px; white-space: normal; }
+  .tile { flex-basis: 45%; min-width: 140px; } .tile .value { font-size: 20px; }
 }
 @media print {
   :root {

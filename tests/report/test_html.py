@@ -1,9 +1,11 @@
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from dlscale.engine.events import Warned
 from dlscale.report.html import render
 from dlscale.report.record import JobRecord
 
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VOID = {"meta", "img", "br", "hr"}
 
 
@@ -104,6 +107,27 @@ def test_a_page_is_whole_and_needs_nothing_else(name: str) -> None:
     assert set(re.findall(r"url\((.*?)\)", html)) <= {f"#{name}" for name in page.ids}
     assert not re.search(r"https?://|@import|<script|<link", html)
     assert not re.search(r"\bnan\b|\binf\b", re.sub(r"base64,[^\"]*", "", html))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
+def test_no_number_at_the_head_of_a_page_is_cut(tmp_path: Path) -> None:
+    """A number that lost its last digits reads as another number."""
+    from playwright.sync_api import sync_playwright
+
+    long = 'class="value">−4.34 × 10⁻¹⁹ to 0.00222<'
+    html, n_long = re.subn(r'class="value">8\.90 s<', long, render(svd_record()))
+    assert n_long == 1
+    (tmp_path / "page.html").write_text(html)
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+        for width in (1200, 900, 360):
+            page = chromium.new_page(viewport={"width": width, "height": 800})
+            page.goto(f"file://{tmp_path}/page.html")
+            cut = (
+                "[...document.querySelectorAll('.tile .value')].filter(e => e.scrollWidth > e.clientWidth).map(e => e.textContent)"
+            )
+            assert page.evaluate(cut) == []
+        chromium.close()
 
 
 def test_a_pca_of_pictures_shows_its_components_as_pictures() -> None:
