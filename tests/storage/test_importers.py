@@ -155,6 +155,16 @@ def test_csv_with_and_without_names(tmp_path):
         import_matrix(tmp_path / "named.csv", tmp_path / "y.zarr", columns=["d"])
 
 
+def test_columns_are_listed_so_that_they_can_be_told_apart(tmp_path):
+    (tmp_path / "a.csv").write_text('"income, net",age,,"it\'s", left\n1,2,3,4,5\n')
+    pq.write_table(pa.table({"income, net": [1.0], "age": [2.0], "": [3.0], "it's": [4.0], " left": [5.0]}), tmp_path / "a.parquet")
+    for name, left in (("a.csv", "left"), ("a.parquet", "' left'")):
+        for options in ({"columns": ["income"]}, {"drop": ["income"]}):
+            with pytest.raises(SpecError) as refused:
+                import_matrix(tmp_path / name, tmp_path / "y.zarr", **options)
+            assert str(refused.value).endswith(f"""; its columns are: 'income, net', age, '', "it's", {left}.""")
+
+
 def test_csv_odds_and_ends(tmp_path):
     (tmp_path / "a.csv").write_bytes(b'\xef\xbb\xbf\n"x, y", b\r\n 1, 2.5e-3\r\n\r\n"3",-4\r\n')
     np.testing.assert_array_equal(imported(tmp_path / "a.csv", tmp_path)[:], [[1, 2.5e-3], [3, -4]])

@@ -16,7 +16,7 @@ from dlscale.showing import without_secrets
 from dlscale.storage.exactness import inexact_words, whole_and_large
 from dlscale.storage.importers.cells import Columns, has_inexact_cells, read_cells
 from dlscale.storage.importers.columns.filling import filled_dtype
-from dlscale.storage.importers.columns.numeric import numbers_among, shortened
+from dlscale.storage.importers.columns.numeric import numbers_among, shortened, told_apart
 from dlscale.storage.importers.dialect import INDEX_NAMES, WORDS_OF_ROWS, Head, read_head
 from dlscale.storage.importers.records import Piece, record_pieces, without_comments, without_runs
 from dlscale.storage.importers.tables import Blocks, Request, Table, need, open_text
@@ -100,8 +100,7 @@ def _chosen(request: Request, names: tuple[str, ...]) -> Columns:
     for name in (*(request.columns or ()), *dropped, *([] if color is None else [color])):
         if names.count(name) != 1 and (name not in names or name not in dropped or name == color):
             fault = "no column" if name not in names else "more than one column"
-            shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-            raise SpecError(f"{request.source} has {fault} {name!r}; its columns are: {shown}.")
+            raise SpecError(f"{request.source} has {fault} {name!r}; its columns are: {shortened(told_apart(names))}.")
     if request.columns is not None:
         chosen = [names.index(name) for name in request.columns if name not in dropped]
     else:
@@ -140,7 +139,7 @@ def _columns(request: Request, head: Head) -> tuple[Columns, list[str]]:
     if columns.color is not None and columns.color not in columns.chosen:
         notes.append(f"{request.source}: {request.color!r} colours the rows, and is no column of the matrix.")
     if not columns.chosen:
-        raise SpecError(f"{request.source}: no column is left; its columns are: {', '.join(names[:20])}.")
+        raise SpecError(f"{request.source}: no column is left; its columns are: {shortened(told_apart(names))}.")
     return columns, notes
 
 

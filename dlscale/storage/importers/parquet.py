@@ -14,7 +14,7 @@ from dlscale.errors import InputError, SpecError
 from dlscale.showing import without_secrets
 from dlscale.storage.exactness import has_inexact, inexact_words
 from dlscale.storage.importers.columns.filling import filled_dtype
-from dlscale.storage.importers.columns.numeric import shortened
+from dlscale.storage.importers.columns.numeric import shortened, told_apart
 from dlscale.storage.importers.folders import parts_of
 from dlscale.storage.importers.tables import Blocks, Request, Table, need, rows_per_block
 from dlscale.storage.labels.names import Labels, text_of
@@ -116,11 +116,11 @@ def _names(request: Request, path: str, schema: Any) -> tuple[list[str], list[st
     names = list(request.columns) if request.columns is not None else [n for n in schema.names if n not in (*index, *color)]
     for name in request.drop or ():
         if name not in schema.names:
-            raise SpecError(f"{path} has no column {name!r}; its columns are: {shortened(schema.names)}.")
+            raise SpecError(f"{path} has no column {name!r}; its columns are: {shortened(told_apart(schema.names))}.")
     names = [name for name in names if name not in (request.drop or ())]
     for name in (*names, *color):
         if len(schema.get_all_field_indices(name)) != 1:
-            shown = ", ".join(schema.names[:20]) + (", ..." if len(schema.names) > 20 else "")
+            shown = shortened(told_apart(schema.names))
             raise SpecError(f"{path} has not exactly one column {name!r}; its columns are: {shown}.")
     if not names:
         raise InputError(f"{path} has no columns{' but the index of pandas' if index else ''}; a matrix needs at least one.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -31,6 +32,11 @@ def numbers_among(chosen: list[int], head: Head) -> set[int]:
             else:
                 numbers.add(j)
     return kept if len(records) == n_rows else kept & numbers
+
+
+def told_apart(names: Iterable[str]) -> list[str]:
+    """Names of columns as they are listed: in quotes where they are empty, or hold what stands between names."""
+    return [name if name == name.strip() != "" and not {*name} & {*",'\""} else repr(name) for name in names]
 
 
 def shortened(names: list[str]) -> str:

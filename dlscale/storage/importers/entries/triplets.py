@@ -17,7 +17,7 @@ import numpy as np
 from dlscale.arrays import Array
 from dlscale.errors import InputError, SpecError
 from dlscale.storage.importers.cells import Dialect
-from dlscale.storage.importers.columns.numeric import shortened
+from dlscale.storage.importers.columns.numeric import shortened, told_apart
 from dlscale.storage.importers.dialect import Head, read_head
 from dlscale.storage.importers.entries.sorting import Entries
 from dlscale.storage.importers.folders import parts_of
@@ -106,7 +106,7 @@ def _places_of(request: Request, names: Any) -> list[int]:
     for name in wanted:
         if list(names).count(name) != 1:
             fault = "no column" if name not in names else "more than one column"
-            raise SpecError(f"{request.source} has {fault} {name!r}; its columns are: {shortened(list(names))}.")
+            raise SpecError(f"{request.source} has {fault} {name!r}; its columns are: {shortened(told_apart(names))}.")
     return [list(names).index(name) for name in wanted]
 
 
