@@ -80,7 +80,7 @@ def test_extreme_scores_do_not_overflow():
     ("loss", "y", "n_outputs", "message"),
     [
         (CrossEntropy(), np.array([0, 3, 1]), 3, "from 0 to 2; got 3 in row 1"),
-        (CrossEntropy(), np.array([0.0, 0.5]), 1, "from 0 to 1; got 0.5 in row 1"),
+        (CrossEntropy(), np.array([0.0, 0.5]), 1, "count from 0; got 0.5 in row 1. Number the classes 0, 1, ..., or"),
         (Hinge(), np.array([1, -1]), 1, "got -1 in row 1"),
         (Squared(), np.ones((4, 2)), 3, r"must be \(n, 3\); got \(4, 2\)"),
         (Squared(), np.array([1.0, np.nan]), 1, "must be finite"),

@@ -125,8 +125,14 @@ class _Classification(Loss):
         wrong = ~((labels >= 0) & (labels < n_classes) & (labels == np.floor(labels)))
         if wrong.any():
             row = int(np.argmax(wrong))
+            got = f"got {labels[row]} in row {first_row + row}"
+            if labels[row] < 0 or labels[row] != np.floor(labels[row]):
+                raise InputError(
+                    f"Labels must be whole numbers that count from 0; {got}. Number the classes 0, 1, ..., or, where the targets "
+                    "are numbers and no classes, take model type linear."
+                )
             raise InputError(
-                f"Labels must be whole numbers from 0 to {n_classes - 1}; got {labels[row]} in row {first_row + row}. "
+                f"Labels must be whole numbers from 0 to {n_classes - 1}; {got}. "
                 "Number the classes from 0, or set the number of classes."
             )
 
