@@ -25,6 +25,7 @@ from gate import PATIENCE_SECONDS, Gate
 from helpers import store
 
 from dlscale.batch.generate import default_chunks
+from dlscale.batch.workspace import Workspace
 from dlscale.cli.main import commands
 from dlscale.report.words import duration
 
@@ -296,7 +297,7 @@ def test_a_running_job_is_not_resumed_and_a_signal_to_threads_ends_in_a_checkpoi
 
 @pytest.mark.usefixtures("drawn_reports")
 def test_the_life_of_a_job_can_be_followed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "No jobs yet" in call("jobs").stdout
+    assert call("jobs").stdout == f"No jobs yet in {folder / 'dlscale-workspace'}.\n"
     assert call("validate", "job.yaml").stdout == "job.yaml is a valid job of kind svd.\n"
     planned = json.loads(call("plan", "job.yaml", "--json").stdout)
     assert planned["flops"] > 0
@@ -372,6 +373,15 @@ def test_jobs_are_chosen_counted_and_removed(folder: Path) -> None:
     assert "1 job" in call("rm", ids["three"]).stdout
     assert not list(folder.glob("dlscale-workspace/jobs/*"))
     assert call("rm", "nothing").exit_code == 2
+
+
+def test_a_job_that_runs_is_not_removed_and_its_end_is_named(folder: Path) -> None:
+    assert call("run", "job.yaml").exit_code == 0
+    job = Workspace(folder / "dlscale-workspace").find(None)
+    with job.claim():
+        refused = call("rm", job.id)
+    assert (refused.exit_code, job.exists()) == (1, True)
+    assert f"Job {job.id} is running; `dlscale cancel {job.id}` stops it." in refused.stderr
 
 
 def test_info_tells_a_matrix_from_a_result(folder: Path) -> None:

@@ -31,7 +31,10 @@ def remove(job: Job, root: Workspace) -> None:
     """
     if job.folder.is_symlink():
         raise SpecError(f"{job.folder} is a link, and what it leads to is left alone; remove the link yourself.")
-    with job.claim():
+    claim = job.take()
+    if claim is None:
+        raise SpecError(f"Job {job.id} is running; `dlscale cancel {job.id}` stops it.")
+    with claim:
         state = None
         with suppress(SpecError):  # of a damaged state the lock alone says that nobody works on the job
             state = job.read_state()

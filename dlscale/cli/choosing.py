@@ -105,7 +105,7 @@ def require_watch(watch: bool, quiet: bool) -> None:
         raise click.UsageError("--quiet goes with --watch.")
 
 
-def show_jobs(chosen: Chosen, listed: Callable[[], Listing]) -> None:
+def show_jobs(chosen: Chosen, listed: Callable[[], Listing], where: object) -> None:
     """A table of jobs, or a JSON list; and what is damaged."""
     if chosen.watch:
         with until_ctrl_c("\nThe jobs go on."):
@@ -120,7 +120,7 @@ def show_jobs(chosen: Chosen, listed: Callable[[], Listing]) -> None:
         return
     from dlscale.cli.listing import table_lines, terminal_width
 
-    nothing = "No job can be read." if faults else "No such jobs." if chosen.filters else "No jobs yet."
+    nothing = "No job can be read." if faults else "No such jobs." if chosen.filters else f"No jobs yet in {where}."
     click.echo("\n".join(table_lines(found, width=terminal_width())) if found else nothing)
     for job, message in sorted(faults.items()):
         echo(f"{job}: {message}", prefix=f"{click.style('damaged:', fg='red')} ", err=True)

@@ -26,6 +26,7 @@ from dlscale.cli.options import (
     workspace_option,
 )
 from dlscale.cli.sweeping import find_sweep, is_sweep, resume_sweep, show_cancelled_sweep, show_submitted_sweep, submit_sweep
+from dlscale.cli.watching import ended_words
 from dlscale.errors import Interrupted
 from dlscale.interrupts import held_back
 
@@ -129,7 +130,7 @@ def cancel(job_id: str, workspace: str | None) -> None:
         return
     job = root.find(job_id)
     state = stop(job, root)
-    echo(f"{job.id} {state.state}{': ' if state.message else ''}{state.message}")
+    echo(ended_words(job.id, state.state, state.message))
 
 
 @click.command()

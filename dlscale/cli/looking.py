@@ -12,7 +12,7 @@ import click
 from dlscale.cli.choosing import Chosen, Listing, choosing, require_watch, show_jobs, watch_options
 from dlscale.cli.options import echo, json_option, open_console, open_workspace, print_json, workspace_option
 from dlscale.cli.sweeping import find_sweep, known_sweep, show_sweep, state_words, table_of, wait_for_sweep
-from dlscale.cli.watching import Lines, Look, drawing, goes_on, is_live, sweep_goes_on, until_ctrl_c
+from dlscale.cli.watching import Lines, Look, drawing, ended_words, goes_on, is_live, sweep_goes_on, until_ctrl_c
 from dlscale.errors import SpecError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def wait(job_id: str | None, timeout: float | None, quiet: bool, workspace: str 
         print_json(record)
     else:
         echo_last_lines(record)
-        echo(f"{job.id} {state.state}{': ' if state.message else ''}{state.message}")
+        echo(ended_words(job.id, state.state, state.message))
     sys.exit(state.exit_code)
 
 
@@ -69,7 +69,7 @@ def jobs(chosen: Chosen) -> None:
         found = root.list_jobs(few or chosen.limit, states=chosen.states, kinds=chosen.kinds, name=chosen.name, ids=ids)
         return Listing(*found, f"{len(ids):,}" if few else "")
 
-    show_jobs(chosen, listed)
+    show_jobs(chosen, listed, root.place)
 
 
 @click.command()
@@ -95,7 +95,7 @@ def status(job_id: str | None, watch: bool, quiet: bool, workspace: str | None, 
 
         console = open_console()
         console.print(job.id, style="bold", highlight=False)
-        console.print(status_rows(job, state))
+        console.print(status_rows(job, state), crop=False)
     else:
         echo_last_lines(_state_record(job, state))
 

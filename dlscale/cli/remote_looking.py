@@ -15,7 +15,7 @@ from dlscale.cli.choosing import Chosen, Listing, choosing, require_watch, show_
 from dlscale.cli.looking import echo_last_lines
 from dlscale.cli.options import echo, json_option, open_console, print_json
 from dlscale.cli.sweeping import leave_with, show_table, watching_sweep
-from dlscale.cli.watching import Lines, Look, drawing, goes_on, is_live, sweep_goes_on, until_ctrl_c
+from dlscale.cli.watching import Lines, Look, drawing, ended_words, goes_on, is_live, sweep_goes_on, until_ctrl_c
 from dlscale.errors import SpecError
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def jobs(chosen: Chosen) -> None:
             few = chosen.cut_to(n_found)
             return newest(few)._replace(of=f"more than {n_found - 1:,}") if few else found
 
-        show_jobs(chosen, listed)
+        show_jobs(chosen, listed, client.url)
 
 
 @click.command()
@@ -219,7 +219,7 @@ def _states(table: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 def how_it_ended(record: dict[str, Any]) -> str:
-    return f"{record['job']} {record['state']}{': ' if record['message'] else ''}{record['message']}"
+    return ended_words(record["job"], record["state"], record["message"])
 
 
 COMMANDS = (jobs, status, logs, wait)

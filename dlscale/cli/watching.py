@@ -26,6 +26,12 @@ _DRAW_SECONDS = 0.5
 _LIST_SECONDS, _LIST_SHARE = 1.0, 5.0
 
 
+def ended_words(job: str, state: str, message: str) -> str:
+    """How a job ended, and why, where that is known and says more than the state does."""
+    why = message.removeprefix(f"{state}: ")
+    return f"{job} {state}: {why}" if why else f"{job} {state}"
+
+
 @dataclass(frozen=True)
 class Look:
     """What is told of a job at one moment, wherever it was asked for."""

@@ -96,6 +96,7 @@ class Guard:
             raise problem_of(error) from error
         if grant is None:
             said = "This token is not known." if token else "A token is needed: Authorization: Bearer TOKEN."
+            said += " dlscale and dlscale.Client take it from DLSCALE_TOKEN."
             raise Problem(401, said, headers={"WWW-Authenticate": "Bearer"}, exit_code=2)
         needed = _needed(method, path)
         if not grant.allows(needed):
