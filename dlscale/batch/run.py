@@ -252,7 +252,7 @@ def resume(job: Job, prepared: Prepared, *, listener: Emit = ignore) -> JobResul
 def _execute(job: Job, state: JobState, prepared: Prepared, listener: Emit) -> JobResult:
     output = prepared.output or job.place / "result.zarr"
     error: Exception | None = None
-    follower = Follower(prepared.plan.flops, len(prepared.plan.worker_steps))
+    follower = Follower(prepared.plan.flops, len(prepared.plan.worker_steps), before=state.progress)
     with Signals() as signals, Recorder(job, state, listener, cancel=signals.stop, follower=follower) as recorder:
         try:
             # A job that was killed when it had published is found complete.

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.panel import Panel
@@ -17,6 +20,7 @@ from rich.progress import Progress as Bars
 from rich.progress_bar import ProgressBar
 from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
 
 from dlscale.batch.jobs.in_slurm import slurm_facts, slurm_words
 from dlscale.batch.jobs.progress import Follower, learned, progress_words, rates_of, step_words, time_left
@@ -36,6 +40,9 @@ _N_PASSES = 10
 #: Part of the expected time from which on what steps take beside their work is told.
 _SEEN = 0.05
 _BAR_WIDTH = 40
+#: After so many passes a line a second tells enough of those that are faster; the log has them all.
+_N_LINES = 20
+_LINE_SECONDS = 1.0
 
 
 class SafeConsole(Console):
@@ -46,10 +53,31 @@ class SafeConsole(Console):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
 
-def rows(pairs: Sequence[tuple[str, str]]) -> Table:
-    """Labels and texts in two columns."""
+#: Labels of places, which are told in one piece however narrow the terminal is: they are copied, and read by programs.
+_PLACES = ("result", "report", "files")
+
+
+class WholePlaces:
+    """Labels and texts in two columns; a place stands in a line of its own, which a console that crops nothing leaves whole."""
+
+    def __init__(self, pairs: Sequence[tuple[str, str]]) -> None:
+        self.pairs = pairs
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        width = max((cell_len(Text.from_markup(label).plain) for label, _ in self.pairs), default=0)
+        for are_places, some in groupby(self.pairs, lambda pair: pair[0] in _PLACES):
+            if not are_places:
+                yield rows(list(some), width)
+                continue
+            for label, place in some:
+                line = Text(label.ljust(width), style="dim", no_wrap=True, overflow="ignore")
+                yield line.append(f"  {visible(without_secrets(place))}", style="not dim")
+
+
+def rows(pairs: Sequence[tuple[str, str]], width: int | None = None) -> Table:
+    """Labels, in a column of a width or as wide as they are, and texts in two columns."""
     table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", no_wrap=True)
+    table.add_column(style="dim", no_wrap=True, min_width=width)
     table.add_column(overflow="fold")
     for label, text in pairs:
         table.add_row(label, escape(visible(without_secrets(text))))
@@ -125,6 +153,7 @@ class JobProgress:
     def __init__(self, console: Console, total: float, n_steps: int = 0, *, measure: Literal["flops", "bytes"] = "flops") -> None:
         self.console, self.follower = console, Follower(total, n_steps, measure=measure)
         self._lock, self._unheard = threading.Lock(), False
+        self._n_lines, self._line_at, self._n_untold = 0, 0.0, 0
         columns = (
             TextColumn("{task.description}", justify="left"),
             BarColumn(),
@@ -154,6 +183,8 @@ class JobProgress:
 
     def _follow(self, event: Event) -> None:
         self.follower(event)
+        if isinstance(event, StateChanged):
+            self._tell_rest()
         match event:
             case StepStarted() | WorkDone():
                 self._show()
@@ -178,6 +209,11 @@ class JobProgress:
         self._bar.update(self._task, description=what, completed=progress.fraction, more=", ".join(more))
 
     def _finished(self, event: StepFinished) -> None:
+        if self._n_lines >= _N_LINES and time.monotonic() - self._line_at < _LINE_SECONDS:
+            self._n_untold += 1
+            return
+        self._tell_rest()
+        self._n_lines, self._line_at = self._n_lines + 1, time.monotonic()
         seconds = max(event.seconds, 1e-9)
         if event.resumed:
             text = "from the checkpoint"
@@ -185,6 +221,12 @@ class JobProgress:
             rates = [words.quantity(event.flops / seconds, "FLOP/s")] if event.flops else []
             text = ", ".join([words.duration(seconds), *rates, words.quantity(event.bytes_read / seconds, "B/s")])
         self.console.print(f"  [dim]pass[/] {escape(event.step)}  {text}", highlight=False)
+
+    def _tell_rest(self) -> None:
+        """How many passes had no line of their own."""
+        if self._n_untold:
+            self.console.print(f"  [dim]…[/] {words.count(self._n_untold)} more passes, all in the log", highlight=False)
+        self._n_untold = 0
 
 
 @contextmanager
@@ -235,7 +277,7 @@ def show_result(console: Console, result: JobResult) -> None:
         pairs.append(("result", shown_path(result.result)))
     if job.report.exists():
         pairs.append(("report", shown_path(str(job.report))))
-    console.print(rows(pairs))
+    console.print(WholePlaces(pairs), crop=False)
 
 
 def _key_numbers(job: Job) -> list[tuple[str, str]]:
@@ -248,7 +290,7 @@ def _key_numbers(job: Job) -> list[tuple[str, str]]:
     return [(tile.name[0].lower() + tile.name[1:], tile.value + (f" ({tile.below})" if tile.below else "")) for tile in tiles]
 
 
-def status_rows(job: Job, state: JobState) -> Table:
+def status_rows(job: Job, state: JobState) -> WholePlaces:
     """One job: how far it is, why it stopped, how to go on."""
     from dlscale.batch.workspace import RUNNING
 
@@ -275,7 +317,7 @@ def status_rows(job: Job, state: JobState) -> Table:
     if state.resumable and not state.moves:
         pairs.append(("go on", f"dlscale resume {job.id}"))
     pairs.append(("files", shown_path(str(job.place))))
-    return rows(pairs)
+    return WholePlaces(pairs)
 
 
 def slurm_rows(said: Mapping[str, Any] | None) -> list[tuple[str, str]]:
@@ -304,7 +346,13 @@ def watched_rows(state: JobState) -> Table:
 
 def facts_rows(facts: Mapping[str, Any]) -> Table:
     """A mapping of facts, the units of its keys' suffixes applied."""
-    return rows([words.fact(key, value) for key, value in facts.items() if value not in ([], {}, None)])
+    pairs = list[tuple[str, str]]()
+    for key, value in facts.items():
+        if key == "notes" and value:  # sentences, each in a row
+            pairs += zip([words.label(key), *[""] * len(value)], map(str, value), strict=False)
+        elif value not in ([], {}, None):
+            pairs.append(words.fact(key, value))
+    return rows(pairs)
 
 
 def result_facts(uri: str, attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def plan_operator(A: Matrix, width: int, facts: ClusterFacts, *, n_products: int
         return OperatorPlan("memory", layout.grid, m, "the matrix is in memory", layout.peak_bytes)
     held = resident_bytes(A, facts)
     if n_products >= MANY_PRODUCTS and held + layout.peak_bytes <= facts.memory_bytes:
-        words = f"resident: read once and held on the workers, {held / 1e9:.2f} GB each"
+        words = f"resident: read once and held on the workers, {held / 1e9:.3g} GB each"
         return OperatorPlan("resident", resident_grid(A), m, words, held + layout.peak_bytes)
     return OperatorPlan("strips", layout.grid, m, "strips of rows, one read a product", layout.peak_bytes)
 

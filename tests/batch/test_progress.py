@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import time
@@ -15,13 +16,15 @@ from gate import PATIENCE_SECONDS
 from helpers import gaussian
 from hypothesis import example, given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from dlscale.batch import recorder
 from dlscale.batch import run as jobs
 from dlscale.batch.jobs.progress import Follower, Progress, caught_up, progress_words, step_words
 from dlscale.batch.workspace import Heartbeat, JobState, Workspace
-from dlscale.cli import watching
+from dlscale.cli import terminal, watching
 from dlscale.cli.main import commands
+from dlscale.cli.terminal import JobProgress, WholePlaces, facts_rows
 from dlscale.engine.events import EpochFinished, Event, Saved, StateChanged, StepFinished, StepStarted, WorkDone
 
 STEPS = st.sampled_from(["a", "b", "c"])
@@ -61,6 +64,31 @@ def test_a_run_begins_anew() -> None:
     first = [StateChanged("running"), StepStarted("a"), StepFinished("a", 1.0, flops=40.0), EpochFinished(3, {"epoch_loss": 0.5})]
     assert (after(first).epoch, after(first).loss) == (3, 0.5)
     assert after([*first, StateChanged("running")]) == Progress(n_steps=2)
+
+
+def test_a_job_that_goes_on_is_as_far_as_it_was_until_its_first_step_is_heard_of() -> None:
+    before = Progress(0.7, "b", 7, 10, 5.0, 8.0, 6.0)
+    follower = Follower(100.0, 10, before=before)
+    follower(StateChanged("running"))
+    assert follower.progress() == Progress(0.7, "", 7, 10)
+    follower(StepFinished("a", 0.0, flops=40.0, resumed=True))
+    assert (follower.progress().fraction, follower.progress().n_done) == (0.4, 1)
+
+
+def test_of_many_fast_passes_few_have_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    console, now = Console(file=io.StringIO(), width=80), [100.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    told = JobProgress(console, 1.0)
+    for k in range(60):
+        told(StepFinished(f"product-{k}", 0.1, flops=1.0))
+        now[0] += 0.1
+    told(StateChanged("certifying"))
+    lines = console.file.getvalue().splitlines()
+    assert [line.split()[1] for line in lines[:20]] == [f"product-{k}" for k in range(20)]
+    # A line a second of the others, and none of them is uncounted.
+    assert 6 <= len(lines) - 20 <= 10
+    assert sum(int(line.split()[1]) if "more passes" in line else 1 for line in lines) == 60
+    assert "more passes" in lines[-1]
 
 
 def test_events_tell_how_far_a_killed_job_came_since_it_was_written_down() -> None:
@@ -162,3 +190,27 @@ def test_lists_and_waits_say_how_far_a_running_job_is(tmp_path: Path, monkeypatc
     say(watching.Look.of(replace(state, state="succeeded")))
     said = capsys.readouterr().err.splitlines()
     assert [line.partition("%")[0] for line in said] == [f"{job.id} running: {percent}" for percent in (50, 75)]
+
+
+def shown(renderable: object, width: int) -> list[str]:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(renderable, crop=False)
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+def test_places_stay_whole_in_narrow_terminals() -> None:
+    place = "dlscale-workspace/jobs/diabetes-kernel-ridge-20261129-094209-bbb2/result [1].zarr"
+    lines = shown(WholePlaces([("variance explained", "words " * 20), ("result", place), ("report", place)]), 40)
+    assert max(map(len, lines[:-2])) <= 40
+    # In the column of the texts above.
+    assert lines[-2:] == [f"result{' ' * 14}{place}", f"report{' ' * 14}{place}"]
+    assert lines[0].index("words") == lines[-1].index(place)
+
+
+def test_notes_are_told_one_by_one() -> None:
+    assert shown(facts_rows({"notes": ["One.", "Two."], "rows": 3}), 80) == ["Notes  One.", "       Two.", "Rows   3"]
+
+
+@pytest.mark.parametrize(("message", "words"), [("", ""), ("cancelled: stopped.", ": stopped."), ("SIGINT: x.", ": SIGINT: x.")])
+def test_how_a_job_ended_is_said_once(message: str, words: str) -> None:
+    assert watching.ended_words("a-1", "cancelled", message) == f"a-1 cancelled{words}"

@@ -61,10 +61,19 @@ class Follower:
         Planned ones.
     measure : str
         ``flops`` or ``bytes``: what progress is counted in, so that the remaining time means something.
+    before : Progress, optional
+        Of a job that goes on, how far it was: told until its first step is heard of, while workers start.
     """
 
-    def __init__(self, total: float, n_steps: int = 0, *, measure: Literal["flops", "bytes"] = "flops") -> None:
-        self.total, self.n_steps, self.measure = max(total, 1.0), n_steps, measure
+    def __init__(
+        self,
+        total: float,
+        n_steps: int = 0,
+        *,
+        measure: Literal["flops", "bytes"] = "flops",
+        before: Progress | None = None,
+    ) -> None:
+        self.total, self.n_steps, self.measure, self._before = max(total, 1.0), n_steps, measure, before
         self._lock = threading.Lock()
         self._begin()
 
@@ -98,6 +107,8 @@ class Follower:
     def progress(self) -> Progress:
         """How far it is by now."""
         with self._lock:
+            if self._before is not None and not self._step and not self._n_done:
+                return replace(self._before, step="", rate=None, bytes_per_second=None, seconds_left=None)
             done = self._done + self._in_step
             rate = bytes_per_second = seconds_left = None
             if done > self._resumed:

@@ -107,7 +107,7 @@ def _lay_out(A: Matrix, width: int, facts: ClusterFacts) -> Layout:
         return Layout(width, layout.grid, False, layout.memory, "the matrix is in memory", layout.notes)
     if held + layout.peak_bytes <= facts.memory_bytes:
         memory = (*layout.memory, Need("blocks of the matrix that are held", held))
-        words = f"read once and held on the workers, {held / 1e9:.2f} GB each"
+        words = f"read once and held on the workers, {held / 1e9:.3g} GB each"
         return Layout(width, resident_grid(A), True, memory, words, layout.notes)
     return Layout(width, layout.grid, False, layout.memory, "read from its store each time", layout.notes)
 
