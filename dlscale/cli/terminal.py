@@ -154,9 +154,10 @@ class JobProgress:
         self.console, self.follower = console, Follower(total, n_steps, measure=measure)
         self._lock, self._unheard = threading.Lock(), False
         self._n_lines, self._line_at, self._n_untold = 0, 0.0, 0
+        self._bar_width = min(_BAR_WIDTH, console.width // 4)
         columns = (
             TextColumn("{task.description}", justify="left"),
-            BarColumn(),
+            BarColumn(self._bar_width),
             TaskProgressColumn(),
             TextColumn("{task.fields[more]}"),
         )
@@ -206,6 +207,10 @@ class JobProgress:
         progress = self.follower.progress()
         what = what or (step_words(progress) if progress.n_steps else progress.step)
         more = [*time_left(progress), *learned(progress), *rates_of(progress, self.follower.measure)]
+        # What is missed least goes first: Rich would cut all columns alike.
+        room = self.console.width - len(what) - self._bar_width - len(" 100%  ")
+        while more and len(", ".join(more)) > room:
+            more.pop()
         self._bar.update(self._task, description=what, completed=progress.fraction, more=", ".join(more))
 
     def _finished(self, event: StepFinished) -> None:

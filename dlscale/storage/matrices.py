@@ -65,7 +65,7 @@ def open_matrix(source: Any, *, vectors: bool = False, missing_chunks: MissingCh
         matrix = in_memory(source)
     else:
         array = plain_array(source)
-        matrix = ArrayMatrix(_two_dimensional(array, "The array", vectors), labels_of(source))
+        matrix = ArrayMatrix(_two_dimensional(array, "this array", vectors), labels_of(source))
         matrix.is_vector = array.ndim == 1
     compute_dtype(matrix.stored_dtype)
     if 0 in matrix.shape:

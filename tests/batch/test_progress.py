@@ -192,6 +192,19 @@ def test_lists_and_waits_say_how_far_a_running_job_is(tmp_path: Path, monkeypatc
     assert [line.partition("%")[0] for line in said] == [f"{job.id} running: {percent}" for percent in (50, 75)]
 
 
+def test_in_a_narrow_terminal_the_bar_says_whole_what_is_done() -> None:
+    console = Console(file=io.StringIO(), width=60, force_terminal=True)
+    told = JobProgress(console, 100.0)
+    with told.live():
+        told(StepStarted("training", 100.0))
+        told(WorkDone("training", "0", flops=50.0, bytes=8))
+        told(EpochFinished(5, {"epoch_loss": 0.689}))
+        told(StateChanged("certifying"))
+    written = console.file.getvalue()
+    assert "checking the answer" in written
+    assert "…" not in written
+
+
 def shown(renderable: object, width: int) -> list[str]:
     console = Console(file=io.StringIO(), width=width)
     console.print(renderable, crop=False)

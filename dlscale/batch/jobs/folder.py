@@ -75,6 +75,10 @@ class Job:
         #: Where Slurm writes on its node, as sbatch takes it.
         self.slurm_output = f"{folder}/slurm-%j.txt"
 
+    @property
+    def _anew(self) -> str:
+        return f"The other files of {self.folder} are as they were; `dlscale run {self.spec}` computes the job anew."
+
     def stored_state(self) -> JobState:
         """What state.json says (SpecError if the folder holds no job, or the file is damaged)."""
         return self.kept_state()
@@ -82,7 +86,7 @@ class Job:
     def kept_state(self) -> JobState:
         """As `stored_state`, as far as this machine knows without asking others."""
         try:
-            return records.read(self.state, JobState, still=f"The other files of {self.folder} are as they were.")
+            return records.read(self.state, JobState, still=self._anew)
         except FileNotFoundError as error:
             if self.folder.is_dir():
                 raise SpecError(f"{self.folder} is not the folder of a job: there is no {self.state}.") from error

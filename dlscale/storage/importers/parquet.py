@@ -155,7 +155,9 @@ def _column(part: Any, path: str, name: str) -> Column:
         return Column(name, width, np.dtype(np.float64))
     if not (types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)):
         kind = part.schema_arrow.field(name).type
-        raise InputError(f"{path}: column {name!r} holds {kind}, not numbers. Choose other columns.")
+        raise InputError(
+            f"{path}: column {name!r} holds {kind}, not numbers. Choose other columns; numeric: true leaves out those of words."
+        )
     return Column(name, width, np.dtype(np.uint8) if types.is_boolean(kind) else np.dtype(kind.to_pandas_dtype()))
 
 
