@@ -375,13 +375,18 @@ def test_jobs_are_chosen_counted_and_removed(folder: Path) -> None:
     assert call("rm", "nothing").exit_code == 2
 
 
-def test_a_job_that_runs_is_not_removed_and_its_end_is_named(folder: Path) -> None:
+def test_a_job_that_is_refused_says_how_to_go_on(folder: Path) -> None:
     assert call("run", "job.yaml").exit_code == 0
     job = Workspace(folder / "dlscale-workspace").find(None)
     with job.claim():
         refused = call("rm", job.id)
     assert (refused.exit_code, job.exists()) == (1, True)
     assert f"Job {job.id} is running; `dlscale cancel {job.id}` stops it." in refused.stderr
+    # Nor is one whose state is damaged without a way on.
+    job.state.write_text('{"kind"')
+    damaged = call("status", job.id)
+    assert (damaged.exit_code, f"`dlscale run {job.spec}` computes the job anew." in damaged.stderr) == (2, True)
+    assert call("validate", str(job.spec)).exit_code == 0
 
 
 def test_info_tells_a_matrix_from_a_result(folder: Path) -> None:

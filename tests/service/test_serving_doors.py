@@ -63,6 +63,7 @@ def test_each_token_does_what_its_scopes_say(guarded: tuple[WebServer, dict[str,
         for method, path in (("GET", "/v1/jobs"), ("POST", "/v1/jobs"), ("DELETE", "/v1/jobs/x"), ("GET", "/schema"), ("GET", "/")):
             answer = server.http.request(method, path, headers=headers)
             assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+            assert "DLSCALE_TOKEN" in answer.json()["detail"]
     assert server.http.get("/health").status_code == 200
     post: Any = {"url": "/v1/jobs?validate_only", "json": server.spec()}
     assert [server.http.get("/v1/jobs", headers=tokens[scope]).status_code for scope in tokens] == [200, 200, 200]
