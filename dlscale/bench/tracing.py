@@ -100,7 +100,7 @@ def is_value(node: Any) -> bool:
 
 def kind_of(task: Any) -> str:
     """The name of what a task calls."""
-    return str(task.func.__name__).strip("_")
+    return str(task.kwargs.get("function", task.func).__name__).strip("_")
 
 
 @dataclass(frozen=True)

@@ -111,8 +111,9 @@ def merge(shared: Any, first: State, *others: State, last: bool = False) -> Any:
     sweep = Sweep.of(shared)
     # A merge may be repeated after a worker died, so it must not change its arguments.
     total = {name: value.copy() for name, value in first.items()}
-    for state in others:
-        total = sweep.fold.merge(total, state)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for state in others:
+            total = sweep.fold.merge(total, state)
     return sweep.result(total) if last else total
 
 

@@ -80,17 +80,16 @@ class Factorizer:
         StalledError
         """
         done, book = Factored(grid, target.matrix(), []), steps.begin(grid)
-        products, largest = np.zeros((grid.shape[0], probes.shape[1]), probes.dtype), 0.0
+        seen = Seen(np.zeros((grid.shape[0], probes.shape[1]), probes.dtype), 0.0)
         for number, panels in enumerate(grid.groups()):
             verb = Factoring(method=steps.method, finished=done, target=target, probes=probes)
             cost = Cost(group_flops(steps.costs, grid, panels), group_bytes(A, grid, panels), panel_bytes(grid, panels, A))
             begin = partial(_factor, steps=steps, book=book)
             saved = memoised(self.run, Work(f"{step}-{number + 1}", A, grid, verb), cost, panels, begin, width=steps.width(grid))
-            products += saved.pop("products")
-            largest = max(largest, float(saved.pop("largest")))
+            seen = Seen.of([seen, Seen(saved.pop("products"), float(saved.pop("largest")))])
             book = {name.removeprefix("book-"): saved.pop(name) for name in [n for n in saved if n.startswith("book-")]}
             done = replace(done, facts=done.facts + _unflatten(saved))
-        return done, Seen(products, largest)
+        return done, seen
 
     def form(
         self, step: str, factored: Factored, steps: ReversibleSteps[M, F], target: Target, *, change: Change | None = None

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Concatenate, Generic, TypeVar
 
+import numpy as np
+
 from dlscale.engine.clusters.watching import Wishes
 from dlscale.engine.events import Warned
 from dlscale.engine.graphs import DataNode, Task, TaskRef
@@ -28,6 +30,7 @@ MAX_TASKS = 4000
 MAX_LOSSES = 4
 
 Key = tuple[Any, ...]
+T = TypeVar("T")
 V = TypeVar("V", bound=Verb, covariant=True)
 
 
@@ -47,18 +50,24 @@ class TaskGraph(Generic[V]):
         """A task that calls ``function(work, *arguments)``; keys among the arguments stand for their results."""
         key = (self.work.token, *key)
         refs = [TaskRef(a) if isinstance(a, tuple) and a and a[0] == self.work.token else a for a in arguments]
-        self.tasks[key] = Task(key, function, TaskRef(self.shared), *refs)
+        self.tasks[key] = Task(key, _quietly, TaskRef(self.shared), *refs, function=function)
         self.priority[key], self.worker[key] = priority, worker
         return key
 
     def take_back(self, key: Key, function: Callable[Concatenate[Work[V], ...], Any]) -> list[Any] | None:
         """The arguments of a task of this graph that calls such a function, which is taken out of it; None if there is none."""
         task = self.tasks.get(key)
-        if not isinstance(task, Task) or task.func is not function:
+        if not isinstance(task, Task) or task.kwargs["function"] is not function:
             return None
         for table in (self.tasks, self.priority, self.worker):
             del table[key]
         return [a.key if isinstance(a, TaskRef) else a for a in task.args[1:]]
+
+
+def _quietly(*arguments: Any, function: Callable[..., T]) -> T:
+    """What a task returns; that something overflows is told by what is measured of it, and by no warning."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return function(*arguments)
 
 
 class Group(Generic[V]):

@@ -233,6 +233,13 @@ class Seen(NamedTuple):
     products: Array
     largest: float
 
+    @classmethod
+    def of(cls, parts: Sequence[Seen]) -> Seen:
+        """What is known of columns that lie side by side; sums that overflow say that these are to be scaled."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            products = sum((part.products for part in parts[1:]), parts[0].products)
+        return cls(products, max(part.largest for part in parts))
+
 
 @dataclass(frozen=True)
 class Factored:

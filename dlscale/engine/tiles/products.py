@@ -9,11 +9,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from dlscale.arrays import Array
+from dlscale.engine.passes.sweep import ADVICE
 from dlscale.engine.run import Cost, Run
 from dlscale.engine.tiles.grid import PanelGrid
 from dlscale.engine.tiles.groups import Group, TaskGraph, memoised
 from dlscale.engine.tiles.methods import Facts, largest_modulus
 from dlscale.engine.tiles.work import Verb, Work, measured
+from dlscale.errors import OutOfRange
 from dlscale.storage.matrix import Matrix
 
 
@@ -86,10 +88,17 @@ def tile_product(run: Run, step: str, T: Matrix, grid: PanelGrid, X: Array, *, p
     -------
     Product
         (m, k), or (n, k) for the adjoint.
+
+    Raises
+    ------
+    OutOfRange
+        If it overflows.
     """
     work = Work(step, T, grid, Multiplying(part, X))
     cost = Cost(0.0, grid.shape[0] * grid.shape[1] * T.dtype.itemsize)
     found = memoised(run, work, cost, range(grid.n_panels), _multiply, width=2 * len(grid.blocks()))
+    if not np.isfinite(found["product"]).all():
+        raise OutOfRange(f"Products with what is stored of the matrix overflow {X.dtype}; {ADVICE}")
     return Product(found["product"], float(found["largest"]))
 
 

@@ -57,8 +57,7 @@ def load_tile(work: Work[Factoring[TiledMethod]], i: int, k: int) -> LoadedTile:
     top = rows[0] if probes.any() else first
     block = work.A.region((top, rows[1]), columns)
     products = np.zeros((rows[1] - rows[0], probes.shape[1]), probes.dtype)
-    with np.errstate(over="ignore", invalid="ignore"):
-        products[top - rows[0] :] = block @ probes[slice(*columns)]
+    products[top - rows[0] :] = block @ probes[slice(*columns)]
     if not np.isfinite(products).all():
         find_non_finite(work.A, columns)
     largest, kept = largest_modulus(block), block[first - top :]
@@ -71,8 +70,7 @@ def see_tile(work: Work[Factoring[TiledMethod]], i: int, k: int) -> LoadedTile:
     """As `load_tile`, of a tile that is not kept."""
     started = time.perf_counter()
     block = work.A.region(work.grid.rows(i), work.grid.columns(k))
-    with np.errstate(over="ignore", invalid="ignore"):
-        products = block @ work.verb.probes[slice(*work.grid.columns(k))]
+    products = block @ work.verb.probes[slice(*work.grid.columns(k))]
     if not np.isfinite(products).all():
         find_non_finite(work.A, work.grid.columns(k))
     measured(work, "load", k, started, n_bytes=block.nbytes)
@@ -86,8 +84,7 @@ def tile_of(work: Work[Verb], loaded: LoadedTile) -> Array:
 
 def seen_of_block(work: Work[Verb], *loaded: LoadedTile) -> Seen:
     """What the tiles of a row block say of the matrix."""
-    products = sum((each.seen.products for each in loaded[1:]), loaded[0].seen.products)
-    return Seen(products, max(each.seen.largest for each in loaded))
+    return Seen.of([each.seen for each in loaded])
 
 
 def identity_tile(work: Work[Filling[TiledMethod]], i: int, k: int) -> Array:

@@ -71,8 +71,7 @@ class WholePanels(Steps[P, Key], Generic[P]):
         return written, [fact for _, fact in settled]
 
     def together(self, group: Group[Factoring[P]], parts: Mapping[int, Seen]) -> Seen:
-        first, *others = parts.values()
-        return Seen(sum((part.products for part in others), first.products), max(part.largest for part in parts.values()))
+        return Seen.of(list(parts.values()))
 
     def width(self, grid: PanelGrid) -> int:
         return 1

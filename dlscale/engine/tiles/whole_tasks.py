@@ -43,19 +43,18 @@ def load_panels(work: Work[Factoring[Method]], numbers: Sequence[int]) -> Loaded
     step = max(1, STRIP_BYTES // ((columns[1] - columns[0]) * A.dtype.itemsize))
     if step > A.row_unit > 1:
         step = step // A.row_unit * A.row_unit
-    with np.errstate(over="ignore", invalid="ignore"):
-        # Products are those of the whole matrix, also where its panels begin below the first row.
-        first_row = 0 if probes.any() else min(tops)
-        spans = list(blocks(first_row // step * step, m, step))
-        for row, strip in read_strips(A, spans, columns):
-            end = row + len(strip)
-            for panel, top, k in zip(panels, tops, numbers, strict=True):
-                left, right = grid.columns(k)
-                part = strip[:, left - columns[0] : right - columns[0]]
-                largest = max(largest, largest_modulus(part))
-                products[row:end] += part @ probes[left:right]
-                if end > top:
-                    panel[max(0, row - top) : end - top] = part[max(0, top - row) :]
+    # Products are those of the whole matrix, also where its panels begin below the first row.
+    first_row = 0 if probes.any() else min(tops)
+    spans = list(blocks(first_row // step * step, m, step))
+    for row, strip in read_strips(A, spans, columns):
+        end = row + len(strip)
+        for panel, top, k in zip(panels, tops, numbers, strict=True):
+            left, right = grid.columns(k)
+            part = strip[:, left - columns[0] : right - columns[0]]
+            largest = max(largest, largest_modulus(part))
+            products[row:end] += part @ probes[left:right]
+            if end > top:
+                panel[max(0, row - top) : end - top] = part[max(0, top - row) :]
     if not np.isfinite(products).all():
         find_non_finite(A, columns)
     measured(work, "load", numbers[0], started, n_bytes=m * width * A.stored_dtype.itemsize)
