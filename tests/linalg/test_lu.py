@@ -167,5 +167,5 @@ def test_a_note_on_growth_needs_growth() -> None:
 
 @pytest.mark.parametrize(("scale", "words"), [(2.0**900, "below the smallest normal number there"), (2.0**-900, "range: exactly")])
 def test_a_note_on_another_scale_says_what_it_costs(scale: float, words: str) -> None:
-    outcome, _ = factor("lu", gaussian(20, 20) * scale, panel=20)
+    outcome, _ = factor("qr", gaussian(20, 20) * scale, panel=20)
     assert outcome.notes[0].endswith(words)

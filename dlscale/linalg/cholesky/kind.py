@@ -30,7 +30,7 @@ from dlscale.linalg.cholesky.panels import Cholesky
 from dlscale.linalg.cholesky.row_blocks import TiledCholesky
 from dlscale.linalg.panels.plan import ByPanels, FactorOptions, factor_target, plan_panels, require_dense
 from dlscale.linalg.panels.products import part_product, probes, scaled_residual
-from dlscale.linalg.panels.scaling import panels_at_safe_scale, place_times, require_safe
+from dlscale.linalg.panels.scaling import panels_at_safe_scale, place_times, require_room
 from dlscale.linalg.scaling import scale_words
 from dlscale.storage.matrix import Matrix
 from dlscale.storage.scaled import scaled
@@ -95,7 +95,7 @@ def _factor(passes: Passes, A: Matrix, exponent: int, *, plan: Plan) -> Outcome:
     if exponent:
         L = place_times(passes, "l-unscaled", L, "l", plan.panels, exponent // 2, upper=False)
     else:
-        require_safe(seen.largest, dtype)
+        require_room(seen.largest, dtype)
     back = scaled(L, -(exponent // 2))
     LX, _ = part_product(passes, "adjoint", back, plan, X, part=Part("lower", adjoint=True))
     LLX, _ = part_product(passes, "lower", back, plan, LX, part=Part("lower"))

@@ -27,12 +27,13 @@ from dlscale.engine.tiles.products import Part
 from dlscale.engine.tiles.row_blocks import RowBlocks
 from dlscale.engine.tiles.steps import Steps
 from dlscale.engine.tiles.whole import WholePanels
-from dlscale.errors import NumericalError
+from dlscale.errors import NumericalError, OutOfRange
+from dlscale.kernels import largest_part
 from dlscale.linalg.lu.panels import LU, Exchanges, RowOrder, row_move
 from dlscale.linalg.lu.row_blocks import Places, TournamentLU
 from dlscale.linalg.panels.plan import ByPanels, FactorOptions, factor_target, plan_panels, require_dense
 from dlscale.linalg.panels.products import part_product, probes, scaled_residual
-from dlscale.linalg.panels.scaling import panels_at_safe_scale, place_times, require_safe
+from dlscale.linalg.panels.scaling import panels_at_safe_scale, place_times, require_room, require_safe
 from dlscale.linalg.scaling import scale_words
 from dlscale.storage.matrix import Matrix
 from dlscale.storage.scaled import scaled
@@ -117,15 +118,17 @@ def _factor(passes: Passes, A: Matrix, exponent: int, *, plan: Plan) -> Outcome:
     X = probes(n, dtype)
     lu, pivots, facts, seen = factor_panels(passes, A, plan.panels, probes=X, keep=not exponent)
     if not exponent:
-        require_safe(seen.largest, dtype)
+        require_room(seen.largest, dtype)
     largest = float(np.max([fact["largest"][0] for fact in facts]))
+    overflow = f"The matrix is finite, but its factors overflow {dtype}; divide it by its largest entry, or use kind qr."
     if not np.isfinite(largest):
-        raise NumericalError(
-            f"The matrix is finite, but its factors overflow {dtype}; divide it by its largest entry, or use kind qr."
-        )
+        raise NumericalError(overflow)
     if exponent:
         lu = place_times(passes, "lu-unscaled", lu, "lu", plan.panels, exponent, upper=True)
-    UX, LUX, largest_in_tiles = _products(passes, scaled(lu, -exponent), lu, plan, X)
+    try:
+        UX, LUX, largest_in_tiles = _products(passes, scaled(lu, -exponent), lu, plan, X)
+    except OutOfRange:
+        raise NumericalError(overflow) from None
     AX = seen.products
     PAX = AX.copy()
     move = row_move(0, pivots)
@@ -133,16 +136,20 @@ def _factor(passes: Passes, A: Matrix, exponent: int, *, plan: Plan) -> Outcome:
     singular = [int(fact["singular"][0]) for fact in facts if fact["singular"][0]]
     growth = max(largest, largest_in_tiles) / max(seen.largest, float(np.finfo(float).tiny))
     # Where U has grown, computing L (U x) rounds to its size: the check cannot see more than that.
-    larger = max(AX, UX, key=lambda product: float(np.abs(product).max()))
+    larger = max(AX, UX, key=largest_part)
     check = Check(
         "||(PA - LU)x|| / (max(||Ax||, ||Ux||) n eps)",
         scaled_residual(PAX - LUX, larger, n, dtype),
         LAPACK_THRESHOLD,
         "on random vectors, L U acts as the matrix with its rows exchanged does",
     )
+    if not (check.passed or exponent):
+        require_safe(seen.largest, dtype)
+    if not np.isfinite(check.value):
+        raise NumericalError(overflow)
     lost = growth * float(np.finfo(dtype).eps)
     digits = Check("max|U| / max|A| eps", lost, 1.0, "the growth of the entries in U leaves correct digits")
-    notes = [f"the matrix is singular to working precision: pivot {singular[0]} is zero"] if singular else []
+    notes = [_zero_pivot_words(A.shape, singular[0])] if singular else []
     notes += scale_words(exponent)
     if lost > GROWTH_EPS and growth > LITTLE_GROWTH:
         notes.append(
@@ -150,6 +157,12 @@ def _factor(passes: Passes, A: Matrix, exponent: int, *, plan: Plan) -> Outcome:
         )
     certificate = Certificate((check, digits))
     return Outcome({"piv": pivots.astype(np.int32)}, ("lu",), certificate, {"growth_factor": growth}, tuple(notes))
+
+
+def _zero_pivot_words(shape: tuple[int, int], pivot: int) -> str:
+    """What the first zero pivot, counted from 1, says of a matrix: columns that have none may still make its rank full."""
+    dependent = f"column {pivot} of the matrix is a combination of those before it"
+    return f"{'the matrix is singular' if shape[0] == shape[1] else dependent} to working precision: pivot {pivot} is zero"
 
 
 def factor_panels(passes: Passes, A: Matrix, grid: PanelGrid, *, probes: Array, step: str = "lu", keep: bool = True) -> LUPanels:

@@ -75,6 +75,15 @@ def require_safe(largest: float, dtype: np.dtype[Any]) -> None:
         raise _Seen(largest)
 
 
+def require_room(largest: float, dtype: np.dtype[Any]) -> None:
+    """`require_safe` for triangular factors, which are no products of two entries of the matrix.
+
+    Large ones stay as they are, so that no small ones vanish beside them; sums of them that overflow are for who calls to see.
+    """
+    if not 1 <= largest < np.inf:
+        require_safe(largest, dtype)
+
+
 @dataclass(frozen=True)
 class TimesPower:
     """Multiplies a tile, or its part on and above the diagonal of the matrix, by ``2^exponent``.

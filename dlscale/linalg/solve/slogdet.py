@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from dlscale.linalg.lu import kind as lu
 from dlscale.linalg.lu.kind import row_move
 from dlscale.linalg.panels.plan import FactorOptions
 from dlscale.linalg.panels.products import TriangularProduct, probes, triangular_product
-from dlscale.linalg.panels.scaling import largest_entry, panels_at_safe_scale, require_safe
+from dlscale.linalg.panels.scaling import largest_entry, panels_at_safe_scale, require_room, require_safe
 from dlscale.linalg.scaling import scale_words
 from dlscale.linalg.solve.applying import apply
 from dlscale.linalg.solve.block_diagonal import Inertia
@@ -125,21 +124,11 @@ class Determinant:
         return cls(sign, power * (float(np.log(parts).sum()) + int(exponents.sum()) * float(np.log(2))), check)
 
 
-def _require_room(largest: float, dtype: np.dtype[Any]) -> None:
-    """`require_safe` for triangular factors, whose entries are no products of two of the matrix: the safe range is a wider one.
-
-    Below, its end is as far from that of the dtype as the digits reach, so that no product vanishes that counts.
-    """
-    limits = np.finfo(dtype)
-    if not np.ldexp(1.0, limits.minexp + limits.nmant + 8) <= largest <= np.ldexp(1.0, limits.maxexp - 8):
-        require_safe(largest, dtype)
-
-
 def _by_cholesky(passes: Passes, A: Matrix, plan: Plan, X: Array, *, watched: bool) -> Determinant:
     n, columns = A.shape[0], plan.columns
     L, seen = cholesky.factor_panels(passes, A, plan.panels, probes=X, step=FACTORS, keep=False)
     if watched:
-        _require_room(seen.largest, A.dtype)
+        require_room(seen.largest, A.dtype)
     LX = triangular_product(passes, "right", L, columns, TriangularProduct(X, n, lower=True, adjoint=True, n_columns=n))
     LLX = triangular_product(passes, "left", L, columns, TriangularProduct(LX, n, lower=True))
     return Determinant.of(1.0, diagonal(L), "A - LL'", LLX - seen.products, seen.products, power=2)
@@ -157,7 +146,7 @@ def _by_lu(passes: Passes, A: Matrix, plan: Plan, X: Array, *, watched: bool) ->
     n, columns = A.shape[0], plan.columns
     packed, pivots, facts, seen = lu.factor_panels(passes, A, plan.panels, probes=X, step=FACTORS, keep=False)
     if watched:
-        _require_room(seen.largest, A.dtype)
+        require_room(seen.largest, A.dtype)
     if not np.isfinite([fact["largest"][0] for fact in facts]).all():
         return None
     try:
