@@ -377,14 +377,15 @@ def safe_norm(A: Array, axis: int | None = None) -> Any:
         NaN where an entry is NaN; infinite where an entry is, or where the norm itself is no number of double precision.
     """
     wide = A.astype(accumulator_dtype(A.dtype), copy=False)
-    if A.dtype == wide.dtype:
-        largest = largest_part(wide)
-        if 0 < largest < np.inf:
-            exponent = int(np.frexp(largest)[1])
-            with np.errstate(over="ignore", under="ignore"):
-                return np.ldexp(np.linalg.norm(times_power_of_two(wide, -exponent), axis=axis), exponent)
-    with np.errstate(invalid="ignore"):  # of infinite complex entries
-        return np.linalg.norm(wide, axis=axis)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # invalid: of infinite complex entries
+        if A.dtype != wide.dtype:
+            return np.linalg.norm(wide, axis=axis)
+        largest = largest_part(wide, axis)
+        # Near 1, where squares are safe, by powers that are in range themselves.
+        exponent = np.clip(np.frexp(largest)[1], -1000, 1000)
+        power = np.ldexp(1.0, -exponent)
+        norms = np.linalg.norm(wide * (power if axis is None else np.expand_dims(power, axis)), axis=axis)
+        return np.where(largest < np.inf, np.ldexp(norms, exponent), largest)[()]
 
 
 def unit_phases(d: Array) -> Array:

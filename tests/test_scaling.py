@@ -25,6 +25,14 @@ def test_safe_norm_over_the_whole_range(dtype: str) -> None:
     assert safe_norm(A) == pytest.approx(np.linalg.norm(A.astype(np.complex128)), rel=1e-14)
 
 
+def test_safe_norm_of_columns_beside_any_others() -> None:
+    """A column far below another one keeps its own norm."""
+    A = np.array([[3.0, 4.0], [4.0, 3.0]]) * [2.0**-1060, 2.0**1000]
+    np.testing.assert_array_equal(safe_norm(A, axis=0), [5 * 2.0**-1060, 5 * 2.0**1000])
+    np.testing.assert_array_equal(safe_norm(1j * A.T, axis=1), [5 * 2.0**-1060, 5 * 2.0**1000])
+    np.testing.assert_array_equal(safe_norm(np.array([[np.inf + 1j, 0, 1, np.nan]]), axis=0), [np.inf, 0, 1, np.nan])
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_safe_norm_of_what_has_none(dtype: str) -> None:
     A = gaussian(3, 3, dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -220,3 +221,44 @@ def test_single_precision_near_the_ends_of_its_range(shape: tuple[int, int], dty
         if "s" in outcome.arrays:
             s = np.linalg.svd(A.astype("c16"), compute_uv=False)
             np.testing.assert_allclose(outcome.arrays["s"], s, atol=1e-5 * s[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_largest_numbers(dtype: str, way: str) -> None:
+    """Factors overflow until the matrix is scaled, and so does what the right-hand sides are made of."""
+    largest = float(np.finfo(dtype).max) / 2
+    for shape in ((1, 1), (21, 13), (9, 15)):
+        A, x = gaussian(*shape, dtype), gaussian(shape[1], 2, dtype)
+        B = A @ x
+        found = run(A, B)
+        for M, C in ((A / np.abs(A).max() * largest, B / np.abs(B).max() * largest), (A, B / np.abs(B).max() * largest)):
+            with suppress(NumericalError):  # of x that overflows
+                outcome = run(M.astype(dtype), C.astype(dtype))
+                assert outcome.certificate.passed
+                assert outcome.estimates["rank"] == found.estimates["rank"]
+    with pytest.raises(NumericalError, match="entries of x overflow"):
+        run(np.array([[-8e-30, 4e-31]], dtype), np.full((1, 1), largest, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_solution_below_the_range_is_refused_in_words(dtype: str, way: str) -> None:
+    """It is zero as it is computed, which is no least squares solution."""
+    tiny = float(np.finfo(dtype).smallest_subnormal)
+    for A in (np.array([[1e-9, 3e4]]), np.array([[3e4], [1e-9]]), np.array([[3e4, 0, 1], [0, 2e4, 0]])):
+        with pytest.raises(NumericalError, match="entries of x are too small"):
+            run(A.astype(dtype), np.full((len(A), 1), 9 * tiny, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_singular_values_that_make_the_solution_overflow_are_named(dtype: str, way: str) -> None:
+    half = int(np.finfo(dtype).maxexp) - 8
+    A = np.ldexp(gaussian(3, 5), np.array([0, -half // 2, -half])[:, None]).astype(dtype)
+    assert run(A, np.ones((3, 1), dtype)).certificate.passed
+    with pytest.raises(NumericalError, match=r"raise rcond, the part of the largest one.*which is 0\.0e\+00"):
+        run(A, np.ones((3, 1), dtype), rcond=0.0)
+
+
+def test_the_norm_of_a_column_of_x_beside_a_larger_one(way: str) -> None:
+    A, scales = np.eye(6, 4), np.array([1.0, 2.0**-600])
+    outcome = run(A, np.ones((6, 1)) * scales)
+    np.testing.assert_array_equal(outcome.estimates["norm_of_x"], 2 * scales)

@@ -30,7 +30,7 @@ from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.engine.tiles.grid import PanelGrid
 from dlscale.errors import DoesNotFitError, NumericalError, OutOfRange, SpecError
-from dlscale.kernels import SAFE_EXPONENTS, accumulator_dtype, safe_norm, times_power_of_two
+from dlscale.kernels import SAFE_EXPONENTS, accumulator_dtype, largest_part, safe_norm, times_power_of_two
 from dlscale.linalg.folds.least_squares import AugmentedQR, ColumnsTimesPowers, LargestOfColumns, Rotation, read_rhs
 from dlscale.linalg.folds.orthogonal import find_basis
 from dlscale.linalg.folds.products import sweep_gram
@@ -238,9 +238,14 @@ def compute_lstsq(run: Run, inputs: Inputs, options: LstsqOptions, plan: Plan) -
         if not isinstance(error, OutOfRange) and max(map(abs, [exponent, *powers])) <= _safe_exponent(A, plan):
             raise
         shifts = [power - exponent for power in powers]
-        outcome = _solve(
-            passes.apart("scaled-"), scaled(A, -exponent), ColumnsTimesPowers(B, [-power for power in powers]), plan, cutoff, shifts
-        )
+        near_one = scaled(A, -exponent), ColumnsTimesPowers(B, [-power for power in powers])
+        try:
+            outcome = _solve(passes.apart("scaled-"), *near_one, plan, cutoff, shifts)
+        except OutOfRange:
+            raise NumericalError(
+                f"What the smallest singular values make of the right-hand sides overflows {A.dtype}: raise rcond, the part of the "
+                f"largest one up to which they count as zero, which is {cutoff:.1e}."
+            ) from None
     return _unscaled(outcome, exponent, shifts, A.dtype, is_vector=B.is_vector)
 
 
@@ -266,6 +271,8 @@ def _solve(
     X = np.stack([times_power_of_two(x.astype(wide), -shift) for x, shift in zip(columns, shifts, strict=True)], axis=1)
     kept = found.kept if cutoff > LstsqOptions().cutoff(A) else None
     certificate, estimates = check(passes, A, B, X, found.Y, plan, kept=kept)
+    if watched and not certificate.passed:
+        raise OutOfRange("Digits may have been lost below the smallest normal number.")
     arrays = {"x": np.stack(columns, axis=1)}
     if found.s is not None:
         arrays["s"] = scaled_back(found.s, 0, arrays["x"].real.dtype, what="The singular values")
@@ -316,6 +323,8 @@ def _wide(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float) -> So
     inverse = PseudoInverse.of(np.triu(basis.R), cutoff)
     rhs = read_rhs(B, 0, B.shape[0])
     Z = inverse.apply_adjoint(rhs.conj())
+    if not largest_part(Z) <= float(np.finfo(A.dtype).max) / 2**8:
+        raise OutOfRange(f"Coefficients of the solution overflow {A.dtype}.")
     parts = [Z] if A.dtype.kind == "c" or Z.dtype.kind != "c" else [Z.real, Z.imag]
     rotated = []
     for i, part in enumerate(parts):

@@ -15,7 +15,7 @@ from dlscale.engine.passes import Passes
 from dlscale.engine.plan import Need, Plan, Step
 from dlscale.engine.run import Cost, State
 from dlscale.engine.tiles.grid import PanelGrid
-from dlscale.errors import NumericalError
+from dlscale.errors import NumericalError, OutOfRange
 from dlscale.kernels import safe_norm
 from dlscale.linalg.folds.least_squares import read_rhs
 from dlscale.linalg.lstsq.pseudo_inverse import PseudoInverse, Solution, ratio
@@ -52,6 +52,8 @@ def by_panels(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float) -
     what = TriangleCondition(R, factors.n_threads, fits(R.n_bytes, plan.cluster))
     (found,) = Columns(passes.run, plan.cluster).apply("condition", what, n_columns=1, width=1)
     norm, number = float(found["norm"][0]), float(found["condition"][0])
+    if not np.isfinite(norm):
+        raise OutOfRange(f"The factors of the matrix overflow {A.dtype}.")
     sizes = [norm, *safe_norm(rhs, axis=0).tolist()]
     small = n * n * A.dtype.itemsize * 6 <= plan.cluster.memory_bytes // 2
     words = "Householder QR by panels"
