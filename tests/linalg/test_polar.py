@@ -18,7 +18,8 @@ from dlscale.batch import run as jobs
 from dlscale.batch.workspace import Workspace
 from dlscale.engine.clusters import open_cluster
 from dlscale.engine.run import Run
-from dlscale.errors import CertificateError, DlscaleError, SpecError
+from dlscale.errors import CertificateError, DlscaleError, NumericalError, SpecError
+from dlscale.kernels import times_power_of_two
 from dlscale.linalg.panels import plan as plans
 from dlscale.linalg.polar import by_panels, direct, newton
 from dlscale.linalg.polar.kind import compute_polar, plan_polar
@@ -55,7 +56,7 @@ def run(source: Array, **options: Any) -> tuple[Any, Array, Array]:
         job = Run(cluster)
         outcome = compute_polar(job, A, chosen, plan)
     arrays = outcome.arrays | job.outputs
-    return outcome, arrays["u"], arrays["p"]
+    return outcome, arrays["u"], arrays.get("p")
 
 
 @pytest.mark.parametrize(("method", "dtype"), [("direct", "c8"), ("direct", "f8"), *(("newton", dtype) for dtype in DTYPES)])
@@ -106,6 +107,21 @@ def test_out_of_the_range_of_squares(method: str) -> None:
         assert outcome.certificate.passed
         assert np.array_equal(U, scaled_U)
         assert np.array_equal(np.ldexp(P, exponent), scaled_P)
+
+
+@pytest.mark.parametrize("method", ["direct", "newton"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_u_needs_no_p_that_is_in_range(dtype: str, method: str) -> None:
+    """P of subnormal entries has no digits, that of the largest ones overflows: both are refused, and U alone is as near 1."""
+    A, info = gaussian(9, 9, dtype), np.finfo(dtype)
+    tiny = times_power_of_two(A / np.abs(A).max(), info.minexp - 8)
+    huge = np.full((40, 1), info.max / 4, dtype)
+    for M in (tiny, huge):
+        with pytest.raises(NumericalError, match=r"P (are too small|overflow)|overflow"):
+            run(M, method=method)
+        outcome, U, _ = run(M, method=method, mode="u")
+        assert outcome.certificate.passed
+        assert departure(U) <= 30 * len(M) * eps(A)
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

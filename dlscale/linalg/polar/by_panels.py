@@ -229,7 +229,8 @@ def compute_newton(run: Run, A: Matrix, options: PolarOptions, plan: Plan) -> Ou
     m, n = options.tall(A).shape
     # Q, two iterates with the factors of one, U and P.
     require_room(run, (2 * m * n + 4 * n * n) * A.dtype.itemsize, plan.memory_limit_bytes)
-    return panels_at_safe_scale(Passes(run), options.tall(A), partial(_compute, options=options, plan=plan))
+    published = "P" if options.mode == "both" else ""
+    return panels_at_safe_scale(Passes(run), options.tall(A), partial(_compute, options=options, plan=plan), factor=published)
 
 
 def _compute(passes: Passes, A: Matrix, exponent: int, *, options: PolarOptions, plan: Plan) -> Outcome:
@@ -246,7 +247,8 @@ def _compute(passes: Passes, A: Matrix, exponent: int, *, options: PolarOptions,
     output = _u_target(run, (m, n), dtype, grid, facts, adjoint=plan.transposed)
     rotated(run, factors, found.X, output, adjoint=plan.transposed, facts=facts)
     U = conjugated(output.matrix().T) if plan.transposed else output.matrix()
-    P = _hermitian_factor(run, U, A, exponent, options, plan)
+    back = exponent if options.mode == "both" else 0
+    P = scaled(_hermitian_factor(run, U, A, back, options, plan), -back)
     checks, distance = _checks(passes, U, P, exponent, plan, X=X, AX=seen.products)
     notes = [*([SINGULAR] if found.singular else []), *scale_words(exponent)]
     estimates = {"iterations": found.n_iterations, "distance": distance}
@@ -292,10 +294,10 @@ def _hermitian_factor(run: Run, U: Matrix, A: Matrix, exponent: int, options: Po
 def _checks(
     passes: Passes, U: Matrix, P: Matrix, exponent: int, plan: Plan, *, X: np.ndarray[Any, Any], AX: np.ndarray[Any, Any]
 ) -> tuple[tuple[Check, ...], float]:
-    """What U and the stored P are, and ``||A - U||_F``."""
+    """What U and the stored P are, at the scale of A here, and ``||A - U||_F`` at its own."""
     n, dtype = U.shape[1], U.dtype
-    lines, near_one = "rows" if plan.transposed else "columns", scaled(P, -exponent)
-    seen = passes.sweep("hermitian", near_one, HermitianFactor(X), RowGrid(**plan.choices["p_rows"]))
+    lines = "rows" if plan.transposed else "columns"
+    seen = passes.sweep("hermitian", P, HermitianFactor(X), RowGrid(**plan.choices["p_rows"]))
     PX, Y = seen["product"], probes(n, dtype)
     size = float(np.abs(AX).max()) or 1.0
     fold = Orthonormal(AX / size, np.ascontiguousarray(PX / size, dtype), Y)
@@ -305,7 +307,7 @@ def _checks(
     zeros, definite = np.zeros((n, 1), accumulator_dtype(dtype)), True
     try:
         grid = PanelGrid(**plan.choices["definite"])
-        cholesky.factor_panels(passes, Shifted(near_one, shift.size), grid, probes=zeros, step="definite", keep=False)
+        cholesky.factor_panels(passes, Shifted(P, shift.size), grid, probes=zeros, step="definite", keep=False)
     except NumericalError:
         definite = False
     difference = float(np.linalg.norm(PX - seen["adjoint"]))
@@ -327,5 +329,6 @@ def _checks(
         shift.check(definite=definite, lines=lines),
     )
     # Far from 1 all of it is P, or all of it is U.
-    distance = np.hypot(np.ldexp(norm, exponent), n**0.5) if exponent else float(seen["distance"][0]) ** 0.5
+    with np.errstate(over="ignore"):
+        distance = np.hypot(np.ldexp(norm, exponent), n**0.5) if exponent else float(seen["distance"][0]) ** 0.5
     return checks, float(distance)

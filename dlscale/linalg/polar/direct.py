@@ -85,9 +85,10 @@ def compute_direct(run: Run, A: Matrix, options: PolarOptions, plan: Plan) -> Ou
     found, exponent = at_safe_scale(
         Passes(run), _oriented(A, options), plan.rows, partial(_factor, grid=plan.rows, transposed=plan.transposed)
     )
-    p = scaled_back(found.arrays["p"], exponent, A.dtype, what="The entries of P")
+    arrays = {}
+    if options.mode == "both":
+        arrays["p"] = scaled_back(found.arrays["p"], exponent, A.dtype, what="The entries of P")
     estimates = found.estimates | {"distance": _distance(found.arrays["s"], exponent)}
-    arrays = {"p": p} if options.mode == "both" else {}
     return replace(found, arrays=arrays, estimates=estimates, notes=found.notes + scale_words(exponent))
 
 
