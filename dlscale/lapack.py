@@ -158,6 +158,16 @@ def factor_lu(panel: Array) -> tuple[Array, int]:
     work = _fortran(panel)
     pivots = np.empty(min(m, b), np.intc)
     info = call(cython_lapack, "getrf", panel.dtype, m, b, work, _leading(work.T), pivots)
+    sizes, limits = np.abs(np.diagonal(work)), np.finfo(panel.dtype)
+    if ((sizes > 0) & (sizes < limits.tiny)).any() and np.abs(panel).max() < np.ldexp(1.0, limits.maxexp // 2):
+        # OpenBLAS leaves out the exchange of a subnormal pivot. Of a multiple whose pivots are normal, L is the same.
+        power = np.ldexp(panel.real.dtype.type(1), limits.nmant + 8)
+        work[...] = panel
+        work *= power
+        info = call(cython_lapack, "getrf", panel.dtype, m, b, work, _leading(work.T), pivots)
+        for i in range(min(m, b)):
+            work[: i + 1, i] /= power
+        work[:, min(m, b) :] /= power
     _copy_back(work, panel)
     return pivots.astype(np.intp) - 1, info
 

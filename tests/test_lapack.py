@@ -294,3 +294,19 @@ def test_layouts_that_blas_does_not_take_are_copied(layout: str, dtype: str, cap
 def test_parts_of_arrays_are_taken_as_they_lie(view: object) -> None:
     for A in (np.ones((12, 9)), np.asfortranarray(np.ones((12, 9)))):
         assert is_laid_out(A[view])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_lu_exchanges_rows_for_subnormal_pivots(dtype: str) -> None:
+    """As it does for any other; what is left of the last columns here has no normal number."""
+    tiny = float(np.finfo(dtype).smallest_subnormal)
+    A = np.array([[1, 2, 1, 3], [0, 0, 900 * tiny, 1], [0, 0, 100 * tiny, 2], [0, 4, 0, 0]], dtype)
+    packed = A.copy()
+    pivots, singular = factor_lu(packed)
+    L, U = np.tril(packed, -1) + np.eye(4), np.triu(packed)
+    PA = A.copy()
+    for i, p in enumerate(pivots.tolist()):
+        PA[[i, p]] = PA[[p, i]]
+    assert not singular
+    assert pivots[2] == 3
+    np.testing.assert_allclose(L @ U, PA, rtol=4 * np.finfo(dtype).eps, atol=tiny)
