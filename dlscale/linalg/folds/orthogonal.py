@@ -251,12 +251,6 @@ def cholesky_factor(gram: Array, *, shift: float = 0.0) -> Array | None:
         return None
 
 
-def condition_of(s: Array, dtype: np.dtype[Any]) -> float:
-    """``s_1 / s_n`` of the singular values of a triangle; infinite where rounding in a dtype hides whether the last one is zero."""
-    largest, least = float(s[0]), float(s[-1])
-    return largest / least if least > len(s) * float(np.finfo(dtype).eps) * largest else float("inf")
-
-
 def find_basis(passes: Passes, A: Matrix, grid: RowGrid, gram: Array, *, step: str) -> tuple[Basis, str]:
     """Find an orthonormal basis of the columns of a tall matrix.
 

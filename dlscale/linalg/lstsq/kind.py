@@ -310,9 +310,9 @@ def _tall(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float) -> So
         parts.append(inverse.apply(triangle[:n, n:]))
         sizes += safe_norm(triangle[:, n:], axis=0).tolist()
     assert inverse is not None
-    words = "TSQR with the right-hand sides reduced in the same pass"
+    words, number = "TSQR with the right-hand sides reduced in the same pass", inverse.condition(A.shape, inverse.s.dtype)
     sizes = [inverse.largest, *sizes]
-    return Solution(np.hstack(parts), inverse.rank, inverse.s, inverse.condition(A.shape), words, sizes, kept=inverse.kept)
+    return Solution(np.hstack(parts), inverse.rank, inverse.s, number, words, sizes, kept=inverse.kept)
 
 
 def _wide(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float) -> Solution:
@@ -334,7 +334,9 @@ def _wide(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float) -> So
     sizes = [inverse.largest, *safe_norm(rhs, axis=0).tolist()]
     Y = inverse.apply(Z).conj()
     kept = None if inverse.kept is None else inverse.kept.conj()
-    return Solution(X.conj(), inverse.rank, inverse.s, inverse.condition(A.shape), f"of the transpose: {how}", sizes, Y, kept)
+    # The triangle may be held in a precision that the products which it was made of do not have.
+    number = inverse.condition(A.shape, A.dtype)
+    return Solution(X.conj(), inverse.rank, inverse.s, number, f"of the transpose: {how}", sizes, Y, kept)
 
 
 KIND = Kind(

@@ -17,8 +17,9 @@ from dlscale.engine.run import Cost, State
 from dlscale.engine.tiles.grid import PanelGrid
 from dlscale.errors import NumericalError, OutOfRange
 from dlscale.kernels import safe_norm
+from dlscale.linalg.conditions import condition_number
 from dlscale.linalg.folds.least_squares import read_rhs
-from dlscale.linalg.lstsq.pseudo_inverse import PseudoInverse, Solution, ratio
+from dlscale.linalg.lstsq.pseudo_inverse import PseudoInverse, Solution
 from dlscale.linalg.panels.plan import factor_chunks
 from dlscale.linalg.solve.applying import Planned, apply, fits, plan_columns
 from dlscale.linalg.solve.condition import N_PRODUCTS, N_VECTORS, condition
@@ -59,7 +60,7 @@ def by_panels(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float) -
     words = "Householder QR by panels"
     # ||.||_2 is at most sqrt(n) ||.||_1, and the estimate within a factor of 3.
     if 3 * n * number * cutoff < 1 or (not small and 3 * number * cutoff < 1):
-        number = ratio(number, 1.0, A.shape, A.dtype)
+        number = condition_number(number, 1.0, A.shape, A.dtype, sums=A.dtype)
         if not plan.transposed:
             X = applied("triangular", factors.solve, factors.cost, rhs)
             return Solution(X, n, None, number, f"{words}; full rank", sizes)
@@ -81,7 +82,8 @@ def by_panels(passes: Passes, A: Matrix, B: Matrix, plan: Plan, cutoff: float) -
         padded = np.concatenate([Z, np.zeros((long.shape[0] - n, Z.shape[1]), Z.dtype)])
         X = applied("unrotated", factors.unrotated, factors.rotation_cost, padded).conj()
     kept = inverse.kept.conj() if plan.transposed and inverse.kept is not None else inverse.kept
-    return Solution(X, inverse.rank, inverse.s, inverse.condition(A.shape), f"{words}, singular values of R", sizes, Y, kept)
+    number = inverse.condition(A.shape, A.dtype, sums=A.dtype)
+    return Solution(X, inverse.rank, inverse.s, number, f"{words}, singular values of R", sizes, Y, kept)
 
 
 def _back_substituted(R: Matrix, B: Array, *, n_threads: int, width: int, tell: Tell) -> Array:

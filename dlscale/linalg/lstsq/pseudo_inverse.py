@@ -10,6 +10,7 @@ import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.kernels import largest_part, one_blas_thread, times_power_of_two
+from dlscale.linalg.conditions import condition_number
 from dlscale.linalg.scaling import exponent_of
 
 
@@ -81,17 +82,6 @@ class PseudoInverse:
     def largest(self) -> float:
         return float(self.s.max(initial=0.0))
 
-    def condition(self, shape: tuple[int, int]) -> float:
-        """Of the matrix of that shape which R comes of."""
-        return ratio(self.largest, float(self.s[-1]), shape, self.s.dtype)
-
-
-def rounding(shape: tuple[int, int], dtype: np.dtype[Any]) -> float:
-    """What part of the largest singular value a factorization may make of one that is zero."""
-    # Sums over the long side are made of many, whose errors go either way.
-    return float(np.finfo(dtype).eps) * float(min(shape) + max(shape) ** 0.5)
-
-
-def ratio(largest: float, smallest: float, shape: tuple[int, int], dtype: np.dtype[Any]) -> float:
-    """The condition of a matrix by its singular values; infinite where rounding may have made the smallest of zero."""
-    return largest / smallest if smallest > rounding(shape, dtype) * largest else float("inf")
+    def condition(self, shape: tuple[int, int], dtype: np.dtype[Any], *, sums: np.dtype[Any] | None = None) -> float:
+        """Of the matrix of that shape which R, in that precision, comes of; see `condition_number`."""
+        return condition_number(self.largest, float(self.s[-1]), shape, dtype, sums=sums)

@@ -17,7 +17,8 @@ from dlscale.engine.plan import Grids, Plan, Step
 from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.kernels import accumulator_dtype, one_blas_thread, safe_norm
-from dlscale.linalg.folds.orthogonal import condition_of, find_basis
+from dlscale.linalg.conditions import condition_number
+from dlscale.linalg.folds.orthogonal import find_basis
 from dlscale.linalg.folds.products import sweep_gram
 from dlscale.linalg.panels.products import probes
 from dlscale.linalg.polar.check import Shift, hermitian_check
@@ -135,10 +136,10 @@ def _factor(passes: Passes, A: Matrix, *, grid: RowGrid, transposed: bool) -> Ou
             shift.check(definite=definite, lines=lines),
         )
     )
-    condition = condition_of(s, dtype)
-    notes = [how] + ([SINGULAR] if s[-1] <= n * eps * s[0] else [])
+    number = condition_number(s[0], s[-1], A.shape, dtype)
+    notes = [how] + ([SINGULAR] if np.isinf(number) else [])
     P = P.conj() if transposed else P
-    return Outcome({"p": P.astype(dtype), "s": s}, ("u",), certificate, {"condition": condition}, tuple(notes))
+    return Outcome({"p": P.astype(dtype), "s": s}, ("u",), certificate, {"condition": number}, tuple(notes))
 
 
 def _is_definite(P: Array, shift: float) -> bool:

@@ -21,7 +21,8 @@ from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.errors import SpecError
 from dlscale.kernels import accumulator_dtype, one_blas_thread
-from dlscale.linalg.folds.orthogonal import condition_of, find_basis
+from dlscale.linalg.conditions import condition_number
+from dlscale.linalg.folds.orthogonal import find_basis
 from dlscale.linalg.folds.products import sweep_gram
 from dlscale.linalg.qr import pivoted
 from dlscale.linalg.scaling import at_safe_scale, scale_words, scaled_back
@@ -140,8 +141,8 @@ def _factor(passes: Passes, A: Matrix, *, grid: RowGrid, options: TallQROptions)
             ),
         )
     )
-    s = np.linalg.svd(R, compute_uv=False).astype(float)
-    estimates: dict[str, Any] = {"condition": condition_of(s, dtype)}
+    s = np.linalg.svd(R, compute_uv=False)
+    estimates: dict[str, Any] = {"condition": condition_number(s[0], s[-1], A.shape, dtype)}
     if options.pivoting:
         estimates |= pivoted.rank_of(np.diagonal(R), A.shape, dtype)
     return Outcome({"r": R} | ({"p": p} if options.pivoting else {}), ("q",) if keep else (), certificate, estimates, (how,))

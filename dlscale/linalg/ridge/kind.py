@@ -29,8 +29,8 @@ from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.errors import NumericalError, OutOfRange, SpecError
 from dlscale.kernels import accumulator_dtype
+from dlscale.linalg.conditions import condition_number
 from dlscale.linalg.folds.least_squares import ColumnsTimesPowers, LargestOfColumns
-from dlscale.linalg.lstsq.pseudo_inverse import ratio
 from dlscale.linalg.ridge.check import Measured, certify, measure_tall, measure_wide
 from dlscale.linalg.ridge.folds import Contrasts
 from dlscale.linalg.ridge.penalties import DEFAULT, Penalties, path_of
@@ -290,7 +290,7 @@ def _estimates(reduced: Tall | Wide, measured: Measured, penalty: float, back: _
     smallest, largest = (float(np.hypot(value, root)) for value in (reduced.s[-1], reduced.s[0]))
     return {
         # Of the matrix with the root of the penalty below it.
-        "condition": ratio(largest, smallest, reduced.problem.A.shape, reduced.problem.precision),
+        "condition": condition_number(largest, smallest, reduced.problem.A.shape, reduced.problem.precision),
         "residuals": back.squares(measured.residuals).tolist(),
         "r2": [float(1 - r / b**2) if b > 0 else 1.0 for r, b in zip(measured.residuals, measured.rhs, strict=True)],
     }

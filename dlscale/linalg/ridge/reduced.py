@@ -14,7 +14,7 @@ from dlscale.engine.passes import Passes
 from dlscale.engine.plan import Plan
 from dlscale.errors import OutOfRange
 from dlscale.kernels import accumulator_dtype
-from dlscale.linalg.lstsq.pseudo_inverse import rounding
+from dlscale.linalg.conditions import rounding
 from dlscale.linalg.ridge.selection import fold_bounds
 from dlscale.linalg.ridge.small import Refits
 from dlscale.linalg.scaling import exponent_of
