@@ -85,7 +85,7 @@ class StoredLeastSquares(Stored, Problem):
         (_, n), k = operator.shape, rhs.shape[1]
         self.rhs, self.lengths, self.n_measured = rhs, safe_norm(rhs, axis=0), 0
         Stored.__init__(self, operator, 4.0 * operator.shape[0] * n * k, handed_out)
-        self.start, self.hidden = np.zeros((n, k), rhs.dtype) if start is None else start, np.zeros(k)
+        self.start, self.hidden = np.zeros((n, k), rhs.dtype) if start is None else handed_out(start), np.zeros(k)
         gradient = self.residual(self.start)
         Problem.__init__(self, self._product, gradient)
         self.sizes = (self.sizes > 0).astype(float)

@@ -22,6 +22,7 @@ import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.engine.kept import State
+from dlscale.errors import CorruptionError
 from dlscale.kernels import one_blas_thread, safe_norm
 
 #: What a column came to; it is at none of these while it is iterated.
@@ -159,12 +160,14 @@ class Iterate:
     ----------
     X : (n, k)
         Solutions, as far as they were handed over by the recurrence.
+    kept : (n, k)
+        Of solutions that were measured, those with the smallest residuals.
     ended : (k,)
-        Number in `ENDS` and 1, or 0.
+        Number in `ENDS` and 1, or 0; less than nothing where what was kept is to be measured again before it is.
     codes : (k,)
         With which columns left the recurrence; one that claimed convergence has `GOES_ON`.
     reached : (k,)
-        ``||b - A x|| / ||b||`` as it was measured, the smallest.
+        ``||b - A x|| / ||b||`` as it was measured, the smallest: that of what was kept.
     live : (j,)
         Columns that the recurrence has.
     best, waited : (j,)
@@ -178,6 +181,7 @@ class Iterate:
     """
 
     X: Array
+    kept: Array
     ended: Array
     codes: Array
     reached: Array
@@ -192,7 +196,7 @@ class Iterate:
     @property
     def finished(self) -> bool:
         """Whether all columns have converged, or one of them cannot."""
-        return bool((self.ended > 0).all() or (self.ended > 1).any())
+        return bool((self.ended >= 0).all() and ((self.ended > 0).all() or (self.ended > 1).any()))
 
     @property
     def end(self) -> End:
@@ -205,6 +209,11 @@ class Iterate:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Array]) -> Iterate:
+        """As `to_state` gave it (CorruptionError if that was another version's)."""
+        if missing := [f.name for f in fields(cls) if f.name != "recurrence" and f.name not in state]:
+            raise CorruptionError(
+                f"The checkpoint of the iterations is another version's, without {missing[0]}: start the job again."
+            )
         own: dict[str, Any] = {f.name: state[f.name] for f in fields(cls) if f.name != "recurrence"}
         inner = {name.removeprefix(_RECURRENCE): value for name, value in state.items() if name.startswith(_RECURRENCE)}
         return cls(**own | {"iterations": int(own["iterations"][0])}, recurrence=inner)
@@ -249,7 +258,7 @@ def _started(method: Recurrence, problem: Problem) -> Iterate:
     X, R = problem.first()
     reached = np.where(ended, 0.0, 1.0) if problem.x0 is None else problem.reached(R, X)[0]
     it = Iterate(
-        X, ended, np.zeros(k, np.int64), reached, np.zeros(0, np.int64),
+        X, X, ended, np.zeros(k, np.int64), reached, np.zeros(0, np.int64),
         np.zeros(0), np.zeros(0, np.int64), 0, np.zeros(0), np.zeros((0, 2)), {},
     )  # fmt: skip
     return it if it.finished else _begun(method, it, R)
@@ -308,7 +317,9 @@ def _handed_over(method: Recurrence, it: Iterate, leaves: Array | None = None, c
 def _measured(method: Recurrence, problem: Problem, limits: Limits, it: Iterate, X: Array, R: Array) -> Iterate:
     """With the residuals measured: what they came to, or the recurrence begun anew from them."""
     reached, hidden = problem.reached(R, X)
-    running = it.ended == 0
+    running, again = it.ended == 0, it.ended < 0
+    if again.any():
+        return _with_residuals(replace(it, X=X, ended=np.abs(it.ended)), np.where(again, reached, it.reached))
     ended = it.ended.copy()
     ended[running & (reached + hidden <= limits.tolerance)] = _code("converged")
     less = np.where(it.codes == DUE, FALLEN, problem.least_fall)
@@ -320,17 +331,16 @@ def _measured(method: Recurrence, problem: Problem, limits: Limits, it: Iterate,
     ended[running & (ended != _code("converged")) & (it.codes == DIVERGED)] = _code("diverged")
     if it.iterations >= limits.max_iterations:
         ended[(ended == 0) | (stuck & (it.codes == DUE))] = _code("limit")
-    reached = np.where(running, reached, it.reached)
+    # A column that ends behind a better X goes back to that; of the first one none is known to be better.
+    back = (ended > 1) & running & ~(reached <= it.reached) & (len(it.measured) > 0)
+    X, kept = np.where(back, it.kept, X), np.where(back | ~running, it.kept, X)
+    it = _with_residuals(replace(it, X=X, kept=kept, ended=np.where(back, -ended, ended)), np.where(running, reached, it.reached))
+    return it if it.finished or back.any() else _begun(method, it, R)
+
+
+def _with_residuals(it: Iterate, reached: Array) -> Iterate:
     worst = float(reached.max(initial=0.0))
-    it = replace(
-        it,
-        X=X,
-        ended=ended,
-        # Of those that have ended it is that of their X, whatever an earlier one had.
-        reached=np.where(ended != 0, reached, np.fmin(reached, it.reached)),
-        measured=np.append(it.measured, [[it.iterations, worst]], axis=0),
-    )
-    return it if it.finished else _begun(method, it, R)
+    return replace(it, reached=reached, measured=np.append(it.measured, [[it.iterations, worst]], axis=0))
 
 
 def _code(end: End) -> int:
