@@ -90,19 +90,19 @@ def compute_covariate(run: Run, inputs: Inputs, options: CovariateOptions, plan:
     grid = _grid(features, passes.run.cluster.facts)
     output = passes.run.output("weights", (features.shape[0], 1), np.dtype(np.float64), grid)
     state = passes.sweep("weights", features, ScoreFold(model, learned.parameters, options.cap), grid, outputs=[output])
-    total, squares, n_capped = state["sums"]
+    (total, squares), n_capped = state["sums"], int(state["capped"][0])
     estimates: dict[str, Any] = (
         learned.estimates()
         | times
         | {
-            "mean_weight": float(total / features.shape[0]),
+            "mean_weight": float(np.ldexp(total / features.shape[0], int(state["exponent"][0]))),
             "effective_rows": float(total**2 / squares) if squares else 0.0,
-            "capped_rows": int(n_capped),
+            "capped_rows": n_capped,
         }
     )
     notes = [*(f"Classifier: {note[0].lower()}{note[1:]}" for note in learned.notes()), why]
     if n_capped > 0.05 * features.shape[0]:
-        notes.append(f"{int(n_capped)} rows have the largest weight: the populations overlap little; look at cap.")
+        notes.append(f"{n_capped} rows have the largest weight: the populations overlap little; look at cap.")
     missing = features.shape[0] - int(state["rows"][0])
     every = Check("rows without a weight", float(missing), 0.0, "every row has its weight")
     arrays = {f"classifier/{name}": array for name, array in learned.parameters.items()}

@@ -20,6 +20,7 @@ from dlscale.engine.plan import Grids, Plan, Step
 from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.errors import InputError, SpecError
+from dlscale.kernels import times_power_of_two
 from dlscale.learn.models.model import Model
 from dlscale.learn.models.parameters import Parameters
 from dlscale.learn.training.checking import check_features, check_rows, check_targets
@@ -67,8 +68,15 @@ class PredictFold(Fold):
         return predictions, self.model.loss.decide(predictions).astype(np.int64)[:, None]
 
 
+#: No positive number has a binary exponent below.
+LOWEST = np.finfo(np.float64).minexp - np.finfo(np.float64).nmant
+
+
 class ScoreFold(Fold):
-    """``min(exp(h(x)), cap)`` of a block of rows, for the scores h of a logistic model."""
+    """``min(exp(h(x)), cap)`` of a block of rows, for the scores h of a logistic model.
+
+    ``sums`` are those of the weights and of their squares, of weights times ``2^-exponent``, by which the largest is near 1.
+    """
 
     takes_sparse = True
 
@@ -80,16 +88,32 @@ class ScoreFold(Fold):
         return forward_flops_per_row(self.parameters)
 
     def start(self) -> State:
-        return {"rows": np.zeros(1), "sums": np.zeros(3)}
+        return {"rows": np.zeros(1), "capped": np.zeros(1), "exponent": np.full(1, LOWEST), "sums": np.zeros(2)}
 
     def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
         h = self.model.scores(self.parameters, A).astype(np.float64)
         with np.errstate(over="ignore"):
             weights = np.minimum(np.exp(h), self.cap)
-            squares = np.vdot(weights, weights)
         state["rows"] += len(A) if all_finite(A) and np.isfinite(h).all() else np.nan
-        state["sums"] += [weights.sum(), squares, np.count_nonzero(weights == self.cap)]
+        state["capped"] += np.count_nonzero(weights == self.cap)
+        largest = weights.max(initial=0.0)
+        exponent = int(np.frexp(largest)[1]) if largest else LOWEST
+        near = times_power_of_two(weights, -exponent)
+        self._add(state, np.array([exponent]), np.array([near.sum(), np.vdot(near, near)]))
         return (weights,)
+
+    def merge(self, left: State, right: State) -> State:
+        for name in ("rows", "capped"):
+            left[name] += right[name]
+        return self._add(left, right["exponent"], right["sums"])
+
+    def _add(self, state: State, exponent: Array, sums: Array) -> State:
+        larger, powers = np.maximum(state["exponent"], exponent), np.array([1, 2])
+        state["sums"] = np.ldexp(state["sums"], powers * (state["exponent"] - larger)) + np.ldexp(
+            sums, powers * (exponent - larger)
+        )
+        state["exponent"] = larger
+        return state
 
 
 def load_model(result: StoredResult) -> tuple[Model, Parameters]:

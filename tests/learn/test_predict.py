@@ -13,6 +13,8 @@ import pytest
 import zarr
 
 from dlscale.errors import CorruptionError, InputError
+from dlscale.learn.predict import ScoreFold
+from dlscale.learn.training.task import Recipe, TrainOptions
 from tests.learn.learning_jobs import job, put
 
 RNG = np.random.default_rng(0)
@@ -176,7 +178,7 @@ def test_constant_targets_have_no_r2(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("cap", [1e-3, 1.0, 7.3, 20.0, 1e300])
+@pytest.mark.parametrize("cap", [1e-200, 1e-3, 1.0, 7.3, 20.0, 1e300])
 @pytest.mark.parametrize("shift", [0.0, 1.0, 40.0])
 def test_weights_keep_to_their_cap_and_their_counts_are_those_of_the_weights(tmp_path, dtype, cap, shift):
     inputs = {"features": X.astype(dtype), "target_features": (X + shift * (X[:, :1] > 0)).astype(dtype)}
@@ -186,4 +188,23 @@ def test_weights_keep_to_their_cap_and_their_counts_are_those_of_the_weights(tmp
     assert weights.max() <= cap
     assert told["capped_rows"] == np.count_nonzero(weights == cap)
     assert told["mean_weight"] == pytest.approx(weights.mean(), rel=1e-12)
-    assert told["effective_rows"] == pytest.approx(weights.sum() ** 2 / (weights**2).sum(), rel=1e-12)
+    near = weights / weights.max()
+    assert told["effective_rows"] == pytest.approx(near.sum() ** 2 / (near**2).sum(), rel=1e-12)
+
+
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)], ids=["falling", "rising"])
+def test_effective_rows_do_not_depend_on_the_scale_of_the_weights(order):
+    """Weights of 1e-200, 1 and 1e200 times the same, in blocks of which each has its own size, and one vanishes."""
+    model, scores = Recipe.of(TrainOptions(model={"type": "logistic"}, epochs=1)).model, np.sort(RNG.standard_normal((40, 1)) * 3)
+    blocks = [*np.split(scores, 4), np.full((5, 1), -1e4)][order]
+    rows = np.exp(np.concatenate(blocks))
+    for power in (-200, -100, 0, 100, 200):
+        fold = ScoreFold(model, {"layer-0/weight": np.ones((1, 1)), "layer-0/bias": np.array([power * np.log(10)])}, 1e300)
+        total, other = fold.start(), fold.start()
+        for state, mine in ((total, blocks[:2]), (other, blocks[2:])):
+            for block in mine:
+                fold.update(state, block, 0)
+        total = fold.merge(total, other)
+        (sums, squares), exponent = total["sums"], int(total["exponent"][0])
+        assert sums**2 / squares == pytest.approx(rows.sum() ** 2 / (rows**2).sum(), rel=1e-9)
+        assert np.ldexp(sums, exponent - 100) == pytest.approx(rows.sum() * 10.0**power * 2.0**-100, rel=1e-9)
