@@ -157,6 +157,8 @@ def test_ranks(dtype: str) -> None:
     A = np.diag(np.array([1, 1e-1, 1e-2, 0], dtype))
     assert [dlscale.matrix_rank(A, t) for t in (0.5, 0.05, 0.001)] == [1, 2, 3]
     assert dlscale.matrix_rank(10 * A, rtol=0.05) == 2
+    tiny = np.diag([1.0, 1e-200, 0.0])
+    assert [dlscale.matrix_rank(tiny, t) for t in (None, 0, 1e-201, 1e-199)] == [1, 2, 2, 1]
     assert [dlscale.matrix_rank(x) for x in (np.ones(5), np.zeros(5), np.zeros((3, 3)))] == [1, 0, 0]
     with pytest.raises(SpecError, match="give one of them"):
         dlscale.matrix_rank(A, 0.1, rtol=0.1)

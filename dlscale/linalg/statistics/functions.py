@@ -190,7 +190,7 @@ def matrix_rank(A: Any, tol: float | None = None, hermitian: bool = False, *, rt
     A : (m, n) NumPy, Dask or Zarr array, path or URL
         A vector has rank 1, or 0 where it is zero.
     tol : float, optional
-        ``eps max(m, n)`` times the largest singular value when absent.
+        ``eps max(m, n)`` times the largest singular value when absent; 0 counts what rounding makes of zero too, as NumPy's does.
     hermitian : bool
         Changes nothing: the singular values are computed in the same way.
     rtol : float, optional
