@@ -7,12 +7,16 @@ setting, prints, and can be searched. Matplotlib is imported when the first char
 from __future__ import annotations
 
 import io
+import math
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
+
+import numpy as np
 
 from dlscale.report import words
 from dlscale.report.markup import NOTHING, Markup
@@ -118,7 +122,8 @@ def chart(width: float, height: float, label: str, *, style: str = "chart") -> I
         drawn = Chart(Figure(figsize=(width / 72, height / 72)))
         yield drawn
         written = io.StringIO()
-        with warnings.catch_warnings():
+        # Ticks beyond what an axis shows may be beyond all numbers.
+        with warnings.catch_warnings(), np.errstate(over="ignore"):
             # The page's type face has letters that the one which is measured has not.
             warnings.filterwarnings("ignore", "Glyph .* missing from font")
             drawn.figure.savefig(written, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
@@ -191,17 +196,22 @@ def rule(axes: Axes, y: float, label: str, *, planned: bool = False, below: bool
 
 def logarithmic(axes: Axes, low: float, high: float) -> None:
     """A logarithmic y axis around positive values, with a little air and never less than half a decade."""
-    air = (high / low) ** 0.06 * 1.05 * max(3 * low / high, 1.0) ** 0.5
+    decades = math.log10(high) - math.log10(low)
+    air = 10 ** (0.06 * decades + 0.02 + max(math.log10(3) - decades, 0.0) / 2)
+    axes.set_autoscaley_on(False)
     axes.set_yscale("log")
-    axes.set_ylim(low / air, high * air)
+    # As far as numbers reach.
+    axes.set_ylim(low / air or low, min(high * air, sys.float_info.max))
     axes.minorticks_off()
     axes.yaxis.set_major_formatter(tick_text)
     # Less than two decades have too few powers of ten.
-    axes.yaxis.get_major_locator().set_params(numticks=7, subs=(1.0,) if high / low > 100 else (1.0, 2.0, 5.0))  # type: ignore[call-arg]
+    axes.yaxis.get_major_locator().set_params(numticks=7, subs=(1.0,) if decades > 2 else (1.0, 2.0, 5.0))  # type: ignore[call-arg]
 
 
 def tick_text(value: float, _position: float | None = None) -> str:
-    """A short label for a tick: ``0.25``, ``5 × 10⁻⁷``."""
+    """A short label for a tick: ``0.25``, ``5 × 10⁻⁷``; none where it is beyond all numbers."""
+    if not math.isfinite(value):
+        return ""
     if value == 0 or 1e-2 <= abs(value) < 1e4:
         return f"{value:.6g}".replace("-", "−")
     mantissa, exponent = f"{value:.6e}".split("e")

@@ -13,6 +13,7 @@ from job_records import START, certificate, pca_record, qr_record, run_events, s
 from sklearn.datasets import load_sample_images
 
 from dlscale.engine.events import Warned
+from dlscale.report.charts import chart, logarithmic
 from dlscale.report.html import render
 from dlscale.report.record import JobRecord
 
@@ -231,6 +232,7 @@ def test_matplotlib_comes_with_the_first_chart_and_keeps_its_settings() -> None:
     program = """
 import sys
 from job_records import svd_record
+from dlscale.report.charts import chart, logarithmic
 from dlscale.report.html import render
 assert "matplotlib" not in sys.modules
 import matplotlib
@@ -244,3 +246,15 @@ assert "stroke-width: 17" not in page
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("low", [5e-324, 1e-310, 1e-200, 1.0, 1.7e308])
+@pytest.mark.parametrize("high", [5e-324, 1e-300, 1.5, 1e308, 1.7e308])
+def test_a_logarithmic_axis_shows_numbers_of_any_size(low: float, high: float) -> None:
+    low, high = sorted((low, high))
+    with chart(300, 200, "any size") as drawn:
+        axes = drawn.axes(40, 10, 290, 180)
+        drawn.tip(axes.plot([0, 1], [low, high], ".")[0], "the lower", "the higher")
+        logarithmic(axes, low, high)
+    assert drawn.markup.count("<title>") == 2

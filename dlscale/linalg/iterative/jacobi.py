@@ -40,18 +40,19 @@ def inverse_of_diagonal(blocks: Array) -> Map:
     Raises
     ------
     InputError
-        Naming the first entry on the diagonal that is zero, or block that is singular.
+        Naming the first entry on the diagonal that cannot be divided by, or block that is singular.
     """
     require_diagonal(blocks, "jacobi")
     return inverse_of_blocks(blocks, definite=False, symmetric=False, nonsingular=True)
 
 
 def require_diagonal(blocks: Array, method: str) -> None:
-    """Require that no entry of the diagonal is zero where that is what is divided by (InputError)."""
-    zeros = np.flatnonzero(blocks[:, 0] == 0)
-    if blocks.shape[1] == 1 and len(zeros):
-        i = int(zeros[0])
+    """Require that one can be divided by each entry of the diagonal, where that is done (InputError)."""
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        unfit = np.flatnonzero(~np.isfinite(1 / blocks[:, 0]))
+    if blocks.shape[1] == 1 and len(unfit):
+        i = int(unfit[0])
         raise InputError(
-            f"input.matrix: entry ({i}, {i}) is zero, and method {method} divides by the diagonal; exchange rows, or use method "
-            "gmres or direct."
+            f"input.matrix: entry ({i}, {i}) is zero, or is so beside the largest entry, and method {method} divides by the "
+            "diagonal; exchange rows, or use method gmres or direct."
         )
