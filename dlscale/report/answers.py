@@ -84,8 +84,9 @@ def _error_tiles(job: Job) -> list[Tile]:
     left, s = job.record.estimates.get("frobenius_error"), _singular_values(job)
     if not isinstance(left, int | float) or s is None:
         return []
-    whole = math.hypot(float(np.linalg.norm(s)), left)
-    part = left / whole if whole > 0 else 0.0
+    # Beside the largest of them, as squares are out of range long before the numbers are.
+    largest = max(float(s.max()), left)
+    part = left / largest / math.hypot(left / largest, *(s.astype(float) / largest).tolist()) if largest > 0 else 0.0
     of_what = "of the centred matrix" if job.record.kind == "pca" else "of the matrix"
     return [Tile("Left unexplained", words.share(part) if part >= 1e-4 else words.number(part), f"{of_what}, in Frobenius norm")]
 

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -258,3 +259,12 @@ def test_a_logarithmic_axis_shows_numbers_of_any_size(low: float, high: float) -
         drawn.tip(axes.plot([0, 1], [low, high], ".")[0], "the lower", "the higher")
         logarithmic(axes, low, high)
     assert drawn.markup.count("<title>") == 2
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("power", [-1000, 0, 1015])
+def test_what_is_left_unexplained_is_a_part_at_any_scale(power: int) -> None:
+    record = svd_record()
+    s = np.ldexp([4.0, 2.0, 2.0], power)
+    record = replace(record, arrays=record.arrays | {"s": s}, estimates=record.estimates | {"frobenius_error": 5 * 2.0**power})
+    assert re.search(r'Left unexplained</h3><p class="value">71\.4 %', render(record))
