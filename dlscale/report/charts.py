@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from xml.etree import ElementTree
 
 import numpy as np
@@ -194,18 +194,19 @@ def rule(axes: Axes, y: float, label: str, *, planned: bool = False, below: bool
     )
 
 
-def logarithmic(axes: Axes, low: float, high: float) -> None:
-    """A logarithmic y axis around positive values, with a little air and never less than half a decade."""
+def logarithmic(axes: Axes, low: float, high: float, *, along: Literal["x", "y"] = "y") -> None:
+    """A logarithmic axis around positive values, with a little air and never less than half a decade."""
     decades = math.log10(high) - math.log10(low)
     air = 10 ** (0.06 * decades + 0.02 + max(math.log10(3) - decades, 0.0) / 2)
-    axes.set_autoscaley_on(False)
-    axes.set_yscale("log")
+    axes.autoscale(False, axis=along)
+    axes.set(**{f"{along}scale": "log"})
     # As far as numbers reach.
-    axes.set_ylim(low / air or low, min(high * air, sys.float_info.max))
+    axes.set(**{f"{along}lim": (low / air or low, min(high * air, sys.float_info.max))})
     axes.minorticks_off()
-    axes.yaxis.set_major_formatter(tick_text)
+    axis = axes.yaxis if along == "y" else axes.xaxis
+    axis.set_major_formatter(tick_text)
     # Less than two decades have too few powers of ten.
-    axes.yaxis.get_major_locator().set_params(numticks=7, subs=(1.0,) if decades > 2 else (1.0, 2.0, 5.0))  # type: ignore[call-arg]
+    axis.get_major_locator().set_params(numticks=7, subs=(1.0,) if decades > 2 else (1.0, 2.0, 5.0))  # type: ignore[call-arg]
 
 
 def tick_text(value: float, _position: float | None = None) -> str:

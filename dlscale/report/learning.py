@@ -291,7 +291,7 @@ def _over_penalty(penalties: np.ndarray, values: np.ndarray, chosen: float, titl
     with chart(510, 290, f"{title} over {len(penalties)} penalties") as drawn:
         axes = drawn.axes(62, 34, 496, 240, title=title, x_label="penalty")
         if len(x) and x[-1] > x[0]:
-            axes.set_xscale("log")
+            logarithmic(axes, float(x[0]), float(x[-1]), along="x")
         if log and len(y) and y.min() > 0:
             logarithmic(axes, float(y.min()), float(y.max()))
         if y.shape[1] > 1:

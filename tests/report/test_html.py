@@ -256,9 +256,11 @@ def test_a_logarithmic_axis_shows_numbers_of_any_size(low: float, high: float) -
     low, high = sorted((low, high))
     with chart(300, 200, "any size") as drawn:
         axes = drawn.axes(40, 10, 290, 180)
-        drawn.tip(axes.plot([0, 1], [low, high], ".")[0], "the lower", "the higher")
+        drawn.tip(axes.plot([0.5, 1], [low, high], ".")[0], "the lower", "the higher")
         logarithmic(axes, low, high)
+        logarithmic(axes, 0.5, 1.0, along="x")
     assert drawn.markup.count("<title>") == 2
+    assert "$" not in drawn.markup  # no tick is written as a formula
 
 
 @pytest.mark.filterwarnings("error")
