@@ -8,6 +8,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from dlscale.arrays import Array
+from dlscale.linalg.svd.crowds import MISSED, in_reach, ordered, raised_by_others
 from dlscale.linalg.svd.sketch import Sketch, unit_probes
 
 #: Neighbouring values whose means of what is left are compared.
@@ -19,6 +20,8 @@ _ROUNDING, _ROUNDING_OF_NYSTROM = 4.0, 4.0
 #: Of the way from what the probes tell to what the norm allows, where the larger bound is: the more iterations W has seen, the more
 #: of what is left in it belongs to the norm.
 _TOWARDS_NORM, _BY_ITERATIONS, _AT_MOST = 0.2, 0.25, 0.7
+#: Values below this part of the norm of what is left may be lifted beyond it.
+_BELOW = 0.95
 _TINY = float(np.finfo(float).tiny)
 
 
@@ -66,7 +69,9 @@ def running_median(values: Array, width: int) -> Array:
     return np.asarray(np.sort(sliding_window_view(padded, width), axis=-1)[:, width // 2])
 
 
-def bracket_of_lifts(seen: Sketch, W: Array, by_rounding: Array, *, outside: float, norm_luck: float, eps: float) -> Lifts:
+def bracket_of_lifts(
+    seen: Sketch, W: Array, by_rounding: Array, *, outside: float, norm_luck: float, eps: float, floor: float
+) -> Lifts:
     """Bracket the lifts of the leading k singular values.
 
     Parameters
@@ -81,19 +86,23 @@ def bracket_of_lifts(seen: Sketch, W: Array, by_rounding: Array, *, outside: flo
     norm_luck : float
         which may be too low by this factor.
     eps : float
+    floor : float
+        What is no more than rounding.
 
     Notes
     -----
     E is zero on W. So ``E v_i = E c_i``, where ``c_i = (I - W W^H) v_i`` is known. To second order ``sigma_i^2`` is
     ``s_i^2 + sum_j s_i^2 t_j |u_j^H c_i|^2 / (s_i^2 - t_j)``, with the eigenpairs ``t_j, u_j`` of ``E^H E``, which are at most
-    ``T = ||E||^2``; where that is more than s_i^2, which the iterations would have found, it is taken for that. Of the terms of
-    the sum three moments are known: m_0; m_2 on the probes, as the smaller and the larger one of a value's own and the median of
-    its neighbours; and m_1 between ``m_2 / T`` and ``(m_0 m_2)^1/2``. ``v_i^H H (probes^H H)^-1 H^H v_i`` with ``H = E^H E probes``
-    (Nystrom) is at most m_1 too, and equal where E is of low rank. The sum is convex in t: it is least with all of m_1 at its
-    mean ``m_2 / m_1``, and largest with m_1 shared out between 0 and T, or with all of m_0 at T, between which the larger bound
-    is taken. A value may change places with a neighbour that is lifted by more.
+    ``T = ||E||^2``; where that is more than s_i^2, which the iterations would have found, it is taken for that, but in the larger
+    bound of values that are well below. Of the terms of the sum three moments are known: m_0; m_2 on the probes, as the smaller and
+    the larger one of a value's own and the median of its neighbours; and m_1 between ``m_2 / T`` and ``(m_0 m_2)^1/2``.
+    ``v_i^H H (probes^H H)^-1 H^H v_i`` with ``H = E^H E probes`` (Nystrom) is at most m_1 too, and equal where E is of low rank.
+    The sum is convex in t: it is least with all of m_1 at its mean ``m_2 / m_1``, and largest with m_1 shared out between 0 and T,
+    or with all of m_0 at T, between which the larger bound is taken. To it comes what other values may add, those beyond k too.
     """
-    s = np.minimum.accumulate(seen.found.s[: len(by_rounding)].astype(float))
+    s, k = np.minimum.accumulate(seen.found.s.astype(float)), len(by_rounding)
+    s = s[: in_reach(s, k, norm_luck * outside)]
+    by_rounding = np.pad(by_rounding, (0, len(s) - k), mode="edge")
     theta = np.maximum(s**2, _TINY)
     T, T_high = (np.minimum(max((outside * luck) ** 2, _TINY), theta) for luck in (1.0, norm_luck))
     moments = _moments(seen, W, by_rounding, T, eps)
@@ -104,8 +113,12 @@ def bracket_of_lifts(seen: Sketch, W: Array, by_rounding: Array, *, outside: flo
     likely, larger = (np.clip(_shared_out(theta, most, more, t), low, _all_at(theta, m_0, t, low)) for t in (T, T_high))
     part = min(_TOWARDS_NORM + _BY_ITERATIONS * seen.n_iterations, _AT_MOST)
     high = larger ** (1 - part) * _all_at(theta, m_0, T_high, low) ** part
+    beyond = np.full(len(s), outside**2)
+    high = np.maximum(high, np.where(s < _BELOW * outside, larger_root(theta, beyond * m_0, beyond), 0.0))
     low, likely, high = (lift / (np.sqrt(theta + lift) + s) for lift in (low, likely, high))
-    return Lifts(np.minimum(low, ordered(s, low)), np.maximum(high, ordered(s, high)), ordered(s, likely), moments.resolved)
+    raised = raised_by_others(s, likely, high, floor, MISSED * outside)
+    low, likely, high = np.minimum(low, ordered(s, low)), ordered(s, likely) + raised, high + raised
+    return Lifts(low[:k], high[:k], likely[:k], moments.resolved[:k])
 
 
 def _moments(seen: Sketch, W: Array, by_rounding: Array, T: Array, eps: float) -> _Moments:
@@ -146,8 +159,3 @@ def larger_root(theta: Array, moment: Array, t: Array) -> Array:
     root = np.hypot(half, c)
     # The same number twice; each is without cancellation on its side.
     return np.asarray(np.where(half > 0, c * (c / (np.maximum(half, 0.0) + root + _TINY)), root - half))
-
-
-def ordered(s: Array, lifts: Array) -> Array:
-    """Lifts of decreasing values once what is lifted stands in decreasing order."""
-    return np.asarray(np.sort(s + lifts)[::-1] - s)

@@ -13,7 +13,8 @@ import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.kernels import accumulator_dtype
-from dlscale.linalg.svd.lifts import bracket_of_lifts, ordered, running_median
+from dlscale.linalg.svd.crowds import MISSED, NEAR, in_reach, ordered, raised_by_others
+from dlscale.linalg.svd.lifts import bracket_of_lifts, running_median
 from dlscale.linalg.svd.projection import Projection
 from dlscale.linalg.svd.sketch import Sketch, unit_probes
 
@@ -35,8 +36,8 @@ _MIDDLE_ON_W = 1.4
 _AGREED = 1.2
 #: Errors of equal values that differ by more than this tell likewise.
 _ASTRAY = 4.0
-#: Values that differ by less than this part are taken for equal; those above this part of the norm of what is left are near it.
-_NEAR, _BESIDE = 0.01, 0.85
+#: Values above this part of the norm of what is left are near it.
+_BESIDE = 0.85
 #: Values below this part of the norm of what is left may have been overtaken by one that was missed; those up to so many times it
 #: go with how far four probes tell it wrong, unless iterations carried so many more columns than are asked for.
 _OVERTAKEN, _NOT_BESIDE, _SPARE = 0.95, 1.75, 10
@@ -89,19 +90,24 @@ def _behind_w(found: Projection, s: Array, on_probes: Array, *, outside: float, 
     Notes
     -----
     They go with the distance of each value to the norm of what is left, which is bracketed by what its estimate may be off by.
+    Values beyond k are bracketed too, as far as they are in reach of those before; none is above what the probes tell of the last.
     Those far below that norm are told by the probes alone. Where ``A^H A v`` is ``s^2 v`` to working precision, s is a singular
     value.
     """
-    k, top = len(s), _most(s, outside)
-    smaller, likely, larger = (_coupled(found, k, outside * luck) for luck in (1 / _NORM_LUCK, 1.0, _NORM_LUCK))
-    errors = np.minimum(np.minimum(likely, top), on_probes)
-    errors = _MIDDLE_ON_W * (_shared(s, errors, outside) + _ROUNDING * eps * s[0])
-    coupling = np.linalg.norm(found.normal[:, :k] - found.V[:, :k] * found.s[:k] ** 2, axis=0)
+    k, every = len(s), np.minimum.accumulate(found.s.astype(float))
+    every = every[: in_reach(every, k, _NORM_LUCK * outside)]
+    n, top, by_probes = len(every), _most(every, outside), np.append(on_probes, every[k - 1] + on_probes[k - 1] - every[k:])
+    smaller, likely, larger = (_coupled(found, n, outside * luck) for luck in (1 / _NORM_LUCK, 1.0, _NORM_LUCK))
+    likely = np.minimum(np.minimum(likely, top), by_probes)
+    errors = _MIDDLE_ON_W * (_shared(s, likely[:k], outside) + _ROUNDING * eps * s[0])
+    coupling = np.linalg.norm(found.normal[:, :n] - found.V[:, :n] * found.s[:n] ** 2, axis=0)
     resolved = coupling > _ROUNDING_OF_COUPLING * eps * s[0] ** 2
-    low = ordered(s, np.where(resolved, np.minimum(smaller, on_probes), 0.0))
-    high = ordered(s, np.minimum(np.minimum(larger, _NORM_LUCK**2 * top), on_probes))
-    determined = (high <= _DETERMINED * low) & ~_beside(s, outside) | (resolved & (s < outside / _NORM_LUCK))
-    rounding = (errors <= floor) & (np.minimum(high, coupling / np.maximum(s, _TINY)) <= floor)
+    low = np.where(resolved, np.minimum(smaller, by_probes), 0.0)
+    high = np.minimum(np.minimum(larger, _NORM_LUCK**2 * top), by_probes)
+    raised = raised_by_others(every, likely, np.maximum(high, likely), floor, MISSED * outside)[:k]
+    low, high, coupling, resolved = ordered(every, low)[:k], ordered(every, high)[:k], coupling[:k], resolved[:k]
+    determined = (high + raised <= _DETERMINED * low) & ~_beside(s, outside) | (resolved & (s < outside / _NORM_LUCK))
+    rounding = (errors <= floor) & (np.minimum(high, coupling / np.maximum(s, _TINY)) + raised <= floor)
     return np.asarray(np.where(determined | rounding, errors, np.nan))
 
 
@@ -126,7 +132,7 @@ def _behind_range(seen: Sketch, s: Array, missed: Array, *, outside: float, eps:
         W = W @ rows[:rank].conj().T
     by_probes = (np.abs(missed) ** 2).mean(axis=1) / unit_probes(seen.probes)
     rounding = np.maximum(np.sqrt(by_probes / n), _divided(seen, R, k, eps))
-    lifts = bracket_of_lifts(seen, W, by_probes, outside=outside, norm_luck=_NORM_LUCK, eps=eps)
+    lifts = bracket_of_lifts(seen, W, by_probes, outside=outside, norm_luck=_NORM_LUCK, eps=eps, floor=floor)
     own = np.minimum(np.minimum(_MIDDLE * np.sqrt(lifts.low * lifts.high), _AT_MOST * lifts.low), _most(s, outside))
     errors = _shared(s, own, outside)
     # Equal values near the norm of what is left have like errors.
@@ -192,7 +198,7 @@ def _shared(s: Array, errors: Array, outside: float) -> Array:
     sums, counts, span = errors.copy(), np.ones(len(s)), np.zeros(len(s))
     for j in range(1, min(_SHARING + 1, len(s))):
         distances = s[:-j] - s[j:]
-        near = distances <= _NEAR * s[:-j]
+        near = distances <= NEAR * s[:-j]
         for one, other in ((slice(j, None), slice(None, -j)), (slice(None, -j), slice(j, None))):
             sums[one] += near * errors[other]
             counts[one] += near
@@ -222,10 +228,10 @@ def _coupled(found: Projection, k: int, outside: float) -> Array:
 
 
 def clusters(s: Array) -> Iterator[tuple[int, int]]:
-    """Runs of decreasing values that lie within `_NEAR` of the first of them: (start, stop)."""
+    """Runs of decreasing values that lie within `NEAR` of the first of them: (start, stop)."""
     start = 0
     for i in range(1, len(s) + 1):
-        if i == len(s) or s[i] < (1 - _NEAR) * s[start]:
+        if i == len(s) or s[i] < (1 - NEAR) * s[start]:
             yield start, i
             start = i
 
