@@ -45,8 +45,9 @@ class ErrorEstimate:
     Notes
     -----
     The norms, and what is given of singular values, are within a factor 3 below and 10 above the truth, beside rounding of
-    ``10 max(m, n)^1/2 eps s_1``. These are estimates, not bounds, as four probes tell of what is left: on 200 random spectra
-    97 in 100 errors of singular values were given, and one in 2,800 of these was outside, most of them too large.
+    ``10 max(m, n)^1/2 eps s_1``. These are estimates, not bounds, as four probes tell of what is left: on 300 random spectra
+    92 in 100 errors of singular values were given, and 2 of 99,775 were outside; of nearly equal values through which the rank
+    may cut 74 in 100, and one in 1,300 outside.
     """
 
     spectral: float
