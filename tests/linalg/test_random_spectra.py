@@ -1,6 +1,7 @@
 """Random spectra, every method and number of iterations: error estimates near the truth, and tolerances that are met.
 
-DLSCALE_SPECTRA sets how many matrices are tried (default 6); 400 take about ten minutes.
+DLSCALE_SPECTRA sets how many matrices are tried (default 6); 199 take about three minutes. Of the first 300 spectra
+two, 199 and 205, have an error that is outside of the factors, by 1.1 times.
 """
 
 from __future__ import annotations
