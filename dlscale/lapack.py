@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any, Literal
 
 import numpy as np
+import scipy.linalg
 from scipy.linalg import cython_blas, cython_lapack
 
 from dlscale.arrays import Array, is_laid_out
@@ -270,6 +271,21 @@ def largest_eigenpairs(G: Array, k: int) -> tuple[Array, Array]:
             return values[:k][::-1], vectors[:, ::-1]
     values, vectors = np.linalg.eigh(G)
     return values[::-1][:k], vectors[:, ::-1][:, :k]
+
+
+def svd(A: Array, *, full_matrices: bool = True) -> tuple[Array, Array, Array]:
+    """U, s and V^H of a finite matrix, or of a stack of them, as `numpy.linalg.svd` gives them.
+
+    With some kernels of OpenBLAS divide and conquer does not converge for one matrix in many thousand; QR iteration does.
+    """
+    try:
+        U, s, VH = np.linalg.svd(A, full_matrices=full_matrices)
+    except np.linalg.LinAlgError:
+        if A.ndim > 2:
+            U, s, VH = (np.stack(parts) for parts in zip(*(svd(B, full_matrices=full_matrices) for B in A), strict=True))
+        else:
+            U, s, VH = scipy.linalg.svd(A, full_matrices=full_matrices, lapack_driver="gesvd")
+    return U, s, VH
 
 
 def interchanges(pivots: Array) -> tuple[Array, Array]:

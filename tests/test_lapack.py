@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from typing import Literal
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from dlscale.lapack import (
     solve_right,
     solve_upper,
     subtract_hermitian_product,
+    svd,
     unpack_upper,
 )
 from dlscale.storage.matrix import ArrayMatrix
@@ -310,3 +312,21 @@ def test_lu_exchanges_rows_for_subnormal_pivots(dtype: str) -> None:
     assert not singular
     assert pivots[2] == 3
     np.testing.assert_allclose(L @ U, PA, rtol=4 * np.finfo(dtype).eps, atol=tiny)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (3, 5, 5)])
+def test_singular_vectors_are_found_where_divide_and_conquer_does_not_converge(
+    shape: tuple[int, ...], dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    A = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+    found = [svd(A, full_matrices=full) for full in (False, True)]
+    with monkeypatch.context() as patch:
+        patch.setattr(np.linalg, "svd", Mock(side_effect=np.linalg.LinAlgError("SVD did not converge")))
+        again = [svd(A, full_matrices=full) for full in (False, True)]
+    tolerance = 20 * eps(A)
+    for (U, s, VH), peers in zip(again, found, strict=True):
+        assert [part.shape for part in (U, s, VH)] == [part.shape for part in peers]
+        np.testing.assert_allclose(s, peers[1], atol=tolerance * float(s.max()))
+        k = s.shape[-1]
+        np.testing.assert_allclose((U[..., :k] * s[..., None, :]) @ VH[..., :k, :], A, atol=tolerance * float(s.max()))

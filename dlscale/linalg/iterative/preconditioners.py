@@ -10,6 +10,7 @@ import numpy as np
 from dlscale.arrays import Array
 from dlscale.errors import InputError, NumericalError
 from dlscale.kernels import accumulator_dtype
+from dlscale.lapack import svd
 from dlscale.linalg.folds.operators import Product
 from dlscale.linalg.iterative import nystrom
 from dlscale.linalg.iterative.nystrom import Nystrom
@@ -112,7 +113,7 @@ def inverse_of_blocks(blocks: Array, *, definite: bool, symmetric: bool, nonsing
         with np.errstate(over="ignore", invalid="ignore"):
             inverse = (vectors / _away_from_zero(np.abs(values))[:, None, :]) @ vectors.conj().transpose(0, 2, 1)
     else:
-        U, s, Vh = np.linalg.svd(padded)
+        U, s, Vh = svd(padded)
         singular = np.flatnonzero(s[:, -1] <= w * float(np.finfo(float).eps) * s[:, 0])
         if nonsingular and len(singular):
             rows = _rows(int(singular[0]) * w, w, n)

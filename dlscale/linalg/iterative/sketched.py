@@ -30,6 +30,7 @@ from dlscale.engine.passes import Fold, State
 from dlscale.engine.plan import Grids, Need, Plan, Step
 from dlscale.errors import NumericalError, SpecError
 from dlscale.kernels import accumulator_dtype, one_blas_thread, safe_norm
+from dlscale.lapack import svd
 from dlscale.linalg.iterative.gradients import StoredLeastSquares
 from dlscale.linalg.iterative.options import Iterations
 from dlscale.linalg.iterative.recurrence import Map
@@ -169,7 +170,7 @@ class SketchedLeastSquares(StoredLeastSquares):
         n = operator.shape[1]
         with one_blas_thread():
             CH, self.R = scipy.linalg.qr_multiply(sketch[:, :n], sketch[:, n:].conj().T)
-            _, self.values, self.Vh = np.linalg.svd(self.R)
+            _, self.values, self.Vh = svd(self.R)
             if not self.values[-1] > n * float(np.finfo(float).eps) * self.values[0]:
                 raise NumericalError(
                     "The columns of the matrix are dependent to working precision, which method sketch does not solve for; use "

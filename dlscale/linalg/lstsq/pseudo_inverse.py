@@ -10,6 +10,7 @@ import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.kernels import largest_part, one_blas_thread, times_power_of_two
+from dlscale.lapack import svd
 from dlscale.linalg.conditions import condition_number
 from dlscale.linalg.scaling import exponent_of
 
@@ -58,7 +59,7 @@ class PseudoInverse:
         # LAPACK rescales matrices whose norm is far from 1, and by what is no power of two.
         exponent = exponent_of(largest_part(R))
         with one_blas_thread():
-            U, s, VH = np.linalg.svd(times_power_of_two(R, -exponent), full_matrices=False)
+            U, s, VH = svd(times_power_of_two(R, -exponent), full_matrices=False)
         return cls(U, times_power_of_two(s, exponent), VH, int((s > cutoff * s[0]).sum()) if s.size else 0)
 
     def apply(self, C: Array) -> Array:

@@ -17,6 +17,7 @@ from dlscale.engine.plan import Grids, Plan, Step
 from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.kernels import accumulator_dtype, one_blas_thread, safe_norm
+from dlscale.lapack import svd
 from dlscale.linalg.conditions import condition_number
 from dlscale.linalg.folds.orthogonal import find_basis
 from dlscale.linalg.folds.products import sweep_gram
@@ -109,7 +110,7 @@ def _factor(passes: Passes, A: Matrix, *, grid: RowGrid, transposed: bool) -> Ou
     gram = sweep_gram(passes, A, grid)
     basis, how = find_basis(passes, A, grid, gram, step="basis")
     with one_blas_thread():
-        X, s, VH = np.linalg.svd(basis.R)
+        X, s, VH = svd(basis.R)
         P = (VH.conj().T * s) @ VH
         P = (P + P.conj().T) / 2
         W, Y = X @ VH, probes(n, dtype)

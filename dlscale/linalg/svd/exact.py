@@ -12,6 +12,7 @@ from dlscale.certificates import LAPACK_THRESHOLD, Certificate, Check, orthogona
 from dlscale.engine.grids import RowGrid
 from dlscale.engine.passes import Passes, State
 from dlscale.kernels import one_blas_thread
+from dlscale.lapack import svd
 from dlscale.linalg.folds.orthogonal import find_basis
 from dlscale.linalg.folds.products import sweep_gram
 from dlscale.linalg.svd.estimates import ErrorEstimate
@@ -61,7 +62,7 @@ def exact_svd(
     gram = sweep_gram(passes, A, grid) if gram is None else gram
     basis, how = find_basis(passes, A, grid, gram, step="basis")
     with one_blas_thread():
-        X, all_s, VH = np.linalg.svd(basis.R)
+        X, all_s, VH = svd(basis.R)
     kept = n if tolerance is None else count_within(all_s, 0.0, tolerance, dtype, whole=True)
     k = n_components(all_s) if callable(n_components) else n_components or kept
     X, s, V = X[:, :k], all_s[:k], VH[:k].conj().T

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dlscale.arrays import Array
-from dlscale.lapack import solve_right
+from dlscale.lapack import solve_right, svd
 from dlscale.linalg.folds.orthogonal import Basis, TriangularBasis, scaled_condition
 
 
@@ -100,13 +100,13 @@ def project(
         BH = Z @ np.linalg.pinv(basis.R, rcond=cut)
         note = "the sketch is numerically rank deficient: projected on its well-conditioned part, accurate to half the digits"
         return _on_range(BH, note, cut, basis, cut)
-    U, s, VH = np.linalg.svd(basis.R)
+    U, s, VH = svd(basis.R)
     coordinates = VH.conj().T
     note = f"the range of A W is ill-conditioned ({condition:.2g}): projected on W instead"
     return Projection(s, W @ coordinates, U, Z @ coordinates, coordinates, note, eps, s)
 
 
 def _on_range(BH: Array, note: str, resolution: float, basis: Basis, cut: float = 0.0) -> Projection:
-    V, s, XH = np.linalg.svd(BH, full_matrices=False)
+    V, s, XH = svd(BH, full_matrices=False)
     before = np.linalg.svd(basis.R, compute_uv=False)
     return Projection(s, V, XH.conj().T, V * s**2, None, note, resolution, before, cut)

@@ -13,6 +13,7 @@ import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.kernels import accumulator_dtype
+from dlscale.lapack import svd
 from dlscale.linalg.svd.crowds import MISSED, NEAR, in_reach, ordered, raised_by_others
 from dlscale.linalg.svd.lifts import bracket_of_lifts, running_median
 from dlscale.linalg.svd.projection import Projection
@@ -127,7 +128,7 @@ def _behind_range(seen: Sketch, s: Array, missed: Array, *, outside: float, eps:
     R = np.asarray(seen.basis.R, np.result_type(seen.basis.R, float))
     rank = width
     if found.cut:
-        values, rows = np.linalg.svd(R)[1:]
+        values, rows = svd(R)[1:]
         rank = int((values > found.cut * values[0]).sum())
         W = W @ rows[:rank].conj().T
     by_probes = (np.abs(missed) ** 2).mean(axis=1) / unit_probes(seen.probes)
