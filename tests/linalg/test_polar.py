@@ -46,7 +46,19 @@ HARD: dict[str, Callable[[str], Array]] = {
     "a multiple of the identity": lambda dtype: -7 * np.eye(N, dtype=dtype),
     "growth": lambda dtype: gallery.HARD_SQUARE["wilkinson"](N, dtype),
     "kahan": lambda dtype: gallery.kahan(N, dtype=dtype),
+    # The rows of their triangles are ever smaller, and so are those of an iterate.
+    "hilbert": lambda dtype: rotated_phases(scipy.linalg.hilbert(58), dtype),
+    "vandermonde": lambda dtype: rotated_phases(np.vander(np.linspace(-1, 1, 101), 76, increasing=True), dtype),
+    "vandermonde, barely regular": lambda dtype: rotated_phases(np.vander(np.linspace(-1, 1, 62), 40, increasing=True), dtype),
 }  # fmt: skip
+
+
+def rotated_phases(A: Array, dtype: str) -> Array:
+    """A, or in complex numbers its rows and columns times numbers of modulus 1: a matrix with the same singular values."""
+    if np.dtype(dtype).kind == "c":
+        rng = np.random.default_rng(0)
+        A = np.exp(2j * np.pi * rng.random((len(A), 1))) * A * np.exp(2j * np.pi * rng.random(A.shape[1]))
+    return A.astype(dtype)
 
 
 def run(source: Array, **options: Any) -> tuple[Any, Array, Array]:
@@ -209,14 +221,28 @@ def go_on(job: dict[str, Any], workspace: Workspace, **more: Any) -> Any:
     return resumed
 
 
-def test_a_triangle_that_no_worker_holds_and_a_job_that_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+#: Matrices of order 400, and steps after which their jobs are stopped.
+STOPPED: dict[str, tuple[Callable[[], Array], tuple[str, ...]]] = {
+    "regular": (lambda: gaussian(400, 400) + 30 * np.eye(400), ("newton-1-1", "iterate-2", "lu-4-1", "p")),
+    "nearly singular": (
+        lambda: np.vander(np.linspace(-1, 1, 400), increasing=True),
+        ("turned-1", "newton-1-1", "iterate-2", "turned-back-1", "p"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STOPPED)
+def test_a_triangle_that_no_worker_holds_and_a_job_that_is_stopped(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It takes 1.3 MB, of which a pass would hold sixteen."""
     monkeypatch.setattr(plans, "STRIP_BYTES", 2**20)
     monkeypatch.setattr(newton, "PIECES_BYTES", 2**19)
     monkeypatch.setattr(by_panels, "PIECES_BYTES", 2**19)
     for module in (newton, by_panels):
         monkeypatch.setattr(module, "COPIES", 8)  # a few slabs a step
-    A = gaussian(400, 400) + 30 * np.eye(400)
+    make, stops = STOPPED[name]
+    A = make()
     job = job_of(tmp_path, A, cluster={"type": "threads", "threads": 2, "memory": "11.4MB"}, params={"panel": 100})
     with pytest.raises(DlscaleError, match="One worker needs"):
         jobs.run({**job, "params": {"method": "direct"}}, workspace=tmp_path)
@@ -237,7 +263,7 @@ def test_a_triangle_that_no_worker_holds_and_a_job_that_is_stopped(tmp_path: Pat
     assert norm(A - U @ P) <= 30 * 400 * eps(A) * norm(A)
     assert departure(U) <= 30 * 400 * eps(A)
     workspace = Workspace(tmp_path / "ws")
-    for stop in ("newton-1-1", "iterate-2", "lu-4-1", "p"):
+    for stop in stops:
 
         def stopping(event: Any, stop: str = stop) -> None:
             told = event if isinstance(event, dict) else event.to_dict()

@@ -4,35 +4,42 @@ The singular values of an iterate lie in an interval that is known, from 1 to a 
 smallest that can be (Byers and Xu): nine iterations in double precision, whatever the condition. From the first iteration on no
 singular value is below 1, so that only the triangle, whose inverse takes no factors, is ever ill conditioned.
 
+Of an ill-conditioned R the first iterate has large and small rows, and factors of it lose what the small ones say: ``U^H A`` would
+not be Hermitian. There the iteration starts from L of ``R = L Q^H``, which is nearer to a diagonal than R, and ends with ``X Q^H``.
+
 An iterate is an array of its own in the scratch space, and a step of the run; what the next ones do not read is removed.
 
 References
 ----------
 Higham (2008), Functions of Matrices, sections 8.3 to 8.6; Byers and Xu (2008), A new scaling for Newton's iteration for the polar
-decomposition and its backward stability; Nakatsukasa and Higham (2012) for its stability.
+decomposition and its backward stability; Nakatsukasa and Higham (2012) for its stability; Stewart (1999), The QLP approximation to
+the singular value decomposition.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.engine.clusters import ClusterFacts
-from dlscale.engine.columns import SLAB_COLUMNS, SLAB_SHARE, Applied, Columns, Span, Tell, untold
+from dlscale.engine.columns import SLAB_COLUMNS, SLAB_SHARE, Applied, Columns, Span, Tell
 from dlscale.engine.grids import blocks
 from dlscale.engine.passes import Passes
 from dlscale.engine.run import Cost, Run, State
 from dlscale.engine.targets import Target
+from dlscale.engine.tiles.factorizer import Factorizer
 from dlscale.engine.tiles.grid import PanelGrid
 from dlscale.errors import DoesNotFitError, NumericalError
 from dlscale.kernels import one_blas_thread
 from dlscale.linalg.lu import kind as lu
 from dlscale.linalg.panels.plan import CHUNK_BYTES, factor_target
 from dlscale.linalg.polar.start import Start
+from dlscale.linalg.solve.factoring import HOUSEHOLDER
 from dlscale.linalg.solve.factors import LUFactors, QRFactors
 from dlscale.linalg.solve.inverse import identity_columns
 from dlscale.linalg.solve.triangular import N_PIECES
@@ -46,6 +53,8 @@ COPIES = 1.75
 PIECES_BYTES = N_PIECES * CHUNK_BYTES
 #: With the bound of Byers and Xu the eleventh iteration is at 1, from any condition that double precision knows.
 MOST = 12
+#: Times 1 / eps: the condition from which on a triangle is factored once more.
+ILL = 0.01
 
 
 class Iterated(NamedTuple):
@@ -63,19 +72,6 @@ class Iterated(NamedTuple):
     X: Matrix
     n_iterations: int
     singular: bool
-
-
-class OfAdjoint(LUFactors):
-    """Factors of the adjoint of a matrix, that solve with the matrix.
-
-    Rows are exchanged: where columns of a triangle repeat, its own factors would have small pivots before large ones, and the
-    columns of the inverse that they give would not belong together.
-    """
-
-    def solve(
-        self, B: Array, *, adjoint: bool = False, width: int = SLAB_COLUMNS, tell: Tell = untold, overwrite: bool = False
-    ) -> Array:
-        return super().solve(B, adjoint=not adjoint, width=width, tell=tell, overwrite=overwrite)
 
 
 @dataclass(frozen=True)
@@ -206,17 +202,19 @@ def iterate(passes: Passes, factored: QRFactors, grid: PanelGrid, facts: Cluster
 
     Notes
     -----
-    2 n^3 flops for each iteration but the first.
+    2 n^3 flops for each iteration but the first; 10/3 n^3 more for an ill-conditioned triangle.
     """
-    return _Iteration(passes, factored.triangle, grid, facts).go()
+    return _Iteration(passes, factored, grid, facts).go()
 
 
 class _Iteration:
     """The iteration while it goes on."""
 
-    def __init__(self, passes: Passes, R: Matrix, grid: PanelGrid, facts: ClusterFacts) -> None:
-        self.passes, self.run, self.R, self.grid, self.facts = passes, passes.run, R, grid, beside(facts, PIECES_BYTES)
-        self.n, self.dtype = R.shape[0], R.dtype
+    def __init__(self, passes: Passes, factored: QRFactors, grid: PanelGrid, facts: ClusterFacts) -> None:
+        self.passes, self.run, self.R, self.grid = passes, passes.run, factored.triangle, grid
+        self.cluster, self.facts = facts, beside(facts, PIECES_BYTES)
+        self.n, self.dtype = self.R.shape[0], self.R.dtype
+        self.panels = replace(factored.factored.grid, shape=self.R.shape)
         self.width = slab_width(self.n, grid.panel, self.dtype.itemsize, self.facts)
         self.eps = float(np.finfo(self.dtype).eps)
 
@@ -238,27 +236,42 @@ class _Iteration:
             number += 1
             bound = float(state["bound"][0])
             factors = self._factors(X, number)
-            X, state = self._step(number, factors, X, bound**-0.5, _halved(bound**0.5), singular=bool(state["singular"]))
-        return Iterated(X, number, bool(state["singular"]))
+            X, state = self._step(number, factors, X, bound**-0.5, _halved(bound**0.5), state)
+        return Iterated(self._turned_back(X) if state["ill"] else X, number, bool(state["singular"]))
 
     def _first(self) -> tuple[Matrix, State]:
         """The iteration from the triangle, or from beside it."""
         X: Matrix = Start(self.R)
         factors = self._of_triangle(X)
         size, inverse = self._norms("norms", factors, X)
-        singular = not size * inverse < 1 / self.eps
+        ill, singular = (not size * inverse < limit / self.eps for limit in (ILL, 1.0))
         if size == 0:
-            X, size, inverse = Start(self.R, ridge=1.0), self.n**0.5, self.n**0.5
+            X, size, inverse, ill = Start(self.R, ridge=1.0), self.n**0.5, self.n**0.5, False
             factors = self._of_triangle(X)
-        elif singular:
-            X = Start(self.R, noise=self.eps * size / (4 * self.n**0.5))
-            of_adjoint = self._factors(conjugated(X.T), 1)
-            factors = OfAdjoint(of_adjoint.lu, of_adjoint.pivots, of_adjoint.n_threads)
+        elif ill:
+            X = conjugated(Start(self._turned.triangle, noise=self.eps * size / (4 * self.n**0.5)).T)
+            factors = self._factors(X, 1)
             size, inverse = self._norms("norms-beside", factors, X)
             if not np.isfinite(inverse):
                 raise NumericalError("The matrix is singular to working precision, and so is what is beside it up to rounding.")
         z = (inverse / size) ** 0.5
-        return self._step(1, factors, X, z, _halved((size * inverse) ** 0.5), singular=singular)
+        before = {"singular": np.array(singular), "ill": np.array(ill)}
+        return self._step(1, factors, X, z, _halved((size * inverse) ** 0.5), before)
+
+    @cached_property
+    def _turned(self) -> QRFactors:
+        """Those of ``R^H = Q L^H``."""
+        target = factor_target(self.run, "turned", self.panels.shape, self.dtype, self.panels, scratch=True)
+        RH, zeros = conjugated(Start(self.R).T), np.zeros((self.n, 1), self.dtype)
+        factored, _ = Factorizer(self.run).factor("turned", RH, HOUSEHOLDER, self.panels, target, probes=zeros)
+        return QRFactors(factored, self.facts.threads_per_worker)
+
+    def _turned_back(self, X: Matrix) -> Matrix:
+        """``X Q^H``, by rows, whose chunks are as high as a panel is wide."""
+        grid = replace(self.panels, row_blocks=self.panels.n_panels)
+        output = factor_target(self.run, "turned-back", grid.shape, self.dtype, grid, scratch=True)
+        rotated(self.run, self._turned, conjugated(X.T), output, adjoint=True, facts=self.cluster, step="turned-back")
+        return output.matrix()
 
     def _of_triangle(self, X: Matrix) -> LUFactors:
         """An upper triangle has itself as U."""
@@ -275,14 +288,14 @@ class _Iteration:
         size, inverse = (float(sum(state[name][0] for state in found)) ** 0.5 for name in ("squares", "inverse"))
         return size, inverse if np.isfinite(inverse) else float("inf")
 
-    def _step(self, number: int, factors: LUFactors, X: Matrix, z: float, bound: float, *, singular: bool) -> tuple[Matrix, State]:
-        """One iteration: the next iterate, and the bound of its singular values."""
+    def _step(self, number: int, factors: LUFactors, X: Matrix, z: float, bound: float, before: State) -> tuple[Matrix, State]:
+        """One iteration: the next iterate, and the bound of its singular values, beside what was known before."""
         output = self._target(number)
         found = self._apply(f"newton-{number}", NewtonStep(factors, X, z, output))
         between = float(sum(state["between"][0] for state in found)) ** 0.5
         # s - 1/s is at most what is between, for each singular value s of z X.
         measured = _halved((between + (between * between + 4.0) ** 0.5) / 2)
-        state = {"bound": np.array([np.fmin(bound, measured)]), "singular": np.array(singular)}
+        state = before | {"bound": np.array([np.fmin(bound, measured)])}
         self.run.step(f"iterate-{number}", Cost(), lambda name: state, flushed=output.writers, keep="last")
         self._forget(number)
         return output.matrix(), state
@@ -308,14 +321,21 @@ def _halved(s: float) -> float:
     return (s + 1 / s) / 2
 
 
-def rotated(run: Run, factors: QRFactors, X: Matrix, output: Target, *, adjoint: bool, facts: ClusterFacts) -> None:
+def rotated(
+    run: Run, factors: QRFactors, X: Matrix, output: Target, *, adjoint: bool, facts: ClusterFacts, step: str = "u"
+) -> None:
     """Write ``Q X`` (m, n), or its adjoint, by slabs of columns of X."""
     (m, n), panel = factors.shape, factors.factored.grid.panel
     item = X.dtype.itemsize
     facts = beside_panels((m, n), panel, item, facts)
     what = Rotation(factors, X, output, adjoint)
     Columns(run, facts).apply(
-        "u", what, n_columns=n, width=slab_width(m, panel, item, facts), column_bytes=int(COPIES * m * item), writers=output.writers
+        step,
+        what,
+        n_columns=n,
+        width=slab_width(m, panel, item, facts),
+        column_bytes=int(COPIES * m * item),
+        writers=output.writers,
     )
 
 

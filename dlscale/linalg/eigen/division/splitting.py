@@ -189,7 +189,7 @@ class Splitter:
             rotated(run, factors, found.X, output, adjoint=False, facts=self.facts)
             # Without it a stop from here on would repeat the iteration, whose iterates are removed.
             kept = 1, run.step("polar-1", Cost(), lambda name: {"singular": np.array(found.singular)})
-            run.forget(f"iterate-{found.n_iterations}")
+            self._forget(run, f"iterate-{found.n_iterations}", "turned", "turned-back")
         return output.matrix(), bool(kept[1]["singular"])
 
     def _unit(self, norm: float) -> float:
