@@ -199,11 +199,13 @@ class SyncChosen(Event):
 
 @dataclass(frozen=True)
 class TrainingResumed(Event):
-    """A training goes on behind so many steps and epochs."""
+    """A training goes on behind so many steps and epochs, which took at least so many flops and read so many bytes."""
 
     word: ClassVar[str] = "resumed"
     steps: int
     epoch: int
+    flops: Finite = 0.0
+    bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -20,20 +20,23 @@ from rich.console import Console
 
 from dlscale.batch import recorder
 from dlscale.batch import run as jobs
+from dlscale.batch.jobs import progress
 from dlscale.batch.jobs.progress import Follower, Progress, caught_up, progress_words, step_words
 from dlscale.batch.workspace import Heartbeat, JobState, Workspace
 from dlscale.cli import terminal, watching
 from dlscale.cli.main import commands
 from dlscale.cli.terminal import JobProgress, WholePlaces, facts_rows
-from dlscale.engine.events import EpochFinished, Event, Saved, StateChanged, StepFinished, StepStarted, WorkDone
+from dlscale.engine.events import EpochFinished, Event, Saved, StateChanged, StepFinished, StepStarted, TrainingResumed, WorkDone
 
 STEPS = st.sampled_from(["a", "b", "c"])
 NUMBERS = st.floats(0, 1e18)
 EVENTS = st.one_of(
-    st.builds(StateChanged, st.sampled_from(["running", "certifying"])),
+    st.builds(StateChanged, st.sampled_from(["running", "certifying", "cancelled", "failed", "lost"])),
     st.builds(StepStarted, STEPS, NUMBERS),
     st.builds(WorkDone, STEPS, st.just("0"), bytes=st.integers(0, 10**18), flops=NUMBERS),
     st.builds(StepFinished, STEPS, NUMBERS, flops=NUMBERS, resumed=st.booleans()),
+    st.builds(Saved, STEPS),
+    st.builds(TrainingResumed, st.just(3), st.just(1), NUMBERS),
     st.builds(EpochFinished, st.integers(0, 9), st.dictionaries(st.just("epoch_loss"), st.floats() | st.none())),
 )
 
@@ -92,12 +95,65 @@ def test_of_many_fast_passes_few_have_a_line(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_events_tell_how_far_a_killed_job_came_since_it_was_written_down() -> None:
-    begun = [StateChanged("running"), StepStarted("a", 40.0), StepFinished("a", 1.0, flops=40.0)]
-    written = after(begun)
+    begun = [StateChanged("running"), StepStarted("a", 40.0), Saved("a"), StepFinished("a", 1.0, flops=40.0)]
+    written = after([*begun, StepStarted("b", 60.0), WorkDone("b", "0", flops=10.0)])
     found = caught_up(written, [*begun, StepStarted("b", 60.0), WorkDone("b", "0", flops=30.0)], 100.0)
-    assert (found.fraction, found.step, found.n_done, found.n_steps) == (0.7, "b", 1, 2)
+    # What was done of the step that ran is done again.
+    assert (found.fraction, found.step, found.n_done, found.n_steps) == (0.4, "b", 1, 2)
     assert (found.rate, found.seconds_left) == (written.rate, written.seconds_left)
     assert caught_up(found, [], 100.0) == found
+
+
+@pytest.mark.parametrize("state", ["failed", "interrupted", "cancelled"])
+def test_a_job_that_stopped_is_as_far_as_what_it_kept(state: str) -> None:
+    one = [StateChanged("running"), StepStarted("a", 100.0), WorkDone("a", "0", flops=100.0)]
+    assert after(one, n_steps=1).fraction == 1.0
+    found = after([*one, StateChanged(state)], n_steps=1)
+    assert (found.fraction, found.n_done, found.rate is None) == (0.0, 0, False)
+    kept = [StepStarted("a"), Saved("a"), StepFinished("a", 1.0, flops=20.0)]
+    loose = [StepStarted("b"), StepFinished("b", 1.0, flops=20.0), StepStarted("c"), WorkDone("c", "0", flops=30.0)]
+    assert (after([*kept, *loose]).fraction, after([*kept, *loose]).n_done) == (0.7, 2)
+    found = after([*kept, *loose, StateChanged(state)])
+    assert (found.fraction, found.n_done) == (0.2, 1)
+    # What is kept behind it holds all that was before.
+    found = after([*kept, *loose[:2], StepStarted("i-1"), Saved("i-1"), StepFinished("i-1"), *loose[2:], StateChanged(state)])
+    assert (found.fraction, found.n_done) == (0.4, 2)
+
+
+def test_of_a_training_that_stopped_what_it_saved_counts_and_is_where_it_goes_on() -> None:
+    begun = [StateChanged("running"), StepStarted("training", 100.0), WorkDone("training", "0", flops=50.0)]
+    stopped = [*begun, Saved("step-5"), WorkDone("training", "0", flops=20.0), StateChanged("failed")]
+    assert (after(stopped).fraction, after(stopped).n_done) == (0.5, 0)
+    goes_on = [*stopped, StateChanged("running"), StepStarted("training", 100.0), TrainingResumed(5, 1, 50.0)]
+    assert (after(goes_on).fraction, after(goes_on).rate) == (0.5, None)
+    found = after([*goes_on, WorkDone("training", "0", flops=25.0, compute_seconds=5.0)])
+    assert found.fraction == 0.75
+    ended = after([*goes_on, StepFinished("training", 9.0, flops=50.0), Saved("trained")])
+    assert (ended.fraction, ended.n_done) == (1.0, 1)
+    # Trained, and stopped in what comes behind it.
+    again = after([*goes_on[:-1], TrainingResumed(10, 2, 100.0), StepFinished("training", resumed=True), StateChanged("failed")])
+    assert (again.fraction, again.n_done) == (1.0, 1)
+
+
+def test_workers_that_start_are_none_of_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    follower = Follower(100.0, 2)
+    follower(StateChanged("running"))
+    follower(StepStarted("a"))
+    now[0] += 5.0
+    follower(StepFinished("a", 5.0, flops=40.0, resumed=True))
+    follower(StepStarted("b"))
+    now[0] += 10.0
+    follower(WorkDone("b", "0", flops=10.0, read_seconds=0.5, compute_seconds=0.5))
+    assert follower.progress().rate == pytest.approx(10.0)
+    assert follower.progress().seconds_left == pytest.approx(5.0)
+    # Of threads, which together were at work for longer than their step.
+    follower = Follower(100.0, 2)
+    follower(StepStarted("b"))
+    now[0] += 1.0
+    follower(WorkDone("b", "0", flops=10.0, compute_seconds=4.0))
+    assert follower.progress().rate == pytest.approx(10.0)
 
 
 @given(st.lists(EVENTS))
@@ -164,14 +220,16 @@ def test_state_and_log_of_a_job_that_stopped_say_how_far_it_came(tmp_path: Path,
 
     with pytest.raises(OSError, match="the disk is gone"):
         jobs.run(spec, workspace=tmp_path / "ws", listener=fail)
-    progress = Workspace(tmp_path / "ws").find(None).read_state().progress
-    assert progress is not None
-    assert progress.n_done == 2
-    assert 0 < progress.fraction < 1
+    job = Workspace(tmp_path / "ws").find(None)
+    found = job.read_state().progress
+    assert found is not None
+    assert found.n_done == 2
+    finished = [event.flops for event in job.read_events() if isinstance(event, StepFinished)]
+    assert found.fraction == pytest.approx(sum(finished[:2]) / job.read_plan()["flops"])
     assert re.search(r"pass iteration-1: [\d.]+ s; \d+%, (\d+ s|.* min .*) left, 1 of 7 steps, .*FLOP/s", log()), log()
     call = CliRunner().invoke
     shown = call(commands, ["status", "--workspace", str(tmp_path / "ws")]).stdout
-    assert f"2 of {progress.n_steps} steps" in " ".join(shown.split())
+    assert f"2 of {found.n_steps} steps" in " ".join(shown.split())
     (listed,) = json.loads(call(commands, ["jobs", "--workspace", str(tmp_path / "ws"), "--json"]).stdout)
     assert listed["progress"]["n_done"] == 2
 

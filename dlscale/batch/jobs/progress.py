@@ -11,8 +11,21 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dlscale.engine.events import EpochFinished, Event, Finite, StateChanged, StepFinished, StepStarted, WorkDone
+from dlscale.engine.events import (
+    EpochFinished,
+    Event,
+    Finite,
+    Saved,
+    StateChanged,
+    StepFinished,
+    StepStarted,
+    TrainingResumed,
+    WorkDone,
+)
 from dlscale.report import words
+
+#: What a job that stopped had done and not kept is done again.
+_STOPPED = ("failed", "interrupted", "cancelled", "lost")
 
 
 @dataclass(frozen=True)
@@ -22,7 +35,7 @@ class Progress:
     Parameters
     ----------
     fraction : float
-        Of the planned work, from 0 to 1, what was in the checkpoint included.
+        Of the planned work, from 0 to 1, what was in the checkpoint included; of a job that stopped, what it need not do again.
     step : str
         That runs, or ran last; empty before the first.
     n_done, n_steps : int
@@ -78,8 +91,14 @@ class Follower:
         self._begin()
 
     def _begin(self) -> None:
-        self._done, self._resumed, self._in_step, self._n_bytes, self._began = 0.0, 0.0, 0.0, 0, 0.0
-        self._step, self._n_done, self._epoch = "", 0, 0
+        self._done, self._resumed, self._in_step, self._n_bytes = 0.0, 0.0, 0.0, 0
+        self._step, self._n_done, self._epoch, self._saved = "", 0, 0, ""
+        #: Of the step that runs, what an earlier run did.
+        self._earlier = 0.0
+        #: Work and steps that are in the checkpoint, and work that is lost with a stop.
+        self._kept, self._lost = (0.0, 0), 0.0
+        #: When the step that runs was begun, and the first work, which workers that start are none of.
+        self._step_at, self._began = 0.0, math.inf
         self._loss: float | None = None
 
     def __call__(self, event: Event) -> None:
@@ -90,19 +109,43 @@ class Follower:
         match event:
             case StateChanged(state="running"):
                 self._begin()
+            case StateChanged() if event.state in _STOPPED:
+                self._lost = self._done + self._in_step - self._kept[0]
+                self._n_done = self._kept[1]
             case StepStarted():
-                self._began = self._began or time.monotonic()
-                self._step, self._in_step = event.step, 0.0
+                self._step, self._step_at, self._in_step, self._earlier = event.step, time.monotonic(), 0.0, 0.0
+            case TrainingResumed():
+                self._earlier = event.flops if self.measure == "flops" else event.bytes
+                self._in_step += self._earlier
+                self._resumed += self._earlier
             case WorkDone():
                 self._step = event.step
                 self._in_step += event.flops if self.measure == "flops" else event.bytes
                 self._n_bytes += event.bytes
+                self._worked(event.read_seconds + event.compute_seconds)
+            case Saved():
+                self._saved = event.step
+                if event.step != self._step:  # a training is kept while it goes on
+                    self._kept = self._done + self._in_step, self._n_done
             case StepFinished():
-                amount = event.flops if self.measure == "flops" else event.bytes_read
-                self._done, self._in_step, self._n_done = self._done + amount, 0.0, self._n_done + event.is_planned
-                self._resumed += amount if event.resumed else 0.0
+                self._finished(event)
             case EpochFinished():
                 self._epoch, self._loss = event.epoch, event.values.get("epoch_loss")
+
+    def _worked(self, seconds: float) -> None:
+        """Work of so many seconds has ended, none of which lie before its step."""
+        self._began = min(self._began, max(self._step_at, time.monotonic() - seconds))
+
+    def _finished(self, event: StepFinished) -> None:
+        amount = event.flops if self.measure == "flops" else event.bytes_read
+        self._n_done += event.is_planned or self._earlier > 0
+        self._done, self._in_step, self._earlier = self._done + amount + self._earlier, 0.0, 0.0
+        if event.resumed:
+            self._resumed += amount
+        elif event.is_planned:
+            self._worked(event.seconds)
+        if event.resumed or event.step == self._saved:
+            self._kept = self._done, self._n_done
 
     def progress(self) -> Progress:
         """How far it is by now."""
@@ -114,11 +157,11 @@ class Follower:
             if done > self._resumed:
                 seconds = max(time.monotonic() - self._began, 1e-3)
                 rate, bytes_per_second = (done - self._resumed) / seconds, self._n_bytes / seconds
-                left = max(self.total - done, 0.0) / rate if rate else math.inf
+                left = max(self.total - done + self._lost, 0.0) / rate if rate else math.inf
                 seconds_left = left if math.isfinite(left) else None
             loss = self._loss if self._loss is not None and math.isfinite(self._loss) else None
             return Progress(
-                min(done / self.total, 1.0), self._step, self._n_done, self.n_steps, rate, bytes_per_second, seconds_left,
+                min(max(done - self._lost, 0.0) / self.total, 1.0), self._step, self._n_done, self.n_steps, rate, bytes_per_second, seconds_left,
                 self._epoch, loss,
             )  # fmt: skip
 
@@ -140,6 +183,8 @@ def caught_up(progress: Progress, events: Iterable[Event], total: float) -> Prog
     told = follower.progress()
     if told.fraction < progress.fraction:  # events were lost
         return progress
+    follower(StateChanged("lost"))
+    told = follower.progress()
     return replace(progress, fraction=told.fraction, step=told.step, n_done=told.n_done, epoch=told.epoch, loss=told.loss)
 
 

@@ -118,7 +118,8 @@ class Training:
             return self._run()
 
     def _run(self) -> dict[str, Any]:
-        self.saver.restore()
+        if self.saver.restore():
+            self.teller.goes_on(self.at.step, self.at.epoch, self.at.step * self.task.order.n_rows / self._steps_per_epoch)
         started, self._began = time.perf_counter(), self.at.step
         resumed, stopped = bool(self.at.ended), False
         ending = ENDINGS[self.at.ended]

@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 
 from dlscale.arrays import Array
-from dlscale.engine.events import TrainingResumed, Warned
+from dlscale.engine.events import Warned
 from dlscale.engine.kept import Keep, KeptSteps
 from dlscale.engine.progress import send
 from dlscale.engine.ranks import Communicator
@@ -79,8 +79,8 @@ class Saver:
         self._kept = KeptSteps(self.checkpoint, partial(send, task.token))
         self._saved_at, self._saved_step, self._save_seconds = time.monotonic(), 0, 0.0
 
-    def restore(self) -> None:
-        """Go on from the last checkpoint that counts; rank 0 reads it, and all get the same (collective)."""
+    def restore(self) -> bool:
+        """Go on from the last checkpoint that counts, if there is one; rank 0 reads it, and all get the same (collective)."""
         found: Mapping[str, Array] | None = None
         if self.communicator.rank == 0:
             packed = self.checkpoint.load(FINISHED)
@@ -92,7 +92,7 @@ class Saver:
         position = np.append(self.at.to_array() if found is None else found["position"], found is not None)
         self.communicator.bcast(position, name="position")
         if not position[-1]:
-            return
+            return False
         self.at.set(position)
         for name, array in self.arrays.items():
             if found is not None:
@@ -100,8 +100,7 @@ class Saver:
             self.communicator.bcast(array, name=f"checkpoint {name}")
         self.history.restore(self.communicator, found)
         self._saved_step = self.at.step
-        if self.communicator.rank == 0:
-            send(self.task.token, TrainingResumed(self.at.step, self.at.epoch))
+        return True
 
     def save_step(self) -> None:
         """Save under the number of the step that was done last."""

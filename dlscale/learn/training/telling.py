@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from dlscale.engine.events import StepFinished, StepStarted, WorkDone
+from dlscale.engine.events import StepFinished, StepStarted, TrainingResumed, WorkDone
 from dlscale.engine.progress import send
 from dlscale.engine.ranks import Communicator
 from dlscale.learn.models.parameters import Parameters
@@ -64,6 +64,11 @@ class Teller:
         if self._kept:
             rows = min(rows, self.task.order.n_rows) if self._step == "training" else 0
         return int(rows * self._row_bytes)
+
+    def goes_on(self, steps: int, epoch: int, rows: float) -> None:
+        """The training goes on behind so many steps and epochs, for which at least so many rows were read."""
+        if self.communicator.rank == 0:
+            send(self.task.token, TrainingResumed(steps, epoch, rows * self.flops_per_row, self._bytes(rows)))
 
     def start(self, step: str, flops_per_row: float) -> None:
         """Another step of the job begins: one read of all rows."""
