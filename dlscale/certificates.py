@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,9 +56,10 @@ class Check:
 
 @dataclass(frozen=True)
 class Certificate:
-    """All checks of one answer; passed when every check passed."""
+    """All checks of one answer, passed when every check passed, and what to do if one did not."""
 
     checks: tuple[Check, ...]
+    advice: str = ""
 
     @property
     def passed(self) -> bool:
@@ -66,7 +67,7 @@ class Certificate:
 
     def also(self, *checks: Check) -> Certificate:
         """With further checks."""
-        return Certificate(self.checks + checks)
+        return replace(self, checks=self.checks + checks)
 
     def to_dict(self) -> dict[str, Any]:
         return {"passed": self.passed, "checks": [check.to_dict() for check in self.checks]}
@@ -82,11 +83,11 @@ class Certificate:
         Raises
         ------
         CertificateError
-            Naming each failed check, its value and its threshold.
+            Naming each failed check, its value and its threshold, with the advice.
         """
         failed = [f"{c.name} = {c.value:.3g}, must be under {c.threshold:.3g} ({c.meaning})" for c in self.checks if not c.passed]
         if failed:
-            raise CertificateError("The answer failed its certificate: " + "; ".join(failed) + ".")
+            raise CertificateError(f"The answer failed its certificate: {'; '.join(failed)}. {self.advice}".rstrip())
 
 
 #: Sums that BLAS makes one term after the other: as many equal products are all rounded to the same side.

@@ -220,7 +220,7 @@ def _lines(rows: list[dict[str, Any]], keys: list[str]) -> list[str]:
     table = [["job", *shown, "state", "time", "certificate", *(name.replace("_", " ") for name in numbers), "message"]]
     for row in rows:
         certificate = {None: "", True: "passed", False: "failed"}[row["certificate"]]
-        found = [words.number(row["numbers"][name]) if name in row["numbers"] else "" for name in numbers]
+        found = [words.part(row["numbers"][name]) if name in row["numbers"] else "" for name in numbers]
         seconds = "" if row["seconds"] is None else words.duration(row["seconds"])
         table.append(
             [row["job"], *map(value_words, row["values"].values()), row["state"], seconds, certificate, *found, row["message"]]

@@ -266,19 +266,19 @@ def show_result(console: Console, result: JobResult) -> None:
         arrays = result.open()
         telling = next((name for name in _TELLING if name in arrays), "")
         if telling:
-            values = "  ".join(words.number(float(value)) for value in arrays[telling][:_N_VALUES])
+            as_text = words.share if telling == "explained_variance_ratio" else words.number
+            values = "  ".join(as_text(float(value)) for value in arrays[telling][:_N_VALUES])
             pairs.append((_TELLING[telling], values + ("  …" if arrays[telling].shape[0] > _N_VALUES else "")))
         pairs += [(name, text) for name, text in _key_numbers(job) if name != _TELLING.get(telling)]
         pairs.append(("arrays", ", ".join(f"{name} ({words.shape(array.shape)})" for name, array in sorted(arrays.items()))))
     for check in (result.certificate or {}).get("checks", ()):
         mark, limit = tick if check["passed"] else cross, words.number(check["threshold"])
         pairs.append((f"check {mark}", f"{check['meaning']} ({words.number(check['value'])}, limit {limit})"))
-    if result.result:
+    if notes := job.kept_state().summary.get("notes"):
         from dlscale.certificates import leaves_no_digit
-        from dlscale.storage.groups import result_attributes
 
-        notes = (result_attributes(result.result) or {}).get("notes") or ()
         pairs += [("[yellow]warning[/]" if leaves_no_digit(note) else "note", str(note)) for note in notes]
+    if result.result:
         pairs.append(("result", shown_path(result.result)))
     if job.report.exists():
         pairs.append(("report", shown_path(str(job.report))))
@@ -308,18 +308,22 @@ def status_rows(job: Job, state: JobState) -> WholePlaces:
     ]
     if state.progress is not None and state.state != "succeeded":
         pairs.append(("progress", progress_words(state.progress, runs=state.state in RUNNING)))
+    can_go_on = state.resumable and not state.moves
     try:
         finished = {event.step for event in job.read_events() if isinstance(event, StepFinished) and event.is_planned}
         planned = [step for step in job.read_plan().get("steps", []) if step["where"] == "workers"]
         pairs.append(("passes", f"{len(finished)} finished of {len(planned)} planned"))
+        if can_go_on:
+            job.check_files()
     except SpecError as error:
         pairs.append(("damaged", str(error)))
+        can_go_on = False
     pairs += slurm_rows(slurm_facts(job))
     if state.message:
         pairs.append(("reason", state.message))
     if state.result:
         pairs.append(("result", shown_path(state.result)))
-    if state.resumable and not state.moves:
+    if can_go_on:
         pairs.append(("go on", f"dlscale resume {job.id}"))
     pairs.append(("files", shown_path(str(job.place))))
     return WholePlaces(pairs)

@@ -38,14 +38,9 @@ def _train_tiles(job: Job) -> list[Tile]:
     final, first = _estimate(job, "final_gradient_norm"), _estimate(job, "first_gradient_norm")
     if final is not None and first:
         shown.append(Tile("Gradient", words.number(final / first), f"of its start, norm {words.number(final)}"))
-    for name, title, percent in (
-        ("accuracy", "Accuracy", True),
-        ("r2", "R²", False),
-        ("mean_squared_error", "Mean squared error", False),
-    ):
-        value = _estimate(job, f"final_validation_{name}")
-        if value is not None:
-            shown.append(Tile(title, words.share(value) if percent else words.number(value), "on the validation rows"))
+    for name in ("accuracy", "r2", "mean_squared_error"):
+        if (value := _estimate(job, f"final_validation_{name}")) is not None:
+            shown.append(_metric(name, value, "on the validation rows"))
     if (ended := job.record.estimates.get("ended")) is not None and (epochs := _estimate(job, "epochs")) is not None:
         shown.append(Tile("Epochs", words.count(int(epochs)), str(ended)))
     seconds = _seconds(job)
@@ -207,12 +202,18 @@ def _goal(job: Job) -> str:
 
 
 def _predict_tiles(job: Job) -> list[Tile]:
-    named = (("accuracy", "Accuracy"), ("loss", "Loss"), ("r2", "R²"), ("mean_squared_error", "Mean squared error"))
     return [
-        Tile(title, words.number(value), "against the targets")
-        for name, title in named
+        _metric(name, value, "against the targets")
+        for name in ("accuracy", "loss", "r2", "mean_squared_error")
         if (value := _estimate(job, name)) is not None
     ]
+
+
+def _metric(name: str, value: float, of_what: str) -> Tile:
+    """A metric of predictions; neither accuracy nor R² is called all where it is less."""
+    as_text = {"accuracy": words.share, "r2": words.part}.get(name, words.number)
+    title = "R²" if name == "r2" else words.label(name)
+    return Tile(title, as_text(value), of_what)
 
 
 def _covariate_tiles(job: Job) -> list[Tile]:
@@ -249,7 +250,7 @@ def _ridge_tiles(job: Job) -> list[Tile]:
     if isinstance(error := found.get("error"), int | float):
         shown.append(Tile("Error", words.number(float(error) ** 0.5), f"root mean square of {_left_out(job)}"))
     if (r2 := found.get("r2")) and len(r2) == 1:
-        shown.append(Tile("R²", words.number(float(r2[0])), "on the rows that were fitted"))
+        shown.append(_metric("r2", float(r2[0]), "on the rows that were fitted"))
     if isinstance(products := found.get("iterations"), int):
         below = f"with {words.count(found.get('n_centers', 0))} columns that precondition"
         shown.append(Tile("Products", words.count(products), below))

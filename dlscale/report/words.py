@@ -87,6 +87,13 @@ def share(fraction: float | None) -> str:
     return f"{number(percent)} %"
 
 
+def part(value: float | None) -> str:
+    """A number of which 1 is all, as R²; what is nearly but not quite 1 is not rounded up to it."""
+    if value is not None and 0.9995 <= value < 1 - 1e-14:
+        return f"{math.floor(value * 1e5) / 1e5:g}"
+    return number(value)
+
+
 def ratio(measured: float | None, planned: float | None) -> str:
     """How many times the plan was measured."""
     if not planned or measured is None:

@@ -25,6 +25,7 @@ from dlscale.batch.driver import wait_for_turn
 from dlscale.batch.queue import Queue, Ticket
 from dlscale.batch.workspace import Heartbeat, Job, JobState, Workspace
 from dlscale.errors import DlscaleError, SpecError
+from dlscale.service.routes.jobs import facts_of
 from dlscale.storage.checkpoints import Checkpoint
 from dlscale.storage.signatures import Signature
 
@@ -204,9 +205,15 @@ def test_a_damaged_plan_or_spec_is_not_gone_on_with(job: Job) -> None:
             assert digits[0] in before or path == job.plan
             path.write_bytes(before.replace(*digits) if digits[0] in before else before.replace(b"60", b"61", 1))
             refused = ask("resume", job.id, "--workspace", workspace_of(job), cwd=workspace_of(job))
+            shown = ask("status", job.id, "--workspace", workspace_of(job), cwd=workspace_of(job))
+            assert not facts_of(job)["resumable"]
             path.write_bytes(before)
             assert refused.code == 2
             assert f"{path} is damaged" in refused.err
+            assert "is damaged" in " ".join(shown.out.split())
+            assert "dlscale resume" not in shown.out
+        assert facts_of(job)["resumable"]
+        assert "dlscale resume" in ask("status", job.id, "--workspace", workspace_of(job), cwd=workspace_of(job)).out
     finally:
         job.state.write_bytes(state)
 

@@ -25,7 +25,7 @@ from dlscale.batch.jobs.progress import Follower, Progress, caught_up, progress_
 from dlscale.batch.workspace import Heartbeat, JobState, Workspace
 from dlscale.cli import terminal, watching
 from dlscale.cli.main import commands
-from dlscale.cli.terminal import JobProgress, WholePlaces, facts_rows
+from dlscale.cli.terminal import JobProgress, WholePlaces, facts_rows, show_result
 from dlscale.engine.events import EpochFinished, Event, Saved, StateChanged, StepFinished, StepStarted, TrainingResumed, WorkDone
 
 STEPS = st.sampled_from(["a", "b", "c"])
@@ -285,3 +285,18 @@ def test_notes_are_told_one_by_one() -> None:
 @pytest.mark.parametrize(("message", "words"), [("", ""), ("cancelled: stopped.", ": stopped."), ("SIGINT: x.", ": SIGINT: x.")])
 def test_how_a_job_ended_is_said_once(message: str, words: str) -> None:
     assert watching.ended_words("a-1", "cancelled", message) == f"a-1 cancelled{words}"
+
+
+def test_a_variance_that_is_nearly_all_is_not_called_all(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", gaussian(200, 3) * [100.0, 1.5, 1.0])
+    spec = {
+        "kind": "pca",
+        "input": {"matrix": {"import": str(tmp_path / "a.npy")}},
+        "params": {"n_components": 2},
+        "cluster": "threads",
+    }
+    done = jobs.run(spec, workspace=tmp_path / "ws")
+    console = Console(file=io.StringIO(), width=200)
+    show_result(console, done)
+    (told,) = (line for line in console.file.getvalue().splitlines() if line.startswith("variance explained"))
+    assert re.fullmatch(r"variance explained +99\.9\d+ %  0\.0\d+ %", told.rstrip()), told

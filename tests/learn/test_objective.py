@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 
 import numpy as np
 import pytest
+from rich.console import Console
 from sklearn.linear_model import Lasso, LogisticRegression
 
+from dlscale.batch.run import JobResult
+from dlscale.batch.workspace import Workspace
+from dlscale.cli.terminal import show_result
 from dlscale.engine.ranks import Communicator
 from dlscale.errors import CertificateError, NumericalError, SpecError
 from dlscale.kernels import one_blas_thread
@@ -175,8 +180,17 @@ def test_a_batch_of_weight_zero_does_not_end_a_training(tmp_path):
 
 def test_a_step_that_diverges_is_not_published(tmp_path):
     how = {"model": "linear", "optimizer": {"type": "sgd", "learning_rate": 1e8}, "params": {"epochs": 1, "batch_size": N_ROWS}}
-    with pytest.raises(CertificateError, match="objective / objective at the start"):
+    advice = "diverged: lower optimizer.learning_rate, set params.clip_norm, or scale the features."
+    with pytest.raises(CertificateError, match=f"objective / objective at the start.* The training {advice}"):
         job(tmp_path, "train", {"features": X, "targets": SCORES}, **how)
+    # Notes of a job that failed say why, and nothing of more epochs.
+    failed = Workspace(tmp_path / "jobs").find(None)
+    note = failed.read_state().summary["notes"][0]
+    assert note.endswith(f"It {advice}")
+    assert "More epochs" not in note
+    console = Console(file=io.StringIO(), width=400)
+    show_result(console, JobResult(failed.id, "failed", "train", None, 1.0, None, {}, failed.folder))
+    assert note in console.file.getvalue()
     how["optimizer"]["learning_rate"] = 1e200
     with pytest.raises((CertificateError, NumericalError), match=r"not finite|became"):
         job(tmp_path, "train", {"features": X, "targets": SCORES}, **how)

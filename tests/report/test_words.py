@@ -1,6 +1,8 @@
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dlscale.report import words
 
@@ -44,6 +46,15 @@ def test_nearly_everything_is_not_called_everything() -> None:
     assert words.share(0.999999) == "99.999 %"
     assert words.share(1.0) == words.share(1 - 2e-16) == "100 %"
     assert words.share(0.0213) == "2.13 %"
+    assert (words.part(0.99963), words.part(0.9999999), words.part(0.9994)) == ("0.99963", "0.99999", "0.999")
+    assert words.part(1.0) == words.part(1 - 2e-16) == "1.00"
+
+
+@given(st.floats(0, 1))
+def test_no_share_is_rounded_to_all_or_to_none(value: float) -> None:
+    if 0 < value < 1 - 1e-11:
+        assert words.share(value) not in ("0 %", "100 %")
+        assert words.part(value) not in ("0", "1.00", "1")
 
 
 def test_units_of_facts_come_from_their_names() -> None:

@@ -157,6 +157,14 @@ class Job:
                 what = "is missing" if found < 0 else "is damaged: its bytes have changed since they were written"
                 raise SpecError(f"{path} {what}, so that job {self.id} cannot go on to the same answer; run it anew.")
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the files that are written once are as they were."""
+        with suppress(SpecError):
+            self.check_files()
+            return True
+        return False
+
     def record_inputs(self, signatures: Mapping[str, Signature]) -> None:
         """Keep what the inputs were when the job began to read them."""
         if not self.inputs.exists():

@@ -160,9 +160,9 @@ class Follower:
                 left = max(self.total - done + self._lost, 0.0) / rate if rate else math.inf
                 seconds_left = left if math.isfinite(left) else None
             loss = self._loss if self._loss is not None and math.isfinite(self._loss) else None
+            fraction = min(max(done - self._lost, 0.0) / self.total, 1.0)
             return Progress(
-                min(max(done - self._lost, 0.0) / self.total, 1.0), self._step, self._n_done, self.n_steps, rate, bytes_per_second, seconds_left,
-                self._epoch, loss,
+                fraction, self._step, self._n_done, self.n_steps, rate, bytes_per_second, seconds_left, self._epoch, loss
             )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from dlscale.learn.models.parameters import Parameters
 from dlscale.learn.training.data import Order, bytes_of_row
 from dlscale.learn.training.metrics import metrics_near
 from dlscale.learn.training.shards import Shard, Share
+from dlscale.learn.training.task import IF_IT_DIVERGES
 from dlscale.sparse_rows import SparseRows, all_finite
 from dlscale.storage.matrix import Matrix
 
@@ -49,10 +50,7 @@ def validate(model: Model, parameters: Parameters, shard: Shard, communicator: C
     together = communicator.allreduce(np.array([finite, *np.concatenate(list(sums.values()))]), name="metrics")
     if together[0] != 0 or not np.isfinite(together).all():
         refuse_non_finite(communicator, shard.features, shard.shares(0), role="validation_features")
-        raise NumericalError(
-            "The predictions of the validation rows are not finite; lower optimizer.learning_rate, set params.clip_norm, or scale "
-            "the features."
-        )
+        raise NumericalError(f"The predictions of the validation rows are not finite; {IF_IT_DIVERGES}")
     values, start = {}, 1
     for name, metric in metrics.items():
         values[name] = metric.value(together[start : start + metric.n_sums])

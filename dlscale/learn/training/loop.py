@@ -32,7 +32,7 @@ from dlscale.learn.training.history import History
 from dlscale.learn.training.judging import all_rows, first_bad_of, name_place, refuse_non_finite, validate
 from dlscale.learn.training.saving import ENDINGS, Position, Saver
 from dlscale.learn.training.shards import Shard, Share
-from dlscale.learn.training.task import Recipe, Task, measured_apart, measuring_dtype
+from dlscale.learn.training.task import IF_IT_DIVERGES, Recipe, Task, measured_apart, measuring_dtype
 from dlscale.learn.training.telling import Teller, flops_per_row, used_density
 
 #: Steps of which the norms of the gradients are kept, at most.
@@ -260,10 +260,7 @@ class Training:
         refuse_non_finite(self.communicator, features, [self._share], role="features")
         # An infinity that relu hid from the loss of the step before is in its gradients.
         name_place(self.communicator, features, first_bad_of(features, self._rows_before), role="features")
-        raise NumericalError(
-            f"The loss became {loss} in step {self.at.step}; lower optimizer.learning_rate, set params.clip_norm, "
-            "or scale the features."
-        )
+        raise NumericalError(f"The loss became {loss} in step {self.at.step}; {IF_IT_DIVERGES}")
 
     def _evaluate(self, parameters: Parameters, watched: Callable[[Iterator[Share]], Iterator[Share]]) -> tuple[float, Parameters]:
         shares = watched(self._timed(self.shard.shares(0)))

@@ -35,6 +35,8 @@ from dlscale.storage.matrix import Matrix
 
 LEARNING_RATES = {"sgd": 0.1, "momentum": 0.01, "nesterov": 0.01, "adam": 1e-3, "adamw": 1e-3, "lars": 1.0, "kfac": 0.1}
 DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "float64": np.dtype(np.float64)}
+#: What to do where a loss grows instead of falling.
+IF_IT_DIVERGES = "lower optimizer.learning_rate, set params.clip_norm, or scale the features."
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dlscale.learn.optimizers.full_batch import FullBatch
 from dlscale.learn.optimizers.measuring import Measured
 from dlscale.learn.training.rounding import Rounding, rounding
 from dlscale.learn.training.saving import ENDINGS
-from dlscale.learn.training.task import Recipe, measuring_dtype
+from dlscale.learn.training.task import IF_IT_DIVERGES, Recipe, measuring_dtype
 
 #: A gradient that has fallen to less of its start is small enough to be left without advice.
 _SMALL = 1e-3
@@ -75,15 +75,12 @@ class Learned:
         """Measured on the published parameters; whether they are the best that there are is said only where it is known."""
         numbers = [*self.parameters.values(), self.last.to_array()]
         n_bad = sum(int((~np.isfinite(array)).sum()) for array in numbers)
-        first, last = self.first.loss, self.last.loss
-        ratio = last / first if first > 0 else 1.0 if last <= first else math.inf
-        # Two sums over all rows that are equal differ by rounding.
-        limit = 1 + math.sqrt(np.finfo(self._dtype).eps)
+        limit = self._limit
         checks = [
             Check("entries that are not finite", float(n_bad), 0.0, "all parameters are numbers, and so are loss and gradient"),
             Check(
                 "objective / objective at the start",
-                ratio if math.isfinite(last) else math.inf,
+                self._ratio,
                 limit,
                 "on all training rows, the published parameters fit no worse than those that the training began with, but for a "
                 f"part of {limit - 1:.0e} that is left to rounding",
@@ -101,7 +98,21 @@ class Learned:
             else:
                 meaning += f", as {self._computed_in} computes it, exceeds the tolerance{self._rounded}"
             checks.append(Check(f"{name} / tolerance", largest / method.tolerance if largest else 0.0, 1.0, meaning))
-        return Certificate(tuple(checks))
+        is_full_batch = isinstance(self.recipe.optimizer, FullBatch)
+        return Certificate(tuple(checks), "" if is_full_batch else f"The training diverged: {IF_IT_DIVERGES}")
+
+    @property
+    def _ratio(self) -> float:
+        """The objective at the published parameters by that of the start."""
+        first, last = self.first.loss, self.last.loss
+        if not math.isfinite(last):
+            return math.inf
+        return last / first if first > 0 else 1.0 if last <= first else math.inf
+
+    @property
+    def _limit(self) -> float:
+        """Two sums over all rows that are equal differ by rounding."""
+        return 1 + math.sqrt(np.finfo(self._dtype).eps)
 
     @property
     def converged(self) -> bool:
@@ -129,7 +140,9 @@ class Learned:
             epochs = f"{self.n_epochs:,} epoch{'s'[: self.n_epochs != 1]}"
             began = f"Ended by early stopping after {epochs}" if self.ending == "early stopping" else f"Ended after all {epochs}"
             said = f"{began}; {fell}."
-            if self.ending == "all epochs" and not self.last.norm <= _SMALL * self.first.norm:
+            if not self._ratio <= self._limit:
+                said += f" It diverged: {IF_IT_DIVERGES}"
+            elif self.ending == "all epochs" and not self.last.norm <= _SMALL * self.first.norm:
                 said += " More epochs, another optimizer.learning_rate or a schedule bring it further down."
         notes = [said]
         if self.best_epoch is not None:

@@ -58,7 +58,8 @@ def facts_of(job: Job) -> dict[str, Any]:
     """What `dlscale status --json` says of a job, and what else its state holds."""
     state = job.read_state()
     record = {"job": state.job, "name": state.name, "kind": state.kind, "state": state.state, "created": state.created}
-    record |= {"seconds": state.seconds, "message": state.message, "result": state.result, "resumable": state.resumable}
+    record |= {"seconds": state.seconds, "message": state.message, "result": state.result}
+    record |= {"resumable": state.resumable and job.is_whole}
     record |= {"exit_code": state.exit_code, "heartbeat": state.heartbeat._asdict(), "progress": vars_of(state.progress)}
     record |= {"slurm": slurm_facts(job), "sweep": state.sweep or None}
     return plain({**record, "certificate": state.certificate, "estimates": state.summary.get("estimates")})  # type: ignore[no-any-return]
