@@ -77,17 +77,20 @@ class NonFiniteError(InputError):
         What stands there.
     matrix : str
         Which input it is, where there are several.
+    name : str
+        What the column is called; empty where that is not known.
     """
 
-    def __init__(self, row: int, column: int, value: complex, matrix: str = "Input") -> None:
+    def __init__(self, row: int, column: int, value: complex, matrix: str = "Input", name: str = "") -> None:
+        called = f" ({name!r})" if name else ""
         super().__init__(
-            f"{matrix} contains NaN or infinity: {value} at row {row}, column {column}. "
+            f"{matrix} contains NaN or infinity: {value} at row {row}, column {column}{called}. "
             "Every entry must be finite; replace or drop the row and run again."
         )
-        self.row, self.column, self.value, self.matrix = row, column, value, matrix
+        self.row, self.column, self.value, self.matrix, self.name = row, column, value, matrix, name
 
-    def __reduce__(self) -> tuple[type[NonFiniteError], tuple[int, int, complex, str]]:
-        return type(self), (self.row, self.column, self.value, self.matrix)
+    def __reduce__(self) -> tuple[type[NonFiniteError], tuple[int, int, complex, str, str]]:
+        return type(self), (self.row, self.column, self.value, self.matrix, self.name)
 
 
 class ImportNote(UserWarning):

@@ -369,6 +369,6 @@ def _named_key(error: DlscaleError, kind: Kind) -> KeyPath:
 def _placed(error: DlscaleError, document: Document, path: KeyPath) -> DlscaleError:
     key = ".".join(map(str, path)) or "--workspace"
     if isinstance(error, NonFiniteError):
-        return NonFiniteError(error.row, error.column, error.value, f"{document.where(path)}: {key}: {error.matrix}")
+        return NonFiniteError(error.row, error.column, error.value, f"{document.where(path)}: {key}: {error.matrix}", error.name)
     message = str(error).removeprefix(f"{key}:").removeprefix(key).lstrip()
     return type(error)(f"{document.where(path)}: {key}: {message}")

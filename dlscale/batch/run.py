@@ -337,10 +337,10 @@ def _compute(job: Job, prepared: Prepared, group: ResultGroup, recorder: Recorde
     except Stop:
         checkpoint.flush()
         raise
-    except FINAL_ERRORS:
+    except FINAL_ERRORS as error:
         # What was wrong with the answer may be that its input changed underneath, which then is what to say.
         prepared.inputs.require_unchanged()
-        raise
+        raise prepared.inputs.naming(error) from error.__cause__
     finally:
         for problem in checkpoint.problems:
             recorder.emit(Warned(problem))

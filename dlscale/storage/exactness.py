@@ -1,10 +1,12 @@
-"""Integers that double precision does not hold: from 2^53 on most of them are rounded."""
+"""Numbers that are told of: integers that double precision does not hold, most of those from 2^53 on, and NaN and infinities."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+
+from dlscale.storage.labels.names import Names
 
 _EXACT = 2**53
 
@@ -32,3 +34,37 @@ def whole_and_large(block: np.ndarray[Any, np.dtype[np.float64]], fill: float | 
 def inexact_words(uri: str) -> str:
     """What is said of a matrix that holds such integers."""
     return f"{uri} holds integers beyond 2^53 that double precision does not hold exactly; they were rounded to 53 binary digits."
+
+
+class NotFinite:
+    """Looks for NaN and infinities in the blocks of an import."""
+
+    def __init__(self) -> None:
+        self.n, self._first = 0, ""
+
+    def look(self, block: Any, first_row: int, names: Names | None, *, by_rows: bool) -> None:
+        """Count those of the next rows, dense or compressed; where not `by_rows`, these are columns of the matrix."""
+        dense = isinstance(block, np.ndarray)
+        entries = block if dense else block.data
+        if entries.dtype.kind not in "fc" or np.isfinite(entries).all():
+            return
+        places = np.argwhere(~np.isfinite(block)) if dense else _places(block.tocoo())
+        if not self.n:
+            i, j = map(int, places[0])
+            row, column = (first_row + i, j) if by_rows else (j, first_row + i)
+            called = f"{column} ({names[column : column + 1][0]!r})" if names is not None and column < len(names) else column
+            self._first = f"{block[i, j]} in row {row}, column {called}, counted from 0"
+        self.n += len(places)
+
+    def words(self, source: str) -> list[str]:
+        """What is said of them, if there are any."""
+        if not self.n:
+            return []
+        what = "an entry that is not finite," if self.n == 1 else f"{self.n:,} entries that are not finite, the first"
+        return [f"{source} holds {what} {self._first}; jobs refuse such matrices."]
+
+
+def _places(entries: Any) -> np.ndarray[Any, Any]:
+    """Row and column of each of a sparse matrix that is not finite."""
+    wrong = ~np.isfinite(entries.data)
+    return np.column_stack([entries.row[wrong], entries.col[wrong]])

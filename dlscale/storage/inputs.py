@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlscale.errors import CorruptionError, DlscaleError, InputError
+from dlscale.errors import CorruptionError, DlscaleError, InputError, NonFiniteError
 from dlscale.storage.files.kept import Keeping, drop_kept
 from dlscale.storage.groups import open_arrays, result_attributes
 from dlscale.storage.integrity import check_chunks, require_numbers
 from dlscale.storage.labels.names import AXES, COLOR, Labels
 from dlscale.storage.labels.stored import names_at
 from dlscale.storage.matrices import open_matrix
-from dlscale.storage.matrix import Matrix
+from dlscale.storage.matrix import Matrix, View
 from dlscale.storage.signatures import Signature
 from dlscale.storage.zarr_stores import look_first
 
@@ -175,6 +175,21 @@ class Inputs(Mapping[str, Matrix]):
                     f"input.{role}: {source.uri} was changed while the job read it ({before.changed(now)}), and the answer "
                     "would be of neither; run the job anew."
                 )
+
+    def naming(self, error: Exception) -> Exception:
+        """The same; of an entry that is not finite with what its column is called, where the matrix that holds it says so."""
+        for role, matrix in self.items():
+            if not isinstance(error, NonFiniteError) or error.matrix not in ("Input", f"input.{role}", matrix.uri):
+                continue
+            while isinstance(matrix, View):
+                matrix = matrix.base
+            i, j, names = error.row, error.column, matrix.labels.column
+            if names is None or i >= matrix.shape[0] or j >= matrix.shape[1]:
+                continue
+            if not np.isfinite(matrix.region((i, i + 1), (j, j + 1))).all():
+                named = NonFiniteError(i, j, error.value, error.matrix, names[j : j + 1][0])
+                return named.with_traceback(error.__traceback__)
+        return error
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Facts about each input for a plan, by role."""

@@ -39,6 +39,7 @@ def imported(tmp_path, head, body, **options):
         ("+1.d2", 100),
     ],
 )
+@pytest.mark.filterwarnings("ignore:.* not finite:dlscale.errors.ImportNote")
 def test_numbers_of_other_writers(tmp_path, text, value):
     np.testing.assert_array_equal(imported(tmp_path, "array real general", f"2 1\n{text}\n3\n"), [[value], [3]])
     body = f"% c\n\n2 2 2\n  1\t1  {text}  \r\n\n% between\n2 2 +3"
@@ -135,6 +136,7 @@ def test_integers_of_64_bits(tmp_path, dtype, sparse):
     np.testing.assert_array_equal(got[...], A)
 
 
+@pytest.mark.filterwarnings("ignore:.* not finite:dlscale.errors.ImportNote")
 def test_sums_of_entries_given_twice(tmp_path):
     most = 2**63 - 1
     body = f"2 2 4\n1 1 {most}\n2 2 {-most}\n1 1 1\n1 1 -5\n"

@@ -18,7 +18,7 @@ from numpy.typing import DTypeLike
 
 from dlscale.errors import DlscaleError, DoesNotFitError, ImportNote, InputError, SpecError
 from dlscale.showing import without_secrets
-from dlscale.storage.exactness import inexact_words
+from dlscale.storage.exactness import NotFinite, inexact_words
 from dlscale.storage.files.durable import require_free_space
 from dlscale.storage.files.locations import expand_home, local_path, named
 from dlscale.storage.importers.columns.filling import is_statistic, with_statistics
@@ -178,11 +178,13 @@ def _copy(
         row_bytes = table.n_columns * dtype.itemsize
         _require_room(table, dtype, request=request)
         writer, labels = _writer(path, table, dtype, request, chunks=chunks), LabelsWriter(path, color=request.color or "")
+        not_finite = NotFinite()
         while True:
             with _explained(source):
                 block = next(blocks, None)
             if block is None:
                 break
+            not_finite.look(block, writer.n_rows, table.labels.column, by_rows=table.by_rows)
             writer.append(block)
             for array, texts in (("row", table.row_names), (COLOR, table.colors)):
                 labels.append(array, texts)
@@ -192,7 +194,11 @@ def _copy(
         with _explained(source):
             labels.copy(table.labels)
             reading.close()
-        notes = [*table.notes, *([inexact_words(without_secrets(source))] if writer.is_inexact else [])]
+        notes = [
+            *table.notes,
+            *not_finite.words(without_secrets(source)),
+            *([inexact_words(without_secrets(source))] if writer.is_inexact else []),
+        ]
         writer.finish(notes, labels.finish())
         for name, vector in table.beside.items() if isinstance(writer, CompressedWriter) else ():
             write_vector(path / name, vector)
