@@ -77,4 +77,4 @@ class _List(_ParamType):
     name = "list"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
-        return next(csv.reader([value]), [""]) if isinstance(value, str) else value
+        return (next(csv.reader([value]), []) or [""]) if isinstance(value, str) else value

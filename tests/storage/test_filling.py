@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import csv
 
+import click
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import yaml
 import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dlscale.cli.imports import ImportCommand
 from dlscale.errors import ImportNote, InputError, SpecError
 from dlscale.storage.importers import import_matrix
 from dlscale.storage.importers.columns import filling
+from dlscale.storage.importers.options import setting
 from dlscale.storage.matrices import open_matrix
 
 TABLE = ',a,city,b,c\nx,1,Rome,,3\ny,4,Oslo,5,6\nz,NA,Bonn,8,9\nw,10,"Bad, Ems",11,12\n'
@@ -119,7 +123,7 @@ def test_parquet_with_words_and_missing_values(tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({}, InputError, r"line 2, column 3 \('city'\): 'Rome' is not .* numeric: true leaves out"),
+        ({}, InputError, r"line 2, column 3 \('city'\): 'Rome' is not .* numeric: true or --numeric yes leaves out"),
         ({"numeric": True}, InputError, r"line 2, column 4 \('b'\): the cell is empty"),
         ({"fill": "mode"}, SpecError, "fill: got 'mode'; allowed: a number, or mean or median"),
         ({"fill": "mean", "dtype": "i4", "numeric": True}, SpecError, "fill: mean is not a number of dtype int32"),
@@ -162,3 +166,29 @@ def test_a_median_that_would_not_fit_is_refused(tmp_path, monkeypatch):
     (tmp_path / "a.csv").write_text("a,b\n1,\n2,3\n4,5\n")
     with pytest.raises(Exception, match="set fill to mean, or to a number"):
         import_matrix(tmp_path / "a.csv", tmp_path / "y.zarr", fill="median")
+
+
+def test_a_column_of_words_alone_is_not_left_out(tmp_path):
+    (tmp_path / "y.csv").write_text("kind\nyes\nno\n")
+    pyarrow.parquet.write_table(pa.table({"kind": ["yes", "no"]}), tmp_path / "y.parquet")
+    for name in ("y.csv", "y.parquet"):
+        with pytest.raises(InputError, match="write numbers for the words of its column, such as 0, 1, 2") as caught:
+            import_matrix(tmp_path / name, tmp_path / "y.zarr")
+        assert "numeric" not in str(caught.value)
+
+
+def test_settings_are_told_as_they_are_written_in_a_file_and_on_the_command_line():
+    told = [("index", False), ("numeric", True), ("fill", 0), ("drop", [""]), ("drop", ["a", "b"])]
+    assert [setting(*each) for each in told] == [
+        "index: false or --index no",
+        "numeric: true or --numeric yes",
+        "fill: 0 or --fill 0",
+        "drop: [''] or --drop ''",
+        "drop: ['a', 'b'] or --drop a,b",
+    ]
+    for text in (setting(*each) for each in told):
+        name, _, value = text.rpartition(" or --")[2].partition(" ")
+        command = ImportCommand("import")
+        (option,) = (each for each in command.get_params(click.Context(command)) if each.name == name)
+        in_file = yaml.safe_load(text.rpartition(" or --")[0])
+        assert option.type_cast_value(click.Context(command), value.strip("'")) == in_file[name]

@@ -158,7 +158,9 @@ def test_row_numbers_are_left_out_and_said(tmp_path, monkeypatch, name, start, d
     monkeypatch.setattr("dlscale.storage.importers.delimited.PIECE_BYTES", 2000)
     expected = np.random.default_rng(0).integers(0, 255, (700, 2))
     text = f"{name},a,b\n" + "".join(f"{i},{a},{b}\n" for i, (a, b) in enumerate(expected, start))
-    with pytest.warns(ImportNote, match="the first column .* holds the rows' numbers and is left out; index: false keeps it"):
+    with pytest.warns(
+        ImportNote, match="the first column .* holds the rows' numbers and is .*; index: false or --index no keeps it"
+    ):
         got = imported(tmp_path, text, dtype=dtype)
     np.testing.assert_array_equal(got, expected)
     assert "left out" in zarr.open_array(tmp_path / "y.zarr", mode="r").attrs["dlscale"]["notes"][0]
@@ -174,7 +176,7 @@ def test_row_numbers_are_left_out_and_said(tmp_path, monkeypatch, name, start, d
 def test_a_column_that_numbers_the_rows_is_kept_and_said(tmp_path, monkeypatch, head):
     monkeypatch.setattr("dlscale.storage.importers.delimited.PIECE_BYTES", 100)
     text = head + "".join(f"{i},{i % 7}.5\n" for i in range(100))
-    with pytest.warns(ImportNote, match=r"the first column \('.*'\) numbers the rows\. If it is no feature, .* index: true"):
+    with pytest.warns(ImportNote, match=r"the first column \('.*'\) numbers the rows\. .* index: true or --index yes\."):
         assert imported(tmp_path, text).shape == (100, 2)
     assert imported(tmp_path, text, index=True).shape == (100, 1)
     assert imported(tmp_path, text, index=False).shape == (100, 2)

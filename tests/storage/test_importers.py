@@ -233,7 +233,7 @@ def test_parquet(tmp_path, small_blocks):
     assert array.dtype == np.float64
     np.testing.assert_array_equal(array[:], np.tile([[0.5, 1, 1], [-1, 2, 0], [2, 3, 1]], (50, 1)))
     assert imported(tmp_path / "t.parquet", tmp_path, columns=["a"], overwrite=True).dtype == np.int64
-    with pytest.raises(InputError, match=r"column 'name' holds string, not numbers\. .*; numeric: true leaves out"):
+    with pytest.raises(InputError, match=r"column 'name' holds string, not numbers; .*; numeric: true or --numeric yes leaves out"):
         import_matrix(tmp_path / "t.parquet", tmp_path / "y.zarr")
     with pytest.raises(SpecError, match="column 'q'; its columns are: a, b"):
         import_matrix(tmp_path / "t.parquet", tmp_path / "y.zarr", columns=["q"])

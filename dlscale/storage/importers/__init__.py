@@ -30,7 +30,7 @@ from dlscale.storage.importers.hdf5 import read_hdf5
 from dlscale.storage.importers.images import IMAGE_SUFFIXES, read_images, read_sample_photos
 from dlscale.storage.importers.matrix_market import read_matrix_market
 from dlscale.storage.importers.numpy_files import read_npy, read_npz
-from dlscale.storage.importers.options import ReadOptions, parse_options
+from dlscale.storage.importers.options import ReadOptions, parse_options, setting
 from dlscale.storage.importers.parquet import PARQUET_SUFFIXES, read_parquet
 from dlscale.storage.importers.samples import is_sample, read_sample
 from dlscale.storage.importers.strips import StripWriter
@@ -213,7 +213,8 @@ def _writer(
         return StripWriter(path, table.n_columns, dtype=dtype, chunks=chunks, attributes=attributes)
     if chunks is not None:
         raise SpecError(
-            f"chunks are of dense copies, and that of {request.source} is sparse; leave them out, or set sparse: false."
+            f"chunks are of dense copies, and that of {request.source} is sparse; leave them out, or set "
+            f"{setting('sparse', False)}."
         )
     return CompressedWriter(path, table.n_columns, dtype=dtype, by_rows=table.by_rows, attributes=attributes)
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.errors import InputError, SpecError
+from dlscale.storage.importers.options import AS_NUMBERS, setting
 from dlscale.storage.importers.records import Piece
 from dlscale.storage.importers.tables import MAX_LINE_BYTES
 
@@ -190,7 +191,8 @@ def _row(cells: list[str], dialect: Dialect, columns: Columns, *, dtype: np.dtyp
         number = dialect.number(cells[j], dtype)
         place = f"{where}, column {j + 1} ({columns.names[j]!r})"
         if number is None:
-            raise InputError(f"{place}: {_fault(cells[j].strip(), dialect, dtype)}")
+            others = any(dialect.number(cells[k], dtype) is not None for k in columns.chosen)
+            raise InputError(f"{place}: {_fault(cells[j].strip(), dialect, dtype, others=others)}")
         if isinstance(number, bool) and j not in columns.booleans:
             if columns.settled or j in columns.numbers:
                 raise InputError(f"{place}: {cells[j]!r} stands in a column of numbers. Correct it, or choose other columns.")
@@ -204,13 +206,17 @@ def _row(cells: list[str], dialect: Dialect, columns: Columns, *, dtype: np.dtyp
     return row
 
 
-def _fault(text: str, dialect: Dialect, dtype: np.dtype[Any]) -> str:
+def _fault(text: str, dialect: Dialect, dtype: np.dtype[Any], *, others: bool) -> str:
+    """What is wrong with a cell, which `others` of its row that are numbers can do without."""
     if not text:
-        return "the cell is empty. Correct or fill it (fill: 0 fills all; mean or median of the column), or choose other columns."
+        ways = f"{setting('fill', 0)} fills all; mean or median of the column"
+        return f"the cell is empty. Correct or fill it ({ways}), or choose other columns."
     shown = repr(text[:_SHOWN])
     if dtype.kind == "f" and _NUMBER.fullmatch(dialect.plain(text)):
         return f"{shown} is infinite in {dtype}. Ask for a wider dtype, or scale the numbers."
-    advice = "Correct or fill it, or choose other columns; numeric: true leaves out those of words."
+    advice = f"Correct or fill it, or choose other columns; {setting('numeric', True)} leaves out those of words."
+    if not others:
+        advice = f"Correct it, or {AS_NUMBERS}."
     if "," in text and dialect.decimal == ".":
         advice = "If the comma is a decimal point or separates thousands, set decimal or thousands."
     elif "." in text and dialect.decimal == ",":

@@ -18,6 +18,7 @@ from dlscale.storage.importers.cells import Columns, has_inexact_cells, read_cel
 from dlscale.storage.importers.columns.filling import filled_dtype
 from dlscale.storage.importers.columns.numeric import numbers_among, shortened, told_apart
 from dlscale.storage.importers.dialect import INDEX_NAMES, WORDS_OF_ROWS, Head, read_head
+from dlscale.storage.importers.options import setting
 from dlscale.storage.importers.records import Piece, record_pieces, without_comments, without_runs
 from dlscale.storage.importers.tables import Blocks, Request, Table, need, open_text
 from dlscale.storage.labels.names import Labels
@@ -74,7 +75,8 @@ def _noting_counts(blocks: Blocks, name: str, *, source: str, notes: list[str]) 
         n_rows += len(block)
         yield block
     if counts and n_rows >= LEAST_COUNT:
-        notes.append(f"{source}: the first column ({name!r}) numbers the rows. If it is no feature, leave it out with index: true.")
+        leave_out = f"If it is no feature, leave it out with {setting('index', True)}."
+        notes.append(f"{source}: the first column ({name!r}) numbers the rows. {leave_out}")
 
 
 def _first_records(pieces: Iterator[Piece], request: Request) -> Piece:
@@ -119,7 +121,8 @@ def _columns(request: Request, head: Head) -> tuple[Columns, list[str]]:
         and len(names) > 2
     ):
         raise SpecError(
-            f"{request.source}: its first columns have no names, as numbers of rows have none. Leave them out with drop: ['']."
+            f"{request.source}: its first columns have no names, as numbers of rows have none. Leave them out with "
+            f"{setting('drop', [''])}."
         )
     counts = request.index is None and _begins_with_number(head)
     # Of columns that were named, none is left out.
@@ -128,7 +131,7 @@ def _columns(request: Request, head: Head) -> tuple[Columns, list[str]]:
         columns.chosen = [j for j in chosen if j != 0]
         columns.count, columns.row_names = (-1, None) if counts else (None, [])
         what = f"the first column ({names[0]!r}) holds the rows' {'numbers' if counts else 'names'}"
-        notes = [f"{request.source}: {what} and is left out; index: false keeps it."]
+        notes = [f"{request.source}: {what} and is left out; {setting('index', False)} keeps it."]
     notes = notes[: request.index is None]
     if request.numeric:
         kept = numbers_among(columns.chosen, head)

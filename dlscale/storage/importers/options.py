@@ -19,6 +19,9 @@ Count = Annotated[int, Field(ge=1)]
 Character = Annotated[str, Field(pattern=r"^[^\s\x00-\x1f\x7f-\x9f\u180e\ufeffA-Za-z0-9.+\-]$")]
 Names = Annotated[list[str], Field(min_length=1, strict=False)]
 
+#: What to do about a column of words where no other one holds numbers.
+AS_NUMBERS = "write numbers for the words of its column, such as 0, 1, 2 for those of three classes"
+
 
 def _known_encoding(name: str) -> str:
     try:
@@ -169,6 +172,13 @@ class ReadOptions(BaseModel):
         if self.thousands is not None and self.thousands == (self.decimal or "."[self.thousands == "." :]):
             raise PydanticCustomError("rule", "thousands and decimal must differ")
         return self
+
+
+def setting(name: str, value: Any) -> str:
+    """How an option is set in a job file and in Python, and on the command line: ``index: false or --index no``."""
+    if isinstance(value, bool):
+        return f"{name}: {str(value).lower()} or --{name} {'yes' if value else 'no'}"
+    return f"{name}: {value} or --{name} {','.join(value) or repr('') if isinstance(value, list) else value}"
 
 
 def parse_options(options: Mapping[str, Any]) -> ReadOptions:

@@ -16,6 +16,7 @@ from dlscale.storage.exactness import has_inexact, inexact_words
 from dlscale.storage.importers.columns.filling import filled_dtype
 from dlscale.storage.importers.columns.numeric import shortened, told_apart
 from dlscale.storage.importers.folders import parts_of
+from dlscale.storage.importers.options import AS_NUMBERS, setting
 from dlscale.storage.importers.tables import Blocks, Request, Table, need, rows_per_block
 from dlscale.storage.labels.names import Labels, text_of
 
@@ -58,7 +59,8 @@ def read_parquet(request: Request) -> Iterator[Table]:
             if request.numeric:
                 words |= dict.fromkeys(name for name in names if not _is_number(part.schema_arrow.field(name).type))
                 names = [name for name in names if name not in words]
-            layouts[path] = [_column(part, path, name) for name in names]
+            others = any(_is_number(part.schema_arrow.field(name).type) for name in names)
+            layouts[path] = [_column(part, path, name, others=others) for name in names]
             n_rows += part.metadata.num_rows
         _check_equal(layouts, path)
     if not layouts:
@@ -144,7 +146,7 @@ def _is_number(kind: Any) -> bool:
     return any(is_kind(kind) for is_kind in (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal))
 
 
-def _column(part: Any, path: str, name: str) -> Column:
+def _column(part: Any, path: str, name: str, *, others: bool) -> Column:
     types = need("pyarrow.types", path)
     kind, width = part.schema_arrow.field(name).type, 1
     if types.is_fixed_size_list(kind):
@@ -155,9 +157,8 @@ def _column(part: Any, path: str, name: str) -> Column:
         return Column(name, width, np.dtype(np.float64))
     if not (types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)):
         kind = part.schema_arrow.field(name).type
-        raise InputError(
-            f"{path}: column {name!r} holds {kind}, not numbers. Choose other columns; numeric: true leaves out those of words."
-        )
+        advice = f"choose other columns; {setting('numeric', True)} leaves out those of words" if others else AS_NUMBERS
+        raise InputError(f"{path}: column {name!r} holds {kind}, not numbers; {advice}.")
     return Column(name, width, np.dtype(np.uint8) if types.is_boolean(kind) else np.dtype(kind.to_pandas_dtype()))
 
 
