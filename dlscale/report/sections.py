@@ -16,7 +16,7 @@ from dlscale.engine.events import Saved, StateChanged, StepFinished, Warned
 from dlscale.report import figures, running, words
 from dlscale.report.markup import NOTHING, Markup, div, join, tag
 from dlscale.report.record import STOPPED, JobRecord
-from dlscale.report.timeline import Timeline, read_timeline
+from dlscale.report.timeline import Timeline, folded, read_timeline
 
 #: Events listed at the end of the page; blocks and memory are in the figures.
 _MOST_EVENTS = 200
@@ -150,8 +150,8 @@ def timeline(job: Job) -> Markup | None:
 
 
 def _passes(line: Timeline, read_limit: float | None, flops_limit: float | None) -> Markup:
-    rows = []
-    for run in line.passes[:_MOST_PASSES]:
+    rows, passes = [], folded(line.passes)
+    for run in passes[:_MOST_PASSES]:
         took = max(run.seconds, 1e-9)
         parts = [
             (part, name)
@@ -174,8 +174,10 @@ def _passes(line: Timeline, read_limit: float | None, flops_limit: float | None)
         rows.append((run.step, words.duration(run.seconds), *amounts, *rate, bound))
     head = ("pass", "time", "read", "work", "reading", "computing", "how close to the machine's limit")
     shown = table(head, rows, style="passes")
-    left_out = len(line.passes) - len(rows)
-    return join([shown, tag("p", {"class": "legend"}, f"{left_out} more passes are not listed.")]) if left_out > 0 else shown
+    said = "Passes of one name stand in one row, with their sums." if len(passes) < len(line.passes) else ""
+    if left_out := len(passes) - len(rows):
+        said += f" {left_out} more rows are not listed."
+    return join([shown, tag("p", {"class": "legend"}, said.strip())]) if said else shown
 
 
 def memory(job: Job) -> Markup | None:

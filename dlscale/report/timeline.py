@@ -17,6 +17,8 @@ Timed = tuple[float, Event]
 PAUSE_SECONDS = 5.0
 _N_BINS = 160
 _BIN_SECONDS = 0.1
+#: Up to so many passes that differ by their number have rows of their own.
+_FEW = 8
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,24 @@ def _passes(timed: list[Timed], seconds: list[float]) -> tuple[list[PassRun], li
                 cut(max((k[0] for k in knots), default=x) if event.state in ("planned", "running") else x)
     cut(seconds[-1])
     return runs, sorted(knots, key=lambda knot: knot[0])
+
+
+def folded(passes: Sequence[PassRun]) -> list[PassRun]:
+    """The passes, of which more than a few that differ by their number alone are one, with their sums."""
+    alike: dict[tuple[str, str], list[PassRun]] = {}
+    for run in passes:
+        name, _, number = run.step.rpartition("-")
+        alike.setdefault((name if number.isdecimal() else run.step, run.outcome), []).append(run)
+    told: list[tuple[float, PassRun]] = []
+    for (name, outcome), runs in alike.items():
+        if len(runs) <= _FEW:
+            told += [(run.start, run) for run in runs]
+            continue
+        seconds, flops, n_bytes = (sum(values) for values in zip(*((r.seconds, r.flops, r.bytes_read) for r in runs), strict=True))
+        first, last = (run.step.rpartition("-")[2] for run in (runs[0], runs[-1]))
+        step = f"{name}-{first} to {last} ({len(runs)})" if runs[0].step != name else f"{name} ({len(runs)})"
+        told.append((runs[0].start, PassRun(step, 0.0, seconds, flops, n_bytes, outcome)))
+    return [run for _, run in sorted(told, key=lambda each: each[0])]
 
 
 def _memory(timed: list[Timed], seconds: list[float]) -> tuple[np.ndarray, dict[str, np.ndarray]]:

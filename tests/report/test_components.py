@@ -7,8 +7,11 @@ import warnings
 import numpy as np
 import pytest
 import zarr
+from hypothesis import given
+from hypothesis import strategies as st
 
 import dlscale
+from dlscale.report.components import planes
 from dlscale.report.components.sections import rows_in_the_plane
 from dlscale.report.record import JobRecord
 from dlscale.report.sections import Job
@@ -93,3 +96,14 @@ def test_of_many_rows_chunks_that_are_spread_evenly_are_read(tmp_path):
     np.testing.assert_array_equal(sampled_rows(uri, arrays, "scores", 2, max_bytes=10_000), scores[:, :2])
     np.testing.assert_array_equal(sampled_rows(uri, arrays, "scores", 2, max_bytes=500), scores[[*range(10), *range(90, 100)], :2])
     assert sampled_rows(uri, arrays, "absent", 2, max_bytes=500) is None
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(-300, 300), st.floats(-300, 300))
+def test_arrows_of_large_loadings_are_seen_beside_any_scores(seed: int, x: float, y: float) -> None:
+    """Along each axis they go as far as the points do, whatever its scale, and no further."""
+    rng = np.random.default_rng(seed)
+    points = rng.standard_normal((30, 2)) * [10**x, 10**y]
+    loadings = np.linalg.qr(rng.standard_normal((5, 2)) * rng.choice([1e-9, 1.0], (5, 1)))[0]
+    shown = np.abs(planes.arrow_ends(points, loadings)) / np.abs(points).max(axis=0)
+    assert (shown.max(axis=1)[np.hypot(*loadings.T) > 0.7] > 0.4).all()
+    assert shown.max() <= 0.9 * (1 + 1e-12)

@@ -3,7 +3,7 @@ import pytest
 from job_records import START, run_events
 
 from dlscale.engine.events import MemoryTaken, StateChanged, StepFinished, StepStarted, Warned
-from dlscale.report.timeline import read_timeline
+from dlscale.report.timeline import PassRun, folded, read_timeline
 
 
 def test_the_throughput_integrates_to_what_the_passes_read() -> None:
@@ -68,3 +68,17 @@ def test_tasks_in_the_drivers_process_are_not_counted_twice() -> None:
 def test_no_events_no_timeline() -> None:
     assert read_timeline([]) is None
     assert read_timeline([StateChanged("running")]) is None
+
+
+def test_many_passes_of_one_name_are_one_row() -> None:
+    passes = [PassRun("begin", 0.0, 1.0, 5.0, 7.0, "done")]
+    for k in range(1, 52):
+        passes.append(PassRun(f"product-{k}", k, k + 0.5, 2.0, 3.0, "loaded" if k < 4 else "done"))
+        passes.append(PassRun(f"iteration-{k}", k + 0.5, k + 0.75, 0.0, 0.0, "done"))
+    found = folded(passes)
+    assert [run.step for run in found] == [
+        "begin", "product-1", "iteration-1 to 51 (51)", "product-2", "product-3", "product-4 to 51 (48)"
+    ]  # fmt: skip
+    assert sum(run.seconds for run in found) == sum(run.seconds for run in passes)
+    assert (sum(run.flops for run in found), sum(run.bytes_read for run in found)) == (5.0 + 2.0 * 51, 7.0 + 3.0 * 51)
+    assert folded(passes[:9]) == passes[:9]

@@ -54,32 +54,29 @@ def scores(points: np.ndarray, names: Sequence[str], axes_names: tuple[str, str]
 
 
 def biplot(points: np.ndarray, loadings: np.ndarray, names: Sequence[str], axes_names: tuple[str, str]) -> Markup:
-    """The same rows, faint, and columns as arrows along their loadings (n, 2), of which the longest are drawn."""
+    """The same rows, faint, and columns as arrows along their loadings (n, 2), at a scale for each axis; the longest are drawn."""
     lengths = np.hypot(*loadings.T)
     longest = np.argsort(-lengths, kind="stable")[:_MOST_ARROWS]
     longest = longest[lengths[longest] > 0]
     with chart(510, 372, f"biplot of {len(points):,} rows and {len(longest)} columns") as drawn:
-        axes = _plane(drawn, points, "rows, and columns as arrows", axes_names)
+        ends = arrow_ends(points, loadings[longest])
+        axes = _plane(drawn, np.concatenate([points, ends]), "rows, and columns as arrows", axes_names)
         _rows(drawn, axes, points, (), alpha=0.3)
-        ends = loadings * _scale(points, loadings[longest])
-        for j in longest.tolist():
-            axes.annotate("", ends[j], (0, 0), arrowprops={"arrowstyle": "-|>", "color": COLOURS["s2"], "linewidth": 1.4})
-        for j in _apart(axes, ends, longest.tolist(), _MOST_ARROWS):
-            _write(axes, ends[j], names[j], above=9 if ends[j, 1] >= 0 else -19)
+        for end in ends:
+            axes.annotate("", end, (0, 0), arrowprops={"arrowstyle": "-|>", "color": COLOURS["s2"], "linewidth": 1.4})
+        for k in _apart(axes, ends, range(len(ends)), _MOST_ARROWS):
+            _write(axes, ends[k], names[longest[k]], above=9 if ends[k, 1] >= 0 else -19)
     return drawn.markup
 
 
-def _scale(points: np.ndarray, loadings: np.ndarray) -> float:
-    """By what arrows are drawn so that they end among the points."""
-    bounds = np.where(loadings > 0, np.max(points, axis=0, initial=0), -np.min(points, axis=0, initial=0))
-    sizes = np.abs(loadings)
-    usable = (sizes > 0) & (bounds > 0)
-    return 0.9 * float(np.min(bounds[usable] / sizes[usable], initial=np.inf)) if usable.any() else 1.0
+def arrow_ends(points: np.ndarray, loadings: np.ndarray) -> np.ndarray:
+    """Where arrows end: along each axis the longest goes nearly as far as the points."""
+    return np.asarray(loadings / _reach(loadings) * (0.9 * _reach(points)))
 
 
 def _reach(points: np.ndarray) -> np.ndarray:
     """How far the points go along each axis from 0."""
-    reach = np.max(np.abs(points), axis=0)
+    reach = np.max(np.abs(points), axis=0, initial=0)
     return np.where(reach > 0, reach, 1.0)
 
 

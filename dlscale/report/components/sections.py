@@ -69,7 +69,7 @@ def rows_in_the_plane(job: Job) -> Markup | None:
         name, n_colored = words.printable(job.record.color.name), words.count(len(colored.rows))
         some = f"; above that {n_colored} of them, spread evenly, in the colours of their {name}"
         lead += f"; its colour tells {name}" if len(colored.rows) == len(points) else some
-    lead += "." if len(drawn) == 1 else ". Arrows go along the columns whose loadings there are largest, at a common scale."
+    lead += "." if len(drawn) == 1 else ". Arrows go along the columns whose loadings there are largest, at a scale for each axis."
     return section("Scores", lead, pair(*drawn))
 
 
