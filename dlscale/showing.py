@@ -1,4 +1,4 @@
-"""Text that leaves the process: URLs without what opens them, and nothing that a terminal would obey."""
+"""Text that leaves the process: URLs without what opens them, nothing that a terminal would obey, and words in number."""
 
 from __future__ import annotations
 
@@ -68,3 +68,8 @@ def _redact_parameter(found: re.Match[str]) -> str:
     if value and (_SECRET_NAME.search(unquote(name)) or _SECRET_VALUE.fullmatch(value)):
         return f"{name}={HIDDEN}"
     return found[0]
+
+
+def several(n: int, one: str) -> str:
+    """How many of something there are: ``1 worker``, ``1,200 workers``."""
+    return f"{n:,} {one}{'s'[: n != 1]}"

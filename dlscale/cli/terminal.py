@@ -27,7 +27,7 @@ from dlscale.batch.jobs.progress import Follower, learned, progress_words, rates
 from dlscale.engine.events import DashboardOpened, Event, StateChanged, StepFinished, StepStarted, Warned, WorkDone
 from dlscale.errors import SpecError
 from dlscale.report import words
-from dlscale.showing import visible, without_secrets
+from dlscale.showing import several, visible, without_secrets
 
 if TYPE_CHECKING:
     from dlscale.batch.run import JobResult
@@ -90,7 +90,7 @@ def plan_panel(title: str, plan: Mapping[str, Any]) -> Panel:
     n_steps = len(names)
     if len(names) > _N_PASSES:
         names = [*names[:3], "…", *names[-3:]]
-    cluster = f"{plan['cluster']['kind']}, {plan['n_workers']} worker(s) with {plan['threads_per_worker']} threads"
+    cluster = f"{plan['cluster']['kind']}, {words.workers(plan)}"
     pairs = [
         ("method", str(plan["words"])),
         *((role.replace("_", " "), _input_words(described)) for role, described in plan["inputs"].items()),
@@ -122,7 +122,8 @@ def _panel_words(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     panels = plan["grids"]["panels"]
     if panels is None:
         return []
-    cut = f"{words.count(panels['n_panels'])} of {words.count(panels['panel'])} columns, {panels['n_groups']} group(s) in memory"
+    groups = several(panels["n_groups"], "group")
+    cut = f"{words.count(panels['n_panels'])} of {words.count(panels['panel'])} columns, {groups} in memory"
     if panels["row_blocks"] > 1:
         cut += f", {panels['row_blocks']} row blocks each"
     graphs = f"up to {words.count(plan['n_tasks'])} tasks; {words.size(plan['bytes_moved'])} between workers in all"

@@ -31,6 +31,7 @@ from dlscale.learn.training.saving import FINISHED
 from dlscale.learn.training.task import DTYPES, Recipe, Task, TrainOptions, measured_apart
 from dlscale.learn.training.telling import flops_per_row, used_density
 from dlscale.learn.training.verdict import Learned, learned_from
+from dlscale.showing import several
 from dlscale.storage.inputs import Inputs
 from dlscale.storage.matrix import Matrix
 
@@ -144,7 +145,7 @@ def choose_sync(asked: str, facts: ClusterFacts) -> tuple[str, str]:
     if asked != "auto":
         return asked, f"sync: {asked}, as asked for"
     if facts.kind == "mpi":
-        return "mpi", f"sync: mpi, on the {facts.n_workers} rank(s) of the launcher"
+        return "mpi", f"sync: mpi, on the {several(facts.n_workers, 'rank')} of the launcher"
     if facts.kind == "tcp" and facts.n_workers > 1:
         return "dask", "sync: dask, because the workers of this cluster are not known to be MPI ranks"
     return "none", "sync: none, one process with one thread; `mpirun -n 2 dlscale run` uses more cores"

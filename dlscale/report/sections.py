@@ -225,19 +225,14 @@ def planned(job: Job) -> Markup | None:
         n_groups = panels.get("n_groups") or 1
         cut = f"{words.count(panels['n_panels'])} panels of {words.count(panels['panel'])} columns"
         how = "all of them in memory together" if n_groups == 1 else f"in {n_groups} groups that fit in memory one after the other"
-        lead += f" The matrix is factored in {cut}, {how}, by {_workers(plan)}."
+        lead += f" The matrix is factored in {cut}, {how}, by {words.workers(plan)}."
     elif grid.get("block_rows"):
         n_rows, high = grid.get("n_rows"), grid["block_rows"]
         cut = f"{words.count(-(-n_rows // high))} blocks of {words.count(high)}" if n_rows else f"blocks of {words.count(high)}"
-        lead += f" The rows are read in {cut}, by {_workers(plan)}."
+        lead += f" The rows are read in {cut}, by {words.workers(plan)}."
     shown = table(("", "planned", "measured", "ratio", "less  |  more"), cells, style="planned")
     notes = [tag("li", None, str(note)) for note in plan.get("notes") or ()]
     return section("Plan and measurement", lead, shown, *([tag("ul", {"class": "notes"}, *notes)] if notes else []))
-
-
-def _workers(plan: Mapping[str, Any]) -> str:
-    n_workers, n_threads = plan.get("n_workers") or 1, plan.get("threads_per_worker") or 1
-    return f"{n_workers} worker{'s' if n_workers > 1 else ''} with {n_threads} thread{'s' if n_threads > 1 else ''} each"
 
 
 def _amount(value: float | None, unit: str) -> str:

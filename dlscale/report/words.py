@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
+
+from dlscale.showing import several
 
 MISSING = "–"
 #: Of the states of a job in a terminal; the others are under way.
@@ -38,6 +41,12 @@ def power_of_ten(exponent: int) -> str:
 def count(value: int | None) -> str:
     """A whole number, exact, in groups of three digits."""
     return MISSING if value is None else f"{value:,}"
+
+
+def workers(plan: Mapping[str, Any]) -> str:
+    """Of a plan: ``4 workers with 1 thread each``."""
+    n_workers, n_threads = plan.get("n_workers") or 1, plan.get("threads_per_worker") or 1
+    return f"{several(n_workers, 'worker')} with {several(n_threads, 'thread')}{' each'[: 5 * (n_workers > 1)]}"
 
 
 def quantity(value: float | None, unit: str) -> str:

@@ -44,7 +44,7 @@ def test_a_million_unknowns_on_256_workers(kind: str) -> None:
 def test_what_a_person_is_told() -> None:
     said = " ".join(plan("lu", "--shape", "1000000x1000000", *ELSEWHERE).stdout.split())
     for words in (
-        "256 worker(s) with 16 threads",
+        "256 workers with 16 threads each",
         "of 64.0 GB per worker",
         "row blocks each",
         "tasks;",

@@ -57,6 +57,12 @@ def test_no_share_is_rounded_to_all_or_to_none(value: float) -> None:
         assert words.part(value) not in ("0", "1.00", "1")
 
 
+def test_words_are_in_number() -> None:
+    assert words.workers({"n_workers": 1, "threads_per_worker": 1}) == "1 worker with 1 thread"
+    assert words.workers({"n_workers": 1, "threads_per_worker": 4}) == "1 worker with 4 threads"
+    assert words.workers({"n_workers": 1200, "threads_per_worker": 1}) == "1,200 workers with 1 thread each"
+
+
 def test_units_of_facts_come_from_their_names() -> None:
     assert words.fact("read_bytes_per_second", 8e8) == ("Read", "800 MB/s")
     assert words.fact("memory_bytes", 4_000_000_000) == ("Memory", "4.00 GB")

@@ -12,6 +12,7 @@ from dlscale.engine.clusters.client import connect, list_workers
 from dlscale.engine.clusters.versions import compare_workers
 from dlscale.errors import SpecError
 from dlscale.host import n_cores, total_bytes
+from dlscale.showing import several
 
 #: Resident memory of a process that has imported the libraries and read nothing.
 BASELINE_BYTES = 300 * 2**20
@@ -107,7 +108,8 @@ def describe_cluster(spec: str | Mapping[str, Any] = "local") -> ClusterFacts:
     per_worker = (memory - BASELINE_BYTES) // n_workers
     if per_worker < BASELINE_BYTES + 32 * 2**20:
         needed = (BASELINE_BYTES * (n_workers + 1) + n_workers * 32 * 2**20) / 1e9
-        raise SpecError(f"cluster: memory must be at least {needed:.2f} GB for {n_workers} worker(s); got {memory / 1e9:.2f} GB.")
+        least = f"{needed:.2f} GB for {several(n_workers, 'worker')}"
+        raise SpecError(f"cluster: memory must be at least {least}; got {memory / 1e9:.2f} GB.")
     return ClusterFacts("local", n_workers, threads, per_worker, options={"dashboard": True} if has_pages else {})
 
 

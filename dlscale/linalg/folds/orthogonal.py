@@ -26,6 +26,7 @@ from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.passes.row_results import RowsFold, add_rows
 from dlscale.kernels import accumulator_dtype, add_gram, mirror_upper, one_blas_thread, tile_rows, tiles
 from dlscale.lapack import solve_right
+from dlscale.showing import several
 from dlscale.storage.matrix import Matrix
 
 #: A factor of a matrix of this condition leaves an orthogonality of about eps * 25: no further round is needed.
@@ -295,7 +296,8 @@ def find_basis(passes: Passes, A: Matrix, grid: RowGrid, gram: Array, *, step: s
         basis = TriangularBasis(tuple(factors), A.dtype)
         if condition <= WELL_CONDITIONED:
             shifted = "shifted " if first_condition > limit else ""
-            return basis, f"{shifted}Cholesky QR, {len(factors)} round(s); condition of the scaled columns {first_condition:.2g}"
+            rounds = several(len(factors), "round")
+            return basis, f"{shifted}Cholesky QR, {rounds}; condition of the scaled columns {first_condition:.2g}"
         if len(factors) == MAX_ROUNDS:
             break
         gram = passes.sweep(f"{step}-round-{len(factors) + 1}", A, BasisGram(basis), grid)["gram"]

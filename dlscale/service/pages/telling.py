@@ -54,7 +54,7 @@ def plan_facts(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Steps", f"{len(steps)}: {', '.join(steps[:6])}{' …' if len(steps) > 6 else ''}"),
         ("Work", f"{words.quantity(plan['flops'], 'FLOP')}, {words.size(plan['bytes_read'])} read"),
         ("Memory", f"{words.size(plan['peak_bytes_per_worker'])} of {words.size(plan['memory_limit_bytes'])} per worker"),
-        ("Cluster", f"{plan['cluster']['kind']}, {plan['n_workers']} worker(s) with {plan['threads_per_worker']} threads"),
+        ("Cluster", f"{plan['cluster']['kind']}, {words.workers(plan)}"),
         ("Expected", words.duration(plan["expected_seconds"])),
         *(("Note", str(note)) for note in plan["notes"]),
     ]
