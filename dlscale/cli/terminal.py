@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -275,9 +275,10 @@ def show_result(console: Console, result: JobResult) -> None:
     for check in (result.certificate or {}).get("checks", ()):
         mark, limit = tick if check["passed"] else cross, words.number(check["threshold"])
         pairs.append((f"check {mark}", f"{check['meaning']} ({words.number(check['value'])}, limit {limit})"))
-    if notes := job.kept_state().summary.get("notes"):
+    with suppress(SpecError):  # the folder of a job may be gone
         from dlscale.certificates import leaves_no_digit
 
+        notes = job.kept_state().summary.get("notes") or ()
         pairs += [("[yellow]warning[/]" if leaves_no_digit(note) else "note", str(note)) for note in notes]
     if result.result:
         pairs.append(("result", shown_path(result.result)))
