@@ -134,6 +134,10 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?", "…")) else ".")
 
 
+#: Ends of the names of numbers of which 1 is all.
+_PARTS = ("explained", "accuracy", "r2")
+
+
 def fact(key: str, value: Any) -> tuple[str, str]:
     """A fact of the machine as a label and a text; the unit comes from the key's suffix."""
     formatted = {
@@ -146,7 +150,8 @@ def fact(key: str, value: Any) -> tuple[str, str]:
         for suffix, text in formatted.items():
             if key.endswith(suffix):
                 return label(key.removesuffix(suffix)), text(value)
-        return label(key), count(value) if isinstance(value, int) else number(value)
+        of_all = part if key.endswith(_PARTS) else number
+        return label(key), count(value) if isinstance(value, int) else of_all(value)
     if isinstance(value, list | tuple):
         whole = bool(value) and all(isinstance(item, int) for item in value)
         return label(key), shape(value) if whole else ", ".join(str(item) for item in value)

@@ -48,6 +48,8 @@ def test_nearly_everything_is_not_called_everything() -> None:
     assert words.share(0.0213) == "2.13 %"
     assert (words.part(0.99963), words.part(0.9999999), words.part(0.9994)) == ("0.99963", "0.99999", "0.999")
     assert words.part(1.0) == words.part(1 - 2e-16) == "1.00"
+    assert words.fact("explained", 0.99999) == ("Explained", "0.99999")
+    assert words.fact("final_validation_accuracy", 0.9996)[1] == "0.9996"
 
 
 @given(st.floats(0, 1))
