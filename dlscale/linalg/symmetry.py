@@ -49,6 +49,22 @@ def require_symmetric(A: Array, role: str = "input.matrix", *, stored: np.dtype[
         )
 
 
+def require_symmetric_on(W: Array, AW: Array, dtype: np.dtype[Any]) -> None:
+    """Require that a matrix of a dtype is Hermitian up to rounding, from its product with normal vectors W (n, k), k > 1.
+
+    Raises
+    ------
+    InputError
+    """
+    k, parts = W.shape[1], 2 if W.dtype.kind == "c" else 1
+    G = W.conj().T.astype(AW.dtype) @ AW
+    # For different columns u and v the mean of |u^H M v|^2 is ||M||_F^2, and that of ||M v||^2 too: each part has variance 1.
+    skew = float(np.linalg.norm((G - G.conj().T)[~np.eye(k, dtype=bool)])) / (k * (k - 1)) ** 0.5 / parts
+    size = float(np.linalg.norm(AW)) / (k * parts) ** 0.5
+    if not skew <= limit(dtype) * size:
+        raise refuse(skew / size, dtype)
+
+
 def limit(dtype: np.dtype[Any]) -> float:
     """What ``||A - A^H||_F`` may be of ``||A||_F``."""
     return TOLERANCE * float(np.finfo(dtype).eps)

@@ -76,6 +76,21 @@ def test_no_inverse() -> None:
             run(np.eye(4), type(options)(assume="banded"))  # type: ignore[arg-type]
 
 
+def test_an_inverse_that_overflows_is_told_as_such() -> None:
+    """Where it does so at the scale where it is computed, by the products with it too."""
+    told = list[str]()
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        exponents = rng.choice([*range(-149, -119), *[0] * 15, *[100] * 15], (2, 2, 2))
+        parts = np.ldexp(rng.standard_normal((2, 2, 2)), exponents)
+        try:
+            run((parts[0] + (seed % 2) * 1j * parts[1]).astype("c8"), InverseOptions())
+        except NumericalError as error:
+            told.append(str(error))
+    assert not any("products overflow" in words for words in told)
+    assert any("No factors of the matrix give an inverse in the range of complex64" in words for words in told)
+
+
 @each_of(dtype=two_dtypes)
 @pytest.mark.parametrize("name", SQUARE)
 def test_determinants(name: str, dtype: str) -> None:

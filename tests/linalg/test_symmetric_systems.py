@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from dlscale.engine.clusters import ClusterFacts, open_cluster
 from dlscale.engine.ranks.outcome import Outcome
 from dlscale.engine.run import Run
 from dlscale.errors import DoesNotFitError, InputError, NonFiniteError, NumericalError, SpecError
-from dlscale.linalg.solve import symmetric
+from dlscale.linalg.solve import block_diagonal, symmetric
 from dlscale.linalg.solve.inverse import KIND as INVERSE
 from dlscale.linalg.solve.inverse import InverseOptions
 from dlscale.linalg.solve.kind import KIND as SOLVE
@@ -142,6 +143,47 @@ def test_what_is_not_told_from_zero_is_counted(dtype: str, n_zero: int) -> None:
     assert outcome.estimates == {"n_positive": 40, "n_negative": 20 - n_zero, "n_zero": n_zero}
 
 
+def many_near_one(n: int, dtype: str, rng: np.random.Generator) -> Array:
+    """Graded over the range of the dtype or less, some with rows that repeat: many vectors are nearly null, and nearly the same."""
+    X = rng.standard_normal((n, n)) + (1j * rng.standard_normal((n, n)) if np.dtype(dtype).kind == "c" else 0)
+    M = hermitian(X) if rng.random() < 0.5 else X @ X.conj().T
+    if rng.random() < 0.5:
+        repeated = rng.integers(0, n // 2 + 1, n)
+        M = M[np.ix_(repeated, repeated)]
+    top = int(rng.integers(5, 40))
+    exponents = rng.integers(-top, top + 1, n)
+    D = np.ldexp(1.0, np.sort(exponents) if rng.random() < 0.3 else exponents)
+    return hermitian(D[:, None] * M * D).astype(dtype)
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 2**32), n=st.integers(1, 60), dtype=st.sampled_from(["f4", "c8"]), columns=st.sampled_from([5, 256]))
+def test_no_more_eigenvalues_are_told_than_there_are(seed: int, n: int, dtype: str, columns: int) -> None:
+    """Positive, negative or zero, up to n eps ||A||, whatever vectors are looked at together."""
+    A = many_near_one(n, dtype, np.random.default_rng(seed))
+    with pytest.MonkeyPatch.context() as patch, suppress(NumericalError):  # factors may overflow
+        patch.setattr(block_diagonal, "_COLUMNS", columns)
+        found = symmetric.factor_measured(A.copy(), np.ones((n, 1), dtype), 1, lambda *done: None).inertia
+        values = np.linalg.eigvalsh(A.astype("c16"))
+        room = 2 * n * eps(A) * np.abs(values).max()
+        assert found.n_positive <= (values > -room).sum()
+        assert found.n_negative <= (values < room).sum()
+        assert found.n_zero <= (np.abs(values) <= room).sum()
+        assert sum(found) == n
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_zeros_that_are_counted_in_lots(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block_diagonal, "_COLUMNS", 32)
+    X, S = gaussian(150, 40, dtype), np.where(np.arange(40) < 25, 1, -1)
+    A = hermitian((X * S) @ X.conj().T).astype(dtype)
+    found = symmetric.factor_measured(A, np.ones((150, 1), dtype), 1, lambda *done: None).inertia
+    # Where U is ill-conditioned, some directions are lost between the lots.
+    assert found.n_positive >= 25
+    assert found.n_negative >= 15
+    assert 100 <= found.n_zero <= 110
+
+
 def test_of_zeros_every_eigenvalue_is_zero() -> None:
     outcome, arrays = run(SlogdetOptions(assume="sym"), np.zeros((7, 7)))
     assert outcome.estimates == {"n_positive": 0, "n_negative": 0, "n_zero": 7}
@@ -175,6 +217,16 @@ def test_complex_symmetric_is_not_hermitian() -> None:
     A = gaussian(20, 20, "c16")
     with pytest.raises(InputError, match="must be Hermitian"):
         dlscale.solve(A + A.T, np.ones(20), assume="sym")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_not_hermitian_is_named_where_it_is_assumed_and_not_refined(dtype: str) -> None:
+    for n in (2, 50):
+        A = gaussian(n, n, dtype) + 3 * n * np.eye(n, dtype=dtype)
+        with pytest.raises(InputError, match=r"must be (symmetric|Hermitian); A - A' is .* of A in the Frobenius norm"):
+            dlscale.solve(A, np.ones(n, dtype), assume="pos", refine="never")
+        H = hermitian(A).astype(dtype)
+        assert backward_error(H, dlscale.solve(H, np.ones((n, 1), dtype), assume="pos", refine="never"), np.ones((n, 1))) < 30
 
 
 def test_a_nan_is_named() -> None:

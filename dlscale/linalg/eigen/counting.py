@@ -32,7 +32,7 @@ _EPS = float(np.finfo(float).eps)
 _APART = 4.0
 #: Times n eps ||A|| / ||B||: eigenvalues so near to sigma are at it.
 _AT_SIGMA = 100.0
-#: Times n eps times the largest entry: what an inertia tells from zero, for sure.
+#: Times n eps times the norm: what an inertia tells from zero, for sure.
 _TOLD = 2.0
 
 
@@ -107,7 +107,7 @@ class Interval:
     unit : float
         n eps ``||A|| / ||B||``.
     norm, b_norm : float
-        Of A and B, not less than their entries; 1 without B.
+        Not less than those of A and B; 1 without B.
     exponent : int
         The values are to be multiplied by ``2^exponent``.
     about : str

@@ -103,7 +103,7 @@ class FindNearest(Applied):
         state["hidden"] = _EPS * (stretch if held.B is None else stretch / n) ** 0.5 * state.pop("sizes")
         unit = tolerance * float(state["norm"][0]) / (held.b_norms.least or 1.0)
         facts = {"target": shifted.target, "moved": shift - shifted.target, "lost": lost, "stretch": stretch, "unit": unit}
-        facts |= {"b_norm": held.b_norms.least or 1.0, "beyond": float(shifted.beyond)}
+        facts |= {"a_most": held.a_norms.most, "b_most": held.b_norms.most or 1.0, "beyond": float(shifted.beyond)}
         exponents = {"e": np.array([held.e]), "f": np.array([held.f]), "n_solves": np.array([nearest.n_applied])}
         return [state | exponents | {name: np.array([value]) for name, value in facts.items()}]
 
@@ -252,7 +252,7 @@ def find_nearest(run: Run, pencil: Pencil, k: int, sigma: float, plan: Plan, *, 
     output = run.output("eigenvectors", (n, k), dtype, RowGrid(n, rows, rows))
     what = FindNearest(pencil, output, sigma, seed, n_threads)
     (found,) = Columns(run, plan.cluster).apply("shift-invert", what, n_columns=k, width=k, writers=output.writers)
-    numbers = "target moved beyond lost stretch unit norm b_norm departure error size"
+    numbers = "target moved beyond lost stretch unit norm a_most b_most departure error size"
     fact = {name: float(found[name][0]) for name in numbers.split()}
     e, f = int(found["e"][0]), int(found["f"][0])
     nearest = float(found["nearest"][0]) if len(found["nearest"]) else None
@@ -276,8 +276,8 @@ def find_nearest(run: Run, pencil: Pencil, k: int, sigma: float, plan: Plan, *, 
             fact["lost"],
             fact["stretch"],
             fact["unit"],
-            fact["norm"],
-            fact["b_norm"],
+            fact["a_most"],
+            fact["b_most"],
             e - f,
             repr(target) if fact["beyond"] else "sigma",
         )

@@ -10,7 +10,7 @@ import numpy as np
 
 from dlscale.arrays import Array
 from dlscale.engine.columns import Tell
-from dlscale.kernels import accumulator_dtype, largest_part, times_power_of_two
+from dlscale.kernels import accumulator_dtype, times_power_of_two
 from dlscale.linalg.eigen import direct
 from dlscale.linalg.eigen.direct import N_PROBES, SAFETY
 from dlscale.linalg.solve.symmetric import InPlace, factor_measured
@@ -123,7 +123,7 @@ class Factored(NamedTuple):
 def factored(M: Array, seed: int, n_threads: int, tell: Tell) -> Factored:
     """Factor a matrix in its place."""
     X = np.ascontiguousarray(gaussian(len(M), N_PROBES, seed, M.dtype))
-    found = factor_measured(M, X, largest_part(M), n_threads, tell)
+    found = factor_measured(M, X, n_threads, tell)
     # Of a complex normal vector the two parts have unit variance each.
     mean = N_PROBES * (2 if M.dtype.kind == "c" else 1)
     return Factored(found, SAFETY * float(np.linalg.norm(found.products - found.factored)) / mean**0.5)

@@ -138,6 +138,13 @@ def is_symmetric(assume: Assume) -> bool:
     return assume in ("sym", "her")
 
 
+def reason_for_qr(assume: Assume) -> str:
+    """Why the factors were not good enough, for a note."""
+    if assume == "pos":
+        return "the matrix is not Hermitian"
+    return f"the entries of {'LDL^T' if is_symmetric(assume) else 'LU'} grew too much"
+
+
 def plan_factoring(what: ByPanels, A: Matrix, options: FactorOptions, facts: ClusterFacts, *, around: Around) -> Plan:
     """Plan the factorization of a matrix and passes over its rows.
 

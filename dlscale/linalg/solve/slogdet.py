@@ -27,7 +27,16 @@ from dlscale.linalg.panels.scaling import largest_entry, panels_at_safe_scale, r
 from dlscale.linalg.scaling import scale_words
 from dlscale.linalg.solve.applying import apply
 from dlscale.linalg.solve.block_diagonal import Inertia
-from dlscale.linalg.solve.factoring import FACTORS, After, Around, FactoringOptions, factor_orthogonally, is_symmetric, plan_square
+from dlscale.linalg.solve.factoring import (
+    FACTORS,
+    After,
+    Around,
+    FactoringOptions,
+    factor_orthogonally,
+    is_symmetric,
+    plan_square,
+    reason_for_qr,
+)
 from dlscale.linalg.solve.stored import diagonal
 from dlscale.linalg.solve.symmetric import factor_symmetric
 from dlscale.storage.matrix import Matrix
@@ -85,9 +94,7 @@ def _determinant(passes: Passes, A: Matrix, exponent: int, *, options: SlogdetOp
         if not exponent:
             # Reflectors are made of squares, which triangular factors are not.
             require_safe(largest_entry(passes, "largest", A), dtype)
-        grown = "the entries of LDL^T grew too much" if is_symmetric(options.assume) else "the entries of LU grew too much"
-        reason = "the matrix is not Hermitian" if options.assume == "pos" else grown
-        notes.append(f"factored once more by QR: {reason}")
+        notes.append(f"factored once more by QR: {reason_for_qr(options.assume)}")
         found = _by_qr(passes, A, plan, X)
     if found.inertia and found.inertia.n_zero:
         notes.append(f"{found.inertia.n_zero} of the eigenvalues are not told from zero: rounding gave the determinant their signs")

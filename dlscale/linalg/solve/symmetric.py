@@ -26,12 +26,12 @@ from dlscale.engine.run import Cost, State
 from dlscale.engine.targets import Target
 from dlscale.engine.tiles.grid import PanelGrid
 from dlscale.errors import NumericalError
-from dlscale.kernels import blas_threads, largest_part, safe_exponent
-from dlscale.lapack import call, multiply_triangular
+from dlscale.kernels import blas_threads, largest_part, safe_exponent, safe_norm, tiles
+from dlscale.lapack import call
 from dlscale.linalg.in_memory import n_blas_threads, patiently, read_all
 from dlscale.linalg.panels.plan import factor_target
 from dlscale.linalg.panels.scaling import require_safe
-from dlscale.linalg.solve.block_diagonal import Blocks, Inertia, inertia_of
+from dlscale.linalg.solve.block_diagonal import Blocks, Inertia, inertia_of, product
 from dlscale.linalg.solve.factors import triangles_of_symmetric, with_imaginary
 from dlscale.linalg.solve.substitution import Substitution, loaded
 from dlscale.linalg.solve.triangular import How, solve_triangular
@@ -140,7 +140,7 @@ class FactorSymmetric(Applied):
             # It is to be scaled first.
             return [{"largest": np.array([largest])}]
         require_symmetric(M)
-        found = factor_measured(M, X, largest, self.n_threads, tell)
+        found = factor_measured(M, X, self.n_threads, tell)
         for k in range(self.grid.n_panels):
             left, right = self.grid.columns(k)
             self.target.write(0, M[:, left:right] if self.target.in_memory else np.ascontiguousarray(M[:, left:right]), left)
@@ -171,15 +171,13 @@ class InPlace(NamedTuple):
     factored: Array
 
 
-def factor_measured(M: Array, X: Array, largest: float, n_threads: int, tell: Tell) -> InPlace:
+def factor_measured(M: Array, X: Array, n_threads: int, tell: Tell) -> InPlace:
     """Factor a Hermitian matrix (n, n) in its place, and measure what its factors make of X (n, k).
 
     Parameters
     ----------
     M : (n, n), overwritten
     X : (n, k)
-    largest : float
-        The largest entry of M.
     n_threads : int
         Of BLAS, which decide the order of sums.
     tell : callable
@@ -191,19 +189,28 @@ def factor_measured(M: Array, X: Array, largest: float, n_threads: int, tell: Te
     """
     with blas_threads(n_threads):
         products = M @ X
+        size = stretched(M)
         ipiv, e, info = patiently(tell, lambda: factor_in_place(M))
         d = np.diagonal(M).real.copy()
         if not (np.isfinite(d).all() and np.isfinite(e).all()):
             raise NumericalError(f"The matrix is finite, but its LDL^T factors overflow {M.dtype}; use assume: general.")
         blocks, order = Blocks(d, e), order_of(ipiv)
-        Y = np.ascontiguousarray(X[order])
-        multiply_triangular(M, Y, uplo="U", unit=True)
-        Y = np.ascontiguousarray(blocks.times(Y))
-        multiply_triangular(M, Y, uplo="U", op="C", unit=True)
-        inertia = inertia_of(M, blocks, largest)
+        Y = product(M, blocks, X[order])
+        inertia = inertia_of(M, blocks, size)
     found = np.empty_like(Y)
     found[order] = Y
     return InPlace(blocks, order, inertia, info, products, found)
+
+
+def stretched(M: Array) -> float:
+    """How much longer a Hermitian matrix (n, n) makes a vector: no more than ``||M||_2``, no less than its longest column."""
+    sizes = np.concatenate([safe_norm(rows, axis=1) for _, rows in tiles(M)])
+    x, size = M[sizes.argmax()].conj(), float(sizes.max())
+    # By the Cauchy-Schwarz inequality it is no less from one power to the next.
+    for _ in range(2 if size else 0):
+        x = M @ (x / M.dtype.type(safe_norm(x)))
+        size = max(size, float(safe_norm(x)))
+    return size
 
 
 class Factorized(NamedTuple):

@@ -22,7 +22,7 @@ from dlscale.linalg.scaling import power_words
 from dlscale.linalg.solve import applying
 from dlscale.linalg.solve.block_diagonal import Inertia
 from dlscale.linalg.solve.condition import SURE, Condition, is_sure, random_signs
-from dlscale.linalg.solve.factoring import FACTORS, factor, factor_orthogonally, is_symmetric, reproduced
+from dlscale.linalg.solve.factoring import FACTORS, factor, factor_orthogonally, reason_for_qr, reproduced
 from dlscale.linalg.solve.factors import CholeskyFactors, Factorization, LUFactors, ScaledFactors, TimesPower
 from dlscale.linalg.solve.options import SolveOptions, batch_columns, is_mixed, solution_dtype, usual_solves
 from dlscale.linalg.solve.precision import computed_in, in_double
@@ -30,6 +30,7 @@ from dlscale.linalg.solve.refinement import MAX_GMRES_COLUMNS, MAX_STEPS, Refine
 from dlscale.linalg.solve.slabs import MANY_COLUMNS, How, solve_refined
 from dlscale.linalg.solve.symmetric import LDLFactors
 from dlscale.linalg.solve.triangle import TriangleFactors
+from dlscale.linalg.symmetry import require_symmetric_on
 from dlscale.storage.matrix import ArrayMatrix, Matrix
 from dlscale.storage.scaled import scaled
 
@@ -113,7 +114,11 @@ class System:
             B_left = rhs if len(unsolved) == k else np.ascontiguousarray(rhs[:, unsolved])
             for batch, part in self._solved(factors, B_left, target * self._eps if refined else None):
                 found = _put(found, unsolved[batch], part)
-            if found.backward_error <= goal or self.options.refine == "never":
+            never = self.options.refine == "never"
+            if never and self.options.assume == "pos" and not found.backward_error <= LAPACK_THRESHOLD * self._eps:
+                W = probes(n, self.A.dtype)
+                require_symmetric_on(W, -self.residual(W), self.A.dtype)
+            if found.backward_error <= goal or never:
                 if found.n_steps:
                     self.notes.append(
                         f"{words}; {found.n_steps} refinement steps to a backward error of {found.backward_error:.1e}"
@@ -174,8 +179,7 @@ class System:
                 self.notes.append(f"in single precision: {error}")
             self.notes.append("factored again in double precision")
         yield self._own_factors(), DOUBLE_TARGET, f"factored in {self.A.dtype}"
-        names = "LDL^T" if is_symmetric(self.options.factored_as) else "LU"
-        self.notes.append(f"factored once more by QR: the entries of {names} grew too much")
+        self.notes.append(f"factored once more by QR: {reason_for_qr(self.options.factored_as)}")
         yield factor_orthogonally(self.passes, self.A, self.plan, name=f"{FACTORS}-qr"), DOUBLE_TARGET, "factored by QR"
 
     def _factor(self, A: Matrix, name: str) -> LUFactors | CholeskyFactors | LDLFactors:
