@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -91,10 +92,11 @@ def inertia_of(U: Array, blocks: Blocks, size: float) -> Inertia:
     A. Else, where Z is an orthonormal basis of k vectors, at least k eigenvalues of A are within ``||A Z||`` of zero. It is looked
     for among ``U^-1 q``, where q is an eigenvector of a block of D with a small value: several of these may be near one
     eigenvector of A, and count as one. They are made orthogonal, a lot at a time, and the directions that are short under A are
-    kept, so that ``||A Z||`` is at most n eps times the size; those that are left have the signs that A has on them. Where Z
+    kept, so that ``||A Z||`` is at most that; those that are left have the signs that A has on them. Where Z
     would take more than 128 MiB, the signs of D stay. n^2 + n k flops for each of k small values, or 4 n^2 + 10^4 n.
     """
     n, eps = len(blocks.d), float(np.finfo(blocks.d.dtype).eps)
+    told = n * eps * size
     values, vectors, place = _eigenpairs(blocks)
     small = np.flatnonzero(np.abs(values) <= eps**0.5 * size)
     small = small[np.argsort(np.abs(values[small]), kind="stable")]
@@ -103,10 +105,10 @@ def inertia_of(U: Array, blocks: Blocks, size: float) -> Inertia:
     width, most = min(_COLUMNS, max(1, _BLOCK_BYTES // (n * U.itemsize))), _KEPT_BYTES // (n * U.itemsize)
     lots = [small[start : start + width] for start in range(0, len(small), width)]
     columns = [_columns(lot, vectors, place, U.dtype) for lot in lots] if len(small) <= most // 2 else []
-    if columns and _size(U, columns, values[small] / (n * eps * size)) <= 1:
+    if columns and _size(U, columns, values[small] / told) <= 1:
         return _counted(values, values[small], len(small), 0)
-    # What the lots have together is no longer than n eps times the size.
-    limit = n * eps * size / len(lots) ** 0.5
+    # What the lots have together is no longer than that.
+    limit = told / len(lots) ** 0.5
     measured, kept, n_kept, n_positive = list[Array](), list[Array](), 0, 0
     for block in lots:
         if n_kept + width > max(most, width):
@@ -130,15 +132,13 @@ def inertia_of(U: Array, blocks: Blocks, size: float) -> Inertia:
 
 def _size(U: Array, lots: Sequence[Array], values: Array) -> float:
     """No less than ``||U^H Q V Q^H U||``, by which A is away from a matrix without the values V of the eigenvectors Q of D."""
-    wide, eps = np.result_type(lots[0].dtype, float), float(np.finfo(float).eps)
     rows = np.hstack([multiply_triangular(U, X, uplo="U", op="C", unit=True) for X in lots])
     with np.errstate(all="ignore"):
-        rows = rows.astype(wide)
-        M = (rows.conj().T @ rows) * values
-        most = float(np.abs(M * M.T).sum())
-        M = M @ M
-        # The sum of the fourth powers of the eigenvalues, and what rounding is of it where larger terms cancel.
-        return float((max(float((M * M.T).real.sum()), 0.0) + len(values) * eps * most**2) ** 0.25)
+        R = np.asarray(np.linalg.qr(rows.astype(np.result_type(rows, float)), mode="r"))
+        S, around = (R * values) @ R.conj().T, (np.abs(R) * np.abs(values)) @ np.abs(R).T
+        # The fourth root of the sum of the fourth powers of the eigenvalues, and rounding where larger terms cancel.
+        of_rounding = len(U) * float(np.finfo(float).eps) * float(np.linalg.norm(around))
+        return math.sqrt(float(np.linalg.norm(S @ S))) + of_rounding
 
 
 def _counted(values: Array, measured: Array, n_zero: int, n_positive: int) -> Inertia:
