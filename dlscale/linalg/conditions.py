@@ -9,10 +9,11 @@ import numpy as np
 
 from dlscale.kernels import accumulator_dtype
 
-#: Times eps and the root of the length: what sums make of zero. Rounding errors of equal terms go one way, and BLAS cuts sums in
-#: pieces: of two constant columns a QR factorization made up to 1.4 of it (2,000 rows at once), and one of 200,000 rows in blocks
-#: of 3,000, each below the triangle of those before it, 3.2.
-_OF_SUMS = 4.0
+#: Times eps and the root of the length: what sums make of zero. Rounding errors of equal terms go one way. Where a pass factors
+#: blocks in small pieces (`dlscale.linalg.folds.triangles`), equal, repeated and dependent columns made up to 0.33 of it.
+_OF_SUMS = 1.0
+#: The same of panels, which are factored at once: of two constant columns up to 0.9 of it below 3,000 rows, and 3.4 of 200,000.
+_OF_PANELS = 4.0
 #: Times eps and the root of the order: what is left of zero by rounding the entries of a triangle, and by its singular values. It
 #: was up to 0.5 of it.
 _OF_TRIANGLES = 2.0
@@ -28,10 +29,10 @@ def rounding(shape: tuple[int, int], dtype: np.dtype[Any], *, sums: np.dtype[Any
     dtype : numpy.dtype
         Of the triangle.
     sums : numpy.dtype, optional
-        In which sums along the long side are made; double precision, as passes do, if absent.
+        In which panels make sums along the long side; passes, which make them in double precision, if absent.
     """
-    of_sums = _OF_SUMS * float(np.finfo(sums or accumulator_dtype(dtype)).eps) * math.sqrt(max(shape))
-    return of_sums + _OF_TRIANGLES * float(np.finfo(dtype).eps) * math.sqrt(min(shape))
+    of_sums = _OF_PANELS * float(np.finfo(sums).eps) if sums else _OF_SUMS * float(np.finfo(accumulator_dtype(dtype)).eps)
+    return of_sums * math.sqrt(max(shape)) + _OF_TRIANGLES * float(np.finfo(dtype).eps) * math.sqrt(min(shape))
 
 
 def condition_number(

@@ -15,6 +15,7 @@ from dlscale.errors import NonFiniteError
 from dlscale.kernels import accumulator_dtype, times_power_of_two
 from dlscale.linalg.folds.operators import ProductAcross
 from dlscale.linalg.folds.orthogonal import Basis
+from dlscale.linalg.folds.triangles import below
 from dlscale.storage.matrix import Matrix, View
 
 
@@ -63,21 +64,14 @@ class AugmentedQR(Fold):
 
     def update(self, state: State, A: Any, first_row: int) -> Sequence[Array]:
         A, B = A[0], finite(A[1], first_row, self.first_column)
-        above = state["triangle"]
-        stack = np.empty((len(above) + len(A), self.width), above.dtype)
-        stack[: len(above)] = above
-        stack[len(above) :, : self.n] = A
-        stack[len(above) :, self.n :] = B
-        state["triangle"] = _triangle(stack)
+        rows = np.empty((len(A), self.width), state["triangle"].dtype)
+        rows[:, : self.n] = A
+        rows[:, self.n :] = B
+        state["triangle"] = below(state["triangle"], rows)
         return ()
 
     def merge(self, left: State, right: State) -> State:
-        return {"triangle": _triangle(np.concatenate([left["triangle"], right["triangle"]]))}
-
-
-def _triangle(stack: Array) -> Array:
-    # LAPACK does not say so when an entry is not finite; the pass does.
-    return np.asarray(np.linalg.qr(stack, mode="r"))
+        return {"triangle": below(left["triangle"], right["triangle"])}
 
 
 @dataclass(frozen=True)

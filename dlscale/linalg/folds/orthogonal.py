@@ -26,6 +26,7 @@ from dlscale.engine.passes import Fold, Passes, State
 from dlscale.engine.passes.row_results import RowsFold, add_rows
 from dlscale.kernels import accumulator_dtype, add_gram, mirror_upper, one_blas_thread, tile_rows, tiles
 from dlscale.lapack import solve_right
+from dlscale.linalg.folds.triangles import times_q, triangle
 from dlscale.showing import several
 from dlscale.storage.matrix import Matrix
 
@@ -166,9 +167,8 @@ class TreeBasis:
         yield 0, A
 
     def apply(self, A: Array, first_row: int, *, out: Array | None = None) -> Array:
-        Q = np.linalg.qr(A).Q
         first = first_row // self.block_rows * min(self.block_rows, A.shape[1])
-        return np.asarray(Q @ self.coefficients[first : first + Q.shape[1]].astype(A.dtype))
+        return times_q(A, self.coefficients[first : first + min(A.shape)].astype(A.dtype))
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ class BlockQR(RowsFold):
         return {"stack": np.zeros((0, self.n), self.dtype)}
 
     def update(self, state: State, A: Array, first_row: int) -> Sequence[Array]:
-        add_rows(state, np.asarray(np.linalg.qr(A[:, : self.n], mode="r")))
+        add_rows(state, triangle(A[:, : self.n]).astype(self.dtype, copy=False))
         return ()
 
 

@@ -16,6 +16,7 @@ from dlscale.errors import NonFiniteError
 from dlscale.kernels import accumulator_dtype, tile_rows, tiles
 from dlscale.linalg.folds.centering import row_means
 from dlscale.linalg.folds.least_squares import finite
+from dlscale.linalg.folds.triangles import below, triangle
 from dlscale.storage.matrix import Matrix, View
 
 #: Rows that leave less than this of 1 beside their leverage would lose more digits in a difference than a fit may.
@@ -90,9 +91,9 @@ class FoldTriangles(Fold):
 
     def merge(self, left: State, right: State) -> State:
         move = right["shift"] - left["shift"]
-        for name, triangle in right.items():
+        for name, rows in right.items():
             if name != "shift":
-                _add(left, name, triangle + triangle[:, :1] * move if self.intercept else triangle)
+                _add(left, name, rows + rows[:, :1] * move if self.intercept else rows)
         return left
 
     def pieces(self, state: State) -> list[Array]:
@@ -110,8 +111,7 @@ def _name(fold: int) -> str:
 
 
 def _add(state: State, name: str, rows: Array) -> None:
-    stack = np.concatenate([state[name], rows]) if name in state else rows
-    state[name] = np.asarray(np.linalg.qr(stack, mode="r"))
+    state[name] = below(state[name], rows) if name in state else triangle(rows)
 
 
 @dataclass(frozen=True)
